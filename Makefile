@@ -1,0 +1,67 @@
+# Everything runs inside .venv, which the first target that needs it creates; nothing has to be activated.
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check -q
+STAMP := $(VENV)/.installed
+# `--all`: a page that computes its numbers must be computed again although its text is unchanged.
+BOOK := $(VENV)/bin/jupyter-book build --all -W --keep-going
+SMOKE := _build/smoke
+
+.DEFAULT_GOAL := help
+.PHONY: help venv study study-seeds book test smoke base clean
+
+help:  ## show this list
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
+
+venv: $(STAMP)  ## create .venv and install the locked versions (every other target does this first)
+
+# An existing .venv is kept and brought to the lock; one that was left half-made (no pip) is made again.
+$(STAMP): requirements.lock pyproject.toml
+	@$$(test -x $(PY) && echo $(PY) || echo $(PYTHON)) -c 'import sys; sys.version_info >= (3, 11) or sys.exit( \
+	  "Python 3.11 or later is needed, this is " + sys.version.split()[0] + " (" + sys.executable + "). Name a later one: " \
+	  "make PYTHON=python3.12 ... (and remove .venv if it is the old one)")'
+	@$(PY) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
+	@echo "installing the locked versions into $(VENV) (the first time takes minutes) ..."
+	@$(PIP) install -r requirements.lock
+	@$(PIP) install --no-deps -e .
+	@touch $@
+
+study: venv  ## run the pending runs of notebooks/study.yaml, then build the book
+	@$(call study_and_book,)
+
+study-seeds: venv  ## the claim over five seeds (hours on two cores), then the book
+	@$(call study_and_book,--group seeds)
+
+# The book is built even if a run failed, so that what succeeded can be read; the exit status tells of either.
+define study_and_book
+status=0; $(PY) -m datadream study $(1) || status=$$?; \
+$(MAKE) --no-print-directory book || status=$$?; \
+exit $$status
+endef
+
+book: venv  ## build _build/html from the runs that are there, warnings as errors
+	@$(BOOK) .
+	@test -s _build/html/index.html || { echo "the build ended without _build/html/index.html" >&2; exit 1; }
+	@echo "the book: _build/html/index.html"
+
+# One thread per process: two workers with a thread pool each are slower than two single threads on two cores.
+test: venv  ## run the tests
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 -q
+
+# The whole study and book at a tiny size, in a copy, so that neither its artifacts nor its pages mix with real ones.
+smoke: export DATADREAM_HOME := $(CURDIR)/$(SMOKE)
+smoke: export DATADREAM_STORE := $(CURDIR)/$(SMOKE)/artifacts
+smoke: venv  ## every notebook through papermill at a tiny size, and the book from it
+	@rm -rf $(SMOKE) && mkdir -p $(SMOKE)
+	@cp -R _config.yml _toc.yml book datadream notebooks $(SMOKE)/ && rm -rf $(SMOKE)/book/runs
+	@$(PY) -m datadream study --smoke
+	@$(BOOK) $(SMOKE)
+	@test -s $(SMOKE)/_build/html/index.html || { echo "the build ended without $(SMOKE)/_build/html/index.html" >&2; exit 1; }
+
+base: venv  ## train the embedded base models again from nothing (hours on two cores)
+	@mkdir -p book/runs
+	@$(PY) -m papermill notebooks/mini_base.ipynb book/runs/mini_base.ipynb -p retrain True
+
+clean:  ## remove what was built and the executed notebooks; artifacts and .venv stay
+	@rm -rf _build book/runs

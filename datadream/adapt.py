@@ -1,0 +1,83 @@
+"""LoRA-tune the generator on the few shots, for one class or for the whole dataset (paper, section 3.2)."""
+
+import dataclasses
+import math
+
+import torch
+import torch.nn.functional as F
+
+from .config import key
+from .data import generator_image, prompt
+from .models import add_generator_lora, identity, load_generator, remove_lora, save_generator_lora
+from .training import fit, seed_for
+
+
+def diffusion_loss(pipe, noise_scheduler, images, tokens):
+    """Return the DDPM loss at uniform timesteps for images (B, 3, S, S) in [-1, 1] and token ids (B, L) (paper, eq. 2).
+
+    The latent is sampled from the VAE's posterior; the target follows the scheduler's prediction type.
+    """
+    with torch.no_grad():
+        latents = pipe.vae.encode(images).latent_dist.sample() * pipe.vae.config.scaling_factor
+    noise = torch.randn_like(latents)
+    times = torch.randint(noise_scheduler.config.num_train_timesteps, (len(latents),), device=latents.device)
+    noisy = noise_scheduler.add_noise(latents, noise, times)
+    target = noise if noise_scheduler.config.prediction_type == "epsilon" else noise_scheduler.get_velocity(latents, noise, times)
+    return F.mse_loss(pipe.unet(noisy, times, pipe.text_encoder(tokens)[0]).sample.float(), target.float())
+
+
+def adapter_inputs(recipe, dataset, label=None):
+    """Return what an adapter depends on: model, options, prompts, seed, and the few-shot draw.
+
+    `label` chooses one class's images (DataDream_cls); None takes all (DataDream_dset).
+    """
+    names = dataset.classes if label is None else (dataset.classes[label],)
+    return {"generator": identity(recipe.generator, "generator"), "adapt": dataclasses.asdict(recipe.adapt),
+            "resolution": recipe.resolution, "prompts": [prompt(dataset.noun, n) for n in names], "seed": recipe.seed,
+            "data": dataset.fingerprint, "shots": recipe.shots, "label": label}
+
+
+def adapt(recipe, dataset, shots, store, label=None):
+    """Train one adapter and return its artifact folder, which `load_lora_weights` reads.
+
+    A killed training goes on from its last checkpoint to the same bytes. Raises DivergedError on a loss that is not finite.
+    """
+    inputs = adapter_inputs(recipe, dataset, label)
+
+    def build(folder):
+        rows = [i for i, y in enumerate(shots.labels) if label in (None, y)]
+        pipe = load_generator(recipe.generator)
+        torch.manual_seed(seed_for("adapter", recipe.seed, label))
+        try:
+            parameters = add_generator_lora(pipe, recipe.adapt)
+            train_adapter(pipe, parameters, recipe, dataset, shots.pick(rows), folder / "checkpoint.safetensors", label)
+            save_generator_lora(pipe, folder, recipe.adapt)
+        finally:
+            remove_lora(pipe)
+        (folder / "checkpoint.safetensors").unlink(missing_ok=True)
+
+    return store.make(key("adapt", **inputs), inputs, build)
+
+
+def train_adapter(pipe, parameters, recipe, dataset, images, checkpoint, label):
+    """Run the paper's optimisation of the attached LoRA on `images`; every epoch is a new order, every step a new crop."""
+    from diffusers import DDPMScheduler
+
+    options, device = recipe.adapt, pipe.device
+    noise_scheduler = DDPMScheduler.from_config(pipe.scheduler.config)
+    pictures = [images.open(i) for i in range(len(images))]
+    texts = [prompt(dataset.noun, dataset.classes[y]) for y in images.labels]
+    tokens = pipe.tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids.to(device)
+    per_epoch = math.ceil(len(images) / options.batch)
+    seed = seed_for("adapt", recipe.seed, label)
+
+    def loss_at(step):
+        epoch, part = divmod(step, per_epoch)
+        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed_for(seed, "epoch", epoch)))
+        rows = order[part * options.batch:(part + 1) * options.batch]
+        batch = torch.stack([generator_image(pictures[i], recipe.resolution, options.crop) for i in rows])
+        return diffusion_loss(pipe, noise_scheduler, batch.to(device), tokens[rows.to(device)])
+
+    return fit(parameters, loss_at, steps=options.epochs * per_epoch, lr=options.lr, warmup=options.warmup,
+               betas=(options.beta1, options.beta2), weight_decay=options.weight_decay, eps=options.eps, clip=options.clip,
+               seed=seed, checkpoint=checkpoint, description=f"adapt {'dataset' if label is None else dataset.classes[label]}")

@@ -1,0 +1,178 @@
+"""LoRA-tune CLIP on synthetic and real images, and judge it (paper, section 3.4)."""
+
+import dataclasses
+import json
+import math
+from functools import lru_cache
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from .config import key
+from .data import evaluation_stack, prompt, training_transform
+from .metrics import confusion, wilson
+from .models import add_classifier_lora, identity, load_classifier, load_classifier_lora, save_classifier_lora
+from .store import write_json
+from .training import fit, load_state, save_state, seed_for
+
+CACHE_BYTES = 2**30  # decoded training images kept in memory; beyond it they are decoded anew at each use
+
+
+def mixed_loss(logits, targets, real, weight):
+    """Return weight * CE(real) + (1 - weight) * CE(synthetic) (paper, eq. 3), for soft targets (B, C) and a mask (B,).
+
+    A batch that holds one kind only gives that kind's mean, so that no weight is lost and no NaN appears.
+    """
+    losses = F.cross_entropy(logits, targets, reduction="none")
+    if real.all() or not real.any():
+        return losses.mean()
+    return weight * losses[real].mean() + (1 - weight) * losses[~real].mean()
+
+
+def stream(n, count, step, seed):
+    """Return positions step * count ... of an endless sequence of permutations of range(n): a sampler that needs no state."""
+    first = step * count
+    epochs = range(first // n, (first + count - 1) // n + 1)
+    orders = [torch.randperm(n, generator=torch.Generator().manual_seed(seed_for(seed, "order", e))) for e in epochs]
+    return torch.cat(orders)[first - epochs[0] * n:][:count].tolist()
+
+
+def optimiser_steps(recipe, classes):
+    """Return the steps of one training, the same for every method: epochs over a synthetic set of images * classes."""
+    per_epoch = math.ceil(recipe.generate.images * classes / recipe.classify.batch)
+    return recipe.classify.epochs * per_epoch, recipe.classify.warmup * per_epoch
+
+
+class Batches:
+    """Augmented training batches: `at(step)` gives images (B, 3, S, S) in [0, 1], soft targets (B, C) and a real mask (B,).
+
+    With both kinds, half of each batch is real: the paper repeats the few shots until both kinds are as many.
+    """
+
+    def __init__(self, real, synthetic, options, classes, size, seed):
+        self.parts = [(images, kind) for images, kind in ((real, True), (synthetic, False)) if images is not None]
+        self.options, self.classes, self.seed = options, classes, seed
+        self.transform = training_transform(options, size)
+        largest = max(np.asarray(images.open(0)).nbytes for images, _ in self.parts)
+        self.decode = lru_cache(maxsize=max(1, CACHE_BYTES // largest))(self._decode)
+
+    def _decode(self, kind, i):
+        images = next(images for images, k in self.parts if k == kind)
+        return torch.from_numpy(np.array(images.open(i))).permute(2, 0, 1).contiguous()
+
+    def _mix(self, images, labels):
+        from torchvision.transforms import v2
+
+        targets = F.one_hot(labels, self.classes).float()
+        if len(labels) < 2 or torch.rand(()) >= self.options.mix:
+            return images, targets
+        kind = v2.CutMix if torch.rand(()) < 0.5 else v2.MixUp
+        return kind(num_classes=self.classes)(images, labels)
+
+    def at(self, step):
+        """Return the batch of `step`; the augmentation draws from torch's global generator, which `fit` seeds per step."""
+        parts, count = [], self.options.batch // len(self.parts)
+        for images, kind in self.parts:
+            rows = stream(len(images), count, step, seed_for(self.seed, kind))
+            pictures = torch.stack([self.transform(self.decode(kind, i)) for i in rows]).float() / 255
+            pictures, targets = self._mix(pictures, torch.tensor([images.labels[i] for i in rows]))
+            parts.append((pictures, targets, torch.full((count,), kind)))
+        return tuple(torch.cat(column) for column in zip(*parts))
+
+
+@torch.no_grad()
+def predict(model, tokens, pictures, batch=250):
+    """Return the predicted class of each image of a uint8 stack (n, 3, S, S), as an int array (n,)."""
+    model.eval()
+    device = tokens.device
+    chunks = [model(part.to(device).float() / 255, tokens).argmax(1).cpu() for part in pictures.split(batch)]
+    return torch.cat(chunks).numpy()
+
+
+def evaluate(model, dataset, images):
+    """Return top-1 with its 95 % Wilson interval, the accuracy per class, and the confusion matrix, over all `images`."""
+    tokens = model.prompts(prompt(dataset.noun, name) for name in dataset.classes)
+    predictions = predict(model, tokens, evaluation_stack(images, model.size))
+    matrix = confusion(images.labels, predictions, len(dataset.classes))
+    correct, total = int(matrix.trace()), int(matrix.sum())
+    low, high = wilson(correct, total)
+    per_class = (matrix.diagonal() / np.maximum(matrix.sum(1), 1)).round(4).tolist()
+    return {"top1": correct / total, "low": low, "high": high, "total": total, "per_class": per_class, "confusion": matrix.tolist()}
+
+
+def train_inputs(recipe, dataset, synthetic_key):
+    """Return what a trained classifier depends on; `synthetic_key` is None where the method uses no synthetic images."""
+    steps, warmup = optimiser_steps(recipe, len(dataset.classes))
+    return {"classifier": identity(recipe.classifier, "clip"), "classify": dataclasses.asdict(recipe.classify),
+            "prompts": [prompt(dataset.noun, name) for name in dataset.classes], "steps": steps, "warmup": warmup,
+            "seed": recipe.seed, "data": dataset.fingerprint, "shots": recipe.shots if recipe.row.real else None,
+            "synthetic": synthetic_key}
+
+
+def train(recipe, dataset, real, synthetic, synthetic_key, store):
+    """Return the artifact folder of a trained classifier: adapter.safetensors, adapter.json and curve.json.
+
+    `real` and `synthetic` are Images or None. The folder's curve holds validation accuracy and training loss by step.
+    """
+    options, inputs = recipe.classify, train_inputs(recipe, dataset, synthetic_key)
+    texts, steps, warmup = inputs["prompts"], inputs["steps"], inputs["warmup"]
+
+    def build(folder):
+        torch.manual_seed(seed_for("classifier", recipe.seed))
+        model = load_classifier(recipe.classifier)
+        parameters = add_classifier_lora(model, options.rank, options.alpha, options.dropout)
+        batches = Batches(real, synthetic, options, len(texts), model.size, seed_for("batches", recipe.seed))
+        optimise(model, parameters, batches, texts, dataset, options, steps, warmup, folder, seed_for("train", recipe.seed))
+        config = {"classifier": recipe.classifier, "rank": options.rank, "alpha": options.alpha, "dropout": options.dropout,
+                  "classes": list(dataset.classes), "prompts": texts}
+        save_classifier_lora(model, folder, config)
+
+    return store.make(key("train", **inputs), inputs, build)
+
+
+def optimise(model, parameters, batches, texts, dataset, options, steps, warmup, folder, seed):
+    """Train in place; validation images draw the curve and, only if `select` says so, choose the weights that are kept."""
+    tokens, val = model.prompts(texts), evaluation_stack(dataset.val, model.size)
+    labels, best, checkpoint = np.asarray(dataset.val.labels), folder / "best.safetensors", folder / "checkpoint.safetensors"
+    points = {round(steps * (i + 1) / options.evaluations) - 1 for i in range(options.evaluations)}
+    curve_file = folder / "curve.json"
+    curve = {row["step"]: row for row in json.loads(curve_file.read_text())} if curve_file.exists() else {}
+
+    def loss_at(step):
+        model.train()
+        images, targets, real = (t.to(tokens.device) for t in batches.at(step))
+        return mixed_loss(model(images, tokens), targets, real, options.real_weight)
+
+    def after(step, loss):
+        if step not in points:
+            return
+        accuracy = float((predict(model, tokens, val) == labels).mean())
+        earlier = [row["val"] for s, row in curve.items() if s < step + 1]
+        if options.select == "validation" and accuracy > max(earlier, default=-1.0):
+            save_state(best, parameters, step + 1)
+        curve[step + 1] = {"step": step + 1, "val": accuracy, "loss": loss}
+        write_json(curve_file, sorted(curve.values(), key=lambda row: row["step"]))
+
+    fit(parameters, loss_at, steps=steps, lr=options.lr, warmup=warmup, minimum_lr=options.minimum_lr,
+        weight_decay=options.weight_decay, seed=seed, checkpoint=checkpoint, after=after, description="train classifier")
+    if best.exists():
+        with torch.no_grad():
+            for name, value in load_state(best)[0].items():
+                parameters[name].copy_(value)
+    for file in (best, checkpoint):
+        file.unlink(missing_ok=True)
+
+
+def judge(recipe, dataset, trained, store):
+    """Return the artifact folder of result.json = {'val': ..., 'test': ...}, each as `evaluate` gives it.
+
+    `trained` is an artifact of `train`, or None for the untouched classifier.
+    """
+    inputs = {"trained": trained.name if trained else identity(recipe.classifier, "clip"), "data": dataset.fingerprint}
+
+    def build(folder):
+        model = load_classifier_lora(trained)[0] if trained else load_classifier(recipe.classifier)
+        write_json(folder / "result.json", {part: evaluate(model, dataset, getattr(dataset, part)) for part in ("val", "test")})
+
+    return store.make(key("judge", **inputs), inputs, build)

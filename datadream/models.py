@@ -1,0 +1,203 @@
+"""Load a generator and a classifier by name, hub id or folder; attach, save and load their LoRA adapters."""
+
+import json
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+from .config import paths
+from .store import digest, write_json
+
+UNET_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]  # paper, section 3.2
+TEXT_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj"]
+
+
+class ModelMissingError(RuntimeError):
+    """A model is neither on disk nor on the hub; the message names it, what to download and which setting points to it."""
+
+
+def device():
+    """Return the device that everything runs on: the first GPU, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _local(name, part):
+    """Return the folder of a model, or None for a name that the hub or open_clip must resolve."""
+    folder = paths()["mini"] / part if name == "mini" else Path(name)
+    return folder if folder.is_dir() else None
+
+
+@lru_cache
+def identity(name, part):
+    """Return what a stage's key knows of a model: the name, and for a folder a digest of its weights and configuration."""
+    folder = _local(name, part)
+    if folder is None:
+        return name
+    files = sorted(p for p in folder.rglob("*") if p.suffix in {".safetensors", ".json", ".txt"})
+    return [name if name == "mini" else folder.name, *(f"{p.relative_to(folder)}:{digest(p)[:12]}" for p in files)]
+
+
+@lru_cache(maxsize=2)
+def load_generator(name):
+    """Return a diffusers StableDiffusionPipeline in evaluation mode, frozen, without safety checker or progress bar.
+
+    `name` is 'mini', a hub id or a folder in diffusers format. Raises ModelMissingError with the way to get it.
+    """
+    from diffusers import StableDiffusionPipeline
+    from diffusers.utils import logging
+
+    logging.disable_progress_bar()
+    source = _local(name, "generator") or name
+    try:
+        pipe = StableDiffusionPipeline.from_pretrained(source, safety_checker=None, requires_safety_checker=False)
+    except (OSError, ValueError) as error:
+        raise ModelMissingError(f"the generator {name!r} cannot be loaded. Download it where a network is at hand "
+                                f"(`hf download {name}`), point HF_HOME to that cache, or set generator=<folder in diffusers "
+                                f"format>; generator='mini' needs no download. Cause: {error}") from error
+    pipe.set_progress_bar_config(disable=True)
+    for module in (pipe.unet, pipe.text_encoder, pipe.vae):
+        module.requires_grad_(False).eval()
+    return pipe.to(device())
+
+
+def add_generator_lora(pipe, options):
+    """Attach fresh LoRA layers to the UNet and, if asked for, the text encoder; return their parameters by name (paper, 3.2)."""
+    from peft import LoraConfig
+
+    def config(targets):
+        return LoraConfig(r=options.rank, lora_alpha=options.alpha, init_lora_weights="gaussian", target_modules=targets)
+
+    pipe.unet.add_adapter(config(UNET_TARGETS))
+    if options.text_encoder:
+        pipe.text_encoder.add_adapter(config(TEXT_TARGETS))
+    parts = {"unet": pipe.unet, "text_encoder": pipe.text_encoder}
+    return {f"{part}.{name}": p for part, module in parts.items() for name, p in module.named_parameters() if p.requires_grad}
+
+
+def save_generator_lora(pipe, folder, options):
+    """Write the attached LoRA so that any diffusers pipeline reads it with `load_lora_weights(folder)`, alpha included."""
+    from diffusers.training_utils import _collate_lora_metadata
+    from diffusers.utils import convert_state_dict_to_diffusers
+    from peft import get_peft_model_state_dict
+
+    modules = {"unet": pipe.unet} | ({"text_encoder": pipe.text_encoder} if options.text_encoder else {})
+    layers = {f"{part}_lora_layers": convert_state_dict_to_diffusers(get_peft_model_state_dict(m)) for part, m in modules.items()}
+    type(pipe).save_lora_weights(folder, **layers, **_collate_lora_metadata(modules))
+
+
+def remove_lora(pipe):
+    """Detach every LoRA layer from the pipeline, restoring the base model."""
+    pipe.unload_lora_weights()
+
+
+class LoRAAttention(nn.Module):
+    """A frozen nn.MultiheadAttention with trainable low-rank updates of its query and value projections only (paper, 3.4).
+
+    q = x W_q' + b_q + (alpha / rank) * drop(x) A_q' B_q', v alike; k and the output projection are untouched. B starts at zero.
+    """
+
+    def __init__(self, attention, rank, alpha, dropout):
+        super().__init__()
+        if not attention._qkv_same_embed_dim or attention.bias_k is not None:
+            raise ValueError("LoRAAttention needs one width for query, key and value, and no bias_k")
+        self.base, self.scale, self.dropout = attention.requires_grad_(False), alpha / rank, nn.Dropout(dropout)
+        width = attention.embed_dim
+        for name in ("q", "v"):
+            down = torch.empty(rank, width)
+            nn.init.kaiming_uniform_(down, a=5 ** 0.5)
+            self.register_parameter(f"{name}_down", nn.Parameter(down))
+            self.register_parameter(f"{name}_up", nn.Parameter(torch.zeros(width, rank)))
+
+    def forward(self, query, key, value, need_weights=False, attn_mask=None):
+        """Return (self-attention output, None) for x = query = key = value, (B, L, D) or (L, B, D) as the base has it."""
+        x = query if self.base.batch_first else query.transpose(0, 1)
+        q, k, v = F.linear(x, self.base.in_proj_weight, self.base.in_proj_bias).chunk(3, -1)
+        dropped = self.dropout(x)
+        q = q + self.scale * (dropped @ self.q_down.T @ self.q_up.T)
+        v = v + self.scale * (dropped @ self.v_down.T @ self.v_up.T)
+        q, k, v = (t.unflatten(-1, (self.base.num_heads, -1)).transpose(1, 2) for t in (q, k, v))
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask).transpose(1, 2).flatten(2)
+        out = self.base.out_proj(out)
+        return (out if self.base.batch_first else out.transpose(0, 1)), None
+
+
+class Classifier(nn.Module):
+    """An open_clip model as a classifier: logits = exp(logit_scale) * cosine(image, text of the class's prompt) (paper, 3.4)."""
+
+    def __init__(self, clip, tokenizer, mean, std):
+        super().__init__()
+        self.clip, self.tokenizer = clip.requires_grad_(False), tokenizer
+        self.size = clip.visual.image_size[0] if isinstance(clip.visual.image_size, tuple) else clip.visual.image_size
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+
+    def prompts(self, texts):
+        """Return the token ids (classes, length) of one prompt per class."""
+        return self.tokenizer(list(texts)).to(self.mean.device)
+
+    def forward(self, images, tokens):
+        """Return logits (B, classes) for images (B, 3, S, S) in [0, 1] and token ids (classes, length)."""
+        pictures = self.clip.encode_image((images - self.mean) / self.std, normalize=True)
+        words = self.clip.encode_text(tokens, normalize=True)
+        return self.clip.logit_scale.exp() * pictures @ words.T
+
+
+def load_classifier(name):
+    """Return a frozen Classifier. `name` is 'mini', a folder in open_clip's layout, or '<architecture>/<weights>'.
+
+    Raises ModelMissingError with the way to get it, ValueError on a name that open_clip does not know.
+    """
+    import open_clip
+
+    folder = _local(name, "clip")
+    architecture, _, weights = (f"local-dir:{folder}", "", None) if folder else name.partition("/")
+    try:
+        clip, _, _ = open_clip.create_model_and_transforms(architecture, pretrained=weights)
+        tokenizer = open_clip.get_tokenizer(architecture)
+    except (OSError, RuntimeError) as error:
+        raise ModelMissingError(f"the classifier {name!r} cannot be loaded. Give 'mini', a folder in open_clip's layout, or "
+                                f"'<architecture>/<weights>' from open_clip.list_pretrained(), downloaded beforehand into HF_HOME "
+                                f"if the machine is offline. Cause: {error}") from error
+    config = open_clip.get_model_preprocess_cfg(clip)
+    return Classifier(clip.eval(), tokenizer, config["mean"], config["std"]).to(device())
+
+
+def add_classifier_lora(model, rank, alpha, dropout):
+    """Replace every self-attention of both towers by a LoRAAttention; return the trainable parameters by name."""
+    for module in list(model.clip.modules()):
+        for name, child in list(module.named_children()):
+            if type(child) is nn.MultiheadAttention and name == "attn" and hasattr(module, "ln_1"):
+                setattr(module, name, LoRAAttention(child, rank, alpha, dropout).to(model.mean.device))
+    found = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if not found:
+        raise ValueError("the classifier has no transformer block to adapt; choose an open_clip model with two transformer towers")
+    return found
+
+
+def save_classifier_lora(model, folder, config):
+    """Write the adapter as safetensors beside its JSON config (classifier, rank, alpha, dropout, classes, prompts)."""
+    from safetensors.torch import save_file
+
+    tensors = {name: p.detach().cpu().contiguous() for name, p in model.named_parameters() if p.requires_grad}
+    save_file(tensors, Path(folder) / "adapter.safetensors")
+    write_json(Path(folder) / "adapter.json", config)
+
+
+def load_classifier_lora(folder):
+    """Return (Classifier with the adapter of `folder`, its config): what `save_classifier_lora` wrote."""
+    from safetensors.torch import load_file
+
+    config = json.loads((Path(folder) / "adapter.json").read_text())
+    model = load_classifier(config["classifier"])
+    parameters = add_classifier_lora(model, config["rank"], config["alpha"], config["dropout"])
+    tensors = load_file(Path(folder) / "adapter.safetensors", device=str(model.mean.device))
+    if set(tensors) != set(parameters):
+        raise ValueError(f"the adapter in {folder} does not fit {config['classifier']!r}: "
+                         f"{sorted(set(tensors) ^ set(parameters))[:3]} differ")
+    with torch.no_grad():
+        for name, p in parameters.items():
+            p.copy_(tensors[name])
+    return model.eval(), config

@@ -1,0 +1,85 @@
+"""One row per measured cell, one tidy table, seeds aggregated; every number in the book is read through here."""
+
+import json
+
+import pandas as pd
+
+from .config import METHODS, paths
+from .metrics import mean_interval
+
+
+def load_records(root=None):
+    """Return one row per record: dataset, method, shots, images, seed, top1, low, high, val_top1, seconds, ... sorted.
+
+    Accuracies are shares in [0, 1]. An empty store gives an empty table with these columns.
+    """
+    folder = paths()["records"] if root is None else root
+    columns = ["profile", "dataset", "method", "shots", "images", "seed", "top1", "low", "high", "total", "val_top1", "seconds",
+               "curve", "per_class", "confusion", "artifacts", "recipe", "commit", "dirty", "device", "created", "key"]
+    rows = [_row(json.loads(file.read_text())) for file in sorted(folder.glob("*.json"))] if folder.is_dir() else []
+    table = pd.DataFrame(rows, columns=columns)
+    order = {name: i for i, name in enumerate(METHODS)}
+    return table.sort_values(["dataset", "method", "seed", "created"], key=lambda c: c.map(order) if c.name == "method" else c,
+                             ignore_index=True)
+
+
+def _row(record):
+    recipe, test = record["recipe"], record["result"]["test"]
+    return {"profile": recipe["profile"], "dataset": recipe["dataset"], "method": recipe["method"], "shots": recipe["shots"],
+            "images": recipe["generate.images"], "seed": recipe["seed"], **{k: test[k] for k in ("top1", "low", "high", "total")},
+            "val_top1": record["result"]["val"]["top1"], "seconds": sum(record["seconds"].values()), "curve": record["curve"],
+            "per_class": test["per_class"], "confusion": test["confusion"],
+            **{k: record[k] for k in ("artifacts", "recipe", "commit", "dirty", "device", "created", "key")}}
+
+
+def select(table, **values):
+    """Return the rows whose columns equal `values`, e.g. select(table, dataset="mnist", shots=16)."""
+    for column, value in values.items():
+        table = table[table[column] == value]
+    return table.reset_index(drop=True)
+
+
+def summary(table):
+    """Return one row per method: seeds, mean top-1 and interval in percent (Student's t over seeds, Wilson for a single seed)."""
+    rows = []
+    for method, group in table.groupby("method", sort=False):
+        mean, low, high = mean_interval(group["top1"])
+        if len(group) == 1:
+            low, high = group["low"].iloc[0], group["high"].iloc[0]
+        rows.append({"method": method, "title": METHODS[method].title, "seeds": len(group), "top1": 100 * mean, "low": 100 * low,
+                     "high": 100 * high, "validation": 100 * group["val_top1"].mean()})
+    return pd.DataFrame(rows)
+
+
+def paired(table, better, baseline):
+    """Return mean and 95 % interval of top-1 differences better - baseline over the seeds that both have, in points."""
+    wide = table.pivot_table(index="seed", columns="method", values="top1")
+    missing = [m for m in (better, baseline) if m not in wide]
+    if missing:
+        raise KeyError(f"no record of {', '.join(missing)}; run those methods on the same seeds first")
+    pairs = wide[[better, baseline]].dropna()
+    mean, low, high = mean_interval(100 * (pairs[better] - pairs[baseline]))
+    return {"better": better, "baseline": baseline, "seeds": len(pairs), "difference": mean, "low": low, "high": high}
+
+
+def best_by_validation(table, methods):
+    """Return the one of `methods` with the highest mean validation accuracy; the test set has no say."""
+    means = table[table["method"].isin(methods)].groupby("method")["val_top1"].mean()
+    return max((m for m in methods if m in means), key=lambda m: means[m])
+
+
+def show(table):
+    """Return a summary as a table for people: method, seeds, top-1 with its interval."""
+    rows = [{"Method": row.title, "Seeds": row.seeds, "Top-1 %": f"{row.top1:.1f}",
+             "95 % interval": f"{row.low:.1f} to {row.high:.1f}"} for row in summary(table).itertuples()]
+    return pd.DataFrame(rows).style.hide(axis="index")
+
+
+def sentence(difference, better, baseline):
+    """Return one plain sentence on a paired difference: what is shown, or that nothing is."""
+    if difference["seeds"] < 2:
+        return f"{better} minus {baseline}: {difference['difference']:+.1f} points on one seed, which has no interval over seeds."
+    clear = difference["low"] > 0 or difference["high"] < 0
+    verdict = "the interval is clear of zero" if clear else "the interval includes zero, so no difference is shown"
+    return (f"{better} minus {baseline}: {difference['difference']:+.1f} points on average over {difference['seeds']} seeds, "
+            f"95 % interval {difference['low']:+.1f} to {difference['high']:+.1f}; {verdict}.")

@@ -1,0 +1,97 @@
+"""One optimisation loop for every stage: AdamW, a schedule, and a checkpoint that resumes to the same bytes."""
+
+import math
+import os
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from tqdm.auto import tqdm
+
+
+class DivergedError(RuntimeError):
+    """The loss became NaN or infinite; the last good checkpoint is kept."""
+
+
+def seed_for(*parts):
+    """Return a 63-bit seed that depends on every integer or string in `parts`, stable across machines and versions."""
+    import hashlib
+
+    digest = hashlib.sha256(repr(parts).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def cosine_schedule(step, steps, warmup, minimum=0.0):
+    """Return the learning-rate factor in [minimum, 1] at `step`: linear warm-up, then half a cosine (paper, section 4)."""
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    progress = (step - warmup) / max(1, steps - warmup)
+    return minimum + (1 - minimum) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def save_state(path, tensors, step):
+    """Write `tensors` (name -> tensor) and the number of finished steps to one safetensors file, atomically."""
+    part = Path(f"{path}.part")
+    save_file({name: value.detach().contiguous().cpu() for name, value in tensors.items()}, part, {"step": str(step)})
+    os.replace(part, path)
+
+
+def load_state(path):
+    """Return (tensors, finished steps) of a file that `save_state` wrote."""
+    with safe_open(path, "pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, int(file.metadata()["step"])
+
+
+def _state(parameters, optimiser):
+    tensors = {f"parameter.{name}": value for name, value in parameters.items()}
+    for (name, value) in parameters.items():
+        for key, moment in optimiser.state.get(value, {}).items():
+            tensors[f"{key}.{name}"] = moment
+    return tensors
+
+
+def _restore(parameters, optimiser, checkpoint):
+    tensors, step = load_state(checkpoint)
+    with torch.no_grad():
+        for name, value in parameters.items():
+            value.copy_(tensors[f"parameter.{name}"])
+            keys = ("step", "exp_avg", "exp_avg_sq")
+            # AdamW's step counter stays on the CPU, its moments follow the parameter.
+            optimiser.state[value] = {key: tensors[f"{key}.{name}"].to("cpu" if key == "step" else value.device) for key in keys}
+    return step
+
+
+def fit(parameters, loss_at, *, steps, lr, warmup=0, minimum_lr=0.0, betas=(0.9, 0.999), weight_decay=1e-2, eps=1e-8,
+        clip=None, seed=0, checkpoint=None, every=200, after=None, description="training"):
+    """Minimise `loss_at(step)` over `parameters` (name -> Parameter) in place and return the losses, one float per step run.
+
+    Every step reseeds torch's global generator from (seed, step), so a run that was killed and resumed from `checkpoint`
+    (written every `every` steps) draws the same noise, dropout and augmentation as one that was not. `after(step, loss)`
+    is called once a step is done. Raises DivergedError on a loss that is not finite.
+    """
+    optimiser = torch.optim.AdamW(list(parameters.values()), lr=lr, betas=betas, weight_decay=weight_decay, eps=eps)
+    first = _restore(parameters, optimiser, checkpoint) if checkpoint and Path(checkpoint).exists() else 0
+    losses = []
+    with torch.random.fork_rng(), tqdm(total=steps, initial=first, desc=description, leave=False, mininterval=2) as bar:
+        for step in range(first, steps):
+            torch.manual_seed(seed_for(seed, step))
+            for group in optimiser.param_groups:
+                group["lr"] = max(minimum_lr, lr * cosine_schedule(step, steps, warmup))
+            loss = loss_at(step)
+            losses.append(loss.item())
+            if not math.isfinite(losses[-1]):
+                raise DivergedError(f"{description}: the loss is {losses[-1]} at step {step} of {steps}; lower lr={lr} "
+                                    f"or raise warmup={warmup}. The last good state is {checkpoint or 'not kept'}.")
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            if clip:
+                torch.nn.utils.clip_grad_norm_(parameters.values(), clip)
+            optimiser.step()
+            if checkpoint and (step + 1) % every == 0 and step + 1 < steps:
+                save_state(checkpoint, _state(parameters, optimiser), step + 1)
+            if after:
+                after(step, losses[-1])
+            bar.update()
+            bar.set_postfix(loss=f"{losses[-1]:.4f}", refresh=False)
+    return losses

@@ -1,0 +1,145 @@
+"""The promises that hold for the files rather than for a function: versions agree, nothing is stray, everything is short."""
+
+import ast
+import json
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = sorted((ROOT / "datadream").rglob("*.py"))
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+MODULES = ("data", "adapt", "generate", "classify")  # where the paper's method is
+
+
+def lock_lines():
+    """Return the lock's requirements as text, without comments."""
+    lines = (ROOT / "requirements.lock").read_text().splitlines()
+    return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+
+
+def tracked():
+    """Return the files that git tracks, or all but the ignored ones where the tree is no git checkout."""
+    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    return [ROOT / name for name in listed.stdout.splitlines() if (ROOT / name).is_file()]
+
+
+@pytest.fixture(scope="module")
+def project():
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+@pytest.fixture(scope="module")
+def lock():
+    pins = [Requirement(line) for line in lock_lines()]
+    return {canonicalize_name(pin.name): pin for pin in pins}
+
+
+def test_the_lock_pins_every_dependency_at_a_version_that_pyproject_accepts(project, lock):
+    extras = project["optional-dependencies"]
+    assert {"book", "ray", "test", "fonts"} <= set(extras)
+    for text in project["dependencies"] + [text for extra in extras.values() for text in extra]:
+        wanted = Requirement(text)
+        assert canonicalize_name(wanted.name) in lock, f"{wanted.name} of pyproject.toml is not in requirements.lock"
+        (pin,) = lock[canonicalize_name(wanted.name)].specifier
+        assert wanted.specifier.contains(pin.version, prereleases=True), f"the lock has {pin}, pyproject.toml wants {wanted}"
+
+
+def test_the_lock_is_exact_sorted_and_has_no_address():
+    names = []
+    for line in lock_lines():
+        match = re.fullmatch(r"([A-Za-z0-9._-]+)==([A-Za-z0-9.!+]+)( ; sys_platform == \"linux\")?", line)
+        assert match, f"{line!r} is not name==version"
+        names.append(canonicalize_name(match[1]))
+    assert names == sorted(set(names)), "sort the lock, one line a package"
+    text = (ROOT / "requirements.lock").read_text()
+    assert "://" not in text and " @ " not in text and not re.search(r"(^|\s)/\w", text)
+    assert not {"datadream", "pip", "setuptools", "wheel"} & set(names)
+
+
+def test_conda_users_install_the_same_lock(project):
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    conda = [entry for entry in environment["dependencies"] if isinstance(entry, str)]
+    (pip,) = [entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict)]
+    (python,) = [entry for entry in conda if entry.startswith("python")]
+    assert Requirement("python" + project["requires-python"]).specifier.contains(python.split("=")[1])
+    assert "pip" in conda
+    assert pip[0] == "-r requirements.lock"
+    extras = re.fullmatch(r"-e \.\[([a-z,]+)\]", pip[1])[1].split(",")
+    assert sorted(extras) == sorted(project["optional-dependencies"])
+
+
+def test_every_font_family_of_the_base_training_is_in_the_fonts_extra(project):
+    from datadream.mini.printed import FAMILIES
+
+    listed = [Requirement(text).name for text in project["optional-dependencies"]["fonts"]]
+    assert sorted(listed) == sorted("fontpkg-" + family.replace("_", "-") for family in FAMILIES)
+
+
+@pytest.mark.parametrize("target", ["help", "venv", "study", "study-seeds", "book", "test", "smoke", "base", "clean"])
+def test_make_knows_the_target(target):
+    done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_the_study_needs_is_in_the_repository():
+    names = {path.relative_to(ROOT).as_posix() for path in tracked()}
+    needed = {"LICENSE", "CITATION.cff", "README.md", "Makefile", ".ci/run", "_config.yml", "_toc.yml", "notebooks/study.yaml"}
+    assert needed <= names
+    assert any(name.startswith("datadream/mini/") and name.endswith(".safetensors") for name in names)
+
+
+def test_the_weights_are_small_and_nothing_is_a_pickle():
+    files = tracked()
+    assert sum(path.stat().st_size for path in files if path.suffix == ".safetensors") <= 25e6
+    stray = [path for path in files if path.suffix in {".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".bin", ".joblib", ".npy"}]
+    assert not stray
+
+
+def test_no_file_names_a_folder_of_one_machine():
+    pattern = re.compile(r"(?<![\w.])/(home|Users|root|mnt|work|opt)/\w")
+    texts = [path for path in tracked() if path.suffix in {".py", ".md", ".yml", ".yaml", ".toml", ".lock", ".ipynb", ".json", ".cff"}]
+    found = [f"{path.name}: {line.strip()[:100]}" for path in [*texts, ROOT / "Makefile"]
+             for line in path.read_text().splitlines() if pattern.search(line)]
+    assert not found
+
+
+@pytest.mark.parametrize("path", PACKAGE, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_every_function_fits_a_screen(path):
+    functions = (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)))
+    long = {node.name: node.end_lineno - node.lineno + 1 for node in functions if node.end_lineno - node.lineno + 1 > 60}
+    assert not long
+
+
+def test_the_method_is_read_in_one_sitting():
+    lines = {name: len((ROOT / "datadream" / f"{name}.py").read_text().splitlines()) for name in MODULES}
+    assert sum(lines.values()) < 600, lines
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_a_template_has_parameters_short_cells_and_no_outputs(path):
+    cells = json.loads(path.read_text())["cells"]
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    assert [cell for cell in code if "parameters" in cell["metadata"].get("tags", [])], "papermill needs a tagged cell"
+    assert not [cell for cell in code if cell["outputs"] or cell["execution_count"]], "clear the outputs before committing"
+    long = ["".join(cell["source"]) for cell in code if "".join(cell["source"]).rstrip().count("\n") + 1 > 15]
+    assert not long, "a cell has at most 15 lines; move what is longer into the package"
+
+
+def test_the_book_pages_exist_or_are_made_by_the_study():
+    contents = yaml.safe_load((ROOT / "_toc.yml").read_text())
+    pages = [contents["root"], *(chapter["file"] for part in contents["parts"] for chapter in part["chapters"])]
+    runs = yaml.safe_load((ROOT / "notebooks" / "study.yaml").read_text())
+    for page in pages:
+        if page.startswith("book/runs/"):
+            assert Path(page).name in json.dumps(runs), f"no run of study.yaml is called {Path(page).name!r}"
+        else:
+            assert (ROOT / f"{page}.md").is_file() or (ROOT / f"{page}.ipynb").is_file(), page
