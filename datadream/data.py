@@ -1,6 +1,7 @@
 """Real images: the table of datasets, the few-shot draw, the prompts, and the classifier's augmentation."""
 
 import hashlib
+import itertools
 import re
 from dataclasses import dataclass
 from functools import lru_cache
@@ -165,24 +166,17 @@ def few_shots(dataset, shots, seed):
 
 
 def prompt(noun, name):
-    """Return the paper's prompt, `a {noun }photo of a {class}` (section 3.2), with underscores read as spaces only by the caller."""
+    """Return the paper's prompt, `a {noun }photo of a {class}` (section 3.2)."""
     return f"a {noun + ' ' if noun else ''}photo of a {name}"
 
 
-def folder_name(name, taken=()):
-    """Return a file-system-safe folder for a class name, unlike all of `taken` even where case is ignored."""
-    safe = re.sub(r"[^A-Za-z0-9_. -]+", "_", name).strip(" .")[:80] or "class"
-    lower, candidate, n = {t.lower() for t in taken}, safe, 2
-    while candidate.lower() in lower:
-        candidate, n = f"{safe}-{n}", n + 1
-    return candidate
-
-
 def class_folders(classes):
-    """Return one safe, distinct folder name per class, in order."""
+    """Return one file-system-safe folder name per class, in order, distinct even where case is ignored."""
     folders = []
     for name in classes:
-        folders.append(folder_name(name, folders))
+        safe = re.sub(r"[^A-Za-z0-9_. -]+", "_", name).strip(" .")[:80] or "class"
+        tries = itertools.chain([safe], (f"{safe}-{n}" for n in itertools.count(2)))
+        folders.append(next(t for t in tries if t.lower() not in {f.lower() for f in folders}))
     return folders
 
 
@@ -193,6 +187,11 @@ def generator_image(image, resolution, crop):
     cut = v2.RandomCrop(resolution) if crop == "random" else v2.CenterCrop(resolution)
     steps = [v2.Resize(resolution, InterpolationMode.BILINEAR), cut, v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]
     return v2.Compose(steps)(image) * 2 - 1
+
+
+def to_image(tensor):
+    """Return a tensor (3, H, W) in [0, 1] as a PIL image."""
+    return Image.fromarray((255 * tensor).round().byte().permute(1, 2, 0).numpy())
 
 
 def training_transform(options, size):

@@ -31,10 +31,10 @@ def make_scheduler(pipe, name):
     return getattr(diffusers, name).from_config(pipe.scheduler.config)
 
 
-def sample(pipe, text, seeds, options, resolution):
-    """Return one uint8 RGB PIL image per seed for the prompt `text`, guided by `options.guidance`."""
+def sample(pipe, texts, seeds, options, resolution):
+    """Return one uint8 RGB PIL image per prompt and seed, guided by `options.guidance`."""
     generators = [torch.Generator().manual_seed(s) for s in seeds]  # on the CPU: the same noise on every device
-    return pipe([text] * len(seeds), num_inference_steps=options.steps, guidance_scale=options.guidance, generator=generators,
+    return pipe(texts, num_inference_steps=options.steps, guidance_scale=options.guidance, generator=generators,
                 height=resolution, width=resolution).images
 
 
@@ -51,7 +51,7 @@ def sample_class(pipe, recipe, text, label, folder, bar):
         files = [folder / f"{i:06d}.png" for i in indices]
         if not all(f.exists() for f in files):
             seeds = [image_seed(recipe.seed, label, i) for i in indices]
-            for image, file in zip(sample(pipe, text, seeds, options, recipe.resolution), files):
+            for image, file in zip(sample(pipe, [text] * len(seeds), seeds, options, recipe.resolution), files):
                 _save(image, file)
         bar.update(len(files))
 

@@ -89,13 +89,13 @@ def plot_curves(table, title=""):
     return figure
 
 
-def plot_lines(series, xlabel, ylabel, title=""):
-    """Draw named lines: `series` maps a label to (x values, y values)."""
+def plot_lines(series, xlabel, ylabel, title="", log=False):
+    """Draw named lines: `series` maps a label to (x values, y values); `log` makes the y axis logarithmic."""
     figure, axes = _figure(3.2)
     axis = axes[0, 0]
     for label, (x, y) in series.items():
         axis.plot(x, y, label=label)
-    axis.set(xlabel=xlabel, ylabel=ylabel, title=title)
+    axis.set(xlabel=xlabel, ylabel=ylabel, title=title, yscale="log" if log else "linear")
     axis.grid(alpha=0.3)
     if len(series) > 1:
         axis.legend(fontsize=8, frameon=False)

@@ -83,3 +83,9 @@ def sentence(difference, better, baseline):
     verdict = "the interval is clear of zero" if clear else "the interval includes zero, so no difference is shown"
     return (f"{better} minus {baseline}: {difference['difference']:+.1f} points on average over {difference['seeds']} seeds, "
             f"95 % interval {difference['low']:+.1f} to {difference['high']:+.1f}; {verdict}.")
+
+
+def compare(table, variants, baseline):
+    """Return the sentence on the variant that validation prefers against `baseline`."""
+    best = best_by_validation(table, variants)
+    return sentence(paired(table, best, baseline), METHODS[best].title, METHODS[baseline].title)

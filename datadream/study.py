@@ -110,6 +110,18 @@ def run_cells(recipes, store=None):
     return table[table["key"].isin(keys)].reset_index(drop=True)
 
 
+def sample_rows(recipes, store=None, depth=3):
+    """Return title -> one list of `depth` PIL images per class: the first seed's few shots, then each of its generators."""
+    store, first = store or Store(), recipes[0]
+    dataset = load(first.dataset, first.folder)
+    sets = {"Real few shots": few_shots(dataset, first.shots, first.seed)}
+    for recipe in recipes:
+        if recipe.row.generator and not recipe.row.real and recipe.seed == first.seed:
+            sets[recipe.row.title] = read(store.folder(key("generate", **generation_inputs(recipe, dataset))))
+    return {title: [[images.open(i) for i, y in enumerate(images.labels) if y == label][:depth]
+                    for label in range(len(dataset.classes))] for title, images in sets.items()}
+
+
 def load_study(file=None):
     """Return the named runs of a study file: name -> {notebook, groups, parameters}. Raises ConfigError on a bad file."""
     file = Path(file or paths()["study"])

@@ -1,5 +1,6 @@
 """One optimisation loop for every stage: AdamW, a schedule, and a checkpoint that resumes to the same bytes."""
 
+import hashlib
 import math
 import os
 from pathlib import Path
@@ -16,8 +17,6 @@ class DivergedError(RuntimeError):
 
 def seed_for(*parts):
     """Return a 63-bit seed that depends on every integer or string in `parts`, stable across machines and versions."""
-    import hashlib
-
     digest = hashlib.sha256(repr(parts).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
@@ -43,9 +42,9 @@ def load_state(path):
         return {name: file.get_tensor(name) for name in file.keys()}, int(file.metadata()["step"])
 
 
-def _state(parameters, optimiser):
-    tensors = {f"parameter.{name}": value for name, value in parameters.items()}
-    for (name, value) in parameters.items():
+def _state(parameters, optimiser, losses):
+    tensors = {f"parameter.{name}": value for name, value in parameters.items()} | {"losses": torch.tensor(losses)}
+    for name, value in parameters.items():
         for key, moment in optimiser.state.get(value, {}).items():
             tensors[f"{key}.{name}"] = moment
     return tensors
@@ -59,20 +58,20 @@ def _restore(parameters, optimiser, checkpoint):
             keys = ("step", "exp_avg", "exp_avg_sq")
             # AdamW's step counter stays on the CPU, its moments follow the parameter.
             optimiser.state[value] = {key: tensors[f"{key}.{name}"].to("cpu" if key == "step" else value.device) for key in keys}
-    return step
+    return step, tensors["losses"].tolist()
 
 
 def fit(parameters, loss_at, *, steps, lr, warmup=0, minimum_lr=0.0, betas=(0.9, 0.999), weight_decay=1e-2, eps=1e-8,
         clip=None, seed=0, checkpoint=None, every=200, after=None, description="training"):
-    """Minimise `loss_at(step)` over `parameters` (name -> Parameter) in place and return the losses, one float per step run.
+    """Minimise `loss_at(step)` over `parameters` (name -> Parameter) in place and return all losses, one float a step.
 
     Every step reseeds torch's global generator from (seed, step), so a run that was killed and resumed from `checkpoint`
     (written every `every` steps) draws the same noise, dropout and augmentation as one that was not. `after(step, loss)`
     is called once a step is done. Raises DivergedError on a loss that is not finite.
     """
     optimiser = torch.optim.AdamW(list(parameters.values()), lr=lr, betas=betas, weight_decay=weight_decay, eps=eps)
-    first = _restore(parameters, optimiser, checkpoint) if checkpoint and Path(checkpoint).exists() else 0
-    losses = []
+    resumed = checkpoint and Path(checkpoint).exists()
+    first, losses = _restore(parameters, optimiser, checkpoint) if resumed else (0, [])
     with torch.random.fork_rng(), tqdm(total=steps, initial=first, desc=description, leave=False, mininterval=2) as bar:
         for step in range(first, steps):
             torch.manual_seed(seed_for(seed, step))
@@ -89,7 +88,7 @@ def fit(parameters, loss_at, *, steps, lr, warmup=0, minimum_lr=0.0, betas=(0.9,
                 torch.nn.utils.clip_grad_norm_(parameters.values(), clip)
             optimiser.step()
             if checkpoint and (step + 1) % every == 0 and step + 1 < steps:
-                save_state(checkpoint, _state(parameters, optimiser), step + 1)
+                save_state(checkpoint, _state(parameters, optimiser, losses), step + 1)
             if after:
                 after(step, losses[-1])
             bar.update()

@@ -5,13 +5,17 @@ a `StableDiffusionPipeline` folder and an open_clip model folder. `notebooks/min
 """
 
 import json
-from pathlib import Path
+import shutil
+import time
 
 import torch
 import torch.nn.functional as F
 
+from ..config import paths
+from ..store import provenance, write_json
 from ..training import fit
 from . import printed
+from .quality import train_reader
 from .tokens import clip_tokenizer, write_vocabulary
 
 TOKENS = 24  # context length of both text towers: the longest caption has 11
@@ -76,23 +80,48 @@ def latent_pool(vae, bank, size, seed):
     return tuple(torch.cat(parts) for parts in (means, stds, labels, lights))
 
 
-def train_generator(work, bank, steps=9000, batch=64, lr=6e-4, pool=60_000, seed=0):
-    """Train UNet and text encoder jointly on captioned print with the DDPM loss, and save the StableDiffusionPipeline.
-
-    10 % of the captions are empty (classifier-free guidance), 30 % name the tones.
-    """
-    from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+def text_encoder(folder, tokenizer):
+    """Return the text tower of the trained CLIP in `folder` as a CLIPTextModel: Stable Diffusion, too, reads prompts with CLIP's."""
+    from safetensors.torch import load_file
     from transformers import CLIPTextConfig, CLIPTextModel
 
+    source = load_file(folder / "open_clip_model.safetensors")
+    model = CLIPTextModel(CLIPTextConfig(**TEXT, vocab_size=len(tokenizer), hidden_act="quick_gelu", bos_token_id=tokenizer.bos_token_id,
+                                         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id))
+    target = {"embeddings.token_embedding.weight": source["token_embedding.weight"],
+              "embeddings.position_embedding.weight": source["positional_embedding"],
+              "final_layer_norm.weight": source["ln_final.weight"], "final_layer_norm.bias": source["ln_final.bias"]}
+    names = {"ln_1": "layer_norm1", "ln_2": "layer_norm2", "attn.out_proj": "self_attn.out_proj", "mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2"}
+    for layer in range(TEXT["num_hidden_layers"]):
+        old, new = f"transformer.resblocks.{layer}", f"encoder.layers.{layer}"
+        for kind in ("weight", "bias"):
+            target |= {f"{new}.{theirs}.{kind}": source[f"{old}.{ours}.{kind}"] for ours, theirs in names.items()}
+            parts = source[f"{old}.attn.in_proj_{kind}"].chunk(3)
+            target |= {f"{new}.self_attn.{part}_proj.{kind}": value for part, value in zip("qkv", parts)}
+    missing, unexpected = model.load_state_dict(target, strict=False)
+    if unexpected or any("position_ids" not in name for name in missing):
+        raise RuntimeError(f"the CLIP text tower in {folder} does not fit a CLIPTextModel: missing {missing}, unexpected {unexpected}")
+    return model
+
+
+def random_times(n):
+    """Draw n timesteps, three in four around the middle (logit-normal), where a sampler decides on shapes, the others uniform."""
+    shares = torch.where(torch.rand(n) < 0.75, torch.sigmoid(torch.randn(n)), torch.rand(n))
+    return (shares * NOISE["num_train_timesteps"]).long()
+
+
+def train_generator(work, bank, steps=9000, batch=64, lr=1e-3, pool=60_000, seed=0):
+    """Train the UNet from nothing and the CLIP's text tower further, on captioned print with the DDPM loss; save the pipeline.
+
+    10 % of the captions are empty (classifier-free guidance), 30 % name the tones. Needs the autoencoder and the CLIP in `work`.
+    """
+    from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+
     vae = AutoencoderKL.from_pretrained(work / "generator" / "vae").eval()
-    write_vocabulary(work / "vocabulary")
-    tokenizer = clip_tokenizer(work / "vocabulary", TOKENS)
+    tokenizer = clip_tokenizer(work / "clip", TOKENS)
     means, stds, labels, lights = latent_pool(vae, bank, pool, seed)
     torch.manual_seed(seed)
-    unet = UNet2DConditionModel(**UNET)
-    text = CLIPTextModel(CLIPTextConfig(**TEXT, vocab_size=len(tokenizer), bos_token_id=tokenizer.bos_token_id,
-                                        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id))
-    noise_scheduler = DDPMScheduler(**NOISE)
+    unet, text, noise_scheduler = UNet2DConditionModel(**UNET), text_encoder(work / "clip", tokenizer), DDPMScheduler(**NOISE)
 
     def loss_at(step):
         rows = torch.randint(pool, (batch,))
@@ -100,7 +129,7 @@ def train_generator(work, bank, steps=9000, batch=64, lr=6e-4, pool=60_000, seed
         texts = printed.captions(labels[rows], lights[rows], kind < 0.3)
         tokens = tokenizer([t if k < 0.9 else "" for t, k in zip(texts, kind)], padding="max_length", return_tensors="pt").input_ids
         latents = (means[rows] + stds[rows] * torch.randn_like(means[rows])) * vae.config.scaling_factor
-        noise, times = torch.randn_like(latents), torch.randint(NOISE["num_train_timesteps"], (batch,))
+        noise, times = torch.randn_like(latents), random_times(batch)
         with _mixed():
             out = unet(noise_scheduler.add_noise(latents, noise, times), times, text(tokens).last_hidden_state).sample
         return F.mse_loss(out.float(), noise)
@@ -165,3 +194,50 @@ def save_clip(folder, model, tokenizer):
     (folder / "open_clip_config.json").write_text(json.dumps(config, indent=2))
     save_file({k: v.contiguous() for k, v in model.state_dict().items()}, folder / "open_clip_model.safetensors")
     tokenizer.save_pretrained(folder)
+
+
+# In this order: the generator builds on the autoencoder and on the CLIP's text tower.
+PARTS = {"autoencoder": train_autoencoder, "clip": train_clip, "generator": train_generator, "reader": train_reader}
+SMOKE = {"autoencoder": {"steps": 3}, "generator": {"steps": 3, "pool": 500}, "clip": {"steps": 3}, "reader": {"steps": 3}}
+SHIPPED = ("generator", "clip", "reader.safetensors", "training.json")
+
+
+def train_all(work, seed=0, **options):
+    """Train every part into `work`, skipping those done, and note steps, seconds, losses and device in training.json.
+
+    `options` gives keyword arguments by part. A killed training goes on from its checkpoint.
+    """
+    work.mkdir(parents=True, exist_ok=True)
+    file, bank = work / "training.json", printed.glyph_bank()
+    notes = json.loads(file.read_text()) if file.exists() else {}
+    for part, train in PARTS.items():
+        if part not in notes:
+            start = time.perf_counter()
+            losses = train(work, bank, seed=seed, **options.get(part, {}))
+            notes[part] = note(losses, time.perf_counter() - start, seed)
+            write_json(file, notes)
+
+
+def note(losses, seconds, seed, points=50):
+    """Return what training.json keeps of one part: `points` means of the loss, and how it was trained."""
+    size = -(-len(losses) // points)
+    groups = [losses[i:i + size] for i in range(0, len(losses), size)]
+    return {"step": [min((i + 1) * size, len(losses)) for i in range(len(groups))], "loss": [sum(g) / len(g) for g in groups],
+            "steps": len(losses), "seconds": round(seconds), "seed": seed, "device": provenance()["device"],
+            "torch": provenance()["versions"]["torch"]}
+
+
+def ship(work):
+    """Copy a finished training from `work` into the package, replacing what shipped before."""
+    for name in SHIPPED:
+        source, target = work / name, paths()["mini"] / name
+        if source.is_dir():
+            shutil.rmtree(target, ignore_errors=True)
+            shutil.copytree(source, target)
+        else:
+            shutil.copy2(source, target)
+
+
+def load_training(folder):
+    """Return training.json: part -> step, loss, steps, seconds, seed, device, torch."""
+    return json.loads((folder / "training.json").read_text())

@@ -158,3 +158,10 @@ def draw(bank, n, warp=0.02, strokes=0.0, labels=None, **affine):
     masks = distort(restroke(masks, strokes) if strokes else masks, warp=warp, **affine)
     light = torch.rand(n) < 0.5
     return tone(masks, light), labels, light
+
+
+def examples(bank, label, n, seed=0):
+    """Return n training images (n, 3, 32, 32) of one character, the same for the same seed."""
+    with torch.random.fork_rng():
+        torch.manual_seed(1000 * seed + label)
+        return draw(bank, n, labels=torch.full((n,), label))[0]

@@ -1,0 +1,159 @@
+"""How good the embedded base models are: the numbers that `notebooks/mini_base.ipynb` shows."""
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+from ..metrics import mean_interval, wilson
+from ..training import fit
+from . import printed
+
+
+class Reader(nn.Sequential):
+    """A small convolutional reader of printed characters, (B, 3, 32, 32) in [0, 1] -> logits (B, 36).
+
+    It shares no weight, loss or architecture with the mini CLIP, so it can judge the generator independently.
+    """
+
+    def __init__(self):
+        def block(inside, outside):
+            return [nn.Conv2d(inside, outside, 3, padding=1), nn.BatchNorm2d(outside), nn.ReLU(), nn.MaxPool2d(2)]
+
+        super().__init__(*block(3, 24), *block(24, 48), *block(48, 96), nn.Flatten(), nn.Dropout(0.2),
+                         nn.Linear(96 * 16, len(printed.CHARACTERS)))
+
+
+def train_reader(work, bank, steps=1500, batch=128, lr=2e-3, seed=0):
+    """Train and save the Reader on the same print as the base models."""
+    from safetensors.torch import save_file
+
+    torch.manual_seed(seed)
+    reader = Reader().train()
+
+    def loss_at(step):
+        images, labels, _ = printed.draw(bank, batch, warp=0.03, strokes=0.3, scale=0.2, shear=0.2, rotate=12)
+        return F.cross_entropy(reader(images), labels, label_smoothing=0.05)
+
+    losses = fit(dict(reader.named_parameters()), loss_at, steps=steps, lr=lr, warmup=50, seed=seed, description="reader")
+    save_file(reader.state_dict(), work / "reader.safetensors")
+    return losses
+
+
+def load_reader(folder):
+    """Return the Reader of `folder` in evaluation mode."""
+    from safetensors.torch import load_file
+
+    reader = Reader()
+    reader.load_state_dict(load_file(folder / "reader.safetensors"))
+    return reader.eval()
+
+
+@torch.no_grad()
+def read_print(reader, bank, n=1080, seed=1):
+    """Return the Reader's share correct on n random prints of `bank`, with its Wilson interval: (share, low, high)."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        images, labels, _ = printed.draw(bank, n, labels=torch.arange(n) % len(printed.CHARACTERS))
+    correct = int((reader(images).argmax(1) == labels).sum())
+    return correct / n, *wilson(correct, n)
+
+
+def recognised(reader, images, labels):
+    """Return the share of PIL images that the Reader takes for the prompted character, with its Wilson interval, and which."""
+    from torchvision.transforms.functional import to_tensor
+
+    with torch.no_grad():
+        hits = reader(torch.stack([to_tensor(image) for image in images])).argmax(1) == torch.tensor(labels)
+    correct = int(hits.sum())
+    return (correct / len(images), *wilson(correct, len(images))), hits.tolist()
+
+
+@torch.no_grad()
+def reconstruct(vae, images):
+    """Pass images (n, 3, H, W) in [-1, 1] through the autoencoder: a posterior sample, decoded and clipped to [-1, 1]."""
+    return vae.decode(vae.encode(images).latent_dist.sample()).sample.clamp(-1, 1)
+
+
+def real_images(name, n=300):
+    """Return the first n validation images of a dataset as the generator sees them, (n, 3, 32, 32) in [-1, 1]."""
+    from .. import data
+
+    images = data.load(name).val
+    return torch.stack([data.generator_image(images.open(i), 32, "center") for i in range(min(n, len(images)))])
+
+
+def print_images(bank, n=300, seed=1):
+    """Return n random prints of `bank` in [-1, 1], (n, 3, 32, 32)."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return 2 * printed.draw(bank, n)[0] - 1
+
+
+def gate(vae, seeds, overrides, dataset="mnist"):
+    """Train the classifier on the real few shots and on their reconstructions, at equal steps; return a table of top-1 in percent.
+
+    A row per seed and one for the mean difference with its interval over seeds.
+    """
+    from .. import classify, data, store, study
+
+    real, rows = data.load(dataset), []
+    for recipe in study.cells(["real"], seeds, overrides, dataset=dataset):
+        shots = data.few_shots(real, recipe.shots, recipe.seed)
+        inputs = torch.stack([data.generator_image(shots.open(i), recipe.resolution, "center") for i in range(len(shots))])
+        views = {"originals": inputs, "reconstructions": reconstruct(vae, inputs)}
+        row = {"seed": recipe.seed}
+        for name, tensors in views.items():
+            sources = tuple(np.asarray(data.to_image((t + 1) / 2)) for t in tensors)
+            trained = classify.train(recipe, real, data.Images(sources, shots.labels), None, f"gate {name}", store.Store())
+            model = classify.load_classifier_lora(trained)[0]
+            row[name] = 100 * classify.evaluate(model, real, real.test)["top1"]
+        rows.append({**row, "difference": row["reconstructions"] - row["originals"]})
+    mean, low, high = mean_interval([row["difference"] for row in rows])
+    means = {name: float(np.mean([row[name] for row in rows])) for name in views}
+    return pd.DataFrame([*rows, {"seed": "mean", **means, "difference": mean, "low": low, "high": high}])
+
+
+def zero_shot_images(folder, per_character, steps, batch=60):
+    """Return (PIL images, labels) of the un-adapted generator in `folder`, `per_character` for each of the 36 prompts."""
+    from .. import config, generate, models
+    from ..data import prompt
+
+    pipe = models.load_generator(str(folder / "generator"))
+    options = config.recipe(overrides={"generate.steps": steps}).generate
+    pipe.scheduler = generate.make_scheduler(pipe, options.scheduler)
+    jobs = [(label, generate.image_seed(0, label, i)) for label in range(len(printed.NAMES)) for i in range(per_character)]
+    images = []
+    for start in range(0, len(jobs), batch):
+        part = jobs[start:start + batch]
+        images += generate.sample(pipe, [prompt("", printed.NAMES[label]) for label, _ in part], [s for _, s in part], options, 32)
+    return images, [label for label, _ in jobs]
+
+
+def real_zero_shot(model, name):
+    """Return the classifier's zero-shot share on a dataset's test images, with its Wilson interval."""
+    from .. import classify, data
+
+    dataset = data.load(name)
+    result = classify.evaluate(model, dataset, dataset.test)
+    return result["top1"], result["low"], result["high"]
+
+
+def share_table(scores):
+    """Return name -> (share, low, high) as a table in percent."""
+    rows = [{"what": name, "share %": 100 * a, "95 % interval": f"{100 * b:.1f} to {100 * c:.1f}"} for name, (a, b, c) in scores.items()]
+    return pd.DataFrame(rows).style.hide(axis="index").format(precision=1)
+
+
+def clip_zero_shot(model, bank, n=1080, seed=1):
+    """Return the classifier's 36-way zero-shot share on n random prints of `bank`, with its Wilson interval."""
+    from ..classify import predict
+    from ..data import prompt
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        images, labels, _ = printed.draw(bank, n, labels=torch.arange(n) % len(printed.CHARACTERS))
+    tokens = model.prompts(prompt("", name) for name in printed.NAMES)
+    correct = int((predict(model, tokens, (255 * images).round().byte()) == labels.numpy()).sum())
+    return correct / n, *wilson(correct, n)
