@@ -14,11 +14,12 @@ def main(arguments=None):
     study.add_argument("names", nargs="*", help="run only these (default: all of the group)")
     study.add_argument("--group", default="default", help="which group of runs (default: %(default)s)")
     study.add_argument("--smoke", action="store_true", help="shrink every run to the study file's tiny parameters")
+    study.add_argument("--jobs", type=int, default=1, help="runs executed at once, the cores shared out (default: %(default)s)")
     options = parser.parse_args(arguments)
     from .study import run_study
 
     try:
-        table = run_study(options.names, options.group, options.smoke)
+        table = run_study(options.names, options.group, options.smoke, jobs=max(1, options.jobs))
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

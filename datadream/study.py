@@ -5,6 +5,8 @@ import json
 import math
 import os
 import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
 from pathlib import Path
 
 import pandas as pd
@@ -102,12 +104,32 @@ def _record(recipe, result, curve, artifacts, store):
     return record
 
 
-def run_cells(recipes, store=None):
-    """Run every recipe in turn and return the tidy table of exactly these cells."""
+def run_cells(recipes, store=None, workers=1):
+    """Run every recipe and return the tidy table of exactly these cells.
+
+    `workers` processes share the seeds: cells of one seed reuse each other's stages, cells of two seeds share none, and on a
+    CPU two processes of one thread finish earlier than one process of two.
+    """
     store = store or Store()
-    keys = [run(recipe, store)["key"] for recipe in tqdm(recipes, desc="cells", leave=False)]
+    groups = [[r for r in recipes if r.seed == seed] for seed in dict.fromkeys(r.seed for r in recipes)]
+    if min(workers, len(groups)) > 1:
+        with ProcessPoolExecutor(workers, get_context("spawn"), _set_threads, (max(1, os.cpu_count() // workers),)) as pool:
+            parts = list(tqdm(pool.map(_run_group, groups, [store] * len(groups)), total=len(groups), desc="seeds", leave=False))
+    else:
+        parts = [_run_group([recipe], store) for recipe in tqdm(recipes, desc="cells", leave=False)]
+    keys = {k for part in parts for k in part}
     table = load_records(store.root / "records")
     return table[table["key"].isin(keys)].reset_index(drop=True)
+
+
+def _set_threads(threads):
+    import torch
+
+    torch.set_num_threads(threads)
+
+
+def _run_group(recipes, store):
+    return [run(recipe, store)["key"] for recipe in recipes]
 
 
 def sample_rows(recipes, store=None, depth=3):
@@ -177,25 +199,37 @@ def execute(name, entry, parameters, runs):
     return "done", time.perf_counter() - start, str(output)
 
 
-def run_study(names=(), group="default", smoke=False, file=None):
-    """Execute the pending named runs, go on after a failed one, and return the table of what happened.
+def choose(study, names, group):
+    """Return the runs called `names`, or without names those of `group`. Raises ConfigError on what is not in the study."""
+    runs = study["runs"]
+    unknown = [n for n in names if n not in runs]
+    if unknown:
+        raise ConfigError(f"run {unknown[0]!r} is not in the study; accepted: {', '.join(runs)}{_near(unknown[0], runs)}")
+    groups = {n: entry.get("groups", ["default"]) for n, entry in runs.items()}
+    if not names and group not in {g for some in groups.values() for g in some}:
+        accepted = sorted({g for some in groups.values() for g in some})
+        raise ConfigError(f"group {group!r} has no run; accepted: {', '.join(accepted)}")
+    return {n: entry for n, entry in runs.items() if (n in names if names else group in groups[n])}
+
+
+def run_study(names=(), group="default", smoke=False, file=None, jobs=1):
+    """Execute the pending named runs, `jobs` at once, go on after a failed one, and return the table of what happened.
 
     `names` chooses runs; without names all of `group`. `smoke` shrinks every run to the tiny parameters of the study file.
     """
-    study = load_study(file)
-    unknown = [n for n in names if n not in study["runs"]]
-    if unknown:
-        raise ConfigError(f"run {unknown[0]!r} is not in the study; accepted: {', '.join(study['runs'])}{_near(unknown[0], study['runs'])}")
-    chosen = {n: e for n, e in study["runs"].items() if (n in names if names else group in e.get("groups", ["default"]))}
-    if not chosen:
-        groups = sorted({g for e in study["runs"].values() for g in e.get("groups", ["default"])})
-        raise ConfigError(f"group {group!r} has no run; accepted: {', '.join(groups)}")
-    runs, rows = paths()["runs"], []
+    study, rows = load_study(file), []
+    chosen, runs = choose(study, names, group), paths()["runs"]
     runs.mkdir(parents=True, exist_ok=True)
-    for name, entry in chosen.items():
-        print(f"run {name} ({entry['notebook']}.ipynb)", flush=True)
-        parameters = {**entry.get("parameters", {}), **(study["smoke"].get(entry["notebook"], {}) if smoke else {})}
-        status, seconds, note = execute(name, entry, parameters, runs)
-        rows.append({"run": name, "status": status, "minutes": round(seconds / 60, 1), "note": note})
-        print(f"  {status} in {seconds / 60:.1f} min: {note}", flush=True)
+    # Kernels are processes of their own and take their number of threads from the environment.
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, os.cpu_count() // jobs)))
+    with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
+        futures = {}
+        for name, entry in chosen.items():
+            parameters = {**entry.get("parameters", {}), **(study["smoke"].get(entry["notebook"], {}) if smoke else {})}
+            futures[pool.submit(execute, name, entry, parameters, runs)] = name
+        print(f"{len(chosen)} runs: {', '.join(chosen)}", flush=True)
+        for future in as_completed(futures):
+            status, seconds, note = future.result()
+            rows.append({"run": futures[future], "status": status, "minutes": round(seconds / 60, 1), "note": note})
+            print(f"  {futures[future]}: {status} in {seconds / 60:.1f} min: {note}", flush=True)
     return pd.DataFrame(rows)
