@@ -52,7 +52,8 @@ def load_generator(name):
     logging.disable_progress_bar()
     source = _local(name, "generator") or name
     try:
-        pipe = StableDiffusionPipeline.from_pretrained(source, safety_checker=None, requires_safety_checker=False)
+        pipe = StableDiffusionPipeline.from_pretrained(source, dtype=torch.float32, safety_checker=None,
+                                                       requires_safety_checker=False)
     except (OSError, ValueError) as error:
         raise ModelMissingError(f"the generator {name!r} cannot be loaded. Download it where a network is at hand "
                                 f"(`hf download {name}`), point HF_HOME to that cache, or set generator=<folder in diffusers "

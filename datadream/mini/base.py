@@ -110,7 +110,7 @@ def random_times(n):
     return (shares * NOISE["num_train_timesteps"]).long()
 
 
-def train_generator(work, bank, steps=9000, batch=64, lr=1e-3, pool=60_000, seed=0):
+def train_generator(work, bank, steps=5500, batch=64, lr=1e-3, pool=60_000, seed=0):
     """Train the UNet from nothing and the CLIP's text tower further, on captioned print with the DDPM loss; save the pipeline.
 
     10 % of the captions are empty (classifier-free guidance), 30 % name the tones. Needs the autoencoder and the CLIP in `work`.
@@ -141,11 +141,14 @@ def train_generator(work, bank, steps=9000, batch=64, lr=1e-3, pool=60_000, seed
 
 
 def save_generator(folder, vae, text, tokenizer, unet):
-    """Write the four parts and a PNDM scheduler, the paper's sampler, as a StableDiffusionPipeline folder."""
+    """Write the four parts and a PNDM scheduler, the paper's sampler, as a StableDiffusionPipeline folder.
+
+    The UNet is stored in half precision, which halves the repository's largest file; it is loaded and used in float32.
+    """
     from diffusers import PNDMScheduler, StableDiffusionPipeline
 
     scheduler = PNDMScheduler(**NOISE, skip_prk_steps=True, steps_offset=1, set_alpha_to_one=False)
-    StableDiffusionPipeline(vae=vae, text_encoder=text, tokenizer=tokenizer, unet=unet, scheduler=scheduler, safety_checker=None,
+    StableDiffusionPipeline(vae=vae, text_encoder=text, tokenizer=tokenizer, unet=unet.half(), scheduler=scheduler, safety_checker=None,
                             feature_extractor=None, requires_safety_checker=False).save_pretrained(folder)
 
 
