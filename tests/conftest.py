@@ -9,6 +9,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import dataclasses
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +20,10 @@ from PIL import Image
 from datadream import data
 from datadream.config import recipe
 from datadream.store import Store
+
+ROOT = Path(__file__).resolve().parents[1]
+# Processes and kernels that a test starts import this checkout, whether it is installed or not.
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
 
 # No deadline: a slow machine is no failure. Derandomised: the same code gives the same verdict.
 settings.register_profile("suite", deadline=None, derandomize=True, max_examples=50,
@@ -124,7 +129,7 @@ def folder(tmp_path_factory):
 def tiny(models):
     """Return the overrides that make every stage take a blink on the tiny models; alpha is unlike rank on purpose."""
     return {"generator": models.generator, "classifier": models.classifier, "resolution": 16,
-            "adapt.rank": 2, "adapt.alpha": 6, "adapt.lr": 5e-2, "adapt.batch": 2, "adapt.epochs": 3, "adapt.warmup": 1,
+            "adapt.rank": 2, "adapt.alpha": 6, "adapt.lr": 5e-2, "adapt.batch": 4, "adapt.epochs": 2, "adapt.warmup": 1,
             "generate.images": 5, "generate.steps": 2, "generate.scheduler": "pipeline", "generate.batch": 2,
             "classify.rank": 2, "classify.alpha": 6, "classify.lr": 1e-2, "classify.batch": 6, "classify.epochs": 3,
             "classify.warmup": 1, "classify.evaluations": 3}

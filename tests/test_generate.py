@@ -1,0 +1,287 @@
+"""Synthesis: one seed per image, per-class adapters, no residue, and a folder that other libraries read."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+import torch
+from conftest import CLASSES, Killed, dies_at
+from PIL import Image
+
+from datadream import generate as package
+from datadream.adapt import adapt, adapter_inputs
+from datadream.config import ConfigError, key
+from datadream.data import few_shots
+from datadream.generate import generate, generation_inputs, image_seed, make_scheduler, read, sample, with_adapter
+from datadream.models import load_generator
+from datadream.store import Store, digest
+
+
+def pixels(folder):
+    """Return the PNG files of an artifact as arrays by relative path."""
+    return {str(file.relative_to(folder)): np.asarray(Image.open(file)).astype(int) for file in sorted(folder.rglob("*.png"))}
+
+
+def digests(folder):
+    """Return the digest of every file of an artifact but its manifest, which has the time in it."""
+    return {str(file.relative_to(folder)): digest(file) for file in sorted(folder.rglob("*")) if file.is_file() and file.name != "manifest.json"}
+
+
+def draw(recipe, adapter=None, text="a photo of a seven", seeds=(1, 2, 3)):
+    """Return images sampled with an adapter, as one array."""
+    found = []
+    with_adapter(recipe, adapter, lambda pipe: found.extend(sample(pipe, [text] * len(seeds), list(seeds), recipe.generate, recipe.resolution)))
+    return np.stack([np.asarray(image).astype(int) for image in found])
+
+
+# One seed per image.
+
+def test_an_image_is_the_same_whatever_the_batch_size(make, dataset, shots, tmp_path):
+    """The noise is the same to the bit; a matrix product rounds a little differently with the number of rows, so that a pixel
+    at the edge between two of its 256 values may fall to the other side."""
+    found = {}
+    for batch in (1, 2, 5, 64):
+        folder = generate(make("base", {"generate.batch": batch}), dataset, shots, Store(tmp_path / str(batch)))
+        found[batch] = pixels(folder)
+        assert digest(folder / "train" / "metadata.jsonl") == digest(tmp_path / "1" / folder.name / "train" / "metadata.jsonl")
+    assert len(found[1]) == 15
+    for batch in (2, 5, 64):
+        assert found[batch].keys() == found[1].keys()
+        assert all(np.abs(found[batch][name] - found[1][name]).max() <= 1 for name in found[1])
+
+
+def test_an_image_is_the_same_whatever_stands_beside_it(make):
+    recipe = make("base")
+    seeds = [5, 6, 7, 8]
+    forward, backward = draw(recipe, seeds=seeds), draw(recipe, seeds=seeds[::-1])
+    assert np.abs(forward - backward[::-1]).max() <= 1
+    assert np.abs(forward[0] - forward[1]).max() > 10, "two seeds give two images"
+
+
+def test_images_and_classes_and_seeds_all_differ_in_their_seed():
+    seeds = {image_seed(seed, label, index) for seed in range(3) for label in range(4) for index in range(50)}
+    assert len(seeds) == 3 * 4 * 50
+
+
+def test_more_images_leave_the_first_ones_as_they_are(make, dataset, shots, store):
+    few = pixels(generate(make("base", {"generate.images": 2}), dataset, shots, store))
+    many = pixels(generate(make("base", {"generate.images": 4}), dataset, shots, store))
+    assert len(few) == 6 and len(many) == 12
+    assert all(np.array_equal(few[name], many[name]) for name in few)  # the batch is two, so the first batches are the same
+
+
+def test_the_callers_random_state_has_no_say(make, dataset, shots, tmp_path):
+    found = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        found.append(digests(generate(make("base"), dataset, shots, Store(tmp_path / str(seed)))))
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("field, value", [("generate.guidance", 4.0), ("generate.steps", 3), ("generate.scheduler", "DDIMScheduler")])
+def test_each_option_reaches_the_pipeline(make, field, value):
+    recipe = make("base", {field: value})
+    assert not np.array_equal(draw(recipe), draw(make("base")))
+
+
+def test_guidance_one_is_the_conditional_prediction_alone(make):
+    """At scale 1 the prompt still matters and the empty prompt does not: the pipeline runs the network on no other text."""
+    recipe, texts = make("base", {"generate.guidance": 1.0}), []
+    pipe = load_generator(recipe.generator)
+    handle = pipe.text_encoder.register_forward_pre_hook(
+        lambda module, args, kwargs: texts.extend((args[0] if args else kwargs["input_ids"]).tolist()), with_kwargs=True)
+    try:
+        draw(recipe, seeds=(1,))
+    finally:
+        handle.remove()
+    assert [pipe.tokenizer.decode(row, skip_special_tokens=True).replace(" ", "") for row in texts] == ["aphotoofaseven"]
+
+
+# What is written.
+
+def test_the_folder_its_metadata_and_its_map_of_names(make, slashed, store):
+    recipe, shots = make("dset"), few_shots(slashed, 2, 0)
+    folder = generate(recipe, slashed, shots, store)
+    names = json.loads((folder / "classes.json").read_text())
+    assert list(names.values()) == list(slashed.classes)
+    assert sorted(path.name for path in (folder / "train").iterdir()) == sorted([*names, "metadata.jsonl"])
+    rows = [json.loads(line) for line in (folder / "train" / "metadata.jsonl").read_text().splitlines()]
+    adapter = key("adapt", **adapter_inputs(recipe, slashed))
+    expected = [{"file_name": f"{directory}/{index:06d}.png", "prompt": f"a photo of a {name}", "class": name, "label": label,
+                 "seed": image_seed(0, label, index), "adapter": adapter}
+                for label, (directory, name) in enumerate(names.items()) for index in range(5)]
+    assert rows == expected
+    for row in rows:
+        with Image.open(folder / "train" / row["file_name"]) as image:
+            assert image.size == (16, 16) and image.mode == "RGB" and image.format == "PNG"
+    assert folder.name == key("generate", **generation_inputs(recipe, slashed)) and store.done(folder.name)
+
+
+def test_reading_a_set_back_keeps_images_with_labels(make, dataset, shots, store):
+    images = read(generate(make("base"), dataset, shots, store))
+    assert images.labels == (0,) * 5 + (1,) * 5 + (2,) * 5
+    assert all(f"/{CLASSES[label]}/" in source for source, label in zip(images.sources, images.labels))
+    assert images.open(14).size == (16, 16)
+
+
+def test_torchvision_reads_the_set(make, slashed, store):
+    from torchvision.datasets import ImageFolder
+
+    folder = generate(make("base"), slashed, few_shots(slashed, 2, 0), store)
+    names = json.loads((folder / "classes.json").read_text())
+    found = ImageFolder(folder / "train")
+    assert found.classes == sorted(names) and len(found) == 15
+    assert sorted(names[found.classes[label]] for _, label in found.samples) == sorted(list(slashed.classes) * 5)
+
+
+def test_the_datasets_library_reads_the_set_with_its_metadata(make, slashed, store, tmp_path):
+    import datasets
+
+    folder = generate(make("base"), slashed, few_shots(slashed, 2, 0), store)
+    table = datasets.load_dataset("imagefolder", data_dir=str(folder), split="train", cache_dir=str(tmp_path / "cache"))
+    assert len(table) == 15
+    rows = {json.loads(line)["seed"]: json.loads(line) for line in (folder / "train" / "metadata.jsonl").read_text().splitlines()}
+    for row in table:
+        known = rows[row["seed"]]
+        assert (row["prompt"], row["class"], row["label"]) == (known["prompt"], known["class"], known["label"])
+        assert np.array_equal(np.asarray(row["image"]), np.asarray(Image.open(folder / "train" / known["file_name"])))
+
+
+# Adapters.
+
+def test_the_base_generator_is_the_same_before_and_after_an_adapter(make, dataset, shots, store):
+    recipe, pipe = make("dset"), load_generator(make("dset").generator)
+    own, before = pipe.scheduler, draw(make("base"))
+    for text_encoder in (True, False):
+        adapter = adapt(make("dset", {"adapt.text_encoder": text_encoder}), dataset, shots, store)
+        adapted = draw(recipe, adapter)
+        assert np.abs(adapted - before).max() > 1, "the adapter changes the images"
+        assert np.array_equal(draw(make("base")), before), "bit for bit"
+        assert np.array_equal(draw(recipe, adapter), adapted)
+    assert pipe.scheduler is own
+    assert not any("lora" in name for part in (pipe.unet, pipe.text_encoder) for name, _ in part.named_parameters())
+
+
+def test_a_failure_while_sampling_leaves_no_residue_either(make, dataset, shots, store):
+    recipe, before = make("dset", {"generate.scheduler": "DDIMScheduler"}), draw(make("base"))
+    pipe = load_generator(recipe.generator)
+    own = pipe.scheduler
+
+    def fail(pipe):
+        raise RuntimeError("no memory")
+
+    with pytest.raises(RuntimeError, match="no memory"):
+        with_adapter(recipe, adapt(recipe, dataset, shots, store), fail)
+    assert pipe.scheduler is own and np.array_equal(draw(make("base")), before)
+
+
+def test_class_wise_generation_uses_each_classs_own_adapter(make, dataset, shots, store):
+    recipe = make("cls")
+    folder = generate(recipe, dataset, shots, store)
+    keys = [key("adapt", **adapter_inputs(recipe, dataset, label)) for label in range(3)]
+    rows = [json.loads(line) for line in (folder / "train" / "metadata.jsonl").read_text().splitlines()]
+    assert [row["adapter"] for row in rows] == [k for k in keys for _ in range(5)] and len(set(keys)) == 3
+    found = pixels(folder)
+    for label, name in enumerate(CLASSES):
+        seeds = [image_seed(0, label, i) for i in range(2)]  # the first batch
+        images = [draw(recipe, store.folder(k), f"a photo of a {name}", seeds) for k in keys]
+        written = np.stack([found[f"train/{name}/{i:06d}.png"] for i in range(2)])
+        assert np.array_equal(images[label], written)
+        assert all(np.abs(images[other] - written).max() > 1 for other in range(3) if other != label)
+
+
+def test_the_data_sets_adapter_is_one(make, dataset, shots, store):
+    recipe = make("dset")
+    rows = [json.loads(line) for line in (generate(recipe, dataset, shots, store) / "train" / "metadata.jsonl").read_text().splitlines()]
+    assert {row["adapter"] for row in rows} == {key("adapt", **adapter_inputs(recipe, dataset))}
+
+
+def test_the_un_adapted_generator_trains_nothing(make, dataset, shots, store):
+    rows = [json.loads(line) for line in (generate(make("base"), dataset, shots, store) / "train" / "metadata.jsonl").read_text().splitlines()]
+    assert {row["adapter"] for row in rows} == {None}
+    assert not list(store.root.glob("adapt-*"))
+
+
+def test_the_time_of_the_adapters_is_counted_once(make, dataset, shots, store, monkeypatch):
+    """A record adds up the seconds of its artifacts; here the clock moves by ten in each adaptation and stands still else."""
+    from datadream import adapt as adaptation
+    from datadream import store as clockwork
+
+    clock = [0.0]
+    monkeypatch.setattr(clockwork.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(adaptation, "train_adapter", lambda *args: clock.__setitem__(0, clock[0] + 10))
+    folder = generate(make("cls"), dataset, shots, store)
+    assert [store.manifest(path.name)["seconds"] for path in sorted(store.root.glob("adapt-*"))] == [10, 10, 10]
+    assert store.manifest(folder.name)["seconds"] == 0
+
+
+# Killed and continued.
+
+@pytest.mark.parametrize("method, call", [("base", 1), ("base", 2), ("base", 8), ("base", 15), ("cls", 8)])
+def test_a_killed_generation_continues_to_the_same_bytes(make, dataset, shots, tmp_path, method, call):
+    recipe, store = make(method), Store(tmp_path / "killed")
+    whole = generate(recipe, dataset, shots, Store(tmp_path / "whole"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(package, "_save", dies_at(package._save, call))
+        with pytest.raises(Killed):
+            generate(recipe, dataset, shots, store)
+    assert not store.folder(whole.name).exists()
+    torch.manual_seed(call)
+    calls = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(package, "sample", lambda *args: (calls.append(1), sample(*args))[1])
+        folder = generate(recipe, dataset, shots, store)
+    assert digests(folder) == digests(whole)
+    assert len(calls) == {1: 9, 2: 9, 8: 5, 15: 1}[call], "finished batches are not sampled again; an unfinished one is, whole"
+
+
+def test_a_kill_while_an_image_is_written_leaves_no_half_image(make, dataset, shots, tmp_path):
+    recipe, store = make("base"), Store(tmp_path / "killed")
+    whole = generate(recipe, dataset, shots, Store(tmp_path / "whole"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(package.os, "replace", dies_at(os.replace, 7))
+        with pytest.raises(Killed):
+            generate(recipe, dataset, shots, store)
+    assert digests(generate(recipe, dataset, shots, store)) == digests(whole)
+
+
+def test_a_finished_set_is_not_made_again(make, dataset, shots, store, monkeypatch):
+    folder = generate(make("cls"), dataset, shots, store)
+    monkeypatch.setattr(package, "load_generator", lambda name: pytest.fail("the store has it"))
+    assert generate(make("cls+real", {"generate.batch": 3}), dataset, shots, store) == folder
+
+
+def test_a_damaged_set_is_made_again_to_the_same_bytes(make, dataset, shots, store):
+    folder = generate(make("base"), dataset, shots, store)
+    whole, image = digests(folder), next(folder.rglob("*.png"))
+    image.write_bytes(image.read_bytes()[:20])
+    assert digests(generate(make("base"), dataset, shots, store)) == whole
+
+
+# Failures.
+
+def test_an_unknown_scheduler_names_the_near_miss_before_anything_is_trained(make, dataset, shots, store):
+    with pytest.raises(ConfigError) as caught:
+        generate(make("dset", {"generate.scheduler": "DDIMSchedular"}), dataset, shots, store)
+    assert "'DDIMSchedular'" in str(caught.value) and "Did you mean 'DDIMScheduler'" in str(caught.value)
+    assert not list(store.root.glob("adapt-*")), "hours of adaptation must not come before the message"
+
+
+def test_a_resolution_that_the_autoencoder_cannot_make_is_refused_before_anything_is_trained(make, dataset, shots, store):
+    with pytest.raises((ConfigError, ValueError), match="20"):
+        generate(make("dset", {"resolution": 20}), dataset, shots, store)
+    assert not list(store.root.glob("adapt-*"))
+
+
+def test_a_scheduler_keeps_the_pipelines_noise_schedule(make):
+    pipe = load_generator(make("base").generator)
+    for name in ("pipeline", "DPMSolverMultistepScheduler", "DDIMScheduler"):
+        scheduler = make_scheduler(pipe, name)
+        assert scheduler is not pipe.scheduler and torch.equal(scheduler.alphas_cumprod, pipe.scheduler.alphas_cumprod)
+        assert type(scheduler).__name__ == {"pipeline": "PNDMScheduler"}.get(name, name)
+
+
+def test_the_recipes_seed_changes_every_image(make, dataset, shots, tmp_path):
+    one, other = (pixels(generate(make("base", seed=seed), dataset, shots, Store(tmp_path / "store"))) for seed in (0, 1))
+    assert all(not np.array_equal(one[name], other[name]) for name in one)

@@ -1,0 +1,116 @@
+"""Figures: each plot draws what it is given, on an opaque ground, in the one palette."""
+
+import warnings
+
+import matplotlib.colors
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+from datadream import plots
+from datadream.config import METHODS
+
+
+def summary(*methods):
+    """Return a summary of these methods as records.summary gives it."""
+    return pd.DataFrame([{"method": m, "title": METHODS[m].title, "seeds": 2, "top1": 50.0 + i, "low": 48.0 + i, "high": 52.0 + i, "validation": 50.0}
+                         for i, m in enumerate(methods)])
+
+
+def curves(*rows):
+    """Return a table with the columns that plot_curves reads: (method, curve of accuracies)."""
+    return pd.DataFrame([{"method": m, "curve": [{"step": 10 * (i + 1), "val": v, "loss": 1.0} for i, v in enumerate(values)]} for m, values in rows])
+
+
+FIGURES = {
+    "main table": lambda: plots.plot_main_table(summary(*METHODS), "title"),
+    "samples": lambda: plots.plot_samples({"Real": [[Image.new("L", (8, 8), 9)] * 2] * 3, "Base": [[Image.new("RGB", (16, 16))] * 2] * 3}, ["a", "b", "c"]),
+    "confusion": lambda: plots.plot_confusion([[3, 1], [0, 4]], ["a", "b"]),
+    "curves": lambda: plots.plot_curves(curves(("real", [0.4, 0.5]), ("dset", [0.3, 0.6]))),
+    "lines": lambda: plots.plot_lines({"x": ([1, 2], [3, 4]), "y": ([1, 2], [4, 5])}, "step", "loss", log=True),
+}
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_plot_returns_an_opaque_figure_that_can_be_saved(name, tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figure = FIGURES[name]()
+        figure.savefig(tmp_path / "figure.png")
+    assert isinstance(figure, Figure)
+    corner = np.asarray(Image.open(tmp_path / "figure.png").convert("RGBA"))[0, 0]
+    assert corner.tolist() == [255, 255, 255, 255], "white, so that it can be read in dark mode"
+
+
+def test_a_figure_is_shown_once():
+    """pyplot keeps no figure open: a notebook would draw it twice, and a long study would fill the memory."""
+    import matplotlib.pyplot as plt
+
+    for name in FIGURES:
+        FIGURES[name]()
+    assert plt.get_fignums() == []
+
+
+def test_every_method_has_a_colour_and_a_generator_keeps_its_own():
+    assert set(plots.COLOURS) == set(METHODS)
+    for name, row in METHODS.items():
+        if row.generator and row.real:
+            assert plots.COLOURS[name] == plots.COLOURS[name.removesuffix("+real")]
+    alone = [plots.COLOURS[name] for name, row in METHODS.items() if not (row.generator and row.real)]
+    assert len(set(alone)) == len(alone)
+
+
+def test_the_main_table_draws_each_method_at_its_number():
+    axis = plots.plot_main_table(summary("real", "dset", "dset+real")).axes[0]
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["DataDream (dataset) + real", "DataDream (dataset)", "Real only"]
+    dots = {line.get_ydata()[0]: line for line in axis.lines if line.get_marker() == "o"}
+    assert {y: line.get_xdata()[0] for y, line in dots.items()} == {2: 50.0, 1: 51.0, 0: 52.0}
+    hollow = {y for y, line in dots.items() if line.get_markerfacecolor() == "white"}
+    assert hollow == {1}, "a filled dot has real images"
+    spans = [tuple(line.get_xdata()) for line in axis.lines if line.get_marker() != "o"]
+    assert sorted(spans) == [(48.0, 52.0), (49.0, 53.0), (50.0, 54.0)]
+
+
+def test_samples_are_drawn_a_column_per_class():
+    red, blue = (Image.new("RGB", (8, 8), colour) for colour in ("red", "blue"))
+    figure = plots.plot_samples({"Real": [[red, red], [blue, blue]], "Few": [[red], [blue, blue]]}, ["r", "b"])
+    canvas = np.asarray(figure.axes[0].images[0].get_array())
+    assert canvas.shape[:2] == (18, 18)
+    assert canvas[4, 4].tolist() == [255, 0, 0] and canvas[4, 13].tolist() == [0, 0, 255] and canvas[13, 4].tolist() == [255, 0, 0]
+    few = np.asarray(figure.axes[1].images[0].get_array())
+    assert few[13, 4].tolist() == [255, 255, 255], "a class with fewer images leaves white"
+    assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["r", "b"]
+
+
+def test_the_confusion_matrix_is_shown_as_shares_of_the_true_class():
+    axis = plots.plot_confusion([[6, 2], [0, 0]], ["a", "b"]).axes[0]
+    assert np.asarray(axis.images[0].get_array()).tolist() == [[75.0, 25.0], [0.0, 0.0]]  # an empty class is no division by zero
+    assert sorted(text.get_text() for text in axis.texts) == ["25", "75"]
+    assert (axis.get_ylabel(), axis.get_xlabel()) == ("true", "predicted")
+
+
+def test_curves_are_averaged_over_seeds():
+    axis = plots.plot_curves(curves(("real", [0.4, 0.6]), ("real", [0.6, 0.8]), ("clip", []), ("dset", [0.1, 0.2]))).axes[0]
+    lines = {line.get_label(): line for line in axis.lines}
+    assert set(lines) == {"Real only", "DataDream (dataset)"}
+    assert lines["Real only"].get_xdata().tolist() == [10, 20]
+    assert lines["Real only"].get_ydata().tolist() == pytest.approx([50.0, 70.0])
+    assert matplotlib.colors.same_color(lines["DataDream (dataset)"].get_color(), plots.COLOURS["dset"])
+    assert lines["Real only"].get_linestyle() == "-" and lines["DataDream (dataset)"].get_linestyle() == "--"
+
+
+def test_curves_of_an_untrained_method_alone_are_an_empty_figure():
+    """`methods = ["clip"]` in the notebook: nothing was trained, so there is no curve, no legend and no warning."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not plots.plot_curves(curves(("clip", []))).axes[0].lines
+
+
+def test_lines_have_their_labels_and_scale():
+    axis = plots.plot_lines({"a": ([1, 2], [3, 4])}, "step", "loss", "title").axes[0]
+    assert axis.get_legend() is None and axis.get_yscale() == "linear"
+    axis = FIGURES["lines"]().axes[0]
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["x", "y"] and axis.get_yscale() == "log"
+    assert (axis.get_xlabel(), axis.get_ylabel()) == ("step", "loss")

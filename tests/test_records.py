@@ -1,0 +1,140 @@
+"""The table of results: one row per cell, seeds aggregated, differences paired, and validation alone choosing between variants."""
+
+import json
+import math
+
+import pandas as pd
+import pytest
+from scipy import stats
+
+from datadream import config, records
+from datadream.metrics import mean_interval, wilson
+
+
+def record(method="real", seed=0, top1=0.5, val=0.5, dataset="mnist", **overrides):
+    """Return a record as study.run writes it."""
+    recipe = config.as_dict(config.recipe(method=method, seed=seed, dataset=dataset, overrides=overrides))
+    correct = round(200 * top1)
+    low, high = wilson(correct, 200)
+    part = {"top1": correct / 200, "low": low, "high": high, "total": 200, "per_class": [top1], "confusion": [[correct]]}
+    return {"key": f"record-{method}-{seed}-{dataset}-{json.dumps(overrides)}", "recipe": recipe, "curve": [{"step": 1, "val": val, "loss": 1.0}],
+            "result": {"test": part, "val": {**part, "top1": val}}, "seconds": {"adapt": 1.5, "train": 2.0}, "artifacts": {"judge": "judge-1"},
+            "created": "2025-01-01T00:00:00Z", "commit": "abc", "dirty": False, "device": "a CPU", "versions": {}, "python": "3"}
+
+
+def table(folder, *some):
+    """Write records and read them back as the table."""
+    folder.mkdir(exist_ok=True)
+    for i, one in enumerate(some):
+        (folder / f"{i}.json").write_text(json.dumps(one))
+    return records.load_records(folder)
+
+
+def test_a_row_has_the_cell_and_its_numbers(tmp_path):
+    (row,) = table(tmp_path, record("dset+real", 3, 0.75, 0.6, **{"generate.images": 7})).to_dict("records")
+    assert (row["method"], row["seed"], row["dataset"], row["profile"], row["shots"], row["images"]) == ("dset+real", 3, "mnist", "mini", 16, 7)
+    assert (row["top1"], row["val_top1"], row["total"], row["seconds"]) == (0.75, 0.6, 200, 3.5)
+    assert (row["low"], row["high"]) == wilson(150, 200)
+    assert row["recipe"]["generate.images"] == 7 and row["curve"][0]["val"] == 0.6
+
+
+def test_the_table_is_sorted_as_the_methods_are(tmp_path):
+    found = table(tmp_path, record("dset", 1), record("real", 1), record("dset", 0), record("clip", 0), record("real", 0))
+    assert list(zip(found["method"], found["seed"])) == [("clip", 0), ("real", 0), ("real", 1), ("dset", 0), ("dset", 1)]
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_no_record_is_an_empty_table_with_columns(tmp_path, exists):
+    folder = tmp_path / "records"
+    if exists:
+        folder.mkdir()
+    found = records.load_records(folder)
+    assert len(found) == 0 and {"method", "seed", "top1", "val_top1", "recipe"} <= set(found.columns)
+    assert len(records.summary(found)) == 0
+
+
+def test_the_records_of_the_environments_store_are_the_default(tmp_path, monkeypatch):
+    monkeypatch.setenv("DATADREAM_STORE", str(tmp_path))
+    table(tmp_path / "records", record())
+    assert len(records.load_records()) == 1
+
+
+def test_select_takes_the_rows_that_match_everything(tmp_path):
+    found = table(tmp_path, record("real", 0), record("real", 1), record("dset", 0), record("real", 0, dataset="optdigits"))
+    assert len(records.select(found, method="real")) == 3
+    assert records.select(found, method="real", dataset="mnist")["seed"].tolist() == [0, 1]
+    assert len(records.select(found, method="cls")) == 0
+
+
+def test_the_summary_of_seeds_is_students_interval_in_percent(tmp_path):
+    found = table(tmp_path, *(record("real", seed, top1, val) for seed, (top1, val) in enumerate([(0.5, 0.4), (0.6, 0.5), (0.7, 0.6)])))
+    (row,) = records.summary(found).to_dict("records")
+    mean, low, high = mean_interval([50, 60, 70])
+    assert (row["method"], row["title"], row["seeds"]) == ("real", "Real only", 3)
+    assert (row["top1"], row["low"], row["high"], row["validation"]) == pytest.approx((mean, low, high, 50.0))
+
+
+def test_the_summary_of_one_seed_is_wilsons_interval(tmp_path):
+    (row,) = records.summary(table(tmp_path, record("real", 0, 0.6))).to_dict("records")
+    assert (row["top1"], row["low"], row["high"]) == pytest.approx([60.0, *(100 * end for end in wilson(120, 200))])
+
+
+def test_the_difference_is_paired_by_seed(tmp_path):
+    """The seeds differ by far more than the methods; only the pairing shows the difference. Seed 3 has no partner."""
+    pairs = {0: (0.30, 0.25), 1: (0.70, 0.64), 2: (0.90, 0.86)}
+    found = table(tmp_path, *(record("dset", s, a) for s, (a, _) in pairs.items()), *(record("base", s, b) for s, (_, b) in pairs.items()),
+                  record("dset", 3, 0.1))
+    result = records.paired(found, "dset", "base")
+    expected = stats.ttest_rel([30, 70, 90], [25, 64, 86])
+    interval = expected.confidence_interval()
+    assert result["seeds"] == 3 and (result["better"], result["baseline"]) == ("dset", "base")
+    assert (result["difference"], result["low"], result["high"]) == pytest.approx((5.0, interval.low, interval.high))
+    assert result["low"] > 0
+    assert records.paired(found, "base", "dset")["difference"] == pytest.approx(-5.0)
+
+
+def test_one_pair_has_a_difference_and_no_interval(tmp_path):
+    result = records.paired(table(tmp_path, record("dset", 0, 0.6), record("base", 0, 0.5)), "dset", "base")
+    assert result["difference"] == pytest.approx(10.0) and math.isnan(result["low"])
+    assert "no interval" in records.sentence(result, "A", "B")
+
+
+def test_a_method_without_records_is_named(tmp_path):
+    with pytest.raises(KeyError, match="cls"):
+        records.paired(table(tmp_path, record("base", 0)), "cls", "base")
+
+
+@pytest.mark.parametrize("low, high, words", [(1.0, 3.0, "clear of zero"), (-3.0, -1.0, "clear of zero"), (-1.0, 3.0, "no difference is shown")])
+def test_the_sentence_claims_no_more_than_the_interval(low, high, words):
+    text = records.sentence({"difference": (low + high) / 2, "low": low, "high": high, "seeds": 5}, "DataDream", "Real only")
+    assert words in text and "DataDream minus Real only" in text and f"{low:+.1f} to {high:+.1f}" in text and "5 seeds" in text
+
+
+def test_validation_alone_chooses_between_variants(tmp_path):
+    """cls is better on test images, dset on validation images: a choice by test would be a choice on the answer."""
+    found = table(tmp_path, record("cls", 0, top1=0.9, val=0.5), record("cls", 1, top1=0.9, val=0.5),
+                  record("dset", 0, top1=0.6, val=0.4), record("dset", 1, top1=0.6, val=0.7),
+                  record("base", 0, top1=0.5), record("base", 1, top1=0.5), record("real", 0, top1=0.99, val=0.99))
+    assert records.best_by_validation(found, ["cls", "dset"]) == "dset"
+    assert records.best_by_validation(found.drop(columns="top1"), ["cls", "dset"]) == "dset"
+    assert records.best_by_validation(found, ["cls", "base"]) in ("cls", "base")
+    text = records.compare(found, ["cls", "dset"], "base")
+    assert text.startswith("DataDream (dataset) minus Un-adapted generator: +10.0 points")
+
+
+def test_what_is_shown_to_people(tmp_path):
+    shown = records.show(table(tmp_path, record("real", 0, 0.6), record("dset+real", 0, 0.7))).data
+    assert isinstance(shown, pd.DataFrame)
+    assert shown["Method"].tolist() == ["Real only", "DataDream (dataset) + real"] and shown["Top-1 %"].tolist() == ["60.0", "70.0"]
+
+
+def test_two_records_of_one_cell_are_not_two_seeds(tmp_path):
+    """Other images in the same folder, or another number of shots, give two records of one method and seed. A summary that
+    counts both as seeds would show an interval over seeds that nobody ran."""
+    found = table(tmp_path, record("real", 0, 0.5), record("real", 0, 0.9, **{"shots": 4}))
+    try:
+        (row,) = records.summary(found).to_dict("records")
+    except ValueError as error:
+        assert "seed" in str(error)
+    else:
+        assert row["seeds"] == 1

@@ -1,0 +1,188 @@
+"""Artifact folders: what counts as done, what a crash leaves, and what the manifest says."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import Killed, dies_at
+
+from datadream import store as package
+from datadream.store import Store, digest, provenance, write_json
+
+
+def build(folder, text="content"):
+    """Write a file and a file in a sub-folder."""
+    (folder / "deep").mkdir(exist_ok=True)
+    (folder / "a.txt").write_text(text)
+    (folder / "deep" / "b.txt").write_text(text * 2)
+
+
+def test_an_artifact_is_made_once(store):
+    calls = []
+    for _ in range(3):
+        folder = store.make("stage-1", {"seed": 1}, lambda work: (calls.append(work), build(work)))
+    assert len(calls) == 1 and folder == store.folder("stage-1") == store.root / "stage-1"
+    assert (folder / "deep" / "b.txt").read_text() == "contentcontent"
+    assert [path.name for path in store.root.iterdir() if path.is_dir()] == ["stage-1"]
+
+
+def test_the_manifest_says_what_where_and_when(store):
+    folder = store.make("stage-1", {"seed": 1, "names": ["a"]}, build)
+    manifest = store.manifest("stage-1")
+    assert manifest["key"] == "stage-1" and manifest["inputs"] == {"seed": 1, "names": ["a"]}
+    assert manifest["files"] == {name: [(folder / name).stat().st_size, digest(folder / name)] for name in ("a.txt", "deep/b.txt")}
+    assert manifest["seconds"] >= 0
+    time.strptime(manifest["created"], "%Y-%m-%dT%H:%M:%SZ")
+    assert provenance().items() <= manifest.items()
+    assert {"commit", "dirty", "versions", "python", "device"} <= set(manifest)
+    assert {"torch", "diffusers", "transformers", "peft", "open_clip_torch"} <= set(manifest["versions"])
+
+
+def test_nothing_is_done_in_an_empty_store(store):
+    assert not store.done("stage-1") and store.manifest("stage-1") is None
+
+
+@pytest.mark.parametrize("damage", [
+    lambda folder: (folder / "a.txt").write_text("cont"),
+    lambda folder: (folder / "a.txt").write_text(""),
+    lambda folder: (folder / "deep" / "b.txt").unlink(),
+    lambda folder: (folder / "manifest.json").unlink(),
+    lambda folder: (folder / "manifest.json").write_text(""),
+    lambda folder: (folder / "manifest.json").write_text((folder / "manifest.json").read_text()[:100]),
+    lambda folder: (folder / "manifest.json").write_text("{}"),
+    lambda folder: (folder / "manifest.json").write_text("null"),
+    lambda folder: (folder / "manifest.json").write_text('{"key": "of another version"}'),
+    lambda folder: (folder / "manifest.json").write_bytes(b"\xff\xfe\x00"),
+], ids=["truncated", "empty", "deleted", "no manifest", "empty manifest", "half a manifest", "{}", "null", "no files", "no text"])
+def test_a_damaged_artifact_is_not_done_and_is_made_again(store, damage):
+    folder = store.make("stage-1", {}, build)
+    damage(folder)
+    assert not store.done("stage-1")
+    calls = []
+    assert store.make("stage-1", {}, lambda work: (calls.append(1), build(work))) == folder
+    assert calls and store.done("stage-1") and (folder / "a.txt").read_text() == "content"
+
+
+def test_a_failed_build_leaves_nothing_that_looks_done(store):
+    def fail(work):
+        build(work)
+        raise RuntimeError("no disk")
+
+    with pytest.raises(RuntimeError, match="no disk"):
+        store.make("stage-1", {}, fail)
+    assert not store.done("stage-1") and not store.folder("stage-1").exists()
+
+
+def test_a_killed_build_finds_what_it_left(store):
+    def half(work):
+        (work / "a.txt").write_text("first half")
+        raise Killed
+
+    def rest(work):
+        assert (work / "a.txt").read_text() == "first half"
+        build(work)
+
+    with pytest.raises(Killed):
+        store.make("stage-1", {}, half)
+    store.make("stage-1", {}, rest)
+    assert store.done("stage-1") and not list(store.root.glob("*.partial"))
+
+
+@pytest.mark.parametrize("call", [1, 2])
+def test_a_kill_at_the_very_end_is_repaired(store, monkeypatch, call):
+    """The two last acts: the manifest takes its name, and then the folder."""
+    with monkeypatch.context() as patch:
+        patch.setattr(package.os, "replace", dies_at(os.replace, call))
+        with pytest.raises(Killed):
+            store.make("stage-1", {}, build)
+    assert not store.done("stage-1")
+    folder = store.make("stage-1", {}, build)
+    assert store.done("stage-1"), "what `make` returns is done"
+    assert set(store.manifest("stage-1")["files"]) == {"a.txt", "deep/b.txt"}
+    assert sorted(path.name for path in folder.iterdir()) == ["a.txt", "deep", "manifest.json"]
+
+
+def test_half_written_files_do_not_enter_an_artifact(store):
+    """The convention of the package: a file is written as <name>.part and renamed; a kill may leave the .part."""
+    def killed(work):
+        (work / "state.safetensors.part").write_text("half")
+        raise Killed
+
+    with pytest.raises(Killed):
+        store.make("stage-1", {}, killed)
+    folder = store.make("stage-1", {}, build)
+    assert sorted(path.name for path in folder.iterdir()) == ["a.txt", "deep", "manifest.json"]
+
+
+def test_two_keys_do_not_share_a_folder(store):
+    one, other = store.make("stage-1", {}, build), store.make("stage-2", {}, lambda work: build(work, "other"))
+    assert (one / "a.txt").read_text() == "content" and (other / "a.txt").read_text() == "other"
+
+
+def test_two_stores_see_the_same_artifacts(store):
+    store.make("stage-1", {}, build)
+    assert Store(store.root).done("stage-1")
+    assert Store(store.root).make("stage-1", {}, lambda work: pytest.fail("it is done")) == store.folder("stage-1")
+
+
+def test_the_store_lies_where_the_environment_says(tmp_path, monkeypatch):
+    monkeypatch.setenv("DATADREAM_STORE", str(tmp_path / "elsewhere"))
+    assert Store().make("stage-1", {}, build) == tmp_path / "elsewhere" / "stage-1"
+
+
+TWO = """
+import sys, time
+from pathlib import Path
+from datadream import store
+from datadream.store import Store
+
+store.provenance = dict  # it imports torch, which takes seconds
+root, name = Path(sys.argv[1]), sys.argv[2]
+(root / f"ready-{name}").touch()
+while len(list(root.glob("ready-*"))) < 2:
+    time.sleep(0.01)
+
+def build(work):
+    (root / f"built-{name}").touch()
+    time.sleep(0.5)  # long enough for the other process to come
+    (work / "a.txt").write_text("content")
+    (work / "b.txt").write_text("content")
+
+folder = Store(root / "store").make("stage-1", {}, build)
+assert (folder / "a.txt").read_text() == "content" and Store(root / "store").done("stage-1")
+"""
+
+
+def test_two_processes_that_need_one_artifact_make_it_once(tmp_path):
+    """Seeds and named runs run at once and share stages: zero-shot CLIP has no seed, and two runs may have a seed in common."""
+    processes = [subprocess.Popen([sys.executable, "-c", TWO, str(tmp_path), name], stderr=subprocess.PIPE, text=True) for name in "xy"]
+    errors = [process.communicate(timeout=120)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], errors
+    assert len(list(tmp_path.glob("built-*"))) == 1
+
+
+def test_json_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
+    write_json(tmp_path / "a.json", {"x": 1})
+    with monkeypatch.context() as patch:
+        patch.setattr(package.os, "replace", dies_at(os.replace, 1))
+        with pytest.raises(Killed):
+            write_json(tmp_path / "a.json", {"x": 2})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"x": 1}
+    with pytest.raises(ValueError):
+        write_json(tmp_path / "a.json", {"x": float("nan")})  # NaN is no JSON; other programs could not read it
+    assert json.loads((tmp_path / "a.json").read_text()) == {"x": 1}
+
+
+def test_the_digest_is_sha_256(tmp_path):
+    (tmp_path / "abc").write_bytes(b"abc")
+    assert digest(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_provenance_outside_a_checkout_is_unknown_rather_than_an_error(tmp_path, monkeypatch):
+    monkeypatch.setenv("DATADREAM_HOME", str(tmp_path))
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    found = provenance.__wrapped__()  # past the cache of this process
+    assert found["commit"] == "unknown" and found["dirty"] is False and found["versions"]["torch"]

@@ -1,0 +1,337 @@
+"""One cell, many cells, the plan, and the named runs of a study file: real stages, real papermill, tiny models."""
+
+import json
+import math
+import shutil
+from types import SimpleNamespace
+
+import nbformat
+import numpy as np
+import papermill
+import pytest
+import yaml
+from conftest import CLASSES, ROOT, draw_image, write_classes
+
+from datadream import study
+from datadream.config import METHODS, ConfigError, as_dict
+from datadream.data import DataError, few_shots
+from datadream.records import load_records
+from datadream.store import Store, provenance
+
+
+@pytest.fixture(scope="module")
+def finished(make, tmp_path_factory):
+    """Return every method's cell on one seed, run once for this file: store, recipes and the table."""
+    store = Store(tmp_path_factory.mktemp("finished"))
+    recipes = [make(method) for method in METHODS]
+    return SimpleNamespace(store=store, recipes=recipes, table=study.run_cells(recipes, store))
+
+
+# Cells.
+
+def test_cells_are_every_method_on_every_seed(tiny):
+    found = study.cells(["real", "dset"], [3, 5], {"adapt.rank": 2}, dataset="optdigits", shots=4)
+    assert [(one.method, one.seed) for one in found] == [("real", 3), ("dset", 3), ("real", 5), ("dset", 5)]
+    assert all(one.dataset == "optdigits" and one.shots == 4 and one.adapt.rank == 2 for one in found)
+    assert [one.method for one in study.cells()] == list(METHODS)
+
+
+def test_an_unknown_method_is_refused_before_anything_runs():
+    with pytest.raises(ConfigError, match="Did you mean 'dset'"):
+        study.cells(["real", "dste"])
+
+
+def test_a_row_per_cell_in_the_order_of_the_methods(finished):
+    table = finished.table
+    assert table["method"].tolist() == list(METHODS) and set(table["seed"]) == {0}
+    assert set(table["total"]) == {12} and table["top1"].between(0, 1).all()
+    assert ((table["low"] <= table["top1"]) & (table["top1"] <= table["high"])).all()
+
+
+def test_a_record_holds_the_whole_cell(finished):
+    for one in finished.recipes:
+        (record,) = [r for r in map(lambda f: json.loads(f.read_text()), (finished.store.root / "records").glob("*.json"))
+                     if r["recipe"]["method"] == one.method]
+        assert record["recipe"] == as_dict(one)
+        assert provenance().items() <= record.items()
+        assert set(record["result"]) == {"val", "test"} and len(record["result"]["test"]["per_class"]) == 3
+        stages = {"judge"} | ({"train"} if one.row.trained else set()) | ({"generate"} if one.row.generator else set())
+        stages |= {"adapt"} if one.row.generator in ("class", "dataset") else set()
+        assert set(record["seconds"]) == stages and all(value >= 0 for value in record["seconds"].values())
+        assert all(finished.store.done(key) for key in record["artifacts"].values())
+        assert [row["step"] for row in record["curve"]] == ([3, 6, 9] if one.row.trained else [])
+
+
+def test_methods_share_the_stages_that_they_have_in_common(finished):
+    count = {stage: len(list(finished.store.root.glob(f"{stage}-*"))) for stage in ("adapt", "generate", "train", "judge", "records/record")}
+    assert count == {"adapt": 1 + 3, "generate": 3, "train": 7, "judge": 8, "records/record": 8}
+    assert not list(finished.store.root.glob("*.partial"))
+
+
+def test_a_finished_cell_is_read_not_computed(finished, monkeypatch):
+    def only_read(store, key, inputs, build):
+        assert store.done(key), f"{key} would be computed again"
+        return store.folder(key)
+
+    monkeypatch.setattr(Store, "make", only_read)
+    again = study.run_cells(finished.recipes, finished.store)
+    assert again["created"].tolist() == finished.table["created"].tolist() and again["key"].tolist() == finished.table["key"].tolist()
+
+
+def test_only_these_cells_are_in_the_table(finished, make):
+    table = study.run_cells([make("real")], finished.store)
+    assert table["method"].tolist() == ["real"]
+    assert len(load_records(finished.store.root / "records")) == 8
+
+
+def test_a_cell_whose_adapters_were_deleted_to_save_space_still_runs(finished, make, tmp_path):
+    store = Store(shutil.copytree(finished.store.root, tmp_path / "copy"))
+    for folder in store.root.glob("adapt-*"):
+        shutil.rmtree(folder)
+    for file in (store.root / "records").iterdir():
+        file.unlink()
+    record = study.run(make("cls+real"), store)
+    assert record["result"]["test"]["total"] == 12
+
+
+def test_other_images_give_another_record(make, tmp_path, store):
+    for name in ("before", "after"):
+        write_classes(tmp_path / name, CLASSES, 12)
+    draw_image(9, 9).save(tmp_path / "after" / CLASSES[0] / "image 3.png")
+    keys = {study.run(make("clip", folder=str(tmp_path / name)), store)["artifacts"]["judge"] for name in ("before", "after")}
+    assert len(keys) == 2
+
+
+def test_seeds_in_two_processes_give_the_same_numbers_as_in_one(make, tmp_path):
+    """Zero-shot CLIP has no seed, so that both processes want the same artifact."""
+    recipes = [make(method, seed=seed) for seed in (0, 1) for method in ("clip", "real")]
+    tables = [study.run_cells(recipes, Store(tmp_path / str(workers)), workers) for workers in (1, 2)]
+    for table in tables:
+        assert list(zip(table["method"], table["seed"])) == [("clip", 0), ("clip", 1), ("real", 0), ("real", 1)]
+    assert tables[0][["top1", "val_top1", "key"]].equals(tables[1][["top1", "val_top1", "key"]])
+
+
+def test_too_few_images_stop_a_cell_with_the_class(make, store):
+    with pytest.raises(DataError, match="Boeing 747.*shots=50"):
+        study.run(make("real", shots=50), store)
+
+
+def test_samples_are_the_few_shots_and_each_generators_images(finished, dataset):
+    rows = study.sample_rows(finished.recipes, finished.store, depth=2)
+    assert list(rows) == ["Real few shots", "Un-adapted generator", "DataDream (class)", "DataDream (dataset)"]
+    assert all([len(column) for column in columns] == [2, 2, 2] for columns in rows.values())
+    shots = few_shots(dataset, 2, 0)
+    assert np.array_equal(np.asarray(rows["Real few shots"][1][0]), np.asarray(shots.open(2)))
+    assert rows["DataDream (class)"][0][0].size == (16, 16)
+
+
+# The plan.
+
+def test_the_plan_lists_each_stage_once_and_what_is_done(finished, store):
+    before, after = study.plan(finished.recipes, store), study.plan(finished.recipes, finished.store)
+    assert before["stage"].value_counts().to_dict() == {"adapt": 4, "generate": 3, "train": 7}
+    assert not before["done"].any() and after["done"].all()
+    assert before["key"].is_unique and (before["units"] > 0).all()
+    assert not store.root.exists(), "a plan makes nothing"
+
+
+def test_the_units_of_the_plan_are_images_times_steps(make, store):
+    units = study.plan([make("dset"), make("real")], store).groupby("stage")["units"].sum().to_dict()
+    assert units == {"adapt": 2 * 6, "generate": 5 * 3 * 2, "train": 2 * 9 * 6}
+    assert study.plan([make("cls")], store).query("stage == 'adapt'")["units"].tolist() == [2 * 2] * 3
+
+
+def test_the_plan_in_words(finished, make, store):
+    text = study.plan_text(finished.recipes, store)
+    for words in ("8 cells", "4 x adapt", "3 x generate", "7 x train", "0 stages are done", "minutes"):
+        assert words in text
+    text = study.plan_text(finished.recipes, finished.store)
+    assert "nothing" in text and "14 stages are done" in text and "about 0.0 minutes" in text
+    assert "unknown" in study.plan_text([make("dset", profile="paper")], store)
+    assert not math.isnan(study.plan([make("dset")], store)["seconds"].sum(skipna=False))
+
+
+# Study files.
+
+def write_notebook(folder, name, *cells, parameters="x = 1", kernel="python3"):
+    """Write a notebook template with a tagged parameters cell (unless None) and code cells."""
+    folder.mkdir(parents=True, exist_ok=True)
+    code = [nbformat.v4.new_code_cell(source) for source in cells]
+    if parameters is not None:
+        code.insert(0, nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]}))
+    metadata = {"kernelspec": {"name": kernel, "display_name": kernel, "language": "python"}, "language_info": {"name": "python"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=code, metadata=metadata), folder / f"{name}.ipynb")
+
+
+def write_study(home, runs, smoke=None):
+    """Write notebooks/study.yaml."""
+    (home / "notebooks").mkdir(parents=True, exist_ok=True)
+    (home / "notebooks" / "study.yaml").write_text(yaml.safe_dump({"runs": runs, "smoke": smoke or {}}, sort_keys=False))
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """Return an empty project folder that the package takes for its own."""
+    monkeypatch.setenv("DATADREAM_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def runs(home):
+    """Return the folder of executed notebooks."""
+    folder = home / "book" / "runs"
+    folder.mkdir(parents=True)
+    return folder
+
+
+def outputs(file):
+    """Return all text that a notebook printed."""
+    cells = json.loads(file.read_text())["cells"]
+    return "".join("".join(o.get("text", "")) for cell in cells for o in cell.get("outputs", []))
+
+
+def test_a_study_goes_on_after_a_failed_run_and_says_so(home, capsys):
+    """Two runs at once, at the size of a smoke test, whose parameters replace those of the run."""
+    write_notebook(home / "notebooks", "good", "print('x, y are', x, y)", parameters="x = 1\ny = 1")
+    write_notebook(home / "notebooks", "bad", "print('so far', x)", "raise ValueError('nothing here')")
+    write_study(home, {"first": {"notebook": "good", "parameters": {"x": 7, "y": 7}}, "second": {"notebook": "bad", "parameters": {"x": 3}},
+                       "third": {"notebook": "good"}, "other": {"notebook": "good", "groups": ["another"]}}, smoke={"good": {"x": 0}})
+    table = study.run_study(smoke=True, jobs=2).set_index("run")
+    assert table["status"].to_dict() == {"first": "done", "second": "failed", "third": "done"}
+    assert "ValueError: nothing here" in table.loc["second", "note"]
+    folder = home / "book" / "runs"
+    assert "x, y are 0 7" in outputs(folder / "first.ipynb") and "x, y are 0 1" in outputs(folder / "third.ipynb")
+    assert not (folder / "second.ipynb").exists() and not (folder / "other.ipynb").exists()
+    assert "so far 3" in outputs(folder / "second.failed.ipynb"), "the partial output is kept"
+    assert "second: failed" in capsys.readouterr().out
+
+
+def test_a_finished_run_is_skipped_until_its_parameters_or_template_change(home, runs):
+    write_notebook(home / "notebooks", "good", "print('x is', x)")
+
+    def once(parameters):
+        return study.execute("run", {"notebook": "good"}, parameters, runs)[0]
+
+    assert [once({"x": 2}), once({"x": 2})] == ["done", "done before"]
+    assert once({"x": 3}) == "done" and "x is 3" in outputs(runs / "run.ipynb")
+    write_notebook(home / "notebooks", "good", "print('now', x)")
+    assert once({"x": 3}) == "done" and "now 3" in outputs(runs / "run.ipynb")
+    assert [file.name for file in runs.iterdir()] == ["run.ipynb"]
+
+
+def test_a_failed_run_is_not_done_and_is_tried_again(home, runs):
+    write_notebook(home / "notebooks", "bad", "if x: raise ValueError('nothing here')")
+    for _ in range(2):
+        status, _, note = study.execute("run", {"notebook": "bad"}, {"x": 1}, runs)
+        assert status == "failed" and "run.failed.ipynb" in note
+    assert not (runs / "run.ipynb").exists()
+    # A page that looks whole but has the mark of an exception is not done either: papermill has ended well on such (its issue 501).
+    failed = json.loads((runs / "run.failed.ipynb").read_text())
+    failed["metadata"]["datadream"] = study._fingerprint(home / "notebooks" / "bad.ipynb", {"x": 1})
+    (runs / "run.ipynb").write_text(json.dumps(failed))
+    assert study.execute("run", {"notebook": "bad"}, {"x": 1}, runs)[0] == "failed"
+    assert study.execute("run", {"notebook": "bad"}, {"x": 0}, runs)[0] == "done"
+    assert [file.name for file in runs.iterdir()] == ["run.ipynb"]
+
+
+def test_a_damaged_page_is_made_again(home, runs):
+    write_notebook(home / "notebooks", "good", "print('x is', x)")
+    for content in ("", "{", "{}", '{"metadata": {}}'):
+        (runs / "run.ipynb").write_text(content)
+        fingerprint = study._fingerprint(home / "notebooks" / "good.ipynb", {})
+        assert not study._finished(runs / "run.ipynb", fingerprint)
+
+
+@pytest.mark.parametrize("name, prepare", [
+    ("no kernel", lambda folder: write_notebook(folder, "bad", kernel="no-such-kernel")),
+    ("no notebook", lambda folder: (folder / "bad.ipynb").write_text("{")),
+    ("dead kernel", lambda folder: write_notebook(folder, "bad", "import os, signal", "os.kill(os.getpid(), signal.SIGKILL)")),
+])
+def test_a_run_that_papermill_cannot_finish_is_failed_not_the_end_of_the_study(home, runs, name, prepare):
+    """A kernel that the system kills for its memory is the likeliest failure of a long study."""
+    (home / "notebooks").mkdir()
+    prepare(home / "notebooks")
+    status, _, note = study.execute("bad", {"notebook": "bad"}, {}, runs)
+    assert status == "failed" and note
+
+
+@pytest.mark.parametrize("template", ["x = 1  # the parameters", None])
+def test_a_parameter_that_the_notebook_does_not_have_is_refused(home, runs, template):
+    """papermill would define it and run on, so that a misspelt setting shows the result of another experiment."""
+    write_notebook(home / "notebooks", "good", "print('ran')", parameters=template)
+    write_study(home, {"run": {"notebook": "good", "parameters": {"dataste": "mnist"}}})
+    try:
+        entry = study.load_study()["runs"]["run"]
+    except ConfigError as error:
+        message = str(error)
+    else:
+        status, _, message = study.execute("run", entry, entry["parameters"], runs)
+        assert status == "failed"
+    assert "dataste" in message
+
+
+@pytest.mark.parametrize("names, group, chosen", [
+    ([], "default", ["a", "b"]), ([], "seeds", ["b", "c"]), (["c"], "default", ["c"]), (["b", "a"], "seeds", ["a", "b"])])
+def test_runs_are_chosen_by_name_or_group(names, group, chosen):
+    content = {"runs": {"a": {"notebook": "n"}, "b": {"notebook": "n", "groups": ["default", "seeds"]}, "c": {"notebook": "n", "groups": ["seeds"]}}}
+    assert list(study.choose(content, names, group)) == chosen
+
+
+@pytest.mark.parametrize("names, group, words", [
+    (["mnits"], "default", ["'mnits'", "mnist, optdigits", "Did you mean 'mnist'"]), ([], "sedes", ["'sedes'", "default, seeds"])])
+def test_what_is_not_in_the_study_is_refused(names, group, words):
+    content = {"runs": {"mnist": {"notebook": "n"}, "optdigits": {"notebook": "n", "groups": ["seeds"]}}}
+    with pytest.raises(ConfigError) as caught:
+        study.choose(content, names, group)
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+@pytest.mark.parametrize("content, words", [
+    (None, ["cannot be read"]),
+    ("runs: [", ["cannot be read as YAML"]),
+    ("- a\n- b", ["'runs'", "'smoke'"]),
+    ("runs: {}", ["'smoke'"]),
+    ("runs: []\nsmoke: {}", ["'runs'"]),
+    ("runs: {}\nsmoke: {}\nmore: 1", ["two top-level keys"]),
+    ("runs: {a: {notebok: good}}\nsmoke: {}", ["'a'", "notebok", "groups, notebook, parameters"]),
+    ("runs: {a: {groups: [default]}}\nsmoke: {}", ["'a'", "no notebook"]),
+    ("runs: {a: good}\nsmoke: {}", ["'a'", "no mapping"]),
+    ("runs: {a: {notebook: godo}}\nsmoke: {}", ["'a'", "'godo'", "notebooks"]),
+    ("runs: {a: {notebook: good, parameters: [1]}}\nsmoke: {}", ["'a'", "parameters"]),
+    ("runs: {a: {notebook: good, parameters: }}\nsmoke: {}", ["'a'", "parameters"]),
+    ("runs: {a: {notebook: good, groups: default}}\nsmoke: {}", ["'a'", "groups"]),
+    ("runs: {a: {notebook: good}}\nsmoke: ", ["'smoke'"]),
+])
+def test_a_bad_study_file_says_what_is_wrong(home, content, words):
+    write_notebook(home / "notebooks", "good")
+    if content is not None:
+        (home / "notebooks" / "study.yaml").write_text(content)
+    with pytest.raises(ConfigError) as caught:
+        study.load_study()
+    assert all(word in str(caught.value) for word in ["study.yaml", *words]), str(caught.value)
+
+
+def test_the_study_that_ships_is_sound_and_names_only_parameters_that_its_notebooks_have():
+    file = ROOT / "notebooks" / "study.yaml"
+    content = study.load_study(file)
+    assert "default" in {group for entry in content["runs"].values() for group in entry.get("groups", ["default"])}
+    for name, entry in content["runs"].items():
+        known = set(papermill.inspect_notebook(str(ROOT / "notebooks" / f"{entry['notebook']}.ipynb")))
+        wanted = {**entry.get("parameters", {}), **content["smoke"].get(entry["notebook"], {})}
+        assert set(wanted) <= known, f"run {name}"
+
+
+def test_the_data_set_notebook_runs_under_papermill(folder, tiny, tmp_path, monkeypatch):
+    """The template itself on the tiny models: every method, two seeds, all figures."""
+    monkeypatch.delenv("DATADREAM_HOME", raising=False)
+    papermill.execute_notebook(ROOT / "notebooks" / "dataset.ipynb", tmp_path / "out.ipynb", progress_bar=False, start_timeout=300,
+                               parameters={"dataset": "folder", "folder": folder, "shots": 2, "seeds": [0, 1], "overrides": tiny})
+    page = json.loads((tmp_path / "out.ipynb").read_text())
+    assert not page["metadata"]["papermill"]["exception"]
+    kinds = [kind for cell in page["cells"] for o in cell.get("outputs", []) for kind in o.get("data", {})]
+    assert kinds.count("image/png") >= 4 and kinds.count("text/html") >= 1
+    table = load_records(tmp_path / "artifacts" / "records")
+    assert sorted(zip(table["method"], table["seed"])) == sorted((m, s) for m in METHODS for s in (0, 1))
+    shown = json.dumps(page)
+    for row in METHODS.values():
+        assert row.title in shown
