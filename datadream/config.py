@@ -222,4 +222,5 @@ def paths():
     root = home()
     store = Path(os.environ.get("DATADREAM_STORE", root / "artifacts"))
     return {"home": root, "store": store, "records": store / "records", "notebooks": root / "notebooks",
-            "study": root / "notebooks" / "study.yaml", "runs": root / "book" / "runs", "mini": Path(__file__).parent / "mini"}
+            "study": root / "notebooks" / "study.yaml", "runs": root / "book" / "runs",
+            "claim": root / "book" / "claim_records", "mini": Path(__file__).parent / "mini"}
