@@ -253,6 +253,18 @@ def test_a_kill_while_an_image_is_written_leaves_no_half_image(make, dataset, sh
     assert digests(generate(recipe, dataset, shots, store)) == digests(whole)
 
 
+def test_an_image_that_is_missing_among_those_left_is_made_again(make, dataset, shots, tmp_path, monkeypatch):
+    """A batch is finished if all its files are there: peers look at its last one only."""
+    recipe, store = make("base"), Store(tmp_path / "killed")
+    whole = generate(recipe, dataset, shots, Store(tmp_path / "whole"))
+    with monkeypatch.context() as patch:
+        patch.setattr(package, "_save", dies_at(package._save, 8))
+        with pytest.raises(Killed):
+            generate(recipe, dataset, shots, store)
+    (store.root / f"{whole.name}.partial" / "train" / CLASSES[0] / "000002.png").unlink()  # the first of the second batch
+    assert digests(generate(recipe, dataset, shots, store)) == digests(whole)
+
+
 def test_a_finished_set_is_not_made_again(make, dataset, shots, store, monkeypatch):
     folder = generate(make("cls"), dataset, shots, store)
     monkeypatch.setattr(package, "load_generator", lambda name: pytest.fail("the store has it"))
