@@ -54,7 +54,7 @@ class Batches:
         self.parts = [(images, kind) for images, kind in ((real, True), (synthetic, False)) if images is not None]
         self.options, self.classes, self.seed = options, classes, seed
         self.transform = training_transform(options, size)
-        largest = max(np.asarray(images.open(0)).nbytes for images, _ in self.parts)
+        largest = max(np.asarray(images.open(i)).nbytes for images, _ in self.parts for i in range(min(8, len(images))))
         self.decode = lru_cache(maxsize=max(1, CACHE_BYTES // largest))(self._decode)
 
     def _decode(self, kind, i):
@@ -104,7 +104,10 @@ def evaluate(model, dataset, images):
 def train_inputs(recipe, dataset, synthetic_key):
     """Return what a trained classifier depends on; `synthetic_key` is None where the method uses no synthetic images."""
     steps, warmup = optimiser_steps(recipe, len(dataset.classes))
-    return {"classifier": identity(recipe.classifier, "clip"), "classify": dataclasses.asdict(recipe.classify),
+    options = dataclasses.asdict(recipe.classify)
+    if not (recipe.row.real and synthetic_key):  # lambda weighs two kinds against each other
+        options["real_weight"] = None
+    return {"classifier": identity(recipe.classifier, "clip"), "classify": options,
             "prompts": [prompt(dataset.noun, name) for name in dataset.classes], "steps": steps, "warmup": warmup,
             "seed": recipe.seed, "data": dataset.fingerprint, "shots": recipe.shots if recipe.row.real else None,
             "synthetic": synthetic_key}
@@ -169,7 +172,8 @@ def judge(recipe, dataset, trained, store):
 
     `trained` is an artifact of `train`, or None for the untouched classifier.
     """
-    inputs = {"trained": trained.name if trained else identity(recipe.classifier, "clip"), "data": dataset.fingerprint}
+    inputs = {"trained": trained.name if trained else identity(recipe.classifier, "clip"), "data": dataset.fingerprint,
+              "prompts": [prompt(dataset.noun, name) for name in dataset.classes]}
 
     def build(folder):
         model = load_classifier_lora(trained)[0] if trained else load_classifier(recipe.classifier)

@@ -178,10 +178,12 @@ def recipe(profile="mini", overrides=None, **fields):
         raise ConfigError(f"profile={profile!r} is unknown; accepted: {', '.join(PROFILES)}{_near(profile, PROFILES)}")
     default = Recipe()
     known = {name: spec for name, _, spec in _leaves(default)}
-    values = {**PROFILES[profile], **fields, **(overrides or {}), "profile": profile}
+    values = {**PROFILES[profile], **fields, **(overrides or {})}
+    if values.setdefault("profile", profile) != profile:
+        raise ConfigError(f"profile={values['profile']!r} in overrides contradicts profile={profile!r}; give it once, as `profile`")
     for name, value in values.items():
         if name not in known:
-            raise ConfigError(f"{name!r} is no field of a recipe{_near(name, known)} Accepted: {', '.join(sorted(known))}")
+            raise ConfigError(f"{name!r} is no field of a recipe{_near(name, known) or '.'} Accepted: {', '.join(sorted(known))}")
         if known[name].type is float and isinstance(value, int) and not isinstance(value, bool):
             values[name] = float(value)
     parts = {}

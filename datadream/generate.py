@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 
 import torch
@@ -9,7 +10,8 @@ from tqdm.auto import tqdm
 
 from .adapt import adapt, adapter_inputs
 from .config import ConfigError, _near, key
-from .data import Images, class_folders, prompt
+from .data import prompt
+from .images import Images, class_folders
 from .models import identity, load_generator, remove_lora
 from .training import seed_for
 
@@ -56,11 +58,24 @@ def sample_class(pipe, recipe, text, label, folder, bar):
         bar.update(len(files))
 
 
+def adapted_labels(recipe, dataset):
+    """Return which adapters a method needs: none, one for the dataset (None), or one per class index."""
+    return {"base": [], "dataset": [None], "class": list(range(len(dataset.classes)))}[recipe.row.generator]
+
+
+def check(recipe):
+    """Raise ConfigError on a sampler or a resolution that the generator cannot use, before anything is trained for it."""
+    pipe = load_generator(recipe.generator)
+    make_scheduler(pipe, recipe.generate.scheduler)
+    unit = math.lcm(8, pipe.vae_scale_factor)  # what the pipeline accepts
+    if recipe.resolution % unit:
+        raise ConfigError(f"resolution={recipe.resolution} does not suit the generator {recipe.generator!r}; give a multiple of {unit}")
+
+
 def generation_inputs(recipe, dataset):
     """Return what a synthetic set depends on; the batch size is left out, since it changes no image's seed."""
     options = {k: v for k, v in dataclasses.asdict(recipe.generate).items() if k != "batch"}
-    labels = {"base": [], "dataset": [None], "class": range(len(dataset.classes))}[recipe.row.generator]
-    adapters = [key("adapt", **adapter_inputs(recipe, dataset, label)) for label in labels]
+    adapters = [key("adapt", **adapter_inputs(recipe, dataset, label)) for label in adapted_labels(recipe, dataset)]
     return {"generator": identity(recipe.generator, "generator"), "generate": options, "resolution": recipe.resolution,
             "prompts": [prompt(dataset.noun, name) for name in dataset.classes], "seed": recipe.seed, "adapters": adapters}
 
@@ -74,13 +89,15 @@ def generate(recipe, dataset, shots, store):
     kind, folders = recipe.row.generator, class_folders(dataset.classes)
     if store.done(key("generate", **inputs)):
         return store.folder(key("generate", **inputs))
-    shared = adapt(recipe, dataset, shots, store) if kind == "dataset" else None
+    check(recipe)
+    labels = adapted_labels(recipe, dataset)
+    adapters = dict(zip(labels, [adapt(recipe, dataset, shots, store, label) for label in labels]))
 
     def build(root):
         rows = []
         with tqdm(total=len(folders) * recipe.generate.images, desc=f"generate {kind}", leave=False, mininterval=2) as bar:
             for label, (name, folder) in enumerate(zip(dataset.classes, folders)):
-                adapter = adapt(recipe, dataset, shots, store, label) if kind == "class" else shared
+                adapter = adapters.get(label, adapters.get(None))
                 (root / "train" / folder).mkdir(parents=True, exist_ok=True)
                 text = prompt(dataset.noun, name)
                 with_adapter(recipe, adapter, lambda pipe: sample_class(pipe, recipe, text, label, root / "train" / folder, bar))

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from safetensors import SafetensorError
 
 from .config import paths
 from .store import digest, write_json
@@ -36,7 +37,7 @@ def identity(name, part):
     folder = _local(name, part)
     if folder is None:
         return name
-    files = sorted(p for p in folder.rglob("*") if p.suffix in {".safetensors", ".json", ".txt"})
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
     return [name if name == "mini" else folder.name, *(f"{p.relative_to(folder)}:{digest(p)[:12]}" for p in files)]
 
 
@@ -54,7 +55,7 @@ def load_generator(name):
     try:
         pipe = StableDiffusionPipeline.from_pretrained(source, dtype=torch.float32, safety_checker=None,
                                                        requires_safety_checker=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise ModelMissingError(f"the generator {name!r} cannot be loaded. Download it where a network is at hand "
                                 f"(`hf download {name}`), point HF_HOME to that cache, or set generator=<folder in diffusers "
                                 f"format>; generator='mini' needs no download. Cause: {error}") from error
@@ -87,6 +88,16 @@ def save_generator_lora(pipe, folder, options):
     modules = {"unet": pipe.unet} | ({"text_encoder": pipe.text_encoder} if options.text_encoder else {})
     layers = {f"{part}_lora_layers": convert_state_dict_to_diffusers(get_peft_model_state_dict(m)) for part, m in modules.items()}
     type(pipe).save_lora_weights(folder, **layers, **_collate_lora_metadata(modules))
+    _sort_header(Path(folder) / "pytorch_lora_weights.safetensors")
+
+
+def _sort_header(file):
+    """Write a safetensors header with its entries sorted: the library's order is random, and equal adapters would differ in bytes."""
+    content = file.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:8 + length])
+    text = json.dumps(header, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode().ljust(length)
+    file.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length:])
 
 
 def remove_lora(pipe):
@@ -154,11 +165,14 @@ def load_classifier(name):
     import open_clip
 
     folder = _local(name, "clip")
-    architecture, _, weights = (f"local-dir:{folder}", "", None) if folder else name.partition("/")
+    architecture, slash, weights = (f"local-dir:{folder}", "/", None) if folder else name.partition("/")
+    if not slash or weights == "":
+        raise ModelMissingError(f"the classifier {name!r} names no weights, and random ones would judge nothing. Give 'mini', a folder "
+                                f"in open_clip's layout, or '<architecture>/<weights>', e.g. 'ViT-B-16-quickgelu/openai'")
     try:
         clip, _, _ = open_clip.create_model_and_transforms(architecture, pretrained=weights)
         tokenizer = open_clip.get_tokenizer(architecture)
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, SafetensorError) as error:
         raise ModelMissingError(f"the classifier {name!r} cannot be loaded. Give 'mini', a folder in open_clip's layout, or "
                                 f"'<architecture>/<weights>' from open_clip.list_pretrained(), downloaded beforehand into HF_HOME "
                                 f"if the machine is offline. Cause: {error}") from error
@@ -173,8 +187,10 @@ def add_classifier_lora(model, rank, alpha, dropout):
             if type(child) is nn.MultiheadAttention and name == "attn" and hasattr(module, "ln_1"):
                 setattr(module, name, LoRAAttention(child, rank, alpha, dropout).to(model.mean.device))
     found = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    if not found:
-        raise ValueError("the classifier has no transformer block to adapt; choose an open_clip model with two transformer towers")
+    visual = [name for name in found if ".visual." in name]
+    if not visual or len(visual) == len(found):
+        raise ValueError("the classifier has a tower without transformer blocks, and LoRA adapts both; choose an open_clip model "
+                         "with two transformer towers, e.g. 'ViT-B-16-quickgelu/openai'")
     return found
 
 

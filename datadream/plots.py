@@ -85,7 +85,8 @@ def plot_curves(table, title=""):
                       label=METHODS[method].title)
     axis.set(xlabel="optimiser steps", ylabel="validation accuracy, %", title=title)
     axis.grid(alpha=0.3)
-    axis.legend(fontsize=8, frameon=False, loc="lower right")
+    if axis.lines:
+        axis.legend(fontsize=8, frameon=False, loc="lower right")
     return figure
 
 

@@ -42,6 +42,8 @@ def select(table, **values):
 def summary(table):
     """Return one row per method: seeds, mean top-1 and interval in percent (Student's t over seeds, Wilson for a single seed)."""
     rows = []
+    if table.duplicated(["dataset", "method", "seed"]).any():
+        raise ValueError("several records of one method and seed; narrow the table with `select`, e.g. by shots or images")
     for method, group in table.groupby("method", sort=False):
         mean, low, high = mean_interval(group["top1"])
         if len(group) == 1:

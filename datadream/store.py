@@ -58,9 +58,10 @@ class Store:
     def manifest(self, key):
         """Return an artifact's manifest, or None if it is missing or damaged."""
         try:
-            return json.loads((self.folder(key) / "manifest.json").read_text())
+            manifest = json.loads((self.folder(key) / "manifest.json").read_text())
         except (OSError, ValueError):
             return None
+        return manifest if isinstance(manifest, dict) and isinstance(manifest.get("files"), dict) else None
 
     def done(self, key):
         """Return whether an artifact is complete: its manifest is readable and every file has the recorded size."""
@@ -76,9 +77,8 @@ class Store:
         that wants the same artifact waits for the first, and then finds it done.
         """
         if not self.done(key):
-            locks = self.root / ".locks"
-            locks.mkdir(parents=True, exist_ok=True)
-            with FileLock(locks / key):
+            self.root.mkdir(parents=True, exist_ok=True)
+            with FileLock(self.root / f".{key}.lock"):
                 if not self.done(key):
                     self._build(key, inputs, build)
         return self.folder(key)
@@ -88,6 +88,8 @@ class Store:
         work.mkdir(parents=True, exist_ok=True)
         start = time.perf_counter()
         build(work)
+        for stale in [*work.rglob("*.part"), work / "manifest.json"]:  # left by a process that was killed while it wrote
+            stale.unlink(missing_ok=True)
         files = {str(p.relative_to(work)): (p.stat().st_size, digest(p)) for p in sorted(work.rglob("*")) if p.is_file()}
         manifest = {"key": key, "inputs": inputs, "files": files, "seconds": round(time.perf_counter() - start, 2),
                     "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **provenance()}

@@ -1,11 +1,13 @@
 """Run one cell (recipe -> few shots -> adapt -> generate -> train -> record), and the named runs of study.yaml."""
 
+import ast
 import hashlib
 import json
 import math
 import os
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -96,7 +98,8 @@ def _record(recipe, result, curve, artifacts, store):
     seconds = {}
     for name, artifact in names.items():
         stage = name.rstrip("0123456789")
-        seconds[stage] = seconds.get(stage, 0.0) + store.manifest(artifact)["seconds"]
+        manifest = store.manifest(artifact) or {"seconds": 0.0}  # an adapter may have been deleted while its images remain
+        seconds[stage] = seconds.get(stage, 0.0) + manifest["seconds"]
     record = {"key": record_key, "recipe": as_dict(recipe), "result": result, "curve": curve, "seconds": seconds,
               "artifacts": names, "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **provenance()}
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -107,7 +110,7 @@ def _record(recipe, result, curve, artifacts, store):
 def run_cells(recipes, store=None, workers=1):
     """Run every recipe and return the tidy table of exactly these cells.
 
-    `workers` processes share the seeds: cells of one seed reuse each other's stages, cells of two seeds share none, and on a
+    `workers` processes share the seeds: cells of one seed reuse each other's stages, cells of two seeds hardly any, and on a
     CPU two processes of one thread finish earlier than one process of two.
     """
     store = store or Store()
@@ -153,14 +156,40 @@ def load_study(file=None):
         raise ConfigError(f"{file} cannot be read as YAML: {error}") from error
     if not isinstance(content, dict) or set(content) != {"runs", "smoke"} or not isinstance(content["runs"], dict):
         raise ConfigError(f"{file}: two top-level keys are needed, 'runs' (name -> run) and 'smoke' (tiny parameters by notebook)")
-    known = {"notebook", "groups", "parameters"}
+    if not isinstance(content["smoke"], dict):
+        raise ConfigError(f"{file}: 'smoke' is {content['smoke']!r}; give a mapping of notebook to tiny parameters")
     for name, entry in content["runs"].items():
-        wrong = sorted(set(entry) - known) if isinstance(entry, dict) else ["no mapping"]
-        if wrong or "notebook" not in entry:
-            raise ConfigError(f"{file}: run {name!r} has {wrong or 'no notebook'}; accepted keys: {', '.join(sorted(known))}")
-        if not (paths()["notebooks"] / f"{entry['notebook']}.ipynb").is_file():
-            raise ConfigError(f"{file}: run {name!r} names notebook {entry['notebook']!r}, which is not in {paths()['notebooks']}")
+        _check_run(file, name, entry, content["smoke"])
     return content
+
+
+def _check_run(file, name, entry, smoke):
+    known = {"notebook": str, "groups": list, "parameters": dict}
+    wrong = sorted(set(entry) - set(known)) if isinstance(entry, dict) else ["no mapping"]
+    if wrong or "notebook" not in entry:
+        raise ConfigError(f"{file}: run {name!r} has {wrong or 'no notebook'}; accepted keys: {', '.join(sorted(known))}")
+    for field, wanted in known.items():
+        if not isinstance(entry.get(field, wanted()), wanted):
+            raise ConfigError(f"{file}: {field} of run {name!r} is {entry[field]!r}; give a {wanted.__name__}")
+    template = paths()["notebooks"] / f"{entry['notebook']}.ipynb"
+    if not template.is_file():
+        raise ConfigError(f"{file}: run {name!r} names notebook {entry['notebook']!r}, which is not in {paths()['notebooks']}")
+    accepted = _template_parameters(template)
+    unknown = sorted(({*entry.get("parameters", {})} | {*smoke.get(entry["notebook"], {})}) - accepted)
+    if unknown:
+        raise ConfigError(f"{file}: run {name!r} sets {unknown[0]!r}, which is no parameter of {template.name}"
+                          f"{_near(unknown[0], accepted)} Accepted: {', '.join(sorted(accepted)) or 'none, it has no cell tagged parameters'}")
+
+
+def _template_parameters(template):
+    """Return the names that a template's cell tagged `parameters` assigns; papermill would ignore any other without a word."""
+    try:
+        cells_ = json.loads(template.read_text())["cells"]
+        sources = ["".join(c["source"]) for c in cells_ if "parameters" in c["metadata"].get("tags", [])]
+        trees = [ast.parse(source) for source in sources]
+    except (OSError, ValueError, KeyError, SyntaxError) as error:
+        raise ConfigError(f"{template} is no readable notebook: {error}") from error
+    return {t.id for tree in trees for node in tree.body if isinstance(node, ast.Assign) for t in node.targets if isinstance(t, ast.Name)}
 
 
 def _fingerprint(template, parameters):
@@ -182,14 +211,16 @@ def execute(name, entry, parameters, runs):
     import papermill
 
     template, output = paths()["notebooks"] / f"{entry['notebook']}.ipynb", runs / f"{name}.ipynb"
-    fingerprint, part = _fingerprint(template, parameters), runs / f"{name}.failed.ipynb"
-    if _finished(output, fingerprint):
-        return "done before", 0.0, str(output)
-    start = time.perf_counter()
+    part, start = runs / f"{name}.failed.ipynb", time.perf_counter()
     try:
+        fingerprint = _fingerprint(template, parameters)
+        if _finished(output, fingerprint):
+            return "done before", 0.0, str(output)
         papermill.execute_notebook(template, part, parameters=parameters, progress_bar=False, start_timeout=300)
     except papermill.PapermillExecutionError as error:
         return "failed", time.perf_counter() - start, f"{error.ename}: {error.evalue} (see {part})"
+    except Exception as error:  # a dead or missing kernel, a broken template: the other runs must go on
+        return "failed", time.perf_counter() - start, f"{type(error).__name__}: {error}"
     notebook = json.loads(part.read_text())
     if notebook["metadata"]["papermill"].get("exception"):  # papermill can end well on a failed cell (its issue 501)
         return "failed", time.perf_counter() - start, f"a cell raised (see {part})"
@@ -229,7 +260,10 @@ def run_study(names=(), group="default", smoke=False, file=None, jobs=1):
             futures[pool.submit(execute, name, entry, parameters, runs)] = name
         print(f"{len(chosen)} runs: {', '.join(chosen)}", flush=True)
         for future in as_completed(futures):
-            status, seconds, note = future.result()
+            try:
+                status, seconds, note = future.result()
+            except BrokenProcessPool as error:  # the worker was killed, by the system for want of memory for example
+                status, seconds, note = "failed", 0.0, f"its process died: {error}"
             rows.append({"run": futures[future], "status": status, "minutes": round(seconds / 60, 1), "note": note})
             print(f"  {futures[future]}: {status} in {seconds / 60:.1f} min: {note}", flush=True)
     return pd.DataFrame(rows)

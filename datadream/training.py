@@ -61,6 +61,11 @@ def _restore(parameters, optimiser, checkpoint):
     return step, tensors["losses"].tolist()
 
 
+def _diverged(what, value, description, step, steps, lr, warmup, checkpoint):
+    return (f"{description}: the {what} is {value} at step {step} of {steps}; lower lr={lr} or raise warmup={warmup}. "
+            f"The last good state is {checkpoint or 'not kept'}.")
+
+
 def fit(parameters, loss_at, *, steps, lr, warmup=0, minimum_lr=0.0, betas=(0.9, 0.999), weight_decay=1e-2, eps=1e-8,
         clip=None, seed=0, checkpoint=None, every=200, after=None, description="training"):
     """Minimise `loss_at(step)` over `parameters` (name -> Parameter) in place and return all losses, one float a step.
@@ -80,17 +85,17 @@ def fit(parameters, loss_at, *, steps, lr, warmup=0, minimum_lr=0.0, betas=(0.9,
             loss = loss_at(step)
             losses.append(loss.item())
             if not math.isfinite(losses[-1]):
-                raise DivergedError(f"{description}: the loss is {losses[-1]} at step {step} of {steps}; lower lr={lr} "
-                                    f"or raise warmup={warmup}. The last good state is {checkpoint or 'not kept'}.")
+                raise DivergedError(_diverged("loss", losses[-1], description, step, steps, lr, warmup, checkpoint))
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
-            if clip:
-                torch.nn.utils.clip_grad_norm_(parameters.values(), clip)
+            norm = torch.nn.utils.clip_grad_norm_(parameters.values(), clip or math.inf)
+            if not torch.isfinite(norm):
+                raise DivergedError(_diverged("gradient's norm", norm.item(), description, step, steps, lr, warmup, checkpoint))
             optimiser.step()
+            if after:  # before the checkpoint: a run killed in `after` does it again when it resumes
+                after(step, losses[-1])
             if checkpoint and (step + 1) % every == 0 and step + 1 < steps:
                 save_state(checkpoint, _state(parameters, optimiser, losses), step + 1)
-            if after:
-                after(step, losses[-1])
             bar.update()
             bar.set_postfix(loss=f"{losses[-1]:.4f}", refresh=False)
     return losses

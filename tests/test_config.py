@@ -102,7 +102,8 @@ def test_each_knob_reaches_the_stages_downstream_of_it_and_no_other(name):
 @pytest.mark.parametrize("method", METHODS)
 def test_the_profile_s_name_is_in_no_key(method):
     mini = recipe("mini", method=method)
-    assert stage_keys(recipe("paper", as_dict(mini))) == stage_keys(mini)
+    values = {name: value for name, value in as_dict(mini).items() if name != "profile"}
+    assert stage_keys(recipe("paper", values)) == stage_keys(mini)
 
 
 @pytest.mark.parametrize("synthetic, mixed", [("base", "base+real"), ("cls", "cls+real"), ("dset", "dset+real")])

@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from datadream import data
+from datadream import data, images
 from datadream.config import ConfigError, recipe
-from datadream.data import DataError, Images, class_folders, few_shots, load, prompt
+from datadream.data import few_shots, load, prompt
+from datadream.images import SUFFIXES, DataError, Images, class_folders
 
 DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 
@@ -175,7 +176,7 @@ def test_the_fingerprint_sees_pixels_labels_and_the_split(tmp_path):
 
 def test_the_fingerprint_sees_the_shape_of_an_image():
     wide, tall = (Images((np.zeros(shape, np.uint8),), (0,)) for shape in ((2, 3), (3, 2)))
-    assert data._fingerprint(wide) != data._fingerprint(tall)
+    assert images.fingerprint(wide) != images.fingerprint(tall)
 
 
 def test_an_image_that_was_repaired_is_read_again(tmp_path):
@@ -203,7 +204,7 @@ def encoded(tmp_path, suffix):
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-@pytest.mark.parametrize("suffix", sorted(data.SUFFIXES - {".jpeg", ".tiff"}))
+@pytest.mark.parametrize("suffix", sorted(SUFFIXES - {".jpeg", ".tiff"}))
 def test_a_broken_file_is_named(tmp_path, suffix):
     whole, file = encoded(tmp_path, suffix), tmp_path / f"broken{suffix}"
     for content in (b"", b"no image at all", whole[:20], whole[:len(whole) // 2]):
@@ -224,7 +225,7 @@ def test_a_png_with_a_damaged_header_is_named(tmp_path, place):
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's own remarks on what it could not read
-@pytest.mark.parametrize("suffix", sorted(data.SUFFIXES - {".jpeg", ".tiff"}))
+@pytest.mark.parametrize("suffix", sorted(SUFFIXES - {".jpeg", ".tiff"}))
 def test_a_damaged_file_opens_or_is_named_but_never_raises_anything_else(tmp_path, suffix):
     whole, file, random = encoded(tmp_path, suffix), tmp_path / f"damaged{suffix}", np.random.RandomState(0)
     for _ in range(60):
@@ -349,4 +350,4 @@ def test_augmentation_follows_its_probabilities():
 
 def test_a_tensor_becomes_an_image_of_the_same_tones():
     tensor = torch.tensor([0.0, 0.5, 1.0]).view(1, 1, 3).expand(3, 2, 3)
-    assert np.asarray(data.to_image(tensor))[0].tolist() == [[0] * 3, [128] * 3, [255] * 3]
+    assert np.asarray(images.to_image(tensor))[0].tolist() == [[0] * 3, [128] * 3, [255] * 3]

@@ -147,6 +147,8 @@ def save_generator(folder, vae, text, tokenizer, unet):
     """
     from diffusers import PNDMScheduler, StableDiffusionPipeline
 
+    for part in (unet, vae):  # else its configuration would keep the path that it was loaded from
+        part.register_to_config(_name_or_path="")
     scheduler = PNDMScheduler(**NOISE, skip_prk_steps=True, steps_offset=1, set_alpha_to_one=False)
     StableDiffusionPipeline(vae=vae, text_encoder=text, tokenizer=tokenizer, unet=unet.half(), scheduler=scheduler, safety_checker=None,
                             feature_extractor=None, requires_safety_checker=False).save_pretrained(folder)

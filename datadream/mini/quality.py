@@ -96,17 +96,19 @@ def gate(vae, seeds, overrides, dataset="mnist"):
 
     A row per seed and one for the mean difference with its interval over seeds.
     """
-    from .. import classify, data, store, study
+    from .. import classify, data, images, store, study
 
     real, rows = data.load(dataset), []
     for recipe in study.cells(["real"], seeds, overrides, dataset=dataset):
         shots = data.few_shots(real, recipe.shots, recipe.seed)
         inputs = torch.stack([data.generator_image(shots.open(i), recipe.resolution, "center") for i in range(len(shots))])
-        views = {"originals": inputs, "reconstructions": reconstruct(vae, inputs)}
+        with torch.random.fork_rng():
+            torch.manual_seed(recipe.seed)
+            views = {"originals": inputs, "reconstructions": reconstruct(vae, inputs)}
         row = {"seed": recipe.seed}
         for name, tensors in views.items():
-            sources = tuple(np.asarray(data.to_image((t + 1) / 2)) for t in tensors)
-            trained = classify.train(recipe, real, data.Images(sources, shots.labels), None, f"gate {name}", store.Store())
+            view = images.Images(tuple(np.asarray(images.to_image((t + 1) / 2)) for t in tensors), shots.labels)
+            trained = classify.train(recipe, real, view, None, f"gate {images.fingerprint(view)}", store.Store())
             model = classify.load_classifier_lora(trained)[0]
             row[name] = 100 * classify.evaluate(model, real, real.test)["top1"]
         rows.append({**row, "difference": row["reconstructions"] - row["originals"]})
@@ -122,12 +124,13 @@ def zero_shot_images(folder, per_character, steps, batch=60):
 
     pipe = models.load_generator(str(folder / "generator"))
     options = config.recipe(overrides={"generate.steps": steps}).generate
-    pipe.scheduler = generate.make_scheduler(pipe, options.scheduler)
+    own, pipe.scheduler = pipe.scheduler, generate.make_scheduler(pipe, options.scheduler)
     jobs = [(label, generate.image_seed(0, label, i)) for label in range(len(printed.NAMES)) for i in range(per_character)]
     images = []
     for start in range(0, len(jobs), batch):
         part = jobs[start:start + batch]
         images += generate.sample(pipe, [prompt("", printed.NAMES[label]) for label, _ in part], [s for _, s in part], options, 32)
+    pipe.scheduler = own  # the loaded pipeline is shared
     return images, [label for label, _ in jobs]
 
 

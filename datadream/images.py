@@ -1,0 +1,125 @@
+"""Labelled images: in memory or in files, a folder of class folders, and safe names for writing them."""
+
+import hashlib
+import itertools
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"}
+
+
+class DataError(ValueError):
+    """A dataset, a class or an image cannot be used; the message names it and the fix."""
+
+
+@dataclass(frozen=True, eq=False)  # compared by identity, so that caches may key on a set without hashing its pixels
+class Images:
+    """A labelled set: `sources` are uint8 arrays (H, W) or file paths, `labels` their class indices."""
+
+    sources: tuple
+    labels: tuple
+
+    def __len__(self):
+        return len(self.sources)
+
+    def open(self, i):
+        """Return image i as an RGB PIL image, EXIF rotation applied. Raises DataError on an unreadable file."""
+        source = self.sources[i]
+        if isinstance(source, np.ndarray):
+            return Image.fromarray(source).convert("RGB")
+        try:
+            with Image.open(source) as image:
+                return ImageOps.exif_transpose(image).convert("RGB")
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what Pillow raises on damaged files
+            raise DataError(f"{source} is not a readable image ({error}); replace or remove the file") from error
+
+    def pick(self, rows):
+        """Return the subset at integer positions `rows`."""
+        return Images(tuple(self.sources[i] for i in rows), tuple(self.labels[i] for i in rows))
+
+
+def fingerprint(*parts):
+    """Return 16 hex digits that change whenever an image's bytes or shape, a label, or the split changes."""
+    digest = hashlib.sha256()
+    for images in parts:
+        for source, label in zip(images.sources, images.labels):
+            digest.update(repr(source.shape).encode() + source.tobytes() if isinstance(source, np.ndarray) else Path(source).read_bytes())
+            digest.update(str(label).encode())
+        digest.update(b"|")
+    return digest.hexdigest()[:16]
+
+
+def split(sources, labels, counts):
+    """Split per class into parts of fixed size by a permutation that never changes; `counts(n)` gives two sizes, test takes the rest."""
+    parts = ([], [], [])
+    labels = np.asarray(labels)
+    for label in sorted(set(labels.tolist())):
+        rows = np.random.RandomState(label).permutation(np.flatnonzero(labels == label))  # RandomState is frozen by numpy's policy
+        first, second = counts(len(rows))
+        for part, some in zip(parts, np.split(rows, [first, first + second])):
+            part.extend(int(i) for i in some)
+    return [Images(tuple(sources[i] for i in part), tuple(int(labels[i]) for i in part)) for part in parts]
+
+
+def read_class_folders(folder):
+    """Return (class names, [train, val, test]) of <folder>/<class>/*, or of <folder>/{train,val,test}/<class>/* if the user made the split.
+
+    Hidden folders and files of other types are passed over. Raises DataError on a missing folder or a class of too few images.
+    """
+    root = Path(folder)
+    if not folder or not root.is_dir():
+        raise DataError(f"folder={str(folder)!r} is no directory; give one with a sub-folder of images per class")
+    if all((root / part).is_dir() for part in ("train", "val", "test")):
+        names = _class_names(root / "train")
+        return names, [_read_folders(root / part, names) for part in ("train", "val", "test")]
+    names = _class_names(root)
+    whole = _read_folders(root, names)
+    return names, split(whole.sources, whole.labels, _shares)
+
+
+def _shares(n):
+    """Give half of n images (3 or more) to the few-shot pool, a fifth to validation, and at least one to the test."""
+    val = max(1, round(0.2 * n))
+    return min(max(1, round(0.5 * n)), n - val - 1), val
+
+
+def _class_names(root):
+    return sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+
+
+def folder_state(folder):
+    """Return the names, sizes and times of all files under `folder`, so that a cache sees a repaired, added or removed one."""
+    files = sorted(p for p in Path(folder).rglob("*") if p.is_file()) if folder else []
+    return tuple((str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files)
+
+
+def _read_folders(root, names):
+    if len(names) < 2:
+        raise DataError(f"{root} has {len(names)} class folder(s); two or more are needed, one folder of images per class")
+    sources, labels = [], []
+    for label, name in enumerate(names):
+        files = sorted(p for p in (root / name).glob("*") if p.suffix.lower() in SUFFIXES)
+        if len(files) < 3:
+            raise DataError(f"class {name!r} in {root} has {len(files)} image(s) ({', '.join(sorted(SUFFIXES))}); give 3 or more")
+        sources += [str(p) for p in files]
+        labels += [label] * len(files)
+    return Images(tuple(sources), tuple(labels))
+
+
+def class_folders(classes):
+    """Return one file-system-safe folder name per class, in order, distinct even where case is ignored."""
+    folders = []
+    for name in classes:
+        safe = re.sub(r"[^A-Za-z0-9_. -]+", "_", name).strip(" .")[:80].strip(" .") or "class"
+        tries = itertools.chain([safe], (f"{safe}-{n}" for n in itertools.count(2)))
+        folders.append(next(t for t in tries if t.lower() not in {f.lower() for f in folders}))
+    return folders
+
+
+def to_image(tensor):
+    """Return a tensor (3, H, W) in [0, 1] as a PIL image."""
+    return Image.fromarray((255 * tensor).round().byte().permute(1, 2, 0).numpy())
