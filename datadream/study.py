@@ -23,9 +23,9 @@ from .generate import generate, generation_inputs, read
 from .records import load_records
 from .store import Store, provenance, write_json
 
-# Seconds per image and step (adapt), per image and sampling step (generate), per training image (train), measured on a
-# two-core CPU with the mini profile; other profiles have no measurement yet and say so.
-RATES = {"mini": {"adapt": 0.0075, "generate": 0.0035, "train": 0.0016}}
+# Seconds per image and step (adapt), per image and sampling step (generate), per training image (train), measured on one
+# core with the mini profile; other profiles have no measurement yet and say so.
+RATES = {"mini": {"adapt": 0.011, "generate": 0.006, "train": 0.0026}}
 
 
 def cells(methods=None, seeds=(0,), overrides=None, **fields):
@@ -63,7 +63,7 @@ def plan_text(recipes, store=None):
     pending = table[~table["done"]]
     counts = ", ".join(f"{len(group)} x {stage}" for stage, group in pending.groupby("stage", sort=False)) or "nothing"
     left = pending["seconds"].sum(skipna=False) if len(pending) else 0.0
-    time_text = "unknown, this profile has not been measured" if math.isnan(left) else f"about {left / 60:.1f} minutes on two CPU cores"
+    time_text = "unknown, this profile has not been measured" if math.isnan(left) else f"about {left / 60:.0f} minutes on one CPU core"
     return f"{len(recipes)} cells; to compute: {counts}; {len(table) - len(pending)} stages are done. Estimated time: {time_text}."
 
 
