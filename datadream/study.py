@@ -63,7 +63,7 @@ def plan_text(recipes, store=None):
     pending = table[~table["done"]]
     counts = ", ".join(f"{len(group)} x {stage}" for stage, group in pending.groupby("stage", sort=False)) or "nothing"
     left = pending["seconds"].sum(skipna=False) if len(pending) else 0.0
-    time_text = "unknown, this profile has not been measured" if math.isnan(left) else f"about {left / 60:.0f} minutes on one CPU core"
+    time_text = "unknown, this profile has not been measured" if math.isnan(left) else f"about {left / 60:.1f} minutes on one CPU core"
     return f"{len(recipes)} cells; to compute: {counts}; {len(table) - len(pending)} stages are done. Estimated time: {time_text}."
 
 
