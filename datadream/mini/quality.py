@@ -50,12 +50,17 @@ def load_reader(folder):
     return reader.eval()
 
 
+def every_character(bank, n, seed):
+    """Return n random prints of `bank`, (n, 3, 32, 32) in [0, 1], each character as often, and their labels (n,)."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return printed.draw(bank, n, labels=torch.arange(n) % len(printed.CHARACTERS))[:2]
+
+
 @torch.no_grad()
 def read_print(reader, bank, n=1080, seed=1):
     """Return the Reader's share correct on n random prints of `bank`, with its Wilson interval: (share, low, high)."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        images, labels, _ = printed.draw(bank, n, labels=torch.arange(n) % len(printed.CHARACTERS))
+    images, labels = every_character(bank, n, seed)
     correct = int((reader(images).argmax(1) == labels).sum())
     return correct / n, *wilson(correct, n)
 
@@ -119,18 +124,20 @@ def gate(vae, seeds, overrides, dataset="mnist"):
 
 def zero_shot_images(folder, per_character, steps, batch=60):
     """Return (PIL images, labels) of the un-adapted generator in `folder`, `per_character` for each of the 36 prompts."""
-    from .. import config, generate, models
+    from .. import config, generate
     from ..data import prompt
 
-    pipe = models.load_generator(str(folder / "generator"))
-    options = config.recipe(overrides={"generate.steps": steps}).generate
-    own, pipe.scheduler = pipe.scheduler, generate.make_scheduler(pipe, options.scheduler)
+    recipe = config.recipe(generator=str(folder / "generator"), overrides={"generate.steps": steps})
     jobs = [(label, generate.image_seed(0, label, i)) for label in range(len(printed.NAMES)) for i in range(per_character)]
     images = []
-    for start in range(0, len(jobs), batch):
-        part = jobs[start:start + batch]
-        images += generate.sample(pipe, [prompt("", printed.NAMES[label]) for label, _ in part], [s for _, s in part], options, 32)
-    pipe.scheduler = own  # the loaded pipeline is shared
+
+    def draw(pipe):
+        for start in range(0, len(jobs), batch):
+            labels, seeds = zip(*jobs[start:start + batch])
+            texts = [prompt("", printed.NAMES[label]) for label in labels]
+            images.extend(generate.sample(pipe, texts, seeds, recipe.generate, recipe.resolution))
+
+    generate.with_adapter(recipe, None, draw)
     return images, [label for label, _ in jobs]
 
 
@@ -154,9 +161,7 @@ def clip_zero_shot(model, bank, n=1080, seed=1):
     from ..classify import predict
     from ..data import prompt
 
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        images, labels, _ = printed.draw(bank, n, labels=torch.arange(n) % len(printed.CHARACTERS))
+    images, labels = every_character(bank, n, seed)
     tokens = model.prompts(prompt("", name) for name in printed.NAMES)
     correct = int((predict(model, tokens, (255 * images).round().byte()) == labels.numpy()).sum())
     return correct / n, *wilson(correct, n)
