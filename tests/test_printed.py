@@ -2,15 +2,18 @@
 
 import inspect
 import json
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageFont
+from safetensors.torch import load_file
 
 from datadream import classify, data, generate
 from datadream.config import paths
@@ -215,6 +218,39 @@ def work(bank, tmp_path_factory):
     return folder
 
 
+def test_the_second_schedule_goes_on_from_the_first(work, bank, tmp_path):
+    shutil.copytree(work, tmp_path / "work")
+    before = load_file(tmp_path / "work" / "generator" / "unet" / "diffusion_pytorch_model.safetensors")
+    losses = base.refine_generator(tmp_path / "work", bank, steps=1, batch=4, pool=500, lr=1e-9)
+    after = load_file(tmp_path / "work" / "generator" / "unet" / "diffusion_pytorch_model.safetensors")
+    assert len(losses) == 1 and set(before) == set(after)
+    assert all(torch.allclose(before[name].float(), after[name].float(), atol=1e-4) for name in before)
+
+
+def test_a_smoke_training_ships_nothing(monkeypatch):
+    trained, shipped = [], []
+    monkeypatch.setattr(base, "train_all", lambda work, seed, **options: trained.append((seed, options)))
+    monkeypatch.setattr(base, "ship", shipped.append)
+    folder = base.prepare(retrain=True, smoke=True, seed=4)
+    assert trained == [(4, base.SMOKE)] and not shipped and folder != paths()["mini"]
+
+
+def test_a_second_training_from_nothing_starts_from_nothing(monkeypatch):
+    seen = []
+
+    def train_all(work, seed):
+        seen.append((work.name, work.exists()))
+        work.mkdir(parents=True)
+
+    monkeypatch.setattr(base, "train_all", train_all)
+    monkeypatch.setattr(base, "ship", lambda work: None)
+    for seed in (0, 0, 1):
+        assert base.prepare(retrain=True, seed=seed) == paths()["mini"]
+    assert seen == [("seed 0", False), ("seed 0", False), ("seed 1", False)]
+    base.prepare()
+    assert len(seen) == 3, "what ships is judged as it is"
+
+
 def test_the_trained_parts_are_loaded_by_the_code_that_loads_the_real_ones(work):
     pipe, model = load_generator(str(work / "generator")), load_classifier(str(work / "clip"))
     names = {part: type(getattr(pipe, part)).__name__ for part in ("vae", "text_encoder", "tokenizer", "unet", "scheduler")}
@@ -281,7 +317,7 @@ def test_all_parts_are_trained_in_order_noted_and_not_again(tmp_path, monkeypatc
     base.train_all(tmp_path, seed=9, clip={"steps": 120})
     base.train_all(tmp_path, seed=9)
     names = [name for name, _, _ in calls]
-    assert names == ["autoencoder", "clip", "clip", "generator", "reader"], "the interrupted part again, the finished ones not"
+    assert names == ["autoencoder", "clip", "clip", "generator", "generator_refined", "reader"], "the interrupted part again, the finished ones not"
     notes = base.load_training(tmp_path)
     assert list(notes) == sorted(base.PARTS) and notes["clip"]["steps"] == 120 and notes["clip"]["seed"] == 9
     assert {"seconds", "device", "torch"} <= set(notes["clip"])
@@ -327,12 +363,14 @@ def test_the_reader_is_counted_right(bank):
 
 def test_reconstruction_is_a_clipped_decoded_sample():
     latents = SimpleNamespace(sample=lambda: torch.tensor([3.0]))
-    vae = SimpleNamespace(encode=lambda images: SimpleNamespace(latent_dist=latents), decode=lambda z: SimpleNamespace(sample=z * 10))
+    vae = SimpleNamespace(device="cpu", encode=lambda images: SimpleNamespace(latent_dist=latents), decode=lambda z: SimpleNamespace(sample=z * 10))
     assert quality.reconstruct(vae, torch.zeros(1)).tolist() == [1.0]
 
 
 class Views:
     """Stands for an autoencoder: reconstructs every image as one tone."""
+
+    device = "cpu"
 
     def __init__(self, tone):
         self.tone = tone
@@ -346,8 +384,8 @@ class Views:
 
 def test_the_gate_of_another_autoencoder_is_measured_anew(tiny, monkeypatch):
     """The gate decides whether a generator is worth training; one that reads the stored result of an older autoencoder decides nothing."""
-    monkeypatch.setattr(classify, "evaluate", lambda *args: {"top1": 0.5})
-    trained = []
+    judged, trained = [], []
+    monkeypatch.setattr(classify, "evaluate", lambda model, real, images: (judged.append(images is real.val), {"top1": 0.5})[1])
     real = classify.train
     monkeypatch.setattr(classify, "train", lambda *args: (trained.append(real(*args)), trained[-1])[1])
     overrides = {**{name: value for name, value in tiny.items() if name.startswith("classify")}, "shots": 1, "generate.images": 1}
@@ -357,12 +395,20 @@ def test_the_gate_of_another_autoencoder_is_measured_anew(tiny, monkeypatch):
     originals, reconstructions, originals_again, others = trained
     assert originals == originals_again != reconstructions
     assert reconstructions != others
+    assert all(judged), "the gate decides about a model, so the test images have no say"
+
+
+@pytest.mark.parametrize("difference, word", [(-0.9, "**passed**"), (0.4, "**passed**"), (-1.1, "**not passed**")])
+def test_the_gate_says_whether_it_is_passed(difference, word):
+    row = {"originals": 90.0, "reconstructions": 90.0 + difference, "difference": difference, "low": difference - 1, "high": difference + 1}
+    text = quality.verdict(pd.DataFrame([{"seed": 0, **row}, {"seed": 1, **row}, {"seed": "mean", **row}]))
+    assert word in text and f"{difference:+.1f} points on average over 2 seeds" in text
 
 
 def test_zero_shot_images_come_with_their_labels_and_leave_the_pipeline_alone(work):
     pipe = load_generator(str(work / "generator"))
     own = pipe.scheduler
-    images, labels = quality.zero_shot_images(work, 2, 1)
+    images, labels = quality.zero_shot_images(work, 2, {"generate.steps": 1})
     assert labels == [label for label in range(36) for _ in range(2)] and len(images) == 72
     assert all(image.size == (32, 32) for image in images)
     assert pipe.scheduler is own, "others load the same pipeline from the cache"

@@ -25,7 +25,9 @@ FAMILIES = (
     "work_sans", "yanone_kaffeesatz", "zilla_slab",
 )
 HELD_OUT = FAMILIES[::8]  # never trained on: they measure CLIP zero-shot and train no model
-SIZE = 64  # pixels of a stored glyph mask, twice the models' 32, so that warps are drawn finer than they are shown
+SIDE = 32  # of the embedded models' images, in pixels
+SIZE = 2 * SIDE  # of a stored glyph mask, so that warps are drawn finer than they are shown
+READING = dict(warp=0.03, strokes=0.3, scale=0.2, shear=0.2, rotate=12)  # the variety of print on which models learn to read
 
 
 def matplotlib_fonts():
@@ -94,7 +96,7 @@ def glyph_bank(families=tuple(f for f in FAMILIES if f not in HELD_OUT), with_ma
     return torch.from_numpy(np.stack([[glyph(font, c) for c in CHARACTERS] for font in faces(paths)]))
 
 
-def distort(masks, size=32, rotate=8.0, shear=0.15, scale=0.15, shift=0.08, warp=0.0):
+def distort(masks, size=SIDE, rotate=8.0, shear=0.15, scale=0.15, shift=0.08, warp=0.0):
     """Place masks (B, 1, H, W) in [0, 1] on a size x size canvas under random affine maps and a smooth random warp.
 
     `rotate` is in degrees, `shift` and `warp` in canvas widths (standard deviation for the warp), the others relative.
