@@ -52,13 +52,9 @@ test: venv  ## run the tests
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 -q
 
 # The whole study and book at a tiny size, in a copy, so that neither its artifacts nor its pages mix with real ones.
-smoke: export DATADREAM_HOME := $(CURDIR)/$(SMOKE)
-smoke: export DATADREAM_STORE := $(CURDIR)/$(SMOKE)/artifacts
 smoke: venv  ## every notebook through papermill at a tiny size, and the book from it
-	@rm -rf $(SMOKE) && mkdir -p $(SMOKE)
-	@cp -R _config.yml _toc.yml book datadream notebooks $(SMOKE)/ && rm -rf $(SMOKE)/book/runs
 	@$(PY) -m datadream study --smoke --jobs $(JOBS)
-	@$(BOOK) $(SMOKE)
+	@DATADREAM_HOME=$(CURDIR)/$(SMOKE) DATADREAM_STORE=$(CURDIR)/$(SMOKE)/artifacts $(BOOK) $(SMOKE)
 	@test -s $(SMOKE)/_build/html/index.html || { echo "the build ended without $(SMOKE)/_build/html/index.html" >&2; exit 1; }
 
 base: venv  ## train the embedded base models again from nothing (hours on two cores)

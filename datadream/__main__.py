@@ -13,11 +13,13 @@ def main(arguments=None):
     study = commands.add_parser("study", help="execute the pending named runs of notebooks/study.yaml")
     study.add_argument("names", nargs="*", help="run only these (default: all of the group)")
     study.add_argument("--group", default="default", help="which group of runs (default: %(default)s)")
-    study.add_argument("--smoke", action="store_true", help="shrink every run to the study file's tiny parameters")
+    study.add_argument("--smoke", action="store_true", help="shrink every run to the study file's tiny parameters, in a copy under _build/smoke")
     study.add_argument("--jobs", type=int, default=1, help="runs executed at once, the cores shared out (default: %(default)s)")
     options = parser.parse_args(arguments)
-    from .study import run_study
+    from .study import run_study, smoke_home
 
+    if options.smoke:
+        smoke_home()
     try:
         table = run_study(options.names, options.group, options.smoke, jobs=max(1, options.jobs))
     except ConfigError as error:

@@ -6,8 +6,9 @@ import math
 import torch
 import torch.nn.functional as F
 
-from .config import key
-from .data import generator_image, prompt
+from .config import ConfigError, key
+from .data import few_shots, generator_image, prompt
+from .images import fingerprint
 from .models import add_generator_lora, identity, load_generator, remove_lora, save_generator_lora
 from .training import fit, seed_for
 
@@ -15,26 +16,30 @@ from .training import fit, seed_for
 def diffusion_loss(pipe, noise_scheduler, images, tokens):
     """Return the DDPM loss at uniform timesteps for images (B, 3, S, S) in [-1, 1] and token ids (B, L) (paper, eq. 2).
 
-    The latent is sampled from the VAE's posterior; the target follows the scheduler's prediction type.
+    The latent is sampled from the VAE's posterior; the target follows the scheduler's prediction type. Raises ConfigError on
+    one that is neither noise nor velocity.
     """
     with torch.no_grad():
         latents = pipe.vae.encode(images).latent_dist.sample() * pipe.vae.config.scaling_factor
     noise = torch.randn_like(latents)
     times = torch.randint(noise_scheduler.config.num_train_timesteps, (len(latents),), device=latents.device)
     noisy = noise_scheduler.add_noise(latents, noise, times)
-    target = noise if noise_scheduler.config.prediction_type == "epsilon" else noise_scheduler.get_velocity(latents, noise, times)
+    kind = noise_scheduler.config.prediction_type
+    if kind not in ("epsilon", "v_prediction"):
+        raise ConfigError(f"the generator predicts {kind!r}; accepted: 'epsilon' (the paper's) and 'v_prediction'")
+    target = noise if kind == "epsilon" else noise_scheduler.get_velocity(latents, noise, times)
     return F.mse_loss(pipe.unet(noisy, times, pipe.text_encoder(tokens)[0]).sample.float(), target.float())
 
 
 def adapter_inputs(recipe, dataset, label=None):
-    """Return what an adapter depends on: model, options, prompts, seed, and the few-shot draw.
+    """Return what an adapter depends on: model, options, prompts, seed, and the few shots' pixels.
 
     `label` chooses one class's images (DataDream_cls); None takes all (DataDream_dset).
     """
     names = dataset.classes if label is None else (dataset.classes[label],)
     return {"generator": identity(recipe.generator, "generator"), "adapt": dataclasses.asdict(recipe.adapt),
             "resolution": recipe.resolution, "prompts": [prompt(dataset.noun, n) for n in names], "seed": recipe.seed,
-            "data": dataset.fingerprint, "shots": recipe.shots, "label": label}
+            "shots": fingerprint(few_shots(dataset, recipe.shots, recipe.seed, label)), "label": label}
 
 
 def adapt(recipe, dataset, shots, store, label=None):

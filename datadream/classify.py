@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 
 from .config import key
-from .data import evaluation_stack, prompt, training_transform
+from .data import evaluation_batches, few_shots, prompt, training_transform, validation_batches
+from .images import fingerprint
 from .metrics import confusion, wilson
 from .models import add_classifier_lora, identity, load_classifier, load_classifier_lora, save_classifier_lora
 from .store import write_json
@@ -82,18 +83,16 @@ class Batches:
 
 
 @torch.no_grad()
-def predict(model, tokens, pictures, batch=250):
-    """Return the predicted class of each image of a uint8 stack (n, 3, S, S), as an int array (n,)."""
+def predict(model, tokens, batches):
+    """Return the predicted class of each image of some uint8 batches (B, 3, S, S), as an int array (n,)."""
     model.eval()
-    device = tokens.device
-    chunks = [model(part.to(device).float() / 255, tokens).argmax(1).cpu() for part in pictures.split(batch)]
-    return torch.cat(chunks).numpy()
+    return torch.cat([model(part.to(tokens.device).float() / 255, tokens).argmax(1).cpu() for part in batches]).numpy()
 
 
 def evaluate(model, dataset, images):
     """Return top-1 with its 95 % Wilson interval, the accuracy per class, and the confusion matrix, over all `images`."""
     tokens = model.prompts(prompt(dataset.noun, name) for name in dataset.classes)
-    predictions = predict(model, tokens, evaluation_stack(images, model.size))
+    predictions = predict(model, tokens, evaluation_batches(images, model.size))
     matrix = confusion(images.labels, predictions, len(dataset.classes))
     correct, total = int(matrix.trace()), int(matrix.sum())
     low, high = wilson(correct, total)
@@ -104,13 +103,13 @@ def evaluate(model, dataset, images):
 def train_inputs(recipe, dataset, synthetic_key):
     """Return what a trained classifier depends on; `synthetic_key` is None where the method uses no synthetic images."""
     steps, warmup = optimiser_steps(recipe, len(dataset.classes))
-    options = dataclasses.asdict(recipe.classify)
+    options = {k: v for k, v in dataclasses.asdict(recipe.classify).items() if k not in ("epochs", "warmup")}  # the steps say it
     if not (recipe.row.real and synthetic_key):  # lambda weighs two kinds against each other
         options["real_weight"] = None
     return {"classifier": identity(recipe.classifier, "clip"), "classify": options,
             "prompts": [prompt(dataset.noun, name) for name in dataset.classes], "steps": steps, "warmup": warmup,
-            "seed": recipe.seed, "data": dataset.fingerprint, "shots": recipe.shots if recipe.row.real else None,
-            "synthetic": synthetic_key}
+            "seed": recipe.seed, "val": fingerprint(dataset.val), "synthetic": synthetic_key,
+            "shots": fingerprint(few_shots(dataset, recipe.shots, recipe.seed)) if recipe.row.real else None}
 
 
 def train(recipe, dataset, real, synthetic, synthetic_key, store):
@@ -136,7 +135,7 @@ def train(recipe, dataset, real, synthetic, synthetic_key, store):
 
 def optimise(model, parameters, batches, texts, dataset, options, steps, warmup, folder, seed):
     """Train in place; validation images draw the curve and, only if `select` says so, choose the weights that are kept."""
-    tokens, val = model.prompts(texts), evaluation_stack(dataset.val, model.size)
+    tokens, val = model.prompts(texts), validation_batches(dataset.val, model.size)
     labels, best, checkpoint = np.asarray(dataset.val.labels), folder / "best.safetensors", folder / "checkpoint.safetensors"
     points = {round(steps * (i + 1) / options.evaluations) - 1 for i in range(options.evaluations)}
     curve_file = folder / "curve.json"
@@ -167,13 +166,18 @@ def optimise(model, parameters, batches, texts, dataset, options, steps, warmup,
         file.unlink(missing_ok=True)
 
 
+def judge_inputs(recipe, dataset, trained_key):
+    """Return what a result depends on; `trained_key` is None for the untouched classifier."""
+    return {"trained": trained_key or identity(recipe.classifier, "clip"), "val": fingerprint(dataset.val), "test": fingerprint(dataset.test),
+            "prompts": [prompt(dataset.noun, name) for name in dataset.classes]}
+
+
 def judge(recipe, dataset, trained, store):
     """Return the artifact folder of result.json = {'val': ..., 'test': ...}, each as `evaluate` gives it.
 
     `trained` is an artifact of `train`, or None for the untouched classifier.
     """
-    inputs = {"trained": trained.name if trained else identity(recipe.classifier, "clip"), "data": dataset.fingerprint,
-              "prompts": [prompt(dataset.noun, name) for name in dataset.classes]}
+    inputs = judge_inputs(recipe, dataset, trained.name if trained else None)
 
     def build(folder):
         model = load_classifier_lora(trained)[0] if trained else load_classifier(recipe.classifier)

@@ -6,7 +6,6 @@ import hashlib
 import json
 import math
 import os
-import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,7 +31,7 @@ class Adapt:
     beta2: float = knob(0.999, "AdamW (released code)", 0, 1)
     weight_decay: float = knob(1e-2, "AdamW (released code)", 0)
     eps: float = knob(1e-8, "AdamW (released code)", 0)
-    clip: float = knob(1.0, "gradient norm limit (released code)", 0)
+    clip: float = knob(1.0, "gradient norm limit, 0 for none (released code)", 0)
     batch: int = knob(8, "images a step (released code)", 1)
     epochs: int = knob(200, "passes over the adapter's few shots (paper)", 1)
     warmup: int = knob(100, "steps of linear warm-up, then a cosine (released code)", 0)
@@ -68,7 +67,11 @@ class Classify:
     randaugment: bool = knob(True, "RandAugment with its defaults (released code)")
     crop_low: float = knob(0.25, "smallest area share of the random resized crop (released code)", 0, 1)
     flip: float = knob(0.5, "probability of a horizontal flip (released code)", 0, 1)
-    jitter: float = knob(0.8, "probability of ColorJitter(0.4, 0.4, 0.2, 0.1) (released code)", 0, 1)
+    jitter: float = knob(0.8, "probability of a ColorJitter of the next four strengths (released code)", 0, 1)
+    brightness: float = knob(0.4, "ColorJitter (released code)", 0)
+    contrast: float = knob(0.4, "ColorJitter (released code)", 0)
+    saturation: float = knob(0.2, "ColorJitter (released code)", 0)
+    hue: float = knob(0.1, "ColorJitter (released code)", 0, 0.5)
     grayscale: float = knob(0.2, "probability (released code)", 0, 1)
     blur: float = knob(0.2, "probability of a Gaussian blur (released code)", 0, 1)
     solarize: float = knob(0.2, "probability (released code)", 0, 1)
@@ -82,20 +85,21 @@ class Method:
     """One row of the comparison: which generator, and which images the classifier sees."""
 
     title: str
+    colour: str  # Okabe and Ito's, which colour-blind readers can tell apart: one hue a generator
     generator: str | None  # None: no synthetic images; "base": not adapted; "class" or "dataset": DataDream
     real: bool  # whether the few real shots are in the classifier's training set
     trained: bool = True
 
 
 METHODS = {
-    "clip": Method("CLIP zero-shot", None, False, trained=False),
-    "real": Method("Real only", None, True),
-    "base": Method("Un-adapted generator", "base", False),
-    "cls": Method("DataDream (class)", "class", False),
-    "dset": Method("DataDream (dataset)", "dataset", False),
-    "base+real": Method("Un-adapted generator + real", "base", True),
-    "cls+real": Method("DataDream (class) + real", "class", True),
-    "dset+real": Method("DataDream (dataset) + real", "dataset", True),
+    "clip": Method("CLIP zero-shot", "#666666", None, False, trained=False),
+    "real": Method("Real only", "#000000", None, True),
+    "base": Method("Un-adapted generator", "#E69F00", "base", False),
+    "cls": Method("DataDream (class)", "#009E73", "class", False),
+    "dset": Method("DataDream (dataset)", "#0072B2", "dataset", False),
+    "base+real": Method("Un-adapted generator + real", "#E69F00", "base", True),
+    "cls+real": Method("DataDream (class) + real", "#009E73", "class", True),
+    "dset+real": Method("DataDream (dataset) + real", "#0072B2", "dataset", True),
 }
 
 
@@ -153,7 +157,7 @@ def _leaves(config, prefix=""):
 
 def _check(name, value, spec):
     low, high, choices = (spec.metadata[k] for k in ("low", "high", "choices"))
-    wanted = spec.type if isinstance(spec.type, type) else typing.get_type_hints(Recipe)[name]
+    wanted = spec.type
     if isinstance(value, bool) != (wanted is bool) or not isinstance(value, wanted):
         raise ConfigError(f"{name}={value!r} is a {type(value).__name__}; give a {wanted.__name__} ({spec.metadata['why']})")
     if wanted in (int, float) and not (math.isfinite(value) and (low is None or value >= low) and (high is None or value <= high)):
@@ -219,10 +223,16 @@ def home():
     return Path(os.environ.get("DATADREAM_HOME", fallback))
 
 
+def shown(path):
+    """Return a path as a page shows it: relative to the project's folder where it lies inside, so that no machine's name for it is kept."""
+    path, root = Path(path).resolve(), home().resolve()
+    return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
+
+
 def paths():
     """Return every folder that the package reads or writes, by name; $DATADREAM_STORE moves the artifacts."""
     root = home()
     store = Path(os.environ.get("DATADREAM_STORE", root / "artifacts"))
     return {"home": root, "store": store, "records": store / "records", "notebooks": root / "notebooks",
-            "study": root / "notebooks" / "study.yaml", "runs": root / "book" / "runs",
-            "claim": root / "book" / "claim_records", "mini": Path(__file__).parent / "mini"}
+            "study": root / "notebooks" / "study.yaml", "runs": root / "book" / "runs", "training": store / "mini_base",
+            "claim": root / "book" / "claim_records", "smoke": root / "_build" / "smoke", "mini": Path(__file__).parent / "mini"}

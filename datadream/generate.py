@@ -29,7 +29,8 @@ def make_scheduler(pipe, name):
         return type(pipe.scheduler).from_config(pipe.scheduler.config)
     known = [n for n in dir(diffusers) if n.endswith("Scheduler")]
     if name not in known:
-        raise ConfigError(f"generate.scheduler={name!r} is no diffusers scheduler{_near(name, known)}")
+        raise ConfigError(f"generate.scheduler={name!r} is unknown; accepted: 'pipeline' or a scheduler class of diffusers"
+                          f"{_near(name, known)} For example DPMSolverMultistepScheduler.")
     return getattr(diffusers, name).from_config(pipe.scheduler.config)
 
 
@@ -83,7 +84,8 @@ def generation_inputs(recipe, dataset):
 def generate(recipe, dataset, shots, store):
     """Return the artifact folder `train/<class>/<index>.png` with `metadata.jsonl` and `classes.json`, adapting first if needed.
 
-    Image i of a class keeps its seed whatever the batch size; images that a killed run left are kept.
+    Image i of a class keeps its seed whatever the batch size; images that a killed run left are kept. Raises ConfigError on a
+    sampler or a resolution that the generator cannot use, before anything is adapted.
     """
     inputs = generation_inputs(recipe, dataset)
     kind, folders = recipe.row.generator, class_folders(dataset.classes)

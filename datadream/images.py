@@ -4,6 +4,7 @@ import hashlib
 import itertools
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -42,8 +43,9 @@ class Images:
         return Images(tuple(self.sources[i] for i in rows), tuple(self.labels[i] for i in rows))
 
 
+@lru_cache(maxsize=4096)
 def fingerprint(*parts):
-    """Return 16 hex digits that change whenever an image's bytes or shape, a label, or the split changes."""
+    """Return 16 hex digits that change whenever an image's bytes or shape, a label, or the split changes; read once per set."""
     digest = hashlib.sha256()
     for images in parts:
         for source, label in zip(images.sources, images.labels):
@@ -68,17 +70,27 @@ def split(sources, labels, counts):
 def read_class_folders(folder):
     """Return (class names, [train, val, test]) of <folder>/<class>/*, or of <folder>/{train,val,test}/<class>/* if the user made the split.
 
-    Hidden folders and files of other types are passed over. Raises DataError on a missing folder or a class of too few images.
+    Hidden folders and files of other types are passed over. Raises DataError on a missing folder, a class of too few images,
+    a split that lacks a part, or an image that cannot be read.
     """
-    root = Path(folder)
+    root, wanted = Path(folder), ("train", "val", "test")
     if not folder or not root.is_dir():
         raise DataError(f"folder={str(folder)!r} is no directory; give one with a sub-folder of images per class")
-    if all((root / part).is_dir() for part in ("train", "val", "test")):
+    lacking = [part for part in wanted if not (root / part).is_dir()]
+    if not lacking:
         names = _class_names(root / "train")
-        return names, [_read_folders(root / part, names) for part in ("train", "val", "test")]
-    names = _class_names(root)
-    whole = _read_folders(root, names)
-    return names, split(whole.sources, whole.labels, _shares)
+        parts = [_read_folders(root / part, names, 1) for part in wanted]
+    elif {"train", "test"} & set(_class_names(root)) and len(lacking) < 3:
+        raise DataError(f"{root} has a split without {' and '.join(lacking)}; give train, val and test, or the class folders alone, "
+                        f"which are then split for you")
+    else:
+        names = _class_names(root)
+        whole = _read_folders(root, names, 3)  # three: at least one for each part
+        parts = split(whole.sources, whole.labels, _shares)
+    for images in parts:  # now, and not after hours of training
+        for i in range(len(images)):
+            images.open(i)
+    return names, parts
 
 
 def _shares(n):
@@ -97,14 +109,14 @@ def folder_state(folder):
     return tuple((str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files)
 
 
-def _read_folders(root, names):
+def _read_folders(root, names, least):
     if len(names) < 2:
         raise DataError(f"{root} has {len(names)} class folder(s); two or more are needed, one folder of images per class")
     sources, labels = [], []
     for label, name in enumerate(names):
         files = sorted(p for p in (root / name).glob("*") if p.suffix.lower() in SUFFIXES)
-        if len(files) < 3:
-            raise DataError(f"class {name!r} in {root} has {len(files)} image(s) ({', '.join(sorted(SUFFIXES))}); give 3 or more")
+        if len(files) < least:
+            raise DataError(f"class {name!r} in {root} has {len(files)} image(s) ({', '.join(sorted(SUFFIXES))}); give {least} or more")
         sources += [str(p) for p in files]
         labels += [label] * len(files)
     return Images(tuple(sources), tuple(labels))

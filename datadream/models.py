@@ -28,17 +28,17 @@ def device():
 def _local(name, part):
     """Return the folder of a model, or None for a name that the hub or open_clip must resolve."""
     folder = paths()["mini"] / part if name == "mini" else Path(name)
-    return folder if folder.is_dir() else None
+    return folder if name and folder.is_dir() else None
 
 
 @lru_cache
 def identity(name, part):
-    """Return what a stage's key knows of a model: the name, and for a folder a digest of its weights and configuration."""
+    """Return what a stage's key knows of a model: the hub's name, or for a folder, whatever it is called, a digest of its files."""
     folder = _local(name, part)
     if folder is None:
         return name
     files = sorted(p for p in folder.rglob("*") if p.is_file())
-    return [name if name == "mini" else folder.name, *(f"{p.relative_to(folder)}:{digest(p)[:12]}" for p in files)]
+    return [f"{p.relative_to(folder)}:{digest(p)[:12]}" for p in files]
 
 
 @lru_cache(maxsize=2)
@@ -51,14 +51,15 @@ def load_generator(name):
     from diffusers.utils import logging
 
     logging.disable_progress_bar()
-    source = _local(name, "generator") or name
+    folder = _local(name, "generator")
     try:
-        pipe = StableDiffusionPipeline.from_pretrained(source, dtype=torch.float32, safety_checker=None,
+        pipe = StableDiffusionPipeline.from_pretrained(folder or name, dtype=torch.float32, safety_checker=None,
                                                        requires_safety_checker=False)
     except (OSError, ValueError, SafetensorError) as error:
-        raise ModelMissingError(f"the generator {name!r} cannot be loaded. Download it where a network is at hand "
-                                f"(`hf download {name}`), point HF_HOME to that cache, or set generator=<folder in diffusers "
-                                f"format>; generator='mini' needs no download. Cause: {error}") from error
+        way = (f"its folder {folder} is damaged or in another format; copy or download it again" if folder else
+               f"download it where a network is at hand (`hf download {name}`), point HF_HOME to that cache")
+        raise ModelMissingError(f"the generator {name!r} cannot be loaded: {way}, or set generator=<folder in diffusers format>; "
+                                f"generator='mini' needs no download. Cause: {error}") from error
     pipe.set_progress_bar_config(disable=True)
     for module in (pipe.unet, pipe.text_encoder, pipe.vae):
         module.requires_grad_(False).eval()
@@ -158,21 +159,22 @@ class Classifier(nn.Module):
 
 
 def load_classifier(name):
-    """Return a frozen Classifier. `name` is 'mini', a folder in open_clip's layout, or '<architecture>/<weights>'.
+    """Return a frozen Classifier. `name` is 'mini', a folder in open_clip's layout, 'hf-hub:<id>', or '<architecture>/<weights>'.
 
-    Raises ModelMissingError with the way to get it, ValueError on a name that open_clip does not know.
+    Raises ModelMissingError, with the way to get it, on a model that cannot be loaded or that open_clip does not know.
     """
     import open_clip
 
     folder = _local(name, "clip")
-    architecture, slash, weights = (f"local-dir:{folder}", "/", None) if folder else name.partition("/")
+    whole = f"local-dir:{folder}" if folder else name if name.startswith("hf-hub:") else None
+    architecture, slash, weights = (whole, "/", None) if whole else name.partition("/")
     if not slash or weights == "":
         raise ModelMissingError(f"the classifier {name!r} names no weights, and random ones would judge nothing. Give 'mini', a folder "
                                 f"in open_clip's layout, or '<architecture>/<weights>', e.g. 'ViT-B-16-quickgelu/openai'")
     try:
         clip, _, _ = open_clip.create_model_and_transforms(architecture, pretrained=weights)
         tokenizer = open_clip.get_tokenizer(architecture)
-    except (OSError, RuntimeError, SafetensorError) as error:
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise ModelMissingError(f"the classifier {name!r} cannot be loaded. Give 'mini', a folder in open_clip's layout, or "
                                 f"'<architecture>/<weights>' from open_clip.list_pretrained(), downloaded beforehand into HF_HOME "
                                 f"if the machine is offline. Cause: {error}") from error

@@ -1,4 +1,4 @@
-"""Figures: one palette keyed by method, an opaque background; plot_* draws what it is given and returns a Figure."""
+"""Figures: the colours of config.METHODS, the filled marker has real images, an opaque background; plot_* draws what it is given and returns a Figure."""
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -6,9 +6,6 @@ from matplotlib.figure import Figure
 
 from .config import METHODS
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart; one hue a generator, the filled marker has real images.
-COLOURS = {"clip": "#666666", "real": "#000000", "base": "#E69F00", "base+real": "#E69F00", "cls": "#009E73",
-           "cls+real": "#009E73", "dset": "#0072B2", "dset+real": "#0072B2"}
 STYLE = {"figure.facecolor": "white", "axes.facecolor": "white", "savefig.facecolor": "white", "text.color": "black",
          "axes.spines.top": False, "axes.spines.right": False, "font.size": 10, "figure.dpi": 100, "savefig.dpi": 200}
 WIDTH = 7.0  # inches, of every figure
@@ -26,7 +23,7 @@ def plot_main_table(summary, title=""):
     figure, axes = _figure(0.34 * len(summary) + 1.0)
     axis, rows = axes[0, 0], summary.iloc[::-1].reset_index(drop=True)
     for i, row in rows.iterrows():
-        colour = COLOURS[row["method"]]
+        colour = METHODS[row["method"]].colour
         axis.plot([row["low"], row["high"]], [i, i], color=colour, lw=2)
         axis.plot(row["top1"], i, "o", ms=8, color=colour, mfc=colour if METHODS[row["method"]].real else "white", mew=2)
         axis.annotate(f"{row['top1']:.1f}", (row["top1"], i), (0, 7), textcoords="offset points", ha="center", fontsize=8)
@@ -81,7 +78,7 @@ def plot_curves(table, title=""):
         if curves:
             steps = [point["step"] for point in curves[0]]
             mean = np.mean([[100 * point["val"] for point in curve] for curve in curves], axis=0)
-            axis.plot(steps, mean, color=COLOURS[method], ls="-" if METHODS[method].real else "--", marker=".",
+            axis.plot(steps, mean, color=METHODS[method].colour, ls="-" if METHODS[method].real else "--", marker=".",
                       label=METHODS[method].title)
     axis.set(xlabel="optimiser steps", ylabel="validation accuracy, %", title=title)
     axis.grid(alpha=0.3)

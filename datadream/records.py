@@ -1,6 +1,7 @@
 """One row per measured cell, one tidy table, seeds aggregated; every number in the book is read through here."""
 
 import json
+from pathlib import Path
 
 import pandas as pd
 
@@ -8,15 +9,16 @@ from .config import METHODS, paths
 from .metrics import mean_interval
 
 
-def load_records(root=None):
+def load_records(source=None):
     """Return one row per record: dataset, method, shots, images, seed, top1, low, high, val_top1, seconds, ... sorted.
 
-    Accuracies are shares in [0, 1]. An empty store gives an empty table with these columns.
+    `source` is a folder of records or a list of files; None is the store's folder. Accuracies are shares in [0, 1]. No record
+    gives an empty table with these columns.
     """
-    folder = paths()["records"] if root is None else root
+    files = source if isinstance(source, list) else Path(source or paths()["records"]).glob("*.json")
     columns = ["profile", "dataset", "method", "shots", "images", "seed", "top1", "low", "high", "total", "val_top1", "seconds",
                "curve", "per_class", "confusion", "artifacts", "recipe", "commit", "dirty", "device", "created", "key"]
-    rows = [_row(json.loads(file.read_text())) for file in sorted(folder.glob("*.json"))] if folder.is_dir() else []
+    rows = [_row(json.loads(file.read_text())) for file in sorted(files)]
     table = pd.DataFrame(rows, columns=columns)
     order = {name: i for i, name in enumerate(METHODS)}
     return table.sort_values(["dataset", "method", "seed", "created"], key=lambda c: c.map(order) if c.name == "method" else c,
@@ -39,11 +41,15 @@ def select(table, **values):
     return table.reset_index(drop=True)
 
 
-def summary(table):
-    """Return one row per method: seeds, mean top-1 and interval in percent (Student's t over seeds, Wilson for a single seed)."""
-    rows = []
+def _one_record_each(table):
     if table.duplicated(["dataset", "method", "seed"]).any():
         raise ValueError("several records of one method and seed; narrow the table with `select`, e.g. by shots or images")
+
+
+def summary(table):
+    """Return one row per method: seeds, mean top-1 and interval in percent (Student's t over seeds, Wilson for a single seed)."""
+    _one_record_each(table)
+    rows = []
     for method, group in table.groupby("method", sort=False):
         mean, low, high = mean_interval(group["top1"])
         if len(group) == 1:
@@ -55,7 +61,8 @@ def summary(table):
 
 def paired(table, better, baseline):
     """Return mean and 95 % interval of top-1 differences better - baseline over the seeds that both have, in points."""
-    wide = table.pivot_table(index="seed", columns="method", values="top1")
+    _one_record_each(table)
+    wide = table.pivot(index="seed", columns="method", values="top1")
     missing = [m for m in (better, baseline) if m not in wide]
     if missing:
         raise KeyError(f"no record of {', '.join(missing)}; run those methods on the same seeds first")

@@ -1,4 +1,4 @@
-"""Artifact folders: written under a temporary name, verified, renamed, and never made twice."""
+"""Artifact folders: written under a temporary name, listed in a manifest, renamed, and never made twice."""
 
 import hashlib
 import json
@@ -50,6 +50,7 @@ class Store:
 
     def __init__(self, root=None):
         self.root = Path(root or paths()["store"])
+        self.records = self.root / paths()["records"].name  # one JSON file per measured cell
 
     def folder(self, key):
         """Return the folder of a finished artifact; whether it exists is for `done` to say."""

@@ -5,9 +5,11 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -16,54 +18,83 @@ import yaml
 from tqdm.auto import tqdm
 
 from . import config
-from .classify import judge, optimiser_steps, train, train_inputs
+from .classify import judge, judge_inputs, optimiser_steps, train, train_inputs
 from .config import METHODS, ConfigError, _near, as_dict, key, paths
-from .data import few_shots, load
+from .data import draw, draw_inputs, few_shots, load
 from .generate import generate, generation_inputs, read
 from .records import load_records
-from .store import Store, provenance, write_json
+from .store import Store, digest, provenance, write_json
 
-# Seconds per image and step (adapt), per image and sampling step (generate), per training image (train), measured on one
-# core with the mini profile; other profiles have no measurement yet and say so.
-RATES = {"mini": {"adapt": 0.011, "generate": 0.006, "train": 0.0026}}
+# Seconds per image and step (adapt), per image and sampling step without guidance (generate), per training image (train),
+# measured on one core with the models and the resolution of the profile; another profile has no measurement yet and says so.
+RATES = {"mini": {"adapt": 0.014, "generate": 0.0033, "train": 0.0030}}
 
 
-def cells(methods=None, seeds=(0,), overrides=None, **fields):
-    """Return the recipes of every method on every seed; `methods` None means all. Raises ConfigError on an unknown name."""
-    methods = list(METHODS) if methods is None else list(methods)
-    return [config.recipe(overrides=overrides, method=method, seed=seed, **fields) for seed in seeds for method in methods]
+def cells(methods=None, seeds=(0,), overrides=None, images=None, generator=None, classifier=None, **fields):
+    """Return the recipes of every method on every seed: the parameters of notebooks/dataset.ipynb, where None is the profile's.
+
+    `methods` None means all. Raises ConfigError on an unknown name or value.
+    """
+    methods = list(METHODS) if methods is None else methods
+    for name, value in {"methods": methods, "seeds": seeds}.items():
+        if not isinstance(value, (list, tuple)) or not value:
+            raise ConfigError(f"{name}={value!r} is no list of one or more; papermill takes lists as YAML: -y '{name}: [{value}]'")
+    chosen = {"generator": generator, "classifier": classifier, "generate.images": images}
+    values = {name: value for name, value in chosen.items() if value is not None} | (overrides or {})
+    return [config.recipe(overrides=values, method=method, seed=seed, **fields) for seed in seeds for method in methods]
+
+
+def artifact_keys(recipe):
+    """Return the keys of a cell's artifacts by stage, in the order of the stages, without making anything."""
+    dataset, row, keys = load(recipe.dataset, recipe.folder), recipe.row, {}
+    if row.real or row.generator in ("class", "dataset"):
+        keys["shots"] = key("shots", **draw_inputs(recipe, dataset))
+    if row.generator:
+        inputs = generation_inputs(recipe, dataset)
+        keys |= {f"adapt{i}": adapter for i, adapter in enumerate(inputs["adapters"])}
+        keys["generate"] = key("generate", **inputs)
+    if row.trained:
+        keys["train"] = key("train", **train_inputs(recipe, dataset, keys.get("generate")))
+    keys["judge"] = key("judge", **judge_inputs(recipe, dataset, keys.get("train")))
+    return keys
+
+
+def _units(recipe, keys):
+    """Return the images that a cell's stages process, each as often as it is, by stage."""
+    classes, options = len(load(recipe.dataset, recipe.folder).classes), recipe.generate
+    adapters = sum(name.startswith("adapt") for name in keys)
+    passes = options.images * options.steps * (1 if options.guidance == 1 else 2)  # guidance asks the UNet twice
+    return {"adapt": recipe.adapt.epochs * recipe.shots * classes / max(1, adapters), "generate": passes * classes,
+            "train": optimiser_steps(recipe, classes)[0] * recipe.classify.batch}
+
+
+def _rates(recipe):
+    preset = config.recipe(recipe.profile)
+    same = all(getattr(recipe, name) == getattr(preset, name) for name in ("generator", "classifier", "resolution"))
+    return RATES.get(recipe.profile, {}) if same else {}
 
 
 def plan(recipes, store=None):
-    """Return one row per stage that `recipes` need, each once: stage, key, whether it is done, units of work, estimated seconds."""
+    """Return one row per costly stage that `recipes` need, each once: stage, key, whether it is done, units of work, estimated seconds."""
     store, rows = store or Store(), {}
     for recipe in recipes:
-        dataset, rates = load(recipe.dataset, recipe.folder), RATES.get(recipe.profile, {})
-        classes, options, found = len(dataset.classes), recipe, None
-        shots = few_shots(dataset, recipe.shots, recipe.seed)
-
-        def add(stage, stage_key, units):
-            rows[stage_key] = {"stage": stage, "key": stage_key, "done": store.done(stage_key), "units": units,
-                               "seconds": units * rates.get(stage, math.nan)}
-
-        if recipe.row.generator:
-            inputs = generation_inputs(recipe, dataset)
-            for adapter in inputs["adapters"]:
-                add("adapt", adapter, options.adapt.epochs * len(shots) / len(inputs["adapters"]))
-            found = key("generate", **inputs)
-            add("generate", found, options.generate.images * classes * options.generate.steps)
-        if recipe.row.trained:
-            add("train", key("train", **train_inputs(recipe, dataset, found)), optimiser_steps(recipe, classes)[0] * options.classify.batch)
+        keys = artifact_keys(recipe)
+        for stage, units in _units(recipe, keys).items():
+            for name, stage_key in keys.items():
+                if name.rstrip("0123456789") == stage:
+                    rows[stage_key] = {"stage": stage, "key": stage_key, "done": store.done(stage_key), "units": units,
+                                       "seconds": units * _rates(recipe).get(stage, math.nan)}
     return pd.DataFrame(rows.values(), columns=["stage", "key", "done", "units", "seconds"])
 
 
-def plan_text(recipes, store=None):
-    """Return two sentences: what is to be computed and about how long it takes on two cores."""
-    table = plan(recipes, store)
+def plan_text(recipes, store=None, workers=1):
+    """Return two sentences: what is to be computed and about how long it takes on one core for each of the `workers`."""
+    table, processes = plan(recipes, store), min(workers, len({r.seed for r in recipes}))
     pending = table[~table["done"]]
     counts = ", ".join(f"{len(group)} x {stage}" for stage, group in pending.groupby("stage", sort=False)) or "nothing"
     left = pending["seconds"].sum(skipna=False) if len(pending) else 0.0
-    time_text = "unknown, this profile has not been measured" if math.isnan(left) else f"about {left / 60:.1f} minutes on one CPU core"
+    cores = "one CPU core" if processes == 1 else f"{processes} CPU cores"
+    time_text = "unknown, these models have not been measured" if math.isnan(left) else f"about {left / 60 / processes:.1f} minutes on {cores}"
     return f"{len(recipes)} cells; to compute: {counts}; {len(table) - len(pending)} stages are done. Estimated time: {time_text}."
 
 
@@ -73,38 +104,63 @@ def run(recipe, store=None):
     The record has the whole recipe, validation and test results, the curve, seconds per stage, and the provenance.
     """
     store = store or Store()
-    dataset = load(recipe.dataset, recipe.folder)
-    shots, row, artifacts = few_shots(dataset, recipe.shots, recipe.seed), recipe.row, {}
-    synthetic, synthetic_key = None, None
+    dataset, row, keys = load(recipe.dataset, recipe.folder), recipe.row, artifact_keys(recipe)
+    shots = few_shots(dataset, recipe.shots, recipe.seed)
+    synthetic, trained = None, None
+    if "shots" in keys:
+        draw(recipe, dataset, store)
     if row.generator:
-        artifacts["generate"] = generate(recipe, dataset, shots, store)
-        synthetic, synthetic_key = read(artifacts["generate"]), artifacts["generate"].name
-        inputs = generation_inputs(recipe, dataset)
-        artifacts |= {f"adapt{i}": store.folder(k) for i, k in enumerate(inputs["adapters"])}
+        synthetic = read(generate(recipe, dataset, shots, store))
     if row.trained:
-        artifacts["train"] = train(recipe, dataset, shots if row.real else None, synthetic, synthetic_key, store)
-    artifacts["judge"] = judge(recipe, dataset, artifacts.get("train"), store)
-    result = json.loads((artifacts["judge"] / "result.json").read_text())
-    curve = json.loads((artifacts["train"] / "curve.json").read_text()) if row.trained else []
-    return _record(recipe, result, curve, artifacts, store)
+        trained = train(recipe, dataset, shots if row.real else None, synthetic, keys.get("generate"), store)
+    result = json.loads((judge(recipe, dataset, trained, store) / "result.json").read_text())
+    curve = json.loads((trained / "curve.json").read_text()) if trained else []
+    return _record(recipe, result, curve, keys, store)
 
 
-def _record(recipe, result, curve, artifacts, store):
-    names = {name: folder.name for name, folder in sorted(artifacts.items())}
-    record_key = key("record", **as_dict(recipe), artifacts=names)
-    file = store.root / "records" / f"{record_key}.json"
+def record_file(recipe, keys, store):
+    """Return the file of a cell's record: another recipe, other data or other weights have another."""
+    return store.records / f"{key('record', **as_dict(recipe), artifacts=keys)}.json"
+
+
+def _record(recipe, result, curve, keys, store):
+    file = record_file(recipe, keys, store)
     if file.exists():  # the same cell: keep the first record, with the time and commit of its computation
         return json.loads(file.read_text())
     seconds = {}
-    for name, artifact in names.items():
+    for name, artifact in keys.items():
         stage = name.rstrip("0123456789")
         manifest = store.manifest(artifact) or {"seconds": 0.0}  # an adapter may have been deleted while its images remain
         seconds[stage] = seconds.get(stage, 0.0) + manifest["seconds"]
-    record = {"key": record_key, "recipe": as_dict(recipe), "result": result, "curve": curve, "seconds": seconds,
-              "artifacts": names, "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **provenance()}
+    record = {"key": file.stem, "recipe": as_dict(recipe), "result": result, "curve": curve, "seconds": seconds,
+              "artifacts": keys, "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **provenance()}
     file.parent.mkdir(parents=True, exist_ok=True)
     write_json(file, record)
     return record
+
+
+def find(recipes, store=None):
+    """Return the tidy table of exactly these cells. Raises LookupError if one has no record, with the command that makes it."""
+    store = store or Store()
+    files = [record_file(recipe, artifact_keys(recipe), store) for recipe in recipes]
+    missing = [f"{r.dataset}, {r.method}, seed {r.seed}" for r, file in zip(recipes, files) if not file.exists()]
+    if missing:
+        raise LookupError(f"{len(missing)} of {len(files)} cells have no record in {store.records}, the first: {missing[0]}; "
+                          f"run them again with `python -m datadream study`, or by their notebook")
+    return load_records(files)
+
+
+def page_cells(name):
+    """Return the recipes that an executed page of notebooks/dataset.ipynb in book/runs shows: its parameters over the template's.
+
+    Raises LookupError if the page is not there.
+    """
+    page = paths()["runs"] / f"{name}.ipynb"
+    if not page.is_file():
+        raise LookupError(f"book/runs/{page.name} is not there; run `python -m datadream study {name}` first")
+    passed = json.loads(page.read_text())["metadata"]["papermill"]["parameters"]
+    values = {n: v for n, v in (_template_parameters(page) | passed).items() if n != "workers"}
+    return cells(**values)
 
 
 def run_cells(recipes, store=None, workers=1):
@@ -120,9 +176,7 @@ def run_cells(recipes, store=None, workers=1):
             parts = list(tqdm(pool.map(_run_group, groups, [store] * len(groups)), total=len(groups), desc="seeds", leave=False))
     else:
         parts = [_run_group([recipe], store) for recipe in tqdm(recipes, desc="cells", leave=False)]
-    keys = {k for part in parts for k in part}
-    table = load_records(store.root / "records")
-    return table[table["key"].isin(keys)].reset_index(drop=True)
+    return load_records([store.records / f"{k}.json" for k in dict.fromkeys(k for part in parts for k in part)])
 
 
 def _set_threads(threads):
@@ -140,11 +194,20 @@ def sample_rows(recipes, store=None, depth=3):
     store, first = store or Store(), recipes[0]
     dataset = load(first.dataset, first.folder)
     sets = {"Real few shots": few_shots(dataset, first.shots, first.seed)}
+    titles = {row.generator: row.title for row in METHODS.values() if not row.real}  # a method with real images shows the same set
     for recipe in recipes:
-        if recipe.row.generator and not recipe.row.real and recipe.seed == first.seed:
-            sets[recipe.row.title] = read(store.folder(key("generate", **generation_inputs(recipe, dataset))))
+        if recipe.row.generator and recipe.seed == first.seed:
+            sets[titles[recipe.row.generator]] = read(store.folder(key("generate", **generation_inputs(recipe, dataset))))
     return {title: [[images.open(i) for i, y in enumerate(images.labels) if y == label][:depth]
                     for label in range(len(dataset.classes))] for title, images in sets.items()}
+
+
+def places(table):
+    """Return the artifact folders of each cell, one row per method and seed: few shots, synthetic set, classifier, result."""
+    stages = {"few shots": "shots", "synthetic set": "generate", "classifier": "train", "result": "judge"}
+    rows = [{"method": row.method, "seed": row.seed, **{title: row.artifacts.get(stage, "") for title, stage in stages.items()}}
+            for row in table.itertuples()]
+    return pd.DataFrame(rows)
 
 
 def load_study(file=None):
@@ -175,30 +238,37 @@ def _check_run(file, name, entry, smoke):
     if not template.is_file():
         raise ConfigError(f"{file}: run {name!r} names notebook {entry['notebook']!r}, which is not in {paths()['notebooks']}")
     accepted = _template_parameters(template)
-    unknown = sorted(({*entry.get("parameters", {})} | {*smoke.get(entry["notebook"], {})}) - accepted)
+    unknown = sorted(({*entry.get("parameters", {})} | {*smoke.get(entry["notebook"], {})}) - set(accepted))
     if unknown:
         raise ConfigError(f"{file}: run {name!r} sets {unknown[0]!r}, which is no parameter of {template.name}"
                           f"{_near(unknown[0], accepted)} Accepted: {', '.join(sorted(accepted)) or 'none, it has no cell tagged parameters'}")
 
 
 def _template_parameters(template):
-    """Return the names that a template's cell tagged `parameters` assigns; papermill would ignore any other without a word."""
+    """Return name -> value of what a notebook's cell tagged `parameters` assigns; papermill takes any other name without a word."""
     try:
         cells_ = json.loads(template.read_text())["cells"]
         sources = ["".join(c["source"]) for c in cells_ if "parameters" in c["metadata"].get("tags", [])]
-        trees = [ast.parse(source) for source in sources]
+        nodes = [node for source in sources for node in ast.parse(source).body if isinstance(node, ast.Assign)]
+        return {t.id: ast.literal_eval(node.value) for node in nodes for t in node.targets if isinstance(t, ast.Name)}
     except (OSError, ValueError, KeyError, SyntaxError) as error:
-        raise ConfigError(f"{template} is no readable notebook: {error}") from error
-    return {t.id for tree in trees for node in tree.body if isinstance(node, ast.Assign) for t in node.targets if isinstance(t, ast.Name)}
+        raise ConfigError(f"{template} is no readable notebook whose parameters are literals: {error}") from error
+
+
+@lru_cache
+def _package():
+    """Return a digest of the package's code and embedded weights; a page that another version made is made again, from the store."""
+    files = sorted(p for p in Path(__file__).parent.rglob("*") if p.suffix in (".py", ".json", ".safetensors"))
+    return hashlib.sha256("".join(digest(p) for p in files).encode()).hexdigest()
 
 
 def _fingerprint(template, parameters):
     source = [cell["source"] for cell in json.loads(template.read_text())["cells"]]
-    return hashlib.sha256(json.dumps([source, parameters], sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps([source, parameters, _package()], sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _finished(output, fingerprint):
-    """A run is done if its notebook ended without an exception, from the same template and parameters."""
+    """A run is done if its notebook ended without an exception, from the same template, parameters and package."""
     try:
         notes = json.loads(output.read_text())["metadata"]
     except (OSError, ValueError, KeyError):
@@ -230,6 +300,28 @@ def execute(name, entry, parameters, runs):
     return "done", time.perf_counter() - start, str(output)
 
 
+def _execute_apart(name, entry, parameters, runs):
+    """Call `execute` in a process of its own, so that one that the system kills takes no other run with it."""
+    start = time.perf_counter()
+    try:
+        with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+            return pool.submit(execute, name, entry, parameters, runs).result()
+    except BrokenProcessPool as error:
+        return "failed", time.perf_counter() - start, f"its process died: {error}"
+
+
+def smoke_home():
+    """Copy the sources to _build/smoke and point this process there, where tiny results cannot be taken for real ones."""
+    source, target = paths()["home"], paths()["smoke"]
+    shutil.rmtree(target, ignore_errors=True)
+    for name in ("_config.yml", "_toc.yml"):
+        target.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(source / name, target / name)
+    for name in ("book", "datadream", "notebooks"):  # the book's pages include code of the package
+        shutil.copytree(source / name, target / name, ignore=shutil.ignore_patterns("runs", "__pycache__"))
+    os.environ.update(DATADREAM_HOME=str(target), DATADREAM_STORE=str(target / "artifacts"))
+
+
 def choose(study, names, group):
     """Return the runs called `names`, or without names those of `group`. Raises ConfigError on what is not in the study."""
     runs = study["runs"]
@@ -253,17 +345,14 @@ def run_study(names=(), group="default", smoke=False, file=None, jobs=1):
     runs.mkdir(parents=True, exist_ok=True)
     # Kernels are processes of their own and take their number of threads from the environment.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, os.cpu_count() // jobs)))
-    with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
+    with ThreadPoolExecutor(jobs) as pool:
         futures = {}
         for name, entry in chosen.items():
             parameters = {**entry.get("parameters", {}), **(study["smoke"].get(entry["notebook"], {}) if smoke else {})}
-            futures[pool.submit(execute, name, entry, parameters, runs)] = name
+            futures[pool.submit(_execute_apart, name, entry, parameters, runs)] = name
         print(f"{len(chosen)} runs: {', '.join(chosen)}", flush=True)
         for future in as_completed(futures):
-            try:
-                status, seconds, note = future.result()
-            except BrokenProcessPool as error:  # the worker was killed, by the system for want of memory for example
-                status, seconds, note = "failed", 0.0, f"its process died: {error}"
+            status, seconds, note = future.result()
             rows.append({"run": futures[future], "status": status, "minutes": round(seconds / 60, 1), "note": note})
             print(f"  {futures[future]}: {status} in {seconds / 60:.1f} min: {note}", flush=True)
     return pd.DataFrame(rows)

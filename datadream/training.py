@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 
 class DivergedError(RuntimeError):
-    """The loss became NaN or infinite; the last good checkpoint is kept."""
+    """The loss became NaN or infinite; the last checkpoint, if one was written, is kept."""
 
 
 def seed_for(*parts):
@@ -63,7 +63,7 @@ def _restore(parameters, optimiser, checkpoint):
 
 def _diverged(what, value, description, step, steps, lr, warmup, checkpoint):
     return (f"{description}: the {what} is {value} at step {step} of {steps}; lower lr={lr} or raise warmup={warmup}. "
-            f"The last good state is {checkpoint or 'not kept'}.")
+            f"{f'The last good state is {checkpoint}.' if checkpoint and Path(checkpoint).exists() else 'No state had been written yet.'}")
 
 
 def fit(parameters, loss_at, *, steps, lr, warmup=0, minimum_lr=0.0, betas=(0.9, 0.999), weight_decay=1e-2, eps=1e-8,

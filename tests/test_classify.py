@@ -188,7 +188,7 @@ def toned(labels, read):
 
 def as_dataset(images, classes=3):
     """Return a Dataset whose three parts are `images`."""
-    return Dataset("stub", "bird", tuple(f"class {c}" for c in range(classes)), images, images, images, "0" * 16)
+    return Dataset("stub", "bird", tuple(f"class {c}" for c in range(classes)), images, images, images)
 
 
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=1, max_size=30))
@@ -216,12 +216,12 @@ def test_the_last_incomplete_batch_has_no_more_weight_than_its_images():
 def test_predictions_keep_the_order_whatever_the_batch(batch):
     read = [0, 1, 2, 2, 1, 0, 1]
     pictures = torch.stack([torch.full((3, 4, 4), 10 * c, dtype=torch.uint8) for c in read])
-    assert predict(Reader(), torch.arange(3), pictures, batch).tolist() == read
+    assert predict(Reader(), torch.arange(3), pictures.split(batch)).tolist() == read
 
 
 def test_predictions_are_made_in_evaluation_mode():
     model = Reader().train()
-    predict(model, torch.arange(3), torch.zeros(1, 3, 4, 4, dtype=torch.uint8))
+    predict(model, torch.arange(3), [torch.zeros(1, 3, 4, 4, dtype=torch.uint8)])
     assert not model.training
 
 
@@ -248,7 +248,7 @@ def test_a_trained_classifier_is_an_adapter_its_config_and_its_curve(make, datas
                       "prompts": [f"a photo of a {name}" for name in dataset.classes]}
     curve = json.loads((folder / "curve.json").read_text())
     assert [row["step"] for row in curve] == [3, 6, 9]  # three epochs of ceil(5 * 3 / 6) steps, three evaluations
-    predictions = predict(model, model.prompts(config["prompts"]), package.evaluation_stack(dataset.val, model.size))
+    predictions = predict(model, model.prompts(config["prompts"]), package.validation_batches(dataset.val, model.size))
     assert curve[-1]["val"] == (predictions == np.array(dataset.val.labels)).mean()
     assert any(p.any() for name, p in model.named_parameters() if name.endswith("_up")), "something was learnt"
 
@@ -437,6 +437,7 @@ def test_each_trained_classifier_has_its_own_result(make, dataset, shots, store)
 @pytest.mark.parametrize("method", ["real", "base", "base+real"])
 def test_what_a_training_depends_on_can_be_written_down(method):
     one = recipe(method=method)
-    inputs = train_inputs(one, as_dataset(Images((), ())), "generate-0" if one.row.generator else None)
+    shots = toned([i % 3 for i in range(48)], [i % 3 for i in range(48)])
+    inputs = train_inputs(one, as_dataset(shots), "generate-0" if one.row.generator else None)
     assert json.loads(json.dumps(inputs)) == inputs
     assert (inputs["synthetic"] is None) == (one.row.generator is None)

@@ -5,6 +5,7 @@ import math
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -13,12 +14,20 @@ from datadream import config
 from datadream.adapt import adapter_inputs
 from datadream.classify import optimiser_steps, train_inputs
 from datadream.config import METHODS, PROFILES, ConfigError, as_dict, key, recipe
-from datadream.data import Dataset, Images
+from datadream.data import Dataset, Images, few_shots
 from datadream.generate import generation_inputs
 
 FIELDS = {row["field"]: row for row in config.describe()}
 SPECS = {name: spec for name, _, spec in config._leaves(recipe())}
-DATA = Dataset("stub", "bird", ("wren", "robin", "jay"), *(Images((), ()),) * 3, "0123456789abcdef")
+
+
+def pixels(count, offset=0):
+    """Return `count` images of one pixel for each of three classes, all different."""
+    sources = tuple(np.array([[i % 256, i // 256]], np.uint8) for i in range(offset, offset + 3 * count))
+    return Images(sources, tuple(i % 3 for i in range(3 * count)))
+
+
+DATA = Dataset("stub", "bird", ("wren", "robin", "jay"), pixels(301), pixels(2, 2000), pixels(2, 3000))
 
 
 def other_values(name):
@@ -114,10 +123,31 @@ def test_a_method_with_real_images_shares_its_synthetic_set_with_the_one_without
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_other_images_change_the_key_of_whatever_saw_them(method):
-    old, new = stage_keys(recipe(method=method)), stage_keys(recipe(method=method), dataclasses.replace(DATA, fingerprint="f" * 16))
-    for stage in old:
-        assert (old[stage] == new[stage]) == (stage == "generate" and METHODS[method].generator == "base")
+def test_other_images_change_the_key_of_whatever_saw_them_and_no_other(method):
+    row, old = METHODS[method], stage_keys(recipe(method=method))
+
+    def changed(**parts):
+        new = stage_keys(recipe(method=method), dataclasses.replace(DATA, **parts))
+        return {stage for stage in old if old[stage] != new[stage]}
+
+    tuned = {"adapt", "generate"} if row.generator in ("class", "dataset") else set()
+    assert changed(train=pixels(301, 5000)) == tuned | ({"train"} if tuned or row.real else set())
+    assert changed(val=pixels(2, 5000)) == ({"train"} if row.trained else set())
+    assert changed(test=pixels(2, 5000)) == set(), "the test images have no say in anything that is made"
+
+
+def test_a_class_adapter_depends_on_the_images_of_its_class_only():
+    drawn = few_shots(DATA, 16, 0, label=0).sources[0]
+    train = Images(tuple(np.array([[255, 255]], np.uint8) if s is drawn else s for s in DATA.train.sources), DATA.train.labels)
+    old, new = (stage_keys(recipe(method="cls"), one)["adapt"] for one in (DATA, dataclasses.replace(DATA, train=train)))
+    assert [a == b for a, b in zip(old, new)] == [False, True, True]
+
+
+def test_real_only_of_as_many_steps_is_the_same_training():
+    """Half the epochs over twice the images are the same optimiser steps, and no synthetic image is seen."""
+    one, other = ({"generate.images": n, "classify.epochs": e, "classify.warmup": e, "classify.batch": 32} for n, e in ((96, 4), (192, 2)))
+    assert stage_keys(recipe(method="real", overrides=one)) == stage_keys(recipe(method="real", overrides=other))
+    assert stage_keys(recipe(method="base", overrides=one)) != stage_keys(recipe(method="base", overrides=other))
 
 
 @pytest.mark.parametrize("change", [{"classes": ("wren", "robin", "crow")}, {"noun": "small bird"}])

@@ -104,7 +104,7 @@ def test_a_folder_of_classes_is_split_per_class(folder, dataset):
     for part in (dataset.train, dataset.val, dataset.test):
         for source, label in zip(part.sources, part.labels):
             assert source.startswith(f"{folder}/{CLASSES[label]}/")
-    assert load("folder", folder).fingerprint == dataset.fingerprint
+    assert seen_in(load("folder", folder)) == seen_in(dataset)
 
 
 @pytest.mark.parametrize("count", range(3, 13))
@@ -127,6 +127,26 @@ def test_the_users_own_split_is_kept(tmp_path):
         assert len(images) == 2 * count and all(f"/{part}/" in source for source in images.sources)
 
 
+def test_a_users_validation_and_test_may_have_one_image_a_class(tmp_path):
+    for part, count in (("train", 2), ("val", 1), ("test", 1)):
+        write_classes(tmp_path / part, ["cat", "dog"], count)
+    assert [len(part) for part in (load("folder", str(tmp_path)).train, load("folder", str(tmp_path)).test)] == [4, 2]
+
+
+def test_a_damaged_test_image_is_found_before_anything_is_trained(tmp_path):
+    for part in ("train", "val", "test"):
+        write_classes(tmp_path / part, ["cat", "dog"], 2)
+    file = tmp_path / "test" / "dog" / "image 1.png"
+    file.write_bytes(file.read_bytes()[:60])
+    with pytest.raises(DataError, match="test/dog/image 1.png is not a readable image"):
+        load("folder", str(tmp_path))
+
+
+def test_a_folder_that_would_be_ignored_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="would be ignored by dataset='mnist'"):
+        load("mnist", str(tmp_path))
+
+
 def test_hidden_folders_and_other_files_are_no_data(tmp_path):
     write_classes(tmp_path, ["cat", "dog"], 4)
     (tmp_path / ".git").mkdir()
@@ -145,6 +165,8 @@ def test_hidden_folders_and_other_files_are_no_data(tmp_path):
     (lambda root: (write_classes(root / "nothing", ["cat", "dog"], 4), (root / "nothing" / "eel").mkdir()), ["'eel'", "0 image"]),
     (lambda root: (write_classes(root / "nothing", ["dog"], 4), write_classes(root / "nothing", ["cat"], 2)),
      ["'cat'", "2 image", "3 or more"]),
+    (lambda root: [write_classes(root / "nothing" / part, ["cat", "dog"], 2) for part in ("train", "test")],
+     ["a split without val", "train, val and test"]),
 ])
 def test_an_unusable_folder_says_why(tmp_path, prepare, words):
     prepare(tmp_path)
@@ -158,9 +180,14 @@ def test_a_folder_is_needed():
         load("folder")
 
 
+def seen_in(dataset):
+    """Return the fingerprint of a whole data set."""
+    return images.fingerprint(dataset.train, dataset.val, dataset.test)
+
+
 def test_the_fingerprint_sees_pixels_labels_and_the_split(tmp_path):
     write_classes(tmp_path / "a", ["cat", "dog"], 4)
-    seen = {load("folder", str(tmp_path / "a")).fingerprint}
+    seen = {seen_in(load("folder", str(tmp_path / "a")))}
     for name, change in {
         "pixels": lambda root: draw_image(7, 7).save(root / "cat" / "image 1.png"),
         "more": lambda root: draw_image(7, 7).save(root / "cat" / "image 9.png"),
@@ -168,10 +195,10 @@ def test_the_fingerprint_sees_pixels_labels_and_the_split(tmp_path):
     }.items():
         shutil.copytree(tmp_path / "a", tmp_path / name)
         change(tmp_path / name)
-        seen.add(load("folder", str(tmp_path / name)).fingerprint)
+        seen.add(seen_in(load("folder", str(tmp_path / name))))
     assert len(seen) == 4
     shutil.copytree(tmp_path / "a", tmp_path / "copy")
-    assert load("folder", str(tmp_path / "copy")).fingerprint in seen, "a moved folder is the same data"
+    assert seen_in(load("folder", str(tmp_path / "copy"))) in seen, "a moved folder is the same data"
 
 
 def test_the_fingerprint_sees_the_shape_of_an_image():
@@ -184,14 +211,15 @@ def test_an_image_that_was_repaired_is_read_again(tmp_path):
     write_classes(tmp_path, ["cat", "dog"], 4)
     for file in (tmp_path / "cat").iterdir():
         file.write_bytes(b"no image")
-    before = load("folder", str(tmp_path))
-    with pytest.raises(DataError):
-        before.train.open(0)
+    with pytest.raises(DataError, match="cat/image .*png is not a readable image"):
+        load("folder", str(tmp_path))
     for index, file in enumerate(sorted((tmp_path / "cat").iterdir())):
         draw_image(0, index).save(file)
     after = load("folder", str(tmp_path))
     after.train.open(0)
-    assert after.fingerprint != before.fingerprint, "artifacts of the repaired data would carry the key of the broken data"
+    before = seen_in(after)
+    (tmp_path / "dog" / "image 0.png").write_bytes((tmp_path / "cat" / "image 0.png").read_bytes())
+    assert seen_in(load("folder", str(tmp_path))) != before, "a replaced file is other data"
 
 
 # One image.
@@ -321,9 +349,10 @@ def test_the_evaluation_view_is_the_centre_and_keeps_bytes():
     assert view.flatten(1).unique(dim=1).T.tolist() == [[10, 200, 30]]
 
 
-def test_the_evaluation_stack_keeps_order(dataset):
-    stack = data.evaluation_stack(dataset.test, 16)
-    assert stack.shape == (len(dataset.test), 3, 16, 16)
+def test_the_evaluation_batches_keep_order(dataset):
+    batches = list(data.evaluation_batches(dataset.test, 16, batch=5))
+    stack = torch.cat(batches)
+    assert [len(part) for part in batches] == [5, 5, 2] and stack.shape == (len(dataset.test), 3, 16, 16)
     assert all(torch.equal(stack[i], data.evaluation_tensor(dataset.test.open(i), 16)) for i in range(len(dataset.test)))
 
 

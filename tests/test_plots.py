@@ -56,11 +56,10 @@ def test_a_figure_is_shown_once():
 
 
 def test_every_method_has_a_colour_and_a_generator_keeps_its_own():
-    assert set(plots.COLOURS) == set(METHODS)
     for name, row in METHODS.items():
         if row.generator and row.real:
-            assert plots.COLOURS[name] == plots.COLOURS[name.removesuffix("+real")]
-    alone = [plots.COLOURS[name] for name, row in METHODS.items() if not (row.generator and row.real)]
+            assert row.colour == METHODS[name.removesuffix("+real")].colour
+    alone = [row.colour for row in METHODS.values() if not (row.generator and row.real)]
     assert len(set(alone)) == len(alone)
 
 
@@ -99,7 +98,7 @@ def test_curves_are_averaged_over_seeds():
     assert set(lines) == {"Real only", "DataDream (dataset)"}
     assert lines["Real only"].get_xdata().tolist() == [10, 20]
     assert lines["Real only"].get_ydata().tolist() == pytest.approx([50.0, 70.0])
-    assert matplotlib.colors.same_color(lines["DataDream (dataset)"].get_color(), plots.COLOURS["dset"])
+    assert matplotlib.colors.same_color(lines["DataDream (dataset)"].get_color(), METHODS["dset"].colour)
     assert lines["Real only"].get_linestyle() == "-" and lines["DataDream (dataset)"].get_linestyle() == "--"
 
 

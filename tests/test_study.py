@@ -36,6 +36,17 @@ def test_cells_are_every_method_on_every_seed(tiny):
     assert [one.method for one in study.cells()] == list(METHODS)
 
 
+@pytest.mark.parametrize("name, value", [("methods", "real"), ("methods", []), ("seeds", 3), ("seeds", "0,1")])
+def test_a_list_that_is_none_is_refused_with_the_flag_that_papermill_wants(name, value):
+    with pytest.raises(ConfigError, match=f"{name}=.*-y '{name}: "):
+        study.cells(**{name: value})
+
+
+def test_none_is_the_profile_s():
+    (one,) = study.cells(["dset"], images=7, generator=None, overrides={"adapt.rank": 2})
+    assert (one.generate.images, one.generator, one.adapt.rank) == (7, "mini", 2)
+
+
 def test_an_unknown_method_is_refused_before_anything_runs():
     with pytest.raises(ConfigError, match="Did you mean 'dset'"):
         study.cells(["real", "dste"])
@@ -57,15 +68,35 @@ def test_a_record_holds_the_whole_cell(finished):
         assert set(record["result"]) == {"val", "test"} and len(record["result"]["test"]["per_class"]) == 3
         stages = {"judge"} | ({"train"} if one.row.trained else set()) | ({"generate"} if one.row.generator else set())
         stages |= {"adapt"} if one.row.generator in ("class", "dataset") else set()
+        stages |= {"shots"} if one.row.real or "adapt" in stages else set()
         assert set(record["seconds"]) == stages and all(value >= 0 for value in record["seconds"].values())
         assert all(finished.store.done(key) for key in record["artifacts"].values())
         assert [row["step"] for row in record["curve"]] == ([3, 6, 9] if one.row.trained else [])
 
 
 def test_methods_share_the_stages_that_they_have_in_common(finished):
-    expected = {"adapt": 1 + 3, "generate": 3, "train": 7, "judge": 8, "records/record": 8}
+    expected = {"shots": 1, "adapt": 1 + 3, "generate": 3, "train": 7, "judge": 8, "records/record": 8}
     assert {stage: len(list(finished.store.root.glob(f"{stage}-*"))) for stage in expected} == expected
     assert not list(finished.store.root.glob("*.partial"))
+
+
+def test_the_keys_of_a_cell_are_known_before_it_runs(finished):
+    for one, record in zip(finished.recipes, finished.table["artifacts"]):
+        assert study.artifact_keys(one) == record
+
+
+def test_the_draw_is_kept_by_image(finished, dataset):
+    (folder,) = finished.store.root.glob("shots-*")
+    lines = [json.loads(line) for line in (folder / "shots.jsonl").read_text().splitlines()]
+    assert [line["class"] for line in lines] == [name for name in CLASSES for _ in range(2)]
+    assert [dataset.train.sources[line["pool_index"]] for line in lines] == list(few_shots(dataset, 2, 0).sources)
+    assert all(dataset.train.sources[line["pool_index"]].endswith("/" + line["file"]) for line in lines)
+
+
+def test_the_records_of_cells_are_found_and_a_missing_one_is_named(finished, make, store):
+    assert study.find(finished.recipes, finished.store)["key"].tolist() == finished.table["key"].tolist()
+    with pytest.raises(LookupError, match="1 of 2 cells.*folder, real, seed 7.*datadream study"):
+        study.find([make("clip"), make("real", seed=7)], finished.store)
 
 
 def test_a_finished_cell_is_read_not_computed(finished, monkeypatch):
@@ -81,7 +112,7 @@ def test_a_finished_cell_is_read_not_computed(finished, monkeypatch):
 def test_only_these_cells_are_in_the_table(finished, make):
     table = study.run_cells([make("real")], finished.store)
     assert table["method"].tolist() == ["real"]
-    assert len(load_records(finished.store.root / "records")) == 8
+    assert len(load_records(finished.store.records)) == 8
 
 
 def test_a_cell_whose_adapters_were_deleted_to_save_space_still_runs(finished, make, tmp_path):
@@ -125,6 +156,17 @@ def test_samples_are_the_few_shots_and_each_generators_images(finished, dataset)
     assert rows["DataDream (class)"][0][0].size == (16, 16)
 
 
+def test_the_samples_of_a_method_with_real_images_are_shown_too(finished, make):
+    rows = study.sample_rows([make("dset+real"), make("dset")], finished.store)
+    assert list(rows) == ["Real few shots", "DataDream (dataset)"]
+
+
+def test_the_places_of_the_artifacts(finished):
+    places = study.places(finished.table).set_index("method")
+    assert places.loc["clip", "classifier"] == "" and places.loc["base", "few shots"] == ""
+    assert all((finished.store.root / places.loc["dset+real", stage]).is_dir() for stage in ("few shots", "synthetic set", "classifier", "result"))
+
+
 # The plan.
 
 def test_the_plan_lists_each_stage_once_and_what_is_done(finished, store):
@@ -137,18 +179,21 @@ def test_the_plan_lists_each_stage_once_and_what_is_done(finished, store):
 
 def test_the_units_of_the_plan_are_images_times_steps(make, store):
     units = study.plan([make("dset"), make("real")], store).groupby("stage")["units"].sum().to_dict()
-    assert units == {"adapt": 2 * 6, "generate": 5 * 3 * 2, "train": 2 * 9 * 6}
+    assert units == {"adapt": 2 * 6, "generate": 5 * 3 * 2 * 2, "train": 2 * 9 * 6}, "guidance asks the UNet twice"
+    (free,) = study.plan([make("base", {"generate.guidance": 1})], store).query("stage == 'generate'")["units"]
+    assert free == 5 * 3 * 2
     assert study.plan([make("cls")], store).query("stage == 'adapt'")["units"].tolist() == [2 * 2] * 3
 
 
 def test_the_plan_in_words(finished, make, store):
     text = study.plan_text(finished.recipes, store)
-    for words in ("8 cells", "4 x adapt", "3 x generate", "7 x train", "0 stages are done", "minutes"):
+    for words in ("8 cells", "4 x adapt", "3 x generate", "7 x train", "0 stages are done", "unknown, these models have not been measured"):
         assert words in text
     text = study.plan_text(finished.recipes, finished.store)
     assert "nothing" in text and "14 stages are done" in text and "about 0.0 minutes" in text
-    assert "unknown" in study.plan_text([make("dset", profile="paper")], store)
-    assert not math.isnan(study.plan([make("dset")], store)["seconds"].sum(skipna=False))
+    real_size = study.cells(["dset"], [0, 1], dataset="mnist")
+    assert "on one CPU core" in study.plan_text(real_size, store) and "on 2 CPU cores" in study.plan_text(real_size, store, workers=3)
+    assert not math.isnan(study.plan(real_size, store)["seconds"].sum(skipna=False))
 
 
 # Study files.
@@ -253,6 +298,34 @@ def test_a_run_that_papermill_cannot_finish_is_failed_not_the_end_of_the_study(h
     prepare(home / "notebooks")
     status, _, note = study.execute("bad", {"notebook": "bad"}, {}, runs)
     assert status == "failed" and note
+
+
+def test_the_page_of_a_run_knows_its_cells(home, runs):
+    write_notebook(home / "notebooks", "dataset", "print(shots)",
+                   parameters="dataset = 'mnist'\nshots = 16\nseeds = [0]\nmethods = None\nworkers = 1\noverrides = {}")
+    parameters = {"shots": 4, "methods": ["real", "dset"], "seeds": [1], "overrides": {"adapt.rank": 2}}
+    with pytest.raises(LookupError, match="book/runs/small.ipynb is not there.*study small"):
+        study.page_cells("small")
+    assert study.execute("small", {"notebook": "dataset"}, parameters, runs)[0] == "done"
+    found = study.page_cells("small")
+    assert [(one.method, one.seed, one.shots, one.dataset, one.adapt.rank) for one in found] == [
+        ("real", 1, 4, "mnist", 2), ("dset", 1, 4, "mnist", 2)]
+
+
+def test_a_page_of_another_version_of_the_package_is_made_again(home, runs, monkeypatch):
+    write_notebook(home / "notebooks", "good", "print('x is', x)")
+    assert study.execute("run", {"notebook": "good"}, {}, runs)[0] == "done"
+    monkeypatch.setattr(study, "_package", lambda: "other code or weights")
+    assert study.execute("run", {"notebook": "good"}, {}, runs)[0] == "done"
+
+
+def test_a_process_that_the_system_kills_takes_no_other_run_with_it(home, monkeypatch):
+    write_notebook(home / "notebooks", "good", "print('x is', x)")
+    write_notebook(home / "notebooks", "greedy", "import os, signal", "os.kill(os.getppid(), signal.SIGKILL)")
+    write_study(home, {"greedy": {"notebook": "greedy"}, "first": {"notebook": "good"}, "second": {"notebook": "good"}})
+    table = study.run_study(jobs=2).set_index("run")
+    assert table["status"].to_dict() == {"greedy": "failed", "first": "done", "second": "done"}
+    assert "died" in table.loc["greedy", "note"]
 
 
 @pytest.mark.parametrize("template", ["x = 1  # the parameters", None])

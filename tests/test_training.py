@@ -207,6 +207,13 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_state(t
     assert one[1] == other[1] == 2 and same(one[0], other[0])
 
 
+def test_a_run_that_diverges_at_once_promises_no_state(tmp_path):
+    parameters, loss_at = problem()
+    with pytest.raises(DivergedError, match="No state had been written yet"):
+        fit(parameters, lambda step: loss_at(step) * math.nan, steps=4, lr=0.1, checkpoint=tmp_path / "state", every=2)
+    assert not (tmp_path / "state").exists()
+
+
 def test_a_gradient_that_is_not_finite_is_no_good_state(tmp_path):
     """The loss may be finite while its gradient is not (a root at zero): the next checkpoint must not keep the broken weights."""
     weight = torch.nn.Parameter(torch.zeros(1))
