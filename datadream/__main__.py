@@ -1,9 +1,10 @@
-"""The command line: `python -m datadream study`."""
+"""The command line: `python -m datadream study | download`."""
 
 import argparse
 import sys
 
 from .config import ConfigError
+from .images import DataError
 
 
 def main(arguments=None):
@@ -15,18 +16,33 @@ def main(arguments=None):
     study.add_argument("--group", default="default", help="which group of runs (default: %(default)s)")
     study.add_argument("--smoke", action="store_true", help="shrink every run to the study file's tiny parameters, in a copy under _build/smoke")
     study.add_argument("--jobs", type=int, default=1, help="runs executed at once, the cores shared out (default: %(default)s)")
+    study.set_defaults(call=_study)
+    download = commands.add_parser("download", help="fetch the images of one of the paper's datasets through torchvision")
+    download.add_argument("dataset", help="its name, e.g. dtd")
+    download.set_defaults(call=_download)
     options = parser.parse_args(arguments)
+    try:
+        return options.call(options)
+    except (ConfigError, DataError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _study(options):
     from .study import run_study, smoke_home
 
     if options.smoke:
         smoke_home()
-    try:
-        table = run_study(options.names, options.group, options.smoke, jobs=max(1, options.jobs))
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    table = run_study(options.names, options.group, options.smoke, jobs=max(1, options.jobs))
     print(table.drop(columns="note").to_string(index=False))
     return int((table["status"] == "failed").any())
+
+
+def _download(options):
+    from .readers import download
+
+    print(f"the images are in {download(options.dataset)}")
+    return 0
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from .config import key
-from .data import evaluation_batches, few_shots, prompt, training_transform, validation_batches
+from .data import evaluation_batches, few_shots, prompt, training_transform, validation_batches, validation_images
 from .images import fingerprint
 from .metrics import confusion, wilson
 from .models import add_classifier_lora, identity, load_classifier, load_classifier_lora, save_classifier_lora
@@ -108,7 +108,7 @@ def train_inputs(recipe, dataset, synthetic_key):
         options["real_weight"] = None
     return {"classifier": identity(recipe.classifier, "clip"), "classify": options,
             "prompts": [prompt(dataset.noun, name) for name in dataset.classes], "steps": steps, "warmup": warmup,
-            "seed": recipe.seed, "val": fingerprint(dataset.val), "synthetic": synthetic_key,
+            "seed": recipe.seed, "val": fingerprint(validation_images(recipe, dataset)), "synthetic": synthetic_key,
             "shots": fingerprint(few_shots(dataset, recipe.shots, recipe.seed)) if recipe.row.real else None}
 
 
@@ -125,7 +125,8 @@ def train(recipe, dataset, real, synthetic, synthetic_key, store):
         model = load_classifier(recipe.classifier)
         parameters = add_classifier_lora(model, options.rank, options.alpha, options.dropout)
         batches = Batches(real, synthetic, options, len(texts), model.size, seed_for("batches", recipe.seed))
-        optimise(model, parameters, batches, texts, dataset, options, steps, warmup, folder, seed_for("train", recipe.seed))
+        val = validation_images(recipe, dataset)
+        optimise(model, parameters, batches, texts, val, options, steps, warmup, folder, seed_for("train", recipe.seed))
         config = {"classifier": recipe.classifier, "rank": options.rank, "alpha": options.alpha, "dropout": options.dropout,
                   "classes": list(dataset.classes), "prompts": texts}
         save_classifier_lora(model, folder, config)
@@ -133,10 +134,10 @@ def train(recipe, dataset, real, synthetic, synthetic_key, store):
     return store.make(key("train", **inputs), inputs, build)
 
 
-def optimise(model, parameters, batches, texts, dataset, options, steps, warmup, folder, seed):
-    """Train in place; validation images draw the curve and, only if `select` says so, choose the weights that are kept."""
-    tokens, val = model.prompts(texts), validation_batches(dataset.val, model.size)
-    labels, best, checkpoint = np.asarray(dataset.val.labels), folder / "best.safetensors", folder / "checkpoint.safetensors"
+def optimise(model, parameters, batches, texts, val, options, steps, warmup, folder, seed):
+    """Train in place; the validation images `val` draw the curve and, only if `select` says so, choose the weights that are kept."""
+    tokens, views = model.prompts(texts), validation_batches(val, model.size)
+    labels, best, checkpoint = np.asarray(val.labels), folder / "best.safetensors", folder / "checkpoint.safetensors"
     points = {round(steps * (i + 1) / options.evaluations) - 1 for i in range(options.evaluations)}
     curve_file = folder / "curve.json"
     curve = {row["step"]: row for row in json.loads(curve_file.read_text())} if curve_file.exists() else {}
@@ -149,7 +150,7 @@ def optimise(model, parameters, batches, texts, dataset, options, steps, warmup,
     def after(step, loss):
         if step not in points:
             return
-        accuracy = float((predict(model, tokens, val) == labels).mean())
+        accuracy = float((predict(model, tokens, views) == labels).mean())
         earlier = [row["val"] for s, row in curve.items() if s < step + 1]
         if options.select == "validation" and accuracy > max(earlier, default=-1.0):
             save_state(best, parameters, step + 1)
@@ -168,7 +169,8 @@ def optimise(model, parameters, batches, texts, dataset, options, steps, warmup,
 
 def judge_inputs(recipe, dataset, trained_key):
     """Return what a result depends on; `trained_key` is None for the untouched classifier."""
-    return {"trained": trained_key or identity(recipe.classifier, "clip"), "val": fingerprint(dataset.val), "test": fingerprint(dataset.test),
+    return {"trained": trained_key or identity(recipe.classifier, "clip"), "test": fingerprint(dataset.test),
+            "val": fingerprint(validation_images(recipe, dataset)),
             "prompts": [prompt(dataset.noun, name) for name in dataset.classes]}
 
 
@@ -181,6 +183,7 @@ def judge(recipe, dataset, trained, store):
 
     def build(folder):
         model = load_classifier_lora(trained)[0] if trained else load_classifier(recipe.classifier)
-        write_json(folder / "result.json", {part: evaluate(model, dataset, getattr(dataset, part)) for part in ("val", "test")})
+        parts = {"val": validation_images(recipe, dataset), "test": dataset.test}
+        write_json(folder / "result.json", {part: evaluate(model, dataset, images) for part, images in parts.items()})
 
     return store.make(key("judge", **inputs), inputs, build)

