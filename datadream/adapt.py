@@ -9,18 +9,19 @@ import torch.nn.functional as F
 from .config import ConfigError, key
 from .data import few_shots, generator_image, prompt
 from .images import fingerprint
-from .models import add_generator_lora, identity, load_generator, remove_lora, save_generator_lora
+from .models import (add_generator_lora, condition, dtype_for, identity, image_side, load_generator, remove_lora, save_generator_lora,
+                     tokenize)
 from .training import fit, seed_for
 
 
 def diffusion_loss(pipe, noise_scheduler, images, tokens):
-    """Return the DDPM loss at uniform timesteps for images (B, 3, S, S) in [-1, 1] and token ids (B, L) (paper, eq. 2).
+    """Return the DDPM loss at uniform timesteps for images (B, 3, S, S) in [-1, 1] and their `tokenize`d prompts (paper, eq. 2).
 
     The latent is sampled from the VAE's posterior; the target follows the scheduler's prediction type. Raises ConfigError on
     one that is neither noise nor velocity.
     """
     with torch.no_grad():
-        latents = pipe.vae.encode(images).latent_dist.sample() * pipe.vae.config.scaling_factor
+        latents = pipe.vae.encode(images.to(pipe.vae.dtype)).latent_dist.sample() * pipe.vae.config.scaling_factor
     noise = torch.randn_like(latents)
     times = torch.randint(noise_scheduler.config.num_train_timesteps, (len(latents),), device=latents.device)
     noisy = noise_scheduler.add_noise(latents, noise, times)
@@ -28,7 +29,9 @@ def diffusion_loss(pipe, noise_scheduler, images, tokens):
     if kind not in ("epsilon", "v_prediction"):
         raise ConfigError(f"the generator predicts {kind!r}; accepted: 'epsilon' (the paper's) and 'v_prediction'")
     target = noise if kind == "epsilon" else noise_scheduler.get_velocity(latents, noise, times)
-    return F.mse_loss(pipe.unet(noisy, times, pipe.text_encoder(tokens)[0]).sample.float(), target.float())
+    text, extra = condition(pipe, tokens, images.shape[-1])
+    noisy = noisy.to(pipe.unet.dtype)
+    return F.mse_loss(pipe.unet(noisy, times, text, added_cond_kwargs=extra).sample.float(), target.float())
 
 
 def adapter_inputs(recipe, dataset, label=None):
@@ -38,7 +41,7 @@ def adapter_inputs(recipe, dataset, label=None):
     """
     names = dataset.classes if label is None else (dataset.classes[label],)
     return {"generator": identity(recipe.generator, "generator"), "adapt": dataclasses.asdict(recipe.adapt),
-            "resolution": recipe.resolution, "prompts": [prompt(dataset.noun, n) for n in names], "seed": recipe.seed,
+            "resolution": recipe.resolution, "precision": recipe.precision, "prompts": [prompt(dataset.noun, n) for n in names], "seed": recipe.seed,
             "shots": fingerprint(few_shots(dataset, recipe.shots, recipe.seed, label)), "label": label}
 
 
@@ -51,7 +54,7 @@ def adapt(recipe, dataset, shots, store, label=None):
 
     def build(folder):
         rows = [i for i, y in enumerate(shots.labels) if label in (None, y)]
-        pipe = load_generator(recipe.generator)
+        pipe = load_generator(recipe.generator, dtype_for(recipe.precision, training=True))
         torch.manual_seed(seed_for("adapter", recipe.seed, label))
         try:
             parameters = add_generator_lora(pipe, recipe.adapt)
@@ -72,7 +75,7 @@ def train_adapter(pipe, parameters, recipe, dataset, images, checkpoint, label):
     noise_scheduler = DDPMScheduler.from_config(pipe.scheduler.config)
     pictures = [images.open(i) for i in range(len(images))]
     texts = [prompt(dataset.noun, dataset.classes[y]) for y in images.labels]
-    tokens = pipe.tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids.to(device)
+    tokens, side = tokenize(pipe, texts), image_side(pipe, recipe.resolution)
     per_epoch = math.ceil(len(images) / options.batch)
     seed = seed_for("adapt", recipe.seed, label)
 
@@ -80,8 +83,8 @@ def train_adapter(pipe, parameters, recipe, dataset, images, checkpoint, label):
         epoch, part = divmod(step, per_epoch)
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed_for(seed, "epoch", epoch)))
         rows = order[part * options.batch:(part + 1) * options.batch]
-        batch = torch.stack([generator_image(pictures[i], recipe.resolution, options.crop) for i in rows])
-        return diffusion_loss(pipe, noise_scheduler, batch.to(device), tokens[rows.to(device)])
+        batch = torch.stack([generator_image(pictures[i], side, options.crop) for i in rows])
+        return diffusion_loss(pipe, noise_scheduler, batch.to(device), tuple(ids[rows.to(device)] for ids in tokens))
 
     return fit(parameters, loss_at, steps=options.epochs * per_epoch, lr=options.lr, warmup=options.warmup,
                betas=(options.beta1, options.beta2), weight_decay=options.weight_decay, eps=options.eps, clip=options.clip,

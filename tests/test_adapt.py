@@ -84,7 +84,7 @@ def test_every_epoch_sees_every_image_once_with_its_own_prompt(make, dataset, sh
 
     def loss(pipe, scheduler, batch, tokens):
         seen.append([(look(picture), pipe.tokenizer.decode(row, skip_special_tokens=True))
-                     for picture, row in zip(batch, tokens.tolist())])
+                     for picture, row in zip(batch, tokens[0].tolist())])
         return next(p for p in pipe.unet.parameters() if p.requires_grad).sum()
 
     monkeypatch.setattr(package, "diffusion_loss", loss)
@@ -144,21 +144,23 @@ def test_the_loss_is_the_mean_square_of_the_error_in_the_predicted_noise(predict
     scheduler = DDPMScheduler(num_train_timesteps=20, prediction_type=prediction)
     posterior, seen = Posterior(torch.randn(64, 4, 2, 2)), {}
 
-    def unet(noisy, times, text):
-        seen.update(noisy=noisy, times=times, text=text)
+    def unet(noisy, times, text, added_cond_kwargs):
+        seen.update(noisy=noisy, times=times, text=text, extra=added_cond_kwargs)
         return SimpleNamespace(sample=torch.full_like(noisy, 0.25))
 
+    unet.dtype = torch.float32
+
     pipe = SimpleNamespace(unet=unet, text_encoder=lambda tokens: (tokens * 2,),
-                           vae=SimpleNamespace(encode=lambda images: SimpleNamespace(latent_dist=posterior),
+                           vae=SimpleNamespace(dtype=torch.float32, encode=lambda images: SimpleNamespace(latent_dist=posterior),
                                                config=SimpleNamespace(scaling_factor=0.5)))
     torch.manual_seed(0)
-    loss = diffusion_loss(pipe, scheduler, torch.zeros(64, 3, 4, 4), torch.arange(64))
+    loss = diffusion_loss(pipe, scheduler, torch.zeros(64, 3, 4, 4), (torch.arange(64),))
     clean, share = 0.5 * posterior.latents, scheduler.alphas_cumprod[seen["times"]].view(-1, 1, 1, 1)
     noise = (seen["noisy"] - share.sqrt() * clean) / (1 - share).sqrt()
     target = noise if prediction == "epsilon" else share.sqrt() * noise - (1 - share).sqrt() * clean
     torch.testing.assert_close(loss, (target - 0.25).square().mean())
     assert posterior.sampled == 1, "the latent is sampled, not the mean"
-    assert torch.equal(seen["text"], 2 * torch.arange(64))
+    assert torch.equal(seen["text"], 2 * torch.arange(64)) and seen["extra"] is None
     assert seen["times"].shape == (64,) and len(set(seen["times"].tolist())) > 12, "each image has its own timestep"
     assert 0 <= seen["times"].min() and seen["times"].max() <= 19
     assert 0.8 < noise.std() < 1.2 and abs(noise.mean()) < 0.2
@@ -171,16 +173,18 @@ def test_all_timesteps_are_drawn_equally_often():
 
     times = []
 
-    def unet(noisy, t, text):
+    def unet(noisy, t, text, added_cond_kwargs):
         times.extend(t.tolist())
         return SimpleNamespace(sample=noisy)
 
+    unet.dtype = torch.float32
+
     posterior = Posterior(torch.zeros(4000, 1, 1, 1))
     pipe = SimpleNamespace(unet=unet, text_encoder=lambda tokens: (tokens,),
-                           vae=SimpleNamespace(encode=lambda images: SimpleNamespace(latent_dist=posterior),
+                           vae=SimpleNamespace(dtype=torch.float32, encode=lambda images: SimpleNamespace(latent_dist=posterior),
                                                config=SimpleNamespace(scaling_factor=1.0)))
     torch.manual_seed(0)
-    diffusion_loss(pipe, DDPMScheduler(num_train_timesteps=10), torch.zeros(4000, 3, 1, 1), torch.zeros(4000))
+    diffusion_loss(pipe, DDPMScheduler(num_train_timesteps=10), torch.zeros(4000, 3, 1, 1), (torch.zeros(4000),))
     counts = torch.bincount(torch.tensor(times), minlength=10)
     assert len(counts) == 10 and counts.min() > 300 and counts.max() < 500  # 400 expected, a standard deviation of 19
 
@@ -265,7 +269,7 @@ def test_after_a_real_kill_9_another_process_continues_to_the_same_bytes(make, d
 
 def test_a_finished_adapter_is_not_made_again(make, dataset, shots, store, monkeypatch):
     folder = adapt(make("dset"), dataset, shots, store)
-    monkeypatch.setattr(package, "load_generator", lambda name: pytest.fail("the store has it"))
+    monkeypatch.setattr(package, "load_generator", lambda *args: pytest.fail("the store has it"))
     assert adapt(make("dset"), dataset, shots, store) == folder
 
 

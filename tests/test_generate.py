@@ -1,5 +1,6 @@
 """Synthesis: one seed per image, per-class adapters, no residue, and a folder that other libraries read."""
 
+import dataclasses
 import json
 import os
 
@@ -8,13 +9,15 @@ import pytest
 import torch
 from conftest import CLASSES, Killed, dies_at
 from PIL import Image
+from safetensors import safe_open
 
+import datadream.adapt as adapt_module
 from datadream import generate as package
 from datadream.adapt import adapt, adapter_inputs
 from datadream.config import ConfigError, key
 from datadream.data import few_shots
 from datadream.generate import generate, generation_inputs, image_seed, make_scheduler, read, sample, with_adapter
-from datadream.models import load_generator
+from datadream.models import condition, load_generator, tokenize
 from datadream.store import Store, digest
 
 
@@ -267,7 +270,7 @@ def test_an_image_that_is_missing_among_those_left_is_made_again(make, dataset, 
 
 def test_a_finished_set_is_not_made_again(make, dataset, shots, store, monkeypatch):
     folder = generate(make("cls"), dataset, shots, store)
-    monkeypatch.setattr(package, "load_generator", lambda name: pytest.fail("the store has it"))
+    monkeypatch.setattr(package, "load_generator", lambda *args: pytest.fail("the store has it"))
     assert generate(make("cls+real", {"generate.batch": 3}), dataset, shots, store) == folder
 
 
@@ -304,3 +307,49 @@ def test_a_scheduler_keeps_the_pipelines_noise_schedule(make):
 def test_the_recipes_seed_changes_every_image(make, dataset, shots, tmp_path):
     one, other = (pixels(generate(make("base", seed=seed), dataset, shots, Store(tmp_path / "store"))) for seed in (0, 1))
     assert all(not np.array_equal(one[name], other[name]) for name in one)
+
+
+# Other generators.
+
+@pytest.mark.parametrize("kind", ["generator", "velocity", "xl"])
+@pytest.mark.parametrize("method", ["dset", "cls"])
+def test_every_kind_of_pipeline_is_adapted_and_sampled_by_the_same_code(kind, method, make, models, dataset, shots, store):
+    recipe = make(method, {"generator": getattr(models, kind), "resolution": 0, "adapt.lr": 0.05, "adapt.epochs": 6})
+    images = read(generate(recipe, dataset, shots, store))
+    plain = read(generate(dataclasses.replace(recipe, method="base"), dataset, shots, store))
+    assert len(images) == len(plain) == 15 and images.open(0).size == (16, 16)
+    assert any(not np.array_equal(images.open(i), plain.open(i)) for i in range(15)), "the adapter does something"
+    parts = {"generator": {"unet", "text_encoder"}, "velocity": {"unet", "text_encoder"}, "xl": {"unet", "text_encoder", "text_encoder_2"}}
+    with safe_open(next(store.root.glob("adapt-*")) / "pytorch_lora_weights.safetensors", "pt") as file:
+        assert {name.split(".")[0] for name in file.keys()} == parts[kind]
+        assert all(file.get_tensor(name).dtype == torch.float32 for name in file.keys())
+
+
+def test_stable_diffusion_xl_is_conditioned_as_its_own_pipeline_does(models):
+    """The hidden states, the pooled text and the time ids that the pipeline hands to its UNet when it samples."""
+    pipe, seen, texts = load_generator(models.xl), {}, ["a photo of a red fox", "a photo of a old truck"]
+    forward = pipe.unet.forward
+
+    def spy(sample, timestep, encoder_hidden_states, added_cond_kwargs, **rest):
+        seen.update(hidden=encoder_hidden_states, **added_cond_kwargs)
+        return forward(sample, timestep, encoder_hidden_states=encoder_hidden_states, added_cond_kwargs=added_cond_kwargs, **rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipe.unet, "forward", spy)
+        pipe(texts, num_inference_steps=1, guidance_scale=1.0, height=16, width=16)
+    hidden, extra = condition(pipe, tokenize(pipe, texts), 16)
+    assert torch.allclose(hidden, seen["hidden"], atol=1e-6) and torch.allclose(extra["text_embeds"], seen["text_embeds"], atol=1e-6)
+    assert torch.equal(extra["time_ids"], seen["time_ids"].to(extra["time_ids"].dtype))
+
+
+@pytest.mark.parametrize("kind", ["generator", "xl"])
+def test_half_precision_keeps_the_adapter_in_single(kind, make, models, dataset, shots, store, monkeypatch):
+    """bfloat16 works on a CPU too, so that what a GPU does is tried here."""
+    asked = []
+    monkeypatch.setattr(adapt_module, "dtype_for", lambda precision, training: asked.append((precision, training)) or torch.bfloat16)
+    recipe = make("dset", {"generator": getattr(models, kind), "resolution": 0})
+    folder = adapt_module.adapt(recipe, dataset, shots, store)
+    with safe_open(folder / "pytorch_lora_weights.safetensors", "pt") as file:
+        tensors = [file.get_tensor(name) for name in file.keys()]
+    assert asked == [("auto", True)] and all(t.dtype == torch.float32 and t.isfinite().all() for t in tensors)
+    assert load_generator(recipe.generator, torch.bfloat16).unet.dtype == torch.bfloat16

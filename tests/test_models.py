@@ -2,7 +2,10 @@
 
 import json
 import math
+import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -11,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from datadream.config import Adapt
-from datadream.models import (Classifier, LoRAAttention, ModelMissingError, add_classifier_lora, add_generator_lora, device,
-                              identity, load_classifier, load_classifier_lora, load_generator, remove_lora, save_classifier_lora,
-                              save_generator_lora)
+from datadream.config import Adapt, ConfigError
+from datadream.models import (GENERATORS, Classifier, LoRAAttention, ModelMissingError, add_classifier_lora, add_generator_lora, device,
+                              dtype_for, identity, image_side, load_classifier, load_classifier_lora, load_generator, remove_lora,
+                              save_classifier_lora, save_generator_lora)
 
 TEXTS = ["a photo of a seven", "a photo of a letter q", "a photo of a one"]
 
@@ -364,7 +367,7 @@ def test_a_missing_classifier_is_named_with_the_way_to_get_it(tmp_path, monkeypa
     (tmp_path / "empty").mkdir()
     with pytest.raises(ModelMissingError) as caught:
         load_classifier(name)
-    for word in (repr(name), "'mini'", "open_clip.list_pretrained()", "HF_HOME"):
+    for word in (repr(name), "'mini'", "open_clip.list_pretrained()", *(["HF_HOME"] if name else [])):
         assert word in str(caught.value)
 
 
@@ -397,8 +400,53 @@ def test_the_identity_of_a_folder_follows_its_content(models, tmp_path, change):
     assert identity(str(tmp_path / "three" / "model"), "generator") != identity(str(whole), "generator")
 
 
-def test_the_identity_of_a_hub_model_is_its_name():
+def test_the_identity_of_a_hub_model_is_its_id():
     assert identity("nobody/no-such-generator", "generator") == "nobody/no-such-generator"
+    assert identity("sd1.5", "generator") == "stable-diffusion-v1-5/stable-diffusion-v1-5", "a row of the table is the model behind it"
+
+
+def test_a_hub_model_in_the_cache_loads_offline_and_is_known_by_its_commit(models, tmp_path):
+    """The layout of HF_HOME, in a process of its own, since the hub's library reads the variable once."""
+    folder = tmp_path / "hub" / "models--nobody--tiny"
+    shutil.copytree(models.generator, folder / "snapshots" / ("c" * 40))
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text("c" * 40)
+    code = ("from datadream.models import identity, load_generator, fetch_generator; fetch_generator('nobody/tiny'); "
+            "print(load_generator('nobody/tiny').unet.config.sample_size, identity('nobody/tiny', 'generator'))")
+    environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.stdout.split() == ["8", f"nobody/tiny@{'c' * 40}"], done.stderr
+
+
+@pytest.mark.parametrize("name", [name for name in GENERATORS if name != "mini"])
+def test_a_model_of_the_table_that_is_not_there_is_named_with_size_and_licence(name):
+    with pytest.raises(ModelMissingError) as caught:
+        load_generator(name)
+    row = GENERATORS[name]
+    for word in (f"hf download {row.hub}", f"{row.gigabytes:g} GB", row.licence, "HF_HOME", "'mini'"):
+        assert word in str(caught.value)
+
+
+def test_a_pipeline_of_another_kind_is_refused(models, tmp_path):
+    shutil.copytree(models.generator, tmp_path / "flux")
+    file = tmp_path / "flux" / "model_index.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "_class_name": "FluxPipeline"}))
+    with pytest.raises(ConfigError, match="is a FluxPipeline; accepted: StableDiffusionPipeline, StableDiffusionXLPipeline"):
+        load_generator(str(tmp_path / "flux"))
+
+
+def test_the_side_of_the_images_is_the_pipeline_s_own_unless_given(models):
+    pipe = load_generator(models.generator)
+    assert image_side(pipe, 0) == 16 and image_side(pipe, 24) == 24 and image_side(load_generator("mini"), 0) == 32
+
+
+@pytest.mark.parametrize("cuda, bf16, precision, training, expected", [
+    (False, False, "auto", True, torch.float32), (True, True, "auto", True, torch.bfloat16), (True, False, "auto", True, torch.float32),
+    (True, True, "auto", False, torch.float16), (True, True, "float32", False, torch.float32), (True, True, "float32", True, torch.float32)])
+def test_half_precision_where_the_device_has_it(monkeypatch, cuda, bf16, precision, training, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: bf16)
+    assert dtype_for(precision, training) is expected
 
 
 def test_the_embedded_models_load_and_fit_each_other():

@@ -110,7 +110,7 @@ def gate(vae, seeds, overrides, dataset="mnist"):
     real, rows = data.load(dataset), []
     for recipe in study.cells(["real"], seeds, overrides, dataset=dataset):
         shots = data.few_shots(real, recipe.shots, recipe.seed)
-        inputs = torch.stack([data.generator_image(shots.open(i), recipe.resolution, "center") for i in range(len(shots))])
+        inputs = torch.stack([data.generator_image(shots.open(i), printed.SIDE, "center") for i in range(len(shots))])
         with torch.random.fork_rng():
             torch.manual_seed(recipe.seed)
             views = {"originals": inputs, "reconstructions": reconstruct(vae, inputs)}
@@ -150,7 +150,7 @@ def zero_shot_images(folder, per_character, overrides=None, batch=60):
         for start in range(0, len(jobs), batch):
             labels, seeds = zip(*jobs[start:start + batch])
             texts = [prompt("", printed.NAMES[label]) for label in labels]
-            images.extend(generate.sample(pipe, texts, seeds, recipe.generate, recipe.resolution))
+            images.extend(generate.sample(pipe, texts, seeds, recipe.generate, printed.SIDE))
 
     generate.with_adapter(recipe, None, draw)
     return images, [label for label, _ in jobs]
