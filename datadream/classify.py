@@ -13,7 +13,7 @@ from .config import key
 from .data import evaluation_batches, few_shots, prompt, training_transform, validation_batches, validation_images
 from .images import fingerprint
 from .metrics import confusion, wilson
-from .models import add_classifier_lora, identity, load_classifier, load_classifier_lora, save_classifier_lora
+from .models import identity, load_classifier, load_classifier_lora, save_classifier_lora
 from .store import write_json
 from .training import fit, load_state, save_state, seed_for
 
@@ -122,8 +122,8 @@ def train(recipe, dataset, real, synthetic, synthetic_key, store):
 
     def build(folder):
         torch.manual_seed(seed_for("classifier", recipe.seed))
-        model = load_classifier(recipe.classifier)
-        parameters = add_classifier_lora(model, options.rank, options.alpha, options.dropout)
+        model = load_classifier(recipe.classifier, len(texts))
+        parameters = model.attach(options)
         batches = Batches(real, synthetic, options, len(texts), model.size, seed_for("batches", recipe.seed))
         val = validation_images(recipe, dataset)
         optimise(model, parameters, batches, texts, val, options, steps, warmup, folder, seed_for("train", recipe.seed))
@@ -153,16 +153,17 @@ def optimise(model, parameters, batches, texts, val, options, steps, warmup, fol
         accuracy = float((predict(model, tokens, views) == labels).mean())
         earlier = [row["val"] for s, row in curve.items() if s < step + 1]
         if options.select == "validation" and accuracy > max(earlier, default=-1.0):
-            save_state(best, parameters, step + 1)
+            save_state(best, model.state(), step + 1)
         curve[step + 1] = {"step": step + 1, "val": accuracy, "loss": loss}
         write_json(curve_file, sorted(curve.values(), key=lambda row: row["step"]))
 
     fit(parameters, loss_at, steps=steps, lr=options.lr, warmup=warmup, minimum_lr=options.minimum_lr,
-        weight_decay=options.weight_decay, seed=seed, checkpoint=checkpoint, after=after, description="train classifier")
+        weight_decay=options.weight_decay, seed=seed, checkpoint=checkpoint, after=after, buffers=model.state(),
+        description="train classifier")
     if best.exists():
         with torch.no_grad():
             for name, value in load_state(best)[0].items():
-                parameters[name].copy_(value)
+                model.state()[name].copy_(value)
     for file in (best, checkpoint):
         file.unlink(missing_ok=True)
 

@@ -10,7 +10,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from safetensors import SafetensorError
 
-from .config import ConfigError, _near, paths
+from .config import Classify, ConfigError, _near, paths
 from .store import digest, write_json
 
 UNET_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]  # paper, section 3.2
@@ -232,6 +232,36 @@ def remove_lora(pipe):
     pipe.unload_lora_weights()
 
 
+def _register_lora(module, width, rank):
+    for name in ("q", "v"):
+        down = torch.empty(rank, width)
+        nn.init.kaiming_uniform_(down, a=5 ** 0.5)
+        module.register_parameter(f"{name}_down", nn.Parameter(down))
+        module.register_parameter(f"{name}_up", nn.Parameter(torch.zeros(width, rank)))
+
+
+def _add_lora(module, x, projected):
+    """Return (q, k, v) of the fused projection (..., 3 D) of x, with the low-rank updates of q and v."""
+    q, k, v = projected.chunk(3, -1)
+    dropped = module.dropout(x)
+    q = q + module.scale * (dropped @ module.q_down.T @ module.q_up.T)
+    v = v + module.scale * (dropped @ module.v_down.T @ module.v_up.T)
+    return q, k, v
+
+
+class LoRAProjection(nn.Module):
+    """The same low-rank updates for a fused linear q, k, v projection, as timm's attention has it (SigLIP's image tower)."""
+
+    def __init__(self, linear, rank, alpha, dropout):
+        super().__init__()
+        self.base, self.scale, self.dropout = linear.requires_grad_(False), alpha / rank, nn.Dropout(dropout)
+        _register_lora(self, linear.in_features, rank)
+
+    def forward(self, x):
+        """Return the projections (..., 3 D) of x (..., D)."""
+        return torch.cat(_add_lora(self, x, self.base(x)), -1)
+
+
 class LoRAAttention(nn.Module):
     """A frozen nn.MultiheadAttention with trainable low-rank updates of its query and value projections only (paper, 3.4).
 
@@ -243,20 +273,12 @@ class LoRAAttention(nn.Module):
         if not attention._qkv_same_embed_dim or attention.bias_k is not None:
             raise ValueError("LoRAAttention needs one width for query, key and value, and no bias_k")
         self.base, self.scale, self.dropout = attention.requires_grad_(False), alpha / rank, nn.Dropout(dropout)
-        width = attention.embed_dim
-        for name in ("q", "v"):
-            down = torch.empty(rank, width)
-            nn.init.kaiming_uniform_(down, a=5 ** 0.5)
-            self.register_parameter(f"{name}_down", nn.Parameter(down))
-            self.register_parameter(f"{name}_up", nn.Parameter(torch.zeros(width, rank)))
+        _register_lora(self, attention.embed_dim, rank)
 
     def forward(self, query, key, value, need_weights=False, attn_mask=None):
         """Return (self-attention output, None) for x = query = key = value, (B, L, D) or (L, B, D) as the base has it."""
         x = query if self.base.batch_first else query.transpose(0, 1)
-        q, k, v = F.linear(x, self.base.in_proj_weight, self.base.in_proj_bias).chunk(3, -1)
-        dropped = self.dropout(x)
-        q = q + self.scale * (dropped @ self.q_down.T @ self.q_up.T)
-        v = v + self.scale * (dropped @ self.v_down.T @ self.v_up.T)
+        q, k, v = _add_lora(self, x, F.linear(x, self.base.in_proj_weight, self.base.in_proj_bias))
         q, k, v = (t.unflatten(-1, (self.base.num_heads, -1)).transpose(1, 2) for t in (q, k, v))
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask).transpose(1, 2).flatten(2)
         out = self.base.out_proj(out)
@@ -283,12 +305,60 @@ class Classifier(nn.Module):
         words = self.clip.encode_text(tokens, normalize=True)
         return self.clip.logit_scale.exp() * pictures @ words.T
 
+    def attach(self, options):
+        """Add LoRA as `options` say and return the trainable parameters by name."""
+        return add_classifier_lora(self, options.rank, options.alpha, options.dropout)
 
-def load_classifier(name):
-    """Return a frozen Classifier. `name` is 'mini', a folder in open_clip's layout, 'hf-hub:<id>', or '<architecture>/<weights>'.
+    def state(self):
+        """Return what training changes, name -> tensor: the LoRA."""
+        return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
-    Raises ModelMissingError, with the way to get it, on a model that cannot be loaded or that open_clip does not know.
+
+class ResNet(nn.Module):
+    """torchvision's ResNet-50 from random weights, the paper's second classifier: it has no text tower, and all of it is trained."""
+
+    size = 224
+
+    def __init__(self, classes):
+        from torchvision.models import resnet50
+
+        super().__init__()
+        self.net = resnet50(weights=None, num_classes=classes)
+        for name, values in {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}.items():  # ImageNet's
+            self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
+
+    def prompts(self, texts):
+        """Return one index per class, which stands for the prompt that this classifier does not read."""
+        return torch.arange(len(list(texts)), device=self.mean.device)
+
+    def forward(self, images, tokens):
+        """Return logits (B, classes) for images (B, 3, S, S) in [0, 1]; `tokens` is what `prompts` returned."""
+        return self.net((images - self.mean) / self.std)
+
+    def attach(self, options):
+        """Return all parameters by name; LoRA needs trained weights to start from."""
+        return dict(self.named_parameters())
+
+    def state(self):
+        """Return what training changes, name -> tensor: the parameters and the batch normalisations' running statistics."""
+        return self.state_dict()
+
+
+def load_classifier(name, classes=None):
+    """Return a classifier, frozen but for what its `attach` makes trainable.
+
+    `name` is 'mini', a folder in open_clip's layout, 'hf-hub:<id>', '<architecture>/<weights>', or 'resnet50', which starts from
+    random weights and needs the number of `classes`. Raises ModelMissingError, with the way to get it, on a model that cannot be
+    loaded or that open_clip does not know, and ConfigError on 'resnet50' where an untrained classifier is judged.
     """
+    if name == "resnet50":
+        if classes is None:
+            raise ConfigError("classifier='resnet50' starts from random weights and judges nothing untrained; leave out method 'clip'")
+        return ResNet(classes).to(device())
+    return _load_clip(name)
+
+
+def _load_clip(name):
     import open_clip
 
     folder = _local(name, "clip")
@@ -310,11 +380,13 @@ def load_classifier(name):
 
 
 def add_classifier_lora(model, rank, alpha, dropout):
-    """Replace every self-attention of both towers by a LoRAAttention; return the trainable parameters by name."""
+    """Add LoRA to q and v of every self-attention of both towers, open_clip's or timm's; return the trainable parameters by name."""
     for module in list(model.clip.modules()):
         for name, child in list(module.named_children()):
             if type(child) is nn.MultiheadAttention and name == "attn" and hasattr(module, "ln_1"):
                 setattr(module, name, LoRAAttention(child, rank, alpha, dropout).to(model.mean.device))
+            elif name == "qkv" and isinstance(child, nn.Linear) and child.out_features == 3 * child.in_features:
+                setattr(module, name, LoRAProjection(child, rank, alpha, dropout).to(model.mean.device))
     found = {name: p for name, p in model.named_parameters() if p.requires_grad}
     visual = [name for name in found if ".visual." in name]
     if not visual or len(visual) == len(found):
@@ -324,11 +396,10 @@ def add_classifier_lora(model, rank, alpha, dropout):
 
 
 def save_classifier_lora(model, folder, config):
-    """Write the adapter as safetensors beside its JSON config (classifier, rank, alpha, dropout, classes, prompts)."""
+    """Write what training changed as safetensors beside its JSON config (classifier, rank, alpha, dropout, classes, prompts)."""
     from safetensors.torch import save_file
 
-    tensors = {name: p.detach().cpu().contiguous() for name, p in model.named_parameters() if p.requires_grad}
-    save_file(tensors, Path(folder) / "adapter.safetensors")
+    save_file({name: value.detach().cpu().contiguous() for name, value in model.state().items()}, Path(folder) / "adapter.safetensors")
     write_json(Path(folder) / "adapter.json", config)
 
 
@@ -337,13 +408,14 @@ def load_classifier_lora(folder):
     from safetensors.torch import load_file
 
     config = json.loads((Path(folder) / "adapter.json").read_text())
-    model = load_classifier(config["classifier"])
-    parameters = add_classifier_lora(model, config["rank"], config["alpha"], config["dropout"])
+    model = load_classifier(config["classifier"], len(config["classes"]))
+    model.attach(Classify(rank=config["rank"], alpha=config["alpha"], dropout=config["dropout"]))
+    state = model.state()
     tensors = load_file(Path(folder) / "adapter.safetensors", device=str(model.mean.device))
-    if set(tensors) != set(parameters):
+    if set(tensors) != set(state):
         raise ValueError(f"the adapter in {folder} does not fit {config['classifier']!r}: "
-                         f"{sorted(set(tensors) ^ set(parameters))[:3]} differ")
+                         f"{sorted(set(tensors) ^ set(state))[:3]} differ")
     with torch.no_grad():
-        for name, p in parameters.items():
-            p.copy_(tensors[name])
+        for name, value in state.items():
+            value.copy_(tensors[name])
     return model.eval(), config

@@ -42,19 +42,20 @@ def load_state(path):
         return {name: file.get_tensor(name) for name in file.keys()}, int(file.metadata()["step"])
 
 
-def _state(parameters, optimiser, losses):
-    tensors = {f"parameter.{name}": value for name, value in parameters.items()} | {"losses": torch.tensor(losses)}
+def _state(parameters, buffers, optimiser, losses):
+    tensors = {f"parameter.{name}": value for name, value in {**parameters, **buffers}.items()} | {"losses": torch.tensor(losses)}
     for name, value in parameters.items():
         for key, moment in optimiser.state.get(value, {}).items():
             tensors[f"{key}.{name}"] = moment
     return tensors
 
 
-def _restore(parameters, optimiser, checkpoint):
+def _restore(parameters, buffers, optimiser, checkpoint):
     tensors, step = load_state(checkpoint)
     with torch.no_grad():
-        for name, value in parameters.items():
+        for name, value in {**parameters, **buffers}.items():
             value.copy_(tensors[f"parameter.{name}"])
+        for name, value in parameters.items():
             keys = ("step", "exp_avg", "exp_avg_sq")
             # AdamW's step counter stays on the CPU, its moments follow the parameter.
             optimiser.state[value] = {key: tensors[f"{key}.{name}"].to("cpu" if key == "step" else value.device) for key in keys}
@@ -67,16 +68,16 @@ def _diverged(what, value, description, step, steps, lr, warmup, checkpoint):
 
 
 def fit(parameters, loss_at, *, steps, lr, warmup=0, minimum_lr=0.0, betas=(0.9, 0.999), weight_decay=1e-2, eps=1e-8,
-        clip=None, seed=0, checkpoint=None, every=200, after=None, description="training"):
+        clip=None, seed=0, checkpoint=None, every=200, after=None, buffers=None, description="training"):
     """Minimise `loss_at(step)` over `parameters` (name -> Parameter) in place and return all losses, one float a step.
 
     Every step reseeds torch's global generator from (seed, step), so a run that was killed and resumed from `checkpoint`
-    (written every `every` steps) draws the same noise, dropout and augmentation as one that was not. `after(step, loss)`
-    is called once a step is done. Raises DivergedError on a loss that is not finite.
+    (written every `every` steps) draws the same noise, dropout and augmentation as one that was not. `buffers` are further tensors
+    that a step changes (running statistics), kept with the parameters. `after(step, loss)` is called once a step is done. Raises DivergedError on a loss that is not finite.
     """
     optimiser = torch.optim.AdamW(list(parameters.values()), lr=lr, betas=betas, weight_decay=weight_decay, eps=eps)
-    resumed = checkpoint and Path(checkpoint).exists()
-    first, losses = _restore(parameters, optimiser, checkpoint) if resumed else (0, [])
+    resumed, buffers = checkpoint and Path(checkpoint).exists(), buffers or {}
+    first, losses = _restore(parameters, buffers, optimiser, checkpoint) if resumed else (0, [])
     with torch.random.fork_rng(), tqdm(total=steps, initial=first, desc=description, leave=False, mininterval=2) as bar:
         for step in range(first, steps):
             torch.manual_seed(seed_for(seed, step))
@@ -95,7 +96,7 @@ def fit(parameters, loss_at, *, steps, lr, warmup=0, minimum_lr=0.0, betas=(0.9,
             if after:  # before the checkpoint: a run killed in `after` does it again when it resumes
                 after(step, losses[-1])
             if checkpoint and (step + 1) % every == 0 and step + 1 < steps:
-                save_state(checkpoint, _state(parameters, optimiser, losses), step + 1)
+                save_state(checkpoint, _state(parameters, buffers, optimiser, losses), step + 1)
             bar.update()
             bar.set_postfix(loss=f"{losses[-1]:.4f}", refresh=False)
     return losses

@@ -441,3 +441,23 @@ def test_what_a_training_depends_on_can_be_written_down(method):
     inputs = train_inputs(one, as_dataset(shots), "generate-0" if one.row.generator else None)
     assert json.loads(json.dumps(inputs)) == inputs
     assert (inputs["synthetic"] is None) == (one.row.generator is None)
+
+
+@pytest.mark.parametrize("select", ["last", "validation"])
+def test_a_killed_resnet_continues_with_its_running_statistics(make, dataset, shots, tmp_path, monkeypatch, select):
+    """The paper's second classifier has state beyond its parameters: the batch normalisations'."""
+    from datadream import models
+
+    monkeypatch.setattr(models.ResNet, "size", 32)
+    monkeypatch.setattr(package, "fit", functools.partial(package.fit, every=2))
+    one = make("real", {"classifier": "resnet50", "classify.epochs": 2, "classify.select": select})
+    whole, store = train(one, dataset, shots, None, None, Store(tmp_path / "whole")), Store(tmp_path / "killed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(package, "mixed_loss", dies_at(mixed_loss, 5))
+        with pytest.raises(Killed):
+            train(one, dataset, shots, None, None, store)
+    folder = train(one, dataset, shots, None, None, store)
+    assert folders_equal(folder, whole)
+    model, config = load_classifier_lora(folder)
+    assert config["classes"] == list(dataset.classes) and int(model.net.bn1.num_batches_tracked) > 0
+    assert judge(one, dataset, folder, store).is_dir()

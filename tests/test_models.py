@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from datadream.config import Adapt, ConfigError
-from datadream.models import (GENERATORS, Classifier, LoRAAttention, ModelMissingError, add_classifier_lora, add_generator_lora, device,
-                              dtype_for, identity, image_side, load_classifier, load_classifier_lora, load_generator, remove_lora,
-                              save_classifier_lora, save_generator_lora)
+from datadream.config import Adapt, Classify, ConfigError
+from datadream.models import (GENERATORS, Classifier, LoRAAttention, LoRAProjection, ModelMissingError, add_classifier_lora,
+                              add_generator_lora, device, dtype_for, identity, image_side, load_classifier, load_classifier_lora,
+                              load_generator, remove_lora, save_classifier_lora, save_generator_lora)
 
 TEXTS = ["a photo of a seven", "a photo of a letter q", "a photo of a one"]
 
@@ -303,7 +303,7 @@ def test_a_saved_classifier_adapter_gives_the_same_logits(models, tmp_path):
 
 def test_an_adapter_of_another_classifier_is_refused(models, tmp_path):
     model, parameters, _ = adapted(models)
-    save_classifier_lora(model, tmp_path, {"classifier": models.classifier, "rank": 3, "alpha": 6.0, "dropout": 0.1})
+    save_classifier_lora(model, tmp_path, {"classifier": models.classifier, "rank": 3, "alpha": 6.0, "dropout": 0.1, "classes": ["x"]})
     tensors = load_file(tmp_path / "adapter.safetensors")
     lost = sorted(tensors)[0]
     save_file({name: value for name, value in tensors.items() if name != lost}, tmp_path / "adapter.safetensors")
@@ -323,6 +323,40 @@ def test_the_papers_classifier_trains_983040_numbers():
     """Rank 16 on q and v: 12 vision blocks of width 768 and 12 text blocks of width 512, two matrices each."""
     parameters = add_classifier_lora(vit_b_16(), 16, 32.0, 0.1)
     assert sum(p.numel() for p in parameters.values()) == 983_040 == 12 * 2 * 2 * 16 * (768 + 512)
+
+
+@pytest.mark.parametrize("name, count", [("ViT-L-14", 4 * 16 * (24 * 1024 + 12 * 768)), ("ViT-B-16-SigLIP", 4 * 16 * 12 * (768 + 768)),
+                                         ("ViT-B-32-quickgelu", 983_040)])
+def test_other_two_tower_classifiers_get_lora_in_every_block(name, count):
+    """SigLIP's image tower is timm's, whose attention has one fused projection."""
+    import open_clip
+
+    config = open_clip.get_model_config(name)
+    kind = open_clip.CustomTextCLIP if config.pop("custom_text", False) else open_clip.CLIP
+    with torch.device("meta"):
+        model = Classifier(kind(**config), None, [0.5] * 3, [0.5] * 3)
+    parameters = add_classifier_lora(model, 16, 32.0, 0.1)
+    assert sum(p.numel() for p in parameters.values()) == count
+
+
+@given(st.integers(1, 6), st.floats(0.5, 8.0), st.integers(0, 1000))
+def test_lora_on_a_fused_projection_is_the_formula(rank, alpha, seed):
+    torch.manual_seed(seed)
+    linear, x = nn.Linear(12, 36), torch.randn(2, 5, 12)
+    lora = LoRAProjection(linear, rank, alpha, 0.0)
+    nn.init.normal_(lora.q_up), nn.init.normal_(lora.v_up)
+    q, k, v = linear(x).chunk(3, -1)
+    expected = torch.cat([q + alpha / rank * x @ lora.q_down.T @ lora.q_up.T, k, v + alpha / rank * x @ lora.v_down.T @ lora.v_up.T], -1)
+    torch.testing.assert_close(lora(x), expected)
+
+
+def test_a_resnet_is_trained_whole_and_has_no_zero_shot():
+    model = load_classifier("resnet50", 5)
+    parameters = model.attach(Classify())
+    assert sum(p.numel() for p in parameters.values()) == 25_557_032 - 2048 * 1000 - 1000 + 2048 * 5 + 5  # torchvision's count for 1,000
+    assert model(torch.rand(2, 3, 64, 64), model.prompts(["a", "b", "c", "d", "e"])).shape == (2, 5)
+    with pytest.raises(ConfigError, match="leave out method 'clip'"):
+        load_classifier("resnet50")
 
 
 def test_a_classifier_with_a_tower_that_is_no_transformer_is_refused():
