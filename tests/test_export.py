@@ -1,0 +1,114 @@
+"""Export: what datasets and torchvision read back, the card, and what is refused."""
+
+import json
+import tarfile
+
+import numpy as np
+import pytest
+import yaml
+from conftest import CLASSES
+from PIL import Image
+
+from datadream import study
+from datadream.__main__ import main
+from datadream.config import ConfigError
+from datadream.export import FORMATS, export
+from datadream.store import Store
+
+
+@pytest.fixture(scope="module")
+def made(make, tmp_path_factory):
+    """Return (store, key, rows of its metadata, the exported folders by format) of one small synthetic set."""
+    store = Store(tmp_path_factory.mktemp("store"))
+    key = study.run(make("dset"), store)["artifacts"]["generate"]
+    folders = export(key, tmp_path_factory.mktemp("out") / "set", store=store)
+    rows = [json.loads(line) for line in (store.folder(key) / "train" / "metadata.jsonl").read_text().splitlines()]
+    return store, key, rows, dict(zip(FORMATS, folders))
+
+
+def pixels(store, key, row):
+    return np.asarray(Image.open(store.folder(key) / "train" / row["file_name"]).convert("RGB"))
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """Keep what datasets caches out of the user's home."""
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_datasets_reads_every_format_back(made, form, tmp_path):
+    from datasets import load_dataset
+
+    store, key, rows, folders = made
+    loaded = load_dataset(str(folders[form]), split="train", cache_dir=str(tmp_path / "cache"))
+    assert len(loaded) == len(rows) == 15
+    image, label = {"imagefolder": ("image", "label"), "webdataset": ("png", "cls"), "parquet": ("image", "label")}[form]
+    found = sorted((int(row[label]), np.asarray(row[image].convert("RGB")).tobytes()) for row in loaded)
+    assert found == sorted((row["label"], pixels(store, key, row).tobytes()) for row in rows)
+    if form == "parquet":
+        assert loaded.features["label"].names == list(CLASSES) and loaded[0]["prompt"] == f"a photo of a {CLASSES[0]}"
+
+
+def test_torchvision_reads_the_image_folder_back(made):
+    from torchvision.datasets import ImageFolder
+
+    store, key, rows, folders = made
+    loaded = ImageFolder(folders["imagefolder"] / "train")
+    assert loaded.classes == sorted(CLASSES) and len(loaded) == 15
+
+
+def test_shards_are_cut_and_the_same_bytes_again(made, tmp_path, monkeypatch):
+    from datadream import export as package
+
+    store, key, rows, folders = made
+    monkeypatch.setattr(package, "SHARD", 6)
+    one, two = (export(key, tmp_path / name, ["webdataset"], store)[0] for name in "ab")
+    names = sorted(p.name for p in one.glob("*.tar"))
+    assert names == ["train-000000.tar", "train-000001.tar", "train-000002.tar"]
+    assert all((one / name).read_bytes() == (two / name).read_bytes() for name in names)
+    with tarfile.open(one / names[2]) as tar:
+        assert tar.getnames() == [f"{n:08d}.{suffix}" for n in (12, 13, 14) for suffix in ("png", "cls", "json")]
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_the_card_tells_method_licence_recipe_and_faults(made, form, models):
+    store, key, rows, folders = made
+    text = (folders[form] / "README.md").read_text()
+    front = yaml.safe_load(text.split("---")[1])
+    assert front["class_names"] == dict(enumerate(CLASSES)) and "synthetic" in front["tags"]
+    for word in ("15 images of 3 classes", "ECCV 2024", "licence", "one adapter for the dataset", "adapt.rank", "guidance", "Seed of the study: 0",
+                 "2 real images per class", "Known faults", key):
+        assert word in text
+
+
+def test_a_class_name_is_never_markup_in_the_card(make, tmp_path, store):
+    from conftest import write_classes
+
+    names = ['a"b: [x]', "<script>alert(1)</script>".replace("/", "∕"), "- {y}"]
+    write_classes(tmp_path / "photos", names, 6)
+    key = study.run(make("base", folder=str(tmp_path / "photos")), store)["artifacts"]["generate"]
+    text = (export(key, tmp_path / "out", ["imagefolder"], store)[0] / "README.md").read_text()
+    front, body = text.split("---", 2)[1:]
+    assert sorted(yaml.safe_load(front)["class_names"].values()) == sorted(names)
+    assert "<script>" not in body
+
+
+def test_what_cannot_be_exported_is_refused(made, tmp_path):
+    store, key, _, folders = made
+    with pytest.raises(ConfigError, match=f"'generate-0' is no finished synthetic set.*{key}"):
+        export("generate-0", tmp_path, store=store)
+    with pytest.raises(ConfigError, match="format 'parket' is unknown.*Did you mean 'parquet'"):
+        export(key, tmp_path, ["parket"], store)
+    with pytest.raises(ConfigError, match="exists already"):
+        export(key, folders["parquet"].parent, ["parquet"], store)
+
+
+def test_the_command_line_exports(made, tmp_path, monkeypatch, capsys):
+    store, key, _, _ = made
+    monkeypatch.setenv("DATADREAM_STORE", str(store.root))
+    assert main(["export", key, str(tmp_path / "out"), "--format", "webdataset"]) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "out" / "webdataset")
+    assert main(["export", "generate-0", str(tmp_path / "out")]) == 2

