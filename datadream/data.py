@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from .config import ConfigError, _near, key
-from .images import DataError, Images, fingerprint, folder_state, read_class_folders
+from .images import DataError, Images, fingerprint, folder_state, read_class_folders, read_photos
 from .mini.printed import DIGITS
 from .readers import SOURCES, class_names, read, read_mnist, read_optdigits, read_shots, readable
 from .training import seed_for
@@ -52,29 +52,30 @@ DATASETS = {
 }
 
 
-def load(name, folder="", noun="", names="paper", shots_folder=""):
+def load(name, folder="", noun="", names="paper", shots_folder="", fold="", test_folder=""):
     """Return the Dataset `name`, read anew if a file of the user's folders has changed since; see the recipe's fields of these names.
 
     Raises ConfigError on an unknown name or a folder that it would not read, and DataError on missing or unusable data.
     """
     if name not in DATASETS:
         raise ConfigError(f"dataset={name!r} is unknown; accepted: {', '.join(DATASETS)}{_near(name, DATASETS)}")
-    row = DATASETS[name]
-    if folder and row.folder == "none":
-        raise ConfigError(f"folder={folder!r} would be ignored by dataset={name!r}; give dataset='folder' to use it")
-    state = folder_state(folder if row.folder == "own" else ""), folder_state(shots_folder)
-    return _load(name, folder, noun, names, shots_folder, state)
+    row, own = DATASETS[name], DATASETS[name].folder == "own"
+    for field, value, used in (("folder", folder, row.folder != "none"), ("fold", fold, own), ("test_folder", test_folder, own)):
+        if value and not used:
+            raise ConfigError(f"{field}={value!r} would be ignored by dataset={name!r}; give dataset='folder' to use it")
+    state = folder_state(folder if own else ""), folder_state(shots_folder), folder_state(test_folder)
+    return _load(name, folder, noun, names, shots_folder, fold, test_folder, state)
 
 
 def load_for(recipe):
     """Return the Dataset that a recipe names, with its noun, names and few-shot folder."""
-    return load(recipe.dataset, recipe.folder, recipe.noun, recipe.names, recipe.shots_folder)
+    return load(recipe.dataset, recipe.folder, recipe.noun, recipe.names, recipe.shots_folder, recipe.fold, recipe.test_folder)
 
 
 @lru_cache(maxsize=8)
-def _load(name, folder, noun, names, shots_folder, state):
+def _load(name, folder, noun, names, shots_folder, fold, test_folder, state):
     row = DATASETS[name]
-    parts = row.read(folder)
+    parts = read_photos(folder, fold, test_folder) if fold or test_folder else row.read(folder)
     classes, (train, val, test) = (row.classes, parts) if row.classes else parts
     if shots_folder:
         train = read_shots(shots_folder, classes)
@@ -98,11 +99,11 @@ def _draw_shots(dataset, shots, seed, label):
     for few in (c for c in classes if counts[c] < shots):
         raise DataError(f"class {dataset.classes[few]!r} of {dataset.name!r} has {counts[few]} training images, fewer than shots={shots}; "
                         f"lower shots or add images")
-    return _draw(dataset.train, classes, shots, ("shots", seed))
+    return _draw(dataset.train, classes, shots or len(dataset.train), ("shots", seed))
 
 
 def few_shots(dataset, shots, seed, label=None):
-    """Draw `shots` training images per class by `seed` (paper, section 4), of all classes or only of class index `label`.
+    """Draw `shots` (0: all) training images per class by `seed` (paper, section 4), of all classes or of class index `label`.
 
     The same draw is the same object, so that it is hashed once. Raises DataError if a class has too few images.
     """
@@ -114,7 +115,7 @@ def validation_images(recipe, dataset):
     if not recipe.validation:
         return dataset.val
     classes = tuple(range(len(dataset.classes)))
-    return _draw(dataset.val, classes, min(recipe.validation, recipe.shots), ("validation", recipe.seed))[1]
+    return _draw(dataset.val, classes, min(recipe.validation, recipe.shots or recipe.validation), ("validation", recipe.seed))[1]
 
 
 def draw(recipe, dataset, store):

@@ -92,10 +92,48 @@ def read_class_folders(folder):
         names = _class_names(root)
         whole = _read_folders(root, names, 3)  # three: at least one for each part
         parts = split(whole.sources, whole.labels, _shares)
-    for images in parts:  # now, and not after hours of training
+    _open_all(parts)
+    return names, parts
+
+
+def _open_all(parts):
+    """Raise DataError on an image that cannot be read: now, and not after hours of training."""
+    for images in parts:
         for i in range(len(images)):
             images.open(i)
-    return names, parts
+
+
+def read_photos(folder, fold, test_folder):
+    """Return (class names, [train, val, test]) of <folder>/<class>/* where few images are to be used well.
+
+    With a `test_folder` of the same class folders all images of `folder` are for training. Else `fold` '2/4' cuts each class into
+    four parts and tests on the second; '0/4' tests on none. Nothing is selected here, so the validation part is the training
+    part. Raises DataError on bad values, on classes that differ and on unreadable images.
+    """
+    root = Path(folder)
+    if not folder or not root.is_dir():
+        raise DataError(f"folder={str(folder)!r} is no directory; give one with a sub-folder of images per class")
+    names, match = _class_names(root), re.fullmatch(r"(\d+)/(\d+)", fold or "0/2")
+    part, parts = map(int, match.groups()) if match else (1, 0)
+    if part > parts or parts < 2:
+        raise DataError(f"fold={fold!r} is no part of a whole such as '2/4', of two parts or more; '0/4' holds out nothing")
+    whole = _read_folders(root, names, parts if part else 1)
+    held = set()
+    for label in range(len(names) if part else 0):
+        own = np.flatnonzero(np.asarray(whole.labels) == label)
+        held |= set(np.random.RandomState(label).permutation(own)[part - 1::parts].tolist())
+    train, test = (whole.pick([i for i in range(len(whole)) if (i in held) == tested]) for tested in (False, True))
+    if test_folder:
+        test = _test_images(Path(test_folder), names)
+    _open_all([train, test])
+    return names, [train, train, test]
+
+
+def _test_images(root, names):
+    if not root.is_dir() or set(_class_names(root)) != set(names):
+        raise DataError(f"test_folder={str(root)!r} needs the same class folders as the training images ({', '.join(names)}), and has "
+                        f"{', '.join(_class_names(root)) if root.is_dir() else 'none'}")
+    return _read_folders(root, names, 1)
 
 
 def _shares(n):

@@ -51,7 +51,8 @@ def _work(recipe, classes, adapters):
     options = recipe.generate
     made, batch = options.images * classes, recipe.adapt.batch
     passes = made * options.steps * (1 if options.guidance == 1 else 2)  # guidance asks the UNet twice
-    shots = recipe.shots * (classes if adapters == 1 else 1)
+    each = recipe.shots or math.ceil(len(load_for(recipe).train) / classes)
+    shots = each * (classes if adapters == 1 else 1)
     steps = optimiser_steps(recipe, classes)[0]
     return {"adapt": (0, recipe.adapt.epochs * math.ceil(shots / batch), recipe.adapt.epochs * shots), "generate": (made, 0, passes),
             "train": (0, steps, steps * recipe.classify.batch)}
@@ -75,9 +76,9 @@ def plan(recipes, store=None):
             stage = name.rstrip("0123456789")
             if stage in work:
                 images, steps, units = work[stage]
-                rows[stage_key] = {"dataset": recipe.dataset, "stage": stage, "key": stage_key, "done": store.done(stage_key), "images": images,
-                                   "steps": steps, "units": units, "seconds": units * _rates(recipe).get(stage, math.nan),
-                                   "bytes": images * side ** 2 * BYTES}
+                row = {"dataset": recipe.dataset, "stage": stage, "key": stage_key, "done": store.done(stage_key), "images": images,
+                       "steps": steps, "units": units, "seconds": units * _rates(recipe).get(stage, math.nan), "bytes": images * side ** 2 * BYTES}
+                rows.setdefault(stage_key, row)
     return pd.DataFrame(rows.values(), columns=["dataset", "stage", "key", "done", "images", "steps", "units", "seconds", "bytes"])
 
 
@@ -100,7 +101,9 @@ def missing(recipes):
 def overview(recipes, store=None):
     """Return the plan as text: a line per dataset and stage, the totals, and what is missing."""
     table = plan(recipes, store)
-    groups = table.assign(pending=~table["done"]).groupby(["dataset", "stage"], sort=False)
+    order = {"adapt": 0, "generate": 1, "train": 2}
+    table = table.assign(pending=~table["done"], order=table["stage"].map(order), place=table.groupby("dataset", sort=False).ngroup())
+    groups = table.sort_values(["place", "order"], kind="stable").groupby(["dataset", "stage"], sort=False)
     rows = [{"dataset": dataset, "stage": stage, "stages": len(group), "done": int(group["done"].sum()), "images": int(group["images"].sum()),
              "steps": int(group["steps"].sum()), "hours": group.loc[group["pending"], "seconds"].sum(skipna=False) / 3600,
              "GB": group["bytes"].sum() / 1e9} for (dataset, stage), group in groups]

@@ -301,10 +301,15 @@ def choose(study, names, group):
 def run_study(names=(), group="default", smoke=False, file=None, jobs=1):
     """Execute the pending named runs, `jobs` at once, go on after a failed one, and return the table of what happened.
 
-    `names` chooses runs; without names all of `group`. `smoke` shrinks every run to the tiny parameters of the study file.
+    `names` chooses runs; without names all of `group`. `smoke` shrinks every run to the tiny parameters of the study file, and adds
+    one run of each notebook that the group leaves out.
     """
     study, rows = load_study(file), []
     chosen, runs = choose(study, names, group), paths()["runs"]
+    if smoke and not names:  # every notebook once, whatever its group
+        covered = {entry["notebook"] for entry in chosen.values()}
+        rest = {entry["notebook"]: name for name, entry in reversed(study["runs"].items()) if entry["notebook"] not in covered}
+        chosen |= {name: study["runs"][name] for name in rest.values()}
     runs.mkdir(parents=True, exist_ok=True)
     # Kernels are processes of their own and take their number of threads from the environment.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, os.cpu_count() // jobs)))

@@ -22,7 +22,7 @@ FIELDS = {row["field"]: row for row in config.describe()}
 SPECS = {name: spec for name, _, spec in config._leaves(recipe())}
 
 # What chooses the data is in a key through the images and the prompts that it gives, which the stub stands for here.
-WHICH_DATA = {"profile", "dataset", "folder", "noun", "names", "shots_folder", "method"}
+WHICH_DATA = {"profile", "dataset", "folder", "fold", "test_folder", "noun", "names", "shots_folder", "method"}
 
 
 def pixels(count, offset=0):
@@ -262,7 +262,7 @@ def test_fields_and_overrides_together_and_whole_numbers_for_floats():
     (dict(overrides={"generate.guidance": 0.5}), ["generate.guidance=0.5", "1 to any"]),
     (dict(overrides={"adapt.crop": "centre"}), ["adapt.crop='centre'", "random, center", "Did you mean 'center'"]),
     (dict(overrides={"classify.select": "test"}), ["classify.select='test'", "last, validation"]),
-    (dict(shots=0), ["shots=0", "out of range"]),
+    (dict(shots=-1), ["shots=0", "out of range"]),
     (dict(seed=-1), ["seed=-1", "out of range"]),
 ])
 def test_a_wrong_recipe_names_the_value_and_what_is_accepted(arguments, words):

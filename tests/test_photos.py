@@ -1,0 +1,138 @@
+"""A user's own photos: what is noticed, the cross-validation, and the classifier that is kept."""
+
+import json
+import shutil
+
+import numpy as np
+import papermill
+import pytest
+from conftest import CLASSES, ROOT, draw_image, write_classes
+from PIL import Image
+
+from datadream import data, photos
+from datadream.data import few_shots, load
+from datadream.images import DataError
+
+
+def noticed(table):
+    return [(row.level, row.where, row.what) for row in table.itertuples()]
+
+
+def test_photos_in_order_have_no_errors_and_are_counted(folder):
+    table = photos.inspect(folder)
+    assert set(table["level"]) == {"note"} and sorted(table["where"]) == sorted(CLASSES)
+    assert all(what == "12 images" for what in table["what"])
+    photos.require(table)
+
+
+@pytest.mark.parametrize("change, level, words", [
+    (lambda root: (root / "cat" / "image 1.png").write_bytes(b"no image"), "error", ["cat/image 1.png", "not a readable image"]),
+    (lambda root: (root / "eel").mkdir(), "error", ["eel", "0 images"]),
+    (lambda root: shutil.copytree(root / "cat", root / "CAT"), "error", ["CAT, cat", "named alike"]),
+    (lambda root: shutil.copy(root / "cat" / "image 1.png", root / "dog" / "x.png"), "error", ["cat/image 1.png, dog/x.png", "in two classes"]),
+    (lambda root: shutil.copy(root / "cat" / "image 1.png", root / "cat" / "x.png"), "note", ["cat/image 1.png, cat/x.png", "the same image"]),
+    (lambda root: (root / "cat" / "notes.txt").write_text("mine"), "note", ["1 other files", "notes.txt"]),
+    (lambda root: Image.new("RGB", (5, 9)).save(root / "cat" / "tiny.png"), "note", ["cat/tiny.png", "5 x 9 pixels, less than the 8"]),
+])
+def test_what_is_wrong_is_noticed_and_only_errors_stop(tmp_path, change, level, words):
+    write_classes(tmp_path, ["cat", "dog"], 3)
+    change(tmp_path)
+    table = photos.inspect(str(tmp_path), side=8)
+    hits = [row for row in noticed(table) if all(word in " ".join(row) for word in words)]
+    assert hits and hits[0][0] == level, noticed(table)
+    if level == "error":
+        with pytest.raises(DataError) as caught:
+            photos.require(table)
+        assert all(word in str(caught.value) for word in words)
+    else:
+        photos.require(table)
+
+
+def test_a_turned_photo_is_noted_and_used_upright(tmp_path):
+    write_classes(tmp_path, ["cat", "dog"], 3)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    draw_image(0, 9).save(tmp_path / "cat" / "turned.jpg", exif=exif)
+    assert any(where == "cat/turned.jpg" and "upright" in what for _, where, what in noticed(photos.inspect(str(tmp_path))))
+
+
+def test_a_test_photo_that_is_also_for_training_is_an_error(tmp_path):
+    write_classes(tmp_path / "train", ["cat", "dog"], 3)
+    write_classes(tmp_path / "test", ["cat", "dog"], 4)
+    with pytest.raises(DataError, match="test: cat/image 0.png.*training and test"):
+        photos.require(photos.inspect(str(tmp_path / "train"), str(tmp_path / "test")))
+
+
+def test_a_folder_without_classes_is_refused(tmp_path):
+    for folder in ("", str(tmp_path / "nothing"), str(tmp_path)):
+        with pytest.raises(DataError, match="no class folders"):
+            photos.inspect(folder)
+
+
+# Folds.
+
+@pytest.mark.parametrize("folds", [2, 3, 5])
+def test_every_photo_is_tested_once_and_never_trained_on_then(folder, folds):
+    tested = []
+    for i in range(folds):
+        part = load("folder", folder, fold=f"{i + 1}/{folds}")
+        assert not set(part.train.sources) & set(part.test.sources)
+        assert len(part.train) + len(part.test) == 36 and set(part.test.labels) == {0, 1, 2}
+        tested += part.test.sources
+    assert len(tested) == len(set(tested)) == 36
+
+
+def test_nothing_is_held_out_for_the_classifier_that_is_kept(folder):
+    whole = load("folder", folder, fold="0/2")
+    assert len(whole.train) == 36 and len(whole.test) == 0
+    assert len(few_shots(whole, 0, 0)) == 36, "0 shots are all"
+
+
+@pytest.mark.parametrize("fold", ["5/4", "1/1", "a/b", "1", "-1/4"])
+def test_a_fold_that_is_no_part_is_refused(folder, fold):
+    with pytest.raises(DataError, match="no part of a whole such as '2/4'"):
+        load("folder", folder, fold=fold)
+
+
+def test_a_test_folder_of_other_classes_is_refused(folder, tmp_path):
+    write_classes(tmp_path, ["cat", "dog"], 2)
+    with pytest.raises(DataError, match="needs the same class folders.*cat, dog"):
+        load("folder", folder, test_folder=str(tmp_path))
+
+
+# From photos to a classifier.
+
+def test_the_estimate_counts_every_photo_and_the_kept_classifier_reads_files(make, folder, tiny, store):
+    settings = dict(shots=0, overrides={**tiny, "classify.lr": 2e-2, "classify.epochs": 6})
+    table = photos.estimate(folder, folds=2, store=store, **settings)
+    assert table["method"].tolist() == ["real", "dset+real"] and table["tested"].tolist() == [36, 36]
+    assert ((table["low"] <= table["top1"]) & (table["top1"] <= table["high"])).all()
+    text = photos.verdict(table)
+    assert f"{table['correct'][0]} of 36 held-out photos right" in text and "intervals" in text
+    made, adapter, shots, synthetic = photos.keep(folder, store=store, **settings)
+    assert len(shots) == 36 and len(synthetic) == 15 and (made / "train" / "metadata.jsonl").is_file()
+    found = photos.classify_files(adapter, shots.sources[:5])
+    assert len(found) == 5 and set(found) <= set(CLASSES) and photos.class_names(adapter) == list(CLASSES)
+
+
+def test_a_test_folder_is_tested_once(folder, tiny, store, tmp_path):
+    for label, name in enumerate(CLASSES):
+        (tmp_path / name).mkdir()
+        draw_image(label, 77).save(tmp_path / name / "new.png")
+    table = photos.estimate(folder, str(tmp_path), methods=("real",), store=store, shots=0, overrides=tiny)
+    assert table["tested"].tolist() == [3]
+
+
+def test_the_notebook_runs_on_a_folder_of_photos(folder, tiny, tmp_path, monkeypatch):
+    monkeypatch.delenv("DATADREAM_HOME", raising=False)
+    papermill.execute_notebook(ROOT / "notebooks" / "your_data.ipynb", tmp_path / "out.ipynb", progress_bar=False, start_timeout=300,
+                               parameters={"folder": folder, "folds": 2, "overrides": tiny})
+    text = (tmp_path / "out.ipynb").read_text()
+    assert "held-out photos right" in text and "from datadream.photos import classify_files" in text and "knows printed digits" in text
+
+
+def test_the_demonstration_is_a_folder_of_photos():
+    root = photos.demonstration(2, 3)
+    photos.require(photos.inspect(root))
+    assert data.load("folder", root).classes == ("one", "zero") and len(json.dumps(root)) > 2
+    assert np.asarray(data.load("folder", root).train.open(0)).shape == (64, 64, 3)
