@@ -103,7 +103,8 @@ def evaluate(model, dataset, images):
 def train_inputs(recipe, dataset, synthetic_key):
     """Return what a trained classifier depends on; `synthetic_key` is None where the method uses no synthetic images."""
     steps, warmup = optimiser_steps(recipe, len(dataset.classes))
-    options = {k: v for k, v in dataclasses.asdict(recipe.classify).items() if k not in ("epochs", "warmup")}  # the steps say it
+    chosen = {"select": "validation", "evaluations": recipe.classify.epochs} if recipe.protocol == "released" else {}
+    options = {k: v for k, v in dataclasses.asdict(recipe.classify).items() if k not in ("epochs", "warmup")} | chosen  # the steps say it
     if not (recipe.row.real and synthetic_key):  # lambda weighs two kinds against each other
         options["real_weight"] = None
     return {"classifier": identity(recipe.classifier, "clip"), "classify": options,
@@ -117,7 +118,8 @@ def train(recipe, dataset, real, synthetic, synthetic_key, store):
 
     `real` and `synthetic` are Images or None. The folder's curve holds validation accuracy and training loss by step.
     """
-    options, inputs = recipe.classify, train_inputs(recipe, dataset, synthetic_key)
+    inputs = train_inputs(recipe, dataset, synthetic_key)
+    options = dataclasses.replace(recipe.classify, **{k: inputs["classify"][k] for k in ("select", "evaluations")})
     texts, steps, warmup = inputs["prompts"], inputs["steps"], inputs["warmup"]
 
     def build(folder):

@@ -122,6 +122,8 @@ class Recipe:
     generator: str = knob("sd2.1-base", "a row of models.GENERATORS, a hub id, or a folder in diffusers format (paper: SD 2.1-base)")
     classifier: str = knob("ViT-B-16-quickgelu/openai", "'mini', an open_clip name/weights, or an open_clip folder")
     resolution: int = knob(0, "side of the generator's images in pixels; 0: the pipeline's own (paper: 512, SD 2.1-base's own)", 0)
+    protocol: str = knob("strict", "'released' repeats the released code's faults, for comparison only: the epoch is chosen on the test images, and "
+                         "three datasets are tested on their train part", choices=("strict", "released"))
     precision: str = knob("auto", "of the frozen weights; auto: half where the device has it", choices=("auto", "float32"))
     adapt: Adapt = field(default_factory=Adapt)
     generate: Generate = field(default_factory=Generate)

@@ -1,7 +1,7 @@
 """Real images: the table of datasets, the few-shot draw, the prompts, and the classifier's augmentation."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Callable
@@ -69,7 +69,15 @@ def load(name, folder="", noun="", names="paper", shots_folder="", fold="", test
 
 def load_for(recipe):
     """Return the Dataset that a recipe names, with its noun, names and few-shot folder."""
-    return load(recipe.dataset, recipe.folder, recipe.noun, recipe.names, recipe.shots_folder, recipe.fold, recipe.test_folder)
+    dataset = load(recipe.dataset, recipe.folder, recipe.noun, recipe.names, recipe.shots_folder, recipe.fold, recipe.test_folder)
+    return released(dataset) if recipe.protocol == "released" else dataset
+
+
+@lru_cache(maxsize=8)
+def released(dataset):
+    """Return a Dataset with the released code's faults: its test part, which is also what chooses the epoch."""
+    part = SOURCES[dataset.name].released_test if dataset.name in SOURCES else "test"
+    return replace(dataset, val=getattr(dataset, part), test=getattr(dataset, part))
 
 
 @lru_cache(maxsize=8)
@@ -112,7 +120,7 @@ def few_shots(dataset, shots, seed, label=None):
 
 def validation_images(recipe, dataset):
     """Return the images that may choose a model: min(shots, validation) per class of the validation part (CoOp), or all of it."""
-    if not recipe.validation:
+    if not recipe.validation or recipe.protocol == "released":
         return dataset.val
     classes = tuple(range(len(dataset.classes)))
     return _draw(dataset.val, classes, min(recipe.validation, recipe.shots or recipe.validation), ("validation", recipe.seed))[1]

@@ -24,7 +24,8 @@ class Source:
 
     `noun` is the prompt's; `folders` are its names under the data folder, torchvision's first; `images` the places of the images in
     it; `split` is CoOp's split file; `sizes` the images in train, validation and test; `torchvision` the class that downloads the
-    images, if one still can; `fetch` where they come from otherwise; `inside` a folder by which the images' folder is known.
+    images, if one still can; `fetch` where they come from otherwise; `inside` a folder by which the images' folder is known;
+    `released_test` the part on which the released code tests (classify/data.py asks three loaders for the train split).
     """
 
     noun: str
@@ -35,14 +36,16 @@ class Source:
     torchvision: str = ""
     fetch: str = ""
     inside: str = ""
+    released_test: str = "test"
 
 
 SOURCES = {
     "imagenet": Source("", ("imagenet",), ("images", "."), "", (1_281_167, 0, 50_000), fetch="the archives ILSVRC2012_img_train.tar and "
                        "ILSVRC2012_img_val.tar from https://image-net.org (an account is needed), unpacked into train/<wnid>/ and val/<wnid>/", inside="train"),
     "caltech101": Source("", ("caltech101", "caltech-101"), ("101_ObjectCategories",), "split_zhou_Caltech101.json", (4128, 1649, 2465), "Caltech101"),
-    "dtd": Source("texture", ("dtd",), ("dtd/images", "images"), "split_zhou_DescribableTextures.json", (2820, 1128, 1692), "DTD"),
-    "eurosat": Source("satellite", ("eurosat",), ("2750",), "split_zhou_EuroSAT.json", (13500, 5400, 8100), "EuroSAT"),
+    "dtd": Source("texture", ("dtd",), ("dtd/images", "images"), "split_zhou_DescribableTextures.json", (2820, 1128, 1692), "DTD",
+                  released_test="train"),
+    "eurosat": Source("satellite", ("eurosat",), ("2750",), "split_zhou_EuroSAT.json", (13500, 5400, 8100), "EuroSAT", released_test="train"),
     "fgvc_aircraft": Source("aircraft", ("fgvc-aircraft-2013b", "fgvc_aircraft"), ("data/images", "images"), "", (3334, 3333, 3333), "FGVCAircraft"),
     "pets": Source("pet", ("oxford-iiit-pet", "oxford_pets"), ("images",), "split_zhou_OxfordPets.json", (2944, 736, 3669), "OxfordIIITPet"),
     "cars": Source("car", ("stanford_cars",), (".",), "split_zhou_StanfordCars.json", (6509, 1635, 8041), fetch="a copy of the folders cars_train/ and "
@@ -50,7 +53,8 @@ SOURCES = {
     "sun397": Source("scene", ("SUN397", "sun397/SUN397"), (".",), "split_zhou_SUN397.json", (15880, 3970, 19850), fetch="SUN397.tar.gz from "
                      "https://vision.princeton.edu/projects/2010/SUN (torchvision's address answers 404)", inside="a"),
     "food101": Source("food", ("food-101",), ("images",), "split_zhou_Food101.json", (50500, 20200, 30300), "Food101"),
-    "flowers102": Source("flower", ("flowers-102", "oxford_flowers"), ("jpg",), "split_zhou_OxfordFlowers.json", (4093, 1633, 2463), "Flowers102"),
+    "flowers102": Source("flower", ("flowers-102", "oxford_flowers"), ("jpg",), "split_zhou_OxfordFlowers.json", (4093, 1633, 2463), "Flowers102",
+                         released_test="train"),
 }
 
 

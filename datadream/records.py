@@ -16,7 +16,7 @@ def load_records(source=None):
     gives an empty table with these columns.
     """
     files = source if isinstance(source, list) else Path(source or paths()["records"]).glob("*.json")
-    columns = ["profile", "dataset", "method", "shots", "images", "seed", "top1", "low", "high", "total", "val_top1", "seconds",
+    columns = ["profile", "protocol", "dataset", "method", "shots", "images", "seed", "top1", "low", "high", "total", "val_top1", "seconds",
                "curve", "per_class", "confusion", "artifacts", "recipe", "commit", "dirty", "device", "created", "key"]
     rows = [_row(json.loads(file.read_text())) for file in sorted(files)]
     table = pd.DataFrame(rows, columns=columns)
@@ -27,7 +27,7 @@ def load_records(source=None):
 
 def _row(record):
     recipe, test = record["recipe"], record["result"]["test"]
-    return {"profile": recipe["profile"], "dataset": recipe["dataset"], "method": recipe["method"], "shots": recipe["shots"],
+    return {"profile": recipe["profile"], "protocol": recipe["protocol"], "dataset": recipe["dataset"], "method": recipe["method"], "shots": recipe["shots"],
             "images": recipe["generate.images"], "seed": recipe["seed"], **{k: test[k] for k in ("top1", "low", "high", "total")},
             "val_top1": record["result"]["val"]["top1"], "seconds": sum(record["seconds"].values()), "curve": record["curve"],
             "per_class": test["per_class"], "confusion": test["confusion"],
@@ -54,7 +54,8 @@ def summary(table):
         mean, low, high = mean_interval(group["top1"])
         if len(group) == 1:
             low, high = group["low"].iloc[0], group["high"].iloc[0]
-        rows.append({"method": method, "title": METHODS[method].title, "seeds": len(group), "top1": 100 * mean, "low": 100 * low,
+        mark = "" if set(group["protocol"]) == {"strict"} else " [RELEASED PROTOCOL: epoch chosen on the test images]"
+        rows.append({"method": method, "title": METHODS[method].title + mark, "seeds": len(group), "top1": 100 * mean, "low": 100 * low,
                      "high": 100 * high, "validation": 100 * group["val_top1"].mean()})
     return pd.DataFrame(rows)
 

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from datadream import classify as package
+from datadream import data
 from datadream.classify import (Batches, evaluate, judge, mixed_loss, optimiser_steps, predict, stream, train, train_inputs)
 from datadream.config import recipe
 from datadream.data import Dataset, Images
@@ -461,3 +462,15 @@ def test_a_killed_resnet_continues_with_its_running_statistics(make, dataset, sh
     model, config = load_classifier_lora(folder)
     assert config["classes"] == list(dataset.classes) and int(model.net.bn1.num_batches_tracked) > 0
     assert judge(one, dataset, folder, store).is_dir()
+
+
+def test_the_released_protocol_reports_the_best_epoch_on_the_test_images(make, dataset, shots, store):
+    """What the released code does, for comparison only: no honest number comes from it."""
+    one = make("real", {"protocol": "released", "classify.lr": 2e-2, "classify.epochs": 5})
+    faulty = data.released(dataset)
+    assert faulty.val is faulty.test is dataset.test
+    folder = train(one, faulty, shots, None, None, store)
+    curve = [row["val"] for row in json.loads((folder / "curve.json").read_text())]
+    result = json.loads((judge(one, faulty, folder, store) / "result.json").read_text())
+    assert len(curve) == 5 and result["test"]["top1"] == max(curve) == result["val"]["top1"]
+    assert train(make("real", {"classify.lr": 2e-2, "classify.epochs": 5}), dataset, shots, None, None, store) != folder

@@ -70,7 +70,7 @@ def needs(stage, method):
     if stage == "generate":
         own = {name for name in SPECS if name.startswith("generate.")} - {"generate.batch"} | {"generator", "resolution", "precision", "seed"}
         return own | (needs("adapt", method) if row.generator != "base" else set())
-    own = {name for name in SPECS if name.startswith("classify.")} | {"classifier", "seed", "validation"}
+    own = {name for name in SPECS if name.startswith("classify.")} | {"classifier", "seed", "validation", "protocol"}
     if not (row.real and row.generator):
         own.remove("classify.real_weight")  # lambda weighs two kinds of images; with one kind it does nothing
     return own | ({"shots"} if row.real else set()) | (needs("generate", method) if row.generator else set())
@@ -252,7 +252,6 @@ def test_fields_and_overrides_together_and_whole_numbers_for_floats():
     (dict(overrides={"adapt.rank": 2.5}), ["adapt.rank=2.5", "float", "int", "LoRA rank"]),
     (dict(overrides={"adapt.rank": "16"}), ["adapt.rank='16'", "str", "int"]),
     (dict(overrides={"adapt.rank": True}), ["adapt.rank=True", "bool", "int"]),
-    (dict(overrides={"adapt.text_encoder": 1}), ["adapt.text_encoder=1", "bool"]),
     (dict(overrides={"adapt.lr": "1e-4"}), ["adapt.lr='1e-4'", "str", "float"]),  # YAML 1.1 reads 1e-4 as text
     (dict(overrides={"adapt.lr": None}), ["adapt.lr=None"]),
     (dict(overrides={"adapt.lr": math.nan}), ["adapt.lr=nan", "out of range"]),
@@ -262,7 +261,7 @@ def test_fields_and_overrides_together_and_whole_numbers_for_floats():
     (dict(overrides={"generate.guidance": 0.5}), ["generate.guidance=0.5", "1 to any"]),
     (dict(overrides={"adapt.crop": "centre"}), ["adapt.crop='centre'", "random, center", "Did you mean 'center'"]),
     (dict(overrides={"classify.select": "test"}), ["classify.select='test'", "last, validation"]),
-    (dict(shots=-1), ["shots=0", "out of range"]),
+    (dict(shots=-1), ["shots=-1", "out of range"]),
     (dict(seed=-1), ["seed=-1", "out of range"]),
 ])
 def test_a_wrong_recipe_names_the_value_and_what_is_accepted(arguments, words):

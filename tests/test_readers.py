@@ -274,3 +274,13 @@ def test_a_large_set_is_fingerprinted_by_its_list(small):
     draw(folder / path_of("dtd", 0, 5, "test"), 200)
     (folder / path_of("dtd", 0, 5, "test")).write_bytes((folder / path_of("dtd", 0, 5, "test")).read_bytes() + b" ")
     assert images.fingerprint(readers.read("dtd", tuple(CLASSES["dtd"]))[2]) != first
+
+
+@pytest.mark.parametrize("name", ["dtd", "eurosat", "flowers102", "food101"])
+def test_the_released_protocol_tests_three_datasets_on_their_train_part(small, monkeypatch, name):
+    build(small, name, "coop")
+    monkeypatch.setitem(data.DATASETS, name, dataclasses.replace(data.DATASETS[name], read=lambda folder: readers.read(name, tuple(CLASSES[name])),
+                                                                 classes=tuple(CLASSES[name])))
+    faulty, strict = (data.load_for(recipe("paper", dataset=name, protocol=protocol)) for protocol in ("released", "strict"))
+    assert (faulty.test.sources == faulty.train.sources) == (name != "food101")
+    assert not set(strict.test.sources) & set(strict.train.sources)

@@ -141,3 +141,12 @@ def test_two_records_of_one_cell_are_not_two_seeds(tmp_path):
         assert "seed" in str(error)
     else:
         assert row["seeds"] == 1
+
+
+def test_the_released_protocol_is_marked_loudly_and_never_mixed(tmp_path):
+    loud = table(tmp_path / "loud", record("real", 0, protocol="released"))
+    assert "RELEASED PROTOCOL" in records.summary(loud)["title"][0] and "RELEASED PROTOCOL" in records.show(loud).to_html()
+    assert "RELEASED" not in records.summary(table(tmp_path / "calm", record("real", 0)))["title"][0]
+    mixed = table(tmp_path / "mixed", record("real", 0, protocol="released"), record("real", 0))
+    with pytest.raises(ValueError, match="several records"):
+        records.summary(mixed)
