@@ -14,14 +14,22 @@ from .models import (add_generator_lora, condition, dtype_for, identity, image_s
 from .training import fit, seed_for
 
 
-def diffusion_loss(pipe, noise_scheduler, images, tokens):
-    """Return the DDPM loss at uniform timesteps for images (B, 3, S, S) in [-1, 1] and their `tokenize`d prompts (paper, eq. 2).
+@torch.no_grad()
+def latent_moments(pipe, images):
+    """Return mean and standard deviation of the autoencoder's posterior, (B, 2, C, h, w), for images (B, 3, S, S) in [-1, 1]."""
+    posterior = pipe.vae.encode(images.to(pipe.vae.device, pipe.vae.dtype)).latent_dist
+    return torch.stack([posterior.mean, posterior.std], 1)
 
-    The latent is sampled from the VAE's posterior; the target follows the scheduler's prediction type. Raises ConfigError on
-    one that is neither noise nor velocity.
+
+def diffusion_loss(pipe, noise_scheduler, moments, tokens, side):
+    """Return the DDPM loss at uniform timesteps for images of `side` pixels, given as `latent_moments`, and their `tokenize`d prompts
+    (paper, eq. 2).
+
+    The latent is sampled from the posterior; the target follows the scheduler's prediction type. Raises ConfigError on one that is
+    neither noise nor velocity.
     """
-    with torch.no_grad():
-        latents = pipe.vae.encode(images.to(pipe.vae.dtype)).latent_dist.sample() * pipe.vae.config.scaling_factor
+    mean, std = moments.unbind(1)
+    latents = (mean + std * torch.randn_like(mean)) * pipe.vae.config.scaling_factor
     noise = torch.randn_like(latents)
     times = torch.randint(noise_scheduler.config.num_train_timesteps, (len(latents),), device=latents.device)
     noisy = noise_scheduler.add_noise(latents, noise, times)
@@ -29,9 +37,40 @@ def diffusion_loss(pipe, noise_scheduler, images, tokens):
     if kind not in ("epsilon", "v_prediction"):
         raise ConfigError(f"the generator predicts {kind!r}; accepted: 'epsilon' (the paper's) and 'v_prediction'")
     target = noise if kind == "epsilon" else noise_scheduler.get_velocity(latents, noise, times)
-    text, extra = condition(pipe, tokens, images.shape[-1])
+    text, extra = condition(pipe, tokens, side)
     noisy = noisy.to(pipe.unet.dtype)
     return F.mse_loss(pipe.unet(noisy, times, text, added_cond_kwargs=extra).sample.float(), target.float())
+
+
+class Views:
+    """The latent moments of the training views: a picture that has one view only is encoded once, and so is each of a limited number."""
+
+    def __init__(self, pipe, pictures, side, options, seed):
+        self.pipe, self.pictures, self.side, self.options, self.seed, self.known = pipe, pictures, side, options, seed, {}
+
+    def _view(self, i, epoch):
+        """Return (i, the number of picture i's view in `epoch`): 0 where there is one only, as of a square picture or the centre crop."""
+        width, height = self.pictures[i].size
+        if self.options.crop == "center" or width == height:
+            return i, 0
+        return i, 1 + (epoch % self.options.crops if self.options.crops else epoch)
+
+    def at(self, rows, epoch):
+        """Return the moments (len(rows), 2, C, h, w) of the pictures `rows` in `epoch`; a random crop depends on the seed and its number."""
+        views = [self._view(i, epoch) for i in rows]
+        new = [view for view in views if view not in self.known]
+        if new:
+            images = []
+            with torch.random.fork_rng():
+                for view in new:
+                    torch.manual_seed(seed_for(self.seed, "crop", *view))
+                    images.append(generator_image(self.pictures[view[0]], self.side, self.options.crop))
+            self.known |= dict(zip(new, latent_moments(self.pipe, torch.stack(images))))
+        moments = torch.stack([self.known[view] for view in views])
+        for view in new:  # a crop that does not come again is not kept
+            if view[1] and not self.options.crops:
+                del self.known[view]
+        return moments
 
 
 def adapter_inputs(recipe, dataset, label=None):
@@ -68,23 +107,23 @@ def adapt(recipe, dataset, shots, store, label=None):
 
 
 def train_adapter(pipe, parameters, recipe, dataset, images, checkpoint, label):
-    """Run the paper's optimisation of the attached LoRA on `images`; every epoch is a new order, every step a new crop."""
+    """Run the paper's optimisation of the attached LoRA on `images`; every epoch is a new order and, where there is room, a new crop."""
     from diffusers import DDPMScheduler
 
-    options, device = recipe.adapt, pipe.device
+    options = recipe.adapt
     noise_scheduler = DDPMScheduler.from_config(pipe.scheduler.config)
     pictures = [images.open(i) for i in range(len(images))]
     texts = [prompt(dataset.noun, dataset.classes[y]) for y in images.labels]
     tokens, side = tokenize(pipe, texts), image_side(pipe, recipe.resolution)
     per_epoch = math.ceil(len(images) / options.batch)
     seed = seed_for("adapt", recipe.seed, label)
+    views = Views(pipe, pictures, side, options, seed)
 
     def loss_at(step):
         epoch, part = divmod(step, per_epoch)
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed_for(seed, "epoch", epoch)))
         rows = order[part * options.batch:(part + 1) * options.batch]
-        batch = torch.stack([generator_image(pictures[i], side, options.crop) for i in rows])
-        return diffusion_loss(pipe, noise_scheduler, batch.to(device), tuple(ids[rows.to(device)] for ids in tokens))
+        return diffusion_loss(pipe, noise_scheduler, views.at(rows.tolist(), epoch), tuple(ids[rows.to(ids.device)] for ids in tokens), side)
 
     return fit(parameters, loss_at, steps=options.epochs * per_epoch, lr=options.lr, warmup=options.warmup,
                betas=(options.beta1, options.beta2), weight_decay=options.weight_decay, eps=options.eps, clip=options.clip,

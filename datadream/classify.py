@@ -9,8 +9,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from .augment import Augmentation
 from .config import key
-from .data import evaluation_batches, few_shots, prompt, training_transform, validation_batches, validation_images
+from .data import evaluation_batches, few_shots, prompt, validation_batches, validation_images
 from .images import fingerprint
 from .metrics import confusion, wilson
 from .models import identity, load_classifier, load_classifier_lora, save_classifier_lora
@@ -51,10 +52,10 @@ class Batches:
     With both kinds, half of each batch is real: the paper repeats the few shots until both kinds are as many.
     """
 
-    def __init__(self, real, synthetic, options, classes, size, seed):
+    def __init__(self, real, synthetic, options, classes, size, seed, device="cpu"):
         self.parts = [(images, kind) for images, kind in ((real, True), (synthetic, False)) if images is not None]
-        self.options, self.classes, self.seed = options, classes, seed
-        self.transform = training_transform(options, size)
+        self.options, self.classes, self.seed, self.device = options, classes, seed, device
+        self.augment = Augmentation(options, size)
         largest = max(np.asarray(images.open(i)).nbytes for images, _ in self.parts for i in range(min(8, len(images))))
         self.decode = lru_cache(maxsize=max(1, CACHE_BYTES // largest))(self._decode)
 
@@ -76,9 +77,9 @@ class Batches:
         parts, count = [], self.options.batch // len(self.parts)
         for images, kind in self.parts:
             rows = stream(len(images), count, step, seed_for(self.seed, kind))
-            pictures = torch.stack([self.transform(self.decode(kind, i)) for i in rows]).float() / 255
-            pictures, targets = self._mix(pictures, torch.tensor([images.labels[i] for i in rows]))
-            parts.append((pictures, targets, torch.full((count,), kind)))
+            pictures = self.augment([self.decode(kind, i).to(self.device, non_blocking=True) for i in rows])
+            pictures, targets = self._mix(pictures, torch.tensor([images.labels[i] for i in rows], device=self.device))
+            parts.append((pictures, targets, torch.full((count,), kind, device=self.device)))
         return tuple(torch.cat(column) for column in zip(*parts))
 
 
@@ -126,7 +127,7 @@ def train(recipe, dataset, real, synthetic, synthetic_key, store):
         torch.manual_seed(seed_for("classifier", recipe.seed))
         model = load_classifier(recipe.classifier, len(texts))
         parameters = model.attach(options)
-        batches = Batches(real, synthetic, options, len(texts), model.size, seed_for("batches", recipe.seed))
+        batches = Batches(real, synthetic, options, len(texts), model.size, seed_for("batches", recipe.seed), model.mean.device)
         val = validation_images(recipe, dataset)
         optimise(model, parameters, batches, texts, val, options, steps, warmup, folder, seed_for("train", recipe.seed))
         config = {"classifier": recipe.classifier, "rank": options.rank, "alpha": options.alpha, "dropout": options.dropout,
@@ -146,7 +147,7 @@ def optimise(model, parameters, batches, texts, val, options, steps, warmup, fol
 
     def loss_at(step):
         model.train()
-        images, targets, real = (t.to(tokens.device) for t in batches.at(step))
+        images, targets, real = batches.at(step)
         return mixed_loss(model(images, tokens), targets, real, options.real_weight)
 
     def after(step, loss):

@@ -36,6 +36,7 @@ class Adapt:
     epochs: int = knob(200, "passes over the adapter's few shots (paper)", 1)
     warmup: int = knob(100, "steps of linear warm-up, then a cosine (released code)", 0)
     crop: str = knob("random", "crop of the resized image (released code: random)", choices=("random", "center"))
+    crops: int = knob(0, "different random crops of an image, each encoded once; 0: a new one every epoch (released code)", 0)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Real images: the table of datasets, the few-shot draw, the prompts, and the classifier's augmentation."""
+"""Real images: the table of datasets, the few-shot draw, the prompts, and the views that the generator and the evaluation take."""
 
 import json
 from dataclasses import dataclass, replace
@@ -157,23 +157,6 @@ def generator_image(image, resolution, crop):
     cut = v2.RandomCrop(resolution) if crop == "random" else v2.CenterCrop(resolution)
     steps = [v2.Resize(resolution, InterpolationMode.BILINEAR), cut, v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]
     return v2.Compose(steps)(image) * 2 - 1
-
-
-def training_transform(options, size):
-    """Return the classifier's augmentation, uint8 (3, H, W) -> uint8 (3, size, size), in the released code's order."""
-    from torchvision.transforms import InterpolationMode, v2
-
-    jitter = v2.ColorJitter(options.brightness, options.contrast, options.saturation, options.hue)
-    blur = v2.GaussianBlur(max(3, size // 10 // 2 * 2 + 1), (0.1, 2.0))
-    return v2.Compose([
-        *([v2.RandAugment()] if options.randaugment else []),
-        v2.RandomResizedCrop(size, (options.crop_low, 1.0), interpolation=InterpolationMode.BICUBIC, antialias=True),
-        v2.RandomHorizontalFlip(options.flip),
-        v2.RandomApply([jitter], options.jitter),
-        v2.RandomGrayscale(options.grayscale),
-        v2.RandomApply([blur], options.blur),
-        v2.RandomSolarize(128, options.solarize),
-    ])
 
 
 def evaluation_tensor(image, size):

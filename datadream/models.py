@@ -297,14 +297,35 @@ class Classifier(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
     def prompts(self, texts):
-        """Return the token ids (classes, length) of one prompt per class."""
-        return self.tokenizer(list(texts)).to(self.mean.device)
+        """Return the token ids of one prompt per class, (classes, length), without the padding that no text needs.
+
+        In a causal tower a token sees only those before it, so what follows the end of a text changes nothing that is read: the
+        paper's prompts have about ten tokens of CLIP's 77. Other towers keep their padding.
+        """
+        ids = self.tokenizer(list(texts)).to(self.mean.device)
+        tower, _, pool, end = self._text_tower()
+        ends = {"argmax": ids.argmax(1), "eos": (ids == end).int().argmax(1)}.get(pool) if end is not None or pool == "argmax" else None
+        causal = getattr(tower, "attn_mask", None) is not None and getattr(tower, "cls_emb", None) is None
+        return ids if ends is None or not causal else ids[:, :int(ends.max()) + 1]
+
+    def _text_tower(self):
+        """Return (text tower, its prefix in the state, its pooling, the id that ends a text); open_clip keeps it apart or in the CLIP itself."""
+        if hasattr(self.clip, "text"):
+            return self.clip.text, "text.", getattr(self.clip.text, "pool_type", None), getattr(self.clip.text, "eos_id", None)
+        return self.clip, "", self.clip.text_pool_type, self.clip.text_eos_id
+
+    def _encode_text(self, tokens):
+        tower, prefix, _, _ = self._text_tower()
+        length = tokens.shape[1]
+        if length == getattr(tower, "context_length", length):
+            return self.clip.encode_text(tokens, normalize=True)
+        short = {f"{prefix}positional_embedding": tower.positional_embedding[:length], f"{prefix}attn_mask": tower.attn_mask[:length, :length]}
+        return torch.func.functional_call(self.clip, short, kwargs={"text": tokens})[1]
 
     def forward(self, images, tokens):
         """Return logits (B, classes) for images (B, 3, S, S) in [0, 1] and token ids (classes, length)."""
         pictures = self.clip.encode_image((images - self.mean) / self.std, normalize=True)
-        words = self.clip.encode_text(tokens, normalize=True)
-        return self.clip.logit_scale.exp() * pictures @ words.T
+        return self.clip.logit_scale.exp() * pictures @ self._encode_text(tokens).T
 
     def attach(self, options):
         """Add LoRA as `options` say and return the trainable parameters by name."""

@@ -8,9 +8,11 @@ import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from conftest import Killed, dies_at
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -82,11 +84,12 @@ def test_every_epoch_sees_every_image_once_with_its_own_prompt(make, dataset, sh
     def look(picture):
         return tuple(picture.flatten()[::97].tolist())
 
-    def loss(pipe, scheduler, batch, tokens):
+    def loss(pipe, scheduler, moments, tokens, side):
         seen.append([(look(picture), pipe.tokenizer.decode(row, skip_special_tokens=True))
-                     for picture, row in zip(batch, tokens[0].tolist())])
+                     for picture, row in zip(moments, tokens[0].tolist())])
         return next(p for p in pipe.unet.parameters() if p.requires_grad).sum()
 
+    monkeypatch.setattr(package, "latent_moments", lambda pipe, images: images)
     monkeypatch.setattr(package, "diffusion_loss", loss)
     parameters = package.add_generator_lora(pipe, recipe.adapt)
     try:
@@ -123,17 +126,6 @@ def test_the_seed_changes_the_adapter_and_nothing_else_does(make, dataset, shots
 
 # The loss.
 
-class Posterior:
-    """A VAE posterior that counts how it is asked."""
-
-    def __init__(self, latents):
-        self.latents, self.sampled = latents, 0
-
-    def sample(self):
-        self.sampled += 1
-        return self.latents
-
-
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 def test_the_loss_is_the_mean_square_of_the_error_in_the_predicted_noise(prediction):
     """DDPM (paper, equation 2): x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) e, and the target is e, or v for v-prediction."""
@@ -142,28 +134,47 @@ def test_the_loss_is_the_mean_square_of_the_error_in_the_predicted_noise(predict
     from diffusers import DDPMScheduler
 
     scheduler = DDPMScheduler(num_train_timesteps=20, prediction_type=prediction)
-    posterior, seen = Posterior(torch.randn(64, 4, 2, 2)), {}
+    moments, seen = torch.stack([torch.randn(64, 4, 2, 2), torch.rand(64, 4, 2, 2)], 1), {}
 
     def unet(noisy, times, text, added_cond_kwargs):
         seen.update(noisy=noisy, times=times, text=text, extra=added_cond_kwargs)
         return SimpleNamespace(sample=torch.full_like(noisy, 0.25))
 
     unet.dtype = torch.float32
-
-    pipe = SimpleNamespace(unet=unet, text_encoder=lambda tokens: (tokens * 2,),
-                           vae=SimpleNamespace(dtype=torch.float32, encode=lambda images: SimpleNamespace(latent_dist=posterior),
-                                               config=SimpleNamespace(scaling_factor=0.5)))
+    pipe = SimpleNamespace(unet=unet, text_encoder=lambda tokens: (tokens * 2,), vae=SimpleNamespace(config=SimpleNamespace(scaling_factor=0.5)))
     torch.manual_seed(0)
-    loss = diffusion_loss(pipe, scheduler, torch.zeros(64, 3, 4, 4), (torch.arange(64),))
-    clean, share = 0.5 * posterior.latents, scheduler.alphas_cumprod[seen["times"]].view(-1, 1, 1, 1)
+    loss = diffusion_loss(pipe, scheduler, moments, (torch.arange(64),), 4)
+    torch.manual_seed(0)
+    clean = 0.5 * (moments[:, 0] + moments[:, 1] * torch.randn(64, 4, 2, 2))  # the latent is sampled from the posterior, not its mean
+    share = scheduler.alphas_cumprod[seen["times"]].view(-1, 1, 1, 1)
     noise = (seen["noisy"] - share.sqrt() * clean) / (1 - share).sqrt()
     target = noise if prediction == "epsilon" else share.sqrt() * noise - (1 - share).sqrt() * clean
     torch.testing.assert_close(loss, (target - 0.25).square().mean())
-    assert posterior.sampled == 1, "the latent is sampled, not the mean"
     assert torch.equal(seen["text"], 2 * torch.arange(64)) and seen["extra"] is None
     assert seen["times"].shape == (64,) and len(set(seen["times"].tolist())) > 12, "each image has its own timestep"
     assert 0 <= seen["times"].min() and seen["times"].max() <= 19
     assert 0.8 < noise.std() < 1.2 and abs(noise.mean()) < 0.2
+
+
+@pytest.mark.parametrize("crop, crops, square, views, encoded", [
+    ("random", 0, False, 5, 5),  # the paper's: a new crop every epoch
+    ("random", 2, False, 2, 2),
+    ("random", 0, True, 1, 1),
+    ("center", 0, False, 1, 1),
+])
+def test_each_view_is_encoded_once(make, tmp_path, monkeypatch, crop, crops, square, views, encoded):
+    """Five epochs of one picture: how many different views it has, and how often the autoencoder is asked."""
+    pipe, calls = load_generator(make("dset").generator), []
+    picture = Image.fromarray(np.random.RandomState(0).randint(0, 255, (16, 16 if square else 64, 3), np.uint8))
+    moments = package.latent_moments
+    monkeypatch.setattr(package, "latent_moments", lambda pipe, images: (calls.append(len(images)), moments(pipe, images))[1])
+    source = package.Views(pipe, [picture], 16, make("dset", {"adapt.crop": crop, "adapt.crops": crops}).adapt, seed=3)
+    seen = [source.at([0], epoch) for epoch in range(5)]
+    assert len({tuple(one.flatten().tolist()) for one in seen}) == views and sum(calls) == encoded
+    torch.manual_seed(4)
+    again = package.Views(pipe, [picture], 16, make("dset", {"adapt.crop": crop, "adapt.crops": crops}).adapt, seed=3)
+    assert torch.equal(again.at([0], 4), seen[4]), "a resumed run sees the same crop"
+    assert seen[0].shape == (1, 2, 4, 8, 8) and (seen[0][:, 1] > 0).all()
 
 
 def test_all_timesteps_are_drawn_equally_often():
@@ -179,12 +190,9 @@ def test_all_timesteps_are_drawn_equally_often():
 
     unet.dtype = torch.float32
 
-    posterior = Posterior(torch.zeros(4000, 1, 1, 1))
-    pipe = SimpleNamespace(unet=unet, text_encoder=lambda tokens: (tokens,),
-                           vae=SimpleNamespace(dtype=torch.float32, encode=lambda images: SimpleNamespace(latent_dist=posterior),
-                                               config=SimpleNamespace(scaling_factor=1.0)))
+    pipe = SimpleNamespace(unet=unet, text_encoder=lambda tokens: (tokens,), vae=SimpleNamespace(config=SimpleNamespace(scaling_factor=1.0)))
     torch.manual_seed(0)
-    diffusion_loss(pipe, DDPMScheduler(num_train_timesteps=10), torch.zeros(4000, 3, 1, 1), (torch.zeros(4000),))
+    diffusion_loss(pipe, DDPMScheduler(num_train_timesteps=10), torch.zeros(4000, 2, 1, 1, 1), (torch.zeros(4000),), 1)
     counts = torch.bincount(torch.tensor(times), minlength=10)
     assert len(counts) == 10 and counts.min() > 300 and counts.max() < 500  # 400 expected, a standard deviation of 19
 

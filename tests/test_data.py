@@ -356,27 +356,6 @@ def test_the_evaluation_batches_keep_order(dataset):
     assert all(torch.equal(stack[i], data.evaluation_tensor(dataset.test.open(i), 16)) for i in range(len(dataset.test)))
 
 
-def test_augmentation_follows_its_probabilities():
-    image = torch.arange(3 * 24 * 24).reshape(3, 24, 24).remainder(251).byte()
-    off = {f"classify.{name}": 0.0 for name in ("flip", "jitter", "grayscale", "blur", "solarize")}
-    off |= {"classify.randaugment": False, "classify.crop_low": 1.0}
-
-    def views(**changes):
-        transform = data.training_transform(recipe(overrides=off | changes).classify, 16)
-        torch.manual_seed(0)
-        return torch.stack([transform(image) for _ in range(4)])
-
-    plain = views(**{"classify.flip": 0.0})
-    assert plain.shape == (4, 3, 16, 16) and plain.dtype == torch.uint8
-    gray = views(**{"classify.grayscale": 1.0})
-    assert torch.equal(gray[:, 0], gray[:, 1]) and not torch.equal(plain[:, 0], plain[:, 1])
-    assert torch.equal(views(**{"classify.flip": 1.0}), plain.flip(-1)), "nothing but the flip may have changed"
-    assert torch.equal(views(**{"classify.solarize": 1.0}), torch.where(plain >= 128, 255 - plain, plain))
-    for name in ("jitter", "blur"):
-        assert not torch.equal(views(**{f"classify.{name}": 1.0}), plain)
-    assert not torch.equal(views(**{"classify.randaugment": True}), plain)
-
-
 def test_a_tensor_becomes_an_image_of_the_same_tones():
     tensor = torch.tensor([0.0, 0.5, 1.0]).view(1, 1, 3).expand(3, 2, 3)
     assert np.asarray(images.to_image(tensor))[0].tolist() == [[0] * 3, [128] * 3, [255] * 3]

@@ -275,12 +275,43 @@ def test_every_part_of_the_lora_learns_from_the_loss(models):
 
 def test_logits_are_the_scaled_cosine(models):
     model = load_classifier(models.classifier)
-    images, tokens = torch.rand(3, 3, 16, 16).to(model.mean.device), model.prompts(TEXTS)
+    images, tokens = torch.rand(3, 3, 16, 16).to(model.mean.device), model.tokenizer(TEXTS).to(model.mean.device)
     with torch.no_grad():
         model.clip.logit_scale.fill_(math.log(7.0))
         picture, text = model.clip.encode_image(images * 2 - 1), model.clip.encode_text(tokens)  # the tiny mean and deviation are 0.5
         expected = 7.0 * torch.cosine_similarity(picture[:, None], text[None], dim=-1)
         torch.testing.assert_close(model(images, tokens), expected)
+
+
+def small_clip(custom, **text):
+    """Return a small open_clip model of random weights, its text tower in the model itself or apart (`custom`)."""
+    import open_clip
+
+    kind = open_clip.CustomTextCLIP if custom else open_clip.CLIP
+    vision = {"image_size": 16, "patch_size": 8, "width": 32, "layers": 1, "head_width": 16}
+    return kind(16, vision, {"context_length": 20, "vocab_size": 50, "width": 32, "heads": 2, "layers": 2, **text}).eval()
+
+
+@pytest.mark.parametrize("custom", [False, True])
+@pytest.mark.parametrize("text, length", [
+    ({}, 7), ({"pool_type": "eos", "eos_id": 49}, 7),
+    ({"pool_type": "last"}, 20), ({"no_causal_mask": True}, 20)])  # these read the padding
+def test_padding_is_left_out_where_it_changes_nothing(custom, text, length):
+    ids = torch.zeros(3, 20, dtype=torch.long)
+    for row, end in zip(ids, (3, 6, 4)):
+        row[:end] = torch.randint(1, 49, (end,))
+        row[end] = 49
+    model = Classifier(small_clip(custom, **text), lambda texts: ids, (0.5,) * 3, (0.5,) * 3)
+    model.attach(Classify())
+    model.eval()
+    for name, p in model.named_parameters():
+        if name.endswith("_up"):
+            p.data.normal_()
+    tokens, pictures = model.prompts(["a", "b", "c"]), torch.rand(2, 3, 16, 16)
+    assert tokens.shape == (3, length)
+    torch.testing.assert_close(model(pictures, tokens), model(pictures, ids))
+    gradients = [torch.autograd.grad(model(pictures, given).logsumexp(1).sum(), list(model.state().values())) for given in (tokens, ids)]
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-4)
 
 
 def test_the_scale_of_the_logits_is_frozen(models):
@@ -487,7 +518,8 @@ def test_the_embedded_models_load_and_fit_each_other():
     pipe, model = load_generator("mini"), load_classifier("mini")
     assert pipe.vae.config.sample_size == model.size == 32
     texts = [f"a photo of a {name}" for name in ("zero", "seven", "nine")]
-    assert model.prompts(texts).tolist() == pipe.tokenizer(texts, padding="max_length").input_ids
+    ids = model.prompts(texts).tolist()
+    assert ids == [row[:len(ids[0])] for row in pipe.tokenizer(texts, padding="max_length").input_ids]
     assert isinstance(identity("mini", "generator"), list), "the key of an artifact knows which embedded weights made it"
 
 

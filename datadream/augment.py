@@ -1,0 +1,200 @@
+"""The classifier's augmentation on batches of tensors: torchvision's operations, drawn anew for each image (paper, section 3.4).
+
+torchvision draws one operation and one strength for a whole batch, so per-image draws would need a loop over images. Here the draws
+are vectors: images that drew the same operation pass through it together, and crops are two products with resampling matrices.
+"""
+
+import math
+
+import torch
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as TF
+
+RATIOS = (3 / 4, 4 / 3)  # aspect ratios of a random resized crop (torchvision)
+BLUR = (0.1, 2.0)  # standard deviation of the blur in pixels (released code)
+THRESHOLD = 128 / 255  # of solarize (released code)
+MAGNITUDE = 9 / 30  # of RandAugment: the tenth of 31 bins (torchvision's default)
+
+
+def _warp(images, angle=0.0, translate=(0, 0), shear=(0.0, 0.0), center=None):
+    return TF.affine(images, angle, list(translate), 1.0, list(shear), InterpolationMode.NEAREST, center=center)
+
+
+def _shear(images, tangent, axis):
+    degrees, shear = math.degrees(math.atan(tangent)), [0.0, 0.0]
+    shear[axis] = degrees
+    return _warp(images, shear=shear, center=[0, 0])
+
+
+def _translate(images, share, axis):
+    way = [0, 0]
+    way[axis] = int(share * images.shape[-1 if axis == 0 else -2])
+    return _warp(images, translate=way)
+
+
+# RandAugment's fourteen operations at its one magnitude, uint8 -> uint8; `way` is +1 or -1 where the operation has a direction.
+OPERATIONS = {
+    "Identity": lambda x, way: x,
+    "ShearX": lambda x, way: _shear(x, way * 0.3 * MAGNITUDE, 0),
+    "ShearY": lambda x, way: _shear(x, way * 0.3 * MAGNITUDE, 1),
+    "TranslateX": lambda x, way: _translate(x, way * 150 / 331 * MAGNITUDE, 0),
+    "TranslateY": lambda x, way: _translate(x, way * 150 / 331 * MAGNITUDE, 1),
+    "Rotate": lambda x, way: TF.rotate(x, way * 30 * MAGNITUDE),
+    "Brightness": lambda x, way: TF.adjust_brightness(x, 1 + way * 0.9 * MAGNITUDE),
+    "Color": lambda x, way: TF.adjust_saturation(x, 1 + way * 0.9 * MAGNITUDE),
+    "Contrast": lambda x, way: TF.adjust_contrast(x, 1 + way * 0.9 * MAGNITUDE),
+    "Sharpness": lambda x, way: TF.adjust_sharpness(x, 1 + way * 0.9 * MAGNITUDE),
+    "Posterize": lambda x, way: TF.posterize(x, 8 - round(4 * MAGNITUDE)),
+    "Solarize": lambda x, way: TF.solarize(x, 255 * (1 - MAGNITUDE)),
+    "AutoContrast": lambda x, way: TF.autocontrast(x),
+    "Equalize": lambda x, way: TF.equalize(x),
+}
+ONE_WAY = {"Identity", "Posterize", "Solarize", "AutoContrast", "Equalize"}
+
+
+def rand_augment(images, operations=2):
+    """Return uint8 images (B, 3, H, W) after `operations` random operations each (Cubuk et al., 2020; torchvision's defaults)."""
+    names = list(OPERATIONS)
+    for _ in range(operations):
+        drawn, ways = torch.randint(len(names), (len(images),)), torch.randint(2, (len(images),)) * 2 - 1
+        changed = images.clone()
+        for i in drawn.unique().tolist():
+            for way in (1,) if names[i] in ONE_WAY else (1, -1):
+                rows = (drawn == i) & ((ways == way) | (names[i] in ONE_WAY))
+                if rows.any():
+                    changed[rows] = OPERATIONS[names[i]](images[rows], way)
+        images = changed
+    return images
+
+
+def draw_boxes(count, height, width, low, tries=10):
+    """Return `count` crops (top, left, height, width) in pixels, (count, 4) floats, as torchvision's RandomResizedCrop draws them.
+
+    Of `tries` random areas in [low, 1] and aspect ratios the first that fits; if none does, the largest centre crop of an accepted ratio.
+    """
+    area = height * width * (low + (1 - low) * torch.rand(count, tries))
+    ratio = torch.exp(math.log(RATIOS[0]) + (math.log(RATIOS[1]) - math.log(RATIOS[0])) * torch.rand(count, tries))
+    wide, tall = (area * ratio).sqrt().round(), (area / ratio).sqrt().round()
+    fits = (wide > 0) & (wide <= width) & (tall > 0) & (tall <= height)
+    first, rows = fits.int().argmax(1), torch.arange(count)
+    wide, tall, fits = wide[rows, first], tall[rows, first], fits[rows, first]
+    top, left = (torch.rand(count) * (height - tall + 1)).floor(), (torch.rand(count) * (width - wide + 1)).floor()
+    limited = min(max(width / height, RATIOS[0]), RATIOS[1])
+    whole = (min(height, round(width / limited)), min(width, round(height * limited)))
+    centre = torch.tensor([(height - whole[0]) // 2, (width - whole[1]) // 2, *whole], dtype=torch.float32)
+    return torch.where(fits[:, None], torch.stack([top, left, tall, wide], 1), centre)
+
+
+def resampling(start, length, size, out):
+    """Return the matrices (B, out, size) of an antialiased bicubic resize of [start, start + length) of `size` pixels to `out`.
+
+    Pillow's kernel, which torchvision's antialiased resize uses too: a cubic of a = -0.5, widened when it shrinks.
+    """
+    scale = (length / out)[:, None, None]
+    place = torch.arange(size) - start[:, None]  # of each pixel in the crop
+    centre = scale * (torch.arange(out) + 0.5)[:, None]
+    x = ((place[:, None] + 0.5 - centre) / scale.clamp(min=1)).abs()
+    near, far = (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2
+    inside = (place >= 0) & (place < length[:, None])
+    weights = torch.where(x < 1, near, torch.where(x < 2, far, 0.0)) * inside[:, None]
+    return weights / weights.sum(-1, keepdim=True)
+
+
+def random_resized_crop(images, size, low, flip):
+    """Return images (B, 3, H, W), uint8, as random crops (B, 3, size, size) in [0, 1], each flipped with probability `flip`."""
+    height, width = images.shape[-2:]
+    top, left, tall, wide = draw_boxes(len(images), height, width, low).T
+    down, across = resampling(top, tall, height, size), resampling(left, wide, width, size)
+    flipped = torch.rand(len(images)) < flip
+    across[flipped] = across[flipped].flip(1)
+    down, across = down.to(images.device)[:, None], across.to(images.device)[:, None]
+    pixels = down @ images.float() @ across.transpose(-1, -2)
+    return pixels.clamp(0, 255).round() / 255  # to whole tones, as images of bytes have them
+
+
+def _blend(images, others, factor):
+    return (factor * images + (1 - factor) * others).clamp(0, 1)
+
+
+def _brightness(images, factor):
+    return (images * factor).clamp(0, 1)
+
+
+def _contrast(images, factor):
+    return _blend(images, TF.rgb_to_grayscale(images).mean((1, 2, 3), keepdim=True), factor)
+
+
+def _saturation(images, factor):
+    return _blend(images, TF.rgb_to_grayscale(images), factor)
+
+
+def _hue(images, turn):
+    """Turn the hue of images (B, 3, H, W) in [0, 1] by `turn` (B, 1, 1, 1) of the circle, with value and saturation kept."""
+    value, low = images.amax(1), images.amin(1)
+    chroma = value - low
+    red, green, blue = images.unbind(1)
+    safe = chroma.clamp(min=1e-8)
+    hue = torch.where(value == red, (green - blue) / safe, torch.where(value == green, (blue - red) / safe + 2, (red - green) / safe + 4))
+    sector = hue + 6 * turn[:, 0]
+    places = [(n + sector) % 6 for n in (5, 3, 1)]
+    return torch.stack([value - chroma * torch.minimum(k, 4 - k).clamp(0, 1) for k in places], 1)
+
+
+def color_jitter(images, brightness, contrast, saturation, hue):
+    """Return images (B, 3, S, S) in [0, 1] with the four changes in a random order each, strengths uniform (torchvision)."""
+    def factors(strength, middle=1.0):
+        return (middle + strength * (2 * torch.rand(len(images)) - 1)).clamp(min=0 if middle else -0.5)
+
+    drawn = {_brightness: factors(brightness), _contrast: factors(contrast), _saturation: factors(saturation), _hue: factors(hue, 0.0)}
+    order = torch.rand(len(images), len(drawn)).argsort(1)
+    for place in range(len(drawn)):
+        for number, (change, strength) in enumerate(drawn.items()):
+            rows = order[:, place] == number
+            if rows.any():
+                images[rows] = change(images[rows], strength[rows].to(images.device).view(-1, 1, 1, 1))
+    return images
+
+
+def gaussian_blur(images, kernel, sigma):
+    """Return images (B, 3, S, S) blurred by a window of `kernel` pixels, each with its own `sigma` (B,) in pixels."""
+    offsets = torch.arange(kernel) - kernel // 2
+    window = torch.exp(-0.5 * (offsets / sigma[:, None]) ** 2)
+    window = (window / window.sum(1, keepdim=True)).to(images.device).repeat_interleave(3, 0)
+    pad = kernel // 2
+    flat = torch.nn.functional.pad(images, [pad] * 4, mode="reflect").flatten(0, 1)[None]
+    flat = torch.nn.functional.conv2d(flat, window[:, None, :, None], groups=len(window))
+    return torch.nn.functional.conv2d(flat, window[:, None, None, :], groups=len(window))[0].unflatten(0, (-1, 3))
+
+
+class Augmentation:
+    """The released code's augmentation in its order: a list of uint8 images (3, H, W) -> (B, 3, size, size) in [0, 1].
+
+    `options` is a recipe's `classify`. All draws come from torch's global generator on the CPU, whatever device the images are on.
+    """
+
+    def __init__(self, options, size):
+        self.options, self.size, self.kernel = options, size, max(3, size // 10 // 2 * 2 + 1)
+
+    def __call__(self, images):
+        """Augment the images; those of one shape pass together."""
+        shapes = [tuple(image.shape) for image in images]
+        views = images[0].new_empty(len(images), 3, self.size, self.size, dtype=torch.float32)
+        for shape in dict.fromkeys(shapes):
+            rows = [i for i, other in enumerate(shapes) if other == shape]
+            views[rows] = self._crop(torch.stack([images[i] for i in rows]))
+        options = self.options
+        self._some(views, options.jitter, lambda x: color_jitter(x, options.brightness, options.contrast, options.saturation, options.hue))
+        self._some(views, options.grayscale, lambda x: TF.rgb_to_grayscale(x, 3))
+        self._some(views, options.blur, lambda x: gaussian_blur(x, self.kernel, BLUR[0] + (BLUR[1] - BLUR[0]) * torch.rand(len(x))))
+        self._some(views, options.solarize, lambda x: torch.where(x >= THRESHOLD, 1 - x, x))
+        return views
+
+    def _crop(self, batch):
+        batch = rand_augment(batch) if self.options.randaugment else batch
+        return random_resized_crop(batch, self.size, self.options.crop_low, self.options.flip)
+
+    @staticmethod
+    def _some(images, chance, change):
+        rows = torch.rand(len(images)) < chance
+        if rows.any():
+            images[rows] = change(images[rows])
