@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import os
+from contextlib import contextmanager, nullcontext
 
 import torch
 from tqdm.auto import tqdm
@@ -12,7 +13,7 @@ from .adapt import adapt, adapter_inputs
 from .config import ConfigError, key
 from .data import prompt
 from .images import Images, class_folders
-from .models import dtype_for, identity, image_side, load_generator, make_scheduler, remove_lora
+from .models import dtype_for, identity, image_side, load_generator, make_scheduler, merged_lora
 from .training import seed_for
 
 
@@ -90,7 +91,8 @@ def generate(recipe, dataset, shots, store):
                 adapter = adapters.get(label, adapters.get(None))
                 (root / "train" / folder).mkdir(parents=True, exist_ok=True)
                 text = prompt(dataset.noun, name)
-                with_adapter(recipe, adapter, lambda pipe: sample_class(pipe, recipe, text, label, root / "train" / folder, bar))
+                with adapted(recipe, adapter) as pipe:
+                    sample_class(pipe, recipe, text, label, root / "train" / folder, bar)
                 rows += [{"file_name": f"{folder}/{i:06d}.png", "prompt": text, "class": name, "label": label,
                           "seed": image_seed(recipe.seed, label, i), "adapter": adapter.name if adapter else None}
                          for i in range(recipe.generate.images)]
@@ -100,19 +102,16 @@ def generate(recipe, dataset, shots, store):
     return store.make(key("generate", **inputs), inputs, build)
 
 
-def with_adapter(recipe, adapter, use):
-    """Call `use(pipe)` with the LoRA of the artifact folder `adapter` loaded (None: the base), and leave no residue."""
+@contextmanager
+def adapted(recipe, adapter):
+    """Yield the recipe's pipeline and sampler with the LoRA of the artifact folder `adapter` in its weights (None: the base)."""
     pipe = load_generator(recipe.generator, dtype_for(recipe.precision, training=False))
-    own = pipe.scheduler
-    pipe.scheduler = make_scheduler(pipe, recipe.generate.scheduler)
+    own, pipe.scheduler = pipe.scheduler, make_scheduler(pipe, recipe.generate.scheduler)
     try:
-        if adapter is not None:
-            pipe.load_lora_weights(adapter)
-        use(pipe)
+        with nullcontext() if adapter is None else merged_lora(pipe, adapter):
+            yield pipe
     finally:
         pipe.scheduler = own
-        if adapter is not None:
-            remove_lora(pipe)
 
 
 def read(folder):

@@ -1,6 +1,7 @@
 """Load a generator and a classifier by name, hub id or folder; attach, save and load their LoRA adapters."""
 
 import json
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -8,13 +9,14 @@ from pathlib import Path
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 
 from .config import Classify, ConfigError, _near, paths
 from .store import digest, write_json
 
 UNET_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]  # paper, section 3.2
 TEXT_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj"]
+LORA_FILE = "pytorch_lora_weights.safetensors"  # the name that load_lora_weights looks for
 
 
 class ModelMissingError(RuntimeError):
@@ -201,6 +203,8 @@ def add_generator_lora(pipe, options):
     for encoder in texts.values():
         encoder.add_adapter(config(TEXT_TARGETS))
     parts = {"unet": pipe.unet, **texts}
+    for module in parts.values():  # else the adapter's file would tell where this machine keeps the base
+        module.peft_config["default"].base_model_name_or_path = None
     found = {f"{part}.{name}": p for part, module in parts.items() for name, p in module.named_parameters() if p.requires_grad}
     for parameter in found.values():
         parameter.data = parameter.data.float()
@@ -216,7 +220,7 @@ def save_generator_lora(pipe, folder, options):
     modules = {"unet": pipe.unet} | (text_encoders(pipe) if options.text_encoder else {})
     layers = {f"{part}_lora_layers": convert_state_dict_to_diffusers(get_peft_model_state_dict(m)) for part, m in modules.items()}
     type(pipe).save_lora_weights(folder, **layers, **_collate_lora_metadata(modules))
-    _sort_header(Path(folder) / "pytorch_lora_weights.safetensors")
+    _sort_header(Path(folder) / LORA_FILE)
 
 
 def _sort_header(file):
@@ -231,6 +235,33 @@ def _sort_header(file):
 def remove_lora(pipe):
     """Detach every LoRA layer from the pipeline, restoring the base model."""
     pipe.unload_lora_weights()
+
+
+@contextmanager
+def merged_lora(pipe, folder):
+    """Add the adapter in `folder`, one of `save_generator_lora`'s, to the pipeline's own weights, and put those back at the end.
+
+    W + alpha / rank * B A is one product a layer and no module is exchanged, so a swap takes milliseconds, sampling costs what the
+    base costs, and the weights afterwards are the base's bit for bit. Raises ValueError on an adapter of another pipeline.
+    """
+    with safe_open(Path(folder) / LORA_FILE, "pt", device=str(pipe.device)) as file:
+        notes = json.loads(file.metadata()["lora_adapter_metadata"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
+    originals = {}
+    try:
+        for name in (n for n in tensors if n.endswith(".down.weight")):
+            part, _, layer = name.rpartition(".lora")[0].partition(".")
+            try:
+                weight = getattr(pipe, part).get_parameter(f"{layer}.weight")
+            except AttributeError as error:
+                raise ValueError(f"the adapter in {folder} is another pipeline's: {type(pipe).__name__} has no {part}.{layer}") from error
+            originals[weight] = weight.detach().clone()
+            update = tensors[name.replace(".down.", ".up.")].float() @ tensors[name].float() * (notes[f"{part}.lora_alpha"] / notes[f"{part}.r"])
+            weight.data.copy_(weight.float() + update)
+        yield pipe
+    finally:
+        for weight, original in originals.items():
+            weight.data.copy_(original)
 
 
 def _register_lora(module, width, rank):

@@ -16,7 +16,7 @@ from datadream import generate as package
 from datadream.adapt import adapt, adapter_inputs
 from datadream.config import ConfigError, key
 from datadream.data import few_shots
-from datadream.generate import generate, generation_inputs, image_seed, make_scheduler, read, sample, with_adapter
+from datadream.generate import adapted, generate, generation_inputs, image_seed, make_scheduler, read, sample
 from datadream.models import condition, load_generator, tokenize
 from datadream.store import Store, digest
 
@@ -39,9 +39,8 @@ def metadata(folder):
 
 def draw(recipe, adapter=None, text="a photo of a seven", seeds=(1, 2, 3)):
     """Return images sampled with an adapter, as one array."""
-    found = []
-    texts = [text] * len(seeds)
-    with_adapter(recipe, adapter, lambda pipe: found.extend(sample(pipe, texts, list(seeds), recipe.generate, recipe.resolution)))
+    with adapted(recipe, adapter) as pipe:
+        found = sample(pipe, [text] * len(seeds), list(seeds), recipe.generate, recipe.resolution)
     return np.stack([np.asarray(image).astype(int) for image in found])
 
 
@@ -165,10 +164,10 @@ def test_the_base_generator_is_the_same_before_and_after_an_adapter(make, datase
     own, before = pipe.scheduler, draw(make("base"))
     for text_encoder in (True, False):
         adapter = adapt(make("dset", {"adapt.text_encoder": text_encoder}), dataset, shots, store)
-        adapted = draw(recipe, adapter)
-        assert np.abs(adapted - before).max() > 1, "the adapter changes the images"
+        tuned = draw(recipe, adapter)
+        assert np.abs(tuned - before).max() > 1, "the adapter changes the images"
         assert np.array_equal(draw(make("base")), before), "bit for bit"
-        assert np.array_equal(draw(recipe, adapter), adapted)
+        assert np.array_equal(draw(recipe, adapter), tuned)
     assert pipe.scheduler is own
     assert not any("lora" in name for part in (pipe.unet, pipe.text_encoder) for name, _ in part.named_parameters())
 
@@ -178,11 +177,8 @@ def test_a_failure_while_sampling_leaves_no_residue_either(make, dataset, shots,
     pipe = load_generator(recipe.generator)
     own = pipe.scheduler
 
-    def fail(pipe):
+    with pytest.raises(RuntimeError, match="no memory"), adapted(recipe, adapt(recipe, dataset, shots, store)):
         raise RuntimeError("no memory")
-
-    with pytest.raises(RuntimeError, match="no memory"):
-        with_adapter(recipe, adapt(recipe, dataset, shots, store), fail)
     assert pipe.scheduler is own and np.array_equal(draw(make("base")), before)
 
 

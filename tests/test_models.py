@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,9 +16,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from datadream.config import Adapt, Classify, ConfigError
-from datadream.models import (GENERATORS, Classifier, LoRAAttention, LoRAProjection, ModelMissingError, add_classifier_lora,
-                              add_generator_lora, device, dtype_for, identity, image_side, load_classifier, load_classifier_lora,
-                              load_generator, remove_lora, save_classifier_lora, save_generator_lora)
+from datadream.models import (GENERATORS, LORA_FILE, Classifier, LoRAAttention, LoRAProjection, ModelMissingError, add_classifier_lora,
+                              add_generator_lora, condition, device, dtype_for, identity, image_side, load_classifier, load_classifier_lora,
+                              load_generator, merged_lora, remove_lora, save_classifier_lora, save_generator_lora, text_encoders, tokenize)
 
 TEXTS = ["a photo of a seven", "a photo of a letter q", "a photo of a one"]
 
@@ -88,6 +89,52 @@ def test_a_saved_adapter_gives_the_same_numbers_in_a_fresh_pipeline(models, tmp_
     assert [file.name for file in tmp_path.iterdir()] == ["pytorch_lora_weights.safetensors"]
 
 
+@pytest.mark.parametrize("generator", ["generator", "xl"])
+@pytest.mark.parametrize("text_encoder", [True, False])
+def test_a_merged_adapter_is_the_loaded_one_and_leaves_the_base_bit_for_bit(models, tmp_path, generator, text_encoder):
+    pipe, options = load_generator(getattr(models, generator)), Adapt(rank=3, alpha=5.0, text_encoder=text_encoder)
+    parts = {"unet": pipe.unet, **text_encoders(pipe)}
+
+    def features():
+        tokens = tokenize(pipe, TEXTS)
+        with torch.no_grad():
+            hidden, extra = condition(pipe, tokens, 16)
+            noisy = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0)).to(pipe.device)
+            return hidden, pipe.unet(noisy, 400, hidden, added_cond_kwargs=extra).sample
+
+    def weights():
+        return {f"{part}.{name}": p.clone() for part, module in parts.items() for name, p in module.named_parameters()}
+
+    before = weights()
+    try:
+        attach(pipe, options)
+        save_generator_lora(pipe, tmp_path, options)
+        expected = features()
+    finally:
+        remove_lora(pipe)
+    with pytest.raises(RuntimeError, match="stopped"), merged_lora(pipe, tmp_path):
+        for ours, theirs in zip(features(), expected):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+        changed = [name for name, p in weights().items() if not torch.equal(p, before[name])]
+        assert len(changed) == len(load_file(tmp_path / LORA_FILE)) / 2, "every layer of the adapter and no other"
+        raise RuntimeError("stopped")
+    after = weights()
+    assert after.keys() == before.keys() and all(torch.equal(after[name], before[name]) for name in before)
+
+
+def test_an_adapter_of_another_pipeline_is_refused_and_leaves_no_residue(models, tmp_path):
+    pipe, other, options = load_generator(models.generator), load_generator(models.xl), Adapt(rank=2)
+    try:
+        attach(other, options)
+        save_generator_lora(other, tmp_path, options)
+    finally:
+        remove_lora(other)
+    before = outputs(pipe)
+    with pytest.raises(ValueError, match="another pipeline's: StableDiffusionPipeline has no text_encoder_2"), merged_lora(pipe, tmp_path):
+        pytest.fail("it does not fit")
+    assert all(torch.equal(a, b) for a, b in zip(before, outputs(pipe)))
+
+
 def test_the_same_adapter_is_the_same_file(models, tmp_path):
     """Two trainings of one recipe must be comparable by a digest of their files."""
     pipe, options, files = load_generator(models.generator), Adapt(rank=2, alpha=2.0), set()
@@ -99,6 +146,7 @@ def test_the_same_adapter_is_the_same_file(models, tmp_path):
     finally:
         remove_lora(pipe)
     assert len(files) == 1
+    assert str(Path(models.generator).parent).encode() not in files.pop(), "no path of this machine"
 
 
 def test_alpha_and_rank_scale_the_update(models):

@@ -146,13 +146,11 @@ def zero_shot_images(folder, per_character, overrides=None, batch=60):
     jobs = [(label, generate.image_seed(0, label, i)) for label in range(len(printed.NAMES)) for i in range(per_character)]
     images = []
 
-    def draw(pipe):
+    with generate.adapted(recipe, None) as pipe:
         for start in range(0, len(jobs), batch):
             labels, seeds = zip(*jobs[start:start + batch])
             texts = [prompt("", printed.NAMES[label]) for label in labels]
             images.extend(generate.sample(pipe, texts, seeds, recipe.generate, printed.SIDE))
-
-    generate.with_adapter(recipe, None, draw)
     return images, [label for label, _ in jobs]
 
 
