@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from .config import ConfigError
+from .config import ConfigError, ModelMissingError
 from .images import DataError
 
 
@@ -17,8 +17,8 @@ def main(arguments=None):
     study.add_argument("--smoke", action="store_true", help="shrink every run to the study file's tiny parameters, in a copy under _build/smoke")
     study.add_argument("--jobs", type=int, default=1, help="runs executed at once, the cores shared out (default: %(default)s)")
     study.set_defaults(call=_study)
-    download = commands.add_parser("download", help="fetch the images of one of the paper's datasets through torchvision")
-    download.add_argument("dataset", help="its name, e.g. dtd")
+    download = commands.add_parser("download", help="fetch a model into the hub's cache, or a dataset's images through torchvision")
+    download.add_argument("name", help="e.g. sd2.1-base, ViT-B-16-quickgelu/openai, a hub id, or dtd")
     download.set_defaults(call=_download)
     export = commands.add_parser("export", help="write a synthetic dataset as an image folder, WebDataset shards and Parquet, with a card")
     export.add_argument("key", help="its artifact, generate-..., as the dataset notebook names it")
@@ -30,14 +30,16 @@ def main(arguments=None):
     plan.add_argument("--group", default="default", help="which group of runs (default: %(default)s)")
     plan.add_argument("--profile", help="instead of named runs: every method in this profile, e.g. paper")
     plan.add_argument("--dataset", action="append", help="with --profile: a dataset, may be repeated (default: the paper's ten)")
-    plan.add_argument("--seeds", type=int, default=1, help="with --profile: how many seeds (default: %(default)s)")
+    plan.add_argument("--seeds", type=int, help="with --profile: how many seeds (default: 1)")
     plan.set_defaults(call=_plan)
     doctor = commands.add_parser("doctor", help="check device, memory, disk, packages, models and datasets, and name each fix")
     doctor.set_defaults(call=_doctor)
     options = parser.parse_args(arguments)
+    if options.command == "plan":
+        _check_plan(plan, options)
     try:
         return options.call(options)
-    except (ConfigError, DataError) as error:
+    except (ConfigError, DataError, ModelMissingError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
@@ -52,10 +54,19 @@ def _study(options):
     return int((table["status"] == "failed").any())
 
 
+def _check_plan(parser, options):
+    if options.profile and options.names:
+        parser.error(f"--profile plans every method, and {options.names[0]!r} names a run of study.yaml; give one of the two")
+    if not options.profile and (options.dataset or options.seeds is not None):
+        parser.error("--dataset and --seeds go with --profile; without it, runs of study.yaml are planned as they stand there")
+    if options.seeds is not None and options.seeds < 1:
+        parser.error(f"--seeds {options.seeds}: give 1 or more")
+
+
 def _plan(options):
     from .plan import named_cells, overview, profile_cells
 
-    recipes = (profile_cells(options.profile, options.dataset, options.seeds) if options.profile else named_cells(options.names, options.group))
+    recipes = (profile_cells(options.profile, options.dataset, options.seeds or 1) if options.profile else named_cells(options.names, options.group))
     print(overview(recipes))
     return 0
 
@@ -77,9 +88,13 @@ def _export(options):
 
 
 def _download(options):
-    from .readers import download
+    from . import models, readers
 
-    print(f"the images are in {download(options.dataset)}")
+    if options.name in readers.SOURCES:
+        print(f"the images are in {readers.download(options.name)}")
+        return 0
+    models.download(options.name)
+    print(f"{options.name} is in the cache of HF_HOME")
     return 0
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -14,11 +15,14 @@ from .models import (add_generator_lora, condition, dtype_for, identity, image_s
 from .training import fit, seed_for
 
 
+PICTURES = 2048  # decoded few shots kept in memory: 16 shots of 100 classes fit
+
+
 @torch.no_grad()
 def latent_moments(pipe, images):
     """Return mean and standard deviation of the autoencoder's posterior, (B, 2, C, h, w), for images (B, 3, S, S) in [-1, 1]."""
     posterior = pipe.vae.encode(images.to(pipe.vae.device, pipe.vae.dtype)).latent_dist
-    return torch.stack([posterior.mean, posterior.std], 1)
+    return torch.stack([posterior.mean, posterior.std], 1).float()  # the noise schedule's ends do not fit into half precision
 
 
 def diffusion_loss(pipe, noise_scheduler, moments, tokens, side):
@@ -45,12 +49,15 @@ def diffusion_loss(pipe, noise_scheduler, moments, tokens, side):
 class Views:
     """The latent moments of the training views: a picture that has one view only is encoded once, and so is each of a limited number."""
 
-    def __init__(self, pipe, pictures, side, options, seed):
-        self.pipe, self.pictures, self.side, self.options, self.seed, self.known = pipe, pictures, side, options, seed, {}
+    def __init__(self, pipe, images, side, options, seed):
+        self.pipe, self.side, self.options, self.seed, self.known = pipe, side, options, seed, {}
+        self.open = lru_cache(maxsize=PICTURES)(images.open)
 
     def _view(self, i, epoch):
         """Return (i, the number of picture i's view in `epoch`): 0 where there is one only, as of a square picture or the centre crop."""
-        width, height = self.pictures[i].size
+        if (i, 0) in self.known:
+            return i, 0
+        width, height = self.open(i).size
         if self.options.crop == "center" or width == height:
             return i, 0
         return i, 1 + (epoch % self.options.crops if self.options.crops else epoch)
@@ -64,7 +71,7 @@ class Views:
             with torch.random.fork_rng():
                 for view in new:
                     torch.manual_seed(seed_for(self.seed, "crop", *view))
-                    images.append(generator_image(self.pictures[view[0]], self.side, self.options.crop))
+                    images.append(generator_image(self.open(view[0]), self.side, self.options.crop))
             self.known |= dict(zip(new, latent_moments(self.pipe, torch.stack(images))))
         moments = torch.stack([self.known[view] for view in views])
         for view in new:  # a crop that does not come again is not kept
@@ -112,12 +119,11 @@ def train_adapter(pipe, parameters, recipe, dataset, images, checkpoint, label):
 
     options = recipe.adapt
     noise_scheduler = DDPMScheduler.from_config(pipe.scheduler.config)
-    pictures = [images.open(i) for i in range(len(images))]
     texts = [prompt(dataset.noun, dataset.classes[y]) for y in images.labels]
     tokens, side = tokenize(pipe, texts), image_side(pipe, recipe.resolution)
     per_epoch = math.ceil(len(images) / options.batch)
     seed = seed_for("adapt", recipe.seed, label)
-    views = Views(pipe, pictures, side, options, seed)
+    views = Views(pipe, images, side, options, seed)
 
     def loss_at(step):
         epoch, part = divmod(step, per_epoch)

@@ -3,7 +3,8 @@
 import dataclasses
 import json
 import math
-from functools import lru_cache
+import os
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from .models import identity, load_classifier, load_classifier_lora, save_classi
 from .store import write_json
 from .training import fit, load_state, save_state, seed_for
 
-CACHE_BYTES = 2**30  # decoded training images kept in memory; beyond it they are decoded anew at each use
+CACHE_BYTES = 4 * 2**30  # decoded training images kept in memory; the others are decoded anew at each use
 
 
 def mixed_loss(logits, targets, real, weight):
@@ -46,6 +47,36 @@ def optimiser_steps(recipe, classes):
     return recipe.classify.epochs * per_epoch, recipe.classify.warmup * per_epoch
 
 
+class Decoded:
+    """Images as bytes by (kind, position): threads decode what is needed next, and what fits into CACHE_BYTES is kept.
+
+    What came first stays: an epoch visits every image once, so that the image used longest ago is the one that is needed soonest.
+    """
+
+    def __init__(self, sets):
+        self.sets, self.kept, self.coming, self.room = sets, {}, {}, CACHE_BYTES
+        self.pool = ThreadPoolExecutor(os.cpu_count())
+
+    def start(self, keys):
+        """Begin to decode these images in the background."""
+        for key in keys:
+            if key not in self.kept and key not in self.coming:
+                self.coming[key] = self.pool.submit(self._decode, *key)
+
+    def take(self, keys):
+        """Return these images, uint8 (3, H, W) each. Raises DataError on an unreadable file."""
+        self.start(keys)
+        fresh = {key: self.coming.pop(key).result() for key in dict.fromkeys(keys) if key not in self.kept}
+        images = [self.kept[key] if key in self.kept else fresh[key] for key in keys]
+        for key, image in fresh.items():
+            if image.nbytes <= self.room:
+                self.kept[key], self.room = image, self.room - image.nbytes
+        return images
+
+    def _decode(self, kind, i):
+        return torch.from_numpy(np.array(self.sets[kind].open(i))).permute(2, 0, 1).contiguous()
+
+
 class Batches:
     """Augmented training batches: `at(step)` gives images (B, 3, S, S) in [0, 1], soft targets (B, C) and a real mask (B,).
 
@@ -53,15 +84,13 @@ class Batches:
     """
 
     def __init__(self, real, synthetic, options, classes, size, seed, device="cpu"):
-        self.parts = [(images, kind) for images, kind in ((real, True), (synthetic, False)) if images is not None]
+        self.sets = {kind: images for kind, images in ((True, real), (False, synthetic)) if images is not None}
         self.options, self.classes, self.seed, self.device = options, classes, seed, device
-        self.augment = Augmentation(options, size)
-        largest = max(np.asarray(images.open(i)).nbytes for images, _ in self.parts for i in range(min(8, len(images))))
-        self.decode = lru_cache(maxsize=max(1, CACHE_BYTES // largest))(self._decode)
+        self.augment, self.decoded = Augmentation(options, size), Decoded(self.sets)
 
-    def _decode(self, kind, i):
-        images = next(images for images, k in self.parts if k == kind)
-        return torch.from_numpy(np.array(images.open(i))).permute(2, 0, 1).contiguous()
+    def _keys(self, step):
+        count = self.options.batch // len(self.sets)
+        return {kind: [(kind, i) for i in stream(len(images), count, step, seed_for(self.seed, kind))] for kind, images in self.sets.items()}
 
     def _mix(self, images, labels):
         from torchvision.transforms import v2
@@ -74,12 +103,14 @@ class Batches:
 
     def at(self, step):
         """Return the batch of `step`; the augmentation draws from torch's global generator, which `fit` seeds per step."""
-        parts, count = [], self.options.batch // len(self.parts)
-        for images, kind in self.parts:
-            rows = stream(len(images), count, step, seed_for(self.seed, kind))
-            pictures = self.augment([self.decode(kind, i).to(self.device, non_blocking=True) for i in rows])
-            pictures, targets = self._mix(pictures, torch.tensor([images.labels[i] for i in rows], device=self.device))
-            parts.append((pictures, targets, torch.full((count,), kind, device=self.device)))
+        parts, keys = [], self._keys(step)
+        pictures = {kind: self.decoded.take(own) for kind, own in keys.items()}
+        for own in self._keys(step + 1).values():
+            self.decoded.start(own)
+        for kind, own in keys.items():
+            views = self.augment([image.to(self.device, non_blocking=True) for image in pictures[kind]])
+            views, targets = self._mix(views, torch.tensor([self.sets[kind].labels[i] for _, i in own], device=self.device))
+            parts.append((views, targets, torch.full((len(own),), kind, device=self.device)))
         return tuple(torch.cat(column) for column in zip(*parts))
 
 
@@ -108,7 +139,7 @@ def train_inputs(recipe, dataset, synthetic_key):
     options = {k: v for k, v in dataclasses.asdict(recipe.classify).items() if k not in ("epochs", "warmup")} | chosen  # the steps say it
     if not (recipe.row.real and synthetic_key):  # lambda weighs two kinds against each other
         options["real_weight"] = None
-    return {"classifier": identity(recipe.classifier, "clip"), "classify": options,
+    return {"classifier": identity(recipe.classifier, "clip"), "precision": recipe.precision, "classify": options,
             "prompts": [prompt(dataset.noun, name) for name in dataset.classes], "steps": steps, "warmup": warmup,
             "seed": recipe.seed, "val": fingerprint(validation_images(recipe, dataset)), "synthetic": synthetic_key,
             "shots": fingerprint(few_shots(dataset, recipe.shots, recipe.seed)) if recipe.row.real else None}
@@ -125,13 +156,13 @@ def train(recipe, dataset, real, synthetic, synthetic_key, store):
 
     def build(folder):
         torch.manual_seed(seed_for("classifier", recipe.seed))
-        model = load_classifier(recipe.classifier, len(texts))
+        model = load_classifier(recipe.classifier, len(texts), recipe.precision)
         parameters = model.attach(options)
         batches = Batches(real, synthetic, options, len(texts), model.size, seed_for("batches", recipe.seed), model.mean.device)
         val = validation_images(recipe, dataset)
         optimise(model, parameters, batches, texts, val, options, steps, warmup, folder, seed_for("train", recipe.seed))
-        config = {"classifier": recipe.classifier, "rank": options.rank, "alpha": options.alpha, "dropout": options.dropout,
-                  "classes": list(dataset.classes), "prompts": texts}
+        config = {"classifier": recipe.classifier, "precision": recipe.precision, "rank": options.rank, "alpha": options.alpha,
+                  "dropout": options.dropout, "classes": list(dataset.classes), "prompts": texts}
         save_classifier_lora(model, folder, config)
 
     return store.make(key("train", **inputs), inputs, build)
@@ -173,7 +204,7 @@ def optimise(model, parameters, batches, texts, val, options, steps, warmup, fol
 
 def judge_inputs(recipe, dataset, trained_key):
     """Return what a result depends on; `trained_key` is None for the untouched classifier."""
-    return {"trained": trained_key or identity(recipe.classifier, "clip"), "test": fingerprint(dataset.test),
+    return {"trained": trained_key or identity(recipe.classifier, "clip"), "precision": recipe.precision, "test": fingerprint(dataset.test),
             "val": fingerprint(validation_images(recipe, dataset)),
             "prompts": [prompt(dataset.noun, name) for name in dataset.classes]}
 
@@ -186,7 +217,7 @@ def judge(recipe, dataset, trained, store):
     inputs = judge_inputs(recipe, dataset, trained.name if trained else None)
 
     def build(folder):
-        model = load_classifier_lora(trained)[0] if trained else load_classifier(recipe.classifier)
+        model = load_classifier_lora(trained)[0] if trained else load_classifier(recipe.classifier, precision=recipe.precision)
         parts = {"val": validation_images(recipe, dataset), "test": dataset.test}
         write_json(folder / "result.json", {part: evaluate(model, dataset, images) for part, images in parts.items()})
 

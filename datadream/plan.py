@@ -10,7 +10,7 @@ from .classify import optimiser_steps
 from .config import key
 from .data import DATASETS, load_for
 from .images import DataError
-from .models import GENERATORS, _local, _revision
+from .models import GENERATORS, absent
 from .readers import SOURCES
 from .store import Store
 from .study import artifact_keys, cells, choose, load_study, page_parameters
@@ -18,7 +18,8 @@ from .study import artifact_keys, cells, choose, load_study, page_parameters
 # Seconds per image and step (adapt), per image and sampling step without guidance (generate), per training image (train), with the
 # models and the resolution of a profile. A profile that nobody has measured has no row, and its hours are unknown.
 THROUGHPUT = {"mini": {"device": "one core of a two-core x86_64 CPU with AVX-512", "adapt": 0.014, "generate": 0.0033, "train": 0.0030}}
-BYTES = 1.5  # of a PNG per pixel, about
+PIXEL = 1.5  # bytes of a PNG per pixel, about
+UNMEASURED = "nothing to plan: of these runs none computes cells of notebooks/dataset.ipynb, whose stages this counts"
 
 
 def _classes(recipe):
@@ -26,6 +27,13 @@ def _classes(recipe):
         return len(load_for(recipe).classes)
     except DataError:  # the table knows the paper's datasets without their images
         return len(DATASETS[recipe.dataset].classes)
+
+
+def _train_size(recipe):
+    try:
+        return len(load_for(recipe).train)
+    except DataError:
+        return SOURCES[recipe.dataset].sizes[0]
 
 
 def _keys(recipe, classes):
@@ -51,11 +59,17 @@ def _work(recipe, classes, adapters):
     options = recipe.generate
     made, batch = options.images * classes, recipe.adapt.batch
     passes = made * options.steps * (1 if options.guidance == 1 else 2)  # guidance asks the UNet twice
-    each = recipe.shots or math.ceil(len(load_for(recipe).train) / classes)
+    each = recipe.shots or math.ceil(_train_size(recipe) / classes)
     shots = each * (classes if adapters == 1 else 1)
     steps = optimiser_steps(recipe, classes)[0]
     return {"adapt": (0, recipe.adapt.epochs * math.ceil(shots / batch), recipe.adapt.epochs * shots), "generate": (made, 0, passes),
             "train": (0, steps, steps * recipe.classify.batch)}
+
+
+def _sizes(recipe):
+    """Return (side of the generator's images in pixels, bytes of an adapter); NaN where the generator is not in the table."""
+    row = GENERATORS.get(recipe.generator)
+    return recipe.resolution or (row.side if row else math.nan), 1e6 * row.adapter * recipe.adapt.rank / 16 if row else math.nan
 
 
 def _rates(recipe):
@@ -70,20 +84,20 @@ def plan(recipes, store=None):
     for recipe in recipes:
         classes = _classes(recipe)
         keys = _keys(recipe, classes)
-        side = recipe.resolution or (GENERATORS[recipe.generator].side if recipe.generator in GENERATORS else math.nan)
+        side, adapter = _sizes(recipe)
         work = _work(recipe, classes, sum(name.startswith("adapt") for name in keys))
         for name, stage_key in keys.items():
             stage = name.rstrip("0123456789")
             if stage in work:
                 images, steps, units = work[stage]
                 row = {"dataset": recipe.dataset, "stage": stage, "key": stage_key, "done": store.done(stage_key), "images": images,
-                       "steps": steps, "units": units, "seconds": units * _rates(recipe).get(stage, math.nan), "bytes": images * side ** 2 * BYTES}
+                       "steps": steps, "units": units, "seconds": units * _rates(recipe).get(stage, math.nan), "bytes": images * side ** 2 * PIXEL + (adapter if stage == "adapt" else 0)}
                 rows.setdefault(stage_key, row)
     return pd.DataFrame(rows.values(), columns=["dataset", "stage", "key", "done", "images", "steps", "units", "seconds", "bytes"])
 
 
 def missing(recipes):
-    """Return what the cells need and this machine has not: datasets and generators, one sentence each."""
+    """Return what the cells need and this machine has not: datasets, classifiers and generators, one sentence each."""
     lines = {}
     for recipe in recipes:
         if recipe.dataset in SOURCES and recipe.dataset not in lines:
@@ -91,16 +105,18 @@ def missing(recipes):
                 load_for(recipe)
             except DataError as error:
                 lines[recipe.dataset] = f"dataset {recipe.dataset}: {error}"
-        name = recipe.generator
-        if recipe.row.generator and _local(name, "generator") is None and not _revision(GENERATORS[name].hub if name in GENERATORS else name):
-            row = GENERATORS.get(name)
-            lines[name] = f"generator {name}: `hf download {row.hub if row else name}`" + (f", about {row.gigabytes:g} GB" if row else "")
+        wanted = [("classifier", recipe.classifier, "clip"), *([("generator", recipe.generator, "generator")] if recipe.row.generator else [])]
+        for kind, name, part in wanted:
+            if absent(name, part):
+                lines[kind, name] = f"{kind} {name}: {absent(name, part)}"
     return list(lines.values())
 
 
 def overview(recipes, store=None):
     """Return the plan as text: a line per dataset and stage, the totals, and what is missing."""
     table = plan(recipes, store)
+    if table.empty:
+        return UNMEASURED
     order = {"adapt": 0, "generate": 1, "train": 2}
     table = table.assign(pending=~table["done"], order=table["stage"].map(order), place=table.groupby("dataset", sort=False).ngroup())
     groups = table.sort_values(["place", "order"], kind="stable").groupby(["dataset", "stage"], sort=False)

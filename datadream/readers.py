@@ -25,7 +25,8 @@ class Source:
     `noun` is the prompt's; `folders` are its names under the data folder, torchvision's first; `images` the places of the images in
     it; `split` is CoOp's split file; `sizes` the images in train, validation and test; `torchvision` the class that downloads the
     images, if one still can; `fetch` where they come from otherwise; `inside` a folder by which the images' folder is known;
-    `released_test` the part on which the released code tests (classify/data.py asks three loaders for the train split).
+    `released_test` the part on which the released code tests (classify/data.py asks three loaders for the train split); `disef` whether
+    DISEF's split tells the classes by the files' names.
     """
 
     noun: str
@@ -37,6 +38,7 @@ class Source:
     fetch: str = ""
     inside: str = ""
     released_test: str = "test"
+    disef: bool = True
 
 
 SOURCES = {
@@ -49,7 +51,7 @@ SOURCES = {
     "fgvc_aircraft": Source("aircraft", ("fgvc-aircraft-2013b", "fgvc_aircraft"), ("data/images", "images"), "", (3334, 3333, 3333), "FGVCAircraft"),
     "pets": Source("pet", ("oxford-iiit-pet", "oxford_pets"), ("images",), "split_zhou_OxfordPets.json", (2944, 736, 3669), "OxfordIIITPet"),
     "cars": Source("car", ("stanford_cars",), (".",), "split_zhou_StanfordCars.json", (6509, 1635, 8041), fetch="a copy of the folders cars_train/ and "
-                   "cars_test/ (their original address is closed, and torchvision no longer downloads them)", inside="cars_train"),
+                   "cars_test/ (their original address is closed, and torchvision no longer downloads them)", inside="cars_train", disef=False),
     "sun397": Source("scene", ("SUN397", "sun397/SUN397"), (".",), "split_zhou_SUN397.json", (15880, 3970, 19850), fetch="SUN397.tar.gz from "
                      "https://vision.princeton.edu/projects/2010/SUN (torchvision's address answers 404)", inside="a"),
     "food101": Source("food", ("food-101",), ("images",), "split_zhou_Food101.json", (50500, 20200, 30300), "Food101"),
@@ -90,17 +92,31 @@ def locate(name, folder=""):
 
 
 def _splits(source):
-    return f"{source.split} (from {COOP}) or DISEF's {DISEF}"
+    return f"{source.split} (from {COOP})" + (f" or DISEF's {DISEF}" if source.disef else "")
+
+
+def find_split(name, base, images):
+    """Return (file, reader) of the split file that lies by a dataset, CoOp's before DISEF's, or None; () where the dataset needs none."""
+    source = SOURCES[name]
+    if not source.split:
+        return ()
+    places = [base, images, images.parent, images.parent.parent]
+    kinds = ((source.split, _read_coop), *([(DISEF, _read_disef)] if source.disef else []))
+    return next(((place / file, reader) for file, reader in kinds for place in places if (place / file).is_file()), None)
+
+
+def split_missing(name, base, images):
+    """Return the sentence on a dataset without its split file."""
+    return f"the split of {name} is missing: put {_splits(SOURCES[name])} into {base}. Its images are in {images}"
 
 
 def read_split_file(name, classes, base, images):
     """Return {part: [(relative path, label)]} as three lists, from CoOp's JSON or DISEF's CSV, whichever lies there."""
-    places = [base, images, images.parent, images.parent.parent]
-    for file, reader in ((SOURCES[name].split, _read_coop), (DISEF, _read_disef)):
-        found = next((place / file for place in places if (place / file).is_file()), None)
-        if found:
-            return reader(name, found, images)
-    raise DataError(f"the split of {name} is missing: put {_splits(SOURCES[name])} into {base}. Its images are in {images}")
+    found = find_split(name, base, images)
+    if not found:
+        raise DataError(split_missing(name, base, images))
+    file, reader = found
+    return reader(name, file, images)
 
 
 def _read_coop(name, file, images):
@@ -196,8 +212,9 @@ def _images(folder, rows):
         file = Path(os.path.normpath(root / path))
         if not file.is_relative_to(root):
             raise DataError(f"the split names {path!r}, which lies outside {folder}")
-        if not file.is_file() and path.startswith(f"{root.name}/"):  # DISEF's lists may begin with the folder of the images
-            file = root.parent / path
+        # DISEF's lists may begin with the folder of the images, or sort the flat images of pets into folders.
+        others = (root.parent / path if path.startswith(f"{root.name}/") else file, root / Path(path).name)
+        file = file if file.is_file() else next((other for other in others if other.is_file()), file)
         try:
             digest.update(f"{path}:{file.stat().st_size}:{label}\n".encode())
         except OSError as error:
@@ -208,9 +225,7 @@ def _images(folder, rows):
 
 def download(name):
     """Download the images of a dataset through torchvision into the data folder. Raises DataError where that no longer works."""
-    source = SOURCES.get(name)
-    if source is None:
-        raise DataError(f"{name!r} is none of the paper's datasets: {', '.join(SOURCES)}")
+    source = SOURCES[name]
     if not source.torchvision:
         raise DataError(f"{name} cannot be downloaded; get {source.fetch}, and put it into {paths()['data'] / source.folders[0]}")
     from torchvision import datasets

@@ -8,6 +8,8 @@ import pandas as pd
 from .config import METHODS, paths
 from .metrics import mean_interval
 
+RELEASED = "[RELEASED PROTOCOL, for comparison only: the epoch is chosen on the test images]"
+
 
 def load_records(source=None):
     """Return one row per record: dataset, method, shots, images, seed, top1, low, high, val_top1, seconds, ... sorted.
@@ -41,6 +43,11 @@ def select(table, **values):
     return table.reset_index(drop=True)
 
 
+def protocol_note(table):
+    """Return a loud sentence if a cell of the table repeats the released code's faults, else ''."""
+    return "" if (table["protocol"] == "strict").all() else RELEASED
+
+
 def _one_record_each(table):
     if table.duplicated(["dataset", "method", "seed"]).any():
         raise ValueError("several records of one method and seed; narrow the table with `select`, e.g. by shots or images")
@@ -54,8 +61,7 @@ def summary(table):
         mean, low, high = mean_interval(group["top1"])
         if len(group) == 1:
             low, high = group["low"].iloc[0], group["high"].iloc[0]
-        mark = "" if set(group["protocol"]) == {"strict"} else " [RELEASED PROTOCOL: epoch chosen on the test images]"
-        rows.append({"method": method, "title": METHODS[method].title + mark, "seeds": len(group), "top1": 100 * mean, "low": 100 * low,
+        rows.append({"method": method, "title": f"{METHODS[method].title} {protocol_note(group)}".strip(), "seeds": len(group), "top1": 100 * mean, "low": 100 * low,
                      "high": 100 * high, "validation": 100 * group["val_top1"].mean()})
     return pd.DataFrame(rows)
 
@@ -98,4 +104,4 @@ def sentence(difference, better, baseline):
 def compare(table, variants, baseline):
     """Return the sentence on the variant that validation prefers against `baseline`."""
     best = best_by_validation(table, variants)
-    return sentence(paired(table, best, baseline), METHODS[best].title, METHODS[baseline].title)
+    return f"{sentence(paired(table, best, baseline), METHODS[best].title, METHODS[baseline].title)} {protocol_note(table)}".strip()

@@ -71,8 +71,8 @@ class Store:
         return bool(manifest) and all((folder / name).is_file() and (folder / name).stat().st_size == size
                                       for name, (size, _) in manifest["files"].items())
 
-    def make(self, key, inputs, build):
-        """Return the artifact's folder, calling `build(work_folder)` first unless it is done.
+    def make(self, key, inputs, build, **notes):
+        """Return the artifact's folder, calling `build(work_folder)` first unless it is done; `notes` go into its manifest, not its key.
 
         The work folder `<key>.partial` survives a kill, so that `build` can go on from what it finds there. A second process
         that wants the same artifact waits for the first, and then finds it done.
@@ -81,10 +81,10 @@ class Store:
             self.root.mkdir(parents=True, exist_ok=True)
             with FileLock(self.root / f".{key}.lock"):
                 if not self.done(key):
-                    self._build(key, inputs, build)
+                    self._build(key, inputs, build, notes)
         return self.folder(key)
 
-    def _build(self, key, inputs, build):
+    def _build(self, key, inputs, build, notes):
         final, work = self.folder(key), self.root / f"{key}.partial"
         work.mkdir(parents=True, exist_ok=True)
         start = time.perf_counter()
@@ -93,7 +93,7 @@ class Store:
             stale.unlink(missing_ok=True)
         files = {str(p.relative_to(work)): (p.stat().st_size, digest(p)) for p in sorted(work.rglob("*")) if p.is_file()}
         manifest = {"key": key, "inputs": inputs, "files": files, "seconds": round(time.perf_counter() - start, 2),
-                    "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **provenance()}
+                    "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **notes, **provenance()}
         write_json(work / "manifest.json", manifest)
         if final.exists():  # damaged: `done` said no
             shutil.rmtree(final)

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import Killed, dies_at
-from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -165,14 +164,14 @@ def test_the_loss_is_the_mean_square_of_the_error_in_the_predicted_noise(predict
 def test_each_view_is_encoded_once(make, tmp_path, monkeypatch, crop, crops, square, views, encoded):
     """Five epochs of one picture: how many different views it has, and how often the autoencoder is asked."""
     pipe, calls = load_generator(make("dset").generator), []
-    picture = Image.fromarray(np.random.RandomState(0).randint(0, 255, (16, 16 if square else 64, 3), np.uint8))
+    one_picture = Images((np.random.RandomState(0).randint(0, 255, (16, 16 if square else 64, 3), np.uint8),), (0,))
     moments = package.latent_moments
     monkeypatch.setattr(package, "latent_moments", lambda pipe, images: (calls.append(len(images)), moments(pipe, images))[1])
-    source = package.Views(pipe, [picture], 16, make("dset", {"adapt.crop": crop, "adapt.crops": crops}).adapt, seed=3)
+    source = package.Views(pipe, one_picture, 16, make("dset", {"adapt.crop": crop, "adapt.crops": crops}).adapt, seed=3)
     seen = [source.at([0], epoch) for epoch in range(5)]
     assert len({tuple(one.flatten().tolist()) for one in seen}) == views and sum(calls) == encoded
     torch.manual_seed(4)
-    again = package.Views(pipe, [picture], 16, make("dset", {"adapt.crop": crop, "adapt.crops": crops}).adapt, seed=3)
+    again = package.Views(pipe, one_picture, 16, make("dset", {"adapt.crop": crop, "adapt.crops": crops}).adapt, seed=3)
     assert torch.equal(again.at([0], 4), seen[4]), "a resumed run sees the same crop"
     assert seen[0].shape == (1, 2, 4, 8, 8) and (seen[0][:, 1] > 0).all()
 

@@ -205,3 +205,28 @@ def test_the_moments_are_those_of_torchvision_image_by_image():
         assert ((one.mean((0, 2, 3)) - other.mean((0, 2, 3))).abs() < 4.5 * deviation * (2 / 750) ** 0.5).all()
         torch.testing.assert_close(one.mean((2, 3)).std(0), deviation, rtol=0.12, atol=0)
         torch.testing.assert_close(one.std((2, 3)).mean(0), other.std((2, 3)).mean(0), rtol=0.05, atol=0)
+
+
+def test_the_operations_come_in_the_released_codes_order(monkeypatch):
+    order = []
+
+    def note(name, change):
+        return lambda *args, **options: (order.append(name), change(*args, **options))[1]
+
+    for name in ("rand_augment", "random_resized_crop", "color_jitter", "gaussian_blur"):
+        monkeypatch.setattr(augment, name, note(name, getattr(augment, name)))
+    monkeypatch.setattr(augment.TF, "rgb_to_grayscale", note("grayscale", TF.rgb_to_grayscale))
+    monkeypatch.setattr(augment.torch, "where", note("where", torch.where))
+    augmented(pictures(4), randaugment=True, flip=1.0, jitter=1.0, grayscale=1.0, blur=1.0, solarize=1.0)
+    steps = [name for name in dict.fromkeys(reversed(order))][::-1]  # the last call of each
+    assert [name for name in steps if name != "where"] == ["rand_augment", "random_resized_crop", "color_jitter", "grayscale", "gaussian_blur"]
+    assert order[-1] == "where", "solarize comes last"
+
+
+def test_the_papers_parameters():
+    options = recipe("paper").classify
+    values = {name: getattr(options, name) for name in ("crop_low", "flip", "jitter", "brightness", "contrast", "saturation", "hue", "grayscale",
+                                                        "blur", "solarize", "mix", "randaugment")}
+    assert values == {"crop_low": 0.25, "flip": 0.5, "jitter": 0.8, "brightness": 0.4, "contrast": 0.4, "saturation": 0.2, "hue": 0.1,
+                      "grayscale": 0.2, "blur": 0.2, "solarize": 0.2, "mix": 0.2, "randaugment": True}
+    assert augment.BLUR == (0.1, 2.0) and augment.THRESHOLD == 128 / 255 and Augmentation(options, 224).kernel == 23

@@ -245,7 +245,7 @@ def test_a_trained_classifier_is_an_adapter_its_config_and_its_curve(make, datas
     folder = train(one, dataset, shots, synthetic, "set", store)
     assert sorted(file.name for file in folder.iterdir()) == ["adapter.json", "adapter.safetensors", "curve.json", "manifest.json"]
     model, config = load_classifier_lora(folder)
-    assert config == {"classifier": one.classifier, "rank": 2, "alpha": 6.0, "dropout": 0.1, "classes": list(dataset.classes),
+    assert config == {"classifier": one.classifier, "precision": "auto", "rank": 2, "alpha": 6.0, "dropout": 0.1, "classes": list(dataset.classes),
                       "prompts": [f"a photo of a {name}" for name in dataset.classes]}
     curve = json.loads((folder / "curve.json").read_text())
     assert [row["step"] for row in curve] == [3, 6, 9]  # three epochs of ceil(5 * 3 / 6) steps, three evaluations
@@ -400,7 +400,7 @@ def test_a_killed_training_does_not_forget_the_best_weights(make, dataset, shots
 
 def test_a_finished_classifier_is_not_trained_again(make, dataset, shots, store, monkeypatch):
     folder = train(make("real"), dataset, shots, None, None, store)
-    monkeypatch.setattr(package, "load_classifier", lambda name: pytest.fail("the store has it"))
+    monkeypatch.setattr(package, "load_classifier", lambda *args: pytest.fail("the store has it"))
     assert train(make("real"), dataset, shots, None, None, store) == folder
 
 

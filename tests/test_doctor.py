@@ -9,7 +9,7 @@ import torch
 
 from datadream import doctor
 from datadream.__main__ import main
-from datadream.models import GENERATORS
+from datadream.models import CLASSIFIERS, GENERATORS
 from datadream.readers import SOURCES
 
 
@@ -30,10 +30,13 @@ def test_this_machine_has_no_problem(capsys):
         assert what in text
 
 
-@pytest.mark.parametrize("name", [name for name in GENERATORS if name != "mini"])
-def test_a_model_that_is_not_there_comes_with_its_download(name):
-    check = find(f"generator {name}")
-    assert check.state == "optional" and f"hf download {GENERATORS[name].hub}" in check.detail and GENERATORS[name].licence in check.detail
+@pytest.mark.parametrize("kind, name, row", [(kind, name, row) for kind, table in (("generator", GENERATORS), ("classifier", CLASSIFIERS))
+                                             for name, row in table.items() if row.hub])
+def test_a_model_that_is_not_there_comes_with_its_download(kind, name, row):
+    check = find(f"{kind} {name}")
+    assert check.state == "optional"
+    for word in (f"datadream download {name}", row.hub, row.licence, f"{row.gigabytes:g} GB"):
+        assert word in check.detail
 
 
 @pytest.mark.parametrize("name", SOURCES)
@@ -44,18 +47,26 @@ def test_a_dataset_that_is_not_there_says_what_to_fetch(name):
 
 def test_a_dataset_that_is_there_is_found(tmp_path):
     (tmp_path / "data" / "eurosat" / "2750").mkdir(parents=True)
+    lacking = find("dataset eurosat")
+    assert lacking.state == "optional" and "split_zhou_EuroSAT.json" in lacking.detail, "images without their split cannot be read"
+    (tmp_path / "data" / "eurosat" / "split_zhou_EuroSAT.json").write_text("{}")
     assert find("dataset eurosat").state == "ok"
+
+
+def test_a_dataset_without_a_split_file_needs_none(tmp_path):
+    (tmp_path / "data" / "imagenet" / "images" / "train").mkdir(parents=True)
+    assert find("dataset imagenet").state == "ok"
 
 
 def test_problems_are_counted_and_make_the_exit_code(monkeypatch, capsys, tmp_path):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda place: usage(1, 1, 10**6))
     monkeypatch.setattr(doctor.metadata, "requires", lambda name: ["torch>=99", "no-such-package>=1", "ray>=2 ; extra == 'ray'"])
-    monkeypatch.setattr(doctor, "_local", lambda name, part: None)
+    monkeypatch.setattr(doctor, "absent", lambda name, part: "gone" if name == "mini" else "")
     monkeypatch.setattr(doctor, "MEMORY", 10**9)
     assert main(["doctor"]) == 1
     text = capsys.readouterr().out
-    assert "5 problems" in text
+    assert "6 problems" in text
     for word in ("DATADREAM_STORE", "no-such-package is missing", "does not fit >=99", "make venv", "git checkout -- datadream/mini", "--jobs 1"):
         assert word in text
 

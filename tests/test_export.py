@@ -11,7 +11,7 @@ from PIL import Image
 
 from datadream import study
 from datadream.__main__ import main
-from datadream.config import ConfigError
+from datadream.config import ConfigError, as_dict
 from datadream.export import FORMATS, export
 from datadream.store import Store
 
@@ -112,3 +112,26 @@ def test_the_command_line_exports(made, tmp_path, monkeypatch, capsys):
     assert main(["export", key, str(tmp_path / "out"), "--format", "webdataset"]) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "out" / "webdataset")
     assert main(["export", "generate-0", str(tmp_path / "out")]) == 2
+
+
+def test_without_the_package_for_parquet_nothing_is_written(made, tmp_path, monkeypatch):
+    from datadream import export as package
+
+    store, key, _, _ = made
+    monkeypatch.setattr(package, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="pip install datasets.*--format imagefolder"):
+        export(key, tmp_path / "out", store=store)
+    assert not (tmp_path / "out").exists()
+    assert export(key, tmp_path / "out", ["imagefolder", "webdataset"], store)
+
+
+def test_the_card_of_a_users_own_photos_knows_its_recipe(make, tmp_path, store):
+    """`photos.keep` measures nothing, so that there is no record to read the recipe from."""
+    from datadream import photos
+
+    chosen = make("dset+real")
+    fields = {"overrides": {name: value for name, value in as_dict(chosen).items() if "." in name}, "shots": 2, "resolution": 16,
+              "generator": chosen.generator, "classifier": chosen.classifier}
+    set_folder = photos.keep(chosen.folder, store=store, **fields)[0]
+    text = (export(set_folder.name, tmp_path / "out", ["imagefolder"], store)[0] / "README.md").read_text()
+    assert "unknown" not in text and "adapt.rank" in text and "2 real images per class" in text

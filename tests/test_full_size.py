@@ -1,12 +1,11 @@
 """The method at its true size: shapes and counts without weights, and on request one pass through the paper profile."""
 
-import json
 import types
 
 import numpy as np
 import pytest
 import torch
-from architectures import NOISE, TEXT, UNET, VAE, tokenizer
+from benchmarks.full_size import TEXT, UNET, save_models
 from PIL import Image
 
 from datadream.config import Adapt, recipe
@@ -41,24 +40,8 @@ def test_the_papers_adapter_has_its_targets_and_its_size():
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """Return folders of a generator and a classifier of the true size with random weights, in the hub's layout."""
-    import open_clip
-    from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-    from safetensors.torch import save_file
-    from transformers import CLIPTextConfig, CLIPTextModel
-
     root = tmp_path_factory.mktemp("whole")
-    torch.manual_seed(0)
-    pipe = StableDiffusionPipeline(vae=AutoencoderKL(**VAE), text_encoder=CLIPTextModel(CLIPTextConfig(**TEXT)), unet=UNet2DConditionModel(**UNET),
-                                   tokenizer=tokenizer(root / "vocabulary"), scheduler=PNDMScheduler(**NOISE), safety_checker=None,
-                                   feature_extractor=None, requires_safety_checker=False)
-    pipe.save_pretrained(root / "generator")
-    del pipe
-    (root / "clip").mkdir()
-    config = open_clip.get_model_config("ViT-B-16-quickgelu")
-    preprocess = {"mean": [0.48145466, 0.4578275, 0.40821073], "std": [0.26862954, 0.26130258, 0.27577711], "interpolation": "bicubic",
-                  "resize_mode": "shortest"}
-    (root / "clip" / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": preprocess}))
-    save_file(open_clip.CLIP(**config).state_dict(), root / "clip" / "open_clip_model.safetensors")
+    save_models(root)
     return root
 
 

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from datadream import models as package
 from datadream.config import Adapt, Classify, ConfigError
 from datadream.models import (GENERATORS, LORA_FILE, Classifier, LoRAAttention, LoRAProjection, ModelMissingError, add_classifier_lora,
                               add_generator_lora, condition, device, dtype_for, identity, image_side, load_classifier, load_classifier_lora,
@@ -331,6 +332,25 @@ def test_logits_are_the_scaled_cosine(models):
         torch.testing.assert_close(model(images, tokens), expected)
 
 
+def test_products_in_bfloat16_leave_weights_gradients_and_logits_in_float32(models):
+    model, texts = load_classifier(models.classifier), TEXTS
+    parameters = model.attach(Classify(dropout=0.0))
+    images, tokens = torch.rand(4, 3, 16, 16), model.prompts(texts)
+    whole = model(images, tokens)
+    model.mixed = True
+    half = model(images, tokens)
+    half.sum().backward()
+    assert half.dtype == torch.float32 and all(p.dtype == p.grad.dtype == torch.float32 for p in parameters.values())
+    assert not torch.equal(half, whole)
+    torch.testing.assert_close(half, whole, rtol=0.05, atol=0.05 * float(whole.detach().abs().max()))
+
+
+@pytest.mark.parametrize("cuda, precision, mixed", [(True, "auto", True), (True, "float32", False), (False, "auto", False)])
+def test_the_classifier_multiplies_in_half_precision_on_a_gpu_only(models, monkeypatch, cuda, precision, mixed):
+    monkeypatch.setattr(package, "dtype_for", lambda precision, training: torch.bfloat16 if cuda and precision == "auto" else torch.float32)
+    assert load_classifier(models.classifier, precision=precision).mixed is mixed
+
+
 def small_clip(custom, **text):
     """Return a small open_clip model of random weights, its text tower in the model itself or apart (`custom`)."""
     import open_clip
@@ -429,6 +449,36 @@ def test_lora_on_a_fused_projection_is_the_formula(rank, alpha, seed):
     torch.testing.assert_close(lora(x), expected)
 
 
+@pytest.mark.parametrize("name, better", [("ViT-B-16/openai", "ViT-B-16-quickgelu/openai"), ("ViT-L-14/openai", "ViT-L-14-quickgelu/openai")])
+def test_weights_that_need_quickgelu_are_refused_without_it(name, better):
+    """open_clip only warns, and accuracy is silently wrong."""
+    with pytest.raises(ConfigError, match=f"QuickGELU.*'{better}'"):
+        load_classifier(name)
+
+
+def test_a_captioning_decoder_is_no_tower_and_gets_no_lora():
+    import open_clip
+
+    config = open_clip.get_model_config("coca_ViT-B-32")
+    config.pop("custom_text", None)
+    with torch.device("meta"):
+        model = Classifier(open_clip.CoCa(**config), None, (0.5,) * 3, (0.5,) * 3)
+        found = add_classifier_lora(model, 2, 2.0, 0.0)
+    assert found and not any("decoder" in name for name in found)
+
+
+def test_evas_attention_is_refused_with_its_reason():
+    class EvaAttention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.qkv = nn.Linear(4, 12)
+
+    clip = small_clip(custom=True)
+    clip.visual.add_module("attn", EvaAttention())
+    with pytest.raises(ConfigError, match="EVA.*choose another"):
+        add_classifier_lora(Classifier(clip, None, (0.5,) * 3, (0.5,) * 3), 2, 2.0, 0.0)
+
+
 def test_a_resnet_is_trained_whole_and_has_no_zero_shot():
     model = load_classifier("resnet50", 5)
     parameters = model.attach(Classify())
@@ -459,7 +509,7 @@ def test_a_missing_generator_is_named_with_the_way_to_get_it(models, tmp_path, m
     (tmp_path / "halfway" / "unet" / "diffusion_pytorch_model.safetensors").unlink()  # a download that was cut off
     with pytest.raises(ModelMissingError) as caught:
         load_generator(name)
-    way = ["damaged", "download it again"] if name in ("empty", "halfway") else ["hf download", "HF_HOME"]
+    way = ["damaged", "download it again"] if name in ("empty", "halfway") else ["datadream download", "HF_HOME"]
     for word in (repr(name), "generator=", "'mini'", *way):
         assert word in str(caught.value)
 
@@ -536,7 +586,7 @@ def test_a_model_of_the_table_that_is_not_there_is_named_with_size_and_licence(n
     with pytest.raises(ModelMissingError) as caught:
         load_generator(name)
     row = GENERATORS[name]
-    for word in (f"hf download {row.hub}", f"{row.gigabytes:g} GB", row.licence, "HF_HOME", "'mini'"):
+    for word in (f"datadream download {name}", row.hub, f"{row.gigabytes:g} GB", row.licence, "HF_HOME", "'mini'"):
         assert word in str(caught.value)
 
 
@@ -558,7 +608,7 @@ def test_the_side_of_the_images_is_the_pipeline_s_own_unless_given(models):
     (True, True, "auto", False, torch.float16), (True, True, "float32", False, torch.float32), (True, True, "float32", True, torch.float32)])
 def test_half_precision_where_the_device_has_it(monkeypatch, cuda, bf16, precision, training, expected):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: bf16)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: bf16 or including_emulation)
     assert dtype_for(precision, training) is expected
 
 

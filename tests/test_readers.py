@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import hashlib
 import json
 
 import numpy as np
@@ -77,7 +78,9 @@ def build(root, name, layout, split="coop"):
         with open(beside / "split_coop.csv", "w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["split", "filename", "class"])
-            writer.writerows([part, path, CLASSES[name][label]] for part, some in rows.items() for path, label in some)
+            # DISEF sorts the pets into folders; their images lie flat where torchvision unpacks them.
+            writer.writerows([part, f"{CLASSES[name][label]}/{path}" if name == "pets" else path, CLASSES[name][label]]
+                             for part, some in rows.items() for path, label in some)
     if name == "flowers102":
         numbers = {int(path[6:11]): label for some in rows.values() for path, label in some}
         savemat(beside / "imagelabels.mat", {"labels": np.array([[numbers.get(i + 1, 0) + 1 for i in range(max(numbers))]])})
@@ -136,7 +139,8 @@ def test_a_dataset_that_is_not_there_is_named_with_what_to_fetch_and_where_to_pu
     message = str(caught.value)
     assert str(small / source.folders[0]) in message and "DATADREAM_DATA" in message and "`folder`" in message
     assert (f"datadream download {name}" if source.torchvision else source.fetch) in message
-    assert not source.split or (source.split in message and readers.DISEF in message)
+    assert not source.split or source.split in message
+    assert (readers.DISEF in message) == bool(source.split and source.disef), "its list for cars does not tell the classes"
 
 
 def test_a_missing_split_says_which_file_and_where(small):
@@ -284,3 +288,16 @@ def test_the_released_protocol_tests_three_datasets_on_their_train_part(small, m
     faulty, strict = (data.load_for(recipe("paper", dataset=name, protocol=protocol)) for protocol in ("released", "strict"))
     assert (faulty.test.sources == faulty.train.sources) == (name != "food101")
     assert not set(strict.test.sources) & set(strict.train.sources)
+
+
+# SHA-256 of the prompts of all classes, one a line: they pin every name of the paper's code, in its order and spelling.
+PROMPTS = {
+    "imagenet": "ede9d1300d88b4c4", "caltech101": "73082eaad029d160", "dtd": "3287938b702109e1", "eurosat": "bb1a8e8c54ca8718",
+    "fgvc_aircraft": "e324f7115382a792", "pets": "67b12030288fcb6d", "cars": "2b218d639da59f88", "sun397": "4fc4e5df9e0388a8",
+    "food101": "ee6ed1c1606b0c00", "flowers102": "88a9292c5bf57f37"}
+
+
+@pytest.mark.parametrize("name", readers.SOURCES)
+def test_every_prompt_of_a_dataset_is_pinned(name):
+    text = "\n".join(data.prompt(readers.SOURCES[name].noun, own) for own in readers.class_names(name))
+    assert hashlib.sha256(text.encode()).hexdigest()[:16] == PROMPTS[name]

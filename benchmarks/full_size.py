@@ -1,8 +1,10 @@
-"""The true shapes of Stable Diffusion 2.1-base, for models without weights or with random ones."""
+"""The true shapes of Stable Diffusion 2.1-base and CLIP ViT-B/16, for models without weights or with random ones."""
 
 import gzip
 import json
 from pathlib import Path
+
+import torch
 
 UNET = dict(sample_size=64, in_channels=4, out_channels=4, layers_per_block=2, block_out_channels=(320, 640, 1280, 1280), norm_num_groups=32,
             down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",), up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
@@ -29,3 +31,23 @@ def tokenizer(folder):
     (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
     (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
     return CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=77, pad_token="<|endoftext|>")
+
+
+def save_models(root):
+    """Write a generator and a classifier of the true size with random weights to root/generator and root/clip, in the hub's layout."""
+    import open_clip
+    from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from safetensors.torch import save_file
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    torch.manual_seed(0)
+    pipe = StableDiffusionPipeline(vae=AutoencoderKL(**VAE), text_encoder=CLIPTextModel(CLIPTextConfig(**TEXT)), unet=UNet2DConditionModel(**UNET),
+                                   tokenizer=tokenizer(root / "vocabulary"), scheduler=PNDMScheduler(**NOISE), safety_checker=None,
+                                   feature_extractor=None, requires_safety_checker=False)
+    pipe.save_pretrained(root / "generator")
+    (root / "clip").mkdir()
+    config = open_clip.get_model_config("ViT-B-16-quickgelu")
+    preprocess = {"mean": [0.48145466, 0.4578275, 0.40821073], "std": [0.26862954, 0.26130258, 0.27577711], "interpolation": "bicubic",
+                  "resize_mode": "shortest"}
+    (root / "clip" / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": preprocess}))
+    save_file(open_clip.CLIP(**config).state_dict(), root / "clip" / "open_clip_model.safetensors")

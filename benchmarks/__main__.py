@@ -1,0 +1,104 @@
+"""Measure each stage against the released code's way on the same work, in turn: `python -m benchmarks --help`."""
+
+import argparse
+import json
+import math
+import re
+import sys
+import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from datadream.config import as_dict, recipe
+from datadream.metrics import mean_interval
+from datadream.models import device
+from datadream.store import provenance, write_json
+
+from . import limits
+from .full_size import save_models
+from .stages import CLASSES, SIZES, count_flops, measure, prepare, work
+
+RESULTS = Path(__file__).parent / "results"
+FAST = {name: as_dict(recipe("mini"))[name] for name in ("generate.scheduler", "generate.steps", "generate.guidance")}
+# What is measured: a row's name, its stage, the settings that differ, and the images that one measurement works through.
+ROWS = {
+    "adapt": ("adapt", {}, lambda size, recipe: size.adapt * recipe.adapt.batch),
+    "generate, equal steps": ("generate", {}, lambda size, recipe: CLASSES * size.images),
+    "generate, the mini profile's sampler": ("generate", FAST, lambda size, recipe: CLASSES * size.images),
+    "train and judge an epoch": ("train", {}, lambda size, recipe: size.train),
+}
+
+
+def compare(row, profile, root, rounds):
+    """Return a row of the results: both ways run in turn `rounds` times, each in a process of its own."""
+    stage, overrides, units = ROWS[row]
+    pools = {way: ProcessPoolExecutor(1, get_context("spawn"), prepare, (stage, way, profile, root, overrides if way == "product" else {}))
+             for way in ("baseline", "product")}
+    seconds, peaks = {way: [] for way in pools}, dict.fromkeys(pools, 0)
+    try:
+        for _ in range(rounds):
+            for way, pool in pools.items():
+                time, peak = pool.submit(measure).result()
+                seconds[way].append(time)
+                peaks[way] = max(peaks[way], peak)
+        flops = pools["product"].submit(count_flops).result()
+    finally:
+        for pool in pools.values():
+            pool.shutdown()
+    ratio = mean_interval(np.log(seconds["baseline"]) - np.log(seconds["product"]))
+    count = units(SIZES[profile], work(profile, root)[0])
+    return {"row": row, "images": count, "rounds": rounds, "flops": flops, "ratio": [math.exp(x) if math.isfinite(x) else None for x in ratio],
+            "seconds": {way: float(np.median(values)) for way, values in seconds.items()}, "peak_bytes": peaks}
+
+
+def table(results):
+    """Return the results as a table for people."""
+    peak = max(results["limits"]["flops"].values())
+    rows = []
+    for row in results["rows"]:
+        mean, low, high = row["ratio"]
+        rows.append({"stage": row["row"], **{f"{way}, images/s": row["images"] / s for way, s in row["seconds"].items()}, "ratio": mean,
+                     "95 % interval": "" if low is None else f"{low:.2f} to {high:.2f}",
+                     "share of peak, %": 100 * row["flops"] / row["seconds"]["product"] / peak,
+                     "peak GB": f"{row['peak_bytes']['baseline'] / 1e9:.1f} / {row['peak_bytes']['product'] / 1e9:.1f}"})
+    return pd.DataFrame(rows)
+
+
+def machine(side):
+    """Return the machine's own limits: FLOP/s of matrix products by dtype, bytes/s of decoded PNG on one core."""
+    dtypes = [torch.float32, torch.bfloat16] if device().type == "cuda" else [torch.float32]
+    return {"flops": {str(d).partition(".")[2]: limits.products(device(), d) for d in dtypes}, "decoded_bytes": limits.decoding(side)}
+
+
+def main(arguments=None):
+    """Run the measurements, print the table and write it to benchmarks/results/<device>-<profile>.json."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--profile", choices=SIZES, default="mini", help="mini, or paper: true shapes with random weights (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="alternating measurements of each row (default: %(default)s)")
+    parser.add_argument("--row", action="append", choices=ROWS, help="only this row; may be repeated (default: all)")
+    parser.add_argument("--out", type=Path, help="the file to write (default: in benchmarks/results)")
+    options = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        if options.profile == "paper":
+            save_models(root)
+        results = {"profile": options.profile, "threads": torch.get_num_threads(), "limits": machine(32 if options.profile == "mini" else 512),
+                   "rows": [compare(row, options.profile, root, options.rounds) for row in options.row or ROWS], **provenance()}
+    file = options.out or RESULTS / f"{re.sub(r'[^a-z0-9]+', '-', results['device'].lower()).strip('-')}-{options.profile}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_json(file, results)
+    print(f"{results['device']}, {results['threads']} threads; matrix products "
+          + ", ".join(f"{name} {value / 1e9:.0f} GFLOP/s" for name, value in results["limits"]["flops"].items())
+          + f"; PNG decoding {results['limits']['decoded_bytes'] / 1e6:.0f} MB/s a core")
+    print(table(results).to_string(index=False, float_format="{:.2f}".format))
+    print(file)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
