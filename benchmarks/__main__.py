@@ -11,19 +11,18 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 
-from datadream.config import as_dict, recipe
+from datadream.config import as_dict, paths, recipe
 from datadream.metrics import mean_interval
 from datadream.models import device
+from datadream.records import benchmark_table
 from datadream.store import provenance, write_json
 
 from . import limits
 from .full_size import save_models
 from .stages import CLASSES, SIZES, count_flops, measure, prepare, work
 
-RESULTS = Path(__file__).parent / "results"
 FAST = {name: as_dict(recipe("mini"))[name] for name in ("generate.scheduler", "generate.steps", "generate.guidance")}
 # What is measured: a row's name, its stage, the settings that differ, and the images that one measurement works through.
 ROWS = {
@@ -56,19 +55,6 @@ def compare(row, profile, root, rounds):
             "seconds": {way: float(np.median(values)) for way, values in seconds.items()}, "peak_bytes": peaks}
 
 
-def table(results):
-    """Return the results as a table for people."""
-    peak = max(results["limits"]["flops"].values())
-    rows = []
-    for row in results["rows"]:
-        mean, low, high = row["ratio"]
-        rows.append({"stage": row["row"], **{f"{way}, images/s": row["images"] / s for way, s in row["seconds"].items()}, "ratio": mean,
-                     "95 % interval": "" if low is None else f"{low:.2f} to {high:.2f}",
-                     "share of peak, %": 100 * row["flops"] / row["seconds"]["product"] / peak,
-                     "peak GB": f"{row['peak_bytes']['baseline'] / 1e9:.1f} / {row['peak_bytes']['product'] / 1e9:.1f}"})
-    return pd.DataFrame(rows)
-
-
 def machine(side):
     """Return the machine's own limits: FLOP/s of matrix products by dtype, bytes/s of decoded PNG on one core."""
     dtypes = [torch.float32, torch.bfloat16] if device().type == "cuda" else [torch.float32]
@@ -78,7 +64,7 @@ def machine(side):
 def main(arguments=None):
     """Run the measurements, print the table and write it to benchmarks/results/<device>-<profile>.json."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--profile", choices=SIZES, default="mini", help="mini, or paper: true shapes with random weights (default: %(default)s)")
+    parser.add_argument("--profile", choices=SIZES, default="mini", help="mini; paper: true shapes with random weights; tiny: to see that it works (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="alternating measurements of each row (default: %(default)s)")
     parser.add_argument("--row", action="append", choices=ROWS, help="only this row; may be repeated (default: all)")
     parser.add_argument("--out", type=Path, help="the file to write (default: in benchmarks/results)")
@@ -87,15 +73,15 @@ def main(arguments=None):
         root = Path(folder)
         if options.profile == "paper":
             save_models(root)
-        results = {"profile": options.profile, "threads": torch.get_num_threads(), "limits": machine(32 if options.profile == "mini" else 512),
+        results = {"profile": options.profile, "threads": torch.get_num_threads(), "limits": machine(512 if options.profile == "paper" else 32),
                    "rows": [compare(row, options.profile, root, options.rounds) for row in options.row or ROWS], **provenance()}
-    file = options.out or RESULTS / f"{re.sub(r'[^a-z0-9]+', '-', results['device'].lower()).strip('-')}-{options.profile}.json"
+    file = options.out or paths()["benchmarks"] / f"{re.sub(r'[^a-z0-9]+', '-', results['device'].lower()).strip('-')}-{options.profile}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     write_json(file, results)
     print(f"{results['device']}, {results['threads']} threads; matrix products "
           + ", ".join(f"{name} {value / 1e9:.0f} GFLOP/s" for name, value in results["limits"]["flops"].items())
           + f"; PNG decoding {results['limits']['decoded_bytes'] / 1e6:.0f} MB/s a core")
-    print(table(results).to_string(index=False, float_format="{:.2f}".format))
+    print(benchmark_table(results).to_string(index=False, float_format="{:.2f}".format))
     print(file)
     return 0
 

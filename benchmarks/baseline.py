@@ -13,6 +13,7 @@ from torchvision.transforms import InterpolationMode, v2
 
 from datadream.augment import BLUR
 from datadream.models import add_classifier_lora, add_generator_lora, load_classifier
+from datadream.training import cosine_schedule
 
 BATCH = 10  # images that the released generation script samples at once
 
@@ -28,8 +29,11 @@ def load_pipeline(folder, device):
     return pipe
 
 
-def adapt(pipe, parameters, files, texts, options, side, steps):
-    """Run `steps` optimiser steps of the attached LoRA on image files and their prompts; return the losses."""
+def adapt(pipe, parameters, files, texts, options, side, steps, rows_at=None):
+    """Run `steps` optimiser steps of the attached LoRA on image files and their prompts; return the losses.
+
+    `rows_at(step)` gives the positions of a step's images; None takes them in turn.
+    """
     from diffusers import DDPMScheduler
 
     scheduler = DDPMScheduler.from_config(pipe.scheduler.config)
@@ -38,7 +42,8 @@ def adapt(pipe, parameters, files, texts, options, side, steps):
                        v2.Normalize([0.5], [0.5])])
     losses = []
     for step in range(steps):
-        rows = [(step * options.batch + i) % len(files) for i in range(options.batch)]
+        optimiser.param_groups[0]["lr"] = options.lr * cosine_schedule(step, steps, options.warmup)
+        rows = rows_at(step) if rows_at else [(step * options.batch + i) % len(files) for i in range(options.batch)]
         images = torch.stack([view(Image.open(files[i]).convert("RGB")) for i in rows]).to(pipe.device)
         ids = pipe.tokenizer([texts[i] for i in rows], padding="max_length", truncation=True, return_tensors="pt").input_ids.to(pipe.device)
         with torch.no_grad():

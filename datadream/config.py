@@ -250,4 +250,4 @@ def paths():
     data = Path(os.environ.get("DATADREAM_DATA", root / "data"))
     return {"home": root, "store": store, "records": store / "records", "data": data, "notebooks": root / "notebooks",
             "study": root / "notebooks" / "study.yaml", "runs": root / "book" / "runs", "training": store / "mini_base",
-            "claim": root / "book" / "claim_records", "smoke": root / "_build" / "smoke", "mini": Path(__file__).parent / "mini"}
+            "claim": root / "book" / "claim_records", "smoke": root / "_build" / "smoke", "benchmarks": root / "benchmarks" / "results", "mini": Path(__file__).parent / "mini"}

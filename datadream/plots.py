@@ -98,3 +98,18 @@ def plot_lines(series, xlabel, ylabel, title="", log=False):
     if len(series) > 1:
         axis.legend(fontsize=8, frameon=False)
     return figure
+
+
+def plot_ratios(measured):
+    """Draw how many times faster each stage is than the baseline: a panel per device, a bar and its interval per row of the benchmark."""
+    figure, axes = _figure(sum(0.45 * len(results["rows"]) + 0.9 for results in measured), nrows=len(measured))
+    for axis, results in zip(axes[:, 0], measured):
+        rows = results["rows"][::-1]
+        ratios = [row["ratio"][0] for row in rows]
+        spread = [[mean - low, high - mean] if low is not None else [0, 0] for mean, low, high in (row["ratio"] for row in rows)]
+        axis.barh(range(len(rows)), ratios, color="#0072B2", xerr=np.transpose(spread), error_kw={"lw": 1.5, "capsize": 3})
+        axis.axvline(1, color="black", ls="--", lw=1)
+        axis.set_yticks(range(len(rows)), [row["row"] for row in rows])
+        axis.set(xlabel="times faster", title=f"{results['device']}, {results['profile']}")
+        axis.title.set_fontsize(10)
+    return figure

@@ -105,3 +105,20 @@ def compare(table, variants, baseline):
     """Return the sentence on the variant that validation prefers against `baseline`."""
     best = best_by_validation(table, variants)
     return f"{sentence(paired(table, best, baseline), METHODS[best].title, METHODS[baseline].title)} {protocol_note(table)}".strip()
+
+
+def load_benchmarks(folder):
+    """Return what `python -m benchmarks` wrote to `folder`, one dict per device and profile."""
+    return [json.loads(file.read_text()) for file in sorted(Path(folder).glob("*.json"))]
+
+
+def benchmark_table(results):
+    """Return one benchmark's rows for people: images per second of both ways, ratio with interval, share of the machine's peak, memory."""
+    peak, rows = max(results["limits"]["flops"].values()), []
+    for row in results["rows"]:
+        mean, low, high = row["ratio"]
+        rows.append({"stage": row["row"], **{f"{way}, images/s": row["images"] / s for way, s in row["seconds"].items()}, "ratio": mean,
+                     "95 % interval": "" if low is None else f"{low:.2f} to {high:.2f}",
+                     "share of peak, %": 100 * row["flops"] / row["seconds"]["product"] / peak,
+                     "peak GB": f"{row['peak_bytes']['baseline'] / 1e9:.1f} / {row['peak_bytes']['product'] / 1e9:.1f}"})
+    return pd.DataFrame(rows)

@@ -280,7 +280,7 @@ def smoke_home():
     for name in ("_config.yml", "_toc.yml"):
         target.mkdir(parents=True, exist_ok=True)
         shutil.copy2(source / name, target / name)
-    for name in ("book", "datadream", "notebooks"):  # the book's pages include code of the package
+    for name in ("book", "datadream", "notebooks", "benchmarks"):  # the book's pages include code of the package
         shutil.copytree(source / name, target / name, ignore=shutil.ignore_patterns("runs", "__pycache__"))
     os.environ.update(DATADREAM_HOME=str(target), DATADREAM_STORE=str(target / "artifacts"))
 

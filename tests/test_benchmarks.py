@@ -1,0 +1,73 @@
+"""The benchmarks: that both ways do the same work, and that the command measures, prints and writes."""
+
+import json
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+from benchmarks import baseline
+from benchmarks.stages import Stage
+
+from datadream import config, data, models, records
+from datadream.adapt import train_adapter
+from datadream.training import seed_for
+
+
+def test_the_product_has_the_baselines_loss_curve(tmp_path):
+    """The same seed, images, prompts and noise in float32: a cached posterior and tokens change nothing but the time."""
+    recipe = config.recipe(overrides={"adapt.epochs": 3, "adapt.warmup": 2}, dataset="mnist", method="cls", shots=16)
+    dataset = data.load("mnist")
+    shots = data.few_shots(dataset, 16, 0, label=0)
+    files = [str(tmp_path / f"{i}.png") for i in range(16)]
+    for i, file in enumerate(files):
+        shots.open(i).save(file)
+    curves = {}
+    for way in ("product", "baseline"):
+        pipe = baseline.load_pipeline(config.paths()["mini"] / "generator", torch.device("cpu"))
+        torch.manual_seed(5)
+        parameters = baseline.attach(pipe, recipe.adapt)
+        if way == "product":
+            curves[way] = train_adapter(pipe, parameters, recipe, dataset, shots, None, 0)
+            continue
+        seed = seed_for("adapt", 0, 0)
+
+        def rows_at(step):
+            epoch, part = divmod(step, 2)
+            order = torch.randperm(16, generator=torch.Generator().manual_seed(seed_for(seed, "epoch", epoch)))
+            torch.manual_seed(seed_for(seed, step))
+            return order[8 * part:8 * part + 8].tolist()
+
+        curves[way] = baseline.adapt(pipe, parameters, files, [data.prompt("", dataset.classes[0])] * 16, recipe.adapt, 32, 6, rows_at)
+    assert curves["product"] == pytest.approx(curves["baseline"], rel=1e-3) and len(set(curves["product"])) == 6
+
+
+@pytest.fixture
+def own_pipeline():
+    """Forget the loaded pipelines afterwards: a stage leaves its LoRA attached, since it has a process of its own."""
+    yield
+    models._load_generator.cache_clear()
+
+
+@pytest.mark.parametrize("name", ["adapt", "generate", "train"])
+@pytest.mark.parametrize("way", ["baseline", "product"])
+def test_each_way_of_each_stage_runs_and_is_timed(name, way, tmp_path, own_pipeline):
+    seconds, peak = Stage(name, way, "tiny", tmp_path, {}).measure()
+    assert seconds > 0 and peak > 1e6
+    assert not list(tmp_path.glob("tmp*")), "the images that were made to be timed are removed"
+
+
+def test_the_command_measures_prints_and_writes(tmp_path):
+    out = tmp_path / "out.json"
+    done = subprocess.run([sys.executable, "-m", "benchmarks", "--profile", "tiny", "--rounds", "2", "--row", "adapt", "--out", str(out)],
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    results = json.loads(out.read_text())
+    (row,) = results["rows"]
+    mean, low, high = row["ratio"]
+    assert low <= mean <= high and row["flops"] > 1e8 and row["images"] == 2 * 8
+    assert results["limits"]["flops"]["float32"] > 1e8 and results["limits"]["decoded_bytes"] > 1e5
+    table = records.benchmark_table(results)
+    assert table["ratio"][0] == mean and math.isfinite(table["share of peak, %"][0])
+    assert "GFLOP/s" in done.stdout and "adapt" in done.stdout and str(out) in done.stdout
