@@ -49,6 +49,7 @@ class Generate:
 
     images: int = knob(500, "images per class (paper, main table)", 1)
     guidance: float = knob(2.0, "classifier-free guidance scale; 1 is none (paper)", 1)
+    guided: float = knob(1.0, "share of the steps, from the first, that are guided; the others cost half (paper: all)", 0, 1)
     steps: int = knob(50, "sampling steps (paper)", 1)
     scheduler: str = knob("pipeline", "the pipeline's own (released code: PNDM) or a diffusers scheduler class")
     batch: int = knob(10, "images a batch (released code); does not change which image has which seed", 1)

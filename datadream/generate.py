@@ -5,6 +5,7 @@ import json
 import math
 import os
 from contextlib import contextmanager, nullcontext
+from functools import partial
 
 import torch
 from tqdm.auto import tqdm
@@ -17,16 +18,31 @@ from .models import dtype_for, identity, image_side, load_generator, make_schedu
 from .training import seed_for
 
 
+PAIRED = ("prompt_embeds", "add_text_embeds", "add_time_ids")  # what a pipeline holds twice under guidance: without the text, and with it
+
+
 def image_seed(seed, label, index):
     """Return the seed of image `index` of class `label`: it depends on nothing else, so neither batch size nor order matters."""
     return seed_for("image", seed, label, index)
 
 
 def sample(pipe, texts, seeds, options, resolution):
-    """Return one uint8 RGB PIL image per prompt and seed, guided by `options.guidance`."""
+    """Return one uint8 RGB PIL image per prompt and seed, guided by `options.guidance` on the first `options.guided` of the steps."""
     generators = [torch.Generator().manual_seed(s) for s in seeds]  # on the CPU: the same noise on every device
-    return pipe(texts, num_inference_steps=options.steps, guidance_scale=options.guidance, generator=generators,
-                height=resolution, width=resolution).images
+    part = {}
+    if 0 < options.guided < 1:
+        paired = [name for name in PAIRED if name in pipe._callback_tensor_inputs]
+        part = {"callback_on_step_end": partial(_end_guidance, options.guided), "callback_on_step_end_tensor_inputs": paired}
+    return pipe(texts, num_inference_steps=options.steps, guidance_scale=options.guidance if options.guided else 1.0, generator=generators,
+                height=resolution, width=resolution, **part).images
+
+
+def _end_guidance(share, pipe, step, time, tensors):
+    """Leave the unconditional half out of the pipeline's remaining steps once this share of them is done."""
+    if step + 1 != round(share * pipe.num_timesteps) or not pipe.do_classifier_free_guidance:
+        return {}
+    pipe._guidance_scale = 1.0
+    return {name: tensor.chunk(2)[-1] for name, tensor in tensors.items()}
 
 
 def _save(image, path):

@@ -58,7 +58,7 @@ def _work(recipe, classes, adapters):
     """Return by stage (images made, optimiser steps, units of work): what the throughputs multiply."""
     options = recipe.generate
     made, batch = options.images * classes, recipe.adapt.batch
-    passes = made * options.steps * (1 if options.guidance == 1 else 2)  # guidance asks the UNet twice
+    passes = made * options.steps * (1 if options.guidance == 1 else 1 + options.guided)  # a guided step asks the UNet twice
     each = recipe.shots or math.ceil(_train_size(recipe) / classes)
     shots = each * (classes if adapters == 1 else 1)
     steps = optimiser_steps(recipe, classes)[0]

@@ -107,6 +107,24 @@ def test_guidance_one_is_the_conditional_prediction_alone(make):
     assert [pipe.tokenizer.decode(row, skip_special_tokens=True).replace(" ", "") for row in texts] == ["aphotoofaseven"]
 
 
+@pytest.mark.parametrize("generator", ["generator", "xl"])
+@pytest.mark.parametrize("guided, calls", [(1.0, [6, 6, 6, 6]), (0.5, [6, 6, 3, 3]), (0.0, [3, 3, 3, 3])])
+def test_guidance_on_a_share_of_the_steps_asks_the_network_once_on_the_others(make, models, generator, guided, calls):
+    """The sizes of the batches that the network sees: under guidance each image stands there twice."""
+    options = {"generator": getattr(models, generator), "generate.guidance": 3.0, "generate.guided": guided, "generate.steps": 4,
+               "generate.scheduler": "DDIMScheduler"}
+    recipe = make("base", options)
+    sizes = []
+    handle = load_generator(recipe.generator).unet.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
+    try:
+        images = draw(recipe)
+    finally:
+        handle.remove()
+    assert sizes == calls
+    assert np.array_equal(images, draw(make("base", {**options, "generate.guided": 1.0}))) == (guided == 1.0)
+    assert np.array_equal(images, draw(make("base", {**options, "generate.guidance": 1.0}))) == (guided == 0.0)
+
+
 # What is written.
 
 def test_the_folder_its_metadata_and_its_map_of_names(make, slashed, store):
