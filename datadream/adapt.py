@@ -2,27 +2,17 @@
 
 import dataclasses
 import math
-from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 
 from .config import ConfigError, key
-from .data import few_shots, generator_image, prompt
+from .data import few_shots, prompt
 from .images import fingerprint
+from .latents import Views
 from .models import (add_generator_lora, condition, dtype_for, identity, image_side, load_generator, remove_lora, save_generator_lora,
                      tokenize)
 from .training import fit, seed_for
-
-
-PICTURES = 2048  # decoded few shots kept in memory: 16 shots of 100 classes fit
-
-
-@torch.no_grad()
-def latent_moments(pipe, images):
-    """Return mean and standard deviation of the autoencoder's posterior, (B, 2, C, h, w), for images (B, 3, S, S) in [-1, 1]."""
-    posterior = pipe.vae.encode(images.to(pipe.vae.device, pipe.vae.dtype)).latent_dist
-    return torch.stack([posterior.mean, posterior.std], 1).float()  # the noise schedule's ends do not fit into half precision
 
 
 def diffusion_loss(pipe, noise_scheduler, moments, tokens, side):
@@ -44,40 +34,6 @@ def diffusion_loss(pipe, noise_scheduler, moments, tokens, side):
     text, extra = condition(pipe, tokens, side)
     noisy = noisy.to(pipe.unet.dtype)
     return F.mse_loss(pipe.unet(noisy, times, text, added_cond_kwargs=extra).sample.float(), target.float())
-
-
-class Views:
-    """The latent moments of the training views: a picture that has one view only is encoded once, and so is each of a limited number."""
-
-    def __init__(self, pipe, images, side, options, seed):
-        self.pipe, self.side, self.options, self.seed, self.known = pipe, side, options, seed, {}
-        self.open = lru_cache(maxsize=PICTURES)(images.open)
-
-    def _view(self, i, epoch):
-        """Return (i, the number of picture i's view in `epoch`): 0 where there is one only, as of a square picture or the centre crop."""
-        if (i, 0) in self.known:
-            return i, 0
-        width, height = self.open(i).size
-        if self.options.crop == "center" or width == height:
-            return i, 0
-        return i, 1 + (epoch % self.options.crops if self.options.crops else epoch)
-
-    def at(self, rows, epoch):
-        """Return the moments (len(rows), 2, C, h, w) of the pictures `rows` in `epoch`; a random crop depends on the seed and its number."""
-        views = [self._view(i, epoch) for i in rows]
-        new = [view for view in views if view not in self.known]
-        if new:
-            images = []
-            with torch.random.fork_rng():
-                for view in new:
-                    torch.manual_seed(seed_for(self.seed, "crop", *view))
-                    images.append(generator_image(self.open(view[0]), self.side, self.options.crop))
-            self.known |= dict(zip(new, latent_moments(self.pipe, torch.stack(images))))
-        moments = torch.stack([self.known[view] for view in views])
-        for view in new:  # a crop that does not come again is not kept
-            if view[1] and not self.options.crops:
-                del self.known[view]
-        return moments
 
 
 def adapter_inputs(recipe, dataset, label=None):

@@ -3,8 +3,6 @@
 import dataclasses
 import json
 import math
-import os
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -13,13 +11,11 @@ import torch.nn.functional as F
 from .augment import Augmentation
 from .config import key
 from .data import evaluation_batches, few_shots, prompt, validation_batches, validation_images
-from .images import fingerprint
+from .images import Decoded, fingerprint
 from .metrics import confusion, wilson
 from .models import identity, load_classifier, load_classifier_lora, save_classifier_lora
 from .store import write_json
 from .training import fit, load_state, save_state, seed_for
-
-CACHE_BYTES = 4 * 2**30  # decoded training images kept in memory; the others are decoded anew at each use
 
 
 def mixed_loss(logits, targets, real, weight):
@@ -45,36 +41,6 @@ def optimiser_steps(recipe, classes):
     """Return the steps of one training, the same for every method: epochs over a synthetic set of images * classes."""
     per_epoch = math.ceil(recipe.generate.images * classes / recipe.classify.batch)
     return recipe.classify.epochs * per_epoch, recipe.classify.warmup * per_epoch
-
-
-class Decoded:
-    """Images as bytes by (kind, position): threads decode what is needed next, and what fits into CACHE_BYTES is kept.
-
-    What came first stays: an epoch visits every image once, so that the image used longest ago is the one that is needed soonest.
-    """
-
-    def __init__(self, sets):
-        self.sets, self.kept, self.coming, self.room = sets, {}, {}, CACHE_BYTES
-        self.pool = ThreadPoolExecutor(os.cpu_count())
-
-    def start(self, keys):
-        """Begin to decode these images in the background."""
-        for key in keys:
-            if key not in self.kept and key not in self.coming:
-                self.coming[key] = self.pool.submit(self._decode, *key)
-
-    def take(self, keys):
-        """Return these images, uint8 (3, H, W) each. Raises DataError on an unreadable file."""
-        self.start(keys)
-        fresh = {key: self.coming.pop(key).result() for key in dict.fromkeys(keys) if key not in self.kept}
-        images = [self.kept[key] if key in self.kept else fresh[key] for key in keys]
-        for key, image in fresh.items():
-            if image.nbytes <= self.room:
-                self.kept[key], self.room = image, self.room - image.nbytes
-        return images
-
-    def _decode(self, kind, i):
-        return torch.from_numpy(np.array(self.sets[kind].open(i))).permute(2, 0, 1).contiguous()
 
 
 class Batches:

@@ -2,7 +2,9 @@
 
 import hashlib
 import itertools
+import os
 import re
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -10,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+CACHE_BYTES = 4 * 2**30  # decoded training images kept in memory; the others are decoded anew at each use
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"}
 
 
@@ -178,3 +181,35 @@ def class_folders(classes):
 def to_image(tensor):
     """Return a tensor (3, H, W) in [0, 1] as a PIL image."""
     return Image.fromarray((255 * tensor).round().byte().permute(1, 2, 0).numpy())
+
+
+class Decoded:
+    """Images as bytes by (kind, position): threads decode what is needed next, and what fits into CACHE_BYTES is kept.
+
+    What came first stays: an epoch visits every image once, so that the image used longest ago is the one that is needed soonest.
+    """
+
+    def __init__(self, sets):
+        self.sets, self.kept, self.coming, self.room = sets, {}, {}, CACHE_BYTES
+        self.pool = ThreadPoolExecutor(os.cpu_count())
+
+    def start(self, keys):
+        """Begin to decode these images in the background."""
+        for key in keys:
+            if key not in self.kept and key not in self.coming:
+                self.coming[key] = self.pool.submit(self._decode, *key)
+
+    def take(self, keys):
+        """Return these images, uint8 (3, H, W) each. Raises DataError on an unreadable file."""
+        self.start(keys)
+        fresh = {key: self.coming.pop(key).result() for key in dict.fromkeys(keys) if key not in self.kept}
+        images = [self.kept[key] if key in self.kept else fresh[key] for key in keys]
+        for key, image in fresh.items():
+            if image.nbytes <= self.room:
+                self.kept[key], self.room = image, self.room - image.nbytes
+        return images
+
+    def _decode(self, kind, i):
+        from torch import from_numpy
+
+        return from_numpy(np.array(self.sets[kind].open(i))).permute(2, 0, 1).contiguous()

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from datadream import adapt as package
-from datadream import training
+from datadream import latents, training
 from datadream.adapt import adapt, adapter_inputs, diffusion_loss
 from datadream.config import key
 from datadream.data import DataError, Images, few_shots
@@ -88,7 +88,7 @@ def test_every_epoch_sees_every_image_once_with_its_own_prompt(make, dataset, sh
                      for picture, row in zip(moments, tokens[0].tolist())])
         return next(p for p in pipe.unet.parameters() if p.requires_grad).sum()
 
-    monkeypatch.setattr(package, "latent_moments", lambda pipe, images: images)
+    monkeypatch.setattr(latents, "latent_moments", lambda pipe, images: images)
     monkeypatch.setattr(package, "diffusion_loss", loss)
     parameters = package.add_generator_lora(pipe, recipe.adapt)
     try:
@@ -97,7 +97,7 @@ def test_every_epoch_sees_every_image_once_with_its_own_prompt(make, dataset, sh
         package.remove_lora(pipe)
     assert [len(batch) for batch in seen] == [2, 2, 2, 1] * 3
     epochs = [[pair for batch in seen[start:start + 4] for pair in batch] for start in (0, 4, 8)]
-    expected = [(look(package.generator_image(images.open(i), 16, "center")), f"a photo of a {dataset.classes[y].lower()}")
+    expected = [(look(latents.generator_image(images.open(i), 16, "center")), f"a photo of a {dataset.classes[y].lower()}")
                 for i, y in enumerate(images.labels)]
     normal = [sorted((value, text.replace(" ", "")) for value, text in epoch) for epoch in [expected, *epochs]]
     assert normal[1] == normal[2] == normal[3] == normal[0]
@@ -165,13 +165,13 @@ def test_each_view_is_encoded_once(make, tmp_path, monkeypatch, crop, crops, squ
     """Five epochs of one picture: how many different views it has, and how often the autoencoder is asked."""
     pipe, calls = load_generator(make("dset").generator), []
     one_picture = Images((np.random.RandomState(0).randint(0, 255, (16, 16 if square else 64, 3), np.uint8),), (0,))
-    moments = package.latent_moments
-    monkeypatch.setattr(package, "latent_moments", lambda pipe, images: (calls.append(len(images)), moments(pipe, images))[1])
-    source = package.Views(pipe, one_picture, 16, make("dset", {"adapt.crop": crop, "adapt.crops": crops}).adapt, seed=3)
+    moments = latents.latent_moments
+    monkeypatch.setattr(latents, "latent_moments", lambda pipe, images: (calls.append(len(images)), moments(pipe, images))[1])
+    source = latents.Views(pipe, one_picture, 16, make("dset", {"adapt.crop": crop, "adapt.crops": crops}).adapt, seed=3)
     seen = [source.at([0], epoch) for epoch in range(5)]
     assert len({tuple(one.flatten().tolist()) for one in seen}) == views and sum(calls) == encoded
     torch.manual_seed(4)
-    again = package.Views(pipe, one_picture, 16, make("dset", {"adapt.crop": crop, "adapt.crops": crops}).adapt, seed=3)
+    again = latents.Views(pipe, one_picture, 16, make("dset", {"adapt.crop": crop, "adapt.crops": crops}).adapt, seed=3)
     assert torch.equal(again.at([0], 4), seen[4]), "a resumed run sees the same crop"
     assert seen[0].shape == (1, 2, 4, 8, 8) and (seen[0][:, 1] > 0).all()
 
