@@ -359,3 +359,32 @@ def test_the_evaluation_batches_keep_order(dataset):
 def test_a_tensor_becomes_an_image_of_the_same_tones():
     tensor = torch.tensor([0.0, 0.5, 1.0]).view(1, 1, 3).expand(3, 2, 3)
     assert np.asarray(images.to_image(tensor))[0].tolist() == [[0] * 3, [128] * 3, [255] * 3]
+
+
+# Decoding ahead.
+
+@pytest.mark.parametrize("room, kept", [(10**9, 6), (3 * 16 * 24 * 2, 2), (0, 0)])
+def test_decoded_images_are_the_same_whatever_fits(dataset, monkeypatch, room, kept):
+    monkeypatch.setattr(images, "CACHE_BYTES", room)
+    sets = {True: dataset.train.pick([0, 1, 2]), False: dataset.train.pick([3, 4, 5])}
+    source, keys = images.Decoded(sets), [(kind, i) for kind in (True, False) for i in (2, 0, 1)]
+    for _ in range(2):
+        source.start(keys)
+        for (kind, i), image in zip(keys, source.take(keys)):
+            assert np.array_equal(image.permute(1, 2, 0), np.asarray(sets[kind].open(i)))
+    assert len(source.kept) == kept and not source.coming
+
+
+def test_an_image_that_a_batch_wants_twice_is_decoded_once(dataset, monkeypatch):
+    opened = []
+    monkeypatch.setattr(Images, "open", lambda self, i, real=Images.open: (opened.append(i), real(self, i))[1])
+    one, two = images.Decoded({True: dataset.train}).take([(True, 0), (True, 0)])
+    assert torch.equal(one, two) and opened == [0]
+
+
+def test_an_unreadable_image_is_named_by_the_thread_that_finds_it(tmp_path):
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    source = images.Decoded({True: Images((str(tmp_path / "bad.png"),), (0,))})
+    source.start([(True, 0)])
+    with pytest.raises(DataError, match="bad.png"):
+        source.take([(True, 0)])
