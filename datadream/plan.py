@@ -17,7 +17,7 @@ from .study import artifact_keys, cells, choose, load_study, page_parameters
 
 # Seconds per image and step (adapt), per image and sampling step without guidance (generate), per training image (train), with the
 # models and the resolution of a profile. A profile that nobody has measured has no row, and its hours are unknown.
-THROUGHPUT = {"mini": {"device": "one core of a two-core x86_64 CPU with AVX-512", "adapt": 0.014, "generate": 0.0033, "train": 0.0030}}
+THROUGHPUT = {"mini": {"device": "one core of a two-core x86_64 CPU with AVX-512", "adapt": 0.014, "generate": 0.0035, "train": 0.0026}}
 PIXEL = 1.5  # bytes of a PNG per pixel, about
 UNMEASURED = "nothing to plan: of these runs none computes cells of notebooks/dataset.ipynb, whose stages this counts"
 

@@ -70,7 +70,7 @@ def needs(stage, method):
     if stage == "generate":
         own = {name for name in SPECS if name.startswith("generate.")} - {"generate.batch"} | {"generator", "resolution", "precision", "seed"}
         return own | (needs("adapt", method) if row.generator != "base" else set())
-    own = {name for name in SPECS if name.startswith("classify.")} | {"classifier", "seed", "validation", "protocol"}
+    own = {name for name in SPECS if name.startswith("classify.")} | {"classifier", "precision", "seed", "validation", "protocol"}
     if not (row.real and row.generator):
         own.remove("classify.real_weight")  # lambda weighs two kinds of images; with one kind it does nothing
     return own | ({"shots"} if row.real else set()) | (needs("generate", method) if row.generator else set())
@@ -98,7 +98,7 @@ def test_each_knob_reaches_the_stages_downstream_of_it_and_no_other(name):
     old = as_dict(recipe())[name]
     choices = SPECS[name].metadata["choices"]
     value = (next(c for c in choices if c != old) if choices else not old if isinstance(old, bool)
-             else old + 1 if isinstance(old, int) else old / 2 + 0.01 if isinstance(old, float) else "other/model")
+             else old + 1 if isinstance(old, int) else max(old / 2 + 0.01, SPECS[name].metadata["low"] or 0) if isinstance(old, float) else "other/model")
     wrong = []
     for method in METHODS:
         before, after = recipe(method=method), recipe(method=method, overrides={name: value})
@@ -215,8 +215,9 @@ def test_paper_values():
     assert {name: paper[name] for name in paper if name.startswith("adapt.")} == {
         "adapt.rank": 16, "adapt.alpha": 16.0, "adapt.text_encoder": True, "adapt.lr": 1e-4, "adapt.beta1": 0.9, "adapt.beta2": 0.999,
         "adapt.weight_decay": 1e-2, "adapt.eps": 1e-8, "adapt.clip": 1.0, "adapt.batch": 8, "adapt.epochs": 200, "adapt.warmup": 100,
-        "adapt.crop": "random"}
+        "adapt.crop": "random", "adapt.crops": 0}
     assert (paper["generate.images"], paper["generate.guidance"], paper["generate.steps"], paper["resolution"]) == (500, 2.0, 50, 0)
+    assert paper["generate.guided"] == 1.0
     classify = {"rank": 16, "alpha": 32.0, "dropout": 0.1, "lr": 1e-4, "minimum_lr": 1e-8, "weight_decay": 1e-4, "batch": 256,
                 "epochs": 60, "warmup": 6, "real_weight": 0.8, "mix": 0.2, "crop_low": 0.25, "flip": 0.5, "jitter": 0.8,
                 "grayscale": 0.2, "blur": 0.2, "solarize": 0.2, "select": "last"}
