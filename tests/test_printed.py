@@ -16,7 +16,7 @@ from PIL import Image, ImageFont
 from safetensors.torch import load_file
 
 from datadream import classify, data, generate
-from datadream.config import paths
+from datadream.config import paths, recipe
 from datadream.mini import base, printed, quality, tokens
 from datadream.models import load_classifier, load_generator
 
@@ -416,7 +416,7 @@ def test_zero_shot_images_come_with_their_labels_and_leave_the_pipeline_alone(wo
 
 def test_the_embedded_generator_draws_what_it_is_asked_for(bank):
     """Two of each digit, judged by the embedded reader; the book shows the share on many more, which is 90 % or higher."""
-    options = SimpleNamespace(steps=15, guidance=2.0)
+    options = recipe(overrides={"generate.steps": 15, "generate.guidance": 2.0}).generate
     pipe, reader = load_generator("mini"), quality.load_reader(paths()["mini"])
     labels = [label for label in range(10) for _ in range(2)]
     own = pipe.scheduler
