@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from .config import ConfigError, ModelMissingError
+from .config import ConfigError, ModelMissingError, _near
 from .images import DataError
 
 
@@ -93,6 +93,9 @@ def _download(options):
     if options.name in readers.SOURCES:
         print(f"the images are in {readers.download(options.name)}")
         return 0
+    known = [*models.GENERATORS, *models.CLASSIFIERS, *readers.SOURCES]
+    if options.name not in known and "/" not in options.name:
+        raise ConfigError(f"{options.name!r} is no model or dataset to download; accepted: a hub id, or one of {', '.join(known)}{_near(options.name, known)}")
     models.download(options.name)
     print(f"{options.name} is in the cache of HF_HOME")
     return 0

@@ -78,3 +78,8 @@ def test_the_module_runs_and_its_code_is_the_process_s(tmp_path):
     done = subprocess.run([sys.executable, "-m", "datadream", "study", "mnist"], capture_output=True, text=True,
                           env={**os.environ, "DATADREAM_HOME": str(tmp_path)})
     assert done.returncode == 2 and "error: run 'mnist' is not in the study" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_an_unknown_name_is_not_looked_up_on_the_hub(capsys):
+    assert main(["download", "eurosatt"]) == 2
+    assert "Did you mean 'eurosat'?" in capsys.readouterr().err
