@@ -12,7 +12,7 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode, v2
 
 from datadream.augment import BLUR
-from datadream.models import add_classifier_lora, add_generator_lora, load_classifier
+from datadream.models import add_classifier_lora, load_classifier
 from datadream.training import cosine_schedule
 
 BATCH = 10  # images that the released generation script samples at once
@@ -57,11 +57,6 @@ def adapt(pipe, parameters, files, texts, options, side, steps, rows_at=None):
         optimiser.step()
         losses.append(loss.item())
     return losses
-
-
-def attach(pipe, options):
-    """Attach the generator's LoRA, as the product does."""
-    return add_generator_lora(pipe, options)
 
 
 def generate(folder, adapters, texts, images, options, side, target, device):

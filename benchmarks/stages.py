@@ -11,7 +11,6 @@ import torch
 
 from datadream import adapt, classify, config, data, generate, models
 from datadream.images import Images
-from datadream.store import Store
 
 from . import baseline
 
@@ -83,7 +82,7 @@ class Stage:
         self.texts = [data.prompt("", self.dataset.classes[0])] * self.recipe.shots
         self.files = as_files(self.shots.pick(range(self.recipe.shots)), self.root / "shots", self.side)
         self.pipe = baseline.load_pipeline(self._generator(), self.device)
-        self.parameters = baseline.attach(self.pipe, self.recipe.adapt)
+        self.parameters = models.add_generator_lora(self.pipe, self.recipe.adapt)
 
     def baseline_adapt(self):
         """Run the optimiser steps."""
@@ -113,7 +112,7 @@ class Stage:
             if not (folder / models.LORA_FILE).exists():
                 torch.manual_seed(i)
                 parameters = models.add_generator_lora(pipe, self.recipe.adapt)
-                for name, p in parameters.items():
+                for p in parameters.values():
                     p.data.normal_(0, 0.01)
                 models.save_generator_lora(pipe, folder, self.recipe.adapt)
                 models.remove_lora(pipe)

@@ -16,8 +16,8 @@ THRESHOLD = 128 / 255  # of solarize (released code)
 MAGNITUDE = 9 / 30  # of RandAugment: the tenth of 31 bins (torchvision's default)
 
 
-def _warp(images, angle=0.0, translate=(0, 0), shear=(0.0, 0.0), center=None):
-    return TF.affine(images, angle, list(translate), 1.0, list(shear), InterpolationMode.NEAREST, center=center)
+def _warp(images, translate=(0, 0), shear=(0.0, 0.0), center=None):
+    return TF.affine(images, 0.0, list(translate), 1.0, list(shear), InterpolationMode.NEAREST, center=center)
 
 
 def _shear(images, tangent, axis):

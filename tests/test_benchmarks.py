@@ -27,7 +27,7 @@ def test_the_product_has_the_baselines_loss_curve(tmp_path):
     for way in ("product", "baseline"):
         pipe = baseline.load_pipeline(config.paths()["mini"] / "generator", torch.device("cpu"))
         torch.manual_seed(5)
-        parameters = baseline.attach(pipe, recipe.adapt)
+        parameters = models.add_generator_lora(pipe, recipe.adapt)
         if way == "product":
             curves[way] = train_adapter(pipe, parameters, recipe, dataset, shots, None, 0)
             continue
