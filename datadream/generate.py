@@ -3,11 +3,9 @@
 import dataclasses
 import json
 import math
-import os
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
-from functools import partial
 
-import torch
 from tqdm.auto import tqdm
 
 from .adapt import adapt, adapter_inputs
@@ -15,10 +13,8 @@ from .config import ConfigError, as_dict, key
 from .data import prompt
 from .images import Images, class_folders
 from .models import dtype_for, identity, image_side, load_generator, make_scheduler, merged_lora
+from .sampling import BatchSize, embed, sample, save
 from .training import seed_for
-
-
-PAIRED = ("prompt_embeds", "add_text_embeds", "add_time_ids")  # what a pipeline holds twice under guidance: without the text, and with it
 
 
 def image_seed(seed, label, index):
@@ -26,42 +22,31 @@ def image_seed(seed, label, index):
     return seed_for("image", seed, label, index)
 
 
-def sample(pipe, texts, seeds, options, resolution):
-    """Return one uint8 RGB PIL image per prompt and seed, guided by `options.guidance` on the first `options.guided` of the steps."""
-    generators = [torch.Generator().manual_seed(s) for s in seeds]  # on the CPU: the same noise on every device
-    part = {}
-    if 0 < options.guided < 1:
-        paired = [name for name in PAIRED if name in pipe._callback_tensor_inputs]
-        part = {"callback_on_step_end": partial(_end_guidance, options.guided), "callback_on_step_end_tensor_inputs": paired}
-    return pipe(texts, num_inference_steps=options.steps, guidance_scale=options.guidance if options.guided else 1.0, generator=generators,
-                height=resolution, width=resolution, **part).images
+def sample_class(pipe, recipe, text, label, folder, bar, size):
+    """Write the class's images that are missing in `folder`, in batches of fixed membership so that a resumed run is the same.
 
+    One batch is written while the next is sampled. `size` is a `BatchSize`, shared by the classes.
+    """
+    options, side, start, writing = recipe.generate, image_side(pipe, recipe.resolution), 0, []
+    words = embed(pipe, [text], options)
 
-def _end_guidance(share, pipe, step, time, tensors):
-    """Leave the unconditional half out of the pipeline's remaining steps once this share of them is done."""
-    if step + 1 != round(share * pipe.num_timesteps) or not pipe.do_classifier_free_guidance:
-        return {}
-    pipe._guidance_scale = 1.0
-    return {name: tensor.chunk(2)[-1] for name, tensor in tensors.items()}
+    def make(count):
+        return sample(pipe, words, [image_seed(recipe.seed, label, i) for i in range(start, start + count)], options, side)
 
-
-def _save(image, path):
-    image.save(f"{path}.part", format="PNG")
-    os.replace(f"{path}.part", path)
-
-
-def sample_class(pipe, recipe, text, label, folder, bar):
-    """Write the class's images that are missing in `folder`, in batches of fixed membership so that a resumed run is the same."""
-    options = recipe.generate
-    for start in range(0, options.images, options.batch):
-        indices = range(start, min(start + options.batch, options.images))
-        files = [folder / f"{i:06d}.png" for i in indices]
-        if not all(f.exists() for f in files):
-            seeds = [image_seed(recipe.seed, label, i) for i in indices]
-            side = image_side(pipe, recipe.resolution)
-            for image, file in zip(sample(pipe, [text] * len(seeds), seeds, options, side), files):
-                _save(image, file)
-        bar.update(len(files))
+    with ThreadPoolExecutor(1) as writer:
+        while start < options.images:
+            count = min(size.size, options.images - start)
+            files = [folder / f"{i:06d}.png" for i in range(start, start + count)]
+            if not all(f.exists() for f in files):
+                images = size.run(make, count)
+                count = len(images)
+                for written in writing:  # at most one batch waits; an error of the writer ends the run here
+                    written.result()
+                writing = [writer.submit(save, image, file) for image, file in zip(images, files)]
+            bar.update(count)
+            start += count
+        for written in writing:
+            written.result()
 
 
 def adapted_labels(recipe, dataset):
@@ -100,6 +85,8 @@ def generate(recipe, dataset, shots, store):
     labels = adapted_labels(recipe, dataset)
     adapters = dict(zip(labels, [adapt(recipe, dataset, shots, store, label) for label in labels]))
 
+    size = BatchSize(recipe.generate.batch)
+
     def build(root):
         rows = []
         with tqdm(total=len(folders) * recipe.generate.images, desc=f"generate {kind}", leave=False, mininterval=2) as bar:
@@ -108,14 +95,15 @@ def generate(recipe, dataset, shots, store):
                 (root / "train" / folder).mkdir(parents=True, exist_ok=True)
                 text = prompt(dataset.noun, name)
                 with adapted(recipe, adapter) as pipe:
-                    sample_class(pipe, recipe, text, label, root / "train" / folder, bar)
+                    sample_class(pipe, recipe, text, label, root / "train" / folder, bar, size)
                 rows += [{"file_name": f"{folder}/{i:06d}.png", "prompt": text, "class": name, "label": label,
                           "seed": image_seed(recipe.seed, label, i), "adapter": adapter.name if adapter else None}
                          for i in range(recipe.generate.images)]
         (root / "train" / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         (root / "classes.json").write_text(json.dumps(dict(zip(folders, dataset.classes)), indent=1))
 
-    return store.make(key("generate", **inputs), inputs, build, recipe=as_dict(recipe))  # what the key's digests stand for, for the card
+    return store.make(key("generate", **inputs), inputs, build, recipe=as_dict(recipe),  # what the key's digests stand for, for the card
+                      batches=size.notes)
 
 
 @contextmanager

@@ -13,11 +13,13 @@ from safetensors import safe_open
 
 import datadream.adapt as adapt_module
 from datadream import generate as package
+from datadream import sampling
 from datadream.adapt import adapt, adapter_inputs
 from datadream.config import ConfigError, key
 from datadream.data import few_shots
-from datadream.generate import adapted, generate, generation_inputs, image_seed, make_scheduler, read, sample
+from datadream.generate import adapted, generate, generation_inputs, image_seed, make_scheduler, read
 from datadream.models import condition, load_generator, tokenize
+from datadream.sampling import BatchSize, embed, sample
 from datadream.store import Store, digest
 
 
@@ -40,7 +42,7 @@ def metadata(folder):
 def draw(recipe, adapter=None, text="a photo of a seven", seeds=(1, 2, 3)):
     """Return images sampled with an adapter, as one array."""
     with adapted(recipe, adapter) as pipe:
-        found = sample(pipe, [text] * len(seeds), list(seeds), recipe.generate, recipe.resolution)
+        found = sample(pipe, embed(pipe, [text], recipe.generate), list(seeds), recipe.generate, recipe.resolution)
     return np.stack([np.asarray(image).astype(int) for image in found])
 
 
@@ -247,7 +249,7 @@ def test_a_killed_generation_continues_to_the_same_bytes(make, dataset, shots, t
     recipe, store = make(method), Store(tmp_path / "killed")
     whole = generate(recipe, dataset, shots, Store(tmp_path / "whole"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(package, "_save", dies_at(package._save, call))
+        patch.setattr(package, "save", dies_at(package.save, call))
         with pytest.raises(Killed):
             generate(recipe, dataset, shots, store)
     assert not store.folder(whole.name).exists()
@@ -264,7 +266,7 @@ def test_a_kill_while_an_image_is_written_leaves_no_half_image(make, dataset, sh
     recipe, store = make("base"), Store(tmp_path / "killed")
     whole = generate(recipe, dataset, shots, Store(tmp_path / "whole"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(package.os, "replace", dies_at(os.replace, 7))
+        patch.setattr(sampling.os, "replace", dies_at(os.replace, 7))
         with pytest.raises(Killed):
             generate(recipe, dataset, shots, store)
     assert digests(generate(recipe, dataset, shots, store)) == digests(whole)
@@ -275,7 +277,7 @@ def test_an_image_that_is_missing_among_those_left_is_made_again(make, dataset, 
     recipe, store = make("base"), Store(tmp_path / "killed")
     whole = generate(recipe, dataset, shots, Store(tmp_path / "whole"))
     with monkeypatch.context() as patch:
-        patch.setattr(package, "_save", dies_at(package._save, 8))
+        patch.setattr(package, "save", dies_at(package.save, 8))
         with pytest.raises(Killed):
             generate(recipe, dataset, shots, store)
     (store.root / f"{whole.name}.partial" / "train" / CLASSES[0] / "000002.png").unlink()  # the first of the second batch

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFont
 from safetensors.torch import load_file
 
-from datadream import classify, data, generate
+from datadream import classify, data, generate, sampling
 from datadream.config import paths, recipe
 from datadream.mini import base, printed, quality, tokens
 from datadream.models import load_classifier, load_generator
@@ -422,7 +422,8 @@ def test_the_embedded_generator_draws_what_it_is_asked_for(bank):
     own = pipe.scheduler
     pipe.scheduler = generate.make_scheduler(pipe, "DPMSolverMultistepScheduler")
     try:
-        images = generate.sample(pipe, [data.prompt("", printed.NAMES[label]) for label in labels], range(20), options, 32)
+        texts = [data.prompt("", printed.NAMES[label]) for label in labels]
+        images = sampling.sample(pipe, sampling.embed(pipe, texts, options), range(20), options, 32)
     finally:
         pipe.scheduler = own
     (share, _, _), hits = quality.recognised(reader, images, labels)

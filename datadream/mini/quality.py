@@ -139,7 +139,7 @@ def zero_shot_images(folder, per_character, overrides=None, batch=60):
 
     Sampled as the study samples; `overrides` changes settings of the recipe by their dotted names.
     """
-    from .. import config, generate
+    from .. import config, generate, sampling
     from ..data import prompt
 
     recipe = config.recipe(generator=str(folder / "generator"), overrides=overrides)
@@ -150,7 +150,7 @@ def zero_shot_images(folder, per_character, overrides=None, batch=60):
         for start in range(0, len(jobs), batch):
             labels, seeds = zip(*jobs[start:start + batch])
             texts = [prompt("", printed.NAMES[label]) for label in labels]
-            images.extend(generate.sample(pipe, texts, seeds, recipe.generate, printed.SIDE))
+            images.extend(sampling.sample(pipe, sampling.embed(pipe, texts, recipe.generate), seeds, recipe.generate, printed.SIDE))
     return images, [label for label, _ in jobs]
 
 

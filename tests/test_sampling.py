@@ -1,0 +1,78 @@
+"""The batch that fits the device: it halves where memory ends, and a search keeps the fastest."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from datadream import generate as package
+from datadream import sampling
+from datadream.sampling import SMALLEST, BatchSize
+from datadream.store import Store
+
+
+def device(limit, seconds, monkeypatch=None):
+    """Return (a function that makes n images, the sizes that it made): more than `limit` images do not fit; `seconds(n)` pass."""
+    clock, made = [0.0], []
+
+    def make(n):
+        if n > limit:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        clock[0] += seconds(n)
+        made.append(n)
+        return [object()] * n
+
+    return make, made, lambda: clock[0]
+
+
+@given(st.integers(1, 300), st.integers(1, 300), st.integers(1, 700))
+def test_a_batch_that_does_not_fit_halves_until_it_does(fixed, limit, count):
+    make, made, _ = device(limit, lambda n: 1.0)
+    size, left = BatchSize(fixed), count
+    while left:
+        left -= len(size.run(make, left))
+    assert sum(made) == count and max(made) <= limit
+    assert (size.size == fixed) == (not size.notes), "it stays as given, or the notes say why it does not"
+    assert size.size == fixed or size.size > limit // 4, "it is halved no further than needed"
+
+
+def test_one_image_that_does_not_fit_is_an_error():
+    size = BatchSize(4)
+    with pytest.raises(torch.OutOfMemoryError):
+        size.run(device(0, lambda n: 1.0)[0], 4)
+
+
+def test_another_error_is_not_taken_for_a_lack_of_memory():
+    def make(n):
+        raise RuntimeError("shapes do not match")
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        BatchSize(4).run(make, 4)
+
+
+@pytest.mark.parametrize("overhead, limit, found", [(1.0, 1000, 128), (0.0, 1000, SMALLEST), (1.0, 40, 32)])
+def test_a_search_doubles_while_that_pays_and_fits(monkeypatch, overhead, limit, found):
+    """Each batch costs `overhead` and 0.1 s an image: the larger, the faster, but less and less so. Nothing that was made is lost."""
+    make, made, clock = device(limit, lambda n: overhead + 0.1 * n)
+    monkeypatch.setattr(sampling.time, "perf_counter", clock)
+    size, left = BatchSize(0), 600
+    while left:
+        left -= len(size.run(make, left))
+    assert size.size == found and sum(made) == 600
+    assert made[:2] == [SMALLEST, 2 * SMALLEST]
+    assert len(size.notes) == 1 and str(found) in size.notes[0]
+
+
+def test_a_generation_goes_on_with_smaller_batches_and_says_so(make, dataset, shots, tmp_path, monkeypatch):
+    recipe, sample = make("base", {"generate.batch": 4}), package.sample
+
+    def small(pipe, text, seeds, *rest):
+        if len(seeds) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return sample(pipe, text, seeds, *rest)
+
+    monkeypatch.setattr(package, "sample", small)
+    store = Store(tmp_path)
+    folder = package.generate(recipe, dataset, shots, store)
+    assert len(list(folder.rglob("*.png"))) == 15
+    assert store.manifest(folder.name)["batches"] == ["out of memory with 4 images at once, went on with 2"]
