@@ -219,15 +219,17 @@ def tokenize(pipe, texts):
 def condition(pipe, tokens, side):
     """Return what the UNet is conditioned on: the texts' hidden states, and Stable Diffusion XL's pooled text and time ids.
 
-    `tokens` is what `tokenize` returns; XL is told an uncropped image of side `side`, as it is when it samples.
+    `tokens` is what `tokenize` returns; XL is told an uncropped image of side `side`, as it is when it samples. A prompt that stands in
+    several rows, as all of a class's do, is encoded once.
     """
     encoders = list(text_encoders(pipe).values())
+    distinct, rows = torch.unique(torch.stack(tokens, 1), dim=0, return_inverse=True)
     if len(encoders) == 1:
-        return encoders[0](tokens[0])[0], None
-    outputs = [encoder(ids, output_hidden_states=True) for encoder, ids in zip(encoders, tokens)]
-    hidden = torch.cat([output.hidden_states[-2] for output in outputs], -1)
+        return encoders[0](distinct[:, 0])[0][rows], None
+    outputs = [encoder(ids, output_hidden_states=True) for encoder, ids in zip(encoders, distinct.unbind(1))]
+    hidden = torch.cat([output.hidden_states[-2] for output in outputs], -1)[rows]
     ids = torch.tensor([[side, side, 0, 0, side, side]], device=hidden.device, dtype=hidden.dtype)
-    return hidden, {"text_embeds": outputs[-1][0], "time_ids": ids.expand(len(hidden), -1)}
+    return hidden, {"text_embeds": outputs[-1][0][rows], "time_ids": ids.expand(len(hidden), -1)}
 
 
 def make_scheduler(pipe, name):

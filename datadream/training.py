@@ -57,8 +57,7 @@ def _restore(parameters, buffers, optimiser, checkpoint):
             value.copy_(tensors[f"parameter.{name}"])
         for name, value in parameters.items():
             keys = ("step", "exp_avg", "exp_avg_sq")
-            # AdamW's step counter stays on the CPU, its moments follow the parameter.
-            optimiser.state[value] = {key: tensors[f"{key}.{name}"].to("cpu" if key == "step" else value.device) for key in keys}
+            optimiser.state[value] = {key: tensors[f"{key}.{name}"].to(value.device) for key in keys}
     return step, tensors["losses"].tolist()
 
 
@@ -75,7 +74,7 @@ def fit(parameters, loss_at, *, steps, lr, warmup=0, minimum_lr=0.0, betas=(0.9,
     (written every `every` steps) draws the same noise, dropout and augmentation as one that was not. `buffers` are further tensors
     that a step changes (running statistics), kept with the parameters. `after(step, loss)` is called once a step is done. Raises DivergedError on a loss that is not finite.
     """
-    optimiser = torch.optim.AdamW(list(parameters.values()), lr=lr, betas=betas, weight_decay=weight_decay, eps=eps)
+    optimiser = torch.optim.AdamW(list(parameters.values()), lr=lr, betas=betas, weight_decay=weight_decay, eps=eps, fused=True)
     resumed, buffers = checkpoint and Path(checkpoint).exists(), buffers or {}
     first, losses = _restore(parameters, buffers, optimiser, checkpoint) if resumed else (0, [])
     with torch.random.fork_rng(), tqdm(total=steps, initial=first, desc=description, leave=False, mininterval=2) as bar:

@@ -91,6 +91,24 @@ def test_a_saved_adapter_gives_the_same_numbers_in_a_fresh_pipeline(models, tmp_
 
 
 @pytest.mark.parametrize("generator", ["generator", "xl"])
+def test_a_prompt_that_stands_in_several_rows_is_encoded_once(models, generator):
+    pipe, sizes = load_generator(getattr(models, generator)), []
+    order = [2, 0, 2, 2, 1, 0]
+    once, extra = condition(pipe, tokenize(pipe, TEXTS), 16)
+    handles = [encoder.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0]))) for encoder in text_encoders(pipe).values()]
+    try:
+        hidden, more = condition(pipe, tokenize(pipe, [TEXTS[i] for i in order]), 16)
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert len(set(TEXTS)) == 3 and set(sizes) == {3}
+    torch.testing.assert_close(hidden, once[order])
+    if extra:
+        torch.testing.assert_close(more["text_embeds"], extra["text_embeds"][order])
+        assert more["time_ids"].shape == (6, 6)
+
+
+@pytest.mark.parametrize("generator", ["generator", "xl"])
 @pytest.mark.parametrize("text_encoder", [True, False])
 def test_a_merged_adapter_is_the_loaded_one_and_leaves_the_base_bit_for_bit(models, tmp_path, generator, text_encoder):
     pipe, options = load_generator(getattr(models, generator)), Adapt(rank=3, alpha=5.0, text_encoder=text_encoder)
