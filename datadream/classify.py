@@ -84,7 +84,8 @@ class Batches:
 def predict(model, tokens, batches):
     """Return the predicted class of each image of some uint8 batches (B, 3, S, S), as an int array (n,)."""
     model.eval()
-    return torch.cat([model(part.to(tokens.device).float() / 255, tokens).argmax(1).cpu() for part in batches]).numpy()
+    text = model.text(tokens)
+    return torch.cat([model.score(part.to(tokens.device).float() / 255, text).argmax(1).cpu() for part in batches]).numpy()
 
 
 def evaluate(model, dataset, images):

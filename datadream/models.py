@@ -329,9 +329,15 @@ def _register_lora(module, width, rank):
         module.register_parameter(f"{name}_up", nn.Parameter(torch.zeros(width, rank)))
 
 
-def _add_lora(module, x, projected):
-    """Return (q, k, v) of the fused projection (..., 3 D) of x, with the low-rank updates of q and v."""
-    q, k, v = projected.chunk(3, -1)
+def _project(module, x, weight, bias):
+    """Return q, k, v (..., D) of x (..., D) by the fused `weight` (3 D, D), with the low-rank updates of q and v.
+
+    Where nothing is dropped or learned the updates are added to the weight, which costs one product of the size of `weight`.
+    """
+    if not (module.training or torch.is_grad_enabled()):
+        q, v = module.q_up @ module.q_down, module.v_up @ module.v_down
+        return F.linear(x, weight + module.scale * torch.cat([q, torch.zeros_like(q), v]), bias).chunk(3, -1)
+    q, k, v = F.linear(x, weight, bias).chunk(3, -1)
     dropped = module.dropout(x)
     q = q + module.scale * (dropped @ module.q_down.T @ module.q_up.T)
     v = v + module.scale * (dropped @ module.v_down.T @ module.v_up.T)
@@ -348,7 +354,7 @@ class LoRAProjection(nn.Module):
 
     def forward(self, x):
         """Return the projections (..., 3 D) of x (..., D)."""
-        return torch.cat(_add_lora(self, x, self.base(x)), -1)
+        return torch.cat(_project(self, x, self.base.weight, self.base.bias), -1)
 
 
 class LoRAAttention(nn.Module):
@@ -367,7 +373,7 @@ class LoRAAttention(nn.Module):
     def forward(self, query, key, value, need_weights=False, attn_mask=None):
         """Return (self-attention output, None) for x = query = key = value, (B, L, D) or (L, B, D) as the base has it."""
         x = query if self.base.batch_first else query.transpose(0, 1)
-        q, k, v = _add_lora(self, x, F.linear(x, self.base.in_proj_weight, self.base.in_proj_bias))
+        q, k, v = _project(self, x, self.base.in_proj_weight, self.base.in_proj_bias)
         q, k, v = (t.unflatten(-1, (self.base.num_heads, -1)).transpose(1, 2) for t in (q, k, v))
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask).transpose(1, 2).flatten(2)
         out = self.base.out_proj(out)
@@ -412,12 +418,20 @@ class Classifier(nn.Module):
         short = {f"{prefix}positional_embedding": tower.positional_embedding[:length], f"{prefix}attn_mask": tower.attn_mask[:length, :length]}
         return torch.func.functional_call(self.clip, short, kwargs={"text": tokens})[1]
 
-    def forward(self, images, tokens):
-        """Return logits (B, classes) for images (B, 3, S, S) in [0, 1] and token ids (classes, length)."""
+    def text(self, tokens):
+        """Return the unit features (classes, D) of token ids (classes, length): they stay the same until the weights change."""
+        with torch.autocast(tokens.device.type, torch.bfloat16, enabled=self.mixed):
+            return self._encode_text(tokens).float()
+
+    def score(self, images, text):
+        """Return logits (B, classes) for images (B, 3, S, S) in [0, 1] and the classes' `text` features."""
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.mixed):
             pictures = self.clip.encode_image((images - self.mean) / self.std, normalize=True)
-            words = self._encode_text(tokens)
-        return self.clip.logit_scale.exp() * pictures.float() @ words.float().T
+        return self.clip.logit_scale.exp() * pictures.float() @ text.T
+
+    def forward(self, images, tokens):
+        """Return logits (B, classes) for images (B, 3, S, S) in [0, 1] and token ids (classes, length)."""
+        return self.score(images, self.text(tokens))
 
     def attach(self, options):
         """Add LoRA as `options` say and return the trainable parameters by name."""
@@ -445,10 +459,18 @@ class ResNet(nn.Module):
         """Return one index per class, which stands for the prompt that this classifier does not read."""
         return torch.arange(len(list(texts)), device=self.mean.device)
 
-    def forward(self, images, tokens):
-        """Return logits (B, classes) for images (B, 3, S, S) in [0, 1]; `tokens` is what `prompts` returned."""
+    def text(self, tokens):
+        """Return what `prompts` returned: there is no text to encode."""
+        return tokens
+
+    def score(self, images, text):
+        """Return logits (B, classes) for images (B, 3, S, S) in [0, 1]; `text` has no say."""
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.mixed):
             return self.net((images - self.mean) / self.std).float()
+
+    def forward(self, images, tokens):
+        """Return `score`; `tokens` is what `prompts` returned."""
+        return self.score(images, tokens)
 
     def attach(self, options):
         """Return all parameters by name; LoRA needs trained weights to start from."""

@@ -254,10 +254,12 @@ def test_lora_attention_is_the_hand_written_formula(batch, length, sizes, rank, 
         nn.init.normal_(getattr(lora, name))
     x, mask = torch.randn(batch, length, sizes[0], dtype=torch.float64), causal(length).double() if masked else None
     shaped = x if batch_first else x.transpose(0, 1)
-    out, weights = lora(shaped, shaped, shaped, need_weights=False, attn_mask=mask)
     expected = formula(attention, x, alpha / rank * lora.q_up @ lora.q_down, alpha / rank * lora.v_up @ lora.v_down, mask)
-    torch.testing.assert_close(out if batch_first else out.transpose(0, 1), expected)
-    assert weights is None
+    for learning in (True, False):  # without gradients the update is added to the weight
+        with torch.set_grad_enabled(learning):
+            out, weights = lora(shaped, shaped, shaped, need_weights=False, attn_mask=mask)
+        torch.testing.assert_close(out if batch_first else out.transpose(0, 1), expected)
+        assert weights is None
 
 
 @pytest.mark.parametrize("batch_first", [True, False])
