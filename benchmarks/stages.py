@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from datadream import adapt, classify, config, data, generate, models, sampling
+from datadream import adapt, classify, config, data, generate, memory, models
 from datadream.images import Images
 
 from . import baseline
@@ -139,7 +139,7 @@ class Stage:
         for label, adapter in enumerate(self.adapters):
             (target / str(label)).mkdir()
             with generate.adapted(self.recipe, adapter) as pipe:
-                generate.sample_class(pipe, self.recipe, self.texts[label], label, target / str(label), _Silent(), sampling.BatchSize(self.recipe.generate.batch))
+                generate.sample_class(pipe, self.recipe, self.texts[label], label, target / str(label), _Silent(), memory.BatchSize(self.recipe.generate.batch))
         shutil.rmtree(target)
 
     # Training the classifier for one epoch.

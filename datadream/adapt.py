@@ -10,30 +10,31 @@ from .config import ConfigError, key
 from .data import few_shots, prompt
 from .images import fingerprint
 from .latents import Views
+from .memory import BatchSize
 from .models import (add_generator_lora, condition, dtype_for, identity, image_side, load_generator, remove_lora, save_generator_lora,
                      tokenize)
 from .training import fit, seed_for
 
 
-def diffusion_loss(pipe, noise_scheduler, moments, tokens, side):
-    """Return the DDPM loss at uniform timesteps for images of `side` pixels, given as `latent_moments`, and their `tokenize`d prompts
-    (paper, eq. 2).
+def diffusion_losses(pipe, noise_scheduler, moments, tokens, side, micro=0):
+    """Yield the DDPM loss at uniform timesteps (paper, eq. 2) in parts of `micro` images (0: all at once), which sum to it.
 
-    The latent is sampled from the posterior; the target follows the scheduler's prediction type. Raises ConfigError on one that is
-    neither noise nor velocity.
+    The images have `side` pixels and are given as `latent_moments`, their prompts as `tokenize` does. The latent is sampled from the
+    posterior; the target follows the scheduler's prediction type. Raises ConfigError on one that is neither noise nor velocity.
     """
     mean, std = moments.unbind(1)
     latents = (mean + std * torch.randn_like(mean)) * pipe.vae.config.scaling_factor
     noise = torch.randn_like(latents)
     times = torch.randint(noise_scheduler.config.num_train_timesteps, (len(latents),), device=latents.device)
-    noisy = noise_scheduler.add_noise(latents, noise, times)
+    noisy = noise_scheduler.add_noise(latents, noise, times).to(pipe.unet.dtype)
     kind = noise_scheduler.config.prediction_type
     if kind not in ("epsilon", "v_prediction"):
         raise ConfigError(f"the generator predicts {kind!r}; accepted: 'epsilon' (the paper's) and 'v_prediction'")
     target = noise if kind == "epsilon" else noise_scheduler.get_velocity(latents, noise, times)
-    text, extra = condition(pipe, tokens, side)
-    noisy = noisy.to(pipe.unet.dtype)
-    return F.mse_loss(pipe.unet(noisy, times, text, added_cond_kwargs=extra).sample.float(), target.float())
+    for rows in torch.arange(len(latents), device=latents.device).split(micro or len(latents)):
+        text, extra = condition(pipe, tuple(ids[rows] for ids in tokens), side)
+        predicted = pipe.unet(noisy[rows], times[rows], text, added_cond_kwargs=extra).sample
+        yield F.mse_loss(predicted.float(), target[rows].float()) * len(rows) / len(latents)
 
 
 def adapter_inputs(recipe, dataset, label=None):
@@ -42,7 +43,8 @@ def adapter_inputs(recipe, dataset, label=None):
     `label` chooses one class's images (DataDream_cls); None takes all (DataDream_dset).
     """
     names = dataset.classes if label is None else (dataset.classes[label],)
-    return {"generator": identity(recipe.generator, "generator"), "adapt": dataclasses.asdict(recipe.adapt),
+    options = {k: v for k, v in dataclasses.asdict(recipe.adapt).items() if k not in ("micro", "checkpointing")}  # these save memory only
+    return {"generator": identity(recipe.generator, "generator"), "adapt": options,
             "resolution": recipe.resolution, "precision": recipe.precision, "prompts": [prompt(dataset.noun, n) for n in names], "seed": recipe.seed,
             "shots": fingerprint(few_shots(dataset, recipe.shots, recipe.seed, label)), "label": label}
 
@@ -52,7 +54,7 @@ def adapt(recipe, dataset, shots, store, label=None):
 
     A killed training goes on from its last checkpoint to the same bytes. Raises DivergedError on a loss that is not finite.
     """
-    inputs = adapter_inputs(recipe, dataset, label)
+    inputs, micro = adapter_inputs(recipe, dataset, label), BatchSize(recipe.adapt.micro or recipe.adapt.batch)
 
     def build(folder):
         rows = [i for i, y in enumerate(shots.labels) if label in (None, y)]
@@ -60,16 +62,19 @@ def adapt(recipe, dataset, shots, store, label=None):
         torch.manual_seed(seed_for("adapter", recipe.seed, label))
         try:
             parameters = add_generator_lora(pipe, recipe.adapt)
-            train_adapter(pipe, parameters, recipe, dataset, shots.pick(rows), folder / "checkpoint.safetensors", label)
+            if recipe.adapt.checkpointing:
+                pipe.unet.enable_gradient_checkpointing()
+            train_adapter(pipe, parameters, recipe, dataset, shots.pick(rows), folder / "checkpoint.safetensors", label, micro)
             save_generator_lora(pipe, folder, recipe.adapt)
         finally:
+            pipe.unet.disable_gradient_checkpointing()
             remove_lora(pipe)
         (folder / "checkpoint.safetensors").unlink(missing_ok=True)
 
-    return store.make(key("adapt", **inputs), inputs, build)
+    return store.make(key("adapt", **inputs), inputs, build, batches=micro.notes)
 
 
-def train_adapter(pipe, parameters, recipe, dataset, images, checkpoint, label):
+def train_adapter(pipe, parameters, recipe, dataset, images, checkpoint, label, micro):
     """Run the paper's optimisation of the attached LoRA on `images`; every epoch is a new order and, where there is room, a new crop."""
     from diffusers import DDPMScheduler
 
@@ -85,8 +90,9 @@ def train_adapter(pipe, parameters, recipe, dataset, images, checkpoint, label):
         epoch, part = divmod(step, per_epoch)
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed_for(seed, "epoch", epoch)))
         rows = order[part * options.batch:(part + 1) * options.batch]
-        return diffusion_loss(pipe, noise_scheduler, views.at(rows.tolist(), epoch), tuple(ids[rows.to(ids.device)] for ids in tokens), side)
+        ids = tuple(part[rows.to(part.device)] for part in tokens)
+        return diffusion_losses(pipe, noise_scheduler, views.at(rows.tolist(), epoch), ids, side, micro.size)
 
     return fit(parameters, loss_at, steps=options.epochs * per_epoch, lr=options.lr, warmup=options.warmup,
                betas=(options.beta1, options.beta2), weight_decay=options.weight_decay, eps=options.eps, clip=options.clip,
-               seed=seed, checkpoint=checkpoint, description=f"adapt {'dataset' if label is None else dataset.classes[label]}")
+               seed=seed, checkpoint=checkpoint, halve=micro.halve, description=f"adapt {'dataset' if label is None else dataset.classes[label]}")

@@ -39,6 +39,8 @@ class Adapt:
     batch: int = knob(8, "images a step (released code)", 1)
     epochs: int = knob(200, "passes over the adapter's few shots (paper)", 1)
     warmup: int = knob(100, "steps of linear warm-up, then a cosine (released code)", 0)
+    micro: int = knob(0, "images at once within a step, whose gradients add up, for a small card; 0: all; the result is the same", 0)
+    checkpointing: bool = knob(False, "compute the UNet's activations twice rather than keep them, for a small card; the result is the same")
     crop: str = knob("random", "crop of the resized image (released code: random)", choices=("random", "center"))
     crops: int = knob(0, "different random crops of an image, each encoded once; 0: a new one every epoch (released code)", 0)
 

@@ -12,8 +12,9 @@ from .adapt import adapt, adapter_inputs
 from .config import ConfigError, as_dict, key
 from .data import prompt
 from .images import Images, class_folders
+from .memory import BatchSize
 from .models import dtype_for, identity, image_side, load_generator, make_scheduler, merged_lora
-from .sampling import BatchSize, embed, sample, save
+from .sampling import embed, sample, save
 from .training import seed_for
 
 

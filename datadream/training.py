@@ -66,9 +66,28 @@ def _diverged(what, value, description, step, steps, lr, warmup, checkpoint):
             f"{f'The last good state is {checkpoint}.' if checkpoint and Path(checkpoint).exists() else 'No state had been written yet.'}")
 
 
+def _backward(loss_at, step, seed, optimiser, halve):
+    """Set the gradients of one step and return its loss."""
+    while True:
+        torch.manual_seed(seed)
+        optimiser.zero_grad(set_to_none=True)
+        try:
+            loss, total = loss_at(step), 0.0
+            for part in [loss] if isinstance(loss, torch.Tensor) else loss:
+                part.backward()
+                total += part.item()
+            return total
+        except RuntimeError as error:
+            if not (halve and halve(error)):
+                raise
+
+
 def fit(parameters, loss_at, *, steps, lr, warmup=0, minimum_lr=0.0, betas=(0.9, 0.999), weight_decay=1e-2, eps=1e-8,
-        clip=None, seed=0, checkpoint=None, every=200, after=None, buffers=None, description="training"):
+        clip=None, seed=0, checkpoint=None, every=200, after=None, buffers=None, halve=None, description="training"):
     """Minimise `loss_at(step)` over `parameters` (name -> Parameter) in place and return all losses, one float a step.
+
+    The loss is a tensor, or an iterable of parts that sum to it, whose graphs are not held together. Where memory ends and
+    `halve(error)` says that the parts are smaller now, the step is done again.
 
     Every step reseeds torch's global generator from (seed, step), so a run that was killed and resumed from `checkpoint`
     (written every `every` steps) draws the same noise, dropout and augmentation as one that was not. `buffers` are further tensors
@@ -79,15 +98,11 @@ def fit(parameters, loss_at, *, steps, lr, warmup=0, minimum_lr=0.0, betas=(0.9,
     first, losses = _restore(parameters, buffers, optimiser, checkpoint) if resumed else (0, [])
     with torch.random.fork_rng(), tqdm(total=steps, initial=first, desc=description, leave=False, mininterval=2) as bar:
         for step in range(first, steps):
-            torch.manual_seed(seed_for(seed, step))
             for group in optimiser.param_groups:
                 group["lr"] = max(minimum_lr, lr * cosine_schedule(step, steps, warmup))
-            loss = loss_at(step)
-            losses.append(loss.item())
+            losses.append(_backward(loss_at, step, seed_for(seed, step), optimiser, halve))
             if not math.isfinite(losses[-1]):
                 raise DivergedError(_diverged("loss", losses[-1], description, step, steps, lr, warmup, checkpoint))
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
             norm = torch.nn.utils.clip_grad_norm_(parameters.values(), clip or math.inf)
             if not torch.isfinite(norm):
                 raise DivergedError(_diverged("gradient's norm", norm.item(), description, step, steps, lr, warmup, checkpoint))

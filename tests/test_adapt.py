@@ -12,15 +12,17 @@ import numpy as np
 import pytest
 import torch
 from conftest import Killed, dies_at
+from diffusers import DDPMScheduler
 from safetensors import safe_open
 from safetensors.torch import load_file
 
 from datadream import adapt as package
 from datadream import latents, training
-from datadream.adapt import adapt, adapter_inputs, diffusion_loss
+from datadream.adapt import adapt, adapter_inputs, diffusion_losses
 from datadream.config import key
 from datadream.data import DataError, Images, few_shots
-from datadream.models import load_generator
+from datadream.memory import BatchSize
+from datadream.models import load_generator, tokenize
 from datadream.store import Store
 from datadream.training import DivergedError, fit
 
@@ -67,7 +69,7 @@ def test_training_lowers_the_loss_on_the_few_shots(make, dataset, shots, tmp_pat
     recipe, pipe = make("dset", {"adapt.epochs": 30, "adapt.batch": 6, "adapt.lr": 2e-2}), load_generator(make("dset").generator)
     parameters = package.add_generator_lora(pipe, recipe.adapt)
     try:
-        losses = package.train_adapter(pipe, parameters, recipe, dataset, shots, tmp_path / "checkpoint", None)
+        losses = package.train_adapter(pipe, parameters, recipe, dataset, shots, tmp_path / "checkpoint", None, BatchSize(2))
     finally:
         package.remove_lora(pipe)
     assert len(losses) == 30
@@ -83,16 +85,16 @@ def test_every_epoch_sees_every_image_once_with_its_own_prompt(make, dataset, sh
     def look(picture):
         return tuple(picture.flatten()[::97].tolist())
 
-    def loss(pipe, scheduler, moments, tokens, side):
+    def loss(pipe, scheduler, moments, tokens, side, micro):
         seen.append([(look(picture), pipe.tokenizer.decode(row, skip_special_tokens=True))
                      for picture, row in zip(moments, tokens[0].tolist())])
         return next(p for p in pipe.unet.parameters() if p.requires_grad).sum()
 
     monkeypatch.setattr(latents, "latent_moments", lambda pipe, images: images)
-    monkeypatch.setattr(package, "diffusion_loss", loss)
+    monkeypatch.setattr(package, "diffusion_losses", loss)
     parameters = package.add_generator_lora(pipe, recipe.adapt)
     try:
-        package.train_adapter(pipe, parameters, recipe, dataset, images, tmp_path / "checkpoint", None)
+        package.train_adapter(pipe, parameters, recipe, dataset, images, tmp_path / "checkpoint", None, BatchSize(2))
     finally:
         package.remove_lora(pipe)
     assert [len(batch) for batch in seen] == [2, 2, 2, 1] * 3
@@ -142,7 +144,7 @@ def test_the_loss_is_the_mean_square_of_the_error_in_the_predicted_noise(predict
     unet.dtype = torch.float32
     pipe = SimpleNamespace(unet=unet, text_encoder=lambda tokens: (tokens * 2,), vae=SimpleNamespace(config=SimpleNamespace(scaling_factor=0.5)))
     torch.manual_seed(0)
-    loss = diffusion_loss(pipe, scheduler, moments, (torch.arange(64),), 4)
+    (loss,) = diffusion_losses(pipe, scheduler, moments, (torch.arange(64),), 4)
     torch.manual_seed(0)
     clean = 0.5 * (moments[:, 0] + moments[:, 1] * torch.randn(64, 4, 2, 2))  # the latent is sampled from the posterior, not its mean
     share = scheduler.alphas_cumprod[seen["times"]].view(-1, 1, 1, 1)
@@ -176,6 +178,62 @@ def test_each_view_is_encoded_once(make, tmp_path, monkeypatch, crop, crops, squ
     assert seen[0].shape == (1, 2, 4, 8, 8) and (seen[0][:, 1] > 0).all()
 
 
+def test_a_batch_in_parts_has_the_same_gradient(make, dataset, shots):
+    """Half the images at once, or activations computed twice: what is drawn and the sum are the same."""
+    recipe = make("dset")
+    pipe = load_generator(recipe.generator)
+    tokens = tokenize(pipe, ["a photo of a seven", "a photo of a one", "a photo of a seven", "a photo of a two", "a photo of a two"])
+    moments, found = torch.rand(5, 2, 4, 8, 8), []
+    torch.manual_seed(0)
+    parameters = list(package.add_generator_lora(pipe, recipe.adapt).values())
+    try:
+        for micro, checkpointing in ((0, False), (2, False), (1, False), (0, True)):
+            if checkpointing:
+                pipe.unet.enable_gradient_checkpointing()
+            torch.manual_seed(1)
+            parts = list(diffusion_losses(pipe, DDPMScheduler.from_config(pipe.scheduler.config), moments, tokens, 16, micro))
+            assert len(parts) == -(-5 // (micro or 5))
+            found.append([sum(parts), *torch.autograd.grad(sum(parts), parameters)])
+    finally:
+        pipe.unet.disable_gradient_checkpointing()
+        package.remove_lora(pipe)
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], rtol=1e-4, atol=1e-6)
+
+
+def test_memory_options_share_the_adapter(make, dataset):
+    keys = {key("adapt", **adapter_inputs(make("dset", {"adapt.micro": micro, "adapt.checkpointing": again}), dataset))
+            for micro in (0, 1) for again in (False, True)}
+    assert len(keys) == 1
+
+
+def test_an_adaptation_that_runs_out_of_memory_goes_on_in_parts_and_says_so(make, dataset, shots, tmp_path, monkeypatch):
+    recipe = make("dset", {"adapt.batch": 4})
+    whole = adapt(recipe, dataset, shots, Store(tmp_path / "whole"))
+    forward = load_generator(recipe.generator).unet.forward
+
+    def small(noisy, *args, **kwargs):
+        if len(noisy) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(noisy, *args, **kwargs)
+
+    monkeypatch.setattr(load_generator(recipe.generator).unet, "forward", small)
+    store = Store(tmp_path / "small")
+    folder = adapt(recipe, dataset, shots, store)
+    assert store.manifest(folder.name)["batches"] == [f"out of memory with {n} images at once, went on with {n // 2}" for n in (4, 2)]
+    one, other = (load_file(f / "pytorch_lora_weights.safetensors") for f in (whole, folder))
+    assert one.keys() == other.keys() and all(torch.allclose(one[name], other[name], atol=1e-3) for name in one)
+
+
+def test_one_image_too_many_is_an_error(make, dataset, shots, store, monkeypatch):
+    def none(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(load_generator(make("dset").generator).unet, "forward", none)
+    with pytest.raises(torch.OutOfMemoryError):
+        adapt(make("dset"), dataset, shots, store)
+
+
 def test_all_timesteps_are_drawn_equally_often():
     from types import SimpleNamespace
 
@@ -191,7 +249,7 @@ def test_all_timesteps_are_drawn_equally_often():
 
     pipe = SimpleNamespace(unet=unet, text_encoder=lambda tokens: (tokens,), vae=SimpleNamespace(config=SimpleNamespace(scaling_factor=1.0)))
     torch.manual_seed(0)
-    diffusion_loss(pipe, DDPMScheduler(num_train_timesteps=10), torch.zeros(4000, 2, 1, 1, 1), (torch.zeros(4000),), 1)
+    list(diffusion_losses(pipe, DDPMScheduler(num_train_timesteps=10), torch.zeros(4000, 2, 1, 1, 1), (torch.zeros(4000),), 1))
     counts = torch.bincount(torch.tensor(times), minlength=10)
     assert len(counts) == 10 and counts.min() > 300 and counts.max() < 500  # 400 expected, a standard deviation of 19
 
@@ -211,14 +269,14 @@ def test_a_killed_adaptation_continues_to_the_same_bytes(make, dataset, shots, t
     whole = adapt(recipe, dataset, shots, Store(tmp_path / "whole"), label)
     store = Store(tmp_path / "killed")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(package, "diffusion_loss", dies_at(diffusion_loss, call))
+        patch.setattr(package, "diffusion_losses", dies_at(diffusion_losses, call))
         with pytest.raises(Killed):
             adapt(recipe, dataset, shots, store, label)
     assert not store.done(whole.name) and not store.folder(whole.name).exists()
     torch.manual_seed(call)  # the next session starts with other random numbers
     done = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(package, "diffusion_loss", lambda *args: (done.append(1), diffusion_loss(*args))[1])
+        patch.setattr(package, "diffusion_losses", lambda *args: (done.append(1), diffusion_losses(*args))[1])
         folder = adapt(recipe, dataset, shots, store, label)
     assert same(folder, whole)
     assert len(done) == 9 - 3 * ((call - 1) // 3), "finished steps are not computed again"
@@ -285,7 +343,7 @@ def test_a_finished_adapter_is_not_made_again(make, dataset, shots, store, monke
 def test_a_diverged_adaptation_names_the_class_and_leaves_no_artifact_and_no_residue(make, dataset, shots, store, monkeypatch):
     recipe, pipe = make("cls"), load_generator(make("cls").generator)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(package, "diffusion_loss", lambda *args: diffusion_loss(*args) * float("nan"))
+        patch.setattr(package, "diffusion_losses", lambda *args: sum(diffusion_losses(*args)) * float("nan"))
         with pytest.raises(DivergedError, match=f"adapt {dataset.classes[2]}.*lr=0.05"):
             adapt(recipe, dataset, shots, store, 2)
     assert not store.done(key("adapt", **adapter_inputs(recipe, dataset, 2)))

@@ -66,7 +66,8 @@ def needs(stage, method):
     """Return the fields that the stage of a method depends on: the specification that the keys are tested against."""
     row = METHODS[method]
     if stage == "adapt":
-        return {name for name in SPECS if name.startswith("adapt.")} | {"generator", "resolution", "precision", "shots", "seed"}
+        own = {name for name in SPECS if name.startswith("adapt.")} - {"adapt.micro", "adapt.checkpointing"}
+        return own | {"generator", "resolution", "precision", "shots", "seed"}
     if stage == "generate":
         own = {name for name in SPECS if name.startswith("generate.")} - {"generate.batch"} | {"generator", "resolution", "precision", "seed"}
         return own | (needs("adapt", method) if row.generator != "base" else set())

@@ -19,7 +19,7 @@ from datadream.config import ConfigError, key
 from datadream.data import few_shots
 from datadream.generate import adapted, generate, generation_inputs, image_seed, make_scheduler, read
 from datadream.models import condition, load_generator, tokenize
-from datadream.sampling import BatchSize, embed, sample
+from datadream.sampling import embed, sample
 from datadream.store import Store, digest
 
 

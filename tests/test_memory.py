@@ -6,13 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from datadream import generate as package
-from datadream import sampling
-from datadream.sampling import SMALLEST, BatchSize
+from datadream import memory
+from datadream.memory import SMALLEST, BatchSize
 from datadream.store import Store
 
 
-def device(limit, seconds, monkeypatch=None):
-    """Return (a function that makes n images, the sizes that it made): more than `limit` images do not fit; `seconds(n)` pass."""
+def device(limit, seconds):
+    """Return (what makes n images, the sizes that it made, a clock): more than `limit` images do not fit; `seconds(n)` pass."""
     clock, made = [0.0], []
 
     def make(n):
@@ -54,7 +54,7 @@ def test_another_error_is_not_taken_for_a_lack_of_memory():
 def test_a_search_doubles_while_that_pays_and_fits(monkeypatch, overhead, limit, found):
     """Each batch costs `overhead` and 0.1 s an image: the larger, the faster, but less and less so. Nothing that was made is lost."""
     make, made, clock = device(limit, lambda n: overhead + 0.1 * n)
-    monkeypatch.setattr(sampling.time, "perf_counter", clock)
+    monkeypatch.setattr(memory.time, "perf_counter", clock)
     size, left = BatchSize(0), 600
     while left:
         left -= len(size.run(make, left))

@@ -1,0 +1,58 @@
+"""How many images fit the device at once: halved where its memory ends, doubled while that pays."""
+
+import gc
+import time
+
+import torch
+
+SMALLEST, GAIN = 8, 1.05  # a search starts here, and goes on while twice the images are made this much faster
+
+
+def out_of_memory(error):
+    """Return whether an exception says that the device, or the host, has no memory left."""
+    return isinstance(error, torch.OutOfMemoryError) or isinstance(error, RuntimeError) and "allocate memory" in str(error)
+
+
+class BatchSize:
+    """How many images are worked on at once: `size`, which halves where memory ends; 0 is doubled while that pays.
+
+    The images that a search makes are kept, so that it costs nothing. `notes` says what was found.
+    """
+
+    def __init__(self, size):
+        self.searching, self.size, self.rate, self.notes = size == 0, size or SMALLEST, 0.0, []
+
+    def halve(self, error):
+        """Halve the size if `error` says that memory ended, and free what is left over; return whether there was something to halve."""
+        if self.size == 1 or not out_of_memory(error):
+            return False
+        error.__traceback__ = None  # its frames hold the tensors that did not fit
+        self.notes.append(f"out of memory with {self.size} images at once, went on with {self.size // 2}")
+        self.size, self.searching = self.size // 2, False
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return True
+
+    def run(self, make, count):
+        """Return `make(n)`'s list of n images for an n of at most `count`; raises the device's error where one image is too many."""
+        while True:
+            n, start = min(self.size, count), time.perf_counter()
+            try:
+                images = make(n)
+            except RuntimeError as error:
+                self.size = n
+                if not self.halve(error):
+                    raise
+            else:
+                self._learn(n, time.perf_counter() - start)
+                return images
+
+    def _learn(self, n, seconds):
+        if not self.searching or n < self.size:
+            return
+        rate = n / seconds
+        faster, self.rate = rate > GAIN * self.rate, max(rate, self.rate)
+        self.size, self.searching = (2 * n, True) if faster else (n // 2, False)
+        if not self.searching:
+            self.notes.append(f"{self.size} images at once are fastest")
