@@ -54,6 +54,7 @@ class Generate:
     guided: float = knob(1.0, "share of the steps, from the first, that are guided; the others cost half (paper: all)", 0, 1)
     steps: int = knob(50, "sampling steps (paper)", 1)
     scheduler: str = knob("pipeline", "the pipeline's own (released code: PNDM) or a diffusers scheduler class")
+    compile: bool = knob(False, "torch.compile the UNet: minutes before the first image, then less time for each; the same noise")
     batch: int = knob(10, "images a batch (released code), 0: the fastest that fits the device; does not change which image has which seed", 0)
 
 

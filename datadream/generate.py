@@ -14,7 +14,7 @@ from .data import prompt
 from .images import Images, class_folders
 from .memory import BatchSize
 from .models import dtype_for, identity, image_side, load_generator, make_scheduler, merged_lora
-from .sampling import embed, sample, save
+from .sampling import compiled, embed, sample, save
 from .training import seed_for
 
 
@@ -65,8 +65,9 @@ def check(recipe):
 
 
 def generation_inputs(recipe, dataset):
-    """Return what a synthetic set depends on; the batch size is left out, since it changes no image's seed."""
-    options = {k: v for k, v in dataclasses.asdict(recipe.generate).items() if k != "batch"}
+    """Return what a synthetic set depends on; the batch size and compilation are left out, since they change no
+    image's noise."""
+    options = {k: v for k, v in dataclasses.asdict(recipe.generate).items() if k not in ("batch", "compile")}
     adapters = [key("adapt", **adapter_inputs(recipe, dataset, label)) for label in adapted_labels(recipe, dataset)]
     return {"generator": identity(recipe.generator, "generator"), "generate": options, "resolution": recipe.resolution, "precision": recipe.precision,
             "prompts": [prompt(dataset.noun, name) for name in dataset.classes], "seed": recipe.seed, "adapters": adapters}
@@ -113,7 +114,8 @@ def adapted(recipe, adapter):
     pipe = load_generator(recipe.generator, dtype_for(recipe.precision, training=False))
     own, pipe.scheduler = pipe.scheduler, make_scheduler(pipe, recipe.generate.scheduler)
     try:
-        with nullcontext() if adapter is None else merged_lora(pipe, adapter):
+        with (nullcontext() if adapter is None else merged_lora(pipe, adapter),
+              compiled(pipe.unet) if recipe.generate.compile else nullcontext()):
             yield pipe
     finally:
         pipe.scheduler = own

@@ -1,9 +1,14 @@
 """Run a pipeline: the prompt encoded once, one seed per image, guidance on a share of the steps, a batch that fits the device."""
 
 import os
+from contextlib import contextmanager
 from functools import partial
+from weakref import WeakKeyDictionary
 
 import torch
+
+COMPILED = WeakKeyDictionary()  # a network -> its compiled call
+BACKEND = "inductor"
 
 EMBEDDINGS = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")  # as encode_prompt orders them
 PAIRED = ("prompt_embeds", "add_text_embeds", "add_time_ids")  # what a pipeline holds twice under guidance: without the text, and with it
@@ -36,6 +41,18 @@ def _end_guidance(share, pipe, step, time, tensors):
         return {}
     pipe._guidance_scale = 1.0
     return {name: tensor.chunk(2)[-1] for name, tensor in tensors.items()}
+
+
+@contextmanager
+def compiled(network):
+    """Let `network` run compiled: once for the process, since adapters that are merged into its weights change no shape."""
+    if network not in COMPILED:
+        COMPILED[network] = torch.compile(network._call_impl, backend=BACKEND)
+    network._compiled_call_impl = COMPILED[network]
+    try:
+        yield
+    finally:
+        network._compiled_call_impl = None
 
 
 def save(image, path):

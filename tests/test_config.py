@@ -69,7 +69,7 @@ def needs(stage, method):
         own = {name for name in SPECS if name.startswith("adapt.")} - {"adapt.micro", "adapt.checkpointing"}
         return own | {"generator", "resolution", "precision", "shots", "seed"}
     if stage == "generate":
-        own = {name for name in SPECS if name.startswith("generate.")} - {"generate.batch"} | {"generator", "resolution", "precision", "seed"}
+        own = {name for name in SPECS if name.startswith("generate.")} - {"generate.batch", "generate.compile"} | {"generator", "resolution", "precision", "seed"}
         return own | (needs("adapt", method) if row.generator != "base" else set())
     own = {name for name in SPECS if name.startswith("classify.")} | {"classifier", "precision", "seed", "validation", "protocol"}
     if not (row.real and row.generator):

@@ -127,6 +127,21 @@ def test_guidance_on_a_share_of_the_steps_asks_the_network_once_on_the_others(ma
     assert np.array_equal(images, draw(make("base", {**options, "generate.guidance": 1.0}))) == (guided == 0.0)
 
 
+def test_a_compiled_network_survives_a_change_of_adapters(make, dataset, shots, tmp_path, monkeypatch):
+    """The backend counts what it compiles and runs it as it is, so the images are those of the plain network."""
+    graphs = []
+    monkeypatch.setattr(sampling, "BACKEND", lambda graph, inputs: (graphs.append(graph), graph.forward)[1])
+    plain = pixels(generate(make("cls"), dataset, shots, Store(tmp_path / "plain")))
+    pipe = load_generator(make("cls").generator)
+    try:
+        fast = pixels(generate(make("cls", {"generate.compile": True, "generate.batch": 5}), dataset, shots, Store(tmp_path / "fast")))
+    finally:
+        sampling.COMPILED.clear()
+    assert len(graphs) == 1, "three adapters, one compilation"
+    assert fast.keys() == plain.keys() and all(np.abs(fast[name] - plain[name]).max() <= 1 for name in plain)
+    assert pipe.unet._compiled_call_impl is None
+
+
 # What is written.
 
 def test_the_folder_its_metadata_and_its_map_of_names(make, slashed, store):
