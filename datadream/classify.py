@@ -38,9 +38,11 @@ def stream(n, count, step, seed):
 
 
 def optimiser_steps(recipe, classes):
-    """Return the steps of one training, the same for every method: epochs over a synthetic set of images * classes."""
-    per_epoch = math.ceil(recipe.generate.images * classes / recipe.classify.batch)
-    return recipe.classify.epochs * per_epoch, recipe.classify.warmup * per_epoch
+    """Return (steps, those of them that warm up) of one training, the same for every method: epochs over images * classes."""
+    options = recipe.classify
+    per_epoch = math.ceil(recipe.generate.images * classes / options.batch)
+    steps = options.steps or options.epochs * per_epoch
+    return steps, round(steps * options.warmup / options.epochs)
 
 
 class Batches:
@@ -103,7 +105,7 @@ def train_inputs(recipe, dataset, synthetic_key):
     """Return what a trained classifier depends on; `synthetic_key` is None where the method uses no synthetic images."""
     steps, warmup = optimiser_steps(recipe, len(dataset.classes))
     chosen = {"select": "validation", "evaluations": recipe.classify.epochs} if recipe.protocol == "released" else {}
-    options = {k: v for k, v in dataclasses.asdict(recipe.classify).items() if k not in ("epochs", "warmup")} | chosen  # the steps say it
+    options = {k: v for k, v in dataclasses.asdict(recipe.classify).items() if k not in ("epochs", "warmup", "steps")} | chosen  # the steps say it
     if not (recipe.row.real and synthetic_key):  # lambda weighs two kinds against each other
         options["real_weight"] = None
     return {"classifier": identity(recipe.classifier, "clip"), "precision": recipe.precision, "classify": options,

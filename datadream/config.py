@@ -71,6 +71,7 @@ class Classify:
     batch: int = knob(256, "images a step, real and synthetic together (released scripts)", 2)
     epochs: int = knob(60, "passes over the synthetic set's size; every method takes the same number of steps (released scripts)", 1)
     warmup: int = knob(6, "epochs of linear warm-up, then a cosine per step (released scripts)", 0)
+    steps: int = knob(0, "optimiser steps whatever the number of images, with the same share of warm-up; 0: as many as the epochs have", 0)
     real_weight: float = knob(0.8, "lambda: weight of the real images' loss (paper)", 0, 1)
     mix: float = knob(0.2, "share of batches with CutMix or MixUp (released code)", 0, 1)
     randaugment: bool = knob(True, "RandAugment with its defaults (released code)")

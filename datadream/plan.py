@@ -6,6 +6,7 @@ import math
 import pandas as pd
 
 from . import config
+from .ablation import axis_cells
 from .classify import optimiser_steps
 from .config import key
 from .data import DATASETS, load_for
@@ -19,7 +20,7 @@ from .study import artifact_keys, cells, choose, load_study, page_parameters
 # models and the resolution of a profile. A profile that nobody has measured has no row, and its hours are unknown.
 THROUGHPUT = {"mini": {"device": "one core of a two-core x86_64 CPU with AVX-512", "adapt": 0.014, "generate": 0.0035, "train": 0.0026}}
 PIXEL = 1.5  # bytes of a PNG per pixel, about
-UNMEASURED = "nothing to plan: of these runs none computes cells of notebooks/dataset.ipynb, whose stages this counts"
+UNMEASURED = "nothing to plan: of these runs none computes cells of notebooks/dataset.ipynb or ablation.ipynb, whose stages this counts"
 
 
 def _classes(recipe):
@@ -149,10 +150,14 @@ def plan_text(recipes, store=None, workers=1):
 
 
 def named_cells(names=(), group="default"):
-    """Return the recipes of the named runs of study.yaml that execute the dataset notebook."""
-    runs = choose(load_study(), names, group)
-    values = [page_parameters(entry["notebook"]) | entry.get("parameters", {}) for entry in runs.values() if entry["notebook"] == "dataset"]
-    return [recipe for one in values for recipe in cells(**{n: v for n, v in one.items() if n != "workers"})]
+    """Return the recipes of the named runs of study.yaml that execute the dataset or the ablation notebook."""
+    expand = {"dataset": cells, "ablation": lambda **values: [r for some in axis_cells(**values).values() for r in some]}
+    found = []
+    for entry in choose(load_study(), names, group).values():
+        values = page_parameters(entry["notebook"]) | entry.get("parameters", {})
+        if entry["notebook"] in expand:
+            found += expand[entry["notebook"]](**{n: v for n, v in values.items() if n not in ("workers", "question", "baseline")})
+    return found
 
 
 def profile_cells(profile, datasets, seeds):

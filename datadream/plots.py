@@ -34,6 +34,38 @@ def plot_main_table(summary, title=""):
     return figure
 
 
+def plot_along(summaries, axis_title, title=""):
+    """Draw top-1 along an axis, a line and its interval per method; `summaries` is what ablation.along returns.
+
+    Numbers that span a factor of four or more stand on a logarithmic scale; other labels stand side by side.
+    """
+    figure, axes = _figure(3.8)
+    axis, labels = axes[0, 0], list(dict.fromkeys(summaries["value"]))
+    x, log = _positions(labels)
+    for i, (method, rows) in enumerate(summaries.groupby("method", sort=False)):
+        where = np.array([x[labels.index(value)] for value in rows["value"]])
+        row = METHODS[method]
+        shift = 1 + 0.012 * i if log else 0.012 * i * (max(x) - min(x) or 1)  # so that intervals do not hide each other
+        axis.errorbar(where * shift if log else where + shift, rows["top1"], [rows["top1"] - rows["low"], rows["high"] - rows["top1"]], color=row.colour,
+                      ls="-" if row.real else "--", marker="o", mfc=row.colour if row.real else "white", capsize=2, lw=1.5, label=row.title)
+    axis.set(xlabel=axis_title, ylabel="top-1 on test images, %", title=title, xscale="log" if log else "linear")
+    axis.set_xticks(x, labels, rotation=0 if max(map(len, labels)) < 9 else 20, ha="center" if max(map(len, labels)) < 9 else "right")
+    axis.minorticks_off()
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8, frameon=False)
+    return figure
+
+
+def _positions(labels):
+    """Return (x of each label, whether on a logarithmic scale)."""
+    try:
+        numbers = np.array([float(label) for label in labels])
+    except ValueError:
+        return np.arange(len(labels)), False
+    log = numbers.min() > 0 and numbers.max() >= 4 * numbers.min()
+    return numbers, log
+
+
 def plot_samples(rows, classes):
     """Draw sample grids: `rows` maps a title to one list of PIL images per class; a panel a title, a column a class."""
     depth = max(len(column) for columns in rows.values() for column in columns)

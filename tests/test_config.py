@@ -85,6 +85,7 @@ def test_a_stage_key_changes_if_and_only_if_something_that_matters_does(data):
     value = data.draw(other_values(name), "value")
     assume(value != as_dict(before)[name])
     after = recipe(method=method, overrides={name: value})
+    assume(name != "classify.steps" or optimiser_steps(before, 3) != optimiser_steps(after, 3))
     old, new = stage_keys(before), stage_keys(after)
     for stage in old:
         expected = name in needs(stage, method)
@@ -216,7 +217,7 @@ def test_paper_values():
     assert {name: paper[name] for name in paper if name.startswith("adapt.")} == {
         "adapt.rank": 16, "adapt.alpha": 16.0, "adapt.text_encoder": True, "adapt.lr": 1e-4, "adapt.beta1": 0.9, "adapt.beta2": 0.999,
         "adapt.weight_decay": 1e-2, "adapt.eps": 1e-8, "adapt.clip": 1.0, "adapt.batch": 8, "adapt.epochs": 200, "adapt.warmup": 100,
-        "adapt.crop": "random", "adapt.crops": 0}
+        "adapt.crop": "random", "adapt.crops": 0, "adapt.micro": 0, "adapt.checkpointing": False}
     assert (paper["generate.images"], paper["generate.guidance"], paper["generate.steps"], paper["resolution"]) == (500, 2.0, 50, 0)
     assert paper["generate.guided"] == 1.0
     classify = {"rank": 16, "alpha": 32.0, "dropout": 0.1, "lr": 1e-4, "minimum_lr": 1e-8, "weight_decay": 1e-4, "batch": 256,

@@ -1,0 +1,99 @@
+"""One axis of the study: the same cells at several values of a setting, and what the accuracy does along it."""
+
+import math
+
+import numpy as np
+import pandas as pd
+
+from .config import METHODS, ConfigError
+from .metrics import mean_interval
+from .records import best_by_validation, paired, sentence, summary
+from .store import Store
+from .study import artifact_keys, cells, find, run_cells
+from .study import sample_rows as first_images
+
+
+def points(axis, values):
+    """Return label -> overrides of each point: `values` is a list for the setting `axis`, or such a mapping for a free title `axis`.
+
+    Raises ConfigError on anything else.
+    """
+    if isinstance(values, dict) and values and all(isinstance(v, dict) for v in values.values()):
+        return {str(label): dict(overrides) for label, overrides in values.items()}
+    if isinstance(values, list) and values:
+        return {str(value): {axis: value} for value in values}
+    raise ConfigError(f"values={values!r} is neither a list of values of {axis!r} nor a mapping of a label to its overrides, "
+                      f"e.g. {{'PNDM, 50 steps': {{'generate.scheduler': 'pipeline', 'generate.steps': 50}}}}")
+
+
+def axis_cells(axis, values, overrides=None, **parameters):
+    """Return label -> the recipes of that point; `parameters` are those of `study.cells`, and a point's settings override them."""
+    return {label: cells(overrides={**(overrides or {}), **own}, **parameters) for label, own in points(axis, values).items()}
+
+
+def run_axis(by_label, store=None, workers=1):
+    """Run the cells of `axis_cells` and return their tidy table with a column `value`, the point's label, in the order of the points.
+
+    A stage that two points share, as `real` shares everything along a setting of the generator, is computed once.
+    """
+    store = store or Store()
+    run_cells([recipe for recipes in by_label.values() for recipe in recipes], store, workers)
+    return pd.concat([find(recipes, store).assign(value=label) for label, recipes in by_label.items()], ignore_index=True)
+
+
+def along(table):
+    """Return records.summary of every point, one row per value and method, with the column `value`."""
+    return pd.concat([summary(part).assign(value=value) for value, part in table.groupby("value", sort=False)], ignore_index=True)
+
+
+def differences(table, variants, baseline):
+    """Return one row per value: the difference in points of the variant that validation prefers there to `baseline`, with its interval."""
+    rows = []
+    for value, part in table.groupby("value", sort=False):
+        best = best_by_validation(part, variants)
+        rows.append({"value": value, **paired(part, best, baseline)})
+    return pd.DataFrame(rows)
+
+
+def difference_lines(table, variants, baseline):
+    """Return a plain sentence per value on `differences`."""
+    return [f"{row['value']}: {sentence(row, METHODS[row['better']].title, METHODS[baseline].title)}"
+            for row in differences(table, variants, baseline).to_dict("records")]
+
+
+def trend(table, method):
+    """Return (mean, low, high) over the seeds of the points that a doubling of the value adds to top-1: a least-squares slope each.
+
+    Raises ValueError where a value is no positive number or there are fewer than three.
+    """
+    own = table[table["method"] == method]
+    try:
+        x = own["value"].astype(float)
+    except ValueError as error:
+        raise ValueError(f"the values {sorted(set(own['value']))} are no numbers, so nothing doubles along them") from error
+    if x.nunique() < 3 or not (x > 0).all():
+        raise ValueError(f"a trend needs three or more positive values, these are {sorted(set(own['value']))}")
+    return mean_interval([float(np.polyfit(np.log2(x[part.index]), 100 * part["top1"], 1)[0]) for _, part in own.groupby("seed")])
+
+
+def trend_line(table, method, what):
+    """Return a plain sentence on `trend`: how many points each doubling of `what` adds, and whether that is shown."""
+    mean, low, high = trend(table, method)
+    seeds, title = table.loc[table["method"] == method, "seed"].nunique(), METHODS[method].title
+    if math.isnan(low):
+        return f"{title}: each doubling of {what} adds {mean:+.1f} points on one seed, which has no interval over seeds."
+    verdict = "the interval is clear of zero" if low > 0 or high < 0 else "the interval includes zero, so no trend is shown"
+    return (f"{title}: each doubling of {what} adds {mean:+.1f} points on average over {seeds} seeds, 95 % interval {low:+.1f} to {high:+.1f}; "
+            f"{verdict}.")
+
+
+def sample_rows(by_label, store=None):
+    """Return title -> one list of one PIL image per class: at every value the first method's that has a generator, once if they are equal."""
+    rows, seen = {}, set()
+    for label, recipes in by_label.items():
+        made = [recipe for recipe in recipes if recipe.row.generator]
+        if made and artifact_keys(made[0])["generate"] not in seen:
+            seen.add(artifact_keys(made[0])["generate"])
+            title, columns = list(first_images(made[:1], store, 1).items())[-1]
+            rows[f"{title}, {label}"] = columns
+    return rows

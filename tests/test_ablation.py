@@ -1,0 +1,121 @@
+"""One axis: its points, what they share, the differences and the trend along it, and the notebook."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import papermill
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from datadream import ablation, plots, study
+from datadream.config import ConfigError
+from datadream.store import Store
+
+NOTEBOOK = Path(__file__).resolve().parents[1] / "notebooks" / "ablation.ipynb"
+
+
+def measured(rows):
+    """Return a table as `run_axis` gives it, of (value, method, seed, top-1)."""
+    columns = ["value", "method", "seed", "top1"]
+    table = pd.DataFrame(rows, columns=columns)
+    return table.assign(dataset="mnist", protocol="strict", val_top1=table["top1"], low=table["top1"] - 0.01, high=table["top1"] + 0.01)
+
+
+def test_a_list_sets_the_axis_and_a_mapping_sets_what_it_says():
+    assert ablation.points("shots", [1, 2]) == {"1": {"shots": 1}, "2": {"shots": 2}}
+    assert ablation.points("sampler", {"fast": {"generate.steps": 8}, "plain": {}}) == {"fast": {"generate.steps": 8}, "plain": {}}
+
+
+@pytest.mark.parametrize("values", [[], {}, 3, "1, 2", {"fast": 8}, None])
+def test_values_that_are_no_axis_are_refused(values):
+    with pytest.raises(ConfigError, match="neither a list .* nor a mapping"):
+        ablation.points("shots", values)
+
+
+def test_an_unknown_axis_names_the_near_miss():
+    with pytest.raises(ConfigError, match="generate.guidence.*generate.guidance"):
+        ablation.axis_cells("generate.guidence", [1.0], methods=["dset"])
+
+
+def test_a_point_overrides_what_holds_for_all():
+    by_label = ablation.axis_cells("generate.images", [10, 20], {"generate.images": 5, "classify.steps": 7}, methods=["dset"], seeds=[0, 1])
+    assert {label: [r.generate.images for r in recipes] for label, recipes in by_label.items()} == {"10": [10, 10], "20": [20, 20]}
+    assert all(r.classify.steps == 7 for recipes in by_label.values() for r in recipes)
+
+
+def test_what_the_points_share_is_computed_once(tiny, folder, tmp_path):
+    """Real only ignores the guidance, and both guidances sample the same adapters."""
+    store = Store(tmp_path / "store")
+    by_label = ablation.axis_cells("generate.guidance", [1.0, 3.0], tiny, dataset="folder", folder=folder, shots=2,
+                                   methods=["real", "cls"], seeds=[0, 1])
+    table = ablation.run_axis(by_label, store)
+    assert table[["value", "method", "seed"]].values.tolist() == [[v, m, s] for v in ("1.0", "3.0") for m in ("real", "cls") for s in (0, 1)]
+    made = [path.name.split("-")[0] for path in store.root.iterdir() if path.is_dir()]
+    counts = {stage: made.count(stage) for stage in ("adapt", "generate", "train")}
+    assert counts == {"adapt": 3 * 2, "generate": 2 * 2, "train": 2 + 2 * 2}
+    rows = ablation.sample_rows(by_label, store)
+    assert list(rows) == ["DataDream (class), 1.0", "DataDream (class), 3.0"] and all(len(columns) == 3 for columns in rows.values())
+    figure = plots.plot_along(ablation.along(table), "generate.guidance")
+    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["Real only", "DataDream (class)"]
+
+
+def test_one_set_of_images_is_shown_once(tiny, folder, tmp_path):
+    by_label = ablation.axis_cells("classify.real_weight", [0.2, 0.8], tiny, dataset="folder", folder=folder, shots=2, methods=["dset+real"], seeds=[0])
+    ablation.run_axis(by_label, Store(tmp_path))
+    assert len(ablation.sample_rows(by_label, Store(tmp_path))) == 1
+
+
+def test_differences_are_paired_within_a_value():
+    table = measured([(v, m, s, 0.5 + 0.1 * s + gain * (m == "dset")) for v, gain in (("1", 0.2), ("2", 0.1)) for m in ("real", "dset")
+                      for s in range(3)])
+    found = ablation.differences(table, ["dset"], "real")
+    assert found["value"].tolist() == ["1", "2"] and found["difference"].tolist() == pytest.approx([20, 10])
+    assert found["low"].tolist() == pytest.approx([20, 10]), "the seeds' own levels cancel"
+    lines = ablation.difference_lines(table, ["dset"], "real")
+    assert lines[0].startswith("1: DataDream (dataset) minus Real only: +20.0 points") and "clear of zero" in lines[0]
+
+
+@given(st.lists(st.floats(-5, 5), min_size=2, max_size=5), st.floats(10, 60))
+def test_a_trend_is_the_mean_slope_per_doubling(slopes, level):
+    values = [1, 2, 4, 16]
+    table = measured([(str(v), "dset", s, (level + slope * np.log2(v)) / 100) for s, slope in enumerate(slopes) for v in values])
+    mean, low, high = ablation.trend(table, "dset")
+    assert mean == pytest.approx(np.mean(slopes), abs=1e-6) and low <= mean + 1e-9 and mean - 1e-9 <= high
+    assert high - mean == pytest.approx(mean - low, abs=1e-6)
+
+
+@pytest.mark.parametrize("values, words", [(["1", "2"], "three or more"), (["0", "1", "2"], "positive"), (["a", "b", "c"], "no numbers")])
+def test_no_trend_where_nothing_doubles(values, words):
+    with pytest.raises(ValueError, match=words):
+        ablation.trend(measured([(v, "dset", 0, 0.5) for v in values]), "dset")
+
+
+def test_the_line_says_whether_a_trend_is_shown():
+    rising = measured([(str(v), "dset", s, 0.5 + 0.02 * i + 0.001 * s * i) for i, v in enumerate((1, 2, 4)) for s in range(3)])
+    flat = measured([(str(v), "dset", s, 0.5 + 0.02 * (s - 1) * i) for i, v in enumerate((1, 2, 4)) for s in range(3)])
+    assert "+2.1 points on average over 3 seeds" in ablation.trend_line(rising, "dset", "images") and "clear of zero" in ablation.trend_line(rising, "dset", "images")
+    assert "no trend is shown" in ablation.trend_line(flat, "dset", "images")
+    assert "no interval" in ablation.trend_line(rising[rising["seed"] == 0], "dset", "images")
+
+
+@pytest.mark.parametrize("labels, log", [(["1", "2", "4"], True), (["1.0", "1.5", "2.0"], False), (["0.0", "0.5"], False), (["a", "b"], False)])
+def test_numbers_that_span_a_factor_of_four_stand_on_a_logarithmic_scale(labels, log):
+    table = measured([(v, "dset", s, 0.5 + 0.01 * s) for v in labels for s in range(2)])
+    figure = plots.plot_along(ablation.along(table), "x")
+    assert (figure.axes[0].get_xscale() == "log") == log
+    assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == labels
+
+
+def test_the_notebook_runs_under_papermill(folder, tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("DATADREAM_STORE", str(tmp_path / "store"))
+    parameters = {"axis": "classify.real_weight", "values": [0.0, 1.0], "dataset": "folder", "folder": folder, "shots": 2, "seeds": [0, 1],
+                  "methods": ["real", "dset+real"], "overrides": tiny}
+    papermill.execute_notebook(NOTEBOOK, tmp_path / "out.ipynb", parameters, progress_bar=False, start_timeout=300)
+    page = json.loads((tmp_path / "out.ipynb").read_text())
+    assert not page["metadata"]["papermill"]["exception"]
+    text = json.dumps(page["cells"])
+    assert "8 cells in" in text and text.count("image/png") == 2 and "No trend is computed" in text
+    assert study.Store(tmp_path / "store").records.is_dir()
