@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from datadream import adapt, classify, config, data, generate, memory, models
+from datadream import adapt, classify, config, data, generate, memory, models, sampling
 from datadream.images import Images
 
 from . import baseline
@@ -99,7 +99,7 @@ class Stage:
 
     def product_adapt(self):
         """Run the optimiser steps."""
-        adapt.train_adapter(self.pipe, self.parameters, self.short, self.dataset, self.images, None, 0)
+        adapt.train_adapter(self.pipe, self.parameters, self.short, self.dataset, self.images, None, memory.BatchSize(self.recipe.adapt.batch), (0,))
 
     # Generating some classes.
 
@@ -138,8 +138,9 @@ class Stage:
         target = Path(tempfile.mkdtemp(dir=self.root))
         for label, adapter in enumerate(self.adapters):
             (target / str(label)).mkdir()
-            with generate.adapted(self.recipe, adapter) as pipe:
-                generate.sample_class(pipe, self.recipe, self.texts[label], label, target / str(label), _Silent(), memory.BatchSize(self.recipe.generate.batch))
+            with sampling.adapted(self.recipe, adapter) as pipe:
+                generate.sample_range(pipe, self.recipe, self.dataset, label, range(self.recipe.generate.images), target / str(label), _Silent(),
+                                      memory.BatchSize(self.recipe.generate.batch))
         shutil.rmtree(target)
 
     # Training the classifier for one epoch.

@@ -37,34 +37,38 @@ def diffusion_losses(pipe, noise_scheduler, moments, tokens, side, micro=0):
         yield F.mse_loss(predicted.float(), target[rows].float()) * len(rows) / len(latents)
 
 
-def adapter_inputs(recipe, dataset, label=None):
+def adapter_inputs(recipe, dataset, label=None, image=None):
     """Return what an adapter depends on: model, options, prompts, seed, and the few shots' pixels.
 
-    `label` chooses one class's images (DataDream_cls); None takes all (DataDream_dset).
+    `label` chooses one class's images (DataDream_cls), with `image` one of them (LoFT); None takes all (DataDream_dset).
     """
+    shots = few_shots(dataset, recipe.shots, recipe.seed, label)
     names = dataset.classes if label is None else (dataset.classes[label],)
     options = {k: v for k, v in dataclasses.asdict(recipe.adapt).items() if k not in ("micro", "checkpointing")}  # these save memory only
     return {"generator": identity(recipe.generator, "generator"), "adapt": options,
             "resolution": recipe.resolution, "precision": recipe.precision, "prompts": [prompt(dataset.noun, n) for n in names], "seed": recipe.seed,
-            "shots": fingerprint(few_shots(dataset, recipe.shots, recipe.seed, label)), "label": label}
+            "shots": fingerprint(shots if image is None else shots.pick([image])), "label": label, "image": image}
 
 
-def adapt(recipe, dataset, shots, store, label=None):
-    """Train one adapter and return its artifact folder, which `load_lora_weights` reads.
+def adapt(recipe, dataset, shots, store, label=None, image=None):
+    """Train one adapter and return its artifact folder, which `load_lora_weights` reads; `label` and `image` as for `adapter_inputs`.
 
     A killed training goes on from its last checkpoint to the same bytes. Raises DivergedError on a loss that is not finite.
     """
-    inputs, micro = adapter_inputs(recipe, dataset, label), BatchSize(recipe.adapt.micro or recipe.adapt.batch)
+    inputs, micro = adapter_inputs(recipe, dataset, label, image), BatchSize(recipe.adapt.micro or recipe.adapt.batch)
+
+    which = (label,) if image is None else (label, image)
 
     def build(folder):
         rows = [i for i, y in enumerate(shots.labels) if label in (None, y)]
+        rows = rows if image is None else [rows[image]]
         pipe = load_generator(recipe.generator, dtype_for(recipe.precision, training=True))
-        torch.manual_seed(seed_for("adapter", recipe.seed, label))
+        torch.manual_seed(seed_for("adapter", recipe.seed, *which))
         try:
             parameters = add_generator_lora(pipe, recipe.adapt)
             if recipe.adapt.checkpointing:
                 pipe.unet.enable_gradient_checkpointing()
-            train_adapter(pipe, parameters, recipe, dataset, shots.pick(rows), folder / "checkpoint.safetensors", label, micro)
+            train_adapter(pipe, parameters, recipe, dataset, shots.pick(rows), folder / "checkpoint.safetensors", micro, which)
             save_generator_lora(pipe, folder, recipe.adapt)
         finally:
             pipe.unet.disable_gradient_checkpointing()
@@ -74,16 +78,20 @@ def adapt(recipe, dataset, shots, store, label=None):
     return store.make(key("adapt", **inputs), inputs, build, batches=micro.notes)
 
 
-def train_adapter(pipe, parameters, recipe, dataset, images, checkpoint, label, micro):
-    """Run the paper's optimisation of the attached LoRA on `images`; every epoch is a new order and, where there is room, a new crop."""
+def train_adapter(pipe, parameters, recipe, dataset, images, checkpoint, micro, which):
+    """Run the paper's optimisation of the attached LoRA on `images`; every epoch is a new order and, where there is room, a new crop.
+
+    `which` names the adapter: (None,), (label,) or (label, image).
+    """
     from diffusers import DDPMScheduler
 
     options = recipe.adapt
     noise_scheduler = DDPMScheduler.from_config(pipe.scheduler.config)
+    name = "dataset" if which == (None,) else ", image ".join([dataset.classes[which[0]], *map(str, which[1:])])
     texts = [prompt(dataset.noun, dataset.classes[y]) for y in images.labels]
     tokens, side = tokenize(pipe, texts), image_side(pipe, recipe.resolution)
     per_epoch = math.ceil(len(images) / options.batch)
-    seed = seed_for("adapt", recipe.seed, label)
+    seed = seed_for("adapt", recipe.seed, *which)
     views = Views(pipe, images, side, options, seed)
 
     def loss_at(step):
@@ -95,4 +103,4 @@ def train_adapter(pipe, parameters, recipe, dataset, images, checkpoint, label, 
 
     return fit(parameters, loss_at, steps=options.epochs * per_epoch, lr=options.lr, warmup=options.warmup,
                betas=(options.beta1, options.beta2), weight_decay=options.weight_decay, eps=options.eps, clip=options.clip,
-               seed=seed, checkpoint=checkpoint, halve=micro.halve, description=f"adapt {'dataset' if label is None else dataset.classes[label]}")
+               seed=seed, checkpoint=checkpoint, halve=micro.halve, description=f"adapt {name}")

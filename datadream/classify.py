@@ -15,7 +15,7 @@ from .images import Decoded, fingerprint
 from .metrics import confusion, wilson
 from .models import identity, load_classifier, load_classifier_lora, save_classifier_lora
 from .store import write_json
-from .training import fit, load_state, save_state, seed_for
+from .training import fit, load_state, save_state, seed_for, stream
 
 
 def mixed_loss(logits, targets, real, weight):
@@ -27,14 +27,6 @@ def mixed_loss(logits, targets, real, weight):
     if real.all() or not real.any():
         return losses.mean()
     return weight * losses[real].mean() + (1 - weight) * losses[~real].mean()
-
-
-def stream(n, count, step, seed):
-    """Return positions step * count ... of an endless sequence of permutations of range(n): a sampler that needs no state."""
-    first = step * count
-    epochs = range(first // n, (first + count - 1) // n + 1)
-    orders = [torch.randperm(n, generator=torch.Generator().manual_seed(seed_for(seed, "order", e))) for e in epochs]
-    return torch.cat(orders)[first - epochs[0] * n:][:count].tolist()
 
 
 def optimiser_steps(recipe, classes):

@@ -53,6 +53,9 @@ class Generate:
     guidance: float = knob(2.0, "classifier-free guidance scale; 1 is none (paper)", 1)
     guided: float = knob(1.0, "share of the steps, from the first, that are guided; the others cost half (paper: all)", 0, 1)
     steps: int = knob(50, "sampling steps (paper)", 1)
+    templates: int = knob(1, "how many prompt templates the images take in turn, the paper's first (IsSynth's way: several)", 1, 7)
+    strength: float = knob(0.0, "share of the schedule's noise that is added to a few shot to start from (DISEF: 0.75); 0: pure noise", 0, 1)
+    redraws: int = knob(0, "times that an image is drawn again while the untouched classifier reads another class (DISEF: 100)", 0)
     scheduler: str = knob("pipeline", "the pipeline's own (released code: PNDM) or a diffusers scheduler class")
     compile: bool = knob(False, "torch.compile the UNet: minutes before the first image, then less time for each; the same noise")
     batch: int = knob(10, "images a batch (released code), 0: the fastest that fits the device; does not change which image has which seed", 0)
@@ -92,14 +95,33 @@ class Classify:
 
 @dataclass(frozen=True)
 class Method:
-    """One row of the comparison: which generator, and which images the classifier sees."""
+    """One row of the comparison: which generator, which images the classifier sees, and the settings that make it what it is.
+
+    `settings` maps a profile to overrides of it. `main`: in the paper's main table, and run where no method is named.
+    """
 
     title: str
     colour: str  # Okabe and Ito's, which colour-blind readers can tell apart: one hue a generator
-    generator: str | None  # None: no synthetic images; "base": not adapted; "class" or "dataset": DataDream
+    generator: str | None  # None: no synthetic images; "base": not adapted; "class", "dataset": DataDream; "image": an adapter an image
     real: bool  # whether the few real shots are in the classifier's training set
     trained: bool = True
+    main: bool = True
+    settings: dict = field(default_factory=dict)
 
+
+# IsSynth's way: the same generator, asked in several words.
+TEMPLATES = {"paper": {"generate.templates": 7}, "mini": {"generate.templates": 7}}
+# DISEF starts at step 5 of 20 from a few shot and draws again what its CLIP reads as another class, a hundred times at most; the
+# mini profile four times, since its untouched CLIP reads handwriting badly.
+FROM_SHOTS = {"paper": {"generate.strength": 0.75, "generate.steps": 20, "generate.scheduler": "DPMSolverMultistepScheduler", "generate.redraws": 100},
+              "mini": {"generate.strength": 0.75, "generate.redraws": 4}}
+# LoFT's own settings; the mini profile has smaller images, and needs fewer steps for one of them.
+PER_IMAGE = {"paper": {"adapt.rank": 2, "adapt.alpha": 2.0, "adapt.lr": 1e-3, "adapt.epochs": 600, "adapt.batch": 1, "adapt.warmup": 10,
+                       "adapt.text_encoder": False, "adapt.crop": "center"},
+             "mini": {"adapt.rank": 2, "adapt.alpha": 2.0, "adapt.epochs": 60, "adapt.batch": 1, "adapt.warmup": 10,
+                      "adapt.text_encoder": False, "adapt.crop": "center"}}
+HEAVY = {"paper": {"classify.crop_low": 0.08, "classify.mix": 1.0},
+         "mini": {"classify.crop_low": 0.5, "classify.mix": 0.6, "classify.randaugment": True}}
 
 METHODS = {
     "clip": Method("CLIP zero-shot", "#666666", None, False, trained=False),
@@ -110,6 +132,13 @@ METHODS = {
     "base+real": Method("Un-adapted generator + real", "#E69F00", "base", True),
     "cls+real": Method("DataDream (class) + real", "#009E73", "class", True),
     "dset+real": Method("DataDream (dataset) + real", "#0072B2", "dataset", True),
+    "heavy": Method("Real only, heavy augmentation", "#999999", None, True, main=False, settings=HEAVY),
+    "issynth": Method("IsSynth-style prompts", "#F0E442", "base", False, main=False, settings=TEMPLATES),
+    "disef": Method("DISEF-style, from the shots", "#D55E00", "base", False, main=False, settings=FROM_SHOTS),
+    "loft": Method("LoFT", "#CC79A7", "image", False, main=False, settings=PER_IMAGE),
+    "issynth+real": Method("IsSynth-style prompts + real", "#F0E442", "base", True, main=False, settings=TEMPLATES),
+    "disef+real": Method("DISEF-style, from the shots + real", "#D55E00", "base", True, main=False, settings=FROM_SHOTS),
+    "loft+real": Method("LoFT + real", "#CC79A7", "image", True, main=False, settings=PER_IMAGE),
 }
 
 
@@ -203,7 +232,9 @@ def recipe(profile="mini", overrides=None, **fields):
         raise ConfigError(f"profile={profile!r} is unknown; accepted: {', '.join(PROFILES)}{_near(profile, PROFILES)}")
     default = Recipe()
     known = {name: spec for name, _, spec in _leaves(default)}
-    values = {**PROFILES[profile], **fields, **(overrides or {})}
+    chosen = {**fields, **(overrides or {})}
+    row = METHODS.get(str(chosen.get("method", default.method)))
+    values = {**PROFILES[profile], **(row.settings.get(profile, {}) if row else {}), **chosen}
     if values.setdefault("profile", profile) != profile:
         raise ConfigError(f"profile={values['profile']!r} in overrides contradicts profile={profile!r}; give it once, as `profile`")
     for name, value in values.items():

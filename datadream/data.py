@@ -145,9 +145,21 @@ def draw_inputs(recipe, dataset):
     return {"images": fingerprint(few_shots(dataset, recipe.shots, recipe.seed)), "classes": list(dataset.classes)}
 
 
-def prompt(noun, name):
-    """Return the paper's prompt, `a {noun }photo of a {class}` (section 3.2)."""
-    return f"a {noun + ' ' if noun else ''}photo of a {name}"
+# The paper's prompt, then others for the same class; as many as generate.templates says are taken in turn.
+TEMPLATES = ("a {noun}photo of a {name}", "a close-up {noun}photo of a {name}", "a {noun}photo of one {name}", "a bright {noun}photo of a {name}",
+             "a dark {noun}photo of a {name}", "a cropped {noun}photo of a {name}", "a {noun}picture of a {name}")
+
+
+def prompt(noun, name, template=0):
+    """Return the paper's prompt, `a {noun }photo of a {class}` (section 3.2), or another of TEMPLATES by its position."""
+    return TEMPLATES[template].format(noun=f"{noun} " if noun else "", name=name)
+
+
+def square(image, side):
+    """Resize the short side of a PIL image to `side` (bilinear) and crop its middle."""
+    from torchvision.transforms import InterpolationMode, v2
+
+    return v2.Compose([v2.Resize(side, InterpolationMode.BILINEAR), v2.CenterCrop(side)])(image)
 
 
 def generator_image(image, resolution, crop):

@@ -98,7 +98,7 @@ def card(key, rows, classes, form, store):
     row = GENERATORS.get(base)
     inputs, adapted = manifest["inputs"], len(manifest["inputs"]["adapters"])
     options = "\n".join(f"| {name} | {json.dumps(value)} |" for name, value in sorted({**inputs["generate"], **_tuning(recipe)}.items()))
-    kind = {0: "none: the base model as it is", 1: "one adapter for the dataset (DataDream_dset)"}.get(adapted, f"{adapted} adapters, one per class")
+    kind = {0: "none: the base model as it is", 1: "one adapter for the dataset (DataDream_dset)"}.get(adapted, f"{adapted} adapters, one per {METHODS[recipe['method']].generator}")
     names = "\n".join(f"  {label}: {json.dumps(name)}" for label, name in enumerate(classes))
     return CARD.format(key=key, form=form, count=len(rows), classes=len(classes), names=names, kind=kind, options=options, seed=inputs["seed"],
                        base=_text(base), licence=row.licence if row else "see the model's own card", prompt=_text(rows[0]["prompt"]),

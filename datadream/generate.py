@@ -2,41 +2,52 @@
 
 import dataclasses
 import json
-import math
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
 
 from tqdm.auto import tqdm
 
 from .adapt import adapt, adapter_inputs
-from .config import ConfigError, as_dict, key
-from .data import prompt
-from .images import Images, class_folders
+from .config import as_dict, key
+from .data import few_shots, square
+from .draws import adapters, describe, groups, image_seed, reader, texts
+from .images import Images, class_folders, fingerprint
 from .memory import BatchSize
-from .models import dtype_for, identity, image_side, load_generator, make_scheduler, merged_lora
-from .sampling import compiled, embed, sample, save
-from .training import seed_for
+from .models import identity, image_side
+from .sampling import adapted, check, embed, sample, save
 
 
-def image_seed(seed, label, index):
-    """Return the seed of image `index` of class `label`: it depends on nothing else, so neither batch size nor order matters."""
-    return seed_for("image", seed, label, index)
+def sample_range(pipe, recipe, dataset, label, indices, folder, bar, size, judge=None):
+    """Write the images of a class that are missing in `folder`, in batches of fixed membership so that a resumed run is the same.
 
-
-def sample_class(pipe, recipe, text, label, folder, bar, size):
-    """Write the class's images that are missing in `folder`, in batches of fixed membership so that a resumed run is the same.
-
-    One batch is written while the next is sampled. `size` is a `BatchSize`, shared by the classes.
+    One batch is written while the next is sampled. `size` is a `BatchSize`, shared by the classes; `judge` says which class each of
+    some images is read as, and what it misreads is drawn again (DISEF).
     """
-    options, side, start, writing = recipe.generate, image_side(pipe, recipe.resolution), 0, []
-    words = embed(pipe, [text], options)
+    options, side, start, writing = recipe.generate, image_side(pipe, recipe.resolution), indices.start, []
+    words = embed(pipe, texts(recipe, dataset, label), options)
+    shots = few_shots(dataset, recipe.shots, recipe.seed, label) if options.strength else None
+
+    def draw(rows, *again):
+        own = {name: tensor[[i % len(tensor) for i in rows]] for name, tensor in words.items()}
+        starts = [square(shots.open(i % len(shots)), side) for i in rows] if shots else None
+        seeds = [image_seed(recipe.seed, label, i, *again) for i in rows]
+        images = sample(pipe, own, seeds, options, side, starts)
+        for image, seed in zip(images, seeds if judge else ()):
+            image.info["seed"] = seed
+        return images
 
     def make(count):
-        return sample(pipe, words, [image_seed(recipe.seed, label, i) for i in range(start, start + count)], options, side)
+        rows = range(start, start + count)
+        images = dict(zip(rows, draw(rows)))
+        for again in range(1, options.redraws + 1 if judge else 1):
+            misread = [i for i, found in zip(rows, judge(list(images.values()))) if found != label]
+            if not misread:
+                break
+            images |= dict(zip(misread, draw(misread, again)))
+        return list(images.values())
 
     with ThreadPoolExecutor(1) as writer:
-        while start < options.images:
-            count = min(size.size, options.images - start)
+        while start < indices.stop:
+            count = min(size.size, indices.stop - start)
             files = [folder / f"{i:06d}.png" for i in range(start, start + count)]
             if not all(f.exists() for f in files):
                 images = size.run(make, count)
@@ -50,27 +61,14 @@ def sample_class(pipe, recipe, text, label, folder, bar, size):
             written.result()
 
 
-def adapted_labels(recipe, dataset):
-    """Return which adapters a method needs: none, one for the dataset (None), or one per class index."""
-    return {"base": [], "dataset": [None], "class": list(range(len(dataset.classes)))}[recipe.row.generator]
-
-
-def check(recipe):
-    """Raise ConfigError on a sampler or a resolution that the generator cannot use, before anything is trained for it."""
-    pipe = load_generator(recipe.generator, dtype_for(recipe.precision, training=False))
-    make_scheduler(pipe, recipe.generate.scheduler)
-    unit = math.lcm(8, pipe.vae_scale_factor)  # what the pipeline accepts
-    if recipe.resolution % unit:
-        raise ConfigError(f"resolution={recipe.resolution} does not suit the generator {recipe.generator!r}; give a multiple of {unit}")
-
-
 def generation_inputs(recipe, dataset):
-    """Return what a synthetic set depends on; the batch size and compilation are left out, since they change no
-    image's noise."""
+    """Return what a synthetic set depends on; the batch size and compilation are left out, since they change no image's noise."""
     options = {k: v for k, v in dataclasses.asdict(recipe.generate).items() if k not in ("batch", "compile")}
-    adapters = [key("adapt", **adapter_inputs(recipe, dataset, label)) for label in adapted_labels(recipe, dataset)]
+    started = fingerprint(few_shots(dataset, recipe.shots, recipe.seed)) if recipe.generate.strength else None
     return {"generator": identity(recipe.generator, "generator"), "generate": options, "resolution": recipe.resolution, "precision": recipe.precision,
-            "prompts": [prompt(dataset.noun, name) for name in dataset.classes], "seed": recipe.seed, "adapters": adapters}
+            "prompts": [texts(recipe, dataset, label) for label in range(len(dataset.classes))], "seed": recipe.seed,
+            "adapters": [key("adapt", **adapter_inputs(recipe, dataset, *which)) for which in adapters(recipe, dataset)], "starts": started,
+            "judge": identity(recipe.classifier, "clip") if recipe.generate.redraws else None}
 
 
 def generate(recipe, dataset, shots, store):
@@ -79,46 +77,28 @@ def generate(recipe, dataset, shots, store):
     Image i of a class keeps its seed whatever the batch size; images that a killed run left are kept. Raises ConfigError on a
     sampler or a resolution that the generator cannot use, before anything is adapted.
     """
-    inputs = generation_inputs(recipe, dataset)
-    kind, folders = recipe.row.generator, class_folders(dataset.classes)
+    inputs, folders = generation_inputs(recipe, dataset), class_folders(dataset.classes)
     if store.done(key("generate", **inputs)):
         return store.folder(key("generate", **inputs))
     check(recipe)
-    labels = adapted_labels(recipe, dataset)
-    adapters = dict(zip(labels, [adapt(recipe, dataset, shots, store, label) for label in labels]))
-
-    size = BatchSize(recipe.generate.batch)
+    trained = {which: adapt(recipe, dataset, shots, store, *which) for which in adapters(recipe, dataset)}
+    size, judge = BatchSize(recipe.generate.batch), reader(recipe, dataset)
 
     def build(root):
         rows = []
-        with tqdm(total=len(folders) * recipe.generate.images, desc=f"generate {kind}", leave=False, mininterval=2) as bar:
-            for label, (name, folder) in enumerate(zip(dataset.classes, folders)):
-                adapter = adapters.get(label, adapters.get(None))
+        with tqdm(total=len(folders) * recipe.generate.images, desc=f"generate {recipe.method}", leave=False, mininterval=2) as bar:
+            for label, folder in enumerate(folders):
                 (root / "train" / folder).mkdir(parents=True, exist_ok=True)
-                text = prompt(dataset.noun, name)
-                with adapted(recipe, adapter) as pipe:
-                    sample_class(pipe, recipe, text, label, root / "train" / folder, bar, size)
-                rows += [{"file_name": f"{folder}/{i:06d}.png", "prompt": text, "class": name, "label": label,
-                          "seed": image_seed(recipe.seed, label, i), "adapter": adapter.name if adapter else None}
-                         for i in range(recipe.generate.images)]
+                for indices, own in groups(recipe, dataset, label):
+                    used = [trained[which] for which in own]
+                    with adapted(recipe, *used) as pipe:
+                        sample_range(pipe, recipe, dataset, label, indices, root / "train" / folder, bar, size, judge)
+                    rows += [describe(recipe, dataset, label, i, root / "train", folder, used) for i in indices]
         (root / "train" / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         (root / "classes.json").write_text(json.dumps(dict(zip(folders, dataset.classes)), indent=1))
 
     return store.make(key("generate", **inputs), inputs, build, recipe=as_dict(recipe),  # what the key's digests stand for, for the card
                       batches=size.notes)
-
-
-@contextmanager
-def adapted(recipe, adapter):
-    """Yield the recipe's pipeline and sampler with the LoRA of the artifact folder `adapter` in its weights (None: the base)."""
-    pipe = load_generator(recipe.generator, dtype_for(recipe.precision, training=False))
-    own, pipe.scheduler = pipe.scheduler, make_scheduler(pipe, recipe.generate.scheduler)
-    try:
-        with (nullcontext() if adapter is None else merged_lora(pipe, adapter),
-              compiled(pipe.unet) if recipe.generate.compile else nullcontext()):
-            yield pipe
-    finally:
-        pipe.scheduler = own
 
 
 def read(folder):

@@ -298,30 +298,37 @@ def remove_lora(pipe):
 
 
 @contextmanager
-def merged_lora(pipe, folder):
-    """Add the adapter in `folder`, one of `save_generator_lora`'s, to the pipeline's own weights, and put those back at the end.
+def merged_lora(pipe, *folders):
+    """Add the adapters in `folders`, of `save_generator_lora`, to the pipeline's own weights, and put those back at the end.
 
     W + alpha / rank * B A is one product a layer and no module is exchanged, so a swap takes milliseconds, sampling costs what the
-    base costs, and the weights afterwards are the base's bit for bit. Raises ValueError on an adapter of another pipeline.
+    base costs, and the weights afterwards are the base's bit for bit. Several have equal shares of one (LoFT: two of a half). Raises
+    ValueError on an adapter of another pipeline.
     """
-    with safe_open(Path(folder) / LORA_FILE, "pt", device=str(pipe.device)) as file:
-        notes = json.loads(file.metadata()["lora_adapter_metadata"])
-        tensors = {name: file.get_tensor(name) for name in file.keys()}
     originals = {}
     try:
-        for name in (n for n in tensors if n.endswith(".down.weight")):
-            part, _, layer = name.rpartition(".lora")[0].partition(".")
-            try:
-                weight = getattr(pipe, part).get_parameter(f"{layer}.weight")
-            except AttributeError as error:
-                raise ValueError(f"the adapter in {folder} is another pipeline's: {type(pipe).__name__} has no {part}.{layer}") from error
-            originals[weight] = weight.detach().clone()
-            update = tensors[name.replace(".down.", ".up.")].float() @ tensors[name].float() * (notes[f"{part}.lora_alpha"] / notes[f"{part}.r"])
-            weight.data.copy_(weight.float() + update)
+        for folder in folders:
+            _merge(pipe, folder, 1 / len(folders), originals)
         yield pipe
     finally:
         for weight, original in originals.items():
             weight.data.copy_(original)
+
+
+def _merge(pipe, folder, share, originals):
+    """Add `share` of an adapter to the weights, keeping in `originals` what they were."""
+    with safe_open(Path(folder) / LORA_FILE, "pt", device=str(pipe.device)) as file:
+        notes = json.loads(file.metadata()["lora_adapter_metadata"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
+    for name in (n for n in tensors if n.endswith(".down.weight")):
+        part, _, layer = name.rpartition(".lora")[0].partition(".")
+        try:
+            weight = getattr(pipe, part).get_parameter(f"{layer}.weight")
+        except AttributeError as error:
+            raise ValueError(f"the adapter in {folder} is another pipeline's: {type(pipe).__name__} has no {part}.{layer}") from error
+        originals.setdefault(weight, weight.detach().clone())
+        scale = share * notes[f"{part}.lora_alpha"] / notes[f"{part}.r"]
+        weight.data.copy_(weight.float() + scale * (tensors[name.replace(".down.", ".up.")].float() @ tensors[name].float()))
 
 
 def _register_lora(module, width, rank):

@@ -46,7 +46,7 @@ def _keys(recipe, classes):
     row, keys = recipe.row, {}
     shared = {"dataset": recipe.dataset, "shots": recipe.shots, "seed": recipe.seed, "generator": recipe.generator, "resolution": recipe.resolution}
     if row.generator:
-        labels = {"base": [], "dataset": [None], "class": range(classes)}[row.generator]
+        labels = {"base": [], "dataset": [None], "class": range(classes), "image": range(classes * recipe.shots)}[row.generator]
         tuning = dataclasses.asdict(recipe.adapt)
         keys = {f"adapt{i}": key("adapt", label=label, **shared, tuning=tuning) for i, label in enumerate(labels)}
         keys["generate"] = key("generate", adapters=list(keys.values()), **shared, options=dataclasses.asdict(recipe.generate))
@@ -55,13 +55,13 @@ def _keys(recipe, classes):
     return keys
 
 
-def _work(recipe, classes, adapters):
+def _work(recipe, classes):
     """Return by stage (images made, optimiser steps, units of work): what the throughputs multiply."""
     options = recipe.generate
     made, batch = options.images * classes, recipe.adapt.batch
-    passes = made * options.steps * (1 if options.guidance == 1 else 1 + options.guided)  # a guided step asks the UNet twice
+    passes = made * options.steps * (options.strength or 1) * (1 if options.guidance == 1 else 1 + options.guided)  # a guided step asks the UNet twice
     each = recipe.shots or math.ceil(_train_size(recipe) / classes)
-    shots = each * (classes if adapters == 1 else 1)
+    shots = {"dataset": each * classes, "image": 1}.get(recipe.row.generator, each)
     steps = optimiser_steps(recipe, classes)[0]
     return {"adapt": (0, recipe.adapt.epochs * math.ceil(shots / batch), recipe.adapt.epochs * shots), "generate": (made, 0, passes),
             "train": (0, steps, steps * recipe.classify.batch)}
@@ -86,7 +86,7 @@ def plan(recipes, store=None):
         classes = _classes(recipe)
         keys = _keys(recipe, classes)
         side, adapter = _sizes(recipe)
-        work = _work(recipe, classes, sum(name.startswith("adapt") for name in keys))
+        work = _work(recipe, classes)
         for name, stage_key in keys.items():
             stage = name.rstrip("0123456789")
             if stage in work:

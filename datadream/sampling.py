@@ -1,11 +1,16 @@
 """Run a pipeline: the prompt encoded once, one seed per image, guidance on a share of the steps, a batch that fits the device."""
 
+import math
 import os
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from weakref import WeakKeyDictionary
 
 import torch
+from PIL.PngImagePlugin import PngInfo
+
+from .config import ConfigError
+from .models import dtype_for, load_generator, make_scheduler, merged_lora
 
 COMPILED = WeakKeyDictionary()  # a network -> its compiled call
 BACKEND = "inductor"
@@ -21,18 +26,31 @@ def embed(pipe, texts, options):
     return {name: value for name, value in zip(EMBEDDINGS, values) if value is not None}
 
 
-def sample(pipe, text, seeds, options, resolution):
+def sample(pipe, text, seeds, options, resolution, starts=None):
     """Return one uint8 RGB PIL image per seed, guided by `options.guidance` on the first `options.guided` of the steps.
 
-    `text` is `embed`'s, of one prompt for all images or of one for each.
+    `text` is `embed`'s, of one prompt for all images or of one for each. `starts`, square PIL images, are what `options.strength` of
+    the schedule's noise is added to (Meng et al., 2022, SDEdit); None starts from pure noise.
     """
     generators = [torch.Generator().manual_seed(s) for s in seeds]  # on the CPU: the same noise on every device
     part, each = {}, len(seeds) // len(text["prompt_embeds"])
+    place = {"height": resolution, "width": resolution}
+    if starts is not None:
+        pipe, place = _from_images(pipe), {"image": starts, "strength": options.strength}
     if 0 < options.guided < 1:
         paired = [name for name in PAIRED if name in pipe._callback_tensor_inputs]
         part = {"callback_on_step_end": partial(_end_guidance, options.guided), "callback_on_step_end_tensor_inputs": paired}
     return pipe(**text, num_images_per_prompt=each, num_inference_steps=options.steps, generator=generators,
-                guidance_scale=options.guidance if options.guided else 1.0, height=resolution, width=resolution, **part).images
+                guidance_scale=options.guidance if options.guided else 1.0, **place, **part).images
+
+
+def _from_images(pipe):
+    """Return the pipeline's twin that starts from images, on the same networks."""
+    from diffusers import AutoPipelineForImage2Image
+
+    twin = AutoPipelineForImage2Image.from_pipe(pipe)
+    twin.set_progress_bar_config(disable=True)
+    return twin
 
 
 def _end_guidance(share, pipe, step, time, tensors):
@@ -41,6 +59,27 @@ def _end_guidance(share, pipe, step, time, tensors):
         return {}
     pipe._guidance_scale = 1.0
     return {name: tensor.chunk(2)[-1] for name, tensor in tensors.items()}
+
+
+def check(recipe):
+    """Raise ConfigError on a sampler or a resolution that the generator cannot use, before anything is trained for it."""
+    pipe = load_generator(recipe.generator, dtype_for(recipe.precision, training=False))
+    make_scheduler(pipe, recipe.generate.scheduler)
+    unit = math.lcm(8, pipe.vae_scale_factor)  # what the pipeline accepts
+    if recipe.resolution % unit:
+        raise ConfigError(f"resolution={recipe.resolution} does not suit the generator {recipe.generator!r}; give a multiple of {unit}")
+
+
+@contextmanager
+def adapted(recipe, *adapters):
+    """Yield the recipe's pipeline and sampler with the LoRA of the artifact folders in its weights, in equal shares (none: the base)."""
+    pipe = load_generator(recipe.generator, dtype_for(recipe.precision, training=False))
+    own, pipe.scheduler = pipe.scheduler, make_scheduler(pipe, recipe.generate.scheduler)
+    try:
+        with merged_lora(pipe, *adapters), compiled(pipe.unet) if recipe.generate.compile else nullcontext():
+            yield pipe
+    finally:
+        pipe.scheduler = own
 
 
 @contextmanager
@@ -56,6 +95,9 @@ def compiled(network):
 
 
 def save(image, path):
-    """Write a PNG atomically."""
-    image.save(f"{path}.part", format="PNG")
+    """Write a PNG atomically, with what `image.info` says of it."""
+    notes = PngInfo()
+    for name, value in image.info.items():
+        notes.add_text(name, str(value))
+    image.save(f"{path}.part", format="PNG", pnginfo=notes)
     os.replace(f"{path}.part", path)

@@ -28,9 +28,9 @@ from .store import Store, digest, provenance, write_json
 def cells(methods=None, seeds=(0,), overrides=None, images=None, generator=None, classifier=None, **fields):
     """Return the recipes of every method on every seed: the parameters of notebooks/dataset.ipynb, where None is the profile's.
 
-    `methods` None means all. Raises ConfigError on an unknown name or value.
+    `methods` None means the paper's main table. Raises ConfigError on an unknown name or value.
     """
-    methods = list(METHODS) if methods is None else methods
+    methods = [name for name, row in METHODS.items() if row.main] if methods is None else methods
     for name, value in {"methods": methods, "seeds": seeds}.items():
         if not isinstance(value, (list, tuple)) or not value:
             raise ConfigError(f"{name}={value!r} is no list of one or more; papermill takes lists as YAML: -y '{name}: [{value}]'")
@@ -42,7 +42,7 @@ def cells(methods=None, seeds=(0,), overrides=None, images=None, generator=None,
 def artifact_keys(recipe):
     """Return the keys of a cell's artifacts by stage, in the order of the stages, without making anything."""
     dataset, row, keys = load_for(recipe), recipe.row, {}
-    if row.real or row.generator in ("class", "dataset"):
+    if row.real or row.generator in ("class", "dataset", "image") or (row.generator and recipe.generate.strength):
         keys["shots"] = key("shots", **draw_inputs(recipe, dataset))
     if row.generator:
         inputs = generation_inputs(recipe, dataset)
@@ -152,10 +152,10 @@ def sample_rows(recipes, store=None, depth=3):
     store, first = store or Store(), recipes[0]
     dataset = load_for(first)
     sets = {"Real few shots": few_shots(dataset, first.shots, first.seed)}
-    titles = {row.generator: row.title for row in METHODS.values() if not row.real}  # a method with real images shows the same set
     for recipe in recipes:
         if recipe.row.generator and recipe.seed == first.seed:
-            sets[titles[recipe.row.generator]] = read(store.folder(key("generate", **generation_inputs(recipe, dataset))))
+            title = METHODS[recipe.method.removesuffix("+real")].title  # a method with real images shows the same set
+            sets[title] = read(store.folder(key("generate", **generation_inputs(recipe, dataset))))
     return {title: [[images.open(i) for i, y in enumerate(images.labels) if y == label][:depth]
                     for label in range(len(dataset.classes))] for title, images in sets.items()}
 

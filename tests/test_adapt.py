@@ -69,7 +69,7 @@ def test_training_lowers_the_loss_on_the_few_shots(make, dataset, shots, tmp_pat
     recipe, pipe = make("dset", {"adapt.epochs": 30, "adapt.batch": 6, "adapt.lr": 2e-2}), load_generator(make("dset").generator)
     parameters = package.add_generator_lora(pipe, recipe.adapt)
     try:
-        losses = package.train_adapter(pipe, parameters, recipe, dataset, shots, tmp_path / "checkpoint", None, BatchSize(2))
+        losses = package.train_adapter(pipe, parameters, recipe, dataset, shots, tmp_path / "checkpoint", BatchSize(2), (None,))
     finally:
         package.remove_lora(pipe)
     assert len(losses) == 30
@@ -94,7 +94,7 @@ def test_every_epoch_sees_every_image_once_with_its_own_prompt(make, dataset, sh
     monkeypatch.setattr(package, "diffusion_losses", loss)
     parameters = package.add_generator_lora(pipe, recipe.adapt)
     try:
-        package.train_adapter(pipe, parameters, recipe, dataset, images, tmp_path / "checkpoint", None, BatchSize(2))
+        package.train_adapter(pipe, parameters, recipe, dataset, images, tmp_path / "checkpoint", BatchSize(2), (None,))
     finally:
         package.remove_lora(pipe)
     assert [len(batch) for batch in seen] == [2, 2, 2, 1] * 3

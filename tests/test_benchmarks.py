@@ -12,6 +12,7 @@ from benchmarks.stages import Stage
 
 from datadream import config, data, models, records
 from datadream.adapt import train_adapter
+from datadream.memory import BatchSize
 from datadream.training import seed_for
 
 
@@ -29,7 +30,7 @@ def test_the_product_has_the_baselines_loss_curve(tmp_path):
         torch.manual_seed(5)
         parameters = models.add_generator_lora(pipe, recipe.adapt)
         if way == "product":
-            curves[way] = train_adapter(pipe, parameters, recipe, dataset, shots, None, 0)
+            curves[way] = train_adapter(pipe, parameters, recipe, dataset, shots, None, BatchSize(8), (0,))
             continue
         seed = seed_for("adapt", 0, 0)
 

@@ -17,9 +17,10 @@ from datadream import sampling
 from datadream.adapt import adapt, adapter_inputs
 from datadream.config import ConfigError, key
 from datadream.data import few_shots
-from datadream.generate import adapted, generate, generation_inputs, image_seed, make_scheduler, read
-from datadream.models import condition, load_generator, tokenize
-from datadream.sampling import embed, sample
+from datadream.draws import image_seed
+from datadream.generate import generate, generation_inputs, read
+from datadream.models import condition, load_generator, make_scheduler, tokenize
+from datadream.sampling import adapted, embed, sample
 from datadream.store import Store, digest
 
 
@@ -41,7 +42,7 @@ def metadata(folder):
 
 def draw(recipe, adapter=None, text="a photo of a seven", seeds=(1, 2, 3)):
     """Return images sampled with an adapter, as one array."""
-    with adapted(recipe, adapter) as pipe:
+    with adapted(recipe, *([adapter] if adapter else [])) as pipe:
         found = sample(pipe, embed(pipe, [text], recipe.generate), list(seeds), recipe.generate, recipe.resolution)
     return np.stack([np.asarray(image).astype(int) for image in found])
 
@@ -301,7 +302,7 @@ def test_an_image_that_is_missing_among_those_left_is_made_again(make, dataset, 
 
 def test_a_finished_set_is_not_made_again(make, dataset, shots, store, monkeypatch):
     folder = generate(make("cls"), dataset, shots, store)
-    monkeypatch.setattr(package, "load_generator", lambda *args: pytest.fail("the store has it"))
+    monkeypatch.setattr(sampling, "load_generator", lambda *args: pytest.fail("the store has it"))
     assert generate(make("cls+real", {"generate.batch": 3}), dataset, shots, store) == folder
 
 

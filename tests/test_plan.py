@@ -19,7 +19,7 @@ def nowhere(tmp_path, monkeypatch):
 
 def test_the_plan_lists_each_stage_once(make, store):
     table = plan([make(method) for method in METHODS], store)
-    assert table["stage"].value_counts().to_dict() == {"adapt": 4, "generate": 3, "train": 7}
+    assert table["stage"].value_counts().to_dict() == {"adapt": 1 + 3 + 3 * 2, "generate": 6, "train": 14}
     assert not table["done"].any() and table["key"].is_unique and (table["units"] > 0).all()
     assert not store.root.exists(), "a plan makes nothing"
 
@@ -44,7 +44,7 @@ def test_the_units_of_the_plan_are_images_times_steps(make, store):
 
 def test_the_plan_in_words(make, store):
     text = plan_text([make(method) for method in METHODS], store)
-    for words in ("8 cells", "4 x adapt", "3 x generate", "7 x train", "0 stages are done", "unknown, these models have not been measured"):
+    for words in ("15 cells", "10 x adapt", "6 x generate", "14 x train", "0 stages are done", "unknown, these models have not been measured"):
         assert words in text
     real_size = study.cells(["dset"], [0, 1], dataset="mnist")
     assert "on one CPU core" in plan_text(real_size, store) and "on 2 CPU cores" in plan_text(real_size, store, workers=3)

@@ -139,14 +139,14 @@ def zero_shot_images(folder, per_character, overrides=None, batch=60):
 
     Sampled as the study samples; `overrides` changes settings of the recipe by their dotted names.
     """
-    from .. import config, generate, sampling
+    from .. import config, draws, sampling
     from ..data import prompt
 
     recipe = config.recipe(generator=str(folder / "generator"), overrides=overrides)
-    jobs = [(label, generate.image_seed(0, label, i)) for label in range(len(printed.NAMES)) for i in range(per_character)]
+    jobs = [(label, draws.image_seed(0, label, i)) for label in range(len(printed.NAMES)) for i in range(per_character)]
     images = []
 
-    with generate.adapted(recipe, None) as pipe:
+    with sampling.adapted(recipe) as pipe:
         for start in range(0, len(jobs), batch):
             labels, seeds = zip(*jobs[start:start + batch])
             texts = [prompt("", printed.NAMES[label]) for label in labels]
