@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from .config import METHODS, key
+from .config import METHODS, SHOTS_TITLE, key
 from .data import _draw, _draw_shots, few_shots, load_for
 from .distances import MEASURES, TITLES, copying
 from .features import EXTRACTORS, extractors, features
@@ -74,8 +74,9 @@ def _rows(sets, found, classes, unit):
 def describe(recipes, store=None, names=None):
     """Return the tidy table of measures: one row per dataset, method, seed, extractor and class, and one for class "all".
 
-    A method with real images shares its synthetic set with the one without, whose name the rows bear; 'real' describes the few shots
-    themselves, which tells what fresh real images score, and 'clip' has no images. `label` is the class's index, missing for "all";
+    A method with real images shares its synthetic set with the one without, whose name the rows bear. 'real' describes the few shots
+    themselves, which tells what fresh real images score: by KID, CMMD, precision and density, while the Frechet distance and coverage
+    depend on the number of images. 'clip' has no images. `label` is the class's index, missing for "all";
     `n` and `reference` count the images, `artifact` names the set, and distances.TITLES tells what the other columns are: NaN where a set
     is too small for a measure. The real images are `reference`'s, never test images. `names` are rows of EXTRACTORS; None takes the
     recipe's two. Raises LookupError on a synthetic set that has not been made.
@@ -112,8 +113,8 @@ def over_seeds(table, measures=tuple(MEASURES)):
             values = table.loc[table["method"] == method, measure].dropna()
             if len(values):
                 mean, low, high = mean_interval(values)
-                rows.append({"measure": measure, "method": method, "title": METHODS[method].title, "seeds": len(values), "mean": mean,
-                             "low": low, "high": high})
+                title = METHODS[method].title if METHODS[method].generator else SHOTS_TITLE
+                rows.append({"measure": measure, "method": method, "title": title, "seeds": len(values), "mean": mean, "low": low, "high": high})
     return pd.DataFrame(rows, columns=["measure", "method", "title", "seeds", "mean", "low", "high"])
 
 

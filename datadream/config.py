@@ -112,6 +112,9 @@ METHODS = {
 }
 
 
+SHOTS_TITLE = "Real few shots"  # of the images that every seed starts from, where sets of images are shown or described
+
+
 @dataclass(frozen=True)
 class Recipe:
     """One cell of the study: a dataset, a method, a seed, and every knob. Build it with `recipe(...)`, which knows profiles."""

@@ -72,7 +72,8 @@ def cmmd(real, synthetic, sigma=10.0, scale=1000.0):
     x, y = _pair(real, synthetic)
     lengths = np.linalg.norm(np.concatenate([x, y]), axis=1)
     if np.abs(lengths - 1).max() > 1e-3:
-        raise ValueError(f"a feature vector has length {lengths[np.abs(lengths - 1).argmax()]:.3g}; CMMD needs unit features, so divide each row by it")
+        raise ValueError(f"a feature vector has length {lengths[np.abs(lengths - 1).argmax()]:.3g}; CMMD needs unit features, "
+                         f"so divide each row by it")
 
     def kernel(a, b):
         squares = (a * a).sum(1)[:, None] + (b * b).sum(1) - 2 * a @ b.T
@@ -126,7 +127,11 @@ def density(real, synthetic, k=5):
 
 
 def coverage(real, synthetic, k=5):
-    """Return the share of real images with a synthetic one in their k-neighbour ball (Naeem et al., 2020); as `density` otherwise."""
+    """Return the share of real images with a synthetic one in their k-neighbour ball (Naeem et al., 2020); as `density` otherwise.
+
+    For equal laws n real and m synthetic images give 1 - (n - 1) ... (n - k) / ((n + m - 1) ... (n + m - k)) on average, so compare sets of
+    one size only: with 2,340 and 1,000 images that is 0.83, with 2,340 and 160 only 0.28.
+    """
     x, y = _pair(real, synthetic, k + 1)
     nearest = np.concatenate([squares.min(1) for squares in _squares(x, y)])
     return float(np.mean(nearest < _reach(x, k) * (1 - ROUNDING)))
@@ -188,6 +193,6 @@ MEASURES = {
 }
 
 TITLES = {name: row.title for name, row in MEASURES.items()} | {  # of every column that describes a set; the last three are `copying`'s
-    "nearest": "Cosine to the nearest few shot", "nearest_real": "Cosine of held-out real images to the nearest few shot",
-    "closer": "Share nearer to a shot than 95 % of real images (0.05: no copying)",
+    "nearest": "Cosine to the nearest few shot", "nearest_real": "Held-out real: cosine to the nearest few shot",
+    "closer": "Share nearer to a shot than 95 % of real",
 }

@@ -60,9 +60,12 @@ class Extractor:
 
 
 EXTRACTORS = {
-    "clip": Extractor("the recipe's classifier, untouched: its image features", lambda recipe: identity(recipe.classifier, "clip"), _load_clip, True),
-    "reader": Extractor("the embedded reader of print, before its last layer", lambda recipe: digest(paths()["mini"] / "reader.safetensors"), _load_reader),
-    "dinov2": Extractor("DINOv2 ViT-B/14, trained without labels or texts (Oquab et al., 2024)", lambda recipe: f"{DINOV2} {DINOV2_SIDE}", _load_dinov2),
+    "clip": Extractor("the recipe's classifier, untouched: its image features",
+                      lambda recipe: identity(recipe.classifier, "clip"), _load_clip, unit=True),
+    "reader": Extractor("the embedded reader of print, before its last layer",
+                        lambda recipe: digest(paths()["mini"] / "reader.safetensors"), _load_reader),
+    "dinov2": Extractor("DINOv2 ViT-B/14, trained without labels or texts (Oquab et al., 2024)",
+                        lambda recipe: f"{DINOV2} {DINOV2_SIDE}", _load_dinov2),
 }
 
 

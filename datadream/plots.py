@@ -104,7 +104,8 @@ def plot_lines(series, xlabel, ylabel, title="", log=False):
 
 def plot_measures(summary, title=""):
     """Draw one panel per measure, a dot and its interval over seeds per generator; `summary` is what analysis.over_seeds returns."""
-    names, methods = list(dict.fromkeys(summary["measure"])), list(dict.fromkeys(summary["method"]))[::-1]
+    names, titles = list(dict.fromkeys(summary["measure"])), dict(zip(summary["method"], summary["title"]))
+    methods = [*titles][::-1]
     rows = -(-len(names) // 2)
     figure, axes = _figure(rows * (0.34 * len(methods) + 0.8) + 0.3, nrows=rows, ncols=2, sharey=True)
     for axis, name in zip(axes.flat, names):
@@ -113,7 +114,7 @@ def plot_measures(summary, title=""):
             axis.plot([row.low, row.high], [y, y], color=colour, lw=2)
             axis.plot(row.mean, y, "o", ms=8, color=colour, mfc=colour if METHODS[row.method].real else "white", mew=2)
             axis.annotate(f"{row.mean:.3g}", (row.mean, y), (0, 7), textcoords="offset points", ha="center", fontsize=8)
-        axis.set_yticks(range(len(methods)), [METHODS[method].title for method in methods])
+        axis.set_yticks(range(len(methods)), [titles[method] for method in methods])
         axis.set_ylim(-0.5, len(methods) - 0.3)
         axis.set_title(TITLES[name], fontsize=9)
         axis.margins(x=0.15)
@@ -136,6 +137,7 @@ def plot_gains(joined, measure="centroid", title=""):
         for row in joined.to_dict("records"):
             axis.annotate(row["class"], (row[measure], row["gain"]), (7, 4), textcoords="offset points", fontsize=8)
     axis.set(xlabel=TITLES[measure], ylabel=f"gain over {METHODS[first['baseline']].title}, points", title=title or method.title)
+    axis.margins(x=0.12)  # room for the last name
     axis.grid(alpha=0.3)
     return figure
 

@@ -53,6 +53,7 @@ def test_frechet_is_torchmetrics_fid(n, m, width):
     assert frechet(x, y) == pytest.approx(float(reference.compute()), rel=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore:Metric `Kernel Inception Distance` will save")
 @pytest.mark.parametrize("n, width", [(50, 5), (9, 32)])
 def test_kid_is_torchmetrics_on_the_whole_set(n, width):
     from torchmetrics.image.kid import KernelInceptionDistance
@@ -174,6 +175,15 @@ def test_a_block_at_a_time_gives_the_same(name, monkeypatch):
     whole = MEASURES[name].function(x, y)
     monkeypatch.setattr(distances, "BLOCK", 70)  # two or three rows
     assert MEASURES[name].function(x, y) == pytest.approx(whole, rel=1e-9, abs=1e-9)
+
+
+def test_coverage_of_equal_laws_depends_on_the_sizes():
+    n, m, k = 120, 40, 5
+    expected = 1 - np.prod([(n - i) / (n + m - i) for i in range(1, k + 1)])
+    values = [coverage(draw(2 * i, n), draw(2 * i + 1, m), k) for i in range(100)]
+    assert np.mean(values) == pytest.approx(expected, abs=4 * np.std(values) / 10)
+    assert 1 - np.prod([(2340 - i) / (2500 - i) for i in range(1, 6)]) == pytest.approx(0.28, abs=0.005)
+    assert 1 - np.prod([(2340 - i) / (3340 - i) for i in range(1, 6)]) == pytest.approx(0.83, abs=0.005)
 
 
 def test_equal_images_are_in_each_other_s_balls():
