@@ -141,6 +141,8 @@ METHODS = {
     "loft+real": Method("LoFT + real", "#CC79A7", "image", True, main=False, settings=PER_IMAGE),
 }
 
+SHOTS_TITLE = "Real few shots"  # of the images that every seed starts from, where sets of images are shown or described
+
 
 @dataclass(frozen=True)
 class Recipe:

@@ -433,11 +433,14 @@ class Classifier(nn.Module):
         with torch.autocast(tokens.device.type, torch.bfloat16, enabled=self.mixed):
             return self._encode_text(tokens).float()
 
+    def image(self, images):
+        """Return the unit features (B, D) of images (B, 3, S, S) in [0, 1]."""
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.mixed):
+            return self.clip.encode_image((images - self.mean) / self.std, normalize=True).float()
+
     def score(self, images, text):
         """Return logits (B, classes) for images (B, 3, S, S) in [0, 1] and the classes' `text` features."""
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.mixed):
-            pictures = self.clip.encode_image((images - self.mean) / self.std, normalize=True)
-        return self.clip.logit_scale.exp() * pictures.float() @ text.T
+        return self.clip.logit_scale.exp() * self.image(images) @ text.T
 
     def forward(self, images, tokens):
         """Return logits (B, classes) for images (B, 3, S, S) in [0, 1] and token ids (classes, length)."""

@@ -5,10 +5,12 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from .config import METHODS
+from .distances import TITLES
 
 STYLE = {"figure.facecolor": "white", "axes.facecolor": "white", "savefig.facecolor": "white", "text.color": "black",
          "axes.spines.top": False, "axes.spines.right": False, "font.size": 10, "figure.dpi": 100, "savefig.dpi": 200}
 WIDTH = 7.0  # inches, of every figure
+NAMED = 30  # classes at most whose names stand beside their dots
 
 
 def _figure(height, **options) -> tuple[Figure, np.ndarray]:
@@ -129,6 +131,46 @@ def plot_lines(series, xlabel, ylabel, title="", log=False):
     axis.grid(alpha=0.3)
     if len(series) > 1:
         axis.legend(fontsize=8, frameon=False)
+    return figure
+
+
+def plot_measures(summary, title=""):
+    """Draw one panel per measure, a dot and its interval over seeds per generator; `summary` is what analysis.over_seeds returns."""
+    names, titles = list(dict.fromkeys(summary["measure"])), dict(zip(summary["method"], summary["title"]))
+    methods = [*titles][::-1]
+    rows = -(-len(names) // 2)
+    figure, axes = _figure(rows * (0.34 * len(methods) + 0.8) + 0.3, nrows=rows, ncols=2, sharey=True)
+    for axis, name in zip(axes.flat, names):
+        for row in summary[summary["measure"] == name].itertuples():
+            colour, y = METHODS[row.method].colour, methods.index(row.method)
+            axis.plot([row.low, row.high], [y, y], color=colour, lw=2)
+            axis.plot(row.mean, y, "o", ms=8, color=colour, mfc=colour if METHODS[row.method].real else "white", mew=2)
+            axis.annotate(f"{row.mean:.3g}", (row.mean, y), (0, 7), textcoords="offset points", ha="center", fontsize=8)
+        axis.set_yticks(range(len(methods)), [titles[method] for method in methods])
+        axis.set_ylim(-0.5, len(methods) - 0.3)
+        axis.set_title(TITLES[name], fontsize=9)
+        axis.margins(x=0.15)
+        axis.grid(axis="x", alpha=0.3)
+    for axis in axes.flat[len(names):]:
+        axis.set_visible(False)
+    figure.suptitle(title)
+    return figure
+
+
+def plot_gains(joined, measure="centroid", title=""):
+    """Draw each class's accuracy gain, with its interval over seeds, against a measure of its images; `joined` is of analysis.gains."""
+    figure, axes = _figure(4.2)
+    axis, first = axes[0, 0], joined.iloc[0]
+    method = METHODS[first["method"]]
+    axis.axhline(0, color="black", ls="--", lw=1)
+    axis.vlines(joined[measure], joined["low"], joined["high"], color=method.colour, alpha=0.5, lw=2)
+    axis.plot(joined[measure], joined["gain"], "o", ms=7, color=method.colour, mfc=method.colour if method.real else "white", mew=2)
+    if len(joined) <= NAMED:
+        for row in joined.to_dict("records"):
+            axis.annotate(row["class"], (row[measure], row["gain"]), (7, 4), textcoords="offset points", fontsize=8)
+    axis.set(xlabel=TITLES[measure], ylabel=f"gain over {METHODS[first['baseline']].title}, points", title=title or method.title)
+    axis.margins(x=0.12)  # room for the last name
+    axis.grid(alpha=0.3)
     return figure
 
 

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from . import config
 from .classify import judge, judge_inputs, train, train_inputs
-from .config import METHODS, ConfigError, _near, as_dict, key, paths
+from .config import METHODS, SHOTS_TITLE, ConfigError, _near, as_dict, key, paths
 from .data import draw, draw_inputs, few_shots, load_for
 from .generate import generate, generation_inputs, read
 from .models import fetch_generator
@@ -151,7 +151,7 @@ def sample_rows(recipes, store=None, depth=3):
     """Return title -> one list of `depth` PIL images per class: the first seed's few shots, then each of its generators."""
     store, first = store or Store(), recipes[0]
     dataset = load_for(first)
-    sets = {"Real few shots": few_shots(dataset, first.shots, first.seed)}
+    sets = {SHOTS_TITLE: few_shots(dataset, first.shots, first.seed)}
     for recipe in recipes:
         if recipe.row.generator and recipe.seed == first.seed:
             title = METHODS[recipe.method.removesuffix("+real")].title  # a method with real images shows the same set

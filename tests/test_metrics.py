@@ -1,4 +1,4 @@
-"""Intervals and the confusion matrix, against published values and other libraries."""
+"""Intervals, the confusion matrix and rank correlation, against published values and other libraries."""
 
 import math
 
@@ -8,7 +8,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy import stats
 
-from datadream.metrics import confusion, mean_interval, wilson
+from datadream.metrics import confusion, mean_interval, spearman, wilson
 
 shares = st.integers(1, 3000).flatmap(lambda total: st.tuples(st.integers(0, total), st.just(total)))
 
@@ -86,3 +86,42 @@ def test_the_confusion_matrix_counts(pairs):
 
 def test_a_row_of_the_confusion_matrix_is_a_true_class():
     assert confusion([0, 0, 1], [1, 1, 0], 2).tolist() == [[0, 2], [1, 0]]
+
+
+@given(st.lists(st.tuples(st.integers(-20, 20), st.integers(-20, 20)), min_size=4, max_size=15))
+def test_the_rank_correlation_is_scipys_and_lies_in_its_interval(pairs):
+    x, y = np.array(pairs, dtype=float).T
+    assume(np.ptp(x) > 0 and np.ptp(y) > 0)
+    rho, low, high = spearman(x, y)
+    assert rho == pytest.approx(stats.spearmanr(x, y).statistic, abs=1e-12)
+    assert math.isnan(low) or -1 <= low < rho < high <= 1
+    assert spearman(np.exp(x / 10), y)[0] == pytest.approx(rho), "a change that keeps the order keeps the ranks"
+    assert spearman(x, -y) == pytest.approx((-rho, -high, -low), nan_ok=True)
+
+
+def test_the_interval_of_the_rank_correlation_by_hand():
+    """Ten pairs, two neighbours exchanged three times: rho = 1 - 6 * 6 / 990; z = 1.9945 +- 1.96 sqrt((1 + rho^2 / 2) / 7)."""
+    rho, low, high = spearman(range(10), [1, 0, 2, 4, 3, 5, 7, 6, 8, 9])
+    half = 1.959964 * math.sqrt((1 + rho**2 / 2) / 7)
+    assert rho == pytest.approx(1 - 36 / 990)
+    assert (low, high) == pytest.approx((math.tanh(math.atanh(rho) - half), math.tanh(math.atanh(rho) + half)), abs=1e-6)
+
+
+def test_the_interval_holds_the_true_correlation_about_as_often_as_it_says():
+    random, true = np.random.RandomState(0), 6 / math.pi * math.asin(0.5 / 2)  # of a normal pair with correlation 0.5
+    held = []
+    for _ in range(1000):
+        x, noise = random.randn(2, 10)
+        _, low, high = spearman(x, 0.5 * x + math.sqrt(0.75) * noise)
+        held.append(low <= true <= high)
+    assert 0.93 <= np.mean(held) <= 0.985
+
+
+def test_a_rank_correlation_that_cannot_be_had():
+    assert all(map(math.isnan, spearman([1, 1, 1, 1], [1, 2, 3, 4])))
+    rho, low, high = spearman([1, 2, 3, 4], [1, 2, 3, 9])
+    assert rho == pytest.approx(1) and math.isnan(low) and math.isnan(high)
+    assert math.isnan(spearman([1, 2, 3], [2, 1, 3])[1])
+    for x, y in (([1, 2], [1, 2, 3]), ([1], [1]), ([1, math.nan], [1, 2]), ([[1, 2]], [[1, 2]])):
+        with pytest.raises(ValueError, match="two or more pairs of finite numbers"):
+            spearman(x, y)

@@ -25,7 +25,21 @@ def curves(*rows):
     return pd.DataFrame(points, columns=["method", "curve"])
 
 
+def measured(*methods):
+    """Return a table of two measures as analysis.over_seeds gives it; the second has one seed, and so no interval."""
+    return pd.DataFrame([{"measure": name, "method": m, "title": METHODS[m].title, "seeds": 3, "mean": i + 0.5, "low": i + low, "high": i + 1 - low}
+                         for name, low in (("kid", 0.25), ("coverage", np.nan), ("closer", 0.25)) for i, m in enumerate(methods)])
+
+
+def gained(method, n):
+    """Return a table of n classes as analysis.gains gives it."""
+    return pd.DataFrame([{"method": method, "baseline": "real", "class": f"class {i}", "label": i, "seeds": 2, "gain": float(i), "low": i - 1.0,
+                          "high": i + 1.0, "centroid": 0.5 + i / 100} for i in range(n)])
+
+
 FIGURES = {
+    "measures": lambda: plots.plot_measures(measured("real", "base", "dset"), "title"),
+    "gains": lambda: plots.plot_gains(gained("dset+real", 3)),
     "main table": lambda: plots.plot_main_table(summary(*METHODS), "title"),
     "samples": lambda: plots.plot_samples({"Real": [[Image.new("L", (8, 8), 9)] * 2] * 3, "Base": [[Image.new("RGB", (16, 16))] * 2] * 3},
                                           ["a", "b", "c"]),
@@ -123,3 +137,22 @@ def test_ratios_have_a_bar_each_and_an_interval_where_there_is_one():
     assert [axis.get_title() for axis in figure.axes] == ["a CPU, mini", "a GPU, paper"]
     assert [[bar.get_width() for bar in axis.patches] for axis in figure.axes] == [[3.0, 2.0], [2.0]]
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["train", "adapt"]
+
+
+def test_a_measure_is_drawn_per_generator_at_its_number():
+    shown = [axis for axis in plots.plot_measures(measured("real", "dset")).axes if axis.get_visible()]
+    assert [axis.get_title() for axis in shown] == [plots.TITLES[name] for name in ("kid", "coverage", "closer")]
+    assert [label.get_text() for label in shown[0].get_yticklabels()] == ["DataDream (dataset)", "Real only"]
+    dots = {line.get_ydata()[0]: line for line in shown[0].lines if line.get_marker() == "o"}
+    assert {y: line.get_xdata()[0] for y, line in dots.items()} == {1: 0.5, 0: 1.5}
+    assert {y for y, line in dots.items() if line.get_markerfacecolor() == "white"} == {0}, "a filled dot has real images"
+    assert sorted(tuple(line.get_xdata()) for line in shown[0].lines if line.get_marker() != "o") == [(0.25, 0.75), (1.25, 1.75)]
+
+
+def test_a_gain_is_drawn_against_its_measure_and_few_classes_are_named():
+    axis = plots.plot_gains(gained("dset", 3)).axes[0]
+    (dots,) = [line for line in axis.lines if line.get_marker() == "o"]
+    assert list(zip(dots.get_xdata(), dots.get_ydata())) == [(0.5, 0.0), (0.51, 1.0), (0.52, 2.0)]
+    assert [text.get_text() for text in axis.texts] == ["class 0", "class 1", "class 2"]
+    assert axis.get_xlabel() == plots.TITLES["centroid"] and axis.get_ylabel() == "gain over Real only, points"
+    assert not plots.plot_gains(gained("dset", plots.NAMED + 1)).axes[0].texts
