@@ -23,28 +23,31 @@ from . import limits
 from .full_size import save_models
 from .stages import CLASSES, SIZES, count_flops, measure, prepare, work
 
+COMPILED = "generate, compiled against not"  # minutes of compilation on a CPU: only on request
 FAST = {name: as_dict(recipe("mini"))[name] for name in ("generate.scheduler", "generate.steps", "generate.guidance")}
-# What is measured: a row's name, its stage, the settings that differ, and the images that one measurement works through.
+# What is measured: a row's name, its stage, the settings that differ, the images that one measurement works through, and against what.
 ROWS = {
-    "adapt": ("adapt", {}, lambda size, recipe: size.adapt * recipe.adapt.batch),
-    "generate, equal steps": ("generate", {}, lambda size, recipe: CLASSES * size.images),
-    "generate, the mini profile's sampler": ("generate", FAST, lambda size, recipe: CLASSES * size.images),
-    "train and judge an epoch": ("train", {}, lambda size, recipe: size.train),
+    "adapt": ("adapt", {}, lambda size, recipe: size.adapt * recipe.adapt.batch, "baseline"),
+    "generate, equal steps": ("generate", {}, lambda size, recipe: CLASSES * size.images, "baseline"),
+    "generate, the mini profile's sampler": ("generate", FAST, lambda size, recipe: CLASSES * size.images, "baseline"),
+    "train and judge an epoch": ("train", {}, lambda size, recipe: size.train, "baseline"),
+    COMPILED: ("generate", {"generate.compile": True}, lambda size, recipe: CLASSES * size.images, "product"),
 }
 
 
 def compare(row, profile, root, rounds):
     """Return a row of the results: both ways run in turn `rounds` times, each in a process of its own."""
-    stage, overrides, units = ROWS[row]
-    pools = {way: ProcessPoolExecutor(1, get_context("spawn"), prepare, (stage, way, profile, root, overrides if way == "product" else {}))
-             for way in ("baseline", "product")}
+    stage, overrides, units, against = ROWS[row]
+    pools = {way: ProcessPoolExecutor(1, get_context("spawn"), prepare, (stage, kind, profile, root, own))
+             for way, kind, own in (("baseline", against, {}), ("product", "product", overrides))}
     seconds, peaks = {way: [] for way in pools}, dict.fromkeys(pools, 0)
     try:
-        for _ in range(rounds):
+        for turn in range(rounds + 1):
             for way, pool in pools.items():
                 time, peak = pool.submit(measure).result()
-                seconds[way].append(time)
                 peaks[way] = max(peaks[way], peak)
+                if turn:  # the first warms up: memory, and what is compiled
+                    seconds[way].append(time)
         flops = pools["product"].submit(count_flops).result()
     finally:
         for pool in pools.values():
@@ -74,7 +77,7 @@ def main(arguments=None):
         if options.profile == "paper":
             save_models(root)
         results = {"profile": options.profile, "threads": torch.get_num_threads(), "limits": machine(512 if options.profile == "paper" else 32),
-                   "rows": [compare(row, options.profile, root, options.rounds) for row in options.row or ROWS], **provenance()}
+                   "rows": [compare(row, options.profile, root, options.rounds) for row in options.row or (row for row in ROWS if row != COMPILED)], **provenance()}
     file = options.out or paths()["benchmarks"] / f"{re.sub(r'[^a-z0-9]+', '-', results['device'].lower()).strip('-')}-{options.profile}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     write_json(file, results)
