@@ -88,15 +88,15 @@ def _export(options):
 
 
 def _download(options):
-    from . import models, readers
+    from . import hub, readers
 
     if options.name in readers.SOURCES:
         print(f"the images are in {readers.download(options.name)}")
         return 0
-    known = [*models.GENERATORS, *models.CLASSIFIERS, *readers.SOURCES]
+    known = [*hub.GENERATORS, *hub.CLASSIFIERS, *readers.SOURCES]
     if options.name not in known and "/" not in options.name:
         raise ConfigError(f"{options.name!r} is no model or dataset to download; accepted: a hub id, or one of {', '.join(known)}{_near(options.name, known)}")
-    models.download(options.name)
+    hub.download(options.name)
     print(f"{options.name} is in the cache of HF_HOME")
     return 0
 

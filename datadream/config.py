@@ -128,7 +128,7 @@ class Recipe:
     test_folder: str = knob("", "for dataset 'folder': class folders of test images; all images of `folder` are then for training")
     shots: int = knob(16, "real images per class (paper: 16); 0 takes all", 0)
     seed: int = knob(0, "draws the few shots, the generator's and the classifier's noise together", 0)
-    generator: str = knob("sd2.1-base", "a row of models.GENERATORS, a hub id, or a folder in diffusers format (paper: SD 2.1-base)")
+    generator: str = knob("sd2.1-base", "a row of hub.GENERATORS, a hub id, or a folder in diffusers format (paper: SD 2.1-base)")
     classifier: str = knob("ViT-B-16-quickgelu/openai", "'mini', an open_clip name/weights, or an open_clip folder")
     resolution: int = knob(0, "side of the generator's images in pixels; 0: the pipeline's own (paper: 512, SD 2.1-base's own)", 0)
     protocol: str = knob("strict", "'released' repeats the released code's faults, for comparison only: the epoch is chosen on the test images, and "

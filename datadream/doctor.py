@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from importlib import metadata
 
 from .config import paths
+from .hub import CLASSIFIERS, GENERATORS, absent
 from .images import DataError
-from .models import CLASSIFIERS, GENERATORS, absent, device
+from .models import device
 from .readers import SOURCES, find_split, locate, split_missing
 
 MEMORY = 4.0  # GB that the default study needs at most

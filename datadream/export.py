@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from .config import METHODS, ConfigError, _near
-from .models import GENERATORS
+from .hub import GENERATORS
 from .store import Store
 
 SHARD = 1000  # images in a WebDataset shard

@@ -12,9 +12,9 @@ from .classify import train
 from .config import recipe
 from .data import few_shots, load_for
 from .generate import generate, read
+from .hub import GENERATORS
 from .images import SUFFIXES, DataError, Images, _class_names
 from .metrics import wilson
-from .models import GENERATORS
 from .store import Store
 from .study import artifact_keys, run
 

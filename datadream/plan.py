@@ -9,8 +9,8 @@ from . import config
 from .classify import optimiser_steps
 from .config import key
 from .data import DATASETS, load_for
+from .hub import GENERATORS, absent
 from .images import DataError
-from .models import GENERATORS, absent
 from .readers import SOURCES
 from .store import Store
 from .study import artifact_keys, cells, choose, load_study, page_parameters

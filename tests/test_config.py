@@ -16,7 +16,7 @@ from datadream.classify import optimiser_steps, train_inputs
 from datadream.config import METHODS, PROFILES, ConfigError, as_dict, key, recipe
 from datadream.data import Dataset, Images, few_shots
 from datadream.generate import generation_inputs
-from datadream.models import GENERATORS
+from datadream.hub import GENERATORS
 
 FIELDS = {row["field"]: row for row in config.describe()}
 SPECS = {name: spec for name, _, spec in config._leaves(recipe())}

@@ -9,7 +9,7 @@ import torch
 
 from datadream import doctor
 from datadream.__main__ import main
-from datadream.models import CLASSIFIERS, GENERATORS
+from datadream.hub import CLASSIFIERS, GENERATORS
 from datadream.readers import SOURCES
 
 
