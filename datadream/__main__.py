@@ -96,8 +96,9 @@ def _download(options):
     known = [*hub.GENERATORS, *hub.CLASSIFIERS, *readers.SOURCES]
     if options.name not in known and "/" not in options.name:
         raise ConfigError(f"{options.name!r} is no model or dataset to download; accepted: a hub id, or one of {', '.join(known)}{_near(options.name, known)}")
+    print(f"downloading {options.name} into {hub.cache()}, if it is not there", flush=True)
     hub.download(options.name)
-    print(f"{options.name} is in the cache of HF_HOME")
+    print(f"{options.name} is on this machine")
     return 0
 
 

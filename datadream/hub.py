@@ -1,9 +1,11 @@
 """The models by name: where each comes from, whether it is on this machine, and how to fetch it."""
 
+import logging
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from .config import ModelMissingError, paths
+from .config import ConfigError, ModelMissingError, _near, paths
 
 
 @dataclass(frozen=True)
@@ -92,21 +94,72 @@ def fetching(name):
 
 
 def download(name):
-    """Fetch a generator or a classifier into the hub's cache: only the files that loading it needs. Raises ModelMissingError offline."""
-    if name in CLASSIFIERS or name.startswith("hf-hub:") or _is_clip(name):
-        from .models import load_classifier  # what open_clip fetches for a name, only loading it tells
+    """Fetch a generator or a classifier into the hub's cache: only the files that loading it needs.
 
-        load_classifier(name, classes=2)
+    Raises ModelMissingError, with the way to bring them by hand, where they cannot be fetched, and ConfigError on a name that means none.
+    """
+    part = "clip" if name in CLASSIFIERS or name.startswith("hf-hub:") or _is_clip(name) else "generator"
+    if local(name, part) is not None or name == "resnet50":  # a folder, or random weights
         return
-    from diffusers import DiffusionPipeline
-
     try:
-        DiffusionPipeline.download(hub_id(name))
-    except (OSError, ValueError) as error:
-        raise ModelMissingError(f"the generator {name!r} cannot be downloaded from the hub: {error}") from error
+        with _quiet():
+            if part == "clip":
+                from .models import load_classifier  # what open_clip fetches for a name, only loading it tells
+
+                load_classifier(name)
+            else:
+                from diffusers import DiffusionPipeline
+
+                DiffusionPipeline.download(hub_id(name))
+    except ConfigError:
+        raise
+    except (OSError, ValueError, ModelMissingError) as error:
+        raise ModelMissingError(f"the model {name!r} was not downloaded: {_reason(error)}. {_by_hand(name, part)}") from error
+
+
+@contextmanager
+def _quiet():
+    """Keep back what the libraries log of every attempt: the one error at the end says what there is to know."""
+    logging.disable(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def _reason(error):
+    """Return why a download failed: the first line of the error at the bottom, since those above it advise on calls that nobody made."""
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+
+    if HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set, which forbids it; unset it where there is a network"
+    while error.__cause__ or error.__context__:
+        error = error.__cause__ or error.__context__
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+def cache():
+    """Return the folder of the hub's cache, which HF_HOME moves."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return HF_HUB_CACHE
+
+
+def _by_hand(name, part):
+    folder = f"models--{(hub_id if part == 'generator' else clip_id)(name).replace('/', '--')}"
+    field, layout = ("generator", "diffusers format") if part == "generator" else ("classifier", "open_clip's layout")
+    return (f"Without a network, run the same command on a machine that has one and copy the folder {folder} from its cache into "
+            f"{cache()} (HF_HOME moves it); or set {field}=<folder in {layout}>; {field}='mini' needs no download")
 
 
 def _is_clip(name):
+    """Return whether a name is open_clip's '<architecture>/<weights>'. Raises ConfigError on weights that the architecture does not have."""
     import open_clip
 
-    return name.partition("/")[0] in open_clip.list_models()
+    architecture, _, weights = name.partition("/")
+    if architecture not in open_clip.list_models():
+        return False
+    tags = open_clip.list_pretrained_tags_by_model(architecture)
+    if weights not in tags:
+        raise ConfigError(f"open_clip has no weights {weights!r} for {architecture!r}; accepted: {', '.join(tags) or 'none'}{_near(weights, tags)}")
+    return True

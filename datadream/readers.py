@@ -233,7 +233,9 @@ def download(name):
     try:
         getattr(datasets, source.torchvision)(str(paths()["data"]), download=True)
     except (OSError, RuntimeError) as error:
-        raise DataError(f"torchvision could not download {name} ({error}); fetch it by hand, see {COOP}") from error
+        beside = f", and {_splits(source)} beside them" if source.split else ""
+        raise DataError(f"torchvision could not download {name} ({error}). Fetch it by hand, {COOP} has the address, so that its images are in "
+                        f"{paths()['data'] / source.folders[0] / source.images[0]}{beside}. DATADREAM_DATA moves {paths()['data']}") from error
     return paths()["data"] / source.folders[0]
 
 
