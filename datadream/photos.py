@@ -153,7 +153,7 @@ def what_to_expect(profile):
     if profile == "mini":
         return ("**The embedded generator knows printed digits and capital letters, and nothing else.** On photos of other things this page "
                 "shows the mechanics and not the quality: run it with `profile=\"paper\"` on a GPU for the latter.")
-    return "Full-size models: adapting and generating take a GPU, and hours for many classes; `python -m datadream plan` counts them."
+    return "Full-size models: adapting and generating take a GPU, and hours for many classes."
 
 
 def verdict(table):
