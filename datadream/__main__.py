@@ -24,6 +24,7 @@ def main(arguments=None):
     export.add_argument("key", help="its artifact, generate-..., as the dataset notebook names it")
     export.add_argument("target", help="the folder to write to")
     export.add_argument("--format", action="append", help="imagefolder, webdataset or parquet; may be repeated (default: all)")
+    export.add_argument("--licence", "--license", default="unknown", help="of the images, an identifier of the hub for the cards (default: %(default)s)")
     export.set_defaults(call=_export)
     plan = commands.add_parser("plan", help="print what a set of runs needs before anything runs")
     plan.add_argument("names", nargs="*", help="runs of notebooks/study.yaml (default: all of the group)")
@@ -82,7 +83,7 @@ def _doctor(options):
 def _export(options):
     from .export import export
 
-    for folder in export(options.key, options.target, options.format):
+    for folder in export(options.key, options.target, options.format, licence=options.licence):
         print(folder)
     return 0
 
