@@ -6,6 +6,8 @@ import hashlib
 import json
 import math
 import os
+import shlex
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -247,6 +249,13 @@ def shown(path):
     """Return a path as a page shows it: relative to the project's folder where it lies inside, so that no machine's name for it is kept."""
     path, root = Path(path).resolve(), home().resolve()
     return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
+
+
+def interpreter():
+    """Return the running Python as a command line in the project's folder names it: relative where it lies inside, else whole."""
+    # The file itself is not resolved: an environment's Python is a link to one outside, which knows nothing of the environment.
+    path, root = Path(sys.executable).parent.resolve() / Path(sys.executable).name, home().resolve()
+    return shlex.quote(str(path.relative_to(root)) if path.is_relative_to(root) else str(path))
 
 
 def paths():

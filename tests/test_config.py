@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import shlex
 import subprocess
 import sys
 
@@ -326,3 +327,16 @@ assert not refused, refused
 def test_importing_any_module_needs_no_heavy_library_no_gpu_and_no_network():
     done = subprocess.run([sys.executable, "-c", IMPORTS], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("home, executable, command", [
+    ("", ".venv/bin/python", ".venv/bin/python"), ("a project", ".venv/bin/python3.11", ".venv/bin/python3.11"), ("", "my env/bin/python", "'my env/bin/python'")])
+def test_the_interpreter_is_named_from_the_projects_folder(monkeypatch, tmp_path, home, executable, command):
+    monkeypatch.setenv("DATADREAM_HOME", str(tmp_path / home))
+    python = tmp_path / home / executable
+    python.parent.mkdir(parents=True)
+    python.symlink_to(sys.executable)
+    monkeypatch.setattr(sys, "executable", str(python))
+    assert config.interpreter() == command
+    monkeypatch.setenv("DATADREAM_HOME", str(tmp_path / "elsewhere"))
+    assert config.interpreter() == shlex.quote(str(python))
