@@ -24,6 +24,7 @@ def main(arguments=None):
     export.add_argument("key", help="its artifact, generate-..., as the dataset notebook names it")
     export.add_argument("target", help="the folder to write to")
     export.add_argument("--format", action="append", help="imagefolder, webdataset or parquet; may be repeated (default: all)")
+    export.add_argument("--licence", "--license", default="unknown", help="of the images, an identifier of the hub for the cards (default: %(default)s)")
     export.set_defaults(call=_export)
     plan = commands.add_parser("plan", help="print what a set of runs needs before anything runs")
     plan.add_argument("names", nargs="*", help="runs of notebooks/study.yaml (default: all of the group)")
@@ -82,22 +83,23 @@ def _doctor(options):
 def _export(options):
     from .export import export
 
-    for folder in export(options.key, options.target, options.format):
+    for folder in export(options.key, options.target, options.format, licence=options.licence):
         print(folder)
     return 0
 
 
 def _download(options):
-    from . import models, readers
+    from . import hub, readers
 
     if options.name in readers.SOURCES:
         print(f"the images are in {readers.download(options.name)}")
         return 0
-    known = [*models.GENERATORS, *models.CLASSIFIERS, *readers.SOURCES]
+    known = [*hub.GENERATORS, *hub.CLASSIFIERS, *readers.SOURCES]
     if options.name not in known and "/" not in options.name:
         raise ConfigError(f"{options.name!r} is no model or dataset to download; accepted: a hub id, or one of {', '.join(known)}{_near(options.name, known)}")
-    models.download(options.name)
-    print(f"{options.name} is in the cache of HF_HOME")
+    print(f"downloading {options.name} into {hub.cache()}, if it is not there", flush=True)
+    hub.download(options.name)
+    print(f"{options.name} is on this machine")
     return 0
 
 

@@ -6,6 +6,8 @@ import hashlib
 import json
 import math
 import os
+import shlex
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -160,7 +162,7 @@ class Recipe:
     test_folder: str = knob("", "for dataset 'folder': class folders of test images; all images of `folder` are then for training")
     shots: int = knob(16, "real images per class (paper: 16); 0 takes all", 0)
     seed: int = knob(0, "draws the few shots, the generator's and the classifier's noise together", 0)
-    generator: str = knob("sd2.1-base", "a row of models.GENERATORS, a hub id, or a folder in diffusers format (paper: SD 2.1-base)")
+    generator: str = knob("sd2.1-base", "a row of hub.GENERATORS, a hub id, or a folder in diffusers format (paper: SD 2.1-base)")
     classifier: str = knob("ViT-B-16-quickgelu/openai", "'mini', an open_clip name/weights, or an open_clip folder")
     resolution: int = knob(0, "side of the generator's images in pixels; 0: the pipeline's own (paper: 512, SD 2.1-base's own)", 0)
     protocol: str = knob("strict", "'released' repeats the released code's faults, for comparison only: the epoch is chosen on the test images, and "
@@ -281,6 +283,13 @@ def shown(path):
     """Return a path as a page shows it: relative to the project's folder where it lies inside, so that no machine's name for it is kept."""
     path, root = Path(path).resolve(), home().resolve()
     return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
+
+
+def interpreter():
+    """Return the running Python as a command line in the project's folder names it: relative where it lies inside, else whole."""
+    # The file itself is not resolved: an environment's Python is a link to one outside, which knows nothing of the environment.
+    path, root = Path(sys.executable).parent.resolve() / Path(sys.executable).name, home().resolve()
+    return shlex.quote(str(path.relative_to(root)) if path.is_relative_to(root) else str(path))
 
 
 def paths():

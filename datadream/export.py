@@ -1,31 +1,35 @@
 """Export a synthetic dataset: an image folder, WebDataset shards or Parquet, each with a dataset card."""
 
-import html
 import io
 import json
+import re
 import shutil
 import tarfile
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
+import yaml
+
 from .config import METHODS, ConfigError, _near
-from .models import GENERATORS
+from .hub import GENERATORS
 from .store import Store
 
 SHARD = 1000  # images in a WebDataset shard
 
 
-def export(key, target, formats=None, store=None):
+def export(key, target, formats=None, store=None, licence="unknown"):
     """Write the synthetic set of artifact `key` into folders of `target`, one per format, and return them.
 
-    `formats` are names of FORMATS (None: all). A folder that exists is left alone. Raises ConfigError on an unknown artifact or format
-    or a folder that is in the way.
+    `formats` are names of FORMATS (None: all), `licence` is what the cards say of the images, an identifier of the hub. A folder that exists
+    is left alone. Raises ConfigError on an unknown artifact or format, a licence that is no identifier or a folder that is in the way.
     """
     store, formats = store or Store(), list(FORMATS) if formats is None else list(formats)
     unknown = [f for f in formats if f not in FORMATS]
     if unknown:
         raise ConfigError(f"format {unknown[0]!r} is unknown; accepted: {', '.join(FORMATS)}{_near(unknown[0], FORMATS)}")
+    if not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", licence):
+        raise ConfigError(f"licence {licence!r} is no identifier of the hub; give one such as cc-by-4.0, apache-2.0, other or unknown")
     if not key.startswith("generate-") or not store.done(key):
         sets = sorted(p.name for p in store.root.glob("generate-*") if store.done(p.name))
         raise ConfigError(f"{key!r} is no finished synthetic set in {store.root}; there are: {', '.join(sets) or 'none'}")
@@ -44,15 +48,31 @@ def export(key, target, formats=None, store=None):
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
         FORMATS[name](source, rows, classes, part)
-        (part / "README.md").write_text(card(key, rows, classes, name, store))
+        (part / "README.md").write_text(card(key, rows, classes, name, store, licence))
         part.rename(folder)
     return folders
 
 
 def write_imagefolder(source, rows, classes, folder):
-    """Copy the images as train/<class>/<index>.png with metadata.jsonl, which `imagefolder` of datasets and torchvision read."""
+    """Copy the images as train/<class>/<index>.png with their metadata, which `imagefolder` of datasets and torchvision read.
+
+    Only Parquet can tell `datasets` the names of the labels; without that package the metadata stay JSON lines and the labels numbers.
+    """
     shutil.copytree(source / "train", folder / "train")
     shutil.copy2(source / "classes.json", folder)
+    if find_spec("datasets"):
+        from datasets import Dataset, Features, Value
+
+        names = {name: Value("string") for name in ("file_name", "prompt", "class", "adapter")}
+        features = Features({**names, "label": _label(classes), "seed": Value("int64")})
+        Dataset.from_list(rows, features=features).to_parquet(folder / "train" / "metadata.parquet")
+        (folder / "train" / "metadata.jsonl").unlink()
+
+
+def _label(classes):
+    from datasets import ClassLabel
+
+    return ClassLabel(names=classes)
 
 
 def write_webdataset(source, rows, classes, folder):
@@ -69,9 +89,9 @@ def write_webdataset(source, rows, classes, folder):
 
 def write_parquet(source, rows, classes, folder):
     """Write one Parquet file as `datasets` does: image bytes, label with the class names, prompt, seed, adapter."""
-    from datasets import ClassLabel, Dataset, Features, Image, Value
+    from datasets import Dataset, Features, Image, Value
 
-    features = Features({"image": Image(), "label": ClassLabel(names=classes), "prompt": Value("string"), "seed": Value("int64"),
+    features = Features({"image": Image(), "label": _label(classes), "prompt": Value("string"), "seed": Value("int64"),
                          "adapter": Value("string")})
 
     def entries():  # one image in memory at a time
@@ -87,48 +107,57 @@ def write_parquet(source, rows, classes, folder):
 FORMATS = {"imagefolder": write_imagefolder, "webdataset": write_webdataset, "parquet": write_parquet}
 
 
-def card(key, rows, classes, form, store):
-    """Return the dataset card: method, base model and licence, recipe, seeds and known faults, as Markdown with YAML in front.
+def card(key, rows, classes, form, store, licence):
+    """Return the dataset card: method, base model and licences, recipe, seeds and known faults, as Markdown with YAML in front.
 
-    Class names and prompts come from users, so they are written as JSON strings, which are YAML, and escaped where they are text.
+    Class names and prompts come from users: in front they are YAML's business, in the text they stand in code spans.
     """
     manifest = store.manifest(key)
-    recipe = manifest["recipe"]
-    base = recipe["generator"]
-    row = GENERATORS.get(base)
-    inputs, adapted = manifest["inputs"], len(manifest["inputs"]["adapters"])
+    recipe, inputs = manifest["recipe"], manifest["inputs"]
+    row, adapted = GENERATORS.get(recipe["generator"]), len(inputs["adapters"])
     options = "\n".join(f"| {name} | {json.dumps(value)} |" for name, value in sorted({**inputs["generate"], **_tuning(recipe)}.items()))
     kind = {0: "none: the base model as it is", 1: "one adapter for the dataset (DataDream_dset)"}.get(adapted, f"{adapted} adapters, one per {METHODS[recipe['method']].generator}")
-    names = "\n".join(f"  {label}: {json.dumps(name)}" for label, name in enumerate(classes))
-    return CARD.format(key=key, form=form, count=len(rows), classes=len(classes), names=names, kind=kind, options=options, seed=inputs["seed"],
-                       base=_text(base), licence=row.licence if row else "see the model's own card", prompt=_text(rows[0]["prompt"]),
-                       hub=f" ({row.hub})" if row and row.hub else "", created=manifest["created"], commit=manifest["commit"],
-                       data=_text(recipe["dataset"]), shots=recipe["shots"] or "all")
+    front = {"pretty_name": f"DataDream synthetic set {key}", "license": licence, "task_categories": ["image-classification"],
+             "tags": ["synthetic", "few-shot", "datadream"], "class_names": dict(enumerate(classes))}
+    return CARD.format(front=yaml.safe_dump(front, sort_keys=False, allow_unicode=True), key=key, form=form, count=len(rows), classes=len(classes),
+                       kind=kind, options=options, seed=inputs["seed"], base=_text(recipe["generator"]), prompt=_text(rows[0]["prompt"]),
+                       model=row.licence if row else "see the model's own card", hub=f" ({row.hub})" if row and row.hub else "",
+                       created=manifest["created"], commit=manifest["commit"], shots=recipe["shots"] or "all", columns=COLUMNS[form],
+                       data="a folder of photos" if recipe["dataset"] == "folder" else f"the dataset {_text(recipe['dataset'])}",
+                       licence=LICENCE if licence == "unknown" else f"{licence}, as whoever exported it says")
 
 
 def _text(value):
-    return f"<code>{html.escape(json.dumps(value))}</code>"
+    """Return a value as JSON in a code span, whose fence is longer than any run of backticks within, so that nothing in it is markup."""
+    text = json.dumps(value, ensure_ascii=False)
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence}{text}{fence}"
 
 
 def _tuning(recipe):
     return {name: value for name, value in recipe.items() if name.startswith("adapt.") and METHODS[recipe["method"]].generator != "base"}
 
 
+LICENCE = "nobody has chosen one yet (`--licence` of the export)"
+COLUMNS = {"imagefolder": "image, label, prompt, class, seed, adapter", "webdataset": "png, cls (the label), json (prompt, class, seed, adapter)",
+           "parquet": "image, label, prompt, seed, adapter"}
 CARD = """---
-pretty_name: DataDream synthetic set {key}
-task_categories: [image-classification]
-tags: [synthetic, few-shot, datadream]
-class_names:
-{names}
----
+{front}---
 
 # Synthetic training set {key}
 
 {count} images of {classes} classes, made by a text-to-image model with the method of *DataDream: Few-shot Guided Dataset Generation*
 (Kim et al., ECCV 2024). No image is a photograph. Format: {form}.
 
-- Base model: {base}{hub}. Its licence, which also holds for what is made with it: {licence}.
-- LoRA: {kind}, tuned on {shots} real images per class of the dataset {data}.
+```python
+from datasets import load_dataset
+
+images = load_dataset("path/to/{form}", split="train")  # columns: {columns}
+```
+
+- Licence of these images: {licence}.
+- Base model: {base}{hub}. Its licence, which also holds for what is made with it: {model}.
+- LoRA: {kind}, tuned on {shots} real images per class of {data}.
 - Prompt of the first class: {prompt}.
 - Seed of the study: {seed}; each image has its own seed, in the metadata.
 - Made: {created}, by commit {commit} of the reproduction.

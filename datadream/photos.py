@@ -9,12 +9,12 @@ import pandas as pd
 from PIL import Image
 
 from .classify import train
-from .config import recipe
+from .config import interpreter, recipe, shown
 from .data import few_shots, load_for
 from .generate import generate, read
+from .hub import GENERATORS
 from .images import SUFFIXES, DataError, Images, _class_names
 from .metrics import wilson
-from .models import GENERATORS
 from .store import Store
 from .study import artifact_keys, run
 
@@ -48,23 +48,24 @@ def require(table):
     """Raise DataError, with all of them, if a table of `inspect` has errors."""
     errors = table[table["level"] == "error"]
     if len(errors):
-        raise DataError(f"{len(errors)} errors in the photos; mend them and run again:\n" + "\n".join(f"- {r.where}: {r.what}" for r in errors.itertuples()))
+        count, them = (f"{len(errors)} errors", "them") if len(errors) > 1 else ("1 error", "it")
+        raise DataError(f"{count} in the photos; mend {them} and run again:\n" + "\n".join(f"- {r.where}: {r.what}" for r in errors.itertuples()))
 
 
 def _class(folder, name, seen, side):
     files = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
     images, found = [p for p in files if p.suffix.lower() in SUFFIXES], []
     others = [p.name for p in files if p not in images]
-    found.append(("note" if images else "error", name, f"{len(images)} images"))
+    found.append(("note" if images else "error", name, f"{len(images)} image{'' if len(images) == 1 else 's'}"))
     if others:
-        found.append(("note", name, f"{len(others)} other files are not used, such as {others[0]}"))
+        found.append(("note", name, f"{len(others)} other file{' is' if len(others) == 1 else 's are'} not used, such as {others[0]}"))
     for file in images:
         try:
             Images((str(file),), (0,)).open(0)
             with Image.open(file) as image:
                 size, orientation = image.size, image.getexif().get(0x0112, 1)
         except DataError as error:
-            found.append(("error", f"{name}/{file.name}", str(error)))
+            found.append(("error", f"{name}/{file.name}", str(error).removeprefix(f"{file} ")))
             continue
         seen[hashlib.sha256(file.read_bytes()).hexdigest()].append((name, file.name))
         if orientation in ROTATED:
@@ -134,6 +135,25 @@ def classify_files(adapter, files):
     return [config["classes"][i] for i in predict(model, model.prompts(config["prompts"]), evaluation_batches(images, model.size))]
 
 
+def how_to_classify(adapter):
+    """Return a script that classifies a photo with the adapter in a folder, and the command that runs it, for a page."""
+    return (f"# classify.py, in the project's folder; run it there: {interpreter()} classify.py\n"
+            f"from datadream.photos import classify_files\n\n"
+            f"print(classify_files({shown(adapter)!r}, ['a photo.jpg']))")
+
+
+def how_to_export(made):
+    """Return the command that exports the synthetic set in a folder, for a page."""
+    return f"{interpreter()} -m datadream export {Path(made).name} my_set"
+
+
+def answers(adapter, shots, count=4):
+    """Return a table of a few of the photos that a classifier was trained on, spread over the classes, and what it takes them for."""
+    count = min(count, len(shots))
+    files = [Path(shots.sources[i * len(shots) // count]) for i in range(count)]
+    return pd.DataFrame({"training photo": [f"{file.parent.name}/{file.name}" for file in files], "taken for": classify_files(adapter, files)})
+
+
 def demonstration(classes=3, per_class=16):
     """Write a few handwritten digits as photos into the store's folder `demonstration` and return it: what a user's folder looks like."""
     from .data import load
@@ -153,7 +173,7 @@ def what_to_expect(profile):
     if profile == "mini":
         return ("**The embedded generator knows printed digits and capital letters, and nothing else.** On photos of other things this page "
                 "shows the mechanics and not the quality: run it with `profile=\"paper\"` on a GPU for the latter.")
-    return "Full-size models: adapting and generating take a GPU, and hours for many classes; `python -m datadream plan` counts them."
+    return "Full-size models: adapting and generating take a GPU, and hours for many classes."
 
 
 def verdict(table):

@@ -10,9 +10,9 @@ from .ablation import axis_cells
 from .classify import optimiser_steps
 from .config import key
 from .data import DATASETS, load_for
+from .hub import GENERATORS, absent
 from .images import DataError
-from .models import GENERATORS, absent
-from .readers import SOURCES
+from .readers import SOURCES, elsewhere, lacking
 from .store import Store
 from .study import artifact_keys, cells, choose, load_study, page_parameters
 
@@ -20,7 +20,8 @@ from .study import artifact_keys, cells, choose, load_study, page_parameters
 # models and the resolution of a profile. A profile that nobody has measured has no row, and its hours are unknown.
 THROUGHPUT = {"mini": {"device": "one core of a two-core x86_64 CPU with AVX-512", "adapt": 0.014, "generate": 0.0035, "train": 0.0026}}
 PIXEL = 1.5  # bytes of a PNG per pixel, about
-UNMEASURED = "nothing to plan: of these runs none computes cells of notebooks/dataset.ipynb or ablation.ipynb, whose stages this counts"
+NO_CELLS = "nothing to plan: what a run needs is only known beforehand for runs of notebooks/dataset.ipynb and ablation.ipynb, and none of these is one"
+NO_STAGES = "nothing to plan: these runs draw no images and train nothing"
 
 
 def _classes(recipe):
@@ -99,25 +100,27 @@ def plan(recipes, store=None):
 
 def missing(recipes):
     """Return what the cells need and this machine has not: datasets, classifiers and generators, one sentence each."""
-    lines = {}
+    lines, hint = {}, []
     for recipe in recipes:
         if recipe.dataset in SOURCES and recipe.dataset not in lines:
             try:
                 load_for(recipe)
             except DataError as error:
-                lines[recipe.dataset] = f"dataset {recipe.dataset}: {error}"
+                way = "" if recipe.folder else lacking(recipe.dataset)
+                lines[recipe.dataset] = f"dataset {recipe.dataset}: {way or error}"
+                hint = [elsewhere()] if way else hint
         wanted = [("classifier", recipe.classifier, "clip"), *([("generator", recipe.generator, "generator")] if recipe.row.generator else [])]
         for kind, name, part in wanted:
             if absent(name, part):
                 lines[kind, name] = f"{kind} {name}: {absent(name, part)}"
-    return list(lines.values())
+    return [*lines.values(), *hint]
 
 
 def overview(recipes, store=None):
     """Return the plan as text: a line per dataset and stage, the totals, and what is missing."""
     table = plan(recipes, store)
     if table.empty:
-        return UNMEASURED
+        return NO_STAGES if recipes else NO_CELLS
     order = {"adapt": 0, "generate": 1, "train": 2}
     table = table.assign(pending=~table["done"], order=table["stage"].map(order), place=table.groupby("dataset", sort=False).ngroup())
     groups = table.sort_values(["place", "order"], kind="stable").groupby(["dataset", "stage"], sort=False)

@@ -78,17 +78,40 @@ def read(name, classes, folder=""):
 
 def locate(name, folder=""):
     """Return (the dataset's folder, the folder of its images). Raises DataError with what to fetch and where to put it."""
-    source, data = SOURCES[name], paths()["data"]
-    bases = [Path(folder)] if folder else [data / own for own in source.folders]
-    for base in bases:
-        for images in source.images:
-            if (base / images / source.inside).is_dir():
-                return base, base / images
+    found = _find(name, folder)
+    if not found:
+        raise DataError(f"{_images_missing(name, folder)}. {elsewhere()}")
+    return found
+
+
+def lacking(name):
+    """Return what a dataset lacks in the data folder, its images or its split file, and how to get that; '' if it lacks neither."""
+    found = _find(name, "")
+    if not found:
+        return _images_missing(name, "")
+    return split_missing(name, *found) if find_split(name, *found) is None else ""
+
+
+def elsewhere():
+    """Return the sentence on images that lie in another place."""
+    return f"Images that lie elsewhere are named with `folder`, and DATADREAM_DATA moves {paths()['data']}"
+
+
+def _bases(name, folder):
+    return [Path(folder)] if folder else [paths()["data"] / own for own in SOURCES[name].folders]
+
+
+def _find(name, folder):
+    places = [(base, base / images) for base in _bases(name, folder) for images in SOURCES[name].images]
+    return next((place for place in places if (place[1] / SOURCES[name].inside).is_dir()), None)
+
+
+def _images_missing(name, folder):
+    source, bases = SOURCES[name], _bases(name, folder)
     way = (f"`python -m datadream download {name}` fetches them through torchvision" if source.torchvision and not folder else
-           f"get {source.fetch or 'them'} and put them into {bases[0]}")
+           f"Get {source.fetch or 'them'} and put them into {bases[0]}")
     beside = f"; put {_splits(source)} beside them" if source.split else ""
-    raise DataError(f"the images of {name} are not in {' or '.join(map(str, bases))}. {way}{beside}. Images that lie elsewhere are named "
-                    f"with `folder`, and DATADREAM_DATA moves {data}")
+    return f"the images of {name} are not in {' or '.join(map(str, bases))}. {way}{beside}"
 
 
 def _splits(source):
@@ -233,7 +256,9 @@ def download(name):
     try:
         getattr(datasets, source.torchvision)(str(paths()["data"]), download=True)
     except (OSError, RuntimeError) as error:
-        raise DataError(f"torchvision could not download {name} ({error}); fetch it by hand, see {COOP}") from error
+        beside = f", and {_splits(source)} beside them" if source.split else ""
+        raise DataError(f"torchvision could not download {name} ({error}). Fetch it by hand, {COOP} has the address, so that its images are in "
+                        f"{paths()['data'] / source.folders[0] / source.images[0]}{beside}. DATADREAM_DATA moves {paths()['data']}") from error
     return paths()["data"] / source.folders[0]
 
 

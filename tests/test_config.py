@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import shlex
 import subprocess
 import sys
 
@@ -17,7 +18,7 @@ from datadream.config import METHODS, PROFILES, ConfigError, as_dict, key, recip
 from datadream.data import Dataset, Images, few_shots
 from datadream.draws import adapters
 from datadream.generate import generation_inputs
-from datadream.models import GENERATORS
+from datadream.hub import GENERATORS
 
 FIELDS = {row["field"]: row for row in config.describe()}
 SPECS = {name: spec for name, _, spec in config._leaves(recipe())}
@@ -330,3 +331,16 @@ assert not refused, refused
 def test_importing_any_module_needs_no_heavy_library_no_gpu_and_no_network():
     done = subprocess.run([sys.executable, "-c", IMPORTS], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("home, executable, command", [
+    ("", ".venv/bin/python", ".venv/bin/python"), ("a project", ".venv/bin/python3.11", ".venv/bin/python3.11"), ("", "my env/bin/python", "'my env/bin/python'")])
+def test_the_interpreter_is_named_from_the_projects_folder(monkeypatch, tmp_path, home, executable, command):
+    monkeypatch.setenv("DATADREAM_HOME", str(tmp_path / home))
+    python = tmp_path / home / executable
+    python.parent.mkdir(parents=True)
+    python.symlink_to(sys.executable)
+    monkeypatch.setattr(sys, "executable", str(python))
+    assert config.interpreter() == command
+    monkeypatch.setenv("DATADREAM_HOME", str(tmp_path / "elsewhere"))
+    assert config.interpreter() == shlex.quote(str(python))

@@ -9,7 +9,7 @@ import torch
 
 from datadream import doctor
 from datadream.__main__ import main
-from datadream.models import CLASSIFIERS, GENERATORS
+from datadream.hub import CLASSIFIERS, GENERATORS
 from datadream.readers import SOURCES
 
 
@@ -42,7 +42,12 @@ def test_a_model_that_is_not_there_comes_with_its_download(kind, name, row):
 @pytest.mark.parametrize("name", SOURCES)
 def test_a_dataset_that_is_not_there_says_what_to_fetch(name):
     check = find(f"dataset {name}")
-    assert check.state == "optional" and ("datadream download" in check.detail or "get " in check.detail)
+    assert check.state == "optional" and ("datadream download" in check.detail or "Get " in check.detail)
+
+
+def test_how_to_name_another_place_is_said_once(tmp_path):
+    text = doctor.report(doctor.examine())
+    assert text.count("Images that lie elsewhere") == text.count(f"DATADREAM_DATA moves {tmp_path / 'data'}") == 1
 
 
 def test_a_dataset_that_is_there_is_found(tmp_path):

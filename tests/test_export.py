@@ -1,6 +1,7 @@
 """Export: what datasets and torchvision read back, the card, and what is refused."""
 
 import json
+import re
 import tarfile
 
 import numpy as np
@@ -48,8 +49,13 @@ def test_datasets_reads_every_format_back(made, form, tmp_path):
     image, label = {"imagefolder": ("image", "label"), "webdataset": ("png", "cls"), "parquet": ("image", "label")}[form]
     found = sorted((int(row[label]), np.asarray(row[image].convert("RGB")).tobytes()) for row in loaded)
     assert found == sorted((row["label"], pixels(store, key, row).tobytes()) for row in rows)
-    if form == "parquet":
+    if form != "webdataset":
         assert loaded.features["label"].names == list(CLASSES) and loaded[0]["prompt"] == f"a photo of a {CLASSES[0]}"
+    example = (folders[form] / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    assert set(re.sub(r"\(.*?\)|,", "", example.split("columns: ")[1]).split()) == set(loaded.features) - {"__key__", "__url__"}
+    scope = {}
+    exec(example.replace("path/to", str(folders[form].parent)), scope)
+    assert len(scope["images"]) == 15, "the card's own lines read it"
 
 
 def test_torchvision_reads_the_image_folder_back(made):
@@ -78,7 +84,8 @@ def test_the_card_tells_method_licence_recipe_and_faults(made, form, models):
     store, key, rows, folders = made
     text = (folders[form] / "README.md").read_text()
     front = yaml.safe_load(text.split("---")[1])
-    assert front["class_names"] == dict(enumerate(CLASSES)) and "synthetic" in front["tags"]
+    assert front["class_names"] == dict(enumerate(CLASSES)) and "synthetic" in front["tags"] and front["license"] == "unknown"
+    assert "&quot;" not in text
     for word in ("15 images of 3 classes", "ECCV 2024", "licence", "one adapter for the dataset", "adapt.rank", "guidance", "Seed of the study: 0",
                  "2 real images per class", "Known faults", key):
         assert word in text
@@ -87,13 +94,16 @@ def test_the_card_tells_method_licence_recipe_and_faults(made, form, models):
 def test_a_class_name_is_never_markup_in_the_card(make, tmp_path, store):
     from conftest import write_classes
 
-    names = ['a"b: [x]', "<script>alert(1)</script>".replace("/", "∕"), "- {y}"]
+    from markdown_it import MarkdownIt
+
+    names = ['`` a"b: [x](y)', "<script>alert(1)</script>".replace("/", "∕"), "- {y} \U0001F436"]
     write_classes(tmp_path / "photos", names, 6)
     key = study.run(make("base", folder=str(tmp_path / "photos")), store)["artifacts"]["generate"]
     text = (export(key, tmp_path / "out", ["imagefolder"], store)[0] / "README.md").read_text()
     front, body = text.split("---", 2)[1:]
     assert sorted(yaml.safe_load(front)["class_names"].values()) == sorted(names)
-    assert "<script>" not in body
+    page = MarkdownIt().render(body)
+    assert "<script>" not in page and "<a " not in page and "&quot;a photo of a" in page
 
 
 def test_what_cannot_be_exported_is_refused(made, tmp_path):
@@ -102,6 +112,8 @@ def test_what_cannot_be_exported_is_refused(made, tmp_path):
         export("generate-0", tmp_path, store=store)
     with pytest.raises(ConfigError, match="format 'parket' is unknown.*Did you mean 'parquet'"):
         export(key, tmp_path, ["parket"], store)
+    with pytest.raises(ConfigError, match="licence 'CC BY 4.0' is no identifier.*cc-by-4.0"):
+        export(key, tmp_path, ["parquet"], store, licence="CC BY 4.0")
     with pytest.raises(ConfigError, match="exists already"):
         export(key, folders["parquet"].parent, ["parquet"], store)
 
@@ -109,7 +121,9 @@ def test_what_cannot_be_exported_is_refused(made, tmp_path):
 def test_the_command_line_exports(made, tmp_path, monkeypatch, capsys):
     store, key, _, _ = made
     monkeypatch.setenv("DATADREAM_STORE", str(store.root))
-    assert main(["export", key, str(tmp_path / "out"), "--format", "webdataset"]) == 0
+    assert main(["export", key, str(tmp_path / "out"), "--format", "webdataset", "--license", "cc0-1.0"]) == 0
+    text = (tmp_path / "out" / "webdataset" / "README.md").read_text()
+    assert yaml.safe_load(text.split("---")[1])["license"] == "cc0-1.0" and "Licence of these images: cc0-1.0" in text
     assert capsys.readouterr().out.strip() == str(tmp_path / "out" / "webdataset")
     assert main(["export", "generate-0", str(tmp_path / "out")]) == 2
 
@@ -122,7 +136,8 @@ def test_without_the_package_for_parquet_nothing_is_written(made, tmp_path, monk
     with pytest.raises(ConfigError, match="pip install datasets.*--format imagefolder"):
         export(key, tmp_path / "out", store=store)
     assert not (tmp_path / "out").exists()
-    assert export(key, tmp_path / "out", ["imagefolder", "webdataset"], store)
+    folder, _ = export(key, tmp_path / "out", ["imagefolder", "webdataset"], store)
+    assert (folder / "train" / "metadata.jsonl").is_file()
 
 
 def test_the_card_of_a_users_own_photos_knows_its_recipe(make, tmp_path, store):
@@ -134,4 +149,5 @@ def test_the_card_of_a_users_own_photos_knows_its_recipe(make, tmp_path, store):
               "generator": chosen.generator, "classifier": chosen.classifier}
     set_folder = photos.keep(chosen.folder, store=store, **fields)[0]
     text = (export(set_folder.name, tmp_path / "out", ["imagefolder"], store)[0] / "README.md").read_text()
-    assert "unknown" not in text and "adapt.rank" in text and "2 real images per class" in text
+    assert text.count("unknown") == 1, "the licence"
+    assert "adapt.rank" in text and "2 real images per class of a folder of photos" in text

@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 
 from datadream import models as package
 from datadream.config import Adapt, Classify, ConfigError
-from datadream.models import (GENERATORS, LORA_FILE, Classifier, LoRAAttention, LoRAProjection, ModelMissingError, add_classifier_lora,
+from datadream.hub import GENERATORS
+from datadream.models import (LORA_FILE, Classifier, LoRAAttention, LoRAProjection, ModelMissingError, add_classifier_lora,
                               add_generator_lora, condition, device, dtype_for, identity, image_side, load_classifier, load_classifier_lora,
                               load_generator, merged_lora, remove_lora, save_classifier_lora, save_generator_lora, text_encoders, tokenize)
 

