@@ -1,6 +1,5 @@
 """Export a synthetic dataset: an image folder, WebDataset shards or Parquet, each with a dataset card."""
 
-import html
 import io
 import json
 import shutil
@@ -9,9 +8,11 @@ import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
+import yaml
+
 from .config import METHODS, ConfigError, _near
 from .models import GENERATORS
-from .store import Store
+from .store import Store, writing
 
 SHARD = 1000  # images in a WebDataset shard
 
@@ -20,14 +21,14 @@ def export(key, target, formats=None, store=None):
     """Write the synthetic set of artifact `key` into folders of `target`, one per format, and return them.
 
     `formats` are names of FORMATS (None: all). A folder that exists is left alone. Raises ConfigError on an unknown artifact or format
-    or a folder that is in the way.
+    or a folder that is in the way, and StoreError where the target cannot be written.
     """
     store, formats = store or Store(), list(FORMATS) if formats is None else list(formats)
     unknown = [f for f in formats if f not in FORMATS]
     if unknown:
         raise ConfigError(f"format {unknown[0]!r} is unknown; accepted: {', '.join(FORMATS)}{_near(unknown[0], FORMATS)}")
     if not key.startswith("generate-") or not store.done(key):
-        sets = sorted(p.name for p in store.root.glob("generate-*") if store.done(p.name))
+        sets = sorted(p.name for p in store.root.glob("generate-*") if store.whole(p.name))
         raise ConfigError(f"{key!r} is no finished synthetic set in {store.root}; there are: {', '.join(sets) or 'none'}")
     if "parquet" in formats and find_spec("datasets") is None:
         raise ConfigError("Parquet needs the package datasets: `pip install datasets`, or leave it out with --format imagefolder --format webdataset")
@@ -40,12 +41,13 @@ def export(key, target, formats=None, store=None):
     by_folder = json.loads((source / "classes.json").read_text())
     classes = list(by_folder.values() if len(set(by_folder.values())) == len(by_folder) else by_folder)  # two classes may share a name
     for folder, name in zip(folders, formats):
-        part = folder.with_name(f"{folder.name}.partial")
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
-        FORMATS[name](source, rows, classes, part)
-        (part / "README.md").write_text(card(key, rows, classes, name, store))
-        part.rename(folder)
+        with writing(Path(target), "choose another target"):
+            part = folder.with_name(f"{folder.name}.partial")
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir(parents=True)
+            FORMATS[name](source, rows, classes, part)
+            (part / "README.md").write_text(card(key, rows, classes, name, store))
+            part.rename(folder)
     return folders
 
 
@@ -90,7 +92,7 @@ FORMATS = {"imagefolder": write_imagefolder, "webdataset": write_webdataset, "pa
 def card(key, rows, classes, form, store):
     """Return the dataset card: method, base model and licence, recipe, seeds and known faults, as Markdown with YAML in front.
 
-    Class names and prompts come from users, so they are written as JSON strings, which are YAML, and escaped where they are text.
+    Class names and prompts come from users, so they are quoted where they are YAML and escaped where they are text.
     """
     manifest = store.manifest(key)
     recipe = manifest["recipe"]
@@ -99,15 +101,21 @@ def card(key, rows, classes, form, store):
     inputs, adapted = manifest["inputs"], len(manifest["inputs"]["adapters"])
     options = "\n".join(f"| {name} | {json.dumps(value)} |" for name, value in sorted({**inputs["generate"], **_tuning(recipe)}.items()))
     kind = {0: "none: the base model as it is", 1: "one adapter for the dataset (DataDream_dset)"}.get(adapted, f"{adapted} adapters, one per class")
-    names = "\n".join(f"  {label}: {json.dumps(name)}" for label, name in enumerate(classes))
+    names = "\n".join(f"  {label}: {_quoted(name)}" for label, name in enumerate(classes))
     return CARD.format(key=key, form=form, count=len(rows), classes=len(classes), names=names, kind=kind, options=options, seed=inputs["seed"],
                        base=_text(base), licence=row.licence if row else "see the model's own card", prompt=_text(rows[0]["prompt"]),
                        hub=f" ({row.hub})" if row and row.hub else "", created=manifest["created"], commit=manifest["commit"],
                        data=_text(recipe["dataset"]), shots=recipe["shots"] or "all")
 
 
+def _quoted(name):
+    """Return a text as YAML in double quotes on one line; JSON writes an emoji as two halves, of which YAML makes no character."""
+    return yaml.safe_dump(name, default_style='"', width=float("inf")).strip()
+
+
 def _text(value):
-    return f"<code>{html.escape(json.dumps(value))}</code>"
+    """Return a text as code in which neither HTML nor Markdown is read: Markdown looks into tags, but takes no character reference for its own."""
+    return "<code>" + "".join(c if c.isalnum() or c == " " else f"&#{ord(c)};" for c in json.dumps(value, ensure_ascii=False)) + "</code>"
 
 
 def _tuning(recipe):
