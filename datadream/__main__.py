@@ -1,10 +1,11 @@
-"""The command line: `python -m datadream study | plan | doctor | export | download`."""
+"""The command line: `python -m datadream study | plan | doctor | export | download | gc`."""
 
 import argparse
 import sys
 
 from .config import ConfigError, ModelMissingError, _near
 from .images import DataError
+from .store import Store, StoreError
 
 
 def main(arguments=None):
@@ -35,12 +36,15 @@ def main(arguments=None):
     plan.set_defaults(call=_plan)
     doctor = commands.add_parser("doctor", help="check device, memory, disk, packages, models and datasets, and name each fix")
     doctor.set_defaults(call=_doctor)
+    collect = commands.add_parser("gc", help="list the artifacts that no record in the store refers to, and ask whether to remove them")
+    collect.add_argument("--yes", action="store_true", help="remove them without a question")
+    collect.set_defaults(call=_gc)
     options = parser.parse_args(arguments)
     if options.command == "plan":
         _check_plan(plan, options)
     try:
         return options.call(options)
-    except (ConfigError, DataError, ModelMissingError) as error:
+    except (ConfigError, DataError, ModelMissingError, StoreError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
@@ -85,6 +89,20 @@ def _export(options):
 
     for folder in export(options.key, options.target, options.format, licence=options.licence):
         print(folder)
+    return 0
+
+
+def _gc(options):
+    from .garbage import clear, listing, unused
+
+    store, asked = Store(), sys.stdin.isatty() and not options.yes
+    found = unused(store)
+    print(listing(store, found))
+    if found and (options.yes or asked and input(f"Remove these {len(found)}? [y/N] ").strip().lower() in ("y", "yes")):
+        clear(store, found)
+        print(f"removed {len(found)}")
+    elif found:
+        print("nothing was removed" if asked else "nothing was removed: no terminal to ask on; --yes removes them without a question")
     return 0
 
 

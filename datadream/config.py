@@ -6,8 +6,10 @@ import hashlib
 import json
 import math
 import os
+import reprlib
 import shlex
 import sys
+import unicodedata
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,8 +22,12 @@ class ModelMissingError(RuntimeError):
     """A model is neither on disk nor on the hub; the message names it, what to download and which setting points to it."""
 
 
+MOST = 10**6  # a whole number that has no upper end of its own ends here: more would only fill a memory or a disk
+
+
 def knob(default, why, low=None, high=None, choices=None):
     """Declare a field: its default, its unit or reason with the source, and the accepted range (both ends included)."""
+    high = MOST if high is None and type(default) is int else high
     return field(default=default, metadata={"why": why, "low": low, "high": high, "choices": choices})
 
 
@@ -29,7 +35,7 @@ def knob(default, why, low=None, high=None, choices=None):
 class Adapt:
     """How the generator is LoRA-tuned on the few shots (paper, section 3.2)."""
 
-    rank: int = knob(16, "LoRA rank (paper)", 1)
+    rank: int = knob(16, "LoRA rank (paper)", 1, 1024)
     alpha: float = knob(16.0, "LoRA scale is alpha / rank (paper)", 0)
     text_encoder: bool = knob(True, "also tune the text encoder's attention (paper)")
     lr: float = knob(1e-4, "AdamW learning rate (paper)", 0)
@@ -52,9 +58,9 @@ class Generate:
     """How the synthetic set is sampled (paper, section 3.3)."""
 
     images: int = knob(500, "images per class (paper, main table)", 1)
-    guidance: float = knob(2.0, "classifier-free guidance scale; 1 is none (paper)", 1)
+    guidance: float = knob(2.0, "classifier-free guidance scale; 1 is none (paper)", 1, 100)
     guided: float = knob(1.0, "share of the steps, from the first, that are guided; the others cost half (paper: all)", 0, 1)
-    steps: int = knob(50, "sampling steps (paper)", 1)
+    steps: int = knob(50, "sampling steps (paper), at most those of the noise schedule", 1, 1000)
     templates: int = knob(1, "how many prompt templates the images take in turn, the paper's first (IsSynth's way: several)", 1, 7)
     strength: float = knob(0.0, "share of the schedule's noise that is added to a few shot to start from (DISEF: 0.75); 0: pure noise", 0, 1)
     redraws: int = knob(0, "times that an image is drawn again while the untouched classifier reads another class (DISEF: 100)", 0)
@@ -67,7 +73,7 @@ class Generate:
 class Classify:
     """How CLIP is LoRA-tuned and judged (paper, section 3.4 and the released scripts)."""
 
-    rank: int = knob(16, "LoRA rank on q and v of both towers (paper)", 1)
+    rank: int = knob(16, "LoRA rank on q and v of both towers (paper)", 1, 1024)
     alpha: float = knob(32.0, "LoRA scale is alpha / rank (released code)", 0)
     dropout: float = knob(0.1, "dropout before the LoRA's first matrix (released code)", 0, 1)
     lr: float = knob(1e-4, "AdamW learning rate (paper)", 0)
@@ -161,10 +167,10 @@ class Recipe:
     fold: str = knob("", "for dataset 'folder': '2/4' tests on the second of four parts and trains on the others, '0/4' on all; empty: one split")
     test_folder: str = knob("", "for dataset 'folder': class folders of test images; all images of `folder` are then for training")
     shots: int = knob(16, "real images per class (paper: 16); 0 takes all", 0)
-    seed: int = knob(0, "draws the few shots, the generator's and the classifier's noise together", 0)
+    seed: int = knob(0, "draws the few shots, the generator's and the classifier's noise together", 0, 2**63 - 1)
     generator: str = knob("sd2.1-base", "a row of hub.GENERATORS, a hub id, or a folder in diffusers format (paper: SD 2.1-base)")
     classifier: str = knob("ViT-B-16-quickgelu/openai", "'mini', an open_clip name/weights, or an open_clip folder")
-    resolution: int = knob(0, "side of the generator's images in pixels; 0: the pipeline's own (paper: 512, SD 2.1-base's own)", 0)
+    resolution: int = knob(0, "side of the generator's images in pixels; 0: the pipeline's own (paper: 512, SD 2.1-base's own)", 0, 8192)
     protocol: str = knob("strict", "'released' repeats the released code's faults, for comparison only: the epoch is chosen on the test images, and "
                          "three datasets are tested on their train part", choices=("strict", "released"))
     precision: str = knob("auto", "of the generator's frozen weights and the classifier's products; auto: half where the device has it", choices=("auto", "float32"))
@@ -210,20 +216,48 @@ def _leaves(config, prefix=""):
 
 
 def _check(name, value, spec):
-    low, high, choices = (spec.metadata[k] for k in ("low", "high", "choices"))
+    low, high, choices, why = (spec.metadata.get(k) for k in ("low", "high", "choices", "why"))
     wanted = spec.type
     if isinstance(value, bool) != (wanted is bool) or not isinstance(value, wanted):
-        raise ConfigError(f"{name}={value!r} is a {type(value).__name__}; give a {wanted.__name__} ({spec.metadata['why']})")
-    if wanted in (int, float) and not (math.isfinite(value) and (low is None or value >= low) and (high is None or value <= high)):
-        raise ConfigError(f"{name}={value!r} is out of range; accepted: {low if low is not None else '-inf'} to "
-                          f"{high if high is not None else 'any finite number'} ({spec.metadata['why']})")
+        raise ConfigError(f"{name}={_brief(value)} is a {type(value).__name__}; give a {wanted.__name__} ({why or 'a group of settings'})")
+    if wanted is str and not printable(value):
+        raise ConfigError(f"{name}={_brief(value)} has a control character, a line break or bytes that are no UTF-8; give printable text ({why})")
+    if wanted is str and any(len(part.encode()) > 255 for part in value.split("/")):
+        raise ConfigError(f"{name}={_brief(value)} is too long; give a name or path of at most 255 bytes between two slashes ({why})")
+    if wanted in (int, float) and not ((wanted is int or math.isfinite(value)) and (low is None or value >= low) and (high is None or value <= high)):
+        raise ConfigError(f"{name}={_brief(value)} is out of range; accepted: {low if low is not None else '-inf'} to "
+                          f"{high if high is not None else 'any finite number'} ({why})")
     if choices and value not in choices:
-        raise ConfigError(f"{name}={value!r} is unknown; accepted: {', '.join(choices)}{_near(value, choices)}")
+        raise ConfigError(f"{name}={_brief(value)} is unknown; accepted: {', '.join(choices)}{_near(value, choices)}")
+
+
+def printable(text):
+    """Return whether a text has no control character, line break or lone surrogate, so that it fits a prompt, a page and a terminal."""
+    return not any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in text)
+
+
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = 200  # characters
+
+
+def _brief(value):
+    """Return a value as text for a message, cut where it is long or deep."""
+    try:
+        return _short.repr(value)
+    except ValueError:  # Python writes no whole number of over 4,300 digits
+        return f"<{type(value).__name__} of too many digits>"
 
 
 def _near(word, words):
     close = difflib.get_close_matches(str(word), list(words), 1)
     return f". Did you mean {close[0]!r}?" if close else ""
+
+
+def _mapping(overrides):
+    """Return overrides as a dict, {} for None. Raises ConfigError on anything else."""
+    if not isinstance(overrides, (dict, type(None))):
+        raise ConfigError(f"overrides={_brief(overrides)} is a {type(overrides).__name__}; give a mapping such as {{'adapt.rank': 4}}")
+    return overrides or {}
 
 
 def recipe(profile="mini", overrides=None, **fields):
@@ -232,19 +266,19 @@ def recipe(profile="mini", overrides=None, **fields):
     Whole numbers are accepted where a float is wanted. Raises ConfigError on an unknown profile, key or value, with the
     nearest accepted name.
     """
-    if profile not in PROFILES:
-        raise ConfigError(f"profile={profile!r} is unknown; accepted: {', '.join(PROFILES)}{_near(profile, PROFILES)}")
+    if not isinstance(profile, str) or profile not in PROFILES:
+        raise ConfigError(f"profile={_brief(profile)} is unknown; accepted: {', '.join(PROFILES)}{_near(profile, PROFILES)}")
     default = Recipe()
     known = {name: spec for name, _, spec in _leaves(default)}
-    chosen = {**fields, **(overrides or {})}
+    chosen = {**fields, **_mapping(overrides)}
     row = METHODS.get(str(chosen.get("method", default.method)))
     values = {**PROFILES[profile], **(row.settings.get(profile, {}) if row else {}), **chosen}
     if values.setdefault("profile", profile) != profile:
-        raise ConfigError(f"profile={values['profile']!r} in overrides contradicts profile={profile!r}; give it once, as `profile`")
+        raise ConfigError(f"profile={_brief(values['profile'])} in overrides contradicts profile={profile!r}; give it once, as `profile`")
     for name, value in values.items():
         if name not in known:
-            raise ConfigError(f"{name!r} is no field of a recipe{_near(name, known) or '.'} Accepted: {', '.join(sorted(known))}")
-        if known[name].type is float and isinstance(value, int) and not isinstance(value, bool):
+            raise ConfigError(f"{_brief(name)} is no field of a recipe{_near(name, known) or '.'} Accepted: {', '.join(sorted(known))}")
+        if known[name].type is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**1000:
             values[name] = float(value)
     parts = {}
     for name, value in values.items():
@@ -297,6 +331,6 @@ def paths():
     root = home()
     store = Path(os.environ.get("DATADREAM_STORE", root / "artifacts"))
     data = Path(os.environ.get("DATADREAM_DATA", root / "data"))
-    return {"home": root, "store": store, "records": store / "records", "data": data, "notebooks": root / "notebooks",
+    return {"home": root, "store": store, "records": store / "records", "kept": store / "kept", "data": data, "notebooks": root / "notebooks",
             "study": root / "notebooks" / "study.yaml", "runs": root / "book" / "runs", "training": store / "mini_base",
             "claim": root / "book" / "claim_records", "smoke": root / "_build" / "smoke", "benchmarks": root / "benchmarks" / "results", "mini": Path(__file__).parent / "mini"}

@@ -13,7 +13,7 @@ import yaml
 
 from .config import METHODS, ConfigError, _near
 from .hub import GENERATORS
-from .store import Store
+from .store import Store, writing
 
 SHARD = 1000  # images in a WebDataset shard
 
@@ -22,7 +22,8 @@ def export(key, target, formats=None, store=None, licence="unknown"):
     """Write the synthetic set of artifact `key` into folders of `target`, one per format, and return them.
 
     `formats` are names of FORMATS (None: all), `licence` is what the cards say of the images, an identifier of the hub. A folder that exists
-    is left alone. Raises ConfigError on an unknown artifact or format, a licence that is no identifier or a folder that is in the way.
+    is left alone. Raises ConfigError on an unknown artifact or format, a licence that is no identifier or a folder that is in the way,
+    and StoreError where the target cannot be written.
     """
     store, formats = store or Store(), list(FORMATS) if formats is None else list(formats)
     unknown = [f for f in formats if f not in FORMATS]
@@ -31,7 +32,7 @@ def export(key, target, formats=None, store=None, licence="unknown"):
     if not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", licence):
         raise ConfigError(f"licence {licence!r} is no identifier of the hub; give one such as cc-by-4.0, apache-2.0, other or unknown")
     if not key.startswith("generate-") or not store.done(key):
-        sets = sorted(p.name for p in store.root.glob("generate-*") if store.done(p.name))
+        sets = sorted(p.name for p in store.root.glob("generate-*") if store.whole(p.name))
         raise ConfigError(f"{key!r} is no finished synthetic set in {store.root}; there are: {', '.join(sets) or 'none'}")
     if "parquet" in formats and find_spec("datasets") is None:
         raise ConfigError("Parquet needs the package datasets: `pip install datasets`, or leave it out with --format imagefolder --format webdataset")
@@ -44,12 +45,13 @@ def export(key, target, formats=None, store=None, licence="unknown"):
     by_folder = json.loads((source / "classes.json").read_text())
     classes = list(by_folder.values() if len(set(by_folder.values())) == len(by_folder) else by_folder)  # two classes may share a name
     for folder, name in zip(folders, formats):
-        part = folder.with_name(f"{folder.name}.partial")
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
-        FORMATS[name](source, rows, classes, part)
-        (part / "README.md").write_text(card(key, rows, classes, name, store, licence))
-        part.rename(folder)
+        with writing(Path(target), "choose another target"):
+            part = folder.with_name(f"{folder.name}.partial")
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir(parents=True)
+            FORMATS[name](source, rows, classes, part)
+            (part / "README.md").write_text(card(key, rows, classes, name, store, licence))
+            part.rename(folder)
     return folders
 
 

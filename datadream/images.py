@@ -4,7 +4,9 @@ import hashlib
 import itertools
 import os
 import re
+import unicodedata
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -12,8 +14,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from .config import printable
+
 CACHE_BYTES = 4 * 2**30  # decoded training images kept in memory; the others are decoded anew at each use
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"}
+STRIP = 50  # a longer side over this many shorter ones is refused: resized by its short side it would fill the memory
 
 
 class DataError(ValueError):
@@ -35,17 +40,15 @@ class Images:
         return len(self.sources)
 
     def open(self, i):
-        """Return image i as an RGB PIL image, EXIF rotation applied. Raises DataError on a missing or unreadable file."""
+        """Return image i as an RGB PIL image: turned by its EXIF entry, its first frame, transparency on white, 16-bit grey in 8 bits.
+
+        Raises DataError on an unreadable file, on one of 32 bits a pixel and channel, and on a strip of over STRIP to 1.
+        """
         source = self.sources[i]
         if isinstance(source, np.ndarray):
             return Image.fromarray(source).convert("RGB")
-        try:
-            with Image.open(source) as image:
-                return ImageOps.exif_transpose(image).convert("RGB")
-        except FileNotFoundError as error:
-            raise DataError(f"{source} does not exist; give the path of an image that does") from error
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what Pillow raises on damaged files
-            raise DataError(f"{source} is not a readable image ({_cause(error)}); replace or remove the file") from error
+        with opened(source) as image:
+            return _rgb(ImageOps.exif_transpose(image))
 
     def pick(self, rows):
         """Return the subset at integer positions `rows`."""
@@ -57,6 +60,31 @@ def _cause(error):
     if isinstance(error, UnidentifiedImageError):
         return "Pillow knows no image format of such content"
     return getattr(error, "strerror", None) or str(error)
+
+
+@contextmanager
+def opened(file):
+    """Yield the PIL image of a file. Raises DataError, with the file's name, on whatever goes wrong with it meanwhile."""
+    try:
+        with Image.open(file) as image:
+            yield image
+    except FileNotFoundError as error:
+        raise DataError(f"{str(file)!r} does not exist; give the path of an image that does") from error
+    except Exception as error:  # Pillow raises what its decoder stumbles over: OSError, SyntaxError, struct.error, a decompression bomb
+        raise DataError(f"{str(file)!r} is not a readable image ({_cause(error)}); replace or remove the file") from error
+
+
+def _rgb(image):
+    if max(image.size) > STRIP * min(image.size):
+        raise ValueError(f"{image.size[0]} x {image.size[1]} pixels, a strip of more than {STRIP} to 1")
+    if image.mode.startswith("I;16"):  # `convert` would make all but the darkest pixels white
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError("32-bit pixels have no known range; save it with 8 or 16 bits")
+    if image.has_transparency_data:  # what lies behind transparent pixels is not meant to be seen
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
 
 
 @lru_cache(maxsize=4096)
@@ -87,22 +115,23 @@ def split(sources, labels, counts):
 def read_class_folders(folder):
     """Return (class names, [train, val, test]) of <folder>/<class>/*, or of <folder>/{train,val,test}/<class>/* if the user made the split.
 
-    Hidden folders and files of other types are passed over. Raises DataError on a missing folder, a class of too few images,
-    a split that lacks a part, or an image that cannot be read.
+    Hidden folders and files, and files of other types, are passed over (`photos.inspect` counts them). Raises DataError on a missing
+    folder, a class of too few images, a split that lacks a part, an image that cannot be read, a link that leads out of the
+    folder, and on class names as `name_faults` has them.
     """
     root, wanted = Path(folder), ("train", "val", "test")
     if not folder or not root.is_dir():
         raise DataError(f"folder={str(folder)!r} is no directory; give one with a sub-folder of images per class")
     lacking = [part for part in wanted if not (root / part).is_dir()]
     if not lacking:
-        names = _class_names(root / "train")
-        parts = [_read_folders(root / part, names, 1) for part in wanted]
+        names = _checked_names(root / "train")
+        parts = [_read_folders(root / part, names, 1, root) for part in wanted]
     elif {"train", "test"} & set(_class_names(root)) and len(lacking) < 3:
         raise DataError(f"{root} has a split without {' and '.join(lacking)}; give train, val and test, or the class folders alone, "
                         f"which are then split for you")
     else:
-        names = _class_names(root)
-        whole = _read_folders(root, names, 3)  # three: at least one for each part
+        names = _checked_names(root)
+        whole = _read_folders(root, names, 3, root)  # three: at least one for each part
         parts = split(whole.sources, whole.labels, _shares)
     _open_all(parts)
     return names, parts
@@ -120,16 +149,16 @@ def read_photos(folder, fold, test_folder):
 
     With a `test_folder` of the same class folders all images of `folder` are for training. Else `fold` '2/4' cuts each class into
     four parts and tests on the second; '0/4' tests on none. Nothing is selected here, so the validation part is the training
-    part. Raises DataError on bad values, on classes that differ and on unreadable images.
+    part. Raises DataError on bad values, on classes that differ, and on names, links and images as `read_class_folders` does.
     """
     root = Path(folder)
     if not folder or not root.is_dir():
         raise DataError(f"folder={str(folder)!r} is no directory; give one with a sub-folder of images per class")
-    names, match = _class_names(root), re.fullmatch(r"(\d+)/(\d+)", fold or "0/2")
+    names, match = _checked_names(root), re.fullmatch(r"(\d+)/(\d+)", fold or "0/2")
     part, parts = map(int, match.groups()) if match else (1, 0)
     if part > parts or parts < 2:
         raise DataError(f"fold={fold!r} is no part of a whole such as '2/4', of two parts or more; '0/4' holds out nothing")
-    whole = _read_folders(root, names, parts if part else 1)
+    whole = _read_folders(root, names, parts if part else 1, root)
     held = set()
     for label in range(len(names) if part else 0):
         own = np.flatnonzero(np.asarray(whole.labels) == label)
@@ -145,7 +174,7 @@ def _test_images(root, names):
     if not root.is_dir() or set(_class_names(root)) != set(names):
         raise DataError(f"test_folder={str(root)!r} needs the same class folders as the training images ({', '.join(names)}), and has "
                         f"{', '.join(_class_names(root)) if root.is_dir() else 'none'}")
-    return _read_folders(root, names, 1)
+    return _read_folders(root, names, 1, root)
 
 
 def _shares(n):
@@ -158,18 +187,57 @@ def _class_names(root):
     return sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 
+def _checked_names(root):
+    names = _class_names(root)
+    for name, what in name_faults(names):
+        raise DataError(f"class folder {name!r} in {root} {what}")
+    return names
+
+
+def name_faults(names):
+    """Return (name, what is wrong) of each class name that is no text for a prompt, or is another one but for case, spaces or accents' form."""
+    faults, seen = [], {}
+    for name in names:
+        if printable(name):
+            first = seen.setdefault(" ".join(unicodedata.normalize("NFC", name).casefold().split()), name)
+            if first != name:
+                faults.append((name, f"differs from {first!r} only in what a prompt does not show; merge them, or rename one"))
+        else:
+            faults.append((name, "has a control character, a line break or bytes that are no UTF-8; rename it"))
+    return faults
+
+
+def image_files(folder):
+    """Return (the image files of a class folder, the names of its other entries), sorted; links that lead nowhere count as images.
+
+    Hidden files, such as the ._photo.jpg of a Mac, and sub-folders are among the others, whatever their suffix.
+    """
+    entries = sorted(folder.iterdir()) if folder.is_dir() else []
+    images = [p for p in entries if p.suffix.lower() in SUFFIXES and not p.name.startswith(".") and (p.is_file() or not p.exists())]
+    return images, [p.name for p in sorted({*entries} - {*images})]
+
+
+def require_inside(file, root):
+    """Raise DataError if `file` is reached by a link that leads out of the folder `root`."""
+    target = Path(os.path.realpath(file))  # of a link to itself, too
+    if not target.is_relative_to(root.resolve()):
+        raise DataError(f"{str(file)!r} leads out of {root}, to {target}; copy the images there, or name the folder where they are")
+
+
 def folder_state(folder):
     """Return the names, sizes and times of all files under `folder`, so that a cache sees a repaired, added or removed one."""
     files = sorted(p for p in Path(folder).rglob("*") if p.is_file()) if folder else []
     return tuple((str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files)
 
 
-def _read_folders(root, names, least):
+def _read_folders(root, names, least, home):
     if len(names) < 2:
         raise DataError(f"{root} has {len(names)} class folder(s); two or more are needed, one folder of images per class")
     sources, labels = [], []
     for label, name in enumerate(names):
-        files = sorted(p for p in (root / name).glob("*") if p.suffix.lower() in SUFFIXES)
+        files, _ = image_files(root / name)
+        for entry in (root / name, *(f for f in files if f.is_symlink())):
+            require_inside(entry, home)
         if len(files) < least:
             raise DataError(f"class {name!r} in {root} has {len(files)} image(s) ({', '.join(sorted(SUFFIXES))}); give {least} or more")
         sources += [str(p) for p in files]

@@ -7,34 +7,40 @@ from pathlib import Path
 
 import pandas as pd
 from PIL import Image
+from safetensors import SafetensorError
 
 from .classify import train
-from .config import interpreter, recipe, shown
+from .config import ConfigError, interpreter, printable, recipe, shown
 from .data import few_shots, load_for
 from .generate import generate, read
 from .hub import GENERATORS
-from .images import SUFFIXES, DataError, Images, _class_names
+from .images import DataError, Images, _class_names, image_files, name_faults, opened, require_inside
 from .metrics import wilson
-from .store import Store
+from .store import Store, write_json, writing
 from .study import artifact_keys, run
 
 ROTATED = range(2, 9)  # EXIF orientations other than upright
+pd.set_option("styler.format.escape", "html")  # file and class names are a user's: a page shows them as text, whatever is in them
 
 
 def inspect(folder, test_folder="", side=0):
     """Return a table of what is noticed in a folder of class folders: level ('error' or 'note'), where, what.
 
-    Errors stop a training: unreadable images, two classes that differ only in case, the same image in two classes or in the test.
-    Notes do not: counts, duplicates within a class, images smaller than `side` pixels, EXIF rotation, files that are no images.
-    Raises DataError if there are no class folders.
+    Errors stop a training: unreadable images, links out of the folder, class names that are no text or alike, the same image in two
+    classes or in the test. Notes do not: counts, duplicates within a class, images smaller than `side` pixels, EXIF rotation,
+    transparency, further frames, files that are not used. Raises DataError if there are no class folders.
     """
     if not folder or not Path(folder).is_dir() or not _class_names(Path(folder)):
         raise DataError(f"folder={str(folder)!r} has no class folders; put the photos of each class into a folder named after it")
-    found, seen = [], defaultdict(list)
+    if test_folder and not Path(test_folder).is_dir():
+        raise DataError(f"test_folder={str(test_folder)!r} is no directory; give one with the same class folders, or leave it empty")
+    found, seen = _beside(Path(folder)), defaultdict(list)
     for part, root in (("", Path(folder)), ("test: ", Path(test_folder) if test_folder else None)):
         for name in _class_names(root) if root else []:
-            found += _class(root / name, part + name, seen, side)
+            found += _class(root, name, part, seen, side)
+    found += [("error", name, what) for name, what in name_faults(_class_names(Path(folder)))]
     found += _alike(_class_names(Path(folder))) + _duplicates(seen)
+    found = [(level, *(text if printable(text) else ascii(text) for text in words)) for level, *words in found]
     return pd.DataFrame(found, columns=["level", "where", "what"]).sort_values("level", kind="stable", ignore_index=True)
 
 
@@ -52,33 +58,45 @@ def require(table):
         raise DataError(f"{count} in the photos; mend {them} and run again:\n" + "\n".join(f"- {r.where}: {r.what}" for r in errors.itertuples()))
 
 
-def _class(folder, name, seen, side):
-    files = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
-    images, found = [p for p in files if p.suffix.lower() in SUFFIXES], []
-    others = [p.name for p in files if p not in images]
-    found.append(("note" if images else "error", name, f"{len(images)} image{'' if len(images) == 1 else 's'}"))
+def _beside(root):
+    names = _class_names(root)
+    others = sorted(p.name for p in root.iterdir() if p.name not in names)
+    return [("note", "the folder itself", f"{len(others)} entries beside the class folders are not used, such as {others[0]!r}")] if others else []
+
+
+def _class(root, folder, part, seen, side):
+    (images, others), name = image_files(root / folder), part + folder
+    found = [("note" if images else "error", name, f"{len(images)} image{'' if len(images) == 1 else 's'}")]
     if others:
-        found.append(("note", name, f"{len(others)} other file{' is' if len(others) == 1 else 's are'} not used, such as {others[0]}"))
+        found.append(("note", name, f"{len(others)} other file{' is' if len(others) == 1 else 's are'} not used, such as {others[0]!r}"))
     for file in images:
         try:
+            require_inside(file, root)
             Images((str(file),), (0,)).open(0)
-            with Image.open(file) as image:
-                size, orientation = image.size, image.getexif().get(0x0112, 1)
+            with opened(file) as image:
+                notes = _notes(image, side)
         except DataError as error:
-            found.append(("error", f"{name}/{file.name}", str(error).removeprefix(f"{file} ")))
+            found.append(("error", f"{name}/{file.name}", str(error).removeprefix(f"{str(file)!r} ")))
             continue
         seen[hashlib.sha256(file.read_bytes()).hexdigest()].append((name, file.name))
-        if orientation in ROTATED:
-            found.append(("note", f"{name}/{file.name}", "is turned by its EXIF entry; it is used upright"))
-        if min(size) < side:
-            found.append(("note", f"{name}/{file.name}", f"is {size[0]} x {size[1]} pixels, less than the {side} that the generator draws"))
+        found += [("note", f"{name}/{file.name}", what) for what in notes]
     return found
+
+
+def _notes(image, side):
+    """Return how a readable image is used otherwise than as it is, or why it may serve badly."""
+    (width, height), frames = image.size, getattr(image, "n_frames", 1)
+    notes = {"is turned by its EXIF entry; it is used upright": image.getexif().get(0x0112, 1) in ROTATED,
+             "is transparent in places; it is used on white": image.has_transparency_data,
+             f"has {frames} frames; the first is used": frames > 1,
+             f"is {width} x {height} pixels, less than the {side} that the generator draws": min(width, height) < side}
+    return [what for what, holds in notes.items() if holds]
 
 
 def _alike(names):
     groups = defaultdict(list)
     for name in names:
-        groups["".join(c for c in name.casefold() if c.isalnum())].append(name)
+        groups["".join(c for c in name.casefold() if c.isalnum()) or name].append(name)  # a name may be a lone emoji
     return [("error", ", ".join(group), "are named alike; merge them, or give them names that differ in more than case and punctuation")
             for group in groups.values() if len(group) > 1]
 
@@ -98,7 +116,10 @@ def estimate(folder, test_folder="", folds=4, methods=("real", "dset+real"), sto
 
     With a `test_folder` each method is trained once on all photos. Else `folds`-fold cross-validation: the generator, too, is tuned
     without the held-out part, and every photo is tested once. The interval is Wilson's over all tested photos. `fields` go to the recipe.
+    Raises ConfigError on fewer than two folds.
     """
+    if not test_folder and (not isinstance(folds, int) or folds < 2):
+        raise ConfigError(f"folds={folds!r} cannot hold out anything; give a whole number of 2 or more, or a test_folder")
     parts = [{"test_folder": test_folder}] if test_folder else [{"fold": f"{i + 1}/{folds}"} for i in range(folds)]
     rows = []
     for method in methods:
@@ -112,7 +133,10 @@ def estimate(folder, test_folder="", folds=4, methods=("real", "dset+real"), sto
 
 
 def keep(folder, test_folder="", method="dset+real", store=None, **fields):
-    """Train on all photos and return (folder of the synthetic set or None, folder of the classifier's adapter, few shots, synthetic images)."""
+    """Train on all photos and return (folder of the synthetic set or None, folder of the classifier's adapter, few shots, synthetic images).
+
+    A note in the store's folder `kept` names the artifacts: nothing is measured here, so that no record does.
+    """
     store, part = store or Store(), {"test_folder": test_folder} if test_folder else {"fold": "0/2"}
     chosen = recipe(dataset="folder", folder=folder, method=method, **part, **fields)
     dataset, row, keys = load_for(chosen), chosen.row, artifact_keys(chosen)
@@ -121,16 +145,27 @@ def keep(folder, test_folder="", method="dset+real", store=None, **fields):
         made = generate(chosen, dataset, shots, store)
         synthetic = read(made)
     trained = train(chosen, dataset, shots if row.real else None, synthetic, keys.get("generate"), store)
+    with writing(store.root):
+        store.kept.mkdir(exist_ok=True)
+        write_json(store.kept / f"{trained.name}.json", {"artifacts": keys})
     return made, trained, shots, synthetic
 
 
 def classify_files(adapter, files):
-    """Return the class name of each image file, by the classifier adapter in a folder (what `keep` returns)."""
+    """Return the class name of each image file, by the classifier adapter in a folder (what `keep` returns).
+
+    Raises DataError on a damaged adapter and on an unreadable image.
+    """
     from .classify import predict
     from .data import evaluation_batches
     from .models import load_classifier_lora
 
-    model, config = load_classifier_lora(adapter)
+    try:
+        model, config = load_classifier_lora(adapter)
+    except (OSError, KeyError, ValueError, SafetensorError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise DataError(f"{adapter} holds no whole classifier adapter ({error}); run the page again, which makes it anew") from error
     images = Images(tuple(str(f) for f in files), (0,) * len(files))
     return [config["classes"][i] for i in predict(model, model.prompts(config["prompts"]), evaluation_batches(images, model.size))]
 

@@ -92,7 +92,7 @@ def plan(recipes, store=None):
             stage = name.rstrip("0123456789")
             if stage in work:
                 images, steps, units = work[stage]
-                row = {"dataset": recipe.dataset, "stage": stage, "key": stage_key, "done": store.done(stage_key), "images": images,
+                row = {"dataset": recipe.dataset, "stage": stage, "key": stage_key, "done": store.whole(stage_key), "images": images,
                        "steps": steps, "units": units, "seconds": units * _rates(recipe).get(stage, math.nan), "bytes": images * side ** 2 * PIXEL + (adapter if stage == "adapt" else 0)}
                 rows.setdefault(stage_key, row)
     return pd.DataFrame(rows.values(), columns=["dataset", "stage", "key", "done", "images", "steps", "units", "seconds", "bytes"])

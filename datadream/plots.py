@@ -11,6 +11,7 @@ STYLE = {"figure.facecolor": "white", "axes.facecolor": "white", "savefig.faceco
          "axes.spines.top": False, "axes.spines.right": False, "font.size": 10, "figure.dpi": 100, "savefig.dpi": 200}
 WIDTH = 7.0  # inches, of every figure
 NAMED = 30  # classes at most whose names stand beside their dots
+LABEL = 30  # characters of a class name: a longer one would leave no room for the figure
 
 
 def _figure(height, **options) -> tuple[Figure, np.ndarray]:
@@ -18,6 +19,10 @@ def _figure(height, **options) -> tuple[Figure, np.ndarray]:
         figure, axes = plt.subplots(figsize=(WIDTH, height), layout="constrained", squeeze=False, **options)
     plt.close(figure)  # the notebook shows the returned figure once, not twice
     return figure, axes
+
+
+def _labels(classes):
+    return [name if len(name) <= LABEL else f"{name[:LABEL - 1]}\u2026" for name in classes]
 
 
 def plot_main_table(summary, title=""):
@@ -82,7 +87,7 @@ def plot_samples(rows, classes):
         axis.imshow(canvas, interpolation="nearest", aspect="auto")
         axis.set_title(title, loc="left", fontsize=10)
         axis.set_yticks([])
-        axis.set_xticks([(x + 0.5) * (size[0] + 1) for x in range(len(classes))], classes, fontsize=8)
+        axis.set_xticks([(x + 0.5) * (size[0] + 1) for x in range(len(classes))], _labels(classes), fontsize=8, parse_math=False)  # a name may hold a $
         for side in axis.spines.values():
             side.set_visible(False)
     return figure
@@ -97,8 +102,8 @@ def plot_confusion(matrix, classes, title=""):
     axis.imshow(shares, cmap="Blues", vmin=0, vmax=100)
     for i, j in zip(*np.nonzero(shares >= 0.5)):
         axis.text(j, i, f"{shares[i, j]:.0f}", ha="center", va="center", fontsize=8, color="white" if shares[i, j] > 55 else "black")
-    axis.set_xticks(range(len(classes)), classes, rotation=45, ha="right")
-    axis.set_yticks(range(len(classes)), classes)
+    axis.set_xticks(range(len(classes)), _labels(classes), rotation=45, ha="right", parse_math=False)
+    axis.set_yticks(range(len(classes)), _labels(classes), parse_math=False)
     axis.set(xlabel="predicted", ylabel="true", title=title)
     return figure
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from .config import paths
-from .images import SUFFIXES, DataError, Images, split
+from .images import DataError, Images, image_files, require_inside, split
 
 COOP = "https://github.com/KaiyangZhou/CoOp/blob/main/DATASETS.md"
 DISEF = "split_coop.csv"  # the same splits as DISEF's and the released code's users have them
@@ -146,7 +146,7 @@ def _read_coop(name, file, images):
     try:
         content = json.loads(file.read_text())
         return [[(str(path), int(label)) for path, label, _ in content[part]] for part in ("train", "val", "test")]
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise DataError(f"{file} is no split file of CoOp (train, val and test, each a list of [path, label, class]): {error!r}; "
                         f"fetch it again from {COOP}") from error
 
@@ -155,10 +155,12 @@ def _read_disef(name, file, images):
     try:
         with open(file, newline="") as lines:
             rows = [(row["split"], row["filename"]) for row in csv.DictReader(lines)]
-    except (KeyError, csv.Error, UnicodeDecodeError) as error:
-        raise DataError(f"{file} is no split file of DISEF (columns split and filename): {error!r}") from error
-    label_of = DISEF_LABELS.get(name, _label_by_folder)([path for _, path in rows], images)
-    return [[(path, label_of(path)) for part, path in rows if part == wanted] for wanted in ("train", "val", "test")]
+        label_of = DISEF_LABELS.get(name, _label_by_folder)([path for _, path in rows], images)
+        return [[(path, label_of(path)) for part, path in rows if part == wanted] for wanted in ("train", "val", "test")]
+    except DataError:
+        raise
+    except (OSError, LookupError, TypeError, ValueError, csv.Error) as error:  # a short line, a flower without number, bytes that are no text
+        raise DataError(f"{file} is no split file of DISEF (columns split and filename): {error!r}; fetch it again") from error
 
 
 def _label_by_folder(files, images):
@@ -180,7 +182,10 @@ def _label_by_number(files, images):
     file = images.parent / "imagelabels.mat"
     if not file.is_file():
         raise DataError(f"{file} is missing: it holds the class of each flower; fetch it from https://www.robots.ox.ac.uk/~vgg/data/flowers/102/")
-    labels = loadmat(file)["labels"][0]
+    try:
+        labels = loadmat(file)["labels"][0]
+    except Exception as error:  # scipy raises what its decoder stumbles over
+        raise DataError(f"{file} is no MATLAB file with the labels of the flowers ({error}); fetch it again") from error
     return lambda file: int(labels[int(Path(file).stem.rpartition("_")[2]) - 1]) - 1
 
 
@@ -194,7 +199,7 @@ def read_variants(name, classes, base, images):
         file = images.parent / f"images_variant_{part}.txt"
         if not file.is_file():
             raise DataError(f"{file} is missing; it comes with the images of {name}, fetch the archive again")
-        lines = [line.split(" ", 1) for line in file.read_text().splitlines() if line.strip()]
+        lines = [line.partition(" ")[::2] for line in file.read_text(errors="replace").splitlines() if line.strip()]
         unknown = [variant for _, variant in lines if variant.strip() not in order]
         if unknown:
             raise DataError(f"{file} names the variant {unknown[0]!r}, which is none of the {len(classes)} of the paper")
@@ -212,6 +217,9 @@ def read_imagenet(name, classes, base, images):
 
 
 def _listed(folder, prefix, ids):
+    lacking = [own for own in ids if not (folder / own).is_dir()]
+    if lacking:
+        raise DataError(f"{folder} lacks the class folder {lacking[0]!r}, which the training images have; the copy is incomplete")
     return [(f"{prefix}/{own}/{file}", label) for label, own in enumerate(ids) for file in sorted(os.listdir(folder / own))]
 
 
@@ -233,15 +241,15 @@ def _images(folder, rows):
     root, files, digest = folder.resolve(), [], hashlib.sha256()
     for path, label in rows:
         file = Path(os.path.normpath(root / path))
-        if not file.is_relative_to(root):
-            raise DataError(f"the split names {path!r}, which lies outside {folder}")
         # DISEF's lists may begin with the folder of the images, or sort the flat images of pets into folders.
-        others = (root.parent / path if path.startswith(f"{root.name}/") else file, root / Path(path).name)
-        file = file if file.is_file() else next((other for other in others if other.is_file()), file)
+        others = (Path(os.path.normpath(root.parent / path)) if path.startswith(f"{root.name}/") else file, root / Path(path).name)
+        if not all(place.is_relative_to(root) for place in (file, *others)) or "\0" in path:
+            raise DataError(f"the split names {path!r}, which lies outside {folder}")
         try:
+            file = file if file.is_file() else next((other for other in others if other.is_file()), file)
             digest.update(f"{path}:{file.stat().st_size}:{label}\n".encode())
         except OSError as error:
-            raise DataError(f"the split names {path}, which is not in {folder}; the copy of the images is incomplete ({error.strerror})") from error
+            raise DataError(f"the split names {path!r}, which is not in {folder}; the copy of the images is incomplete ({error.strerror})") from error
         files.append(str(file))
     return Images(tuple(files), tuple(label for _, label in rows), digest.hexdigest())
 
@@ -298,8 +306,10 @@ def read_shots(folder, classes):
     """Return the few shots of the released code's layout <folder>/<class>/*, classes by their raw names, also where one has a '/'."""
     sources, labels = [], []
     for label, name in enumerate(classes):
-        files = sorted(p for p in (Path(folder) / name).glob("*") if p.suffix.lower() in SUFFIXES)
+        files, _ = image_files(Path(folder) / name)
         if not files:
             raise DataError(f"shots_folder={folder!r} has no images for class {name!r}; it needs a folder per class, named by the raw class name")
+        for file in files:
+            require_inside(file, Path(folder))
         sources, labels = sources + [str(f) for f in files], labels + [label] * len(files)
     return Images(tuple(sources), tuple(labels))

@@ -6,6 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from .config import METHODS, paths
+from .images import DataError
 from .metrics import mean_interval
 
 RELEASED = "[RELEASED PROTOCOL, for comparison only: the epoch is chosen on the test images]"
@@ -15,16 +16,26 @@ def load_records(source=None):
     """Return one row per record: dataset, method, shots, images, seed, top1, low, high, val_top1, seconds, ... sorted.
 
     `source` is a folder of records or a list of files; None is the store's folder. Accuracies are shares in [0, 1]. No record
-    gives an empty table with these columns.
+    gives an empty table with these columns. Raises DataError on a damaged record.
     """
     files = source if isinstance(source, list) else Path(source or paths()["records"]).glob("*.json")
     columns = ["profile", "protocol", "dataset", "method", "shots", "images", "seed", "top1", "low", "high", "total", "val_top1", "seconds",
                "curve", "per_class", "confusion", "artifacts", "recipe", "commit", "dirty", "device", "created", "key"]
-    rows = [_row(json.loads(file.read_text())) for file in sorted(files)]
+    rows = [_row(read_record(file)) for file in sorted(files)]
     table = pd.DataFrame(rows, columns=columns)
     order = {name: i for i, name in enumerate(METHODS)}
     return table.sort_values(["dataset", "method", "seed", "created"], key=lambda c: c.map(order) if c.name == "method" else c,
                              ignore_index=True)
+
+
+def read_record(file):
+    """Return the record in a file. Raises DataError, with the fix, on one that is damaged: a table without it would be a smaller one."""
+    try:
+        record = json.loads(file.read_text())
+        _row(record)
+        return record
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise DataError(f"the record {file} is damaged ({error!r}); remove it and run its cell again, which reads the stored artifacts") from error
 
 
 def _row(record):

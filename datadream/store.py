@@ -1,12 +1,16 @@
 """Artifact folders: written under a temporary name, listed in a manifest, renamed, and never made twice."""
 
 import hashlib
+import errno
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
@@ -38,11 +42,54 @@ def digest(path):
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _holds(file, sha):
+    try:
+        return digest(file) == sha
+    except OSError:  # a disk that no longer reads it
+        return False
+
+
+def remove(path):
+    """Remove a file or a folder with all that is in it, if it is there; of a link the link alone."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def write_json(path, value):
     """Write JSON atomically: a reader sees the old file or the new one, never half of it."""
     part = Path(f"{path}.part")
     part.write_text(json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n")
     os.replace(part, path)
+
+
+class StoreError(RuntimeError):
+    """A folder cannot be written; the message names it, the cause and the fix."""
+
+
+FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up", errno.EFBIG: "a file may not become that large here"}
+CLOSED = (errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+@contextmanager
+def writing(root, fix="move the artifacts with DATADREAM_STORE"):
+    """Turn what a full disk or a read-only folder raises, in whatever words, into a StoreError on `root` that names the `fix`."""
+    try:
+        yield
+    except Exception as error:
+        # safetensors and shutil.copytree tell the number in their text only.
+        told = re.search(r"\[Errno (\d+)\]" if isinstance(error, shutil.Error) else r"\(os error (\d+)\)", str(error))
+        code = int(told[1]) if told else getattr(error, "errno", None)
+        if code in FULL:
+            raise StoreError(f"{root} cannot take more: {FULL[code]}. Free some space, or {fix}, and run again; what is finished is kept") from error
+        own = str(getattr(error, "filename", None) or root)  # a file elsewhere that is not ours to write is another matter
+        if code in CLOSED and Path(own).absolute().is_relative_to(Path(root).absolute()):
+            raise StoreError(f"{root} cannot be written ({os.strerror(code)}: {own}). Give yourself the right to, or {fix}") from error
+        raise
+
+
+_verified = {}  # folder of an artifact -> sizes and times of its files when this process found their digests right
 
 
 class Store:
@@ -51,6 +98,7 @@ class Store:
     def __init__(self, root=None):
         self.root = Path(root or paths()["store"])
         self.records = self.root / paths()["records"].name  # one JSON file per measured cell
+        self.kept = self.root / paths()["kept"].name  # one JSON file per classifier that a user keeps without a measurement
 
     def folder(self, key):
         """Return the folder of a finished artifact; whether it exists is for `done` to say."""
@@ -60,28 +108,53 @@ class Store:
         """Return an artifact's manifest, or None if it is missing or damaged."""
         try:
             manifest = json.loads((self.folder(key) / "manifest.json").read_text())
-        except (OSError, ValueError):
+            sound = all(isinstance(size, int) and isinstance(sha, str) for size, sha in manifest["files"].values())
+            return manifest if sound and isinstance(manifest["seconds"], float) else None
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
             return None
-        return manifest if isinstance(manifest, dict) and isinstance(manifest.get("files"), dict) else None
+
+    def whole(self, key):
+        """Return whether an artifact looks complete: its manifest is readable and every file has the recorded size."""
+        return self._state(key, self.manifest(key)) is not None
 
     def done(self, key):
-        """Return whether an artifact is complete: its manifest is readable and every file has the recorded size."""
-        manifest = self.manifest(key)
-        folder = self.folder(key)
-        return bool(manifest) and all((folder / name).is_file() and (folder / name).stat().st_size == size
-                                      for name, (size, _) in manifest["files"].items())
+        """Return whether an artifact is complete, `whole` and with the recorded digests, which are computed once a process.
+
+        They are computed again when the size or the time of a file has changed since.
+        """
+        folder, manifest = self.folder(key).absolute(), self.manifest(key)
+        state = self._state(key, manifest)
+        if state is None or _verified.get(folder) == state:
+            return state is not None
+        with ThreadPoolExecutor() as pool:
+            right = all(pool.map(lambda file: _holds(folder / file[0], file[1][1]), manifest["files"].items()))
+        if right:
+            _verified[folder] = state
+        return right
+
+    def _state(self, key, manifest):
+        """Return a number for the sizes and times of an artifact's files, None if it is not complete."""
+        if manifest is None:
+            return None
+        try:
+            stats = [(self.folder(key) / name).stat() for name in ("manifest.json", *manifest["files"])]
+        except (OSError, ValueError):
+            return None
+        sizes = [size for size, _ in manifest["files"].values()]
+        return hash(tuple((s.st_size, s.st_mtime_ns) for s in stats)) if [s.st_size for s in stats[1:]] == sizes else None
 
     def make(self, key, inputs, build, **notes):
         """Return the artifact's folder, calling `build(work_folder)` first unless it is done; `notes` go into its manifest, not its key.
 
         The work folder `<key>.partial` survives a kill, so that `build` can go on from what it finds there. A second process
-        that wants the same artifact waits for the first, and then finds it done.
+        that wants the same artifact waits for the first, and then finds it done. Raises StoreError where nothing can be written.
         """
         if not self.done(key):
-            self.root.mkdir(parents=True, exist_ok=True)
-            with FileLock(self.root / f".{key}.lock"):
-                if not self.done(key):
-                    self._build(key, inputs, build, notes)
+            with writing(self.root):
+                self.root.mkdir(parents=True, exist_ok=True)
+                with FileLock(self.root / f".{key}.lock"):
+                    if not self.done(key):
+                        self._build(key, inputs, build, notes)
         return self.folder(key)
 
     def _build(self, key, inputs, build, notes):
@@ -95,6 +168,6 @@ class Store:
         manifest = {"key": key, "inputs": inputs, "files": files, "seconds": round(time.perf_counter() - start, 2),
                     "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **notes, **provenance()}
         write_json(work / "manifest.json", manifest)
-        if final.exists():  # damaged: `done` said no
-            shutil.rmtree(final)
+        remove(final)  # damaged, if it is there: `done` said no
         os.replace(work, final)
+        _verified[final.absolute()] = self._state(key, manifest)

@@ -3,7 +3,9 @@
 import ast
 import hashlib
 import json
+import math
 import os
+import re
 import shutil
 import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
@@ -18,12 +20,16 @@ from tqdm.auto import tqdm
 
 from . import config
 from .classify import judge, judge_inputs, train, train_inputs
-from .config import METHODS, SHOTS_TITLE, ConfigError, _near, as_dict, key, paths
+from .config import METHODS, SHOTS_TITLE, ConfigError, _mapping, _near, as_dict, key, paths
 from .data import draw, draw_inputs, few_shots, load_for
 from .generate import generate, generation_inputs, read
+from .images import DataError
 from .models import fetch_generator
-from .records import load_records
-from .store import Store, digest, provenance, write_json
+from .records import load_records, read_record
+from .store import Store, digest, provenance, write_json, writing
+
+VALUES = 10_000  # in a study file, with aliases followed
+
 
 def cells(methods=None, seeds=(0,), overrides=None, images=None, generator=None, classifier=None, **fields):
     """Return the recipes of every method on every seed: the parameters of notebooks/dataset.ipynb, where None is the profile's.
@@ -35,7 +41,7 @@ def cells(methods=None, seeds=(0,), overrides=None, images=None, generator=None,
         if not isinstance(value, (list, tuple)) or not value:
             raise ConfigError(f"{name}={value!r} is no list of one or more; papermill takes lists as YAML: -y '{name}: [{value}]'")
     chosen = {"generator": generator, "classifier": classifier, "generate.images": images}
-    values = {name: value for name, value in chosen.items() if value is not None} | (overrides or {})
+    values = {name: value for name, value in chosen.items() if value is not None} | _mapping(overrides)
     return [config.recipe(overrides=values, method=method, seed=seed, **fields) for seed in seeds for method in methods]
 
 
@@ -83,8 +89,12 @@ def record_file(recipe, keys, store):
 
 def _record(recipe, result, curve, keys, store):
     file = record_file(recipe, keys, store)
-    if file.exists():  # the same cell: keep the first record, with the time and commit of its computation
-        return json.loads(file.read_text())
+    try:
+        first = read_record(file)
+        if (first["result"], first["curve"]) == (result, curve):  # the same cell: keep the time and commit of its computation
+            return first
+    except DataError:  # missing or damaged: the artifacts have all that it says
+        pass
     seconds = {}
     for name, artifact in keys.items():
         stage = name.rstrip("0123456789")
@@ -92,8 +102,9 @@ def _record(recipe, result, curve, keys, store):
         seconds[stage] = seconds.get(stage, 0.0) + manifest["seconds"]
     record = {"key": file.stem, "recipe": as_dict(recipe), "result": result, "curve": curve, "seconds": seconds,
               "artifacts": keys, "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **provenance()}
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_json(file, record)
+    with writing(store.root):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(file, record)
     return record
 
 
@@ -116,7 +127,10 @@ def page_cells(name):
     page = paths()["runs"] / f"{name}.ipynb"
     if not page.is_file():
         raise LookupError(f"book/runs/{page.name} is not there; run `python -m datadream study {name}` first")
-    passed = json.loads(page.read_text())["metadata"]["papermill"]["parameters"]
+    try:
+        passed = json.loads(page.read_text())["metadata"]["papermill"]["parameters"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise LookupError(f"book/runs/{page.name} is no executed page ({error!r}); remove it and run `python -m datadream study {name}`") from error
     values = {n: v for n, v in (_template_parameters(page) | passed).items() if n != "workers"}
     return cells(**values)
 
@@ -127,6 +141,8 @@ def run_cells(recipes, store=None, workers=1):
     `workers` processes share the seeds: cells of one seed reuse each other's stages, cells of two seeds hardly any, and on a
     CPU two processes of one thread finish earlier than one process of two.
     """
+    if not isinstance(workers, int) or workers < 1:
+        raise ConfigError(f"workers={workers!r} is no number of processes; give a whole number of 1 or more")
     store = store or Store()
     groups = [[r for r in recipes if r.seed == seed] for seed in dict.fromkeys(r.seed for r in recipes)]
     if min(workers, len(groups)) > 1:
@@ -177,16 +193,31 @@ def load_study(file=None):
     """Return the named runs of a study file: name -> {notebook, groups, parameters}. Raises ConfigError on a bad file."""
     file = Path(file or paths()["study"])
     try:
-        content = yaml.safe_load(file.read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigError(f"{file} cannot be read as YAML: {error}") from error
+        text = file.read_text()
+        if _values(yaml.compose(text, yaml.SafeLoader), {}) > VALUES:  # before a value is made of it
+            raise ConfigError(f"{file} stands for more than {VALUES} values once its aliases are followed; write out what is meant")
+        content = yaml.safe_load(text)
+    except ConfigError:
+        raise
+    except Exception as error:  # beside its own errors PyYAML raises ValueError, KeyError, RecursionError ... on odd tags and dates
+        raise ConfigError(f"{file} cannot be read as YAML of plain values: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict) or set(content) != {"runs", "smoke"} or not isinstance(content["runs"], dict):
         raise ConfigError(f"{file}: two top-level keys are needed, 'runs' (name -> run) and 'smoke' (tiny parameters by notebook)")
-    if not isinstance(content["smoke"], dict):
+    if not isinstance(content["smoke"], dict) or not all(isinstance(tiny, dict) for tiny in content["smoke"].values()):
         raise ConfigError(f"{file}: 'smoke' is {content['smoke']!r}; give a mapping of notebook to tiny parameters")
     for name, entry in content["runs"].items():
         _check_run(file, name, entry, content["smoke"])
     return content
+
+
+def _values(node, counts):
+    """Return how many values a YAML node stands for once its aliases are followed: without end for one that holds itself."""
+    if id(node) not in counts:
+        counts[id(node)] = math.inf  # until its parts are counted
+        parts = getattr(node, "value", None)  # a list of nodes, or of pairs of nodes
+        flat = [n for part in parts for n in (part if isinstance(part, tuple) else (part,))] if isinstance(parts, list) else []
+        counts[id(node)] = 1 + sum(_values(n, counts) for n in flat)
+    return counts[id(node)]
 
 
 def _check_run(file, name, entry, smoke):
@@ -197,11 +228,17 @@ def _check_run(file, name, entry, smoke):
     for field, wanted in known.items():
         if not isinstance(entry.get(field, wanted()), wanted):
             raise ConfigError(f"{file}: {field} of run {name!r} is {entry[field]!r}; give a {wanted.__name__}")
+    strange = [group for group in entry.get("groups", []) if not isinstance(group, str)]
+    if strange:
+        raise ConfigError(f"{file}: groups of run {name!r} has {strange[0]!r}; give names")
+    for what, word in (("run", name), ("notebook", entry["notebook"])):  # both become files of their folders, and of no other
+        if not isinstance(word, str) or not re.fullmatch(r"\w[\w.-]*", word, re.ASCII):
+            raise ConfigError(f"{file}: {what} {word!r} cannot name a file; accepted: letters, digits, '_', '-' and '.'")
     template = paths()["notebooks"] / f"{entry['notebook']}.ipynb"
     if not template.is_file():
         raise ConfigError(f"{file}: run {name!r} names notebook {entry['notebook']!r}, which is not in {paths()['notebooks']}")
     accepted = _template_parameters(template)
-    unknown = sorted(({*entry.get("parameters", {})} | {*smoke.get(entry["notebook"], {})}) - set(accepted))
+    unknown = sorted(({*entry.get("parameters", {})} | {*smoke.get(entry["notebook"], {})}) - set(accepted), key=str)
     if unknown:
         raise ConfigError(f"{file}: run {name!r} sets {unknown[0]!r}, which is no parameter of {template.name}"
                           f"{_near(unknown[0], accepted)} Accepted: {', '.join(sorted(accepted)) or 'none, it has no cell tagged parameters'}")
@@ -234,9 +271,9 @@ def _finished(output, fingerprint):
     """A run is done if its notebook ended without an exception, from the same template, parameters and package."""
     try:
         notes = json.loads(output.read_text())["metadata"]
-    except (OSError, ValueError, KeyError):
+        return notes.get("datadream") == fingerprint and not notes.get("papermill", {}).get("exception", True)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
-    return notes.get("datadream") == fingerprint and not notes.get("papermill", {}).get("exception", True)
 
 
 def execute(name, entry, parameters, runs):

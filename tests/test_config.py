@@ -265,7 +265,7 @@ def test_fields_and_overrides_together_and_whole_numbers_for_floats():
     (dict(overrides={"adapt.lr": math.inf}), ["adapt.lr=inf", "out of range"]),
     (dict(overrides={"adapt.lr": -1e-4}), ["adapt.lr=-0.0001", "out of range", "0 to any"]),
     (dict(overrides={"classify.real_weight": 1.5}), ["classify.real_weight=1.5", "0 to 1", "lambda"]),
-    (dict(overrides={"generate.guidance": 0.5}), ["generate.guidance=0.5", "1 to any"]),
+    (dict(overrides={"generate.guidance": 0.5}), ["generate.guidance=0.5", "1 to 100"]),
     (dict(overrides={"adapt.crop": "centre"}), ["adapt.crop='centre'", "random, center", "Did you mean 'center'"]),
     (dict(overrides={"classify.select": "test"}), ["classify.select='test'", "last, validation"]),
     (dict(shots=-1), ["shots=-1", "out of range"]),

@@ -2,6 +2,8 @@
 
 import json
 import os
+import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -10,7 +12,9 @@ import pytest
 from conftest import Killed, dies_at
 
 from datadream import store as package
-from datadream.store import Store, digest, provenance, write_json
+from datadream import study
+from datadream.export import export
+from datadream.store import Store, StoreError, digest, provenance, write_json
 
 
 def build(folder, text="content"):
@@ -186,3 +190,157 @@ def test_provenance_outside_a_checkout_is_unknown_rather_than_an_error(tmp_path,
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     found = provenance.__wrapped__()  # past the cache of this process
     assert found["commit"] == "unknown" and found["dirty"] is False and found["versions"]["torch"]
+
+
+# Files whose bytes changed: the digests are looked at once a process.
+
+def another_process(monkeypatch):
+    """Forget which digests were found right, as a new process has."""
+    monkeypatch.setattr(package, "_verified", {})
+
+
+def flip(file, place=0):
+    """Change one bit and nothing else, not even the time."""
+    content, times = bytearray(file.read_bytes()), file.stat()
+    content[place] ^= 1
+    file.write_bytes(content)
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+def test_one_flipped_bit_is_noticed_and_only_that_artifact_is_made_again(store, monkeypatch):
+    folder, other = store.make("stage-1", {}, build), store.make("stage-2", {}, build)
+    flip(folder / "deep" / "b.txt")
+    another_process(monkeypatch)
+    assert store.whole("stage-1") and not store.done("stage-1") and store.done("stage-2")
+    calls = []
+    for key in ("stage-1", "stage-2"):
+        store.make(key, {}, lambda work: (calls.append(work.name), build(work)))
+    assert calls == ["stage-1.partial"] and store.done("stage-1")
+    assert (folder / "deep" / "b.txt").read_text() == (other / "deep" / "b.txt").read_text() == "contentcontent"
+
+
+def test_digests_are_computed_once_a_process_and_again_for_a_file_that_was_touched(store, monkeypatch):
+    folder, seen = store.make("stage-1", {}, build), []
+    monkeypatch.setattr(package, "digest", lambda path: seen.append(path.name) or digest(path))
+    assert store.done("stage-1") and not seen, "the process that wrote it knows them"
+    another_process(monkeypatch)
+    assert all(store.done("stage-1") for _ in range(3)) and sorted(seen) == ["a.txt", "b.txt"]
+    (folder / "a.txt").write_text("contenu")
+    assert not store.done("stage-1")
+
+
+def test_a_damaged_artifact_that_is_a_link_loses_the_link_and_not_what_it_leads_to(store, tmp_path):
+    elsewhere = store.make("stage-1", {}, build).rename(tmp_path / "elsewhere")
+    store.folder("stage-1").symlink_to(elsewhere)
+    assert store.done("stage-1")
+    (elsewhere / "a.txt").write_text("short")
+    assert not store.make("stage-1", {}, build).is_symlink() and (elsewhere / "a.txt").read_text() == "short"
+
+
+# A disk that is full, or closed.
+
+def contents(store):
+    """Return file -> digest of all finished artifacts, each of which must be sound, and of the records without their times."""
+    package._verified.clear()
+    keys = [p.name for p in store.root.glob("*-*") if p.is_dir() and p.suffix != ".partial"]
+    assert all(store.done(key) for key in keys)
+    return {f"{key}/{name}": sha for key in keys for name, (_, sha) in store.manifest(key)["files"].items()}
+
+
+def results(store):
+    return [{name: json.loads(file.read_text())[name] for name in ("recipe", "result", "curve", "artifacts")} for file in store.records.glob("*.json")]
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """Return mount(options): a small file system in memory at the place of the store, mounted with or changed to these options."""
+    place = tmp_path / "artifacts"
+    place.mkdir()
+
+    def mount(options):
+        way = ["-o", f"remount,{options}"] if place.is_mount() else ["-t", "tmpfs", "-o", options, "tmpfs"]
+        done = subprocess.run(["mount", *way, str(place)], capture_output=True, text=True) if shutil.which("mount") else None
+        if not done or done.returncode:
+            pytest.skip("no file system can be mounted here")
+
+    yield mount
+    if place.is_mount():
+        subprocess.run(["umount", str(place)], check=True)
+
+
+@pytest.fixture(scope="module")
+def whole(make, tmp_path_factory):
+    """Return (recipe, contents, results) of a cell made on a disk with room."""
+    store, recipe = Store(tmp_path_factory.mktemp("whole")), make("dset+real")
+    study.run(recipe, store)
+    return recipe, contents(store), results(store)
+
+
+def test_a_full_disk_is_one_error_and_with_more_room_the_run_goes_on_to_the_same_bytes(whole, disk, store):
+    failures, sizes = 0, [24, 48, 72, 96, 128, 192, 256, 512, 1024, 2048, 4096]  # KiB
+    for size in sizes:
+        disk(f"size={size}k")
+        try:
+            study.run(whole[0], store)
+            break
+        except StoreError as error:
+            failures += 1
+            assert "the disk is full" in str(error) and "DATADREAM_STORE" in str(error) and "\n" not in str(error)
+            contents(store)
+    assert failures >= 3 and contents(store) == whole[1] and results(store) == whole[2] and not list(store.root.glob("*.partial"))
+
+
+@pytest.mark.parametrize("limit", [1_000, 20_000])
+def test_a_limit_on_the_size_of_files_is_the_same_error(whole, store, limit):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        with pytest.raises(StoreError, match="a file may not become that large here"):
+            study.run(whole[0], store)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    contents(store)
+    study.run(whole[0], store)
+    assert contents(store) == whole[1] and results(store) == whole[2]
+
+
+def test_a_read_only_store_is_read_and_not_written(whole, disk, store, make):
+    disk("size=8m")
+    first = study.run(whole[0], store)
+    disk("ro")
+    package._verified.clear()
+    assert study.run(whole[0], store) == first, "what is there needs no writing"
+    for recipe in (make("cls"), make("clip")):
+        with pytest.raises(StoreError, match="cannot be written.*Read-only file system.*DATADREAM_STORE"):
+            study.run(recipe, store)
+    disk("rw")
+    assert contents(store) == whole[1]
+    study.run(make("clip"), store)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="the root user may write anywhere")
+def test_a_store_without_the_right_to_write_is_the_same_error(store):
+    store.root.mkdir()
+    store.root.chmod(0o500)
+    with pytest.raises(StoreError, match="cannot be written.*Permission denied"):
+        store.make("stage-1", {}, build)
+
+
+def test_an_error_that_is_not_about_the_store_stays_what_it_is(store):
+    def elsewhere(work):
+        raise PermissionError(13, "Permission denied", "/elsewhere/photo.jpg")
+
+    for error in (PermissionError, FileNotFoundError):
+        with pytest.raises(error):
+            store.make("stage-1", {}, elsewhere if error is PermissionError else lambda work: open(work / "missing"))
+
+
+def test_an_export_to_a_full_disk_leaves_nothing_that_looks_whole(whole, disk, tmp_path):
+    full = Store(tmp_path / "room")
+    key = study.run(whole[0], full)["artifacts"]["generate"]
+    disk("size=8k")
+    with pytest.raises(StoreError, match="the disk is full.*choose another target"):
+        export(key, tmp_path / "artifacts" / "out", ["imagefolder"], full)
+    assert not (tmp_path / "artifacts" / "out" / "imagefolder").exists()
+    disk("size=1m")
+    assert len(list(export(key, tmp_path / "artifacts" / "out", ["imagefolder"], full)[0].rglob("*.png"))) == 15

@@ -1,0 +1,86 @@
+"""What the store holds for nobody: artifacts that no record refers to, builds that never ended, locks that nobody holds."""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from .config import ConfigError
+from .images import DataError
+from .store import remove, writing
+
+ARTIFACT = re.compile(r"[a-z]+-[0-9a-f]{16}")  # a key; a folder of another name is not this program's to remove
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One thing that could go: its path, its kind ('artifact', 'unfinished' or 'lock') and its size in bytes."""
+
+    path: Path
+    kind: str
+    size: int
+
+
+def referred(store):
+    """Return the keys that the records, and the notes on kept classifiers, refer to.
+
+    Raises DataError on one that cannot be read: what it needs is then unknown.
+    """
+    keys = set()
+    for file in sorted([*store.records.glob("*.json"), *store.kept.glob("*.json")]):
+        try:
+            keys |= {str(name) for name in json.loads(file.read_text())["artifacts"].values()}
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            raise DataError(f"{file} is damaged ({error!r}), so that nobody knows what it needs; remove it, or run its cell again") from error
+    return keys
+
+
+def unused(store):
+    """Return the entries that could go, by name: artifacts without a record, `.partial` folders and locks that nobody holds.
+
+    Whatever else lies in the store is left out. Raises ConfigError while a process is making an artifact: those of a cell that is
+    not finished have no record yet.
+    """
+    needed, found = referred(store), []
+    for path in sorted(store.root.iterdir()) if store.root.is_dir() else []:
+        if path.name.startswith(".") and path.suffix == ".lock" and ARTIFACT.fullmatch(path.stem[1:]):
+            _require_free(path)
+            found.append(Entry(path, "lock", path.lstat().st_size))
+        elif path.suffix == ".partial" and ARTIFACT.fullmatch(path.stem):
+            found.append(Entry(path, "unfinished", _size(path)))
+        elif ARTIFACT.fullmatch(path.name) and path.name not in needed:
+            found.append(Entry(path, "artifact", _size(path)))
+    return found
+
+
+def listing(store, entries):
+    """Return the entries as text, a line each but one for all locks, and their total."""
+    lines = [f"{entry.size / 1e6:10.2f} MB  {entry.kind:10s}  {entry.path.name}" for entry in entries if entry.kind != "lock"]
+    locks = sum(entry.kind == "lock" for entry in entries)
+    lines += [f"{0:10.2f} MB  {'lock':10s}  {locks} files that no process holds"] if locks else []
+    total = f"{sum(entry.size for entry in entries) / 1e6:.2f} MB in {len(entries)} of {store.root} that no record refers to"
+    return "\n".join([*lines, total])
+
+
+def clear(store, entries):
+    """Remove the entries; a link is removed and what it leads to is not. Raises StoreError where the store cannot be written."""
+    with writing(store.root):
+        for entry in entries:
+            remove(entry.path)
+
+
+def _size(path):
+    if path.is_symlink() or not path.is_dir():
+        return path.lstat().st_size
+    return sum(p.lstat().st_size for p in path.rglob("*") if p.is_symlink() or p.is_file())
+
+
+def _require_free(path):
+    try:
+        with writing(path.parent), FileLock(path, timeout=0):
+            pass
+    except Timeout as error:
+        raise ConfigError(f"a process is making {path.stem[1:]} in {path.parent}; wait for it to end, since what it has made so far has no "
+                          f"record yet") from error

@@ -1,0 +1,117 @@
+"""gc: what is listed, what is never touched, and when it asks."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from filelock import FileLock
+
+from datadream import photos, study
+from datadream.__main__ import main
+from datadream.config import ConfigError
+from datadream.garbage import clear, listing, unused
+from datadream.images import DataError
+from datadream.store import Store
+
+LONE = "generate-0123456789abcdef"
+
+
+@pytest.fixture
+def filled(make, store):
+    """Return (store, record): a finished cell, an artifact that no record names, an unfinished one, and what is not gc's business."""
+    record = study.run(make("real"), store)
+    store.make(LONE, {}, lambda folder: (folder / "a.bin").write_bytes(bytes(500_000)))
+    work = store.root / "adapt-0123456789abcdef.partial"
+    work.mkdir()
+    (work / "checkpoint.safetensors").write_bytes(bytes(1000))
+    (store.root / "demonstration").mkdir()
+    (store.root / "notes.txt").write_text("mine")
+    return store, record
+
+
+def names(entries, kind):
+    return [entry.path.name for entry in entries if entry.kind == kind]
+
+
+def test_what_no_record_refers_to_is_listed_with_its_size(filled):
+    store, record = filled
+    found = unused(store)
+    assert names(found, "artifact") == [LONE] and names(found, "unfinished") == ["adapt-0123456789abcdef.partial"]
+    assert set(names(found, "lock")) == {f".{key}.lock" for key in [LONE, *record["artifacts"].values()]}
+    sizes = {entry.path.name: entry.size for entry in found}
+    assert sizes[LONE] > 500_000 and sizes["adapt-0123456789abcdef.partial"] == 1000
+    text = listing(store, found)
+    assert f"0.50 MB  artifact    {LONE}" in text and "files that no process holds" in text and text.splitlines()[-1].startswith("0.50 MB in ")
+
+
+def test_what_is_removed_is_gone_and_the_rest_is_as_it_was(filled, make):
+    store, record = filled
+    clear(store, unused(store))
+    assert sorted(p.name for p in store.root.iterdir()) == sorted([*set(record["artifacts"].values()), "demonstration", "notes.txt", "records"])
+    assert unused(store) == [] and study.run(make("real"), store) == record
+
+
+def test_the_kept_classifier_has_no_record_and_stays(folder, tiny, store):
+    made, trained, _, _ = photos.keep(folder, store=store, shots=0, overrides=tiny)
+    assert not store.records.exists() and names(unused(store), "artifact") == []
+    assert len(list(store.kept.glob("*.json"))) == 1
+
+
+def test_a_damaged_record_stops_it(filled):
+    store, _ = filled
+    (file,) = store.records.glob("*.json")
+    for content in ("", "null", '{"artifacts": 5}', "[" * 100_000):
+        file.write_text(content)
+        with pytest.raises(DataError, match="nobody knows what it needs"):
+            unused(store)
+    assert store.done(LONE)
+
+
+def test_nothing_is_listed_while_a_process_makes_something(filled):
+    store, _ = filled
+    with FileLock(store.root / f".{LONE}.lock"), pytest.raises(ConfigError, match=f"a process is making {LONE}"):
+        unused(store)
+
+
+def test_a_link_is_removed_and_what_it_leads_to_is_not(store, tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "a.txt").write_text("mine")
+    store.root.mkdir()
+    store.folder(LONE).symlink_to(elsewhere)
+    (entry,) = unused(store)
+    assert entry.size < 500
+    clear(store, [entry])
+    assert not store.folder(LONE).is_symlink() and (elsewhere / "a.txt").read_text() == "mine"
+
+
+def test_an_empty_or_missing_store_has_nothing(store):
+    assert unused(store) == [] and "0.00 MB in 0" in listing(store, [])
+
+
+@pytest.mark.parametrize("arguments, terminal, answer, gone, words", [
+    ([], False, None, False, "no terminal to ask on; --yes"), (["--yes"], False, None, True, "removed 2"), (["--yes"], True, None, True, "removed 2"),
+    ([], True, "y", True, "removed 2"), ([], True, "n", False, "nothing was removed"), ([], True, "", False, "nothing was removed")])
+def test_the_command_asks_before_it_removes(monkeypatch, capsys, arguments, terminal, answer, gone, words):
+    store, asked = Store(), []
+    store.make(LONE, {}, lambda folder: (folder / "a.txt").write_text("x"))
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: terminal, raising=False)
+    monkeypatch.setattr("builtins.input", lambda question: asked.append(question) or answer)
+    assert main(["gc", *arguments]) == 0
+    assert store.folder(LONE).exists() != gone and len(asked) == (answer is not None)
+    printed = capsys.readouterr().out
+    assert LONE in printed and words in printed
+
+
+def test_a_pipe_is_no_terminal(tmp_path):
+    Store().make(LONE, {}, lambda folder: (folder / "a.txt").write_text("x"))
+    done = subprocess.run([sys.executable, "-m", "datadream", "gc"], input="y\n", capture_output=True, text=True)
+    assert done.returncode == 0 and "nothing was removed: no terminal" in done.stdout and Store().done(LONE)
+
+
+def test_a_record_of_an_older_version_still_protects(store):
+    store.make(LONE, {}, lambda folder: (folder / "a.txt").write_text("x"))
+    store.records.mkdir()
+    (store.records / "record-1.json").write_text(json.dumps({"artifacts": {"generate": LONE}}))
+    assert names(unused(store), "artifact") == []
