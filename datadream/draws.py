@@ -9,6 +9,7 @@ from .images import Images
 from .models import load_classifier
 from .training import seed_for
 
+SLICE = 100  # images of a unit of work: some minutes at the paper's scale
 TOGETHER = 4  # images that LoFT's two fused adapters make before two others are drawn: 500 images have the 120 pairs of 16 about once
 
 
@@ -29,6 +30,22 @@ def groups(recipe, dataset, label):
     for start in range(0, count, TOGETHER):
         drawn = np.random.RandomState(seed_for("pair", recipe.seed, label, start) % 2**32).permutation(shots)[:2]
         found.append((range(start, min(start + TOGETHER, count)), tuple((label, int(image)) for image in sorted(drawn))))
+    return found
+
+
+def slices(recipe, dataset, label):
+    """Return the groups of one class in parts of about SLICE images, each a unit of work for a machine.
+
+    A part ends with a batch, so that a batch has the same members however the parts are shared out.
+    """
+    step, found = recipe.generate.batch * max(1, SLICE // max(1, recipe.generate.batch)) or SLICE, []
+    parts = [(range(start, min(start + step, indices.stop)), own) for indices, own in groups(recipe, dataset, label)
+             for start in range(indices.start, indices.stop, step)]
+    for part in parts:
+        if found and sum(len(indices) for indices, _ in found[-1]) + len(part[0]) <= step:
+            found[-1].append(part)
+        else:
+            found.append([part])
     return found
 
 

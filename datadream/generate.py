@@ -9,7 +9,7 @@ from tqdm.auto import tqdm
 from .adapt import adapt, adapter_inputs
 from .config import as_dict, key
 from .data import few_shots, square
-from .draws import adapters, describe, groups, image_seed, reader, texts
+from .draws import adapters, describe, image_seed, reader, slices, texts
 from .images import Images, class_folders, fingerprint
 from .memory import BatchSize
 from .models import identity, image_side
@@ -89,10 +89,11 @@ def generate(recipe, dataset, shots, store):
         with tqdm(total=len(folders) * recipe.generate.images, desc=f"generate {recipe.method}", leave=False, mininterval=2) as bar:
             for label, folder in enumerate(folders):
                 (root / "train" / folder).mkdir(parents=True, exist_ok=True)
-                for indices, own in groups(recipe, dataset, label):
+                for indices, own in (group for part in slices(recipe, dataset, label) for group in part):
                     used = [trained[which] for which in own]
-                    with adapted(recipe, *used) as pipe:
-                        sample_range(pipe, recipe, dataset, label, indices, root / "train" / folder, bar, size, judge)
+                    if not all((root / "train" / folder / f"{i:06d}.png").exists() for i in indices):
+                        with adapted(recipe, *used) as pipe:
+                            sample_range(pipe, recipe, dataset, label, indices, root / "train" / folder, bar, size, judge)
                     rows += [describe(recipe, dataset, label, i, root / "train", folder, used) for i in indices]
         (root / "train" / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         (root / "classes.json").write_text(json.dumps(dict(zip(folders, dataset.classes)), indent=1))

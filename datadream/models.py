@@ -182,10 +182,16 @@ def save_generator_lora(pipe, folder, options):
 
 
 def _sort_header(file):
-    """Write a safetensors header with its entries sorted: the library's order is random, and equal adapters would differ in bytes."""
+    """Write a safetensors header with its entries sorted: the libraries' order is random, and equal adapters would differ in bytes.
+
+    So are the names of the adapted layers in its notes, a set that has another order in every process.
+    """
     content = file.read_bytes()
     length = int.from_bytes(content[:8], "little")
     header = json.loads(content[8:8 + length])
+    notes = json.loads(header["__metadata__"]["lora_adapter_metadata"])
+    notes = {name: sorted(value) if isinstance(value, list) else value for name, value in notes.items()}
+    header["__metadata__"]["lora_adapter_metadata"] = json.dumps(notes, sort_keys=True)
     text = json.dumps(header, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode().ljust(length)
     file.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length:])
 

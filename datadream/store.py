@@ -104,6 +104,10 @@ class Store:
         """Return the folder of a finished artifact; whether it exists is for `done` to say."""
         return self.root / key
 
+    def work(self, key):
+        """Return the folder in which an artifact is made; it survives a kill."""
+        return self.root / f"{key}.partial"
+
     def manifest(self, key):
         """Return an artifact's manifest, or None if it is missing or damaged."""
         try:
@@ -158,7 +162,7 @@ class Store:
         return self.folder(key)
 
     def _build(self, key, inputs, build, notes):
-        final, work = self.folder(key), self.root / f"{key}.partial"
+        final, work = self.folder(key), self.work(key)
         work.mkdir(parents=True, exist_ok=True)
         start = time.perf_counter()
         build(work)

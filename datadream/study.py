@@ -135,8 +135,13 @@ def page_cells(name):
     return cells(**values)
 
 
-def run_cells(recipes, store=None, workers=1):
+ENGINES = ("local", "ray")
+
+
+def run_cells(recipes, store=None, workers=1, engine="local", address=None):
     """Run every recipe and return the tidy table of exactly these cells.
+
+    `engine` "ray" shares their tasks out over a Ray cluster, see engine.run_ray; "local" runs them in this process or in `workers`.
 
     `workers` processes share the seeds: cells of one seed reuse each other's stages, cells of two seeds hardly any, and on a
     CPU two processes of one thread finish earlier than one process of two.
@@ -144,6 +149,13 @@ def run_cells(recipes, store=None, workers=1):
     if not isinstance(workers, int) or workers < 1:
         raise ConfigError(f"workers={workers!r} is no number of processes; give a whole number of 1 or more")
     store = store or Store()
+    if engine not in ENGINES:
+        raise ConfigError(f"engine={engine!r} is unknown; accepted: {', '.join(ENGINES)}{_near(engine, ENGINES)}")
+    if engine == "ray":
+        from .engine import run_ray
+
+        run_ray(recipes, store, address)
+        return find(recipes, store)
     groups = [[r for r in recipes if r.seed == seed] for seed in dict.fromkeys(r.seed for r in recipes)]
     if min(workers, len(groups)) > 1:
         with ProcessPoolExecutor(workers, get_context("spawn"), _set_threads, (max(1, os.cpu_count() // workers),)) as pool:
