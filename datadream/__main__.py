@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from .config import ConfigError, ModelMissingError, _near
+from .config import ENGINES, ConfigError, ModelMissingError, _near
 from .images import DataError
 from .store import Store, StoreError
 
@@ -17,6 +17,8 @@ def main(arguments=None):
     study.add_argument("--group", default="default", help="which group of runs (default: %(default)s)")
     study.add_argument("--smoke", action="store_true", help="shrink every run to the study file's tiny parameters, in a copy under _build/smoke")
     study.add_argument("--jobs", type=int, default=1, help="runs executed at once, the cores shared out (default: %(default)s)")
+    study.add_argument("--engine", choices=ENGINES, default="local", help="ray: the cells on this machine's cores and GPUs or the cluster that "
+                       "RAY_ADDRESS names (default: %(default)s)")
     study.set_defaults(call=_study)
     download = commands.add_parser("download", help="fetch a model into the hub's cache, or a dataset's images through torchvision")
     download.add_argument("name", help="e.g. sd2.1-base, ViT-B-16-quickgelu/openai, a hub id, or dtd")
@@ -30,7 +32,7 @@ def main(arguments=None):
     plan = commands.add_parser("plan", help="print what a set of runs needs before anything runs")
     plan.add_argument("names", nargs="*", help="runs of notebooks/study.yaml (default: all of the group)")
     plan.add_argument("--group", default="default", help="which group of runs (default: %(default)s)")
-    plan.add_argument("--profile", help="instead of named runs: every method in this profile, e.g. paper")
+    plan.add_argument("--profile", help="instead of named runs: the main table in this profile, e.g. paper")
     plan.add_argument("--dataset", action="append", help="with --profile: a dataset, may be repeated (default: the paper's ten)")
     plan.add_argument("--seeds", type=int, help="with --profile: how many seeds (default: 1)")
     plan.set_defaults(call=_plan)
@@ -54,14 +56,14 @@ def _study(options):
 
     if options.smoke:
         smoke_home()
-    table = run_study(options.names, options.group, options.smoke, jobs=max(1, options.jobs))
+    table = run_study(options.names, options.group, options.smoke, jobs=max(1, options.jobs), engine=options.engine)
     print(table.drop(columns="note").to_string(index=False))
     return int((table["status"] == "failed").any())
 
 
 def _check_plan(parser, options):
     if options.profile and options.names:
-        parser.error(f"--profile plans every method, and {options.names[0]!r} names a run of study.yaml; give one of the two")
+        parser.error(f"--profile plans the main table, and {options.names[0]!r} names a run of study.yaml; give one of the two")
     if not options.profile and (options.dataset or options.seeds is not None):
         parser.error("--dataset and --seeds go with --profile; without it, runs of study.yaml are planned as they stand there")
     if options.seeds is not None and options.seeds < 1:

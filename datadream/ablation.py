@@ -7,7 +7,7 @@ import pandas as pd
 
 from .config import METHODS, ConfigError
 from .metrics import mean_interval
-from .records import best_by_validation, paired, sentence, summary
+from .records import best_by_validation, paired, protocol_note, sentence, summary
 from .store import Store
 from .study import artifact_keys, cells, find, run_cells
 from .study import sample_rows as first_images
@@ -31,13 +31,13 @@ def axis_cells(axis, values, overrides=None, **parameters):
     return {label: cells(overrides={**(overrides or {}), **own}, **parameters) for label, own in points(axis, values).items()}
 
 
-def run_axis(by_label, store=None, workers=1):
+def run_axis(by_label, store=None, workers=1, engine="local"):
     """Run the cells of `axis_cells` and return their tidy table with a column `value`, the point's label, in the order of the points.
 
     A stage that two points share, as `real` shares everything along a setting of the generator, is computed once.
     """
     store = store or Store()
-    run_cells([recipe for recipes in by_label.values() for recipe in recipes], store, workers)
+    run_cells([recipe for recipes in by_label.values() for recipe in recipes], store, workers, engine)
     return pd.concat([find(recipes, store).assign(value=label) for label, recipes in by_label.items()], ignore_index=True)
 
 
@@ -57,7 +57,7 @@ def differences(table, variants, baseline):
 
 def difference_lines(table, variants, baseline):
     """Return a plain sentence per value on `differences`."""
-    return [f"{row['value']}: {sentence(row, METHODS[row['better']].title, METHODS[baseline].title)}"
+    return [f"{row['value']}: {sentence(row, METHODS[row['better']].title, METHODS[baseline].title)} {protocol_note(table)}".strip()
             for row in differences(table, variants, baseline).to_dict("records")]
 
 
@@ -84,7 +84,7 @@ def trend_line(table, method, what):
         return f"{title}: each doubling of {what} adds {mean:+.1f} points on one seed, which has no interval over seeds."
     verdict = "the interval is clear of zero" if low > 0 or high < 0 else "the interval includes zero, so no trend is shown"
     return (f"{title}: each doubling of {what} adds {mean:+.1f} points on average over {seeds} seeds, 95 % interval {low:+.1f} to {high:+.1f}; "
-            f"{verdict}.")
+            f"{verdict}. {protocol_note(table)}").strip()
 
 
 def sample_rows(by_label, store=None):

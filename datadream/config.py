@@ -149,6 +149,7 @@ METHODS = {
     "loft+real": Method("LoFT + real", "#CC79A7", "image", True, main=False, settings=PER_IMAGE),
 }
 
+ENGINES = ("local", "ray")  # where cells are computed: this process and its workers, or a Ray cluster
 SHOTS_TITLE = "Real few shots"  # of the images that every seed starts from, where sets of images are shown or described
 
 
@@ -298,6 +299,19 @@ def describe():
     """Return one row per field: name, paper value, mini value, why; the book prints it as the table of settings."""
     paper, mini = as_dict(recipe("paper")), as_dict(recipe("mini"))
     return [{"field": name, "paper": paper[name], "mini": mini[name], "why": spec.metadata["why"]} for name, _, spec in _leaves(Recipe())]
+
+
+def describe_methods():
+    """Return one row per setting that a method's row changes: method, field, its value in both profiles, and the profiles' own."""
+    rows = []
+    for name, row in METHODS.items():
+        if row.settings and not name.endswith("+real"):
+            changed = sorted({field for values in row.settings.values() for field in values})
+            values = {profile: as_dict(recipe(profile, method=name)) for profile in PROFILES}
+            own = {profile: as_dict(recipe(profile, method="dset")) for profile in PROFILES}
+            rows += [{"method": row.title, "field": field, **{profile: values[profile][field] for profile in PROFILES},
+                      **{f"{profile}, other methods": own[profile][field] for profile in PROFILES}} for field in changed]
+    return rows
 
 
 def key(stage, **inputs):

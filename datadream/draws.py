@@ -71,6 +71,9 @@ def reader(recipe, dataset):
 def describe(recipe, dataset, label, index, root, folder, used):
     """Return an image's row of the metadata; its seed is in the file if it may have been drawn again."""
     words, file = texts(recipe, dataset, label), f"{folder}/{index:06d}.png"
-    seed = Image.open(root / file).info.get("seed") if recipe.generate.redraws else image_seed(recipe.seed, label, index)
-    return {"file_name": file, "prompt": words[index % len(words)], "class": dataset.classes[label], "label": label, "seed": int(seed),
+    seed = image_seed(recipe.seed, label, index)
+    if recipe.generate.redraws:
+        with Image.open(root / file) as image:
+            seed = int(image.info["seed"])
+    return {"file_name": file, "prompt": words[index % len(words)], "class": dataset.classes[label], "label": label, "seed": seed,
             "adapter": " + ".join(adapter.name for adapter in used) or None}

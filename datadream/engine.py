@@ -17,7 +17,7 @@ from .draws import adapters, reader, slices
 from .generate import generation_inputs, sample_range
 from .images import class_folders
 from .memory import BatchSize
-from .models import fetch_generator
+from .models import fetch
 from .sampling import adapted
 from .store import Store
 from .study import artifact_keys, record_file, run
@@ -103,8 +103,7 @@ def run_ray(recipes, store, address=None):
         raise ConfigError("engine='ray' needs Ray, which is not installed; `pip install 'datadream[ray]'`, or set engine='local'") from error
 
     for recipe in recipes:
-        if recipe.row.generator:
-            fetch_generator(recipe.generator)
+        fetch(recipe)
     own = not ray.is_initialized()
     if own:
         names = {name: value for name, value in os.environ.items() if name.startswith(("DATADREAM_", "HF_"))}

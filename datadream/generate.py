@@ -37,13 +37,14 @@ def sample_range(pipe, recipe, dataset, label, indices, folder, bar, size, judge
 
     def make(count):
         rows = range(start, start + count)
-        images = dict(zip(rows, draw(rows)))
-        for again in range(1, options.redraws + 1 if judge else 1):
-            misread = [i for i, found in zip(rows, judge(list(images.values()))) if found != label]
+        images, misread = {}, rows
+        for again in range(options.redraws + 1 if judge else 1):
+            drawn = dict(zip(misread, draw(misread, *([again] if again else []))))
+            images |= drawn
+            misread = [i for i, found in zip(drawn, judge(list(drawn.values())) if judge else ()) if found != label]
             if not misread:
                 break
-            images |= dict(zip(misread, draw(misread, again)))
-        return list(images.values())
+        return [images[i] for i in rows]
 
     with ThreadPoolExecutor(1) as writer:
         while start < indices.stop:

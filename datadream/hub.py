@@ -74,9 +74,12 @@ def _cached(hub, *files):
     return next((Path(file).parents[len(Path(name).parts) - 1] for file, name in zip(found, files) if isinstance(file, str)), None)
 
 
-def revision(hub):
-    """Return the commit of a hub generator in the local cache, or None if it is not there."""
-    folder = _cached(hub, "model_index.json")
+def revision(name, part):
+    """Return the commit of a model in the local cache of the hub, or None if it is not there; `part` is 'generator' or 'clip'."""
+    if part == "generator":
+        folder = _cached(hub_id(name), "model_index.json")
+    else:
+        folder = _cached(clip_id(name), *WEIGHTS["clip"]) if name != "resnet50" else None
     return folder and folder.name
 
 

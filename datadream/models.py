@@ -36,14 +36,17 @@ def identity(name, part):
     folder = local(name, part)
     if folder is not None:
         return _digests(folder)
-    commit = revision(hub_id(name)) if part == "generator" else None
-    return f"{hub_id(name)}@{commit}" if commit else hub_id(name)
+    known = hub_id(name) if part == "generator" else name  # an open_clip name tells the architecture too
+    commit = revision(name, part)
+    return f"{known}@{commit}" if commit else known
 
 
-def fetch_generator(name):
-    """Download a hub model that is not in the cache yet, so that every key knows its commit before anything is made with it."""
-    if local(name, "generator") is None and revision(hub_id(name)) is None:
-        load_generator(name)
+def fetch(recipe):
+    """Download the recipe's models that are not in the cache yet, so that every key knows their commits before anything is made."""
+    wanted = [(recipe.classifier, "clip", _load_clip), *([(recipe.generator, "generator", load_generator)] if recipe.row.generator else [])]
+    for name, part, load in wanted:
+        if name != "resnet50" and local(name, part) is None and revision(name, part) is None:
+            load(name)
 
 
 def dtype_for(precision, training):

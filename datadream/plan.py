@@ -14,7 +14,7 @@ from .hub import GENERATORS, absent
 from .images import DataError
 from .readers import SOURCES, elsewhere, lacking
 from .store import Store
-from .study import artifact_keys, cells, choose, load_study, page_parameters
+from .study import RUNNING, artifact_keys, cells, choose, load_study, page_parameters
 
 # Seconds per image and step (adapt), per image and sampling step without guidance (generate), per training image (train), with the
 # models and the resolution of a profile. A profile that nobody has measured has no row, and its hours are unknown.
@@ -159,10 +159,10 @@ def named_cells(names=(), group="default"):
     for entry in choose(load_study(), names, group).values():
         values = page_parameters(entry["notebook"]) | entry.get("parameters", {})
         if entry["notebook"] in expand:
-            found += expand[entry["notebook"]](**{n: v for n, v in values.items() if n not in ("workers", "question", "baseline")})
+            found += expand[entry["notebook"]](**{n: v for n, v in values.items() if n not in (*RUNNING, "question", "baseline")})
     return found
 
 
 def profile_cells(profile, datasets, seeds):
-    """Return the recipes of every method on `datasets` (None: the ten of the paper) and on this many seeds."""
+    """Return the recipes of the main table on `datasets` (None: the ten of the paper) and on this many seeds."""
     return [r for name in datasets or SOURCES for r in cells(None, list(range(seeds)), profile=profile, dataset=name)]

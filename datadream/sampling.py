@@ -4,7 +4,6 @@ import math
 import os
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from weakref import WeakKeyDictionary
 
 import torch
 from PIL.PngImagePlugin import PngInfo
@@ -12,7 +11,6 @@ from PIL.PngImagePlugin import PngInfo
 from .config import ConfigError
 from .models import dtype_for, load_generator, make_scheduler, merged_lora
 
-COMPILED = WeakKeyDictionary()  # a network -> its compiled call
 BACKEND = "inductor"
 
 EMBEDDINGS = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")  # as encode_prompt orders them
@@ -55,7 +53,7 @@ def _from_images(pipe):
 
 def _end_guidance(share, pipe, step, time, tensors):
     """Leave the unconditional half out of the pipeline's remaining steps once this share of them is done."""
-    if step + 1 != round(share * pipe.num_timesteps) or not pipe.do_classifier_free_guidance:
+    if step + 1 != max(1, round(share * pipe.num_timesteps)) or not pipe.do_classifier_free_guidance:
         return {}
     pipe._guidance_scale = 1.0
     return {name: tensor.chunk(2)[-1] for name, tensor in tensors.items()}
@@ -85,9 +83,9 @@ def adapted(recipe, *adapters):
 @contextmanager
 def compiled(network):
     """Let `network` run compiled: once for the process, since adapters that are merged into its weights change no shape."""
-    if network not in COMPILED:
-        COMPILED[network] = torch.compile(network._call_impl, backend=BACKEND)
-    network._compiled_call_impl = COMPILED[network]
+    if not hasattr(network, "compiled_once"):
+        network.compiled_once = torch.compile(network._call_impl, backend=BACKEND)
+    network._compiled_call_impl = network.compiled_once
     try:
         yield
     finally:

@@ -20,11 +20,11 @@ from tqdm.auto import tqdm
 
 from . import config
 from .classify import judge, judge_inputs, train, train_inputs
-from .config import METHODS, SHOTS_TITLE, ConfigError, _mapping, _near, as_dict, key, paths
+from .config import ENGINES, METHODS, SHOTS_TITLE, ConfigError, _mapping, _near, as_dict, key, paths
 from .data import draw, draw_inputs, few_shots, load_for
 from .generate import generate, generation_inputs, read
 from .images import DataError
-from .models import fetch_generator
+from .models import fetch
 from .records import load_records, read_record
 from .store import Store, digest, provenance, write_json, writing
 
@@ -66,8 +66,7 @@ def run(recipe, store=None):
     The record has the whole recipe, validation and test results, the curve, seconds per stage, and the provenance.
     """
     store, row = store or Store(), recipe.row
-    if row.generator:
-        fetch_generator(recipe.generator)
+    fetch(recipe)
     dataset, keys = load_for(recipe), artifact_keys(recipe)
     shots = few_shots(dataset, recipe.shots, recipe.seed)
     synthetic, trained = None, None
@@ -95,12 +94,13 @@ def _record(recipe, result, curve, keys, store):
             return first
     except DataError:  # missing or damaged: the artifacts have all that it says
         pass
-    seconds = {}
+    seconds, commits = {}, {}
     for name, artifact in keys.items():
         stage = name.rstrip("0123456789")
-        manifest = store.manifest(artifact) or {"seconds": 0.0}  # an adapter may have been deleted while its images remain
+        manifest = store.manifest(artifact) or {"seconds": 0.0, "commit": "unknown"}  # an adapter may have been deleted while its images remain
         seconds[stage] = seconds.get(stage, 0.0) + manifest["seconds"]
-    record = {"key": file.stem, "recipe": as_dict(recipe), "result": result, "curve": curve, "seconds": seconds,
+        commits[stage] = sorted({*commits.get(stage, []), manifest["commit"]})
+    record = {"key": file.stem, "recipe": as_dict(recipe), "result": result, "curve": curve, "seconds": seconds, "commits": commits,
               "artifacts": keys, "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **provenance()}
     with writing(store.root):
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -131,14 +131,14 @@ def page_cells(name):
         passed = json.loads(page.read_text())["metadata"]["papermill"]["parameters"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise LookupError(f"book/runs/{page.name} is no executed page ({error!r}); remove it and run `python -m datadream study {name}`") from error
-    values = {n: v for n, v in (_template_parameters(page) | passed).items() if n != "workers"}
+    values = {n: v for n, v in (_template_parameters(page) | passed).items() if n not in RUNNING}
     return cells(**values)
 
 
-ENGINES = ("local", "ray")
+RUNNING = ("workers", "engine")  # parameters of a notebook that say how its cells are run, not which
 
 
-def run_cells(recipes, store=None, workers=1, engine="local", address=None):
+def run_cells(recipes, store=None, workers=1, engine="local"):
     """Run every recipe and return the tidy table of exactly these cells.
 
     `engine` "ray" shares their tasks out over a Ray cluster, see engine.run_ray; "local" runs them in this process or in `workers`.
@@ -154,7 +154,7 @@ def run_cells(recipes, store=None, workers=1, engine="local", address=None):
     if engine == "ray":
         from .engine import run_ray
 
-        run_ray(recipes, store, address)
+        run_ray(recipes, store)
         return find(recipes, store)
     groups = [[r for r in recipes if r.seed == seed] for seed in dict.fromkeys(r.seed for r in recipes)]
     if min(workers, len(groups)) > 1:
@@ -288,6 +288,14 @@ def _finished(output, fingerprint):
         return False
 
 
+def _recorded(name, entry):
+    """Return whether the store has what a finished page of notebooks/dataset.ipynb shows: the book reads its records anew."""
+    try:
+        return entry["notebook"] != "dataset" or len(find(page_cells(name))) > 0
+    except LookupError:
+        return False
+
+
 def execute(name, entry, parameters, runs):
     """Execute one named run with papermill and return (status, seconds, note); a failed notebook is kept as <name>.failed.ipynb."""
     import papermill
@@ -296,7 +304,7 @@ def execute(name, entry, parameters, runs):
     part, start = runs / f"{name}.failed.ipynb", time.perf_counter()
     try:
         fingerprint = _fingerprint(template, parameters)
-        if _finished(output, fingerprint):
+        if _finished(output, fingerprint) and _recorded(name, entry):
             return "done before", 0.0, str(output)
         papermill.execute_notebook(template, part, parameters=parameters, progress_bar=False, start_timeout=300)
     except papermill.PapermillExecutionError as error:
@@ -347,11 +355,11 @@ def choose(study, names, group):
     return {n: entry for n, entry in runs.items() if (n in names if names else group in groups[n])}
 
 
-def run_study(names=(), group="default", smoke=False, file=None, jobs=1):
+def run_study(names=(), group="default", smoke=False, file=None, jobs=1, engine="local"):
     """Execute the pending named runs, `jobs` at once, go on after a failed one, and return the table of what happened.
 
     `names` chooses runs; without names all of `group`. `smoke` shrinks every run to the tiny parameters of the study file, and adds
-    one run of each notebook that the group leaves out.
+    one run of each notebook that the group leaves out. `engine` is that of the notebooks that have such a parameter.
     """
     study, rows = load_study(file), []
     chosen, runs = choose(study, names, group), paths()["runs"]
@@ -366,6 +374,8 @@ def run_study(names=(), group="default", smoke=False, file=None, jobs=1):
         futures = {}
         for name, entry in chosen.items():
             parameters = {**entry.get("parameters", {}), **(study["smoke"].get(entry["notebook"], {}) if smoke else {})}
+            if engine != "local" and "engine" in page_parameters(entry["notebook"]):
+                parameters["engine"] = engine
             futures[pool.submit(_execute_apart, name, entry, parameters, runs)] = name
         print(f"{len(chosen)} runs: {', '.join(chosen)}", flush=True)
         for future in as_completed(futures):

@@ -595,7 +595,8 @@ def test_a_hub_model_in_the_cache_loads_offline_and_is_known_by_its_commit(model
     shutil.copytree(models.generator, folder / "snapshots" / ("c" * 40))
     (folder / "refs").mkdir()
     (folder / "refs" / "main").write_text("c" * 40)
-    code = ("from datadream.models import identity, load_generator, fetch_generator; fetch_generator('nobody/tiny'); "
+    code = ("from datadream.config import recipe; from datadream.models import fetch, identity, load_generator; "
+            "fetch(recipe(generator='nobody/tiny')); "
             "print(load_generator('nobody/tiny').unet.config.sample_size, identity('nobody/tiny', 'generator'))")
     environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
