@@ -32,8 +32,8 @@ $(STAMP): requirements.lock pyproject.toml
 study: venv  ## run the pending runs of notebooks/study.yaml, then build the book
 	@$(call study_and_book,)
 
-study-seeds: venv  ## the claim over five seeds (hours on two cores), then the book
-	@$(call study_and_book,--group seeds)
+study-seeds: venv  ## the default study and the claim over five seeds (hours on two cores), then the book
+	@$(call study_and_book,) && $(PY) -m datadream study --group seeds
 
 # The book is built even if a run failed, so that what succeeded can be read; the exit status tells of either.
 define study_and_book

@@ -64,7 +64,7 @@ def test_an_error_is_counted_and_names_its_file_once(tmp_path):
 def test_a_photo_that_is_not_there_is_not_called_damaged(tmp_path):
     with pytest.raises(DataError) as caught:
         Images((str(tmp_path / "a photo.jpg"),), (0,)).open(0)
-    assert str(caught.value) == f"{tmp_path / 'a photo.jpg'} does not exist; give the path of an image that does"
+    assert str(caught.value) == f"{str(tmp_path / 'a photo.jpg')!r} does not exist; give the path of an image that does"
 
 
 def test_a_truncated_photo_is_named_once_with_what_is_wrong(tmp_path):
@@ -140,7 +140,7 @@ def test_the_estimate_counts_every_photo_and_the_kept_classifier_reads_files(mak
     assert len(shots) == 36 and len(synthetic) == 15 and (made / "train" / "metadata.jsonl").is_file()
     found = photos.classify_files(adapter, shots.sources[:5])
     assert len(found) == 5 and set(found) <= set(CLASSES) and photos.class_names(adapter) == list(CLASSES)
-    with pytest.raises(DataError, match="a photo.jpg does not exist"):
+    with pytest.raises(DataError, match="a photo.jpg' does not exist"):
         photos.classify_files(adapter, ["a photo.jpg"])
     table = photos.answers(adapter, shots)
     assert table["training photo"].tolist() == [f"{CLASSES[i // 12]}/{Path(shots.sources[i]).name}" for i in (0, 9, 18, 27)]
