@@ -138,7 +138,7 @@ def test_a_damaged_test_image_is_found_before_anything_is_trained(tmp_path):
         write_classes(tmp_path / part, ["cat", "dog"], 2)
     file = tmp_path / "test" / "dog" / "image 1.png"
     file.write_bytes(file.read_bytes()[:60])
-    with pytest.raises(DataError, match="test/dog/image 1.png is not a readable image"):
+    with pytest.raises(DataError, match="test/dog/image 1.png' is not a readable image"):
         load("folder", str(tmp_path))
 
 
@@ -211,7 +211,7 @@ def test_an_image_that_was_repaired_is_read_again(tmp_path):
     write_classes(tmp_path, ["cat", "dog"], 4)
     for file in (tmp_path / "cat").iterdir():
         file.write_bytes(b"no image")
-    with pytest.raises(DataError, match="cat/image .*png is not a readable image"):
+    with pytest.raises(DataError, match="cat/image .*png' is not a readable image"):
         load("folder", str(tmp_path))
     for index, file in enumerate(sorted((tmp_path / "cat").iterdir())):
         draw_image(0, index).save(file)
