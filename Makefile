@@ -32,12 +32,12 @@ $(STAMP): requirements.lock pyproject.toml
 study: venv  ## run the pending runs of notebooks/study.yaml, then build the book
 	@$(call study_and_book,)
 
-study-seeds: venv  ## the default study and the claim over five seeds (hours on two cores), then the book
-	@$(call study_and_book,) && $(PY) -m datadream study --group seeds
+study-seeds: venv  ## the same and the claim over five seeds (hours on two cores), then the book
+	@$(call study_and_book,$(PY) -m datadream study --group seeds || status=$$?;)
 
 # The book is built even if a run failed, so that what succeeded can be read; the exit status tells of either.
 define study_and_book
-status=0; $(PY) -m datadream study --jobs $(JOBS) $(1) || status=$$?; \
+status=0; $(PY) -m datadream study --jobs $(JOBS) || status=$$?; $(1) \
 $(MAKE) --no-print-directory book || status=$$?; \
 exit $$status
 endef
