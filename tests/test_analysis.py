@@ -1,10 +1,13 @@
 """The description of synthetic sets: what they are compared with, one row per set and class, and the join with accuracy."""
 
 import dataclasses
+import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
+import papermill
 import pytest
 
 from datadream import analysis, data, features, study
@@ -193,3 +196,15 @@ def test_the_embedded_study_s_reference_is_held_out():
     mnist = data.load("mnist")
     found = analysis.reference(mnist, 16, 0)
     assert np.bincount(found.labels).tolist() == [200 - 16 + 50] * 10
+
+
+def test_the_analysis_notebook_runs_under_papermill(folder, tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("DATADREAM_STORE", str(tmp_path / "store"))
+    parameters = {"dataset": "folder", "folder": folder, "shots": 2, "seeds": [0, 1], "methods": ["real", "dset", "dset+real"],
+                  "helped": ["dset+real"], "overrides": tiny}
+    notebook = Path(__file__).resolve().parents[1] / "notebooks" / "analysis.ipynb"
+    papermill.execute_notebook(notebook, tmp_path / "out.ipynb", parameters, progress_bar=False, start_timeout=300)
+    page = json.loads((tmp_path / "out.ipynb").read_text())
+    assert not page["metadata"]["papermill"]["exception"]
+    text = json.dumps(page["cells"])
+    assert "6 cells in" in text and text.count("image/png") == 4 and "rank correlation" in text
