@@ -46,7 +46,7 @@ def adapter_inputs(recipe, dataset, label=None, image=None):
     names = dataset.classes if label is None else (dataset.classes[label],)
     options = {k: v for k, v in dataclasses.asdict(recipe.adapt).items() if k not in ("micro", "checkpointing")}  # these save memory only
     return {"generator": identity(recipe.generator, "generator"), "adapt": options,
-            "resolution": recipe.resolution, "precision": recipe.precision, "prompts": [prompt(dataset.noun, n) for n in names], "seed": recipe.seed,
+            "resolution": recipe.resolution, "precision": str(dtype_for(recipe.precision, training=True)), "prompts": [prompt(dataset.noun, n) for n in names], "seed": recipe.seed,
             "shots": fingerprint(shots if image is None else shots.pick([image])), "label": label, "image": image}
 
 

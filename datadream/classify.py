@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 
 from .augment import Augmentation
-from .config import key
+from .config import ConfigError, key
 from .data import evaluation_batches, few_shots, prompt, validation_batches, validation_images
 from .images import Decoded, fingerprint
 from .metrics import confusion, wilson
-from .models import identity, load_classifier, load_classifier_lora, save_classifier_lora
+from .models import dtype_for, identity, load_classifier, load_classifier_lora, save_classifier_lora
 from .store import write_json
 from .training import fit, load_state, save_state, seed_for, stream
 
@@ -100,7 +100,7 @@ def train_inputs(recipe, dataset, synthetic_key):
     options = {k: v for k, v in dataclasses.asdict(recipe.classify).items() if k not in ("epochs", "warmup", "steps")} | chosen  # the steps say it
     if not (recipe.row.real and synthetic_key):  # lambda weighs two kinds against each other
         options["real_weight"] = None
-    return {"classifier": identity(recipe.classifier, "clip"), "precision": recipe.precision, "classify": options,
+    return {"classifier": identity(recipe.classifier, "clip"), "precision": str(dtype_for(recipe.precision, training=True)), "classify": options,
             "prompts": [prompt(dataset.noun, name) for name in dataset.classes], "steps": steps, "warmup": warmup,
             "seed": recipe.seed, "val": fingerprint(validation_images(recipe, dataset)), "synthetic": synthetic_key,
             "shots": fingerprint(few_shots(dataset, recipe.shots, recipe.seed)) if recipe.row.real else None}
@@ -113,6 +113,9 @@ def train(recipe, dataset, real, synthetic, synthetic_key, store):
     """
     inputs = train_inputs(recipe, dataset, synthetic_key)
     options = dataclasses.replace(recipe.classify, **{k: inputs["classify"][k] for k in ("select", "evaluations")})
+    if recipe.classify.select == "validation" and dataset.val is dataset.train:
+        raise ConfigError("classify.select='validation' would choose the epoch on the training images, since with fold or test_folder no others are "
+                          "set aside; give classify.select='last'")
     texts, steps, warmup = inputs["prompts"], inputs["steps"], inputs["warmup"]
 
     def build(folder):
@@ -165,7 +168,7 @@ def optimise(model, parameters, batches, texts, val, options, steps, warmup, fol
 
 def judge_inputs(recipe, dataset, trained_key):
     """Return what a result depends on; `trained_key` is None for the untouched classifier."""
-    return {"trained": trained_key or identity(recipe.classifier, "clip"), "precision": recipe.precision, "test": fingerprint(dataset.test),
+    return {"trained": trained_key or identity(recipe.classifier, "clip"), "precision": str(dtype_for(recipe.precision, training=True)), "test": fingerprint(dataset.test),
             "val": fingerprint(validation_images(recipe, dataset)),
             "prompts": [prompt(dataset.noun, name) for name in dataset.classes]}
 

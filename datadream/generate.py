@@ -12,7 +12,7 @@ from .data import few_shots, square
 from .draws import adapters, describe, image_seed, reader, slices, texts
 from .images import Images, class_folders, fingerprint
 from .memory import BatchSize
-from .models import identity, image_side
+from .models import dtype_for, identity, image_side
 from .sampling import adapted, check, embed, sample, save
 
 
@@ -66,7 +66,8 @@ def generation_inputs(recipe, dataset):
     """Return what a synthetic set depends on; the batch size and compilation are left out, since they change no image's noise."""
     options = {k: v for k, v in dataclasses.asdict(recipe.generate).items() if k not in ("batch", "compile")}
     started = fingerprint(few_shots(dataset, recipe.shots, recipe.seed)) if recipe.generate.strength else None
-    return {"generator": identity(recipe.generator, "generator"), "generate": options, "resolution": recipe.resolution, "precision": recipe.precision,
+    return {"generator": identity(recipe.generator, "generator"), "generate": options, "resolution": recipe.resolution,
+            "precision": str(dtype_for(recipe.precision, training=False)),
             "prompts": [texts(recipe, dataset, label) for label in range(len(dataset.classes))], "seed": recipe.seed,
             "adapters": [key("adapt", **adapter_inputs(recipe, dataset, *which)) for which in adapters(recipe, dataset)], "starts": started,
             "judge": identity(recipe.classifier, "clip") if recipe.generate.redraws else None}

@@ -60,7 +60,7 @@ def _work(recipe, classes):
     """Return by stage (images made, optimiser steps, units of work): what the throughputs multiply."""
     options = recipe.generate
     made, batch = options.images * classes, recipe.adapt.batch
-    passes = made * options.steps * (options.strength or 1) * (1 if options.guidance == 1 else 1 + options.guided)  # a guided step asks the UNet twice
+    passes = made * options.steps * (options.strength or 1) * (1 + options.redraws) * (1 if options.guidance == 1 else 1 + options.guided)  # a guided step asks the UNet twice
     each = recipe.shots or math.ceil(_train_size(recipe) / classes)
     shots = {"dataset": each * classes, "image": 1}.get(recipe.row.generator, each)
     steps = optimiser_steps(recipe, classes)[0]

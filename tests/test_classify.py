@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from datadream import classify as package
 from datadream import data
 from datadream.classify import (Batches, evaluate, judge, mixed_loss, optimiser_steps, predict, stream, train, train_inputs)
-from datadream.config import recipe
-from datadream.data import Dataset, Images
+from datadream.config import ConfigError, recipe
+from datadream.data import Dataset, Images, few_shots, load_for
 from datadream.metrics import wilson
 from datadream.models import load_classifier, load_classifier_lora
 from datadream.store import Store, digest
@@ -477,3 +477,11 @@ def test_the_released_protocol_reports_the_best_epoch_on_the_test_images(make, d
     result = json.loads((judge(one, faulty, folder, store) / "result.json").read_text())
     assert len(curve) == 5 and result["test"]["top1"] == max(curve) == result["val"]["top1"]
     assert train(make("real", {"classify.lr": 2e-2, "classify.epochs": 5}), dataset, shots, None, None, store) != folder
+
+
+def test_no_epoch_is_chosen_on_training_images(make, store):
+    """With `fold` all other images are trained on, and validation is those again."""
+    one = make("real", {"classify.select": "validation"}, fold="1/4")
+    folds = load_for(one)
+    with pytest.raises(ConfigError, match="classify.select='validation' would choose the epoch on the training images"):
+        train(one, folds, few_shots(folds, 2, 0), None, None, store)

@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
@@ -68,12 +69,12 @@ def needs(stage, method):
     row = METHODS[method]
     if stage == "adapt":
         own = {name for name in SPECS if name.startswith("adapt.")} - {"adapt.micro", "adapt.checkpointing"}
-        return own | {"generator", "resolution", "precision", "shots", "seed"}
+        return own | {"generator", "resolution", "shots", "seed"}
     if stage == "generate":
-        own = {name for name in SPECS if name.startswith("generate.")} - {"generate.batch", "generate.compile"} | {"generator", "resolution", "precision", "seed"}
+        own = {name for name in SPECS if name.startswith("generate.")} - {"generate.batch", "generate.compile"} | {"generator", "resolution", "seed"}
         own |= {"shots", "classifier"} if method.startswith("disef") else set()  # it starts from them, and asks the classifier
         return own | (needs("adapt", method) if row.generator != "base" else set())
-    own = {name for name in SPECS if name.startswith("classify.")} | {"classifier", "precision", "seed", "validation", "protocol"}
+    own = {name for name in SPECS if name.startswith("classify.")} | {"classifier", "seed", "validation", "protocol"}
     if not (row.real and row.generator):
         own.remove("classify.real_weight")  # lambda weighs two kinds of images; with one kind it does nothing
     return own | ({"shots"} if row.real else set()) | (needs("generate", method) if row.generator else set())
@@ -116,6 +117,17 @@ def test_each_knob_reaches_the_stages_downstream_of_it_and_no_other(name):
             if (old_key != new[stage]) != expected:
                 wrong.append(f"{stage} of {method} {'ignores' if expected else 'depends on'} {name}")
     assert not wrong
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "clip"])
+def test_a_key_knows_the_precision_that_the_device_gives(method, monkeypatch):
+    """On a CPU both settings are float32; where they differ, so do the keys, and a store that moves to a GPU mixes nothing."""
+    old = stage_keys(recipe(method=method))
+    assert stage_keys(recipe(method=method, precision="float32")) == old
+    for module in ("adapt", "generate", "classify"):
+        monkeypatch.setattr(f"datadream.{module}.dtype_for", lambda precision, training: torch.float32 if precision == "float32" else torch.bfloat16)
+    new = stage_keys(recipe(method=method))
+    assert all(old[stage] != new[stage] for stage in old) and stage_keys(recipe(method=method, precision="float32")) == old
 
 
 @pytest.mark.parametrize("method", METHODS)

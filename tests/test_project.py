@@ -112,6 +112,12 @@ def test_no_file_names_a_folder_of_one_machine():
     assert not found
 
 
+def test_the_readme_s_layout_names_every_module():
+    layout = (ROOT / "README.md").read_text().partition("## Layout")[2].partition("\n## ")[0]
+    assert not [path.name for path in (ROOT / "datadream").glob("*.py") if path.name != "__init__.py" and f"`{path.name}`" not in layout
+                and f"`datadream/{path.name}`" not in layout]
+
+
 def test_what_the_documented_commands_write_is_ignored_by_git():
     text = "".join(path.read_text() for path in [ROOT / "README.md", *(ROOT / "book").glob("*.md")])
     written = re.findall(r"papermill notebooks/\S+ (\S+\.ipynb)", text) + re.findall(r"export generate-<key> (\w+)", text)
