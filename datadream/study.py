@@ -158,11 +158,18 @@ def run_cells(recipes, store=None, workers=1, engine="local"):
         return find(recipes, store)
     groups = [[r for r in recipes if r.seed == seed] for seed in dict.fromkeys(r.seed for r in recipes)]
     if min(workers, len(groups)) > 1:
-        with ProcessPoolExecutor(workers, get_context("spawn"), _set_threads, (max(1, os.cpu_count() // workers),)) as pool:
-            parts = list(tqdm(pool.map(_run_group, groups, [store] * len(groups)), total=len(groups), desc="seeds", leave=False))
+        parts = in_processes(_run_group, [(group, store) for group in groups], workers)
     else:
         parts = [_run_group([recipe], store) for recipe in tqdm(recipes, desc="cells", leave=False)]
     return load_records([store.records / f"{k}.json" for k in dict.fromkeys(k for part in parts for k in part)])
+
+
+def in_processes(function, jobs, workers):
+    """Return function(*job) of every job in order, `workers` at once in processes that share out the threads; one worker is this process."""
+    if workers == 1:
+        return [function(*job) for job in jobs]
+    with ProcessPoolExecutor(workers, get_context("spawn"), _set_threads, (max(1, os.cpu_count() // workers),)) as pool:
+        return list(tqdm(pool.map(function, *zip(*jobs)), total=len(jobs), leave=False))
 
 
 def _set_threads(threads):

@@ -99,28 +99,34 @@ def print_images(bank, n=300, seed=1):
         return 2 * printed.draw(bank, n)[0] - 1
 
 
-def gate(vae, seeds, overrides, dataset="mnist"):
+def _gate_score(recipe, view):
+    """Return the validation top-1 in percent of the classifier that `view`, Images in place of the few shots, trains."""
+    from .. import classify, data, images, store
+
+    real = data.load_for(recipe)
+    trained = classify.train(recipe, real, view, None, f"gate {images.fingerprint(view)}", store.Store())
+    return 100 * classify.evaluate(classify.load_classifier_lora(trained)[0], real, real.val)["top1"]
+
+
+def gate(vae, seeds, overrides, dataset="mnist", workers=1):
     """Train the classifier on the real few shots and on their reconstructions, at equal steps; return a table of top-1 in percent.
 
     Judged on validation images, since the gate decides about a model. A row per seed and one for the mean difference with its
-    interval over seeds.
+    interval over seeds. `workers` processes share the trainings.
     """
-    from .. import classify, data, images, store, study
+    from .. import data, images, study
 
-    real, rows = data.load(dataset), []
-    for recipe in study.cells(["real"], seeds, overrides, dataset=dataset):
+    real, recipes, jobs = data.load(dataset), study.cells(["real"], seeds, overrides, dataset=dataset), []
+    for recipe in recipes:
         shots = data.few_shots(real, recipe.shots, recipe.seed)
         inputs = torch.stack([data.generator_image(shots.open(i), printed.SIDE, "center") for i in range(len(shots))])
         with torch.random.fork_rng():
             torch.manual_seed(recipe.seed)
             views = {"originals": inputs, "reconstructions": reconstruct(vae, inputs)}
-        row = {"seed": recipe.seed}
-        for name, tensors in views.items():
-            view = images.Images(tuple(np.asarray(images.to_image((t + 1) / 2)) for t in tensors), shots.labels)
-            trained = classify.train(recipe, real, view, None, f"gate {images.fingerprint(view)}", store.Store())
-            model = classify.load_classifier_lora(trained)[0]
-            row[name] = 100 * classify.evaluate(model, real, real.val)["top1"]
-        rows.append({**row, "difference": row["reconstructions"] - row["originals"]})
+        jobs += [(recipe, images.Images(tuple(np.asarray(images.to_image((t + 1) / 2)) for t in tensors), shots.labels)) for tensors in views.values()]
+    scores = iter(study.in_processes(_gate_score, jobs, workers))
+    rows = [{"seed": recipe.seed, **{name: next(scores) for name in views}} for recipe in recipes]
+    rows = [{**row, "difference": row["reconstructions"] - row["originals"]} for row in rows]
     mean, low, high = mean_interval([row["difference"] for row in rows])
     means = {name: float(np.mean([row[name] for row in rows])) for name in views}
     return pd.DataFrame([*rows, {"seed": "mean", **means, "difference": mean, "low": low, "high": high}])
