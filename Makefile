@@ -49,7 +49,7 @@ book: venv  ## build _build/html from the runs that are there, warnings as error
 
 # One thread per process: two workers with a thread pool each are slower than two single threads on two cores.
 test: venv  ## run the tests
-	@OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 -q
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal -q
 
 # The whole study and book at a tiny size, in a copy, so that neither its artifacts nor its pages mix with real ones.
 smoke: venv  ## every notebook through papermill at a tiny size, and the book from it

@@ -88,7 +88,7 @@ def test_ray_gives_the_same_bytes_and_records(cluster, undisturbed, tmp_path):
 def test_a_killed_worker_costs_time_only(cluster, make, tiny, tmp_path, stage):
     """kill -9 of every worker while the stage is being made: the records are the undisturbed run's."""
     long = {"adapt.epochs": 30, "generate.images": 60, "classify.steps": 60}
-    recipes = [make("dset+real", {**long, **({"adapt.epochs": 300} if stage == "adapt" else {})})]
+    recipes = [make("dset+real", {**long, **({"adapt.epochs": 120} if stage == "adapt" else {})})]
     store, killed = Store(tmp_path / "ray"), []
 
     def kill():

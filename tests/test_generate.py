@@ -383,5 +383,5 @@ def test_half_precision_keeps_the_adapter_in_single(kind, make, models, dataset,
     folder = adapt_module.adapt(recipe, dataset, shots, store)
     with safe_open(folder / "pytorch_lora_weights.safetensors", "pt") as file:
         tensors = [file.get_tensor(name) for name in file.keys()]
-    assert asked == [("auto", True)] and all(t.dtype == torch.float32 and t.isfinite().all() for t in tensors)
+    assert set(asked) == {("auto", True)} and all(t.dtype == torch.float32 and t.isfinite().all() for t in tensors)
     assert load_generator(recipe.generator, torch.bfloat16).unet.dtype == torch.bfloat16

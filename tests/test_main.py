@@ -41,9 +41,9 @@ def test_the_arguments_reach_the_study(result):
     calls = result("done")
     main(["study"])
     main(["study", "mnist", "optdigits", "--smoke", "--jobs", "3"])
-    main(["study", "--group", "seeds"])
+    main(["study", "--group", "seeds", "--engine", "ray"])
     assert [args for args, _ in calls] == [([], "default", False), (["mnist", "optdigits"], "default", True), ([], "seeds", False)]
-    assert [options for _, options in calls] == [{"jobs": 1}, {"jobs": 3}, {"jobs": 1}]
+    assert [options for _, options in calls] == [{"jobs": 1, "engine": "local"}, {"jobs": 3, "engine": "local"}, {"jobs": 1, "engine": "ray"}]
 
 
 def test_a_wrong_request_is_code_2_with_the_message_and_no_traceback(monkeypatch, capsys):

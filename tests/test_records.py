@@ -5,10 +5,11 @@ import math
 
 import pandas as pd
 import pytest
+from conftest import ROOT
 from scipy import stats
 
 from datadream import config, records
-from datadream.config import METHODS, paths
+from datadream.config import METHODS
 from datadream.metrics import mean_interval, wilson
 
 
@@ -156,7 +157,7 @@ def test_the_released_protocol_is_marked_loudly_and_never_mixed(tmp_path):
 # The five seeds that are committed with the book.
 
 def test_the_claims_records_are_whole_and_of_one_clean_commit():
-    table = records.load_records(paths()["claim"])
+    table = records.load_records(ROOT / "book" / "claim_records")
     assert sorted(zip(table["method"], table["seed"])) == sorted((m, s) for m, row in METHODS.items() if row.main for s in range(5))
     assert len(set(table["commit"])) == 1 and not table["dirty"].any() and set(table["protocol"]) == {"strict"}
     settings = [{name: value for name, value in recipe.items() if name not in ("method", "seed")} for recipe in table["recipe"]]
@@ -164,7 +165,7 @@ def test_the_claims_records_are_whole_and_of_one_clean_commit():
 
 
 def test_the_readme_says_what_the_claims_records_say():
-    table, text = records.load_records(paths()["claim"]), " ".join((paths()["home"] / "README.md").read_text().split())
+    table, text = records.load_records(ROOT / "book" / "claim_records"), " ".join((ROOT / "README.md").read_text().split())
     for variants, baseline, words in ((["cls", "dset"], "base", "{difference:.1f} points better than with those of the untuned one (95 % interval "
                                        "{low:.1f} to {high:.1f})"),
                                       (["cls+real", "dset+real"], "real", "{difference:.1f} points better than real shots alone ({low:.1f} to {high:.1f})")):
