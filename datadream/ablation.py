@@ -7,7 +7,7 @@ import pandas as pd
 
 from .config import METHODS, ConfigError
 from .metrics import mean_interval
-from .records import best_by_validation, paired, protocol_note, sentence, summary
+from .records import best_by_validation, paired, protocol_note, sentence, summary, verdict
 from .store import Store
 from .study import artifact_keys, cells, find, run_cells
 from .study import sample_rows as first_images
@@ -82,9 +82,8 @@ def trend_line(table, method, what):
     seeds, title = table.loc[table["method"] == method, "seed"].nunique(), METHODS[method].title
     if math.isnan(low):
         return f"{title}: each doubling of {what} adds {mean:+.1f} points on one seed, which has no interval over seeds."
-    verdict = "the interval is clear of zero" if low > 0 or high < 0 else "the interval includes zero, so no trend is shown"
     return (f"{title}: each doubling of {what} adds {mean:+.1f} points on average over {seeds} seeds, 95 % interval {low:+.1f} to {high:+.1f}; "
-            f"{verdict}. {protocol_note(table)}").strip()
+            f"{verdict(low, high, 'trend')}. {protocol_note(table)}").strip()
 
 
 def sample_rows(by_label, store=None):
@@ -92,8 +91,9 @@ def sample_rows(by_label, store=None):
     rows, seen = {}, set()
     for label, recipes in by_label.items():
         made = [recipe for recipe in recipes if recipe.row.generator]
-        if made and artifact_keys(made[0])["generate"] not in seen:
-            seen.add(artifact_keys(made[0])["generate"])
+        artifact = artifact_keys(made[0])["generate"] if made else None
+        if made and artifact not in seen:
+            seen.add(artifact)
             title, columns = list(first_images(made[:1], store, 1).items())[-1]
             rows[f"{title}, {label}"] = columns
     return rows

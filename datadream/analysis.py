@@ -14,7 +14,7 @@ from .features import EXTRACTORS, extractors, features
 from .generate import generation_inputs, read
 from .images import Images, fingerprint
 from .metrics import mean_interval, spearman
-from .records import _one_record_each
+from .records import _one_record_each, verdict
 from .store import Store
 
 REFERENCE = 500  # real images per class and part at most: as many as the paper's synthetic ones; the measures cost its square
@@ -153,5 +153,4 @@ def correlation_sentence(joined, measure="centroid"):
     rho, low, high = spearman(pairs[measure], pairs["gain"]) if len(pairs) > 1 else (np.nan,) * 3
     if np.isnan(low):
         return f"{what}: too few classes, or too many equal values, for an interval of their rank correlation."
-    verdict = "the interval is clear of zero" if low > 0 or high < 0 else "the interval includes zero, so no relation is shown"
-    return f"{what}: Spearman's rank correlation {rho:+.2f}, 95 % interval {low:+.2f} to {high:+.2f}; {verdict}."
+    return f"{what}: Spearman's rank correlation {rho:+.2f}, 95 % interval {low:+.2f} to {high:+.2f}; {verdict(low, high, 'relation')}."

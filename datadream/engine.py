@@ -69,9 +69,10 @@ def generate_slice(recipe, dataset, shots, store, label, position):
     folder = store.work(artifact) / "train" / class_folders(dataset.classes)[label]
     folder.mkdir(parents=True, exist_ok=True)
     size, judge = BatchSize(recipe.generate.batch), reader(recipe, dataset)
-    for indices, own in slices(recipe, dataset, label)[position]:
-        with adapted(recipe, *(adapt(recipe, dataset, shots, store, *which) for which in own)) as pipe, tqdm(disable=True) as bar:
-            sample_range(pipe, recipe, dataset, label, indices, folder, bar, size, judge)
+    with FileLock(store.root / f".{artifact}-{label}-{position}.lock"):
+        for indices, own in slices(recipe, dataset, label)[position]:
+            with adapted(recipe, *(adapt(recipe, dataset, shots, store, *which) for which in own)) as pipe, tqdm(disable=True) as bar:
+                sample_range(pipe, recipe, dataset, label, indices, folder, bar, size, judge)
 
 
 def work(task, root, *needed):
@@ -85,9 +86,7 @@ def work(task, root, *needed):
     if task.kind == "adapt":
         adapt(recipe, dataset, shots, store, *task.where)
     else:
-        folder = key("generate", **generation_inputs(recipe, dataset))
-        with FileLock(store.root / f".{folder}-{task.where[0]}-{task.where[1]}.lock"):
-            generate_slice(recipe, dataset, shots, store, *task.where)
+        generate_slice(recipe, dataset, shots, store, *task.where)
     return task.name
 
 

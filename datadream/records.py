@@ -102,14 +102,17 @@ def show(table):
     return pd.DataFrame(rows).style.hide(axis="index")
 
 
+def verdict(low, high, what):
+    """Return in words whether an interval shows a `what`, such as a difference: whether it is clear of zero."""
+    return "the interval is clear of zero" if low > 0 or high < 0 else f"the interval includes zero, so no {what} is shown"
+
+
 def sentence(difference, better, baseline):
     """Return one plain sentence on a paired difference: what is shown, or that nothing is."""
     if difference["seeds"] < 2:
         return f"{better} minus {baseline}: {difference['difference']:+.1f} points on one seed, which has no interval over seeds."
-    clear = difference["low"] > 0 or difference["high"] < 0
-    verdict = "the interval is clear of zero" if clear else "the interval includes zero, so no difference is shown"
     return (f"{better} minus {baseline}: {difference['difference']:+.1f} points on average over {difference['seeds']} seeds, "
-            f"95 % interval {difference['low']:+.1f} to {difference['high']:+.1f}; {verdict}.")
+            f"95 % interval {difference['low']:+.1f} to {difference['high']:+.1f}; {verdict(difference['low'], difference['high'], 'difference')}.")
 
 
 def compare(table, variants, baseline):
