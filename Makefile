@@ -6,12 +6,13 @@ PIP := $(PY) -m pip --disable-pip-version-check -q
 STAMP := $(VENV)/.installed
 # `--all`: a page that computes its numbers must be computed again although its text is unchanged.
 BOOK := $(VENV)/bin/jupyter-book build --all -W --keep-going
+CONTENTS := $(PY) -m datadream contents
 SMOKE := _build/smoke
 # Named runs at once: two processes of one thread use two cores better than one process of two threads.
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help venv study study-seeds book test smoke base clean
+.PHONY: help venv study study-full study-seeds book test smoke base clean
 
 help:  ## show this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
@@ -35,6 +36,9 @@ study: venv  ## run the pending runs of notebooks/study.yaml, then build the boo
 study-seeds: venv  ## the same and the claim over five seeds (hours on two cores), then the book
 	@$(call study_and_book,$(PY) -m datadream study --group seeds || status=$$?;)
 
+study-full: venv  ## the full study in pieces (3 hours on two cores), kept in book/study, then the book
+	@$(call study_and_book,$(PY) -m datadream study --group full || status=$$?; $(PY) -m datadream keep || status=$$?;)
+
 # The book is built even if a run failed, so that what succeeded can be read; the exit status tells of either.
 define study_and_book
 status=0; $(PY) -m datadream study --jobs $(JOBS) || status=$$?; $(1) \
@@ -43,7 +47,7 @@ exit $$status
 endef
 
 book: venv  ## build _build/html from the runs that are there, warnings as errors
-	@$(BOOK) .
+	@$(BOOK) . --toc $$($(CONTENTS))
 	@test -s _build/html/index.html || { echo "the build ended without _build/html/index.html" >&2; exit 1; }
 	@echo "the book: _build/html/index.html"
 
@@ -54,7 +58,7 @@ test: venv  ## run the tests
 # The whole study and book at a tiny size, in a copy, so that neither its artifacts nor its pages mix with real ones.
 smoke: venv  ## every notebook through papermill at a tiny size, and the book from it
 	@$(PY) -m datadream study --smoke --jobs $(JOBS)
-	@DATADREAM_HOME=$(CURDIR)/$(SMOKE) DATADREAM_STORE=$(CURDIR)/$(SMOKE)/artifacts $(BOOK) $(SMOKE)
+	@export DATADREAM_HOME=$(CURDIR)/$(SMOKE) DATADREAM_STORE=$(CURDIR)/$(SMOKE)/artifacts; $(BOOK) $(SMOKE) --toc $$($(CONTENTS))
 	@test -s $(SMOKE)/_build/html/index.html || { echo "the build ended without $(SMOKE)/_build/html/index.html" >&2; exit 1; }
 
 base: venv  ## train the embedded base models again from nothing (hours on two cores)

@@ -1,4 +1,4 @@
-"""The command line: `python -m datadream study | plan | doctor | export | download | gc`."""
+"""The command line: `python -m datadream study | plan | doctor | export | download | gc | keep | contents`."""
 
 import argparse
 import sys
@@ -41,6 +41,11 @@ def main(arguments=None):
     collect = commands.add_parser("gc", help="list the artifacts that no record in the store refers to, and ask whether to remove them")
     collect.add_argument("--yes", action="store_true", help="remove them without a question")
     collect.set_defaults(call=_gc)
+    kept = commands.add_parser("keep", help="copy the executed pages of a group and their records to book/study, which git holds")
+    kept.add_argument("--group", default="full", help="which group of runs (default: %(default)s)")
+    kept.set_defaults(call=_keep)
+    contents = commands.add_parser("contents", help="write the book's contents with the pages in book/runs, and print the file for jupyter-book's --toc")
+    contents.set_defaults(call=_contents)
     options = parser.parse_args(arguments)
     if options.command == "plan":
         _check_plan(plan, options)
@@ -105,6 +110,21 @@ def _gc(options):
         print(f"removed {len(found)}")
     elif found:
         print("nothing was removed" if asked else "nothing was removed: no terminal to ask on; --yes removes them without a question")
+    return 0
+
+
+def _keep(options):
+    from .keep import keep
+
+    table = keep(options.group)
+    print(table.to_string(index=False, na_rep=""))
+    return int((table["status"] == "has not ended here").any())
+
+
+def _contents(options):
+    from .keep import write_contents
+
+    print(write_contents())
     return 0
 
 

@@ -9,7 +9,7 @@ from .config import METHODS, ConfigError
 from .metrics import mean_interval
 from .records import best_by_validation, paired, protocol_note, sentence, summary, verdict
 from .store import Store
-from .study import artifact_keys, cells, find, run_cells
+from .study import RUNNING, artifact_keys, cells, find, page_parameters, run_cells
 from .study import sample_rows as first_images
 
 
@@ -29,6 +29,21 @@ def points(axis, values):
 def axis_cells(axis, values, overrides=None, **parameters):
     """Return label -> the recipes of that point; `parameters` are those of `study.cells`, and a point's settings override them."""
     return {label: cells(overrides={**(overrides or {}), **own}, **parameters) for label, own in points(axis, values).items()}
+
+
+SHOWN = ("question", "baseline", "helped")  # parameters of a notebook that say what its page shows of the cells
+
+
+def cells_of(entry):
+    """Return label -> recipes of a named run of study.yaml: the points of an ablation, and one label '' for a page of one set of cells.
+
+    A notebook whose cells are only known once it runs has none.
+    """
+    values = page_parameters(entry["notebook"]) | entry.get("parameters", {})
+    values = {name: value for name, value in values.items() if name not in (*RUNNING, *SHOWN)}
+    if entry["notebook"] == "ablation":
+        return axis_cells(**values)
+    return {"": cells(**values)} if entry["notebook"] in ("dataset", "analysis") else {}
 
 
 def run_axis(by_label, store=None, workers=1, engine="local"):
@@ -84,6 +99,24 @@ def trend_line(table, method, what):
         return f"{title}: each doubling of {what} adds {mean:+.1f} points on one seed, which has no interval over seeds."
     return (f"{title}: each doubling of {what} adds {mean:+.1f} points on average over {seeds} seeds, 95 % interval {low:+.1f} to {high:+.1f}; "
             f"{verdict(low, high, 'trend')}. {protocol_note(table)}").strip()
+
+
+def worth(curve, table, method, baseline="real"):
+    """Return (mean, low, high) over the seeds of how many real shots train `baseline` as well as `method` is trained, or None.
+
+    `curve` has `baseline` at several shots, the column `value`; `table` has one row of `method` a seed. Per seed the shots are
+    read off the curve, straight between its points over their logarithm and made to rise; the mean is taken of logarithms. None where a seed's accuracy lies outside
+    of its curve, since nothing can be read off there.
+    """
+    found = []
+    for row in table[table["method"] == method].itertuples():
+        own = curve[(curve["method"] == baseline) & (curve["seed"] == row.seed)]
+        own = own.assign(shots=np.log2(own["value"].astype(float))).sort_values("shots")
+        heights = np.maximum.accumulate(own["top1"].to_numpy())
+        if not heights[0] <= row.top1 <= heights[-1]:
+            return None
+        found.append(float(np.interp(row.top1, heights, own["shots"])))
+    return tuple(2 ** x for x in mean_interval(found))
 
 
 def sample_rows(by_label, store=None):

@@ -350,4 +350,5 @@ def paths():
     data = Path(os.environ.get("DATADREAM_DATA", root / "data"))
     return {"home": root, "store": store, "records": store / "records", "kept": store / "kept", "data": data, "notebooks": root / "notebooks",
             "study": root / "notebooks" / "study.yaml", "runs": root / "book" / "runs", "training": store / "mini_base",
-            "claim": root / "book" / "claim_records", "smoke": root / "_build" / "smoke", "benchmarks": root / "benchmarks" / "results", "mini": Path(__file__).parent / "mini"}
+            "kept_pages": root / "book" / "study", "kept_records": root / "book" / "study" / "records.jsonl", "contents": root / "_build" / "toc.yml",
+            "smoke": root / "_build" / "smoke", "benchmarks": root / "benchmarks" / "results", "mini": Path(__file__).parent / "mini"}

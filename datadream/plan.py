@@ -6,7 +6,7 @@ import math
 import pandas as pd
 
 from . import config
-from .ablation import axis_cells
+from .ablation import cells_of
 from .classify import optimiser_steps
 from .config import key
 from .data import DATASETS, load_for
@@ -14,13 +14,13 @@ from .hub import GENERATORS, absent
 from .images import DataError
 from .readers import SOURCES, elsewhere, lacking
 from .store import Store
-from .study import RUNNING, artifact_keys, cells, choose, load_study, page_parameters
+from .study import artifact_keys, cells, choose, load_study
 
 # Seconds per image and step (adapt), per image and sampling step without guidance (generate), per training image (train), with the
 # models and the resolution of a profile. A profile that nobody has measured has no row, and its hours are unknown.
 THROUGHPUT = {"mini": {"device": "one core of a two-core x86_64 CPU with AVX-512", "adapt": 0.014, "generate": 0.0035, "train": 0.0026}}
 PIXEL = 1.5  # bytes of a PNG per pixel, about
-NO_CELLS = "nothing to plan: what a run needs is only known beforehand for runs of notebooks/dataset.ipynb and ablation.ipynb, and none of these is one"
+NO_CELLS = "nothing to plan: what a run needs is only known beforehand for runs of notebooks/dataset.ipynb, ablation.ipynb and analysis.ipynb, and none of these is one"
 NO_STAGES = "nothing to plan: these runs draw no images and train nothing"
 
 
@@ -153,14 +153,8 @@ def plan_text(recipes, store=None, workers=1):
 
 
 def named_cells(names=(), group="default"):
-    """Return the recipes of the named runs of study.yaml that execute the dataset or the ablation notebook."""
-    expand = {"dataset": cells, "ablation": lambda **values: [r for some in axis_cells(**values).values() for r in some]}
-    found = []
-    for entry in choose(load_study(), names, group).values():
-        values = page_parameters(entry["notebook"]) | entry.get("parameters", {})
-        if entry["notebook"] in expand:
-            found += expand[entry["notebook"]](**{n: v for n, v in values.items() if n not in (*RUNNING, "question", "baseline")})
-    return found
+    """Return the recipes of the named runs of study.yaml that execute the dataset, the ablation or the analysis notebook."""
+    return [recipe for entry in choose(load_study(), names, group).values() for recipes in cells_of(entry).values() for recipe in recipes]
 
 
 def profile_cells(profile, datasets, seeds):

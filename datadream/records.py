@@ -19,10 +19,14 @@ def load_records(source=None):
     gives an empty table with these columns. Raises DataError on a damaged record.
     """
     files = source if isinstance(source, list) else Path(source or paths()["records"]).glob("*.json")
+    return tidy([read_record(file) for file in sorted(files)])
+
+
+def tidy(records):
+    """Return some records as `load_records` returns those of a folder."""
     columns = ["profile", "protocol", "dataset", "method", "shots", "images", "seed", "top1", "low", "high", "total", "val_top1", "seconds",
                "curve", "per_class", "confusion", "artifacts", "recipe", "commit", "dirty", "device", "created", "key"]
-    rows = [_row(read_record(file)) for file in sorted(files)]
-    table = pd.DataFrame(rows, columns=columns)
+    table = pd.DataFrame([_row(record) for record in records], columns=columns)
     order = {name: i for i, name in enumerate(METHODS)}
     return table.sort_values(["dataset", "method", "seed", "created"], key=lambda c: c.map(order) if c.name == "method" else c,
                              ignore_index=True)

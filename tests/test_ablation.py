@@ -68,6 +68,32 @@ def test_one_set_of_images_is_shown_once(tiny, folder, tmp_path):
     assert len(ablation.sample_rows(by_label, Store(tmp_path))) == 1
 
 
+def curve_of(rows):
+    """Return a table of `real` at several shots, of (shots, seed, top-1)."""
+    return measured([(str(shots), "real", seed, top1) for shots, seed, top1 in rows])
+
+
+def test_a_set_is_worth_as_many_real_shots_as_train_equally_well():
+    """Points of 0.1 a doubling: 0.65 lies between 16 and 32 shots in the middle of their logarithms, 0.7 at 32."""
+    curve = curve_of([(shots, seed, 0.5 + 0.1 * i) for seed in (0, 1) for i, shots in enumerate((8, 16, 32, 64))])
+    mean, low, high = ablation.worth(curve, measured([("", "dset+real", 0, 0.65), ("", "dset+real", 1, 0.65)]), "dset+real")
+    assert (mean, low, high) == pytest.approx((16 * 2 ** 0.5,) * 3)
+    mean, low, high = ablation.worth(curve, measured([("", "dset+real", 0, 0.6), ("", "dset+real", 1, 0.7)]), "dset+real")
+    assert mean == pytest.approx(16 * 2 ** 0.5) and low < mean < high
+
+
+@pytest.mark.parametrize("top1", [0.4, 0.9])
+def test_what_lies_outside_of_the_curve_has_no_worth(top1):
+    curve = curve_of([(8, 0, 0.5), (16, 0, 0.6)])
+    assert ablation.worth(curve, measured([("", "dset", 0, top1)]), "dset") is None
+
+
+def test_a_curve_that_falls_once_is_made_to_rise():
+    curve = curve_of([(8, 0, 0.5), (16, 0, 0.6), (32, 0, 0.58), (64, 0, 0.7)])
+    mean, _, _ = ablation.worth(curve, measured([("", "dset", 0, 0.65)]), "dset")
+    assert 32 < mean < 64
+
+
 def test_differences_are_paired_within_a_value():
     table = measured([(v, m, s, 0.5 + 0.1 * s + gain * (m == "dset")) for v, gain in (("1", 0.2), ("2", 0.1)) for m in ("real", "dset")
                       for s in range(3)])

@@ -33,7 +33,7 @@ def test_the_plan_knows_what_is_done(make, tmp_path):
 
 
 def test_the_units_of_the_plan_are_images_times_steps(make, store):
-    table = plan([make("dset"), make("real")], store)
+    table = plan([make("dset", {"generate.guidance": 2}), make("real")], store)
     units = table.groupby("stage")["units"].sum().to_dict()
     assert units == {"adapt": 2 * 6, "generate": 5 * 3 * 2 * 2, "train": 2 * 9 * 6}, "guidance asks the UNet twice"
     assert table.query("stage == 'adapt'")["steps"].tolist() == [2 * 2] and table["images"].sum() == 15

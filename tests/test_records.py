@@ -152,22 +152,3 @@ def test_the_released_protocol_is_marked_loudly_and_never_mixed(tmp_path):
     mixed = table(tmp_path / "mixed", record("real", 0, protocol="released"), record("real", 0))
     with pytest.raises(ValueError, match="several records"):
         records.summary(mixed)
-
-
-# The five seeds that are committed with the book.
-
-def test_the_claims_records_are_whole_and_of_one_clean_commit():
-    table = records.load_records(ROOT / "book" / "claim_records")
-    assert sorted(zip(table["method"], table["seed"])) == sorted((m, s) for m, row in METHODS.items() if row.main for s in range(5))
-    assert len(set(table["commit"])) == 1 and not table["dirty"].any() and set(table["protocol"]) == {"strict"}
-    settings = [{name: value for name, value in recipe.items() if name not in ("method", "seed")} for recipe in table["recipe"]]
-    assert all(one == settings[0] for one in settings)
-
-
-def test_the_readme_says_what_the_claims_records_say():
-    table, text = records.load_records(ROOT / "book" / "claim_records"), " ".join((ROOT / "README.md").read_text().split())
-    for variants, baseline, words in ((["cls", "dset"], "base", "{difference:.1f} points better than with those of the untuned one (95 % interval "
-                                       "{low:.1f} to {high:.1f})"),
-                                      (["cls+real", "dset+real"], "real", "{difference:.1f} points better than real shots alone ({low:.1f} to {high:.1f})")):
-        found = records.paired(table, records.best_by_validation(table, variants), baseline)
-        assert words.format(**found) in text

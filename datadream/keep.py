@@ -1,0 +1,128 @@
+"""What the book shows out of the repository: executed pages without bulk, the records of their cells in one table, and the contents."""
+
+import base64
+import io
+import json
+
+import pandas as pd
+import yaml
+from PIL import Image
+
+from .ablation import cells_of
+from .config import ConfigError, paths
+from .images import DataError
+from .records import read_record, tidy
+from .store import Store, write_json, writing
+from .study import artifact_keys, choose, load_study, record_file
+
+LIMIT = 1_000_000  # bytes of a kept page: git holds every version of it
+COLOURS = 128  # of a figure in a kept page: more is not seen in plots and digits
+OWN = "Your own run"
+
+
+def keep(group="full", store=None):
+    """Copy the finished pages of a group's runs, and the records of their cells, to book/study; return a table of run, status and kilobytes.
+
+    A run that has not ended here keeps what an earlier call, perhaps on another machine, has kept of it. Raises LookupError where a
+    finished page's records are gone, and DataError where a page is too large for git.
+    """
+    store, target, rows = store or Store(), paths()["kept_pages"], []
+    target.mkdir(parents=True, exist_ok=True)
+    lines = {line["key"]: line for line in _lines()}
+    for name, entry in choose(load_study(), (), group).items():
+        notebook = _finished(name, entry)
+        if notebook is None:
+            known = (target / f"{name}.ipynb").exists()
+            rows.append({"run": name, "status": "kept before" if known else "has not ended here", "kB": None})
+            continue
+        _keep_records(name, entry, lines, store)
+        size = _write_page(target / f"{name}.ipynb", notebook)
+        rows.append({"run": name, "status": "kept", "kB": size // 1000})
+    text = "".join(json.dumps(line, sort_keys=True) + "\n" for _, line in sorted(lines.items()) if line["runs"])
+    with writing(target):
+        paths()["kept_records"].write_text(text)
+    return pd.DataFrame(rows)
+
+
+def load(name):
+    """Return the table of a run's committed records, as records.load_records gives it, with the column `value`: the point of an ablation.
+
+    Raises LookupError if none is kept under this name.
+    """
+    lines = [line for line in _lines() if name in line["runs"]]
+    labels = {label: place for line in lines for label, place in line["runs"][name].items()}
+    if not lines:
+        raise LookupError(f"{paths()['kept_records'].name} has no record of the run {name!r}; `make study-full` computes and keeps them")
+    return pd.concat([tidy([line for line in lines if label in line["runs"][name]]).assign(value=label)
+                      for label in sorted(labels, key=labels.get)], ignore_index=True)
+
+
+def _lines():
+    file = paths()["kept_records"]
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def _finished(name, entry):
+    """Return the notebook of a run that ended well with the parameters that study.yaml has now, else None."""
+    try:
+        notebook = json.loads((paths()["runs"] / f"{name}.ipynb").read_text())
+        notes = notebook["metadata"]["papermill"]
+        return notebook if not notes["exception"] and notes["parameters"] == entry.get("parameters", {}) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _keep_records(name, entry, lines, store):
+    """Put the run's records into `lines` (key -> record with `runs`: run -> label -> position), in place of its earlier ones."""
+    for line in lines.values():
+        line["runs"].pop(name, None)
+    for place, (label, recipes) in enumerate(cells_of(entry).items()):
+        for recipe in recipes:
+            file = record_file(recipe, artifact_keys(recipe), store)
+            if not file.exists():
+                raise LookupError(f"the page of {name} is there and its record {file.name} is not; run `python -m datadream study {name}` again")
+            record = read_record(file)
+            line = lines.setdefault(record["key"], {**record, "runs": {}})
+            lines[record["key"]] = {**record, "runs": line["runs"] | {name: line["runs"].get(name, {}) | {label: place}}}
+
+
+def _write_page(file, notebook):
+    """Write an executed page without the paths and times of its machine, its figures in few colours; return its size in bytes."""
+    ran = notebook["metadata"]["papermill"]
+    notebook["metadata"] = {**{k: v for k, v in notebook["metadata"].items() if k in ("kernelspec", "language_info")},
+                            "papermill": {"parameters": ran["parameters"], "duration": ran.get("duration")}}
+    for cell in notebook["cells"]:
+        cell["metadata"] = {k: v for k, v in cell["metadata"].items() if k == "tags"}
+        for output in cell.get("outputs", []):
+            if "image/png" in output.get("data", {}):
+                output["data"]["image/png"] = _few_colours(output["data"]["image/png"])
+    write_json(file, notebook)
+    size = file.stat().st_size
+    if size > LIMIT:
+        file.unlink()
+        raise DataError(f"the page {file.name} takes {size / 1e6:.1f} MB, at most {LIMIT / 1e6:g} are kept; let its notebook show fewer images")
+    return size
+
+
+def _few_colours(encoded):
+    data, small = base64.b64decode(encoded), io.BytesIO()
+    Image.open(io.BytesIO(data)).convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)
+    return base64.b64encode(min(data, small.getvalue(), key=len)).decode()
+
+
+def write_contents():
+    """Write the book's table of contents, _toc.yml and a part for the pages in book/runs, and return its file.
+
+    Raises ConfigError on a _toc.yml without parts.
+    """
+    contents = yaml.safe_load((paths()["home"] / "_toc.yml").read_text())
+    if not isinstance(contents, dict) or "parts" not in contents:
+        raise ConfigError("_toc.yml has no 'parts'; each lists the chapters of a part of the book")
+    own = [page.stem for page in sorted(paths()["runs"].glob("*.ipynb")) if not page.stem.endswith(".failed")]
+    if own:
+        chapters = [{"file": f"book/runs/{name}", "title": name.replace("_", " ")} for name in own]
+        contents["parts"].append({"caption": OWN, "chapters": chapters})
+    file = paths()["contents"]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(yaml.safe_dump(contents, sort_keys=False))
+    return file

@@ -1,0 +1,187 @@
+"""What the repository keeps of a study: pages without bulk, records with the runs that show them, the contents; and the numbers in prose."""
+
+import base64
+import io
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+import yaml
+from conftest import ROOT
+from PIL import Image
+
+from datadream import ablation, keep, records, study
+from datadream.config import METHODS, paths
+from datadream.images import DataError
+from datadream.store import Store
+
+
+def png(side, seed=0):
+    """Return a PNG of noise as a notebook holds it."""
+    data = io.BytesIO()
+    Image.fromarray(np.random.RandomState(seed).randint(0, 256, (side, side, 3), np.uint8)).save(data, "PNG")
+    return base64.b64encode(data.getvalue()).decode()
+
+
+def executed(parameters, side=16, exception=False):
+    """Return an executed page as papermill leaves it, with one figure of noise."""
+    output = {"output_type": "display_data", "metadata": {}, "data": {"image/png": png(side), "text/plain": "<Figure>"}}
+    cell = {"cell_type": "code", "source": "plot()", "execution_count": 1, "outputs": [output],
+            "metadata": {"tags": ["hide-input"], "papermill": {"duration": 1.5}, "execution": {"iopub.status.idle": "then"}}}
+    notes = {"parameters": parameters, "exception": exception, "duration": 3.5, "input_path": "/" + "home/somebody/page.ipynb"}
+    return {"cells": [cell], "metadata": {"kernelspec": {"name": "python3"}, "papermill": notes, "datadream": "0"}, "nbformat": 4, "nbformat_minor": 5}
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """Return a project folder with the true templates."""
+    monkeypatch.setenv("DATADREAM_HOME", str(tmp_path / "home"))
+    shutil.copytree(ROOT / "notebooks", tmp_path / "home" / "notebooks")
+    (tmp_path / "home" / "book" / "runs").mkdir(parents=True)
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def runs(home, tiny, folder):
+    """Return the named runs of a small study, of which the pages are there and the cells computed."""
+    some = {"dataset": "folder", "folder": folder, "shots": 2, "methods": ["real"], "overrides": tiny}
+    found = {"table": {"notebook": "dataset", "groups": ["full"], "parameters": {**some, "seeds": [0, 1]}},
+             "weights": {"notebook": "ablation", "groups": ["full"], "parameters": {**some, "axis": "classify.lr", "values": [0.02, 0.01]}},
+             "late": {"notebook": "dataset", "groups": ["full"], "parameters": some}}
+    write(home, found)
+    for name in ("table", "weights"):
+        (home / "book" / "runs" / f"{name}.ipynb").write_text(json.dumps(executed(found[name]["parameters"])))
+        study.run_cells([recipe for recipes in ablation.cells_of(found[name]).values() for recipe in recipes], Store())
+    return found
+
+
+def write(home, runs):
+    """Write a study file of these runs."""
+    (home / "notebooks" / "study.yaml").write_text(yaml.safe_dump({"runs": runs, "smoke": {}}, sort_keys=False))
+
+
+def test_what_has_ended_is_kept_and_read_back(home, runs):
+    table = keep.keep()
+    assert dict(zip(table["run"], table["status"])) == {"table": "kept", "weights": "kept", "late": "has not ended here"}
+    found = keep.load("table")
+    wanted = study.find(ablation.cells_of(runs["table"])[""])
+    columns = ["method", "seed", "top1", "val_top1", "key"]
+    assert found[columns].to_dict() == wanted[columns].to_dict()
+    along = keep.load("weights")
+    assert along["value"].tolist() == ["0.02", "0.01"], "the points keep the order of the study file"
+    assert [recipe["classify.lr"] for recipe in along["recipe"]] == [0.02, 0.01]
+    with pytest.raises(LookupError, match="no record of the run 'late'.*make study-full"):
+        keep.load("late")
+
+
+def test_a_record_that_two_runs_show_is_kept_once(home, runs):
+    keep.keep()
+    lines = [json.loads(line) for line in paths()["kept_records"].read_text().splitlines()]
+    shared = [line for line in lines if set(line["runs"]) == {"table", "weights"}]
+    assert len(lines) == 3 and len(shared) == 1, "two seeds of the table, two points of one seed, the second point as in the table"
+
+
+def test_what_another_machine_has_kept_stays(home, runs):
+    keep.keep()
+    before = paths()["kept_records"].read_text()
+    for page in (home / "book" / "runs").glob("*.ipynb"):
+        page.unlink()
+    assert set(keep.keep()["status"]) == {"kept before", "has not ended here"}
+    assert paths()["kept_records"].read_text() == before
+    assert len(keep.load("table")) == 2
+
+
+def test_a_page_of_other_parameters_or_that_failed_is_not_kept(home, runs):
+    for name, change in (("table", {"seeds": [0]}), ("weights", None)):
+        parameters = runs[name]["parameters"]
+        page = executed({**parameters, **change} if change else parameters, exception=change is None)
+        (home / "book" / "runs" / f"{name}.ipynb").write_text(json.dumps(page))
+    assert set(keep.keep()["status"]) == {"has not ended here"}
+    assert not paths()["kept_records"].read_text()
+
+
+def test_a_page_whose_records_are_gone_is_refused(home, runs):
+    shutil.rmtree(Store().records)
+    with pytest.raises(LookupError, match="study table. again"):
+        keep.keep()
+
+
+def test_a_kept_page_names_no_machine_and_its_figure_is_the_same_to_the_eye(home, runs):
+    keep.keep()
+    text = (paths()["kept_pages"] / "table.ipynb").read_text()
+    notebook = json.loads(text)
+    assert "somebody" not in text and notebook["metadata"]["papermill"] == {"parameters": runs["table"]["parameters"], "duration": 3.5}
+    assert notebook["cells"][0]["metadata"] == {"tags": ["hide-input"]}
+    before, after = (np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB"), float)
+                     for data in (png(16), notebook["cells"][0]["outputs"][0]["data"]["image/png"]))
+    assert np.abs(before - after).mean() < 16, "of 256 tones, on noise, the hardest of pictures"
+
+
+def test_a_page_too_large_for_git_is_refused(home, runs):
+    (home / "book" / "runs" / "table.ipynb").write_text(json.dumps(executed(runs["table"]["parameters"], side=1200)))
+    with pytest.raises(DataError, match=r"table.ipynb takes [\d.]+ MB, at most 1 are kept"):
+        keep.keep()
+    assert not (paths()["kept_pages"] / "table.ipynb").exists()
+
+
+def test_the_contents_end_with_the_readers_own_runs(home):
+    shutil.copy(ROOT / "_toc.yml", home / "_toc.yml")
+    committed = yaml.safe_load((ROOT / "_toc.yml").read_text())
+    assert yaml.safe_load(keep.write_contents().read_text()) == committed, "nothing was run yet"
+    for name in ("mnist", "optdigits.failed"):
+        (home / "book" / "runs" / f"{name}.ipynb").write_text("{}")
+    *parts, own = yaml.safe_load(keep.write_contents().read_text())["parts"]
+    assert parts == committed["parts"]
+    assert own == {"caption": "Your own run", "chapters": [{"file": "book/runs/mnist", "title": "mnist"}]}
+
+
+# What is committed.
+
+@pytest.fixture(scope="module")
+def committed():
+    """Return run -> table of every run that book/study has records of."""
+    lines = (ROOT / "book" / "study" / "records.jsonl").read_text().splitlines()
+    return {name: keep.load(name) for name in sorted({name for line in lines for name in json.loads(line)["runs"]})}
+
+
+def test_the_committed_records_are_whole_and_of_clean_commits(committed):
+    claim = committed["mnist_seeds"]
+    assert sorted(zip(claim["method"], claim["seed"])) == sorted((m, s) for m, row in METHODS.items() if row.main for s in range(5))
+    for name, table in committed.items():
+        assert len(set(table["commit"])) == 1 and not table["dirty"].any() and set(table["protocol"]) == {"strict"}, name
+        seeds = table.groupby(["value", "method"])["seed"].agg(lambda own: tuple(sorted(own)))
+        assert len(set(seeds)) == 1, f"{name}: every method and value on the same seeds"
+
+
+def test_the_committed_records_are_those_of_the_study_file(committed):
+    for name, entry in study.load_study(ROOT / "notebooks" / "study.yaml")["runs"].items():
+        if name in committed:
+            wanted = {(label, r.method, r.seed) for label, recipes in ablation.cells_of(entry).items() for r in recipes}
+            assert set(zip(*(committed[name][column] for column in ("value", "method", "seed")))) == wanted, name
+
+
+def test_the_committed_pages_are_small_and_name_no_machine():
+    for page in (ROOT / "book" / "study").glob("*.ipynb"):
+        assert page.stat().st_size <= keep.LIMIT, page.name
+        assert "input_path" not in page.read_text(), page.name
+
+
+def test_the_readme_says_what_the_records_say(committed):
+    table, text = committed["mnist_seeds"], " ".join((ROOT / "README.md").read_text().split())
+    for variants, baseline, words in ((["cls", "dset"], "base", "{difference:.1f} points better than with those of the untuned one (95 % interval "
+                                       "{low:.1f} to {high:.1f})"),
+                                      (["cls+real", "dset+real"], "real", "{difference:.1f} points better than real shots alone ({low:.1f} to {high:.1f})")):
+        found = records.paired(table, records.best_by_validation(table, variants), baseline)
+        assert words.format(**found) in text
+
+
+RESULT = re.compile(r"[+-]?\d+\.\d+ (?:points|%)|\d+(?:\.\d+)? % interval [+-]?\d")
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "book").glob("*.md")), ids=lambda page: page.name)
+def test_a_page_s_results_are_computed_and_not_typed(page):
+    """What a page says of accuracies it computes at every build; only the page of others' numbers, with its sources, types them."""
+    prose = re.sub(r"(?s)```.*?```", "", page.read_text())
+    assert page.name == "published.md" or not RESULT.findall(prose)
