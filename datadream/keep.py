@@ -9,6 +9,7 @@ import yaml
 from PIL import Image
 
 from .ablation import cells_of
+from .analysis import describe
 from .config import ConfigError, paths
 from .images import DataError
 from .records import read_record, tidy
@@ -36,6 +37,8 @@ def keep(group="full", store=None):
             rows.append({"run": name, "status": "kept before" if known else "has not ended here", "kB": None})
             continue
         _keep_records(name, entry, lines, store)
+        if entry["notebook"] == "analysis":
+            describe(*cells_of(entry).values(), store).to_csv(_measures(name), index=False, float_format="%.6g")
         size = _write_page(target / f"{name}.ipynb", notebook)
         rows.append({"run": name, "status": "kept", "kB": size // 1000})
     text = "".join(json.dumps(line, sort_keys=True) + "\n" for _, line in sorted(lines.items()) if line["runs"])
@@ -55,6 +58,24 @@ def load(name):
         raise LookupError(f"{paths()['kept_records'].name} has no record of the run {name!r}; `make study-full` computes and keeps them")
     return pd.concat([tidy([line for line in lines if label in line["runs"][name]]).assign(value=label)
                       for label in sorted(labels, key=labels.get)], ignore_index=True)
+
+
+def load_all():
+    """Return all committed records with a column `run`: a record that several runs show stands there once for each."""
+    lines = _lines()
+    names = sorted({name for line in lines for name in line["runs"]})
+    return pd.concat([tidy([line for line in lines if name in line["runs"]]).assign(run=name) for name in names], ignore_index=True)
+
+
+def load_measures(name):
+    """Return the committed table of an analysis run, as analysis.describe gives it. Raises LookupError if none is kept."""
+    if not _measures(name).exists():
+        raise LookupError(f"{_measures(name).name} is not kept; `make study-full` computes and keeps it")
+    return pd.read_csv(_measures(name), dtype={"class": str}).astype({"label": "Int64"})
+
+
+def _measures(name):
+    return paths()["kept_pages"] / f"{name}.csv"
 
 
 def _lines():

@@ -119,6 +119,13 @@ def sentence(difference, better, baseline):
             f"95 % interval {difference['low']:+.1f} to {difference['high']:+.1f}; {verdict(difference['low'], difference['high'], 'difference')}.")
 
 
+def finding(table, variants, baseline):
+    """Return "shown", "the opposite is shown" or "not shown": what the interval of the difference says, as `compare` has it."""
+    best = best_by_validation(table, variants)
+    found = paired(table, best, baseline)
+    return "shown" if found["low"] > 0 else "the opposite is shown" if found["high"] < 0 else "not shown"
+
+
 def compare(table, variants, baseline):
     """Return the sentence on the variant that validation prefers against `baseline`."""
     best = best_by_validation(table, variants)

@@ -145,6 +145,12 @@ def test_two_records_of_one_cell_are_not_two_seeds(tmp_path):
         assert row["seeds"] == 1
 
 
+@pytest.mark.parametrize("gain, word", [(0.1, "shown"), (-0.1, "the opposite is shown"), (0.0, "not shown")])
+def test_a_finding_is_what_the_interval_says(tmp_path, gain, word):
+    found = table(tmp_path / "records", *(record(m, s, 0.5 + 0.01 * s + (gain + 0.005 * (-1) ** s) * (m == "dset")) for m in ("real", "dset") for s in range(4)))
+    assert records.finding(found, ["dset"], "real") == word
+
+
 def test_the_released_protocol_is_marked_loudly_and_never_mixed(tmp_path):
     loud = table(tmp_path / "loud", record("real", 0, protocol="released"))
     assert "RELEASED PROTOCOL" in records.summary(loud)["title"][0] and "RELEASED PROTOCOL" in records.show(loud).to_html()
