@@ -109,7 +109,7 @@ class Method:
     """
 
     title: str
-    colour: str  # Okabe and Ito's, which colour-blind readers can tell apart: one hue a generator
+    colour: str  # Okabe and Ito's, which colour-blind readers tell apart, but dark red for the yellow that white swallows: one a generator
     generator: str | None  # None: no synthetic images; "base": not adapted; "class", "dataset": DataDream; "image": an adapter an image
     real: bool  # whether the few real shots are in the classifier's training set
     trained: bool = True
@@ -140,11 +140,11 @@ METHODS = {
     "base+real": Method("Un-adapted generator + real", "#E69F00", "base", True),
     "cls+real": Method("DataDream (class) + real", "#009E73", "class", True),
     "dset+real": Method("DataDream (dataset) + real", "#0072B2", "dataset", True),
-    "heavy": Method("Real only, heavy augmentation", "#999999", None, True, main=False, settings=HEAVY),
-    "issynth": Method("IsSynth-style prompts", "#F0E442", "base", False, main=False, settings=TEMPLATES),
+    "heavy": Method("Real only, heavy augmentation", "#56B4E9", None, True, main=False, settings=HEAVY),
+    "issynth": Method("IsSynth-style prompts", "#661100", "base", False, main=False, settings=TEMPLATES),
     "disef": Method("DISEF-style, from the shots", "#D55E00", "base", False, main=False, settings=FROM_SHOTS),
     "loft": Method("LoFT", "#CC79A7", "image", False, main=False, settings=PER_IMAGE),
-    "issynth+real": Method("IsSynth-style prompts + real", "#F0E442", "base", True, main=False, settings=TEMPLATES),
+    "issynth+real": Method("IsSynth-style prompts + real", "#661100", "base", True, main=False, settings=TEMPLATES),
     "disef+real": Method("DISEF-style, from the shots + real", "#D55E00", "base", True, main=False, settings=FROM_SHOTS),
     "loft+real": Method("LoFT + real", "#CC79A7", "image", True, main=False, settings=PER_IMAGE),
 }

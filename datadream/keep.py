@@ -113,7 +113,7 @@ def _write_page(file, notebook):
     notebook["metadata"] = {**{k: v for k, v in notebook["metadata"].items() if k in ("kernelspec", "language_info")},
                             "papermill": {"parameters": ran["parameters"], "duration": ran.get("duration")}}
     for cell in notebook["cells"]:
-        cell["metadata"] = {k: v for k, v in cell["metadata"].items() if k == "tags"}
+        cell["metadata"] = {k: v for k, v in cell["metadata"].items() if k in ("tags", "mystnb")}  # what is hidden, captions, alternative texts
         for output in cell.get("outputs", []):
             if "image/png" in output.get("data", {}):
                 output["data"]["image/png"] = _few_colours(output["data"]["image/png"])

@@ -2,21 +2,31 @@
 
 import matplotlib.pyplot as plt
 import numpy as np
+from IPython.core.pylabtools import retina_figure
 from matplotlib.figure import Figure
 
 from .config import METHODS
 from .distances import TITLES
 
 STYLE = {"figure.facecolor": "white", "axes.facecolor": "white", "savefig.facecolor": "white", "text.color": "black",
-         "axes.spines.top": False, "axes.spines.right": False, "font.size": 10, "figure.dpi": 100, "savefig.dpi": 200}
+         "axes.spines.top": False, "axes.spines.right": False, "font.size": 10, "figure.dpi": 100, "savefig.dpi": 200,
+         "axes.prop_cycle": plt.cycler(color=list(dict.fromkeys(row.colour for row in METHODS.values() if row.generator)))}
 WIDTH = 7.0  # inches, of every figure
 NAMED = 30  # classes at most whose names stand beside their dots
 LABEL = 30  # characters of a class name: a longer one would leave no room for the figure
 
 
+class Sharp(Figure):
+    """A figure that a notebook shows in its size and in twice the pixels, whatever the kernel's settings: pages are read on dense screens."""
+
+    def _repr_mimebundle_(self, include=None, exclude=None):
+        picture, size = retina_figure(self, base64=True)
+        return {"image/png": picture, "text/plain": repr(self)}, {"image/png": size}
+
+
 def _figure(height, **options) -> tuple[Figure, np.ndarray]:
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(WIDTH, height), layout="constrained", squeeze=False, **options)
+        figure, axes = plt.subplots(figsize=(WIDTH, height), layout="constrained", squeeze=False, FigureClass=Sharp, **options)
     plt.close(figure)  # the notebook shows the returned figure once, not twice
     return figure, axes
 

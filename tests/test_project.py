@@ -150,6 +150,24 @@ def test_a_template_has_parameters_short_cells_and_no_outputs(path):
     assert not long, "a cell has at most 15 lines; move what is longer into the package"
 
 
+def plotting_cells():
+    """Return (page, source, metadata) of every cell of the notebooks and the book's pages that draws a figure."""
+    cells = [(path.name, "".join(cell["source"]), cell["metadata"]) for path in NOTEBOOKS
+             for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
+    for path in sorted((ROOT / "book").glob("*.md")):
+        for block in re.findall(r"(?ms)^```\{code-cell\} ipython3\n(.*?)^```$", path.read_text()):
+            head = re.match(r"(?s)---\n(.*?)^---\n", block, re.M)
+            cells.append((path.name, block, yaml.safe_load(head[1]) if head else {}))
+    # a helper that returns a figure is called in another cell, which is the one that shows it
+    return [cell for cell in cells if re.search(r"^(?!\s+return).*\bplot_\w+\(|^draw\(", cell[1], re.M)]
+
+
+def test_every_figure_has_an_alternative_text():
+    cells = plotting_cells()
+    assert {"results.md", "ablations.md", "dataset.ipynb", "analysis.ipynb", "ablation.ipynb", "your_data.ipynb", "mini_base.ipynb"} <= {c[0] for c in cells}
+    assert not [(page, source[:60]) for page, source, metadata in cells if not metadata.get("mystnb", {}).get("image", {}).get("alt")]
+
+
 def test_the_book_pages_exist_or_are_made_by_the_study():
     contents = yaml.safe_load((ROOT / "_toc.yml").read_text())
     pages = [contents["root"], *(chapter["file"] for part in contents["parts"] for chapter in part["chapters"])]
