@@ -265,7 +265,7 @@ def _mapping(overrides):
 
 
 def recipe(profile="mini", overrides=None, **fields):
-    """Return the Recipe of a profile with `fields` (e.g. dataset="mnist") and dotted `overrides` (e.g. {"adapt.lr": 1e-3}).
+    """Return the Recipe of a profile with `fields` (e.g. `dataset="mnist"`) and dotted `overrides` (e.g. `{"adapt.lr": 1e-3}`).
 
     Whole numbers are accepted where a float is wanted. Raises ConfigError on an unknown profile, key or value, with the
     nearest accepted name.

@@ -16,7 +16,7 @@ NAMED = 30  # classes at most whose names stand beside their dots
 LABEL = 30  # characters of a class name: a longer one would leave no room for the figure
 
 
-class Sharp(Figure):
+class _Sharp(Figure):
     """A figure that a notebook shows in its size and in twice the pixels, whatever the kernel's settings: pages are read on dense screens."""
 
     def _repr_mimebundle_(self, include=None, exclude=None):
@@ -26,13 +26,18 @@ class Sharp(Figure):
 
 def _figure(height, **options) -> tuple[Figure, np.ndarray]:
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(WIDTH, height), layout="constrained", squeeze=False, FigureClass=Sharp, **options)
+        figure, axes = plt.subplots(figsize=(WIDTH, height), layout="constrained", squeeze=False, FigureClass=_Sharp, **options)
     plt.close(figure)  # the notebook shows the returned figure once, not twice
     return figure, axes
 
 
 def _labels(classes):
     return [name if len(name) <= LABEL else f"{name[:LABEL - 1]}\u2026" for name in classes]
+
+
+def _legend_below(figure):
+    """Put the legend under the axes: up to fifteen methods would cover the lines."""
+    figure.legend(loc="outside lower center", ncols=3, fontsize=8, frameon=False)
 
 
 def plot_main_table(summary, title=""):
@@ -56,7 +61,7 @@ def plot_along(summaries, axis_title, title=""):
 
     Numbers that span a factor of four or more stand on a logarithmic scale; other labels stand side by side.
     """
-    figure, axes = _figure(3.8)
+    figure, axes = _figure(4.2)
     axis, labels = axes[0, 0], list(dict.fromkeys(summaries["value"]))
     x, log = _positions(labels)
     for i, (method, rows) in enumerate(summaries.groupby("method", sort=False)):
@@ -69,7 +74,7 @@ def plot_along(summaries, axis_title, title=""):
     axis.set_xticks(x, labels, rotation=0 if max(map(len, labels)) < 9 else 20, ha="center" if max(map(len, labels)) < 9 else "right")
     axis.minorticks_off()
     axis.grid(alpha=0.3)
-    axis.legend(fontsize=8, frameon=False)
+    _legend_below(figure)
     return figure
 
 
@@ -120,7 +125,7 @@ def plot_confusion(matrix, classes, title=""):
 
 def plot_curves(table, title=""):
     """Draw validation accuracy against optimiser steps, one line per method, the mean over seeds."""
-    figure, axes = _figure(3.8)
+    figure, axes = _figure(4.2)
     axis = axes[0, 0]
     for method, group in table.groupby("method", sort=False):
         curves = [curve for curve in group["curve"] if curve]
@@ -132,7 +137,7 @@ def plot_curves(table, title=""):
     axis.set(xlabel="optimiser steps", ylabel="validation accuracy, %", title=title)
     axis.grid(alpha=0.3)
     if axis.lines:
-        axis.legend(fontsize=8, frameon=False, loc="lower right")
+        _legend_below(figure)
     return figure
 
 

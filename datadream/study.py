@@ -165,7 +165,7 @@ def run_cells(recipes, store=None, workers=1, engine="local"):
 
 
 def in_processes(function, jobs, workers):
-    """Return function(*job) of every job in order, `workers` at once in processes that share out the threads; one worker is this process."""
+    """Return `function(*job)` of every job in order, `workers` at once in processes that share out the threads; one worker is this process."""
     if workers == 1:
         return [function(*job) for job in jobs]
     with ProcessPoolExecutor(workers, get_context("spawn"), _set_threads, (max(1, os.cpu_count() // workers),)) as pool:

@@ -27,9 +27,11 @@ def png(side, seed=0):
 
 def executed(parameters, side=16, exception=False):
     """Return an executed page as papermill leaves it, with one figure of noise."""
-    output = {"output_type": "display_data", "metadata": {"image/png": {"width": side // 2}}, "data": {"image/png": png(side), "text/plain": "<Figure>"}}
+    output = {"output_type": "display_data", "metadata": {"image/png": {"width": side // 2}},
+              "data": {"image/png": png(side), "text/plain": "<Figure>"}}
     cell = {"cell_type": "code", "source": "plot()", "execution_count": 1, "outputs": [output],
-            "metadata": {"tags": ["hide-input"], "mystnb": {"image": {"alt": "noise"}}, "papermill": {"duration": 1.5}, "execution": {"iopub.status.idle": "then"}}}
+            "metadata": {"tags": ["hide-input"], "mystnb": {"image": {"alt": "noise"}}, "papermill": {"duration": 1.5},
+                         "execution": {"iopub.status.idle": "then"}}}
     notes = {"parameters": parameters, "exception": exception, "duration": 3.5, "input_path": "/" + "home/somebody/page.ipynb"}
     return {"cells": [cell], "metadata": {"kernelspec": {"name": "python3"}, "papermill": notes, "datadream": "0"}, "nbformat": 4, "nbformat_minor": 5}
 
@@ -114,6 +116,7 @@ def test_a_kept_page_names_no_machine_and_its_figure_is_the_same_to_the_eye(home
     notebook = json.loads(text)
     assert "somebody" not in text and notebook["metadata"]["papermill"] == {"parameters": runs["table"]["parameters"], "duration": 3.5}
     assert notebook["cells"][0]["metadata"] == {"tags": ["hide-input"], "mystnb": {"image": {"alt": "noise"}}}
+    assert notebook["cells"][0]["outputs"][0]["metadata"] == {"image/png": {"width": 8}}, "half its pixels: it is shown in its size"
     before, after = (np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB"), float)
                      for data in (png(16), notebook["cells"][0]["outputs"][0]["data"]["image/png"]))
     assert np.abs(before - after).mean() < 16, "of 256 tones, on noise, the hardest of pictures"
