@@ -3,6 +3,7 @@
 import matplotlib.pyplot as plt
 import numpy as np
 from IPython.core.pylabtools import retina_figure
+from IPython.display import display
 from matplotlib.figure import Figure
 
 from .config import METHODS
@@ -19,9 +20,9 @@ LABEL = 30  # characters of a class name: a longer one would leave no room for t
 class _Sharp(Figure):
     """A figure that a notebook shows in its size and in twice the pixels, whatever the kernel's settings: pages are read on dense screens."""
 
-    def _repr_mimebundle_(self, include=None, exclude=None):
+    def _ipython_display_(self):  # before any other form, which the inline backend has registered its own for
         picture, size = retina_figure(self, base64=True)
-        return {"image/png": picture, "text/plain": repr(self)}, {"image/png": size}
+        display({"image/png": picture, "text/plain": repr(self)}, metadata={"image/png": size}, raw=True)
 
 
 def _figure(height, **options) -> tuple[Figure, np.ndarray]:

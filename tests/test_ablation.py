@@ -1,5 +1,7 @@
 """One axis: its points, what they share, the differences and the trend along it, and the notebook."""
 
+import base64
+import io
 import json
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import papermill
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from datadream import ablation, plots, study
 from datadream.config import ConfigError
@@ -145,3 +148,8 @@ def test_the_notebook_runs_under_papermill(folder, tiny, tmp_path, monkeypatch):
     text = json.dumps(page["cells"])
     assert "8 cells in" in text and text.count('"image/png": "') == 2 and "No trend is computed" in text
     assert study.Store(tmp_path / "store").records.is_dir()
+    for output in (output for cell in page["cells"] for output in cell.get("outputs", []) if "image/png" in output.get("data", {})):
+        pixels = Image.open(io.BytesIO(base64.b64decode(output["data"]["image/png"]))).size
+        shown = output["metadata"]["image/png"]
+        assert pixels == pytest.approx((2 * shown["width"], 2 * shown["height"]), abs=1), "sharp on a dense screen"
+        assert shown["width"] == pytest.approx(100 * plots.WIDTH, abs=20), "as wide as at 100 dots an inch"

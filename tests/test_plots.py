@@ -1,7 +1,5 @@
 """Figures: each plot draws what it is given, on an opaque ground, in the one palette."""
 
-import base64
-import io
 import itertools
 import warnings
 
@@ -119,15 +117,6 @@ def test_lines_without_a_method_have_the_palettes_colours():
     drawn = plots.plot_lines({str(i): ([1, 2], [i, i]) for i in range(4)}, "x", "y").axes[0].lines
     assert {line.get_color() for line in drawn} <= {row.colour for row in METHODS.values()}
     assert len({line.get_color() for line in drawn}) == 4
-
-
-def test_a_notebook_shows_a_figure_in_twice_the_pixels_of_its_size():
-    from IPython.core.formatters import DisplayFormatter
-
-    data, metadata = DisplayFormatter().format(FIGURES["lines"]())
-    shown = metadata["image/png"]
-    assert Image.open(io.BytesIO(base64.b64decode(data["image/png"]))).size == pytest.approx((2 * shown["width"], 2 * shown["height"]), abs=1)
-    assert shown["width"] == pytest.approx(100 * plots.WIDTH, abs=15), "in the size that it had at 100 dots an inch"
 
 
 def test_the_main_table_draws_each_method_at_its_number():
