@@ -13,7 +13,7 @@ RELEASED = "[RELEASED PROTOCOL, for comparison only: the epoch is chosen on the 
 
 
 def load_records(source=None):
-    """Return one row per record: dataset, method, shots, images, seed, top1, low, high, val_top1, seconds, ... sorted.
+    """Return one row per record: dataset, method, shots, images, seed, top1, low, high, val_top1, seconds and the rest, sorted.
 
     `source` is a folder of records or a list of files; None is the store's folder. Accuracies are shares in [0, 1]. No record
     gives an empty table with these columns. Raises DataError on a damaged record.

@@ -110,12 +110,12 @@ def visit(browser, root, page, pictures=None):
             tab.goto((root / page).as_uri(), wait_until="load")
         tab.wait_for_timeout(400)  # the theme makes what scrolls reachable by keyboard a moment after each change
         visits[-1].layout = tab.evaluate(LAYOUT)
-        if (width, scheme) in JUDGED:
-            results = Axe().run(tab, options={"resultTypes": ["violations"], "preload": False}).response["violations"]
-            visits[-1].violations = [f"{v['id']}: {v['nodes'][0]['html'][:120]} ({len(v['nodes'])})" for v in results if v["impact"] in SERIOUS]
         if pictures:
             clip = {"x": 0, "y": 0, "width": width, "height": min(visits[-1].layout["height"], TALLEST)}
             tab.screenshot(path=pictures / f"{Path(page).stem}-{width}-{scheme}.png", full_page=True, clip=clip)
+        if (width, scheme) in JUDGED:
+            results = Axe().run(tab, options={"resultTypes": ["violations"], "preload": False}).response["violations"]
+            visits[-1].violations = [f"{v['id']}: {v['nodes'][0]['html'][:120]} ({len(v['nodes'])})" for v in results if v["impact"] in SERIOUS]
     context.close()
     return visits
 
