@@ -138,7 +138,9 @@ def browser():
 def site(tmp_path_factory):
     """Return the root of the site to test."""
     if os.environ.get("DATADREAM_SITE"):
-        return Path(os.environ["DATADREAM_SITE"]).resolve()
+        built = Path(os.environ["DATADREAM_SITE"]).resolve()
+        assert (built / "index.html").is_file(), f"there is no site in {built}"
+        return built
     home = tmp_path_factory.mktemp("site")
     (home / "toc.yml").write_text(yaml.safe_dump(SMALL))
     build = [Path(sys.executable).with_name("jupyter-book"), "build", "-W", "--keep-going", ROOT, "--toc", home / "toc.yml", "--path-output", home]
