@@ -144,14 +144,14 @@ def plot_curves(table, title=""):
 
 def plot_lines(series, xlabel, ylabel, title="", log=False):
     """Draw named lines: `series` maps a label to (x values, y values); `log` makes the y axis logarithmic."""
-    figure, axes = _figure(3.2)
+    figure, axes = _figure(3.6)
     axis = axes[0, 0]
     for label, (x, y) in series.items():
         axis.plot(x, y, label=label)
     axis.set(xlabel=xlabel, ylabel=ylabel, title=title, yscale="log" if log else "linear")
     axis.grid(alpha=0.3)
     if len(series) > 1:
-        axis.legend(fontsize=8, frameon=False)
+        _legend_below(figure)
     return figure
 
 
@@ -171,6 +171,7 @@ def plot_measures(summary, title=""):
         axis.set_ylim(-0.5, len(methods) - 0.3)
         axis.set_title(TITLES[name], fontsize=9)
         axis.margins(x=0.15)
+        axis.locator_params(axis="x", nbins=4)  # more numbers than that run into each other
         axis.grid(axis="x", alpha=0.3)
     for axis in axes.flat[len(names):]:
         axis.set_visible(False)

@@ -166,10 +166,11 @@ def test_curves_of_an_untrained_method_alone_are_an_empty_figure():
 
 
 def test_lines_have_their_labels_and_scale():
-    axis = plots.plot_lines({"a": ([1, 2], [3, 4])}, "step", "loss", "title").axes[0]
-    assert axis.get_legend() is None and axis.get_yscale() == "linear"
-    axis = FIGURES["lines"]().axes[0]
-    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["x", "y"] and axis.get_yscale() == "log"
+    figure = plots.plot_lines({"a": ([1, 2], [3, 4])}, "step", "loss", "title")
+    assert not figure.legends and figure.axes[0].get_yscale() == "linear"
+    figure = FIGURES["lines"]()
+    axis = figure.axes[0]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["x", "y"] and axis.get_yscale() == "log"
     assert (axis.get_xlabel(), axis.get_ylabel()) == ("step", "loss")
 
 
