@@ -150,6 +150,15 @@ def test_a_template_has_parameters_short_cells_and_no_outputs(path):
     assert not long, "a cell has at most 15 lines; move what is longer into the package"
 
 
+def test_the_reference_holds_every_module_and_all_that_is_public():
+    shown = re.findall(r"automodule:: datadream\.(\w+)", (ROOT / "book" / "api.md").read_text())
+    modules = {path.stem: path for path in (ROOT / "datadream").glob("*.py") if not path.stem.startswith("__")}
+    assert sorted(shown) == sorted(modules)
+    public = [(name, node) for name, path in modules.items() for node in ast.parse(path.read_text()).body
+              if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_")]
+    assert not [f"{name}.{node.name}" for name, node in public if not ast.get_docstring(node)], "what has no docstring is left out of it"
+
+
 def plotting_cells():
     """Return (page, source, metadata) of every cell of the notebooks and the book's pages that draws a figure."""
     cells = [(path.name, "".join(cell["source"]), cell["metadata"]) for path in NOTEBOOKS
