@@ -48,7 +48,8 @@ def test_what_no_record_refers_to_is_listed_with_its_size(filled):
 def test_what_is_removed_is_gone_and_the_rest_is_as_it_was(filled, make):
     store, record = filled
     clear(store, unused(store))
-    assert sorted(p.name for p in store.root.iterdir()) == sorted([*set(record["artifacts"].values()), "demonstration", "notes.txt", "records"])
+    assert sorted(p.name for p in store.root.iterdir()) == sorted([*set(record["artifacts"].values()), ".clearing.lock", "demonstration", "notes.txt",
+                                                                      "records"])
     assert unused(store) == [] and study.run(make("real"), store) == record
 
 
