@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import shlex
 import shutil
 import signal
 import time
@@ -21,7 +22,7 @@ from tqdm.auto import tqdm
 
 from . import config, stopping
 from .classify import judge, judge_inputs, train, train_inputs
-from .config import ENGINES, METHODS, SHOTS_TITLE, ConfigError, _mapping, _near, as_dict, key, paths
+from .config import ENGINES, METHODS, SHOTS_TITLE, ConfigError, _mapping, _near, as_dict, key, paths, require_warmup
 from .data import draw, draw_inputs, few_shots, load_for
 from .generate import generate, generation_inputs, read
 from .images import DataError
@@ -47,7 +48,10 @@ def cells(methods=None, seeds=(0,), overrides=None, images=None, generator=None,
 
 
 def artifact_keys(recipe):
-    """Return the keys of a cell's artifacts by stage, in the order of the stages, without making anything."""
+    """Return the keys of a cell's artifacts by stage, in the order of the stages, without making anything.
+
+    Raises ConfigError on a warm-up that is longer than its training.
+    """
     dataset, row, keys = load_for(recipe), recipe.row, {}
     if row.real or row.generator in ("class", "dataset", "image") or (row.generator and recipe.generate.strength):
         keys["shots"] = key("shots", **draw_inputs(recipe, dataset))
@@ -56,6 +60,7 @@ def artifact_keys(recipe):
         keys |= {f"adapt{i}": adapter for i, adapter in enumerate(inputs["adapters"])}
         keys["generate"] = key("generate", **inputs)
     if row.trained:
+        require_warmup("classify.warmup", recipe.classify.warmup, recipe.classify.epochs, "epochs")
         keys["train"] = key("train", **train_inputs(recipe, dataset, keys.get("generate")))
     keys["judge"] = key("judge", **judge_inputs(recipe, dataset, keys.get("train")))
     return keys
@@ -133,13 +138,13 @@ def page_cells(name):
 
     Raises LookupError if the page is not there.
     """
-    page = paths()["runs"] / f"{name}.ipynb"
+    page, again = paths()["runs"] / f"{name}.ipynb", f"python -m datadream study {shlex.quote(name)}"
     if not page.is_file():
-        raise LookupError(f"book/runs/{page.name} is not there; run `python -m datadream study {name}` first")
+        raise LookupError(f"book/runs/{page.name} is not there; run `{again}` first")
     try:
         passed = json.loads(page.read_text())["metadata"]["papermill"]["parameters"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise LookupError(f"book/runs/{page.name} is no executed page ({error!r}); remove it and run `python -m datadream study {name}`") from error
+        raise LookupError(f"book/runs/{page.name} is no executed page ({error!r}); remove it and run `{again}`") from error
     values = {n: v for n, v in (_template_parameters(page) | passed).items() if n not in RUNNING}
     return cells(**values)
 

@@ -14,7 +14,7 @@ from . import stopping
 
 
 class DivergedError(RuntimeError):
-    """The loss became NaN or infinite; the last checkpoint, if one was written, is kept."""
+    """A loss or an image became NaN or infinite; the last checkpoint, if one was written, and the images before it are kept."""
 
 
 def seed_for(*parts):

@@ -149,9 +149,9 @@ def test_the_estimate_counts_every_photo_and_the_kept_classifier_reads_files(mak
 
 def test_a_test_folder_is_tested_once(folder, tiny, store, tmp_path):
     for label, name in enumerate(CLASSES):
-        (tmp_path / name).mkdir()
-        draw_image(label, 77).save(tmp_path / name / "new.png")
-    table = photos.estimate(folder, str(tmp_path), methods=("real",), store=store, shots=0, overrides=tiny)
+        (tmp_path / "test" / name).mkdir(parents=True)
+        draw_image(label, 77).save(tmp_path / "test" / name / "new.png")
+    table = photos.estimate(folder, str(tmp_path / "test"), methods=("real",), store=store, shots=0, overrides=tiny)
     assert table["tested"].tolist() == [3]
 
 
