@@ -16,10 +16,12 @@ STAGES = ("adapt", "generate", "train")
 SIGNS = {"adapt": "adapt-*.partial/checkpoint.safetensors", "generate": "generate-*.partial/train/*/00000[4-9].png", "train": "train-*.partial/curve.json"}
 # A checkpoint comes after 200 steps, so that the adaptation has 300; the others are long enough to be met in the middle.
 LONG = {"adapt.epochs": 150, "generate.images": 50, "classify.steps": 150, "classify.evaluations": 3}
+SHORT = {"adapt.epochs": 2, "generate.images": 5, "classify.steps": 0}
 FAILED, LIMIT = 3, 300  # the exit status of an error that names itself; seconds that a process may take
 CALLS = {"adapt": ("datadream.adapt", "diffusion_losses", 40), "generate": ("datadream.generate", "sample", 9), "train": ("datadream.classify", "mixed_loss", 20)}
 forked = multiprocessing.get_context("forkserver")
-forked.set_forkserver_preload(["datadream.engine", "diffusers", "peft", "open_clip", "benchmarks.disturb"])
+forked.set_forkserver_preload(["datadream.engine", "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion", "diffusers.models.autoencoders.autoencoder_kl",
+                               "transformers.models.clip.modeling_clip", "peft", "open_clip", "benchmarks.disturb"])
 
 
 def once(flag):
@@ -157,12 +159,25 @@ def left_behind(processes):
 
 
 def records(root):
-    """Return the records of the store `root` without times and provenance, and the digests of every artifact that they refer to."""
+    """Return the records of the store `root` without times and provenance, and the digests of the files of the artifacts that they name."""
     from datadream.store import Store
 
-    store, found = Store(root), {}
+    store, found, files = Store(root), {}, {}
     for file in sorted(store.records.glob("*.json")):
         record = json.loads(file.read_text())
         found[file.name] = {name: record[name] for name in ("key", "recipe", "result", "curve", "artifacts")}
-        found[file.name]["files"] = {key: (store.manifest(key) or {}).get("files") for key in record["artifacts"].values()}
-    return found
+        files |= {key: (store.manifest(key) or {}).get("files") for key in record["artifacts"].values()}
+    return found, files
+
+
+def split(root):
+    """Return what the manifests in the store `root` say of batches that did not fit into memory."""
+    from datadream.store import Store
+
+    store = Store(root)
+    return [note for folder in sorted(store.root.glob("*-*")) for note in (store.manifest(folder.name) or {}).get("batches", ())]
+
+
+def accuracies(found):
+    """Return the accuracies of some records, as `records` gives them, in percent."""
+    return [100 * record["result"][part]["top1"] for _, record in sorted(found.items()) for part in ("val", "test")]

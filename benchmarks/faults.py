@@ -19,7 +19,7 @@ from pathlib import Path
 import psutil
 
 from datadream.config import paths, recipe
-from datadream.records import fault_table, load_faults
+from datadream.records import fault_table, input_table, load_faults
 from datadream.store import provenance, write_json
 
 from . import disturb
@@ -261,8 +261,8 @@ class Cluster:
         self.address, self.node = self.nodes.address, self.add()
 
     def add(self):
-        """Add a node of two cores and return it."""
-        return self.nodes.add_node(num_cpus=2, memory=6 * 10**9, object_store_memory=80 * 2**20)
+        """Add a node of one core and return it."""
+        return self.nodes.add_node(num_cpus=1, memory=6 * 10**9, object_store_memory=80 * 2**20)
 
     def workers(self):
         """Return the processes of the node that computes."""
@@ -344,16 +344,41 @@ def run_case(name, stage, engine, root, common, cluster, reference):
         FAULTS[name][0](box, stage)
         box.finish(shared=True)
         spent, found = time.perf_counter() - begun, records(box.store)
-    equal = found == expected
-    return {"fault": name, "stage": stage, "engine": engine, "survived": box.sound, "equal": equal, "statuses": box.statuses,
-            "seconds": round(spent, 2), "undisturbed": round(seconds, 2), "lost": round(spent - seconds, 2), "notes": box.notes}
+    return {"fault": name, "stage": stage, "engine": engine, "survived": box.sound, "equal": found[0] == expected[0], "bytes": found == expected,
+            "split": disturb.split(box.store), "apart": max(abs(one - other) for one, other in zip(*map(disturb.accuracies, (found[0], expected[0])))), "statuses": box.statuses, "seconds": round(spent, 2), "undisturbed": round(seconds, 2), "lost": round(spent - seconds, 2), "notes": box.notes}
+
+
+def count_inputs(root, common):
+    """Return, by class of bad input, how many cases of the tests' table ended in which way; one that ends otherwise than it must is named."""
+    import bad_input
+
+    from datadream import study
+    from datadream.store import Store
+
+    shutil.rmtree(root, ignore_errors=True)
+    os.environ["DATADREAM_STORE"] = str(root / "artifacts")
+    one = recipe(overrides=common["overrides"] | disturb.SHORT, dataset="folder", folder=common["folder"], shots=2, method="real")
+    finished, ends = (one, Store(root / "finished"), study.run(one, Store(root / "finished"))), {}
+    for case in bad_input.CASES:
+        place = root / "case"
+        place.mkdir()
+        try:
+            end = bad_input.attempt(case, place, finished)
+        except Exception as error:  # the class counts what came, whatever it is
+            end = f"WRONG: {type(error).__name__}"
+        if end != case.end:
+            end = f"{end if end.startswith('WRONG') else f'WRONG: {end}'} in {case.name}"
+        group = ends.setdefault(case.group, {})
+        group[end] = group.get(end, 0) + 1
+        shutil.rmtree(place)
+    return ends
 
 
 def pending(results, options):
     """Return the (fault, stage, engine) that the options choose and the results lack."""
     have = {(row["fault"], row["stage"], row["engine"]) for row in results["cases"]}
     chosen = [(name, stage, engine) for name, (_, engines, stages) in FAULTS.items() for engine in engines for stage in stages
-              if (not options.fault or name in options.fault) and (not options.engine or engine in options.engine)]
+              if all(not wanted or value in wanted for value, wanted in ((name, options.fault), (stage, options.stage), (engine, options.engine)))]
     return [case for engine in ENGINES for case in chosen if case[2] == engine and case not in have]
 
 
@@ -362,7 +387,8 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(prog="python -m benchmarks.faults", description=__doc__)
     parser.add_argument("--fault", action="append", choices=FAULTS, help="only this one; may be repeated (default: all)")
     parser.add_argument("--engine", action="append", choices=ENGINES, help="only this one; may be repeated (default: all)")
-    parser.add_argument("--inputs", action="store_true", help="only the corpus of bad input")
+    parser.add_argument("--stage", action="append", choices=(*STAGES, "all"), help="only this one; may be repeated (default: every one)")
+    parser.add_argument("--inputs", action="store_true", help="only the table of bad input, which is otherwise tried first")
     parser.add_argument("--out", type=Path, default=paths()["faults"], help="the file to write (default: %(default)s)")
     options = parser.parse_args(arguments)
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
@@ -373,6 +399,9 @@ def main(arguments=None):
     options.out.parent.mkdir(parents=True, exist_ok=True)
     root, references, clusters = paths()["home"] / "_build" / "faults", {}, []
     common = tiny_models(root / "common")
+    if options.inputs or not results["inputs"]:
+        results["inputs"] = count_inputs(root / "inputs", common)
+        write_json(options.out, results)
     try:
         for name, stage, engine in () if options.inputs else pending(results, options):
             cluster = clusters[0] if clusters else None
@@ -387,8 +416,9 @@ def main(arguments=None):
     finally:
         for cluster in clusters:
             cluster.shutdown()
-    print(fault_table(results).to_string(index=False))
-    return int(not all(row["survived"] and row["equal"] for row in results["cases"]))
+    print(fault_table(results).to_string(index=False), input_table(results).to_string(index=False), sep="\n")
+    wrong = [end for ends in results["inputs"].values() for end in ends if end.startswith("WRONG")]
+    return int(bool(wrong) or not all(row["survived"] and (row["equal"] or row["split"]) for row in results["cases"]))
 
 
 if __name__ == "__main__":

@@ -157,17 +157,22 @@ def load_faults(file=None):
 
 
 def fault_table(results):
-    """Return one row per fault and engine for people: stages tried, survived, with equal records, and the seconds lost, least to most."""
+    """Return one row per fault and engine for people: stages tried, survived, equal records and bytes, and the seconds lost, least to most."""
     rows = []
     for (fault, engine), group in pd.DataFrame(results["cases"], columns=CASE).groupby(["fault", "engine"], sort=False):
         lost = group["lost"]
         rows.append({"fault": fault, "engine": engine, "in": ", ".join(group["stage"]), "survived": f"{group['survived'].sum()} of {len(group)}",
-                     "records equal": f"{group['equal'].sum()} of {len(group)}", "seconds lost": f"{lost.min():.1f} to {lost.max():.1f}",
+                     "records equal": _equal(group), "bytes": f"{group['bytes'].sum()} of {len(group)}", "seconds lost": f"{lost.min():.1f} to {lost.max():.1f}",
                      "of": f"{group['undisturbed'].mean():.1f}"})
     return pd.DataFrame(rows)
 
 
-CASE = ["fault", "stage", "engine", "survived", "equal", "seconds", "undisturbed", "lost", "notes"]  # of a fault, as the script writes them
+def _equal(cases):
+    halved = cases[~cases["equal"] & cases["split"].map(bool)]
+    return f"{cases['equal'].sum()} of {len(cases)}" + (f"; {len(halved)} with halved batches, {halved['apart'].max():.1f} points apart at most" if len(halved) else "")
+
+
+CASE = ["fault", "stage", "engine", "survived", "equal", "bytes", "split", "apart", "seconds", "undisturbed", "lost"]  # of what the script writes
 
 
 def input_table(results):

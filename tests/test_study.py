@@ -143,6 +143,18 @@ def test_seeds_in_two_processes_give_the_same_numbers_as_in_one(make, tmp_path):
     assert tables[0][["top1", "val_top1", "key"]].equals(tables[1][["top1", "val_top1", "key"]])
 
 
+@pytest.mark.parametrize("method, overrides, words", [
+    ("real", {"classify.warmup": 4}, "classify.warmup=4 is longer than the training of 3 epochs.*give 3 at most"),
+    ("dset", {"adapt.warmup": 5}, "adapt.warmup=5 is longer than the training of 4 steps.*give 4 at most"),
+    ("cls+real", {"adapt.warmup": 3}, "adapt.warmup=3 is longer than the training of 2 steps"),
+    ("loft", {"adapt.warmup": 3, "adapt.batch": 1}, "adapt.warmup=3 is longer than the training of 2 steps")])
+def test_a_warm_up_that_is_longer_than_the_training_is_refused_before_anything_is_made(make, store, method, overrides, words):
+    with pytest.raises(ConfigError, match=words):
+        study.run(make(method, overrides), store)
+    assert not list(store.root.glob("*-*")), "no artifact"
+    study.artifact_keys(make(method, {name: value - 1 if "warmup" in name else value for name, value in overrides.items()}))
+
+
 def test_too_few_images_stop_a_cell_with_the_class(make, store):
     with pytest.raises(DataError, match="Boeing 747.*shots=50"):
         study.run(make("real", shots=50), store)
