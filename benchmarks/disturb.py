@@ -13,15 +13,18 @@ from pathlib import Path
 import psutil
 
 STAGES = ("adapt", "generate", "train")
-SIGNS = {"adapt": "adapt-*.partial/checkpoint.safetensors", "generate": "generate-*.partial/train/*/00000[4-9].png", "train": "train-*.partial/curve.json"}
+SIGNS = {"adapt": "adapt-*.partial/checkpoint.safetensors", "generate": "generate-*.partial/train/*/00000[4-9].png",
+         "train": "train-*.partial/curve.json"}  # of a stage that some of is done
 # A checkpoint comes after 200 steps, so that the adaptation has 300; the others are long enough to be met in the middle.
 LONG = {"adapt.epochs": 150, "generate.images": 50, "classify.steps": 150, "classify.evaluations": 3}
 SHORT = {"adapt.epochs": 2, "generate.images": 5, "classify.steps": 0}
 FAILED, LIMIT = 3, 300  # the exit status of an error that names itself; seconds that a process may take
-CALLS = {"adapt": ("datadream.adapt", "diffusion_losses", 40), "generate": ("datadream.generate", "sample", 9), "train": ("datadream.classify", "mixed_loss", 20)}
+CALLS = {"adapt": ("datadream.adapt", "diffusion_losses", 40), "generate": ("datadream.generate", "sample", 9),
+         "train": ("datadream.classify", "mixed_loss", 20)}  # module, function, and the call of it that a fault is put into
 forked = multiprocessing.get_context("forkserver")
-forked.set_forkserver_preload(["datadream.engine", "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion", "diffusers.models.autoencoders.autoencoder_kl",
-                               "transformers.models.clip.modeling_clip", "peft", "open_clip", "benchmarks.disturb"])
+forked.set_forkserver_preload(["datadream.engine", "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion",
+                               "diffusers.models.autoencoders.autoencoder_kl", "transformers.models.clip.modeling_clip", "peft", "open_clip",
+                               "benchmarks.disturb"])
 
 
 def once(flag):
@@ -54,7 +57,10 @@ def _broken(values):
 
 
 def inject(kind, stage, flag):
-    """Put a fault into a stage of this process: 'nan', 'memory once' or 'memory', at a call in the middle, in the first process that gets there."""
+    """Put a fault into a stage of this process: 'nan', 'memory once' or 'memory', at a call in the middle.
+
+    `flag` is the file by which of several processes only the first that gets there has it.
+    """
     import importlib
 
     place, name, at = CALLS[stage]
@@ -107,8 +113,9 @@ def _study(recipes, root, engine, faults, address, notes):
         import ray
 
         if address:
-            ray.init(address=address, log_to_driver=False, logging_level="ERROR", runtime_env={
-                "worker_process_setup_hook": lambda: _prepare(faults), "env_vars": {k: os.environ[k] for k in ("PYTHONPATH", "DATADREAM_HOME") if k in os.environ}})
+            names = {name: os.environ[name] for name in ("PYTHONPATH", "DATADREAM_HOME") if name in os.environ}
+            ray.init(address=address, log_to_driver=False, logging_level="ERROR",
+                     runtime_env={"worker_process_setup_hook": lambda: _prepare(faults), "env_vars": names})
         else:
             os.environ.pop("RAY_ADDRESS", None)
     try:

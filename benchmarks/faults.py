@@ -82,8 +82,10 @@ class Command:
     """`python -m datadream study` on a copy of the notebooks, as a process like those of `disturb.start`."""
 
     def __init__(self, root):
-        self.process = subprocess.Popen([sys.executable, "-m", "datadream", "study"], stdout=open(root / "notes.txt", "a"), stderr=subprocess.STDOUT,
-                                        env={**os.environ, "DATADREAM_HOME": str(root / "home"), "DATADREAM_STORE": str(root / "artifacts")}, process_group=0)
+        place = {"DATADREAM_HOME": str(root / "home"), "DATADREAM_STORE": str(root / "artifacts")}
+        with open(root / "notes.txt", "a") as notes:
+            self.process = subprocess.Popen([sys.executable, "-m", "datadream", "study"], stdout=notes, stderr=subprocess.STDOUT,
+                                            env={**os.environ, **place}, process_group=0)
         self.pid = self.process.pid
 
     def is_alive(self):
@@ -341,11 +343,17 @@ def run_case(name, stage, engine, root, common, cluster, reference):
     seconds, expected = reference
     with boxed(root, common, engine, cluster) as box:
         begun = time.perf_counter()
-        FAULTS[name][0](box, stage)
+        try:
+            FAULTS[name][0](box, stage)
+        except (OSError, psutil.Error, subprocess.CalledProcessError) as error:  # the others are tried all the same
+            box.fail(f"{type(error).__name__} while it was disturbed")
         box.finish(shared=True)
         spent, found = time.perf_counter() - begun, records(box.store)
+        split = disturb.split(box.store)
+    apart = max((abs(one - other) for one, other in zip(disturb.accuracies(found[0]), disturb.accuracies(expected[0]))), default=None)
     return {"fault": name, "stage": stage, "engine": engine, "survived": box.sound, "equal": found[0] == expected[0], "bytes": found == expected,
-            "split": disturb.split(box.store), "apart": max(abs(one - other) for one, other in zip(*map(disturb.accuracies, (found[0], expected[0])))), "statuses": box.statuses, "seconds": round(spent, 2), "undisturbed": round(seconds, 2), "lost": round(spent - seconds, 2), "notes": box.notes}
+            "split": split, "apart": apart, "statuses": box.statuses, "seconds": round(spent, 2), "undisturbed": round(seconds, 2),
+            "lost": round(spent - seconds, 2), "notes": box.notes}
 
 
 def count_inputs(root, common):

@@ -21,7 +21,7 @@ from .memory import BatchSize
 from .models import fetch
 from .progress import Progress
 from .sampling import adapted
-from .store import Store
+from .store import Store, writing
 from .study import artifact_keys, compute, record_file
 
 RETRIES = 5  # times that a task is given to another worker after its own died
@@ -65,13 +65,16 @@ def tasks(recipes, store):
 
 
 def generate_slice(recipe, dataset, shots, store, label, position):
-    """Write one of the `slices` of a class into the work folder of its synthetic set, which `generate` then finds there."""
+    """Write one of the `slices` of a class into the work folder of its synthetic set, which `generate` then finds there.
+
+    Raises StoreError where nothing can be written.
+    """
     artifact = key("generate", **generation_inputs(recipe, dataset))
     if store.done(artifact):
         return
     folder, part = store.work(artifact) / "train" / class_folders(dataset.classes)[label], slices(recipe, dataset, label)[position]
     size, judge = BatchSize(recipe.generate.batch), reader(recipe, dataset)
-    with store.lock(f"{artifact}-{label}-{position}"):
+    with writing(store.root), store.lock(f"{artifact}-{label}-{position}"):
         # Another study may have made the slice, and the artifact of it, while this one waited.
         if store.done(artifact) or all((folder / f"{i:06d}.png").exists() for indices, _ in part for i in indices):
             return

@@ -162,14 +162,15 @@ def fault_table(results):
     for (fault, engine), group in pd.DataFrame(results["cases"], columns=CASE).groupby(["fault", "engine"], sort=False):
         lost = group["lost"]
         rows.append({"fault": fault, "engine": engine, "in": ", ".join(group["stage"]), "survived": f"{group['survived'].sum()} of {len(group)}",
-                     "records equal": _equal(group), "bytes": f"{group['bytes'].sum()} of {len(group)}", "seconds lost": f"{lost.min():.1f} to {lost.max():.1f}",
-                     "of": f"{group['undisturbed'].mean():.1f}"})
+                     "records equal": _equal(group), "bytes": f"{group['bytes'].sum()} of {len(group)}",
+                     "seconds lost": f"{lost.min():.1f} to {lost.max():.1f}", "of": f"{group['undisturbed'].mean():.1f}"})
     return pd.DataFrame(rows)
 
 
 def _equal(cases):
     halved = cases[~cases["equal"] & cases["split"].map(bool)]
-    return f"{cases['equal'].sum()} of {len(cases)}" + (f"; {len(halved)} with halved batches, {halved['apart'].max():.1f} points apart at most" if len(halved) else "")
+    note = f"; {len(halved)} with halved batches, {halved['apart'].max():.1f} points apart at most" if len(halved) else ""
+    return f"{cases['equal'].sum()} of {len(cases)}{note}"
 
 
 CASE = ["fault", "stage", "engine", "survived", "equal", "bytes", "split", "apart", "seconds", "undisturbed", "lost"]  # of what the script writes

@@ -1,5 +1,6 @@
 """The Ray engine: the same tasks as the local one, in the same bytes, and what a kill of a worker costs."""
 
+import errno
 import os
 import shutil
 import signal
@@ -15,7 +16,7 @@ from datadream import generate as package
 from datadream.config import ConfigError, key
 from datadream.generate import generate, generation_inputs
 from datadream.stopping import Stopped
-from datadream.store import Store, digest
+from datadream.store import Store, StoreError, digest
 from datadream.training import load_state
 
 METHODS = ["real", "base", "cls", "dset+real"]
@@ -146,6 +147,15 @@ def test_a_slice_of_a_set_that_another_study_has_finished_meanwhile_leaves_nothi
         shutil.move(whole, store.folder(whole.name))
     thread.join(60)
     assert not thread.is_alive() and not store.work(whole.name).exists() and store.done(whole.name)
+
+
+def test_a_slice_on_a_full_disk_is_the_store_s_error(make, dataset, shots, store, monkeypatch):
+    def full(image, path):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(package, "save", full)
+    with pytest.raises(StoreError, match="the disk is full.*DATADREAM_STORE"):
+        engine.generate_slice(make("base"), dataset, shots, store, 0, 0)
 
 
 def test_a_slice_and_a_whole_set_are_not_made_at_once(make, dataset, shots, tmp_path, monkeypatch):
