@@ -190,7 +190,7 @@ def in_processes(function, jobs, workers):
     with ProcessPoolExecutor(workers, get_context("spawn"), _begin_worker, (max(1, os.cpu_count() // workers),)) as pool:
         try:
             return list(tqdm(pool.map(function, *zip(*jobs)), total=len(jobs), leave=False))
-        except BaseException:  # the others would go on to the end of what they have, and of what waits for them
+        except (KeyboardInterrupt, stopping.Stopped):  # the others would go on to the end of what they have
             stopping.forward()
             raise
 
