@@ -235,6 +235,13 @@ def _check(name, value, spec):
         raise ConfigError(f"{name}={_brief(value)} is unknown; accepted: {', '.join(choices)}{_near(value, choices)}")
 
 
+def require_warmup(name, warmup, length, unit):
+    """Raise ConfigError on a warm-up that is longer than its training, whose learning rate would never be reached."""
+    if warmup > length:
+        raise ConfigError(f"{name}={warmup} is longer than the training of {length} {unit}, which would end before its learning rate is "
+                          f"reached; give {length} at most")
+
+
 def printable(text):
     """Return whether a text has no control character, line break or lone surrogate, so that it fits a prompt, a page and a terminal."""
     return not any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in text)
@@ -351,4 +358,5 @@ def paths():
     return {"home": root, "store": store, "records": store / "records", "kept": store / "kept", "data": data, "notebooks": root / "notebooks",
             "study": root / "notebooks" / "study.yaml", "runs": root / "book" / "runs", "training": store / "mini_base",
             "kept_pages": root / "book" / "study", "kept_records": root / "book" / "study" / "records.jsonl", "contents": root / "_build" / "toc.yml",
-            "smoke": root / "_build" / "smoke", "benchmarks": root / "benchmarks" / "results", "mini": Path(__file__).parent / "mini"}
+            "smoke": root / "_build" / "smoke", "benchmarks": root / "benchmarks" / "results",
+            "faults": root / "benchmarks" / "results" / "faults.json", "mini": Path(__file__).parent / "mini"}

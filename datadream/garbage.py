@@ -9,9 +9,10 @@ from filelock import FileLock, Timeout
 
 from .config import ConfigError
 from .images import DataError
-from .store import remove, writing
+from .store import CLEARING, IN_USE, remove, writing
 
 ARTIFACT = re.compile(r"[a-z]+-[0-9a-f]{16}")  # a key; a folder of another name is not this program's to remove
+LOCK = re.compile(rf"\.({ARTIFACT.pattern}(-\d+-\d+)?|{re.escape(IN_USE[1:])}\w+)\.lock")  # of an artifact, of a slice of one, of a study
 
 
 @dataclass(frozen=True)
@@ -40,12 +41,12 @@ def referred(store):
 def unused(store):
     """Return the entries that could go, by name: artifacts without a record, `.partial` folders and locks that nobody holds.
 
-    Whatever else lies in the store is left out. Raises ConfigError while a process is making an artifact: those of a cell that is
-    not finished have no record yet.
+    Whatever else lies in the store is left out. Raises ConfigError while a study runs or a process is making an artifact: those of a
+    cell that is not finished have no record yet.
     """
     needed, found = referred(store), []
     for path in sorted(store.root.iterdir()) if store.root.is_dir() else []:
-        if path.name.startswith(".") and path.suffix == ".lock" and ARTIFACT.fullmatch(path.stem[1:]):
+        if LOCK.fullmatch(path.name):
             _require_free(path)
             found.append(Entry(path, "lock", path.lstat().st_size))
         elif path.suffix == ".partial" and ARTIFACT.fullmatch(path.stem):
@@ -65,10 +66,15 @@ def listing(store, entries):
 
 
 def clear(store, entries):
-    """Remove the entries; a link is removed and what it leads to is not. Raises StoreError where the store cannot be written."""
-    with writing(store.root):
+    """Remove those of the entries that are still unused; a link is removed and what it leads to is not.
+
+    A study that begins meanwhile waits. Raises ConfigError if one has begun since, StoreError where the store cannot be written.
+    """
+    with writing(store.root), store.lock(CLEARING):
+        still = {entry.path for entry in unused(store)}
         for entry in entries:
-            remove(entry.path)
+            if entry.path in still:
+                remove(entry.path)
 
 
 def _size(path):
@@ -82,5 +88,5 @@ def _require_free(path):
         with writing(path.parent), FileLock(path, timeout=0):
             pass
     except Timeout as error:
-        raise ConfigError(f"a process is making {path.stem[1:]} in {path.parent}; wait for it to end, since what it has made so far has no "
-                          f"record yet") from error
+        what = "a study runs" if path.name.startswith(IN_USE) else f"a process is making {path.stem[1:]}"
+        raise ConfigError(f"{what} in {path.parent}; wait for it to end, since what it has made so far has no record yet") from error

@@ -134,7 +134,8 @@ def compare(table, variants, baseline):
 
 def load_benchmarks(folder):
     """Return what `python -m benchmarks` wrote to `folder`, one dict per device and profile."""
-    return [json.loads(file.read_text()) for file in sorted(Path(folder).glob("*.json"))]
+    found = [json.loads(file.read_text()) for file in sorted(Path(folder).glob("*.json"))]
+    return [results for results in found if "limits" in results]  # the folder has other measurements too
 
 
 def benchmark_table(results):
@@ -147,3 +148,35 @@ def benchmark_table(results):
                      "share of peak, %": 100 * row["flops"] / row["seconds"]["product"] / peak,
                      "peak GB": f"{row['peak_bytes']['baseline'] / 1e9:.1f} / {row['peak_bytes']['product'] / 1e9:.1f}"})
     return pd.DataFrame(rows)
+
+
+def load_faults(file=None):
+    """Return what `python -m benchmarks.faults` wrote: `cases`, `inputs`, and where they were run; {} where nothing was."""
+    file = Path(file or paths()["faults"])
+    return json.loads(file.read_text()) if file.exists() else {}
+
+
+def fault_table(results):
+    """Return one row per fault and engine for people: stages tried, survived, equal records and bytes, and the seconds lost, least to most."""
+    rows = []
+    for (fault, engine), group in pd.DataFrame(results["cases"], columns=CASE).groupby(["fault", "engine"], sort=False):
+        lost = group["lost"]
+        rows.append({"fault": fault, "engine": engine, "in": ", ".join(group["stage"]), "survived": f"{group['survived'].sum()} of {len(group)}",
+                     "records equal": _equal(group), "bytes": f"{group['bytes'].sum()} of {len(group)}",
+                     "seconds lost": f"{lost.min():.1f} to {lost.max():.1f}", "of": f"{group['undisturbed'].mean():.1f}"})
+    return pd.DataFrame(rows)
+
+
+def _equal(cases):
+    halved = cases[~cases["equal"] & cases["split"].map(bool)]
+    note = f"; {len(halved)} with halved batches, {halved['apart'].max():.1f} points apart at most" if len(halved) else ""
+    return f"{cases['equal'].sum()} of {len(cases)}{note}"
+
+
+CASE = ["fault", "stage", "engine", "survived", "equal", "bytes", "split", "apart", "seconds", "undisturbed", "lost"]  # of what the script writes
+
+
+def input_table(results):
+    """Return one row per class of bad input for people: how many were tried, and how many ended in which way."""
+    return pd.DataFrame([{"input": group, "tried": sum(ends.values()), "ended": ", ".join(f"{end} ({n})" for end, n in ends.items())}
+                         for group, ends in results["inputs"].items()])

@@ -9,14 +9,16 @@ import re
 import shutil
 import subprocess
 import time
+import uuid
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
+from . import stopping
 from .config import home, paths
 
 PACKAGES = ("torch", "torchvision", "diffusers", "transformers", "peft", "open_clip_torch", "numpy")
@@ -89,6 +91,8 @@ def writing(root, fix="move the artifacts with DATADREAM_STORE"):
         raise
 
 
+IN_USE, CLEARING = ".in-use-", "clearing"  # the names of the locks by which studies and `gc` keep out of each other's way
+
 _verified = {}  # folder of an artifact -> sizes and times of its files when this process found their digests right
 
 
@@ -155,11 +159,44 @@ class Store:
         """
         if not self.done(key):
             with writing(self.root):
-                self.root.mkdir(parents=True, exist_ok=True)
-                with FileLock(self.root / f".{key}.lock"):
+                with self.lock(key):
+                    stopping.check()
                     if not self.done(key):
                         self._build(key, inputs, build, notes)
         return self.folder(key)
+
+    @contextmanager
+    def lock(self, name):
+        """Hold the lock of this name, which one process at a time has; raises Stopped if this one is asked to end while it waits."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.root / f".{name}.lock")
+        while True:
+            try:
+                lock.acquire(timeout=1)
+                break
+            except Timeout:
+                stopping.check()
+        try:
+            yield
+        finally:
+            lock.release()
+
+    @contextmanager
+    def in_use(self):
+        """Within, `gc` removes nothing: what a cell has made so far has no record yet. Where nothing can be written, nothing is marked."""
+        mark = FileLock(self.root / f"{IN_USE}{uuid.uuid4().hex}.lock")
+        try:
+            with self.lock(CLEARING):  # a removal that has begun ends first
+                mark.acquire()
+        except OSError as error:
+            if error.errno not in (*FULL, *CLOSED):
+                raise
+        try:
+            yield
+        finally:
+            if mark.is_locked:
+                Path(mark.lock_file).unlink(missing_ok=True)
+                mark.release()
 
     def _build(self, key, inputs, build, notes):
         final, work = self.folder(key), self.work(key)
