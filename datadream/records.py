@@ -139,15 +139,28 @@ def load_benchmarks(folder):
 
 
 def benchmark_table(results):
-    """Return one benchmark's rows for people: images per second of both ways, ratio with interval, share of the machine's peak, memory."""
+    """Return one benchmark's rows for people: images per second of both ways, ratio with interval, share of the machine's peak, memory.
+
+    The ratio "at peak" is what a product that ran at the machine's peak would reach: no way of doing the same work gains more.
+    """
     peak, rows = max(results["limits"]["flops"].values()), []
     for row in results["rows"]:
         mean, low, high = row["ratio"]
         rows.append({"stage": row["row"], **{f"{way}, images/s": row["images"] / s for way, s in row["seconds"].items()}, "ratio": mean,
                      "95 % interval": "" if low is None else f"{low:.2f} to {high:.2f}",
+                     "ratio at peak": row["seconds"]["baseline"] * peak / row["flops"],
                      "share of peak, %": 100 * row["flops"] / row["seconds"]["product"] / peak,
                      "peak GB": f"{row['peak_bytes']['baseline'] / 1e9:.1f} / {row['peak_bytes']['product'] / 1e9:.1f}"})
     return pd.DataFrame(rows)
+
+
+def load_together(folder):
+    """Return a row per number of adapters that `python -m benchmarks.together` trained at once: ratio with interval, device, commit."""
+    file = Path(folder) / "together.json"
+    results = json.loads(file.read_text()) if file.exists() else {"together": []}
+    return pd.DataFrame([{"adapters at once": row["adapters"], "times as fast": row["ratio"][0],
+                          "95 % interval": "{1:.2f} to {2:.2f}".format(*row["ratio"]), "device": results["device"], "commit": results["commit"][:10]}
+                         for row in results["together"]])
 
 
 def load_faults(file=None):

@@ -49,6 +49,21 @@ def test_a_point_overrides_what_holds_for_all():
     assert all(r.classify.steps == 7 for recipes in by_label.values() for r in recipes)
 
 
+def test_a_value_is_compared_with_another_on_the_same_seeds():
+    """By hand: 0.5 and 0.7 against 0.4 and 0.5 are +10 and +20 points, 15 on average; t for one degree of freedom is 12.706."""
+    table = measured([("a", "dset", 0, 0.4), ("a", "dset", 1, 0.5), ("b", "dset", 1, 0.7), ("b", "dset", 0, 0.5)])
+    found = ablation.against(table.assign(key=["k0", "k1", "k2", "k3"]), "dset", "a").to_dict("records")
+    assert [(row["value"], row["reference"], row["seeds"]) for row in found] == [("b", "a", 2)]
+    assert found[0]["difference"] == pytest.approx(15) and found[0]["high"] == pytest.approx(15 + 12.706 * 5, abs=1e-2)
+    line, = ablation.against_lines(table.assign(key=["k0", "k1", "k2", "k3"]), "dset", "a")
+    assert "'b' minus 'a': +15.0 points on average over 2 seeds" in line and "includes zero" in line
+
+
+def test_a_method_that_the_setting_does_not_reach_is_not_compared_with_itself():
+    table = measured([("a", "real", 0, 0.4), ("a", "real", 1, 0.5), ("b", "real", 0, 0.4), ("b", "real", 1, 0.5)])
+    assert ablation.against(table.assign(key=["k0", "k1", "k0", "k1"]), "real", "a").empty
+
+
 def test_what_the_points_share_is_computed_once(tiny, folder, tmp_path):
     """Real only ignores the guidance, and both guidances sample the same adapters."""
     store = Store(tmp_path / "store")

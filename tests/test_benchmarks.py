@@ -71,6 +71,8 @@ def test_the_command_measures_prints_and_writes(tmp_path):
     assert results["limits"]["flops"]["float32"] > 1e8 and results["limits"]["decoded_bytes"] > 1e5
     table = records.benchmark_table(results)
     assert table["ratio"][0] == mean and math.isfinite(table["share of peak, %"][0])
+    medians = results["rows"][0]["seconds"]
+    assert table["ratio at peak"][0] * table["share of peak, %"][0] / 100 == pytest.approx(medians["baseline"] / medians["product"])
     assert "GFLOP/s" in done.stdout and "adapt" in done.stdout and str(out) in done.stdout
 
 
