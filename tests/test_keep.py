@@ -132,12 +132,24 @@ def test_a_page_too_large_for_git_is_refused(home, runs):
 def test_the_contents_end_with_the_readers_own_runs(home):
     shutil.copy(ROOT / "_toc.yml", home / "_toc.yml")
     committed = yaml.safe_load((ROOT / "_toc.yml").read_text())
+    (home / "book" / "study").mkdir()
+    for name in re.findall(r"book/study/(\w+)", (ROOT / "_toc.yml").read_text()):
+        (home / "book" / "study" / f"{name}.ipynb").write_text("{}")
     assert yaml.safe_load(keep.write_contents().read_text()) == committed, "nothing was run yet"
     for name in ("mnist", "optdigits.failed"):
         (home / "book" / "runs" / f"{name}.ipynb").write_text("{}")
     *parts, own = yaml.safe_load(keep.write_contents().read_text())["parts"]
     assert parts == committed["parts"]
     assert own == {"caption": "Your own run", "chapters": [{"file": "book/runs/mnist", "title": "mnist"}]}
+
+
+def test_a_page_of_the_study_that_is_not_kept_is_left_out_of_the_contents(home):
+    (home / "_toc.yml").write_text(yaml.safe_dump({"parts": [{"chapters": [
+        {"file": "book/study/late"}, {"file": "book/results", "sections": [{"file": "book/study/late"}, {"file": "book/study/done"}]}]}]}))
+    (home / "book" / "study").mkdir()
+    (home / "book" / "study" / "done.ipynb").write_text("{}")
+    part, = yaml.safe_load(keep.write_contents().read_text())["parts"]
+    assert part["chapters"] == [{"file": "book/results", "sections": [{"file": "book/study/done"}]}]
 
 
 # What is committed.

@@ -177,12 +177,16 @@ def test_every_figure_has_an_alternative_text():
     assert not [(page, source[:60]) for page, source, metadata in cells if not metadata.get("mystnb", {}).get("image", {}).get("alt")]
 
 
+def files_of(chapters):
+    """Return the pages of chapters and of their sections."""
+    return [name for chapter in chapters for name in (chapter["file"], *files_of(chapter.get("sections", [])))]
+
+
 def test_the_book_pages_exist_or_are_made_by_the_study():
     contents = yaml.safe_load((ROOT / "_toc.yml").read_text())
-    pages = [contents["root"], *(chapter["file"] for part in contents["parts"] for chapter in part["chapters"])]
-    runs = yaml.safe_load((ROOT / "notebooks" / "study.yaml").read_text())
-    for page in pages:
-        if page.startswith("book/runs/"):
-            assert Path(page).name in json.dumps(runs), f"no run of study.yaml is called {Path(page).name!r}"
+    runs = yaml.safe_load((ROOT / "notebooks" / "study.yaml").read_text())["runs"]
+    for page in [contents["root"], *(name for part in contents["parts"] for name in files_of(part["chapters"]))]:
+        if page.startswith("book/study/"):
+            assert "full" in runs[Path(page).name]["groups"], f"no run of the full study is called {Path(page).name!r}"
         else:
-            assert (ROOT / f"{page}.md").is_file() or (ROOT / f"{page}.ipynb").is_file(), page
+            assert (ROOT / f"{page}.md").is_file(), page
