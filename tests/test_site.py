@@ -154,7 +154,9 @@ def visits(browser, site):
     """Return the Visit of every page in every view, and leave pictures of them."""
     pictures = ROOT / "_build" / "screenshots"
     pictures.mkdir(parents=True, exist_ok=True)
-    pages = sorted(path.relative_to(site).as_posix() for path in [*site.glob("book/**/*.html"), site / "search.html", site / "genindex.html"])
+    of_sources = site.glob("_modules/datadream/metrics.html")  # one stands for all, which are alike
+    files = [*site.glob("book/**/*.html"), *of_sources, *(site / name for name in ("search.html", "genindex.html"))]
+    pages = sorted(file.relative_to(site).as_posix() for file in files)
     return [one for page in pages for one in visit(browser, site, page, pictures)]
 
 
