@@ -352,7 +352,7 @@ def run_case(name, stage, engine, root, common, cluster, reference):
     apart = max((abs(one - other) for one, other in zip(disturb.accuracies(found[0]), disturb.accuracies(expected[0]))), default=None)
     return {"fault": name, "stage": stage, "engine": engine, "survived": box.sound, "equal": found[0] == expected[0], "bytes": found == expected,
             "split": split, "apart": apart, "statuses": box.statuses, "seconds": round(spent, 2), "undisturbed": round(seconds, 2),
-            "lost": round(spent - seconds, 2), "notes": box.notes}
+            "lost": round(spent - seconds, 2), "load": round(os.getloadavg()[0], 1), "notes": box.notes}
 
 
 def count_inputs(root, common):
