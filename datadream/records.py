@@ -174,7 +174,8 @@ def _equal(cases):
     return f"{cases['equal'].sum()} of {len(cases)}{note}"
 
 
-CASE = ["fault", "stage", "engine", "survived", "equal", "bytes", "split", "apart", "seconds", "undisturbed", "lost", "load"]  # of what the script writes
+# What the script writes of a case, and is shown.
+CASE = ["fault", "stage", "engine", "survived", "equal", "bytes", "split", "apart", "seconds", "undisturbed", "lost", "load"]
 
 
 def input_table(results):

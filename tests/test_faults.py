@@ -62,7 +62,8 @@ def test_every_fault_is_tried_in_one_stage_before_the_second_stage_of_any():
 
 
 def test_the_tables_count_what_the_script_wrote(tmp_path):
-    case = {"survived": True, "equal": True, "bytes": True, "split": [], "apart": 0.0, "seconds": 3.0, "undisturbed": 2.0, "lost": 1.0, "load": 2.5, "notes": []}
+    case = {"survived": True, "equal": True, "bytes": True, "split": [],
+            "apart": 0.0, "seconds": 3.0, "undisturbed": 2.0, "lost": 1.0, "load": 2.5, "notes": []}
     cases = [{**case, "fault": "kill", "engine": "ray", "stage": stage} for stage in ("adapt", "train")]
     cases.append({**case, "fault": "NaN", "engine": "ray", "stage": "adapt", "survived": False, "equal": False, "bytes": False, "lost": -0.5})
     cases.append({**case, "fault": "memory", "engine": "ray", "stage": "adapt", "equal": False, "split": ["went on with 2"], "apart": 8.31})
