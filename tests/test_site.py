@@ -26,7 +26,7 @@ VIEWS = [(DESK, "light"), (PHONE, "light"), (DESK, "dark"), (PHONE, "dark")]
 JUDGED = {(DESK, "light"), (PHONE, "dark")}  # by axe, which takes longest: each width and each theme once
 SERIOUS = {"serious", "critical"}
 TALLEST = 8000  # pixels of a screenshot: the reference is ten times as long
-SMALL = {"format": "jb-book", "root": "book/claim", "chapters": [{"file": "book/published"}, {"file": "book/references"}]}
+SMALL = {"format": "jb-book", "root": "book/claim", "chapters": [{"file": "book/published", "sections": [{"file": "book/references"}]}]}
 
 # What of a page is wrong that only its layout tells. An element that reaches beyond the screen is a fault unless something around it scrolls.
 LAYOUT = """() => {
