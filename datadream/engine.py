@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from tqdm.auto import tqdm
 
 from . import stopping
-from .adapt import adapt, adapter_inputs
+from .adapt import adapt
 from .config import ConfigError, Recipe, key, paths
 from .data import few_shots, load_for
 from .draws import adapters, reader, slices
@@ -43,14 +43,18 @@ class Task:
     needs: tuple = ()
 
 
-def tasks(recipes, store):
-    """Return name -> Task for what the cells need and the store has not, each once, in an order in which needs come first."""
+def tasks(recipes, store, load=load_for):
+    """Return name -> Task for what the cells need and the store has not, each once, in an order in which needs come first.
+
+    `load` gives the Dataset of a recipe; `plan.load_or_describe` needs no images.
+    """
     found = {}
     for recipe in recipes:
-        dataset, keys = load_for(recipe), artifact_keys(recipe)
+        dataset = load(recipe)
+        keys = artifact_keys(recipe, dataset)
         name, needs = record_file(recipe, keys, store).name, []
         if recipe.row.generator and not store.done(keys["generate"]):
-            trained = {which: key("adapt", **adapter_inputs(recipe, dataset, *which)) for which in adapters(recipe, dataset)}
+            trained = {which: keys[f"adapt{i}"] for i, which in enumerate(adapters(recipe, dataset))}
             for which, adapter in trained.items():
                 if not store.done(adapter):
                     found.setdefault(adapter, Task(adapter, "adapt", recipe, which))
