@@ -20,6 +20,7 @@ from .study import artifact_keys, cells, choose, load_study
 # Seconds per image and step (adapt), per image and sampling step without guidance (generate), per training image (train), with the
 # models and the resolution of a profile. A profile that nobody has measured has no row, and its hours are unknown.
 THROUGHPUT = {"mini": {"device": "one core of a two-core x86_64 CPU with AVX-512", "adapt": 0.014, "generate": 0.0035, "train": 0.0026}}
+PROXY = THROUGHPUT["mini"]  # whose ratios tell a long stage from a short one where nobody has measured
 PIXEL = 1.5  # bytes of a PNG per pixel, about
 NO_CELLS = "nothing to plan: what a run needs is only known beforehand for runs of notebooks/dataset.ipynb, ablation.ipynb and analysis.ipynb, and none of these is one"
 NO_STAGES = "nothing to plan: these runs draw no images and train nothing"
@@ -78,6 +79,11 @@ def work(recipe, dataset):
             "train": (0, steps, steps * recipe.classify.batch)}
 
 
+def seconds(recipe, dataset, rates):
+    """Return by stage what one of it takes at some throughputs, NaN where they have none."""
+    return {stage: units * rates.get(stage, math.nan) for stage, (_, _, units) in work(recipe, dataset).items()}
+
+
 def _sizes(recipe):
     """Return (side of the generator's images in pixels, bytes of an adapter); NaN where the generator is not in the table."""
     row = GENERATORS.get(recipe.generator)
@@ -97,13 +103,13 @@ def plan(recipes, store=None):
         dataset = load_or_describe(recipe)
         keys = artifact_keys(recipe, dataset)
         side, adapter = _sizes(recipe)
-        needed = work(recipe, dataset)
+        needed, lengths = work(recipe, dataset), seconds(recipe, dataset, _rates(recipe))
         for name, stage_key in keys.items():
             stage = name.rstrip("0123456789")
             if stage in needed:
                 images, steps, units = needed[stage]
                 row = {"dataset": recipe.dataset, "stage": stage, "key": stage_key, "done": store.whole(stage_key), "images": images,
-                       "steps": steps, "units": units, "seconds": units * _rates(recipe).get(stage, math.nan),
+                       "steps": steps, "units": units, "seconds": lengths[stage],
                        "bytes": images * side ** 2 * PIXEL + (adapter if stage == "adapt" else 0)}
                 rows.setdefault(stage_key, row)
     return pd.DataFrame(rows.values(), columns=["dataset", "stage", "key", "done", "images", "steps", "units", "seconds", "bytes"])

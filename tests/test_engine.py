@@ -71,6 +71,37 @@ def test_what_is_done_is_no_task(undisturbed):
     assert [task.kind for task in engine.tasks(recipes, store).values()] == ["cell"] * len(recipes)
 
 
+def drained(agenda, todo, fails=()):
+    """Return the order in which one worker ends the tasks, and what is lost to those that fail."""
+    order, lost = [], []
+    while name := agenda.next():
+        assert all(need in order for need in todo[name].needs), "needs come first"
+        if name in fails:
+            lost += agenda.failed(name)
+        else:
+            agenda.done(name)
+            order.append(name)
+    return order, lost
+
+
+def test_the_longest_chain_goes_first_and_needs_before_it(make, store):
+    todo = engine.tasks([make("real"), make("base"), make("cls"), make("dset", {"adapt.epochs": 90})], store)
+    order, lost = drained(engine.Agenda(todo), todo)
+    assert sorted(order) == sorted(todo) and not lost
+    kinds = [(todo[name].kind, todo[name].recipe.method) for name in order]
+    assert kinds[0] == ("adapt", "dset"), "the longest adapter is first"
+    assert [kind for kind, _ in kinds[:4]] == ["adapt"] * 4, "adapters go before what needs none"
+    assert kinds[-1][0] == "cell"
+
+
+def test_what_waits_for_failed_tasks_is_lost_once(make, store):
+    todo = engine.tasks([make("cls"), make("cls+real"), make("real")], store)
+    failed = [name for name, task in todo.items() if task.kind == "adapt"][:2]
+    order, lost = drained(engine.Agenda(todo), todo, failed)
+    assert sorted([*order, *lost, *failed]) == sorted(todo), "each ends once"
+    assert sorted((todo[name].kind, todo[name].recipe.method) for name in lost) == [("cell", "cls"), ("cell", "cls+real"), ("slice", "cls"), ("slice", "cls")]
+
+
 @pytest.mark.parametrize("images, batch, expected", [(250, 10, [100, 100, 50]), (250, 64, [64, 64, 64, 58]), (30, 50, [30]), (120, 0, [100, 20])])
 def test_slices_end_with_a_batch(make, dataset, images, batch, expected):
     parts = draws.slices(make("base", {"generate.images": images, "generate.batch": batch}), dataset, 0)
