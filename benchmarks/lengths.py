@@ -9,7 +9,7 @@ import torch
 
 from datadream.data import prompt
 from datadream.images import CACHE_BYTES
-from datadream.plan import PIXEL, load_or_describe, work
+from datadream.plan import PIXEL, PROXY, load_or_describe, seconds, work
 
 from . import limits
 from .full_size import TEXT, UNET, VAE
@@ -55,7 +55,8 @@ def generator_flops():
 
     with torch.no_grad():
         words = torch.empty(1, 77, TEXT["hidden_size"], device="meta")
-        found = {"unet": _count(lambda: unet(words)), "encode": _count(lambda: pipe.vae.encode(picture)), "decode": _count(lambda: pipe.vae.decode(latent))}
+        found = {"unet": _count(lambda: unet(words)), "encode": _count(lambda: pipe.vae.encode(picture)),
+                 "decode": _count(lambda: pipe.vae.decode(latent))}
     add_generator_lora(pipe, recipe("paper").adapt)
     found["trained prompt"] = _count(lambda: text().sum().backward())
     return found | {"trained view": _count(lambda: unet(text()).sum().backward()) - found["trained prompt"]}
@@ -100,6 +101,14 @@ def _prompt_length(dataset):
     return int(ids.argmax(1).max()) + 1
 
 
+def decoded(recipe, dataset):
+    """Return how many synthetic images a training decodes: each once where they fit into the cache, else one for each use."""
+    made, used = recipe.generate.images * len(dataset.classes), work(recipe, dataset)["train"][2]
+    if not recipe.row.generator or not recipe.row.trained or made * 3 * SIDE ** 2 <= CACHE_BYTES:
+        return made if recipe.row.generator and recipe.row.trained else 0
+    return used / 2 if recipe.row.real else used  # half of a batch is real, and the few shots fit
+
+
 @functools.lru_cache
 def _cell(recipe, dataset):
     """Return the parts of a cell in seconds: the set's digests, the classifier's products, the decoding of its images, the test."""
@@ -110,11 +119,9 @@ def _cell(recipe, dataset):
     if not recipe.row.trained:
         return {"test": test}
     _, steps, images = work(recipe, dataset)["train"]
-    picture = 3 * SIDE ** 2
-    fresh = images if made * picture > CACHE_BYTES else made  # what does not fit into the cache is decoded anew at each use
-    fresh = fresh / 2 if recipe.row.real and fresh == images else fresh  # half of a batch is real, and the few shots fit
-    return {"digests": made * PIXEL * SIDE ** 2 / core["hashed"], "products": (images * flops["trained image"] + steps * classes * flops["trained prompt"]) / PEAK / SHARE,
-            "decoding": fresh * picture / core["decoded"] / CORES, "test": test}
+    products = images * flops["trained image"] + steps * classes * flops["trained prompt"]
+    return {"digests": made * PIXEL * SIDE ** 2 / core["hashed"], "products": products / PEAK / SHARE,
+            "decoding": decoded(recipe, dataset) * 3 * SIDE ** 2 / core["decoded"] / CORES, "test": test}
 
 
 def parts(task):
@@ -129,13 +136,8 @@ def parts(task):
         view = flops["trained view"] + flops["encode"] + flops["trained prompt"] * min(prompts, recipe.adapt.batch) / recipe.adapt.batch
         return {"products": amounts["adapt"][2] * view / PEAK / SHARE}
     images, _, passes = amounts["generate"]
-    return {"products": (passes * flops["unet"] + images * flops["decode"]) / PEAK / SHARE * task.length / _whole(recipe, dataset)}
-
-
-def _whole(recipe, dataset):
-    from datadream.plan import PROXY, seconds
-
-    return seconds(recipe, dataset, PROXY)["generate"]
+    whole = (passes * flops["unet"] + images * flops["decode"]) / PEAK / SHARE
+    return {"products": whole * task.length / seconds(recipe, dataset, PROXY)["generate"]}
 
 
 def length(task):

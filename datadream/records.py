@@ -150,6 +150,39 @@ def benchmark_table(results):
     return pd.DataFrame(rows)
 
 
+def load_scale(file=None):
+    """Return what `python -m benchmarks.simulate` wrote: the paper's table simulated on many GPUs, with all that goes into it."""
+    return json.loads(Path(file or paths()["benchmarks"] / "scale.json").read_text())
+
+
+BOUNDS = {"work": "the work of all tasks", "chain": "the longest chain of tasks", "driver": "the driver"}
+
+
+def scale_table(results, run="engine"):
+    """Return one row per number of GPUs for people: hours, utilisation, the bound that no schedule can beat, and what it is."""
+    return pd.DataFrame([{"GPUs": row["gpus"], "hours": row["seconds"] / 3600, "utilisation, %": 100 * row["utilisation"],
+                          "no schedule beats, hours": row["bounds"][row["bottleneck"]] / 3600, "bottleneck": BOUNDS[row["bottleneck"]]}
+                         for row in results["runs"][run]])
+
+
+def remedy_table(results):
+    """Return the hours of each simulated run, one row each, by number of GPUs."""
+    many = {row["gpus"] for row in results["runs"]["order of the table"]}
+    return pd.DataFrame([{"run": name, **{f"{row['gpus']} GPUs": row["seconds"] / 3600 for row in rows if row["gpus"] in many}}
+                         for name, rows in results["runs"].items()])
+
+
+def operation_table(results):
+    """Return one row per kind of task for people: its operations on the store, as `fixed + each x images`."""
+    kinds = ("exists", "list", "get", "put", "lock")
+    return pd.DataFrame([{"what": what, **{kind: _linear(*counts.get(kind, (0, 0))) for kind in kinds}}
+                         for what, counts in results["operations"].items()])
+
+
+def _linear(fixed, each):
+    return f"{fixed:.0f}" if not each else f"{fixed:.0f} + {each:g} n"
+
+
 def load_faults(file=None):
     """Return what `python -m benchmarks.faults` wrote: `cases`, `inputs`, and where they were run; {} where nothing was."""
     file = Path(file or paths()["faults"])
