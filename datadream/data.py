@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from .config import ConfigError, _near, key
-from .images import DataError, Images, fingerprint, folder_state, read_class_folders, read_photos
+from .images import DataError, Images, fingerprint, folder_state, members, read_class_folders, read_photos
 from .mini.printed import DIGITS
 from .readers import SOURCES, class_names, read, read_mnist, read_optdigits, read_shots, readable
 from .training import seed_for
@@ -94,19 +94,18 @@ def _load(name, folder, noun, names, shots_folder, fold, test_folder, state):
 @lru_cache(maxsize=2048)
 def _draw(images, classes, count, key_):
     """Return the positions and the Images of `count` drawn from each class index in `classes`; all of a class that has fewer."""
-    labels, rows = np.asarray(images.labels), []
+    rows = []
     for label in classes:
-        own = np.flatnonzero(labels == label)
+        own = members(images, label)
         rows += sorted(np.random.RandomState(seed_for(*key_, label) % 2**32).choice(own, min(count, len(own)), replace=False).tolist())
     return rows, images.pick(rows)
 
 
 def _draw_shots(dataset, shots, seed, label):
     classes = tuple(range(len(dataset.classes))) if label is None else (label,)
-    counts = np.bincount(dataset.train.labels, minlength=len(dataset.classes))
-    for few in (c for c in classes if counts[c] < shots):
-        raise DataError(f"class {dataset.classes[few]!r} of {dataset.name!r} has {counts[few]} training images, fewer than shots={shots}; "
-                        f"lower shots or add images")
+    for few in (c for c in classes if len(members(dataset.train, c)) < shots):
+        raise DataError(f"class {dataset.classes[few]!r} of {dataset.name!r} has {len(members(dataset.train, few))} training images, fewer than "
+                        f"shots={shots}; lower shots or add images")
     return _draw(dataset.train, classes, shots or len(dataset.train), ("shots", seed))
 
 

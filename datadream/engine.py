@@ -4,14 +4,16 @@ A task is small and may be done twice: what it makes lies in the store under its
 again elsewhere, and goes on from what the dead one left.
 """
 
+import heapq
 import os
 import signal
+from collections import defaultdict
 from dataclasses import dataclass
 
 from tqdm.auto import tqdm
 
 from . import stopping
-from .adapt import adapt, adapter_inputs
+from .adapt import adapt
 from .config import ConfigError, Recipe, key, paths
 from .data import few_shots, load_for
 from .draws import adapters, reader, slices
@@ -19,6 +21,7 @@ from .generate import generation_inputs, sample_range
 from .images import class_folders
 from .memory import BatchSize
 from .models import fetch
+from .plan import PROXY, seconds
 from .progress import Progress
 from .sampling import adapted
 from .store import Store, writing
@@ -26,6 +29,7 @@ from .study import artifact_keys, compute, record_file
 
 RETRIES = 5  # times that a task is given to another worker after its own died
 GRACE = 20  # seconds that a task has to save its state; batch schedulers give 30 from SIGTERM to SIGKILL
+AHEAD = 8  # tasks given to Ray over two for each worker, so that none waits for the next and little is decided early
 MEMORY = {"mini": 1.5e9, "paper": 12e9}  # bytes of a task's process, at most; measured by benchmarks and tests/test_full_size.py
 
 
@@ -33,7 +37,8 @@ MEMORY = {"mini": 1.5e9, "paper": 12e9}  # bytes of a task's process, at most; m
 class Task:
     """A unit of work: `name` is what it makes, `kind` one of "adapt", "slice" and "cell", `needs` the names that must be there first.
 
-    `where` is for "adapt" the (label, image) of `adapt`, for "slice" (label, position in `slices`), and empty for "cell".
+    `where` is for "adapt" the (label, image) of `adapt`, for "slice" (label, position in `slices`), and empty for "cell". `length`
+    says about how long it takes beside the others, in seconds of the embedded models on one core.
     """
 
     name: str
@@ -41,27 +46,71 @@ class Task:
     recipe: Recipe
     where: tuple = ()
     needs: tuple = ()
+    length: float = 0.0
 
 
-def tasks(recipes, store):
-    """Return name -> Task for what the cells need and the store has not, each once, in an order in which needs come first."""
+def tasks(recipes, store, load=load_for):
+    """Return name -> Task for what the cells need and the store has not, each once, in an order in which needs come first.
+
+    `load` gives the Dataset of a recipe; `plan.load_or_describe` needs no images.
+    """
     found = {}
     for recipe in recipes:
-        dataset, keys = load_for(recipe), artifact_keys(recipe)
+        dataset = load(recipe)
+        keys, lengths = artifact_keys(recipe, dataset), seconds(recipe, dataset, PROXY)
         name, needs = record_file(recipe, keys, store).name, []
         if recipe.row.generator and not store.done(keys["generate"]):
-            trained = {which: key("adapt", **adapter_inputs(recipe, dataset, *which)) for which in adapters(recipe, dataset)}
+            trained = {which: keys[f"adapt{i}"] for i, which in enumerate(adapters(recipe, dataset))}
             for which, adapter in trained.items():
                 if not store.done(adapter):
-                    found.setdefault(adapter, Task(adapter, "adapt", recipe, which))
+                    found.setdefault(adapter, Task(adapter, "adapt", recipe, which, (), lengths["adapt"]))
             for label in range(len(dataset.classes)):
                 for position, groups in enumerate(slices(recipe, dataset, label)):
                     part = f"{keys['generate']}/{label}/{position}"
                     own = dict.fromkeys(trained[which] for _, used in groups for which in used)
-                    found.setdefault(part, Task(part, "slice", recipe, (label, position), tuple(a for a in own if a in found)))
+                    share = sum(len(indices) for indices, _ in groups) / recipe.generate.images / len(dataset.classes)
+                    found.setdefault(part, Task(part, "slice", recipe, (label, position), tuple(a for a in own if a in found),
+                                                lengths["generate"] * share))
                     needs.append(part)
-        found[name] = Task(name, "cell", recipe, (), tuple(needs))
+        found[name] = Task(name, "cell", recipe, (), tuple(needs), lengths["train"] if recipe.row.trained else 0.0)
     return found
+
+
+class Agenda:
+    """Which task is next: of those whose needs are done the one at the head of the longest chain, so that no long one is left for the end."""
+
+    def __init__(self, todo):
+        self.after, self.lost, chain = defaultdict(list), set(), {}
+        self.left = {name: len(task.needs) for name, task in todo.items()}
+        for name, task in todo.items():
+            for need in task.needs:
+                self.after[need].append(name)
+        for name in reversed(todo):  # what comes after a task stands after it
+            chain[name] = todo[name].length + max((chain[later] for later in self.after[name]), default=0.0)
+        self.place = {name: (-chain[name], position) for position, name in enumerate(todo)}
+        self.ready = [(*self.place[name], name) for name, count in self.left.items() if not count]
+        heapq.heapify(self.ready)
+
+    def next(self):
+        """Return the name of the next task, None if all that are left wait for others."""
+        return heapq.heappop(self.ready)[-1] if self.ready else None
+
+    def done(self, name):
+        """Let go what waited for this task alone."""
+        for later in self.after.pop(name, ()):
+            self.left[later] -= 1
+            if not self.left[later]:
+                heapq.heappush(self.ready, (*self.place[later], later))
+
+    def failed(self, name):
+        """Return the names of all that waited for this task, directly or not, each once: they will never be next."""
+        found, more = [], [name]
+        while more:
+            new = [later for later in self.after.pop(more.pop(), ()) if later not in self.lost]
+            self.lost.update(new)
+            found += new
+            more += new
+        return found
 
 
 def generate_slice(recipe, dataset, shots, store, label, position):
@@ -84,8 +133,8 @@ def generate_slice(recipe, dataset, shots, store, label, position):
                 sample_range(pipe, recipe, dataset, label, indices, folder, bar, size, judge)
 
 
-def work(task, root, *needed):
-    """Do one task in this process; `needed` are what its needs returned, so that Ray waits for them. Returns its name."""
+def work(task, root):
+    """Do one task in this process and return its name."""
     try:
         with stopping.listening(signal.SIGINT):  # what `ray.cancel` stands for
             _do(task.kind, task.recipe, Store(root), task.where)
@@ -129,26 +178,40 @@ def run_ray(recipes, store, address=None):
             ray.shutdown()
 
 
-def _drive(ray, todo, store):
-    gpus = 1 if ray.cluster_resources().get("GPU") else 0
-    remote, refs = ray.remote(work), {}
-    for name, task in todo.items():
-        demand = {"num_cpus": 1, "num_gpus": gpus, "memory": MEMORY.get(task.recipe.profile, 0), "max_retries": RETRIES}
-        refs[name] = remote.options(name=f"{task.kind} {name}", **demand).remote(task, str(store.root), *(refs[n] for n in task.needs))
-    names, pending, failures = {ref: name for name, ref in refs.items()}, list(refs.values()), {}
+def _drive(ray, todo, store, do=work):
+    """Have `do(task, root)` done for every task. Ray is given few at a time: a wait for all of them takes a time that grows with their number."""
+    resource = "GPU" if ray.cluster_resources().get("GPU") else "CPU"
+    remote, agenda, flying, failures = ray.remote(do), Agenda(todo), {}, {}
+
+    def hand_out():
+        room = 2 * int(ray.cluster_resources().get(resource, 0)) + AHEAD  # asked again each time: nodes come and go
+        while len(flying) < room and (name := agenda.next()):
+            task = todo[name]
+            demand = {"num_cpus": 1, "num_gpus": int(resource == "GPU"), "memory": MEMORY.get(task.recipe.profile, 0), "max_retries": RETRIES}
+            flying[remote.options(name=f"{task.kind} {name}", **demand).remote(task, str(store.root))] = name
+
+    def end(ref):
+        name = flying.pop(ref)
+        try:
+            ray.get(ref)
+        except ray.exceptions.RayError as error:
+            return dict.fromkeys([name, *agenda.failed(name)], error)
+        agenda.done(name)
+        return {name: None}
+
     try:
         with Progress([task.kind for task in todo.values()], store.root / "progress.txt") as progress:
-            while pending:
-                ready, pending = ray.wait(pending, num_returns=1, timeout=1)
+            hand_out()
+            while flying:
+                ray.wait(list(flying), num_returns=1, timeout=1)
+                ready, _ = ray.wait(list(flying), num_returns=len(flying), timeout=0)
                 stopping.check()
-                for ref in ready:
-                    try:
-                        ray.get(ref)
-                    except ray.exceptions.RayError as error:
-                        failures[names[ref]] = error
-                    progress.ended_one(todo[names[ref]].kind, names[ref], failures.get(names[ref]))
+                for name, error in (ended for ref in ready for ended in end(ref).items()):
+                    failures |= {name: error} if error else {}
+                    progress.ended_one(todo[name].kind, name, error)
+                hand_out()
     except (KeyboardInterrupt, stopping.Stopped):
-        _cancel(ray, pending)
+        _cancel(ray, list(flying))
         raise
     if failures:
         raise RuntimeError(_report(todo, failures)) from next(iter(failures.values()))

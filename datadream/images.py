@@ -100,12 +100,24 @@ def fingerprint(*parts):
     return digest.hexdigest()[:16]
 
 
+@lru_cache(maxsize=16)
+def _by_label(images):
+    labels = np.asarray(images.labels, int)
+    order = np.argsort(labels, kind="stable")
+    return order, labels[order]
+
+
+def members(images, label):
+    """Return the positions of a class's images, ascending; a set is sorted once, since a thousand classes ask for theirs."""
+    order, labels = _by_label(images)
+    return order[slice(*np.searchsorted(labels, [label, label + 1]))]
+
+
 def split(sources, labels, counts):
     """Split per class into parts of fixed size by a permutation that never changes; `counts(n)` gives two sizes, test takes the rest."""
-    parts = ([], [], [])
-    labels = np.asarray(labels)
-    for label in sorted(set(labels.tolist())):
-        rows = np.random.RandomState(label).permutation(np.flatnonzero(labels == label))  # RandomState is frozen by numpy's policy
+    parts, whole = ([], [], []), Images((), labels)
+    for label in sorted(set(np.asarray(labels).tolist())):
+        rows = np.random.RandomState(label).permutation(members(whole, label))  # RandomState is frozen by numpy's policy
         first, second = counts(len(rows))
         for part, some in zip(parts, np.split(rows, [first, first + second])):
             part.extend(int(i) for i in some)
@@ -247,11 +259,12 @@ def _read_folders(root, names, least, home):
 
 def class_folders(classes):
     """Return one file-system-safe folder name per class, in order, distinct even where case is ignored."""
-    folders = []
+    folders, taken = [], set()
     for name in classes:
         safe = re.sub(r"[^A-Za-z0-9_. -]+", "_", name).strip(" .")[:80].strip(" .") or "class"
         tries = itertools.chain([safe], (f"{safe}-{n}" for n in itertools.count(2)))
-        folders.append(next(t for t in tries if t.lower() not in {f.lower() for f in folders}))
+        folders.append(next(t for t in tries if t.lower() not in taken))
+        taken.add(folders[-1].lower())
     return folders
 
 

@@ -1,71 +1,87 @@
 """What a set of cells needs before anything runs: stages, images, optimiser steps, hours, disk, and what is missing."""
 
-import dataclasses
 import math
+from collections.abc import Sequence
+from functools import lru_cache
 
+import numpy as np
 import pandas as pd
 
 from . import config
 from .ablation import cells_of
 from .classify import optimiser_steps
-from .config import key
-from .data import DATASETS, load_for
+from .data import DATASETS, Dataset, load_for, released
 from .hub import GENERATORS, absent
-from .images import DataError
-from .readers import SOURCES, elsewhere, lacking
+from .images import DataError, Images
+from .readers import HELD_OUT, SOURCES, elsewhere, lacking, readable
 from .store import Store
 from .study import artifact_keys, cells, choose, load_study
 
 # Seconds per image and step (adapt), per image and sampling step without guidance (generate), per training image (train), with the
 # models and the resolution of a profile. A profile that nobody has measured has no row, and its hours are unknown.
 THROUGHPUT = {"mini": {"device": "one core of a two-core x86_64 CPU with AVX-512", "adapt": 0.014, "generate": 0.0035, "train": 0.0026}}
+PROXY = THROUGHPUT["mini"]  # whose ratios tell a long stage from a short one where nobody has measured
 PIXEL = 1.5  # bytes of a PNG per pixel, about
 NO_CELLS = "nothing to plan: what a run needs is only known beforehand for runs of notebooks/dataset.ipynb, ablation.ipynb and analysis.ipynb, and none of these is one"
 NO_STAGES = "nothing to plan: these runs draw no images and train nothing"
 
 
-def _classes(recipe):
-    try:
-        return len(load_for(recipe).classes)
-    except DataError:  # the table knows the paper's datasets without their images
-        return len(DATASETS[recipe.dataset].classes)
+class _Numbers(Sequence):
+    """Stands for the images of a set that is not there: image i is the bytes of i, so that what is drawn from it can be hashed."""
+
+    def __init__(self, count):
+        self.count = count
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, i):
+        return np.frombuffer(range(self.count)[i].to_bytes(8, "big"), np.uint8)
 
 
-def _train_size(recipe):
+@lru_cache(maxsize=2 * len(SOURCES))
+def _described(name, noun, names):
+    row = DATASETS[name]
+    classes = readable(name, row.classes) if names == "readable" else row.classes
+    train, val, test = SOURCES[name].sizes
+    held = 0 if val else HELD_OUT * len(classes)
+    parts = {"train": train - held, "val": val or held, "test": test}
+    return Dataset(name, noun or row.noun, classes, *(Images(_Numbers(n), tuple(i * len(classes) // n for i in range(n)), f"{part} of {name}")
+                                                      for part, n in parts.items()))
+
+
+def load_or_describe(recipe):
+    """Return the Dataset of a recipe, or where the paper's images are not on this machine one of its classes and sizes only.
+
+    What is drawn and shared is then as with the images, but for the classes' sizes, which are taken to be equal; the keys are others.
+    Raises DataError on what the table does not know.
+    """
     try:
-        return len(load_for(recipe).train)
+        return load_for(recipe)
     except DataError:
-        return SOURCES[recipe.dataset].sizes[0]
+        if recipe.dataset not in SOURCES:
+            raise
+    dataset = _described(recipe.dataset, recipe.noun, recipe.names)
+    return released(dataset) if recipe.protocol == "released" else dataset
 
 
-def _keys(recipe, classes):
-    """Return the cell's artifact keys by stage, or where the images are missing stand-ins that are shared in the same way."""
-    try:
-        return artifact_keys(recipe)
-    except DataError:
-        pass
-    row, keys = recipe.row, {}
-    shared = {"dataset": recipe.dataset, "shots": recipe.shots, "seed": recipe.seed, "generator": recipe.generator, "resolution": recipe.resolution}
-    if row.generator:
-        labels = {"base": [], "dataset": [None], "class": range(classes), "image": range(classes * recipe.shots)}[row.generator]
-        tuning = dataclasses.asdict(recipe.adapt)
-        keys = {f"adapt{i}": key("adapt", label=label, **shared, tuning=tuning) for i, label in enumerate(labels)}
-        keys["generate"] = key("generate", adapters=list(keys.values()), **shared, options=dataclasses.asdict(recipe.generate))
-    if row.trained:
-        keys["train"] = key("train", method=recipe.method, synthetic=keys.get("generate"), **shared, options=dataclasses.asdict(recipe.classify))
-    return keys
-
-
-def _work(recipe, classes):
+def work(recipe, dataset):
     """Return by stage (images made, optimiser steps, units of work): what the throughputs multiply."""
+    classes = len(dataset.classes)
     options = recipe.generate
     made, batch = options.images * classes, recipe.adapt.batch
-    passes = made * options.steps * (options.strength or 1) * (1 + options.redraws) * (1 if options.guidance == 1 else 1 + options.guided)  # a guided step asks the UNet twice
-    each = recipe.shots or math.ceil(_train_size(recipe) / classes)
+    asked = 1 if options.guidance == 1 else 1 + options.guided  # a guided step asks the UNet twice
+    passes = made * options.steps * (options.strength or 1) * (1 + options.redraws) * asked
+    each = recipe.shots or math.ceil(len(dataset.train) / classes)
     shots = {"dataset": each * classes, "image": 1}.get(recipe.row.generator, each)
     steps = optimiser_steps(recipe, classes)[0]
     return {"adapt": (0, recipe.adapt.epochs * math.ceil(shots / batch), recipe.adapt.epochs * shots), "generate": (made, 0, passes),
             "train": (0, steps, steps * recipe.classify.batch)}
+
+
+def seconds(recipe, dataset, rates):
+    """Return by stage what one of it takes at some throughputs, NaN where they have none."""
+    return {stage: units * rates.get(stage, math.nan) for stage, (_, _, units) in work(recipe, dataset).items()}
 
 
 def _sizes(recipe):
@@ -84,16 +100,17 @@ def plan(recipes, store=None):
     """Return one row per costly stage that `recipes` need, each once: dataset, stage, key, done, images, steps, seconds, bytes."""
     store, rows = store or Store(), {}
     for recipe in recipes:
-        classes = _classes(recipe)
-        keys = _keys(recipe, classes)
+        dataset = load_or_describe(recipe)
+        keys = artifact_keys(recipe, dataset)
         side, adapter = _sizes(recipe)
-        work = _work(recipe, classes)
+        needed, lengths = work(recipe, dataset), seconds(recipe, dataset, _rates(recipe))
         for name, stage_key in keys.items():
             stage = name.rstrip("0123456789")
-            if stage in work:
-                images, steps, units = work[stage]
+            if stage in needed:
+                images, steps, units = needed[stage]
                 row = {"dataset": recipe.dataset, "stage": stage, "key": stage_key, "done": store.whole(stage_key), "images": images,
-                       "steps": steps, "units": units, "seconds": units * _rates(recipe).get(stage, math.nan), "bytes": images * side ** 2 * PIXEL + (adapter if stage == "adapt" else 0)}
+                       "steps": steps, "units": units, "seconds": lengths[stage],
+                       "bytes": images * side ** 2 * PIXEL + (adapter if stage == "adapt" else 0)}
                 rows.setdefault(stage_key, row)
     return pd.DataFrame(rows.values(), columns=["dataset", "stage", "key", "done", "images", "steps", "units", "seconds", "bytes"])
 

@@ -154,6 +154,7 @@ def benchmark_table(results):
     return pd.DataFrame(rows)
 
 
+<<<<<<< HEAD
 def load_together(folder):
     """Return a row per number of adapters that `python -m benchmarks.together` trained at once: ratio with interval, device, commit."""
     file = Path(folder) / "together.json"
@@ -161,6 +162,39 @@ def load_together(folder):
     return pd.DataFrame([{"adapters at once": row["adapters"], "times as fast": row["ratio"][0],
                           "95 % interval": "{1:.2f} to {2:.2f}".format(*row["ratio"]), "device": results["device"], "commit": results["commit"][:10]}
                          for row in results["together"]])
+=======
+def load_scale(file=None):
+    """Return what `python -m benchmarks.simulate` wrote: the paper's table simulated on many GPUs, with all that goes into it."""
+    return json.loads(Path(file or paths()["benchmarks"] / "scale.json").read_text())
+
+
+BOUNDS = {"work": "the work of all tasks", "chain": "the longest chain of tasks", "driver": "the driver"}
+
+
+def scale_table(results, run="engine"):
+    """Return one row per number of GPUs for people: hours, utilisation, the bound that no schedule can beat, and what it is."""
+    return pd.DataFrame([{"GPUs": row["gpus"], "hours": row["seconds"] / 3600, "utilisation, %": 100 * row["utilisation"],
+                          "no schedule beats, hours": row["bounds"][row["bottleneck"]] / 3600, "bottleneck": BOUNDS[row["bottleneck"]]}
+                         for row in results["runs"][run]])
+
+
+def remedy_table(results):
+    """Return the hours of each simulated run, one row each, by number of GPUs."""
+    many = {row["gpus"] for row in results["runs"]["order of the table"]}
+    return pd.DataFrame([{"run": name, **{f"{row['gpus']} GPUs": row["seconds"] / 3600 for row in rows if row["gpus"] in many}}
+                         for name, rows in results["runs"].items()])
+
+
+def operation_table(results):
+    """Return one row per kind of task for people: its operations on the store, as `fixed + each x images`."""
+    kinds = ("exists", "list", "get", "put", "lock")
+    return pd.DataFrame([{"what": what, **{kind: _linear(*counts.get(kind, (0, 0))) for kind in kinds}}
+                         for what, counts in results["operations"].items()])
+
+
+def _linear(fixed, each):
+    return f"{fixed:.0f}" if not each else f"{fixed:.0f} + {each:g} n"
+>>>>>>> scale2
 
 
 def load_faults(file=None):

@@ -47,12 +47,12 @@ def cells(methods=None, seeds=(0,), overrides=None, images=None, generator=None,
     return [config.recipe(overrides=values, method=method, seed=seed, **fields) for seed in seeds for method in methods]
 
 
-def artifact_keys(recipe):
+def artifact_keys(recipe, dataset=None):
     """Return the keys of a cell's artifacts by stage, in the order of the stages, without making anything.
 
-    Raises ConfigError on a warm-up that is longer than its training.
+    `dataset` None: the recipe's own is loaded. Raises ConfigError on a warm-up that is longer than its training.
     """
-    dataset, row, keys = load_for(recipe), recipe.row, {}
+    dataset, row, keys = dataset or load_for(recipe), recipe.row, {}
     if row.real or row.generator in ("class", "dataset", "image") or (row.generator and recipe.generate.strength):
         keys["shots"] = key("shots", **draw_inputs(recipe, dataset))
     if row.generator:

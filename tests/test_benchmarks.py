@@ -7,12 +7,13 @@ import sys
 
 import pytest
 import torch
-from benchmarks import baseline, together
+from benchmarks import baseline, lengths, operations, simulate, together
 from benchmarks.stages import Stage
 
-from datadream import config, data, models, records
+from datadream import config, data, engine, models, records
 from datadream.adapt import train_adapter
 from datadream.memory import BatchSize
+from datadream.plan import load_or_describe, profile_cells
 from datadream.training import seed_for
 
 
@@ -96,3 +97,51 @@ def test_adapters_that_train_together_have_the_gradients_that_each_has_alone():
     for i, wanted in enumerate(alone):
         for p, gradient in zip(stacked, wanted):
             torch.testing.assert_close(p.grad[i].T, gradient, rtol=1e-3, atol=1e-6)
+
+
+@pytest.fixture
+def graph(make, store):
+    return engine.tasks([make(method) for method in ("real", "base", "cls", "dset+real")], store)
+
+
+def test_a_virtual_cluster_runs_the_engine_s_loop(graph, tmp_path):
+    """One worker does everything in turn; many are bounded by the longest chain; the driver's time is added to each task."""
+    seconds = {name: {"adapt": 100.0, "slice": 10.0, "cell": 1.0}[task.kind] for name, task in graph.items()}
+    one, many = (simulate.simulate(graph, workers, seconds, 0.0) for workers in (1, 100))
+    assert one["seconds"] == sum(seconds.values()) and one["utilisation"] == 1 and one["bottleneck"] == "work"
+    assert many["seconds"] == 111 and many["bottleneck"] == "chain"
+    assert [graph[name].kind for name in simulate.chain(graph, seconds)] == ["adapt", "slice", "cell"]
+    slow = simulate.simulate(graph, 100, seconds, 20.0)
+    assert slow["bottleneck"] == "driver" and slow["seconds"] >= 20 * len(graph)
+
+
+def test_long_tasks_first_end_sooner(make, store):
+    """Two workers: the long adapter of the table's last method begins at once, and not after everything else."""
+    graph = engine.tasks([make("base"), make("cls"), make("dset", {"adapt.epochs": 200})], store)
+    seconds = {name: task.length + 1e-3 for name, task in graph.items()}
+    ordered, plain = (simulate.simulate(todo, 2, seconds, 0.0)["seconds"] for todo in (graph, simulate.unordered(graph)))
+    assert sum(seconds.values()) / 2 <= ordered < 0.95 * plain
+
+
+def test_the_papers_lengths_are_counted_from_the_full_size_models(store):
+    """SD 2.1's UNet has about 0.8 TFLOP a pass; a training pass asks for more than two of them, and a slice for 100 images of 50 steps, guided."""
+    flops = lengths.generator_flops()
+    assert 0.7e12 < flops["unet"] < 0.9e12 and 2 * flops["unet"] < flops["trained view"] < 3 * flops["unet"]
+    todo = engine.tasks(profile_cells("paper", ["eurosat"], 1), store, load_or_describe)
+    first = {kind: next(task for task in todo.values() if task.kind == kind and task.recipe.row.generator) for kind in ("adapt", "slice", "cell")}
+    assert lengths.length(first["slice"]) == pytest.approx(100 * (100 * flops["unet"] + flops["decode"]) / lengths.PEAK / lengths.SHARE)
+    assert lengths.length(first["adapt"]) > 16 * 200 * flops["trained view"] / lengths.PEAK / lengths.SHARE
+    assert set(lengths.parts(first["cell"])) == {"digests", "products", "decoding", "test"} and lengths.length(first["cell"]) > 0
+
+
+def test_store_operations_are_counted(tmp_path):
+    file = tmp_path / "store" / "a.txt"
+    file.parent.mkdir()
+    with operations.counting(file.parent) as counts:
+        file.write_text("a")
+        file.read_text()
+        file.exists()
+        (tmp_path / "elsewhere").write_text("b")
+        list(file.parent.iterdir())
+        file.unlink()
+    assert counts == {"put": 2, "get": 1, "exists": 1, "list": 1}

@@ -14,7 +14,7 @@ from PIL import Image
 from datadream import data, images
 from datadream.config import ConfigError, recipe
 from datadream.data import few_shots, load, prompt
-from datadream.images import SUFFIXES, DataError, Images, class_folders
+from datadream.images import SUFFIXES, DataError, Images, class_folders, members
 
 DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 
@@ -50,6 +50,27 @@ def test_digits_use_the_whole_range_of_tones():
     for name in ("mnist", "optdigits"):
         images = load(name).train.sources[:50]
         assert min(image.min() for image in images) == 0 and max(image.max() for image in images) == 255
+
+
+@given(st.lists(st.integers(0, 6), min_size=1))
+def test_the_members_of_a_class_are_its_positions_in_order(labels):
+    whole = Images((), tuple(labels))
+    for label in range(8):
+        assert members(whole, label).tolist() == [i for i, own in enumerate(labels) if own == label]
+
+
+def test_a_thousand_classes_are_drawn_from_one_sort_of_the_labels():
+    """As many images as ImageNet has: a pass over all labels for each class took a minute."""
+    classes = 1000
+    labels = tuple(i % classes for i in range(1281 * classes))
+    pool = Images(labels, labels)
+    dataset = data.Dataset("many", "", tuple(map(str, range(classes))), pool, pool, pool)
+    before = images._by_label.cache_info().misses
+    drawn = few_shots(dataset, 16, 0)
+    assert [few_shots(dataset, 16, 0, label).labels for label in range(classes)] == [(label,) * 16 for label in range(classes)]
+    assert images._by_label.cache_info().misses == before + 1 and len(drawn) == 16 * classes
+    own = np.random.RandomState(data.seed_for("shots", 0, 7) % 2**32).choice(np.flatnonzero(np.asarray(labels) == 7), 16, replace=False)
+    assert few_shots(dataset, 16, 0, 7).sources == (7,) * 16 and data._draw_shots(dataset, 16, 0, 7)[0] == sorted(own.tolist()), "the draw of before"
 
 
 @given(st.integers(1, 60), st.integers(0, 2**40))

@@ -1,19 +1,26 @@
 """The Ray engine: the same tasks as the local one, in the same bytes, and what a kill of a worker costs."""
 
 import errno
+import json
 import os
+import re
+import shlex
 import shutil
 import signal
+import socket
 import subprocess
+import sys
+import tempfile
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import ray
 
 from datadream import draws, engine, study
 from datadream import generate as package
-from datadream.config import ConfigError, key
+from datadream.config import ConfigError, as_dict, key, paths
 from datadream.generate import generate, generation_inputs
 from datadream.stopping import Stopped
 from datadream.store import Store, StoreError, digest
@@ -69,6 +76,37 @@ def test_the_tasks_of_a_cell(make, store):
 def test_what_is_done_is_no_task(undisturbed):
     recipes, store, _ = undisturbed
     assert [task.kind for task in engine.tasks(recipes, store).values()] == ["cell"] * len(recipes)
+
+
+def drained(agenda, todo, fails=()):
+    """Return the order in which one worker ends the tasks, and what is lost to those that fail."""
+    order, lost = [], []
+    while name := agenda.next():
+        assert all(need in order for need in todo[name].needs), "needs come first"
+        if name in fails:
+            lost += agenda.failed(name)
+        else:
+            agenda.done(name)
+            order.append(name)
+    return order, lost
+
+
+def test_the_longest_chain_goes_first_and_needs_before_it(make, store):
+    todo = engine.tasks([make("real"), make("base"), make("cls"), make("dset", {"adapt.epochs": 90})], store)
+    order, lost = drained(engine.Agenda(todo), todo)
+    assert sorted(order) == sorted(todo) and not lost
+    kinds = [(todo[name].kind, todo[name].recipe.method) for name in order]
+    assert kinds[0] == ("adapt", "dset"), "the longest adapter is first"
+    assert [kind for kind, _ in kinds[:4]] == ["adapt"] * 4, "adapters go before what needs none"
+    assert kinds[-1][0] == "cell"
+
+
+def test_what_waits_for_failed_tasks_is_lost_once(make, store):
+    todo = engine.tasks([make("cls"), make("cls+real"), make("real")], store)
+    failed = [name for name, task in todo.items() if task.kind == "adapt"][:2]
+    order, lost = drained(engine.Agenda(todo), todo, failed)
+    assert sorted([*order, *lost, *failed]) == sorted(todo), "each ends once"
+    assert sorted((todo[name].kind, todo[name].recipe.method) for name in lost) == [("cell", "cls"), ("cell", "cls+real"), ("slice", "cls"), ("slice", "cls")]
 
 
 @pytest.mark.parametrize("images, batch, expected", [(250, 10, [100, 100, 50]), (250, 64, [64, 64, 64, 58]), (30, 50, [30]), (120, 0, [100, 20])])
@@ -176,6 +214,64 @@ def test_a_failed_task_is_reported_and_the_others_are_done(cluster, make, tmp_pa
     with pytest.raises(RuntimeError, match="(?s)1 of 10 tasks failed, 4 waited for them; the others are done.*adapt .*lr=1e"):
         study.run_cells(recipes, store, engine="ray")
     assert sorted(study.find([recipes[0], recipes[2]], store)["method"]) == ["base", "real"]
+
+
+def nodes_of(page, port, folder):
+    """Return the commands by which a page of the book starts its nodes, on this port and with Ray's files in `folder`, so that no other finds them."""
+    lines = re.findall(r"^ray start .*", (paths()["home"] / "book" / page).read_text(), re.MULTILINE)
+    assert len(lines) == 2 and "--head" in lines[0]
+    ray_ = str(Path(sys.executable).parent / "ray")
+    return [[ray_, *shlex.split(line.replace("6379", str(port)))[1:], "--object-store-memory", "80000000",
+             *(["--temp-dir", folder, "--include-dashboard", "false"] if "--head" in line else [])] for line in lines]
+
+
+DRIVER = """
+import json, pathlib, sys, time
+import ray
+from datadream import engine
+from datadream.config import recipe
+from datadream.store import Store
+
+def noting(task, root):
+    (pathlib.Path(root) / f"on-{ray.get_runtime_context().get_node_id()}").touch()
+    return engine.work(task, root)
+
+ray.init(logging_level="ERROR")  # RAY_ADDRESS has where
+while ray.cluster_resources().get("CPU") != 2:
+    time.sleep(0.2)
+cells, store = [recipe(overrides=json.loads(text)) for text in sys.argv[2:]], Store(sys.argv[1])
+store.root.mkdir(parents=True)
+engine._drive(ray, engine.tasks(cells, store), store, noting)
+"""
+
+
+def test_two_nodes_that_the_book_s_commands_start_share_a_study(make, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    recipes, folder, nodes = [make("base"), make("real")], tempfile.mkdtemp(prefix="ray-"), []  # a short path: sockets lie in it
+    store, token = Store(tmp_path / "nodes"), tmp_path / "token"
+    token.write_text("0" * 64)  # of this cluster; Ray would make one in the home folder
+    environment = {**os.environ, "RAY_ADDRESS": f"127.0.0.1:{port}", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token),
+                   "RAY_USAGE_STATS_ENABLED": "0"}
+    try:
+        for command in nodes_of("scale.md", port, folder):
+            started = {name: value for name, value in environment.items() if name != "RAY_ADDRESS"}
+            nodes.append(subprocess.Popen(command, env=started, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+            while nodes[-1].poll() is None and not Path(folder, "ray_current_cluster").exists():
+                time.sleep(0.2)
+        done = subprocess.run([sys.executable, "-c", DRIVER, str(store.root), *(json.dumps(as_dict(r)) for r in recipes)],
+                              env=environment, capture_output=True, text=True, timeout=280)
+        assert done.returncode == 0, done.stderr
+        assert len(list(store.root.glob("on-*"))) == 2, "each node did some of it"
+    finally:
+        for node in nodes:
+            node.send_signal(signal.SIGTERM)
+        for node in nodes:
+            node.wait(60)
+        shutil.rmtree(folder, ignore_errors=True)
+    local = Store(tmp_path / "local")
+    assert same_results(study.find(recipes, store), study.run_cells(recipes, local)) and contents(store) == contents(local)
 
 
 def test_an_unknown_engine_names_the_near_miss(make, store):

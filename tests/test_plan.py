@@ -4,10 +4,11 @@ import math
 
 import pytest
 
-from datadream import study
+from datadream import engine, study
 from datadream.__main__ import main
 from datadream.config import METHODS
-from datadream.plan import THROUGHPUT, missing, overview, plan, plan_text, profile_cells
+from datadream.images import DataError
+from datadream.plan import THROUGHPUT, load_or_describe, missing, overview, plan, plan_text, profile_cells
 from datadream.readers import SOURCES
 from datadream.store import Store
 
@@ -71,6 +72,21 @@ def test_the_images_of_a_missing_dataset_are_shared_as_those_of_one_that_is_ther
     """Methods with and without the real images train on the same synthetic set."""
     counts = [plan(study.cells(dataset=name, overrides={"shots": 4}), store)["stage"].value_counts().to_dict() for name in ("mnist", "eurosat")]
     assert counts[0] == counts[1] == {"adapt": 11, "generate": 3, "train": 7}
+
+
+def test_the_graph_of_a_table_is_made_without_its_images(store):
+    """A described dataset has the classes, sizes and sharing of the real one, and no file."""
+    found = engine.tasks(profile_cells("paper", ["eurosat", "pets"], 2), store, load_or_describe)
+    kinds = [task.kind for task in found.values()]
+    classes = 10 + 37
+    assert {kind: kinds.count(kind) for kind in kinds} == {"cell": 2 * 2 * 8, "slice": 2 * 3 * 5 * classes, "adapt": 2 * (classes + 2)}
+    dataset = load_or_describe(profile_cells("paper", ["imagenet"], 1)[0])
+    assert (len(dataset.classes), len(dataset.train), len(dataset.val), len(dataset.test)) == (1000, 1_261_167, 20_000, 50_000)
+
+
+def test_a_folder_that_is_missing_cannot_be_described(make):
+    with pytest.raises(DataError, match="no directory"):
+        load_or_describe(make("real", folder="nowhere"))
 
 
 def test_nothing_is_missing_for_the_default_study():

@@ -1,0 +1,84 @@
+"""What a task asks of the store, counted on a run of the embedded models: every call of Python under the store's folder."""
+
+import contextlib
+import os
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+from datadream import config, data, engine, generate
+from datadream.config import key
+from datadream.store import Store, _verified
+
+SIZES = (2, 4)  # images per class of the two runs, whose difference is what an image costs
+WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+_counts, _root = None, ""  # of the run that is counted; an audit hook cannot be taken away again
+
+
+def _note(event, arguments):
+    if _counts is None or event not in ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.scandir", "os.listdir"):
+        return
+    path = arguments[0] if isinstance(arguments[0], (str, os.PathLike)) else ""
+    if not os.fspath(path).startswith(_root):
+        return
+    if str(path).endswith(".lock"):
+        kind = "lock"
+    elif event == "open":
+        kind = "put" if arguments[2] & WRITING else "get"
+    else:
+        kind = "list" if event in ("os.scandir", "os.listdir") else "put"  # a new name, on an object store a copy and a removal
+    _counts[kind] += 1
+
+
+@contextlib.contextmanager
+def counting(root):
+    """Yield a Counter of exists, get, put, list and lock under `root`, which fills meanwhile; what compiled libraries open is not seen."""
+    global _counts, _root
+    if not hasattr(counting, "hooked"):
+        sys.addaudithook(_note)
+        counting.hooked = True
+    stat, _counts, _root = os.stat, Counter(), str(root)
+
+    def noted(path, *args, **kwargs):
+        if isinstance(path, (str, os.PathLike)) and str(path).startswith(_root) and _counts is not None:
+            _counts["exists"] += 1
+        return stat(path, *args, **kwargs)
+
+    os.stat = noted
+    try:
+        yield _counts
+    finally:
+        os.stat, _counts = stat, None
+
+
+def _run(images, root):
+    """Return (images in it, Counter) of an adapter, a slice, a set that is assembled, and one that a later cell finds done."""
+    small = {"adapt.epochs": 1, "adapt.warmup": 1, "generate.images": images, "generate.steps": 1}
+    recipe, store, found = config.recipe("mini", small, dataset="optdigits", method="dset", shots=1), Store(root), {}
+    for task in engine.tasks([recipe], store).values():
+        if task.kind != "cell":
+            with counting(root) as counts:
+                engine.work(task, str(root))
+            found[task.kind] = images if task.kind == "slice" else 0, counts
+    dataset = data.load_for(recipe)
+    shots, whole = data.few_shots(dataset, recipe.shots, recipe.seed), images * len(dataset.classes)
+    with counting(root) as counts:
+        generate.generate(recipe, dataset, shots, store)
+    found["assemble"] = whole, counts
+    _verified.clear()  # as in another process
+    with counting(root) as counts:
+        assert store.done(key("generate", **generate.generation_inputs(recipe, dataset)))
+    return found | {"check": (whole, counts)}
+
+
+def count():
+    """Return what -> operation -> [calls of the task itself, calls for each of its images]."""
+    with tempfile.TemporaryDirectory() as folder:
+        small, large = (_run(images, Path(folder) / str(images)) for images in SIZES)
+    found = {}
+    for what, (images, counts) in small.items():
+        more, other = large[what]
+        slopes = {kind: (other[kind] - counts[kind]) / (more - images) if more > images else 0.0 for kind in counts | other}
+        found[what] = {kind: [counts[kind] - slope * images, slope] for kind, slope in slopes.items()}
+    return found
