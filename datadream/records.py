@@ -154,7 +154,6 @@ def benchmark_table(results):
     return pd.DataFrame(rows)
 
 
-<<<<<<< HEAD
 def load_together(folder):
     """Return a row per number of adapters that `python -m benchmarks.together` trained at once: ratio with interval, device, commit."""
     file = Path(folder) / "together.json"
@@ -162,7 +161,8 @@ def load_together(folder):
     return pd.DataFrame([{"adapters at once": row["adapters"], "times as fast": row["ratio"][0],
                           "95 % interval": "{1:.2f} to {2:.2f}".format(*row["ratio"]), "device": results["device"], "commit": results["commit"][:10]}
                          for row in results["together"]])
-=======
+
+
 def load_scale(file=None):
     """Return what `python -m benchmarks.simulate` wrote: the paper's table simulated on many GPUs, with all that goes into it."""
     return json.loads(Path(file or paths()["benchmarks"] / "scale.json").read_text())
@@ -194,7 +194,6 @@ def operation_table(results):
 
 def _linear(fixed, each):
     return f"{fixed:.0f}" if not each else f"{fixed:.0f} + {each:g} n"
->>>>>>> scale2
 
 
 def load_faults(file=None):
