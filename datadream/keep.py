@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -118,6 +119,9 @@ def _write_page(file, notebook):
     ran = notebook["metadata"]["papermill"]
     notebook["metadata"] = {**{k: v for k, v in notebook["metadata"].items() if k in ("kernelspec", "language_info")},
                             "papermill": {"parameters": ran["parameters"], "duration": ran.get("duration")}}
+    if "question" in ran["parameters"]:  # pages of one template are told apart, in a search too, by what they answer
+        heading = notebook["cells"][0]
+        heading["source"] = re.sub(r"\A# .*", lambda _: f"# {ran['parameters']['question']}", "".join(heading["source"]))
     for cell in notebook["cells"]:
         cell["metadata"] = {k: v for k, v in cell["metadata"].items() if k in ("tags", "mystnb")}  # what is hidden, captions, alternative texts
         for output in cell.get("outputs", []):

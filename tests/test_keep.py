@@ -122,6 +122,18 @@ def test_a_kept_page_names_no_machine_and_its_figure_is_the_same_to_the_eye(home
     assert np.abs(before - after).mean() < 16, "of 256 tones, on noise, the hardest of pictures"
 
 
+def test_pages_of_one_template_are_told_apart_by_their_question(home, runs):
+    """The heading of the ablations' template becomes the question of the run, taken as text and not as a pattern."""
+    asked = {**runs["weights"], "parameters": {**runs["weights"]["parameters"], "question": r"Is \1 the best weight?"}}
+    write(home, {"weights": asked})
+    page = executed(asked["parameters"])
+    page["cells"].insert(0, {"cell_type": "markdown", "source": "# One setting\n\nThis page.", "metadata": {}})
+    (home / "book" / "runs" / "weights.ipynb").write_text(json.dumps(page))
+    keep.keep()
+    kept = json.loads((paths()["kept_pages"] / "weights.ipynb").read_text())
+    assert kept["cells"][0]["source"] == "# Is \\1 the best weight?\n\nThis page."
+
+
 def test_a_page_too_large_for_git_is_refused(home, runs):
     (home / "book" / "runs" / "table.ipynb").write_text(json.dumps(executed(runs["table"]["parameters"], side=1200)))
     with pytest.raises(DataError, match=r"table.ipynb takes [\d.]+ MB, at most 1 are kept"):
