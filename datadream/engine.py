@@ -7,7 +7,6 @@ again elsewhere, and goes on from what the dead one left.
 import os
 from dataclasses import dataclass
 
-from filelock import FileLock
 from tqdm.auto import tqdm
 
 from .adapt import adapt, adapter_inputs
@@ -62,22 +61,25 @@ def tasks(recipes, store):
 
 
 def generate_slice(recipe, dataset, shots, store, label, position):
-    """Write one of the `slices` of a class into the work folder of its synthetic set, which `generate` then finds there."""
+    """Write one of the `slices` of a class into the work folder of its synthetic set and share it, so that `generate` finds it there."""
     artifact = key("generate", **generation_inputs(recipe, dataset))
-    if store.done(artifact):
+    part = f"{label}-{position}"
+    if store.done(artifact) or store.gather(artifact, part):
         return
     folder = store.work(artifact) / "train" / class_folders(dataset.classes)[label]
     folder.mkdir(parents=True, exist_ok=True)
     size, judge = BatchSize(recipe.generate.batch), reader(recipe, dataset)
-    with FileLock(store.root / f".{artifact}-{label}-{position}.lock"):
-        for indices, own in slices(recipe, dataset, label)[position]:
+    groups = slices(recipe, dataset, label)[position]
+    with store.lock(f"{artifact}-{part}"):
+        for indices, own in groups:
             with adapted(recipe, *(adapt(recipe, dataset, shots, store, *which) for which in own)) as pipe, tqdm(disable=True) as bar:
                 sample_range(pipe, recipe, dataset, label, indices, folder, bar, size, judge)
+        store.share(artifact, part, [folder / f"{i:06d}.png" for indices, _ in groups for i in indices])
 
 
-def work(task, root, *needed):
-    """Do one task in this process; `needed` are what its needs returned, so that Ray waits for them. Returns its name."""
-    store, recipe = Store(root), task.recipe
+def work(task, address, *needed):
+    """Do one task of the store at `address` in this process; `needed` are what its needs returned, so that Ray waits for them. Returns its name."""
+    store, recipe = Store(address), task.recipe
     if task.kind == "cell":
         run(recipe, store)
         return task.name
@@ -120,7 +122,7 @@ def _drive(ray, todo, store):
     remote, refs = ray.remote(work), {}
     for name, task in todo.items():
         demand = {"num_cpus": 1, "num_gpus": gpus, "memory": MEMORY.get(task.recipe.profile, 0), "max_retries": RETRIES}
-        refs[name] = remote.options(name=f"{task.kind} {name}", **demand).remote(task, str(store.root), *(refs[n] for n in task.needs))
+        refs[name] = remote.options(name=f"{task.kind} {name}", **demand).remote(task, store.address, *(refs[n] for n in task.needs))
     names, pending, failures = {ref: name for name, ref in refs.items()}, list(refs.values()), {}
     try:
         with tqdm(total=len(pending), desc="tasks", leave=False, mininterval=2) as bar:
