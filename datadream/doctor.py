@@ -90,10 +90,12 @@ def _store():
     if not is_address(store_place()):
         return []
     try:
-        count = sum(bool(ARTIFACT.fullmatch(name)) for name in Store().keys())
+        store = Store()
+        store.probe()
+        count = sum(bool(ARTIFACT.fullmatch(name)) for name in store.keys())
     except (ConfigError, StoreError) as error:
         return [Check("store", "problem", str(error))]
-    return [Check("store", "ok", f"{store_place()} can be read and holds {count} artifacts; they are copied to {paths()['store']}")]
+    return [Check("store", "ok", f"{store_place()} can be read and written and holds {count} artifacts; they are copied to {paths()['store']}")]
 
 
 def _models():

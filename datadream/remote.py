@@ -3,6 +3,7 @@
 import json
 import os
 import threading
+import uuid
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import PurePosixPath
@@ -68,6 +69,13 @@ class RemoteStore(Store):
         address = str(root or store_place())
         super().__init__(copies(address))
         self.address, (self.fs, self.base) = address, resolve(address)
+
+    def probe(self):
+        """Write and remove a small object, to see that the address can be used. Raises StoreError where it cannot."""
+        path = self.at(f"probe-{uuid.uuid4().hex}")
+        with reaching(self.address):
+            self.fs.pipe_file(path, b"")
+            self.fs.rm_file(path)
 
     def at(self, *parts):
         """Return the path, in the file system, of what lies below the address."""
@@ -183,7 +191,7 @@ class RemoteStore(Store):
         with reaching(self.address):
             self.fs.invalidate_cache()
             for path, below in ((self.at(name, "manifest.json"), False), (self.at(name), True)):
-                with suppress(FileNotFoundError):
+                with suppress(FileNotFoundError, NotADirectoryError):
                     self.fs.rm(path, recursive=below)
 
     @contextmanager
