@@ -45,10 +45,10 @@ def tasks(recipes, store):
     for recipe in recipes:
         dataset, keys = load_for(recipe), artifact_keys(recipe)
         name, needs = record_file(recipe, keys, store).name, []
-        if recipe.row.generator and not store.done(keys["generate"]):
+        if recipe.row.generator and not store.whole(keys["generate"]):  # not `done`: the cell's task checks the bytes, where it reads them
             trained = {which: key("adapt", **adapter_inputs(recipe, dataset, *which)) for which in adapters(recipe, dataset)}
             for which, adapter in trained.items():
-                if not store.done(adapter):
+                if not store.whole(adapter):
                     found.setdefault(adapter, Task(adapter, "adapt", recipe, which))
             for label in range(len(dataset.classes)):
                 for position, groups in enumerate(slices(recipe, dataset, label)):
@@ -63,14 +63,13 @@ def tasks(recipes, store):
 def generate_slice(recipe, dataset, shots, store, label, position):
     """Write one of the `slices` of a class into the work folder of its synthetic set and share it, so that `generate` finds it there."""
     artifact = key("generate", **generation_inputs(recipe, dataset))
-    part = f"{label}-{position}"
-    if store.done(artifact) or store.gather(artifact, part):
-        return
+    part, groups = f"{label}-{position}", slices(recipe, dataset, label)[position]
     folder = store.work(artifact) / "train" / class_folders(dataset.classes)[label]
-    folder.mkdir(parents=True, exist_ok=True)
-    size, judge = BatchSize(recipe.generate.batch), reader(recipe, dataset)
-    groups = slices(recipe, dataset, label)[position]
     with store.lock(f"{artifact}-{part}"):
+        if store.done(artifact) or store.gather(artifact, part):
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        size, judge = BatchSize(recipe.generate.batch), reader(recipe, dataset)
         for indices, own in groups:
             with adapted(recipe, *(adapt(recipe, dataset, shots, store, *which) for which in own)) as pipe, tqdm(disable=True) as bar:
                 sample_range(pipe, recipe, dataset, label, indices, folder, bar, size, judge)

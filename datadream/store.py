@@ -72,8 +72,11 @@ FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used 
 CLOSED = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
+MOVE = "move the artifacts with DATADREAM_STORE"
+
+
 @contextmanager
-def writing(root, fix="move the artifacts with DATADREAM_STORE"):
+def writing(root, fix=MOVE):
     """Turn what a full disk or a read-only folder raises, in whatever words, into a StoreError on `root` that names the `fix`."""
     try:
         yield
@@ -108,7 +111,7 @@ class Store:
     `Store(address)` is a remote.RemoteStore, which has the same methods; without a root it is the store that $DATADREAM_STORE names.
     """
 
-    fix = "move the artifacts with DATADREAM_STORE"  # of a full disk
+    fix = MOVE  # what helps against a full disk
 
     def __new__(cls, root=None):
         if cls is Store and is_address(root or store_place()):
