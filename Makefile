@@ -8,11 +8,13 @@ STAMP := $(VENV)/.installed
 BOOK := $(VENV)/bin/jupyter-book build --all -W --keep-going
 CONTENTS := $(PY) -m datadream contents
 SMOKE := _build/smoke
+# The site that `make site-test` looks at; `make site-test SITE=_build/html` takes the book itself.
+SITE ?= $(SMOKE)/_build/html
 # Named runs at once: two processes of one thread use two cores better than one process of two threads.
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help venv study study-full study-seeds book test smoke base clean
+.PHONY: help venv study study-full study-seeds book test smoke site-test base clean
 
 help:  ## show this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
@@ -60,6 +62,10 @@ smoke: venv  ## every notebook through papermill at a tiny size, and the book fr
 	@$(PY) -m datadream study --smoke --jobs $(JOBS)
 	@export DATADREAM_HOME=$(CURDIR)/$(SMOKE) DATADREAM_STORE=$(CURDIR)/$(SMOKE)/artifacts; $(BOOK) $(SMOKE) --toc $$($(CONTENTS))
 	@test -s $(SMOKE)/_build/html/index.html || { echo "the build ended without $(SMOKE)/_build/html/index.html" >&2; exit 1; }
+
+site-test: venv  ## look at every page of a built site (SITE, by default that of `make smoke`) in a headless Chromium
+	@test -s $(SITE)/index.html || { echo "there is no site in $(SITE): run make smoke, or make book and name it with SITE=_build/html" >&2; exit 1; }
+	@DATADREAM_SITE=$(abspath $(SITE)) $(PY) -m pytest -m site -q -rs tests/test_site.py
 
 base: venv  ## train the embedded base models again from nothing (hours on two cores)
 	@mkdir -p book/runs

@@ -1,15 +1,17 @@
 """The command line: `python -m datadream study | plan | doctor | export | download | gc | keep | contents`."""
 
 import argparse
+import signal
 import sys
 
+from . import stopping
 from .config import ENGINES, ConfigError, ModelMissingError, _near
 from .images import DataError
 from .store import Store, StoreError
 
 
 def main(arguments=None):
-    """Parse the command line, call the package, and return the exit code: 0 if every run ended well, 1 if one failed, 2 on bad use."""
+    """Parse the command line, call the package, and return the exit code: 0 if every run ended well, 1 if one failed, 2 on bad use, 128 + its number on a signal."""
     parser = argparse.ArgumentParser(prog="python -m datadream", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     study = commands.add_parser("study", help="execute the pending named runs of notebooks/study.yaml")
@@ -54,6 +56,12 @@ def main(arguments=None):
     except (ConfigError, DataError, ModelMissingError, StoreError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except stopping.Stopped as error:
+        print(error, file=sys.stderr)
+        return error.code
+    except KeyboardInterrupt:
+        print(stopping.Stopped(signal.SIGINT), file=sys.stderr)
+        return stopping.Stopped(signal.SIGINT).code
 
 
 def _study(options):

@@ -76,6 +76,27 @@ def difference_lines(table, variants, baseline):
             for row in differences(table, variants, baseline).to_dict("records")]
 
 
+def against(table, method, reference):
+    """Return one row per other value: the difference in points of `method` at this value to itself at `reference`, with its interval.
+
+    A value whose records are those of the reference is left out: the setting does not reach this method.
+    """
+    own, rows = table[table["method"] == method], []
+    top1, keys = (own.pivot(index="seed", columns="value", values=column) for column in ("top1", "key"))
+    for value in dict.fromkeys(own["value"]):
+        pairs = top1[[value, reference]].dropna() if value != reference else top1[:0]
+        if len(pairs) and (keys[value] != keys[reference]).any():
+            mean, low, high = mean_interval(100 * (pairs[value] - pairs[reference]))
+            rows.append({"value": value, "reference": reference, "seeds": len(pairs), "difference": mean, "low": low, "high": high})
+    return pd.DataFrame(rows, columns=["value", "reference", "seeds", "difference", "low", "high"])
+
+
+def against_lines(table, method, reference):
+    """Return a plain sentence per value on `against`."""
+    return [f"{METHODS[method].title}, {sentence(row, repr(row['value']), repr(reference))} {protocol_note(table)}".strip()
+            for row in against(table, method, reference).to_dict("records")]
+
+
 def trend(table, method):
     """Return (mean, low, high) over the seeds of the points that a doubling of the value adds to top-1: a least-squares slope each.
 

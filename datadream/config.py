@@ -109,7 +109,7 @@ class Method:
     """
 
     title: str
-    colour: str  # Okabe and Ito's, which colour-blind readers can tell apart: one hue a generator
+    colour: str  # Okabe and Ito's, which colour-blind readers tell apart, but dark red for the yellow that white swallows: one a generator
     generator: str | None  # None: no synthetic images; "base": not adapted; "class", "dataset": DataDream; "image": an adapter an image
     real: bool  # whether the few real shots are in the classifier's training set
     trained: bool = True
@@ -140,11 +140,11 @@ METHODS = {
     "base+real": Method("Un-adapted generator + real", "#E69F00", "base", True),
     "cls+real": Method("DataDream (class) + real", "#009E73", "class", True),
     "dset+real": Method("DataDream (dataset) + real", "#0072B2", "dataset", True),
-    "heavy": Method("Real only, heavy augmentation", "#999999", None, True, main=False, settings=HEAVY),
-    "issynth": Method("IsSynth-style prompts", "#F0E442", "base", False, main=False, settings=TEMPLATES),
+    "heavy": Method("Real only, heavy augmentation", "#56B4E9", None, True, main=False, settings=HEAVY),
+    "issynth": Method("IsSynth-style prompts", "#661100", "base", False, main=False, settings=TEMPLATES),
     "disef": Method("DISEF-style, from the shots", "#D55E00", "base", False, main=False, settings=FROM_SHOTS),
     "loft": Method("LoFT", "#CC79A7", "image", False, main=False, settings=PER_IMAGE),
-    "issynth+real": Method("IsSynth-style prompts + real", "#F0E442", "base", True, main=False, settings=TEMPLATES),
+    "issynth+real": Method("IsSynth-style prompts + real", "#661100", "base", True, main=False, settings=TEMPLATES),
     "disef+real": Method("DISEF-style, from the shots + real", "#D55E00", "base", True, main=False, settings=FROM_SHOTS),
     "loft+real": Method("LoFT + real", "#CC79A7", "image", True, main=False, settings=PER_IMAGE),
 }
@@ -235,6 +235,13 @@ def _check(name, value, spec):
         raise ConfigError(f"{name}={_brief(value)} is unknown; accepted: {', '.join(choices)}{_near(value, choices)}")
 
 
+def require_warmup(name, warmup, length, unit):
+    """Raise ConfigError on a warm-up that is longer than its training, whose learning rate would never be reached."""
+    if warmup > length:
+        raise ConfigError(f"{name}={warmup} is longer than the training of {length} {unit}, which would end before its learning rate is "
+                          f"reached; give {length} at most")
+
+
 def printable(text):
     """Return whether a text has no control character, line break or lone surrogate, so that it fits a prompt, a page and a terminal."""
     return not any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in text)
@@ -265,7 +272,7 @@ def _mapping(overrides):
 
 
 def recipe(profile="mini", overrides=None, **fields):
-    """Return the Recipe of a profile with `fields` (e.g. dataset="mnist") and dotted `overrides` (e.g. {"adapt.lr": 1e-3}).
+    """Return the Recipe of a profile with `fields` (e.g. `dataset="mnist"`) and dotted `overrides` (e.g. `{"adapt.lr": 1e-3}`).
 
     Whole numbers are accepted where a float is wanted. Raises ConfigError on an unknown profile, key or value, with the
     nearest accepted name.
@@ -375,4 +382,5 @@ def paths():
     return {"home": root, "store": store, "records": store / "records", "kept": store / "kept", "data": data, "notebooks": root / "notebooks",
             "study": root / "notebooks" / "study.yaml", "runs": root / "book" / "runs", "training": store / "mini_base",
             "kept_pages": root / "book" / "study", "kept_records": root / "book" / "study" / "records.jsonl", "contents": root / "_build" / "toc.yml",
-            "smoke": root / "_build" / "smoke", "benchmarks": root / "benchmarks" / "results", "mini": Path(__file__).parent / "mini"}
+            "smoke": root / "_build" / "smoke", "benchmarks": root / "benchmarks" / "results",
+            "faults": root / "benchmarks" / "results" / "faults.json", "mini": Path(__file__).parent / "mini"}

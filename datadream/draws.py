@@ -1,9 +1,12 @@
 """What each generator of the comparison samples a class with: prompts, adapters, seeds, and who draws again what is misread."""
 
+import math
+
 import numpy as np
 from PIL import Image
 
 from .classify import predict
+from .config import require_warmup
 from .data import evaluation_batches, few_shots, prompt
 from .images import Images
 from .models import load_classifier
@@ -50,8 +53,15 @@ def slices(recipe, dataset, label):
 
 
 def adapters(recipe, dataset):
-    """Return the adapters that a method samples with, each once, as the (label, image) that `adapt` takes."""
-    return list(dict.fromkeys(which for label in range(len(dataset.classes)) for _, own in groups(recipe, dataset, label) for which in own))
+    """Return the adapters that a method samples with, each once, as the (label, image) that `adapt` takes.
+
+    Raises ConfigError on a warm-up that is longer than the training of one.
+    """
+    found = list(dict.fromkeys(which for label in range(len(dataset.classes)) for _, own in groups(recipe, dataset, label) for which in own))
+    for label, image in found:
+        shots = len(few_shots(dataset, recipe.shots, recipe.seed, label)) if image is None else 1
+        require_warmup("adapt.warmup", recipe.adapt.warmup, recipe.adapt.epochs * math.ceil(shots / recipe.adapt.batch), "steps")
+    return found
 
 
 def texts(recipe, dataset, label):

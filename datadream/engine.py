@@ -5,10 +5,12 @@ again elsewhere, and goes on from what the dead one left.
 """
 
 import os
+import signal
 from dataclasses import dataclass
 
 from tqdm.auto import tqdm
 
+from . import stopping
 from .adapt import adapt, adapter_inputs
 from .config import ConfigError, Recipe, key, paths
 from .data import few_shots, load_for
@@ -17,11 +19,13 @@ from .generate import generation_inputs, sample_range
 from .images import class_folders
 from .memory import BatchSize
 from .models import fetch
+from .progress import Progress
 from .sampling import adapted
-from .store import Store
-from .study import artifact_keys, record_file, run
+from .store import Store, writing
+from .study import artifact_keys, compute, record_file
 
 RETRIES = 5  # times that a task is given to another worker after its own died
+GRACE = 20  # seconds that a task has to save its state; batch schedulers give 30 from SIGTERM to SIGKILL
 MEMORY = {"mini": 1.5e9, "paper": 12e9}  # bytes of a task's process, at most; measured by benchmarks and tests/test_full_size.py
 
 
@@ -61,41 +65,49 @@ def tasks(recipes, store):
 
 
 def generate_slice(recipe, dataset, shots, store, label, position):
-    """Write one of the `slices` of a class into the work folder of its synthetic set and share it, so that `generate` finds it there."""
-    artifact = key("generate", **generation_inputs(recipe, dataset))
-    part, groups = f"{label}-{position}", slices(recipe, dataset, label)[position]
-    folder = store.work(artifact) / "train" / class_folders(dataset.classes)[label]
-    with store.lock(f"{artifact}-{part}"):
-        if store.done(artifact) or store.gather(artifact, part):
+    """Write one of the `slices` of a class into the work folder of its synthetic set and share it, so that `generate` finds it there.
+
+    Raises StoreError where nothing can be written.
+    """
+    artifact, name = key("generate", **generation_inputs(recipe, dataset)), f"{label}-{position}"
+    folder, part = store.work(artifact) / "train" / class_folders(dataset.classes)[label], slices(recipe, dataset, label)[position]
+    files = [folder / f"{i:06d}.png" for indices, _ in part for i in indices]
+    size, judge = BatchSize(recipe.generate.batch), reader(recipe, dataset)
+    with writing(store.root, store.fix), store.lock(f"{artifact}-{name}"):
+        # Another study may have made the slice, and the artifact of it, while this one waited.
+        if store.done(artifact) or store.gather(artifact, name):
             return
         folder.mkdir(parents=True, exist_ok=True)
-        size, judge = BatchSize(recipe.generate.batch), reader(recipe, dataset)
-        for indices, own in groups:
+        for indices, own in part if not all(file.exists() for file in files) else ():
             with adapted(recipe, *(adapt(recipe, dataset, shots, store, *which) for which in own)) as pipe, tqdm(disable=True) as bar:
                 sample_range(pipe, recipe, dataset, label, indices, folder, bar, size, judge)
-        store.share(artifact, part, [folder / f"{i:06d}.png" for indices, _ in groups for i in indices])
+        store.share(artifact, name, files)
 
 
 def work(task, address, *needed):
     """Do one task of the store at `address` in this process; `needed` are what its needs returned, so that Ray waits for them. Returns its name."""
-    store, recipe = Store(address), task.recipe
-    if task.kind == "cell":
-        run(recipe, store)
-        return task.name
+    try:
+        with stopping.listening(signal.SIGINT):  # what `ray.cancel` stands for
+            _do(task.kind, task.recipe, Store(address), task.where)
+    except stopping.Stopped as error:  # a SystemExit would look to Ray like the end of the worker
+        raise RuntimeError(str(error)) from None
+    return task.name
+
+
+def _do(kind, recipe, store, where):
+    if kind == "cell":
+        compute(recipe, store)
+        return
     dataset = load_for(recipe)
     shots = few_shots(dataset, recipe.shots, recipe.seed)
-    if task.kind == "adapt":
-        adapt(recipe, dataset, shots, store, *task.where)
-    else:
-        generate_slice(recipe, dataset, shots, store, *task.where)
-    return task.name
+    (adapt if kind == "adapt" else generate_slice)(recipe, dataset, shots, store, *where)
 
 
 def run_ray(recipes, store, address=None):
     """Run the cells on a Ray cluster: this machine's cores and GPUs, or the one at `address` ("auto": the one that this node is in).
 
-    Raises RuntimeError with the failures once all other tasks are done; a task that needs a failed one is not tried. Ctrl-C cancels
-    what runs and leaves the store ready to go on.
+    Raises RuntimeError with the failures once all other tasks are done; a task that needs a failed one is not tried. Ctrl-C and
+    SIGTERM let what runs save its state, for GRACE seconds, and leave the store ready to go on.
     """
     try:
         import ray
@@ -110,7 +122,8 @@ def run_ray(recipes, store, address=None):
         ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level="ERROR",
                  runtime_env={"env_vars": {**names, "DATADREAM_HOME": str(paths()["home"])}})
     try:
-        _drive(ray, tasks(recipes, store), store)
+        with stopping.listening():  # after `init`, which has a handler of its own
+            _drive(ray, tasks(recipes, store), store)
     finally:
         if own:
             ray.shutdown()
@@ -124,21 +137,30 @@ def _drive(ray, todo, store):
         refs[name] = remote.options(name=f"{task.kind} {name}", **demand).remote(task, store.address, *(refs[n] for n in task.needs))
     names, pending, failures = {ref: name for name, ref in refs.items()}, list(refs.values()), {}
     try:
-        with tqdm(total=len(pending), desc="tasks", leave=False, mininterval=2) as bar:
+        with Progress([task.kind for task in todo.values()], store.root / "progress.txt") as progress:
             while pending:
-                ready, pending = ray.wait(pending, num_returns=1)
+                ready, pending = ray.wait(pending, num_returns=1, timeout=1)
+                stopping.check()
                 for ref in ready:
                     try:
                         ray.get(ref)
                     except ray.exceptions.RayError as error:
                         failures[names[ref]] = error
-                bar.update(len(ready))
-    except KeyboardInterrupt:
-        for ref in pending:
-            ray.cancel(ref, force=True)
+                    progress.ended_one(todo[names[ref]].kind, names[ref], failures.get(names[ref]))
+    except (KeyboardInterrupt, stopping.Stopped):
+        _cancel(ray, pending)
         raise
     if failures:
         raise RuntimeError(_report(todo, failures)) from next(iter(failures.values()))
+
+
+def _cancel(ray, pending):
+    """Ask the tasks that run to save their state and end, and end those that have not after GRACE seconds."""
+    for ref in pending:
+        ray.cancel(ref)
+    ended, late = ray.wait(pending, num_returns=len(pending), timeout=GRACE) if pending else ([], [])
+    for ref in late:
+        ray.cancel(ref, force=True)
 
 
 def _report(todo, failures):

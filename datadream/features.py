@@ -109,5 +109,6 @@ def features(images, name, recipe, store):
         raise ValueError("there are no images to take features of; give a set of one or more")
     row = EXTRACTORS[name]
     inputs = {"images": fingerprint(images), "extractor": name, "model": row.identity(recipe)}
-    folder = store.make(key("features", **inputs), inputs, lambda work: _extract(images, row, recipe, work))
-    return np.concatenate([load_file(file)["features"] for file in sorted(folder.glob("*.safetensors"))])
+    with store.in_use():
+        folder = store.make(key("features", **inputs), inputs, lambda work: _extract(images, row, recipe, work))
+        return np.concatenate([load_file(file)["features"] for file in sorted(folder.glob("*.safetensors"))])

@@ -11,10 +11,11 @@ from .config import ConfigError
 from .images import DataError
 from .leases import running
 from .remote import RemoteStore, reaching
-from .store import remove, writing
+from .store import CLEARING, IN_USE, remove, writing
 
 ARTIFACT = re.compile(r"[a-z]+-[0-9a-f]{16}")  # a key; a folder of another name is not this program's to remove
-LEASE = re.compile(ARTIFACT.pattern + r"(-\d+-\d+)?\.lease")  # of an artifact or of a slice of one
+HELD = rf"({ARTIFACT.pattern}(-\d+-\d+)?|{IN_USE}\w+)"  # an artifact, a slice of one, a study
+LOCK, LEASE = re.compile(rf"\.{HELD}\.lock"), re.compile(rf"{HELD}\.lease")
 
 
 @dataclass(frozen=True)
@@ -48,12 +49,12 @@ def unused(store):
     """Return the entries that could go, by name: artifacts without a record, `.partial` folders and locks that nobody holds.
 
     Whatever else lies in the store is left out. Of a store on an address both the address and the copies on this machine are looked
-    through; where leases are left there, this watches their heartbeats for up to leases.PATIENCE seconds. Raises ConfigError while a process
-    is making an artifact: those of a cell that is not finished have no record yet.
+    through; where leases are left there, this watches their heartbeats for up to leases.PATIENCE seconds. Raises ConfigError while a study
+    runs or a process is making an artifact: those of a cell that is not finished have no record yet.
     """
     needed, own, found = referred(store), "copy" if isinstance(store, RemoteStore) else "artifact", []
     for path in sorted(store.root.iterdir()) if store.root.is_dir() else []:
-        if path.name.startswith(".") and path.suffix == ".lock" and ARTIFACT.fullmatch(path.stem[1:]):
+        if LOCK.fullmatch(path.name):
             _require_free(path)
             found.append(Entry(path, "lock", path.lstat().st_size))
         elif path.suffix in (".partial", ".fetched") and ARTIFACT.fullmatch(path.stem):
@@ -73,8 +74,8 @@ def _away(store, needed):
     with reaching(store.address):
         busy = running(store.fs, [store.at(name) for name in leases])
     if busy:
-        raise ConfigError(f"a process is making {PurePosixPath(busy).name} in {store.address}; wait for it to end, since what it has made so far has "
-                          f"no record yet")
+        what = "a study runs" if PurePosixPath(busy).name.startswith(IN_USE) else f"a process is making {PurePosixPath(busy).name}"
+        raise ConfigError(f"{what} in {store.address}; wait for it to end, since what it has made so far has no record yet")
     kinds = {name: "lock" for name in leases}
     for name, files in groups.items():
         if name.endswith(".partial") and ARTIFACT.fullmatch(name.removesuffix(".partial")):
@@ -94,13 +95,15 @@ def listing(store, entries):
 
 
 def clear(store, entries):
-    """Remove the entries; a link is removed and what it leads to is not. Raises StoreError where the store cannot be written."""
-    with writing(store.root, store.fix):
+    """Remove those of the entries that are still unused; a link is removed and what it leads to is not.
+
+    A study that begins meanwhile waits. Raises ConfigError if one has begun since, StoreError where the store cannot be written.
+    """
+    with writing(store.root, store.fix), store.lock(CLEARING):
+        still = {entry.path for entry in unused(store)}
         for entry in entries:
-            if entry.away:
-                store.drop(entry.path.name)
-            else:
-                remove(entry.path)
+            if entry.path in still:
+                (store.drop(entry.path.name) if entry.away else remove(entry.path))
 
 
 def _size(path):
@@ -114,5 +117,5 @@ def _require_free(path):
         with writing(path.parent), FileLock(path, timeout=0):
             pass
     except Timeout as error:
-        raise ConfigError(f"a process is making {path.stem[1:]} in {path.parent}; wait for it to end, since what it has made so far has no "
-                          f"record yet") from error
+        what = "a study runs" if path.name.startswith(f".{IN_USE}") else f"a process is making {path.stem[1:]}"
+        raise ConfigError(f"{what} in {path.parent}; wait for it to end, since what it has made so far has no record yet") from error

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from tqdm.auto import tqdm
 
+from . import stopping
 from .adapt import adapt, adapter_inputs
 from .config import as_dict, key
 from .data import few_shots, square
@@ -48,6 +49,7 @@ def sample_range(pipe, recipe, dataset, label, indices, folder, bar, size, judge
 
     with ThreadPoolExecutor(1) as writer:
         while start < indices.stop:
+            stopping.check()
             count = min(size.size, indices.stop - start)
             files = [folder / f"{i:06d}.png" for i in range(start, start + count)]
             if not all(f.exists() for f in files):
@@ -91,11 +93,12 @@ def generate(recipe, dataset, shots, store):
         with tqdm(total=len(folders) * recipe.generate.images, desc=f"generate {recipe.method}", leave=False, mininterval=2) as bar:
             for label, folder in enumerate(folders):
                 (root / "train" / folder).mkdir(parents=True, exist_ok=True)
-                for indices, own in (group for part in slices(recipe, dataset, label) for group in part):
+                for position, (indices, own) in ((p, group) for p, part in enumerate(slices(recipe, dataset, label)) for group in part):
                     used = [trained[which] for which in own]
-                    if not all((root / "train" / folder / f"{i:06d}.png").exists() for i in indices):
-                        with adapted(recipe, *used) as pipe:
-                            sample_range(pipe, recipe, dataset, label, indices, root / "train" / folder, bar, size, judge)
+                    with store.lock(f"{root.stem}-{label}-{position}"):  # a cluster may be making the same slice
+                        if not all((root / "train" / folder / f"{i:06d}.png").exists() for i in indices):
+                            with adapted(recipe, *used) as pipe:
+                                sample_range(pipe, recipe, dataset, label, indices, root / "train" / folder, bar, size, judge)
                     rows += [describe(recipe, dataset, label, i, root / "train", folder, used) for i in indices]
         (root / "train" / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         (root / "classes.json").write_text(json.dumps(dict(zip(folders, dataset.classes)), indent=1))

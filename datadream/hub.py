@@ -1,6 +1,7 @@
 """The models by name: where each comes from, whether it is on this machine, and how to fetch it."""
 
 import logging
+import shlex
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,7 +94,8 @@ def absent(name, part):
 def fetching(name):
     """Return the words on the command that fetches a model, with its hub id, size and licence where the tables know them."""
     row = GENERATORS.get(name) or CLASSIFIERS.get(name)
-    return f"`python -m datadream download {name}` fetches it" + (f" ({row.hub}, about {row.gigabytes:g} GB, {row.licence})" if row else "")
+    about = f" ({row.hub}, about {row.gigabytes:g} GB, {row.licence})" if row else ""
+    return f"`python -m datadream download {shlex.quote(name)}` fetches it{about}"
 
 
 def download(name):

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+from pathlib import Path
 
 import pandas as pd
 import yaml
@@ -19,6 +20,7 @@ from .study import artifact_keys, choose, load_study, record_file
 LIMIT = 1_000_000  # bytes of a kept page: git holds every version of it
 COLOURS = 128  # of a figure in a kept page: more is not seen in plots and digits
 OWN = "Your own run"
+MISSING = "*This piece of the study is not in the repository yet; `make study-full` computes and keeps it.*"
 
 
 def keep(group="full", store=None):
@@ -47,6 +49,11 @@ def keep(group="full", store=None):
     return pd.DataFrame(rows)
 
 
+def kept():
+    """Return the names of the runs whose records are committed."""
+    return sorted({name for line in _lines() for name in line["runs"]})
+
+
 def load(name):
     """Return the table of a run's committed records, as records.load_records gives it, with the column `value`: the point of an ablation.
 
@@ -63,8 +70,7 @@ def load(name):
 def load_all():
     """Return all committed records with a column `run`: a record that several runs show stands there once for each."""
     lines = _lines()
-    names = sorted({name for line in lines for name in line["runs"]})
-    return pd.concat([tidy([line for line in lines if name in line["runs"]]).assign(run=name) for name in names], ignore_index=True)
+    return pd.concat([tidy([line for line in lines if name in line["runs"]]).assign(run=name) for name in kept()], ignore_index=True)
 
 
 def load_measures(name):
@@ -113,7 +119,7 @@ def _write_page(file, notebook):
     notebook["metadata"] = {**{k: v for k, v in notebook["metadata"].items() if k in ("kernelspec", "language_info")},
                             "papermill": {"parameters": ran["parameters"], "duration": ran.get("duration")}}
     for cell in notebook["cells"]:
-        cell["metadata"] = {k: v for k, v in cell["metadata"].items() if k == "tags"}
+        cell["metadata"] = {k: v for k, v in cell["metadata"].items() if k in ("tags", "mystnb")}  # what is hidden, captions, alternative texts
         for output in cell.get("outputs", []):
             if "image/png" in output.get("data", {}):
                 output["data"]["image/png"] = _few_colours(output["data"]["image/png"])
@@ -134,11 +140,13 @@ def _few_colours(encoded):
 def write_contents():
     """Write the book's table of contents, _toc.yml and a part for the pages in book/runs, and return its file.
 
-    Raises ConfigError on a _toc.yml without parts.
+    A page of the study that is not kept yet is left out. Raises ConfigError on a _toc.yml without parts.
     """
     contents = yaml.safe_load((paths()["home"] / "_toc.yml").read_text())
     if not isinstance(contents, dict) or "parts" not in contents:
         raise ConfigError("_toc.yml has no 'parts'; each lists the chapters of a part of the book")
+    for part in contents["parts"]:
+        part["chapters"] = _there(part["chapters"])
     own = [page.stem for page in sorted(paths()["runs"].glob("*.ipynb")) if not page.stem.endswith(".failed")]
     if own:
         chapters = [{"file": f"book/runs/{name}", "title": name.replace("_", " ")} for name in own]
@@ -147,3 +155,11 @@ def write_contents():
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(yaml.safe_dump(contents, sort_keys=False))
     return file
+
+
+def _there(chapters):
+    """Return the chapters without those whose page is a kept one that is not there."""
+    folder = paths()["kept_pages"]
+    found = [chapter for chapter in chapters if chapter["file"] != f"book/study/{Path(chapter['file']).name}"
+             or (folder / f"{Path(chapter['file']).name}.ipynb").exists()]
+    return [{**chapter, "sections": _there(chapter["sections"])} if "sections" in chapter else chapter for chapter in found]

@@ -7,6 +7,8 @@ import time
 import uuid
 from contextlib import suppress
 
+from . import stopping
+
 BEAT = 10.0  # seconds between two heartbeats of a holder
 PATIENCE = 60.0  # seconds without one after which a holder is taken for dead: several beats, since a busy machine may miss some
 POLL = 1.0  # seconds between two looks of a worker that waits
@@ -29,7 +31,7 @@ class Lease:
         self._stop, self._thread = threading.Event(), None
 
     def acquire(self):
-        """Wait until the lease is this worker's, and keep its heartbeat going in a thread."""
+        """Wait until the lease is this worker's, and keep its heartbeat going in a thread; raises Stopped if it is asked to end while it waits."""
         seen, since, inherited = None, 0.0, False
         while True:
             content = read(self.fs, self.path)
@@ -45,6 +47,7 @@ class Lease:
                 inherited = True
                 remove(self.fs, self.path)
                 continue
+            stopping.check()
             time.sleep(POLL)
         self._thread = threading.Thread(target=self._beat, daemon=True)
         self._thread.start()

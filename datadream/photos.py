@@ -9,6 +9,7 @@ import pandas as pd
 from PIL import Image
 from safetensors import SafetensorError
 
+from . import stopping
 from .classify import train
 from .config import ConfigError, interpreter, printable, recipe, shown
 from .data import few_shots, load_for
@@ -139,6 +140,11 @@ def keep(folder, test_folder="", method="dset+real", store=None, **fields):
     """
     store, part = store or Store(), {"test_folder": test_folder} if test_folder else {"fold": "0/2"}
     chosen = recipe(dataset="folder", folder=folder, method=method, **part, **fields)
+    with stopping.listening(), store.in_use():
+        return _keep(chosen, store)
+
+
+def _keep(chosen, store):
     dataset, row, keys = load_for(chosen), chosen.row, artifact_keys(chosen)
     shots, synthetic, made = few_shots(dataset, chosen.shots, chosen.seed), None, None
     if row.generator:

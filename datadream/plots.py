@@ -2,27 +2,43 @@
 
 import matplotlib.pyplot as plt
 import numpy as np
+from IPython.core.pylabtools import retina_figure
+from IPython.display import display
 from matplotlib.figure import Figure
 
 from .config import METHODS
 from .distances import TITLES
 
 STYLE = {"figure.facecolor": "white", "axes.facecolor": "white", "savefig.facecolor": "white", "text.color": "black",
-         "axes.spines.top": False, "axes.spines.right": False, "font.size": 10, "figure.dpi": 100, "savefig.dpi": 200}
+         "axes.spines.top": False, "axes.spines.right": False, "font.size": 10, "figure.dpi": 100, "savefig.dpi": 200,
+         "axes.prop_cycle": plt.cycler(color=list(dict.fromkeys(row.colour for row in METHODS.values() if row.generator)))}
 WIDTH = 7.0  # inches, of every figure
 NAMED = 30  # classes at most whose names stand beside their dots
 LABEL = 30  # characters of a class name: a longer one would leave no room for the figure
 
 
+class _Sharp(Figure):
+    """A figure that a notebook shows in its size and in twice the pixels, whatever the kernel's settings: pages are read on dense screens."""
+
+    def _ipython_display_(self):  # before any other form, which the inline backend has registered its own for
+        picture, size = retina_figure(self, base64=True)
+        display({"image/png": picture, "text/plain": repr(self)}, metadata={"image/png": size}, raw=True)
+
+
 def _figure(height, **options) -> tuple[Figure, np.ndarray]:
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(WIDTH, height), layout="constrained", squeeze=False, **options)
+        figure, axes = plt.subplots(figsize=(WIDTH, height), layout="constrained", squeeze=False, FigureClass=_Sharp, **options)
     plt.close(figure)  # the notebook shows the returned figure once, not twice
     return figure, axes
 
 
 def _labels(classes):
     return [name if len(name) <= LABEL else f"{name[:LABEL - 1]}\u2026" for name in classes]
+
+
+def _legend_below(figure):
+    """Put the legend under the axes: up to fifteen methods would cover the lines."""
+    figure.legend(loc="outside lower center", ncols=3, fontsize=8, frameon=False)
 
 
 def plot_main_table(summary, title=""):
@@ -46,7 +62,7 @@ def plot_along(summaries, axis_title, title=""):
 
     Numbers that span a factor of four or more stand on a logarithmic scale; other labels stand side by side.
     """
-    figure, axes = _figure(3.8)
+    figure, axes = _figure(4.2)
     axis, labels = axes[0, 0], list(dict.fromkeys(summaries["value"]))
     x, log = _positions(labels)
     for i, (method, rows) in enumerate(summaries.groupby("method", sort=False)):
@@ -59,7 +75,7 @@ def plot_along(summaries, axis_title, title=""):
     axis.set_xticks(x, labels, rotation=0 if max(map(len, labels)) < 9 else 20, ha="center" if max(map(len, labels)) < 9 else "right")
     axis.minorticks_off()
     axis.grid(alpha=0.3)
-    axis.legend(fontsize=8, frameon=False)
+    _legend_below(figure)
     return figure
 
 
@@ -110,7 +126,7 @@ def plot_confusion(matrix, classes, title=""):
 
 def plot_curves(table, title=""):
     """Draw validation accuracy against optimiser steps, one line per method, the mean over seeds."""
-    figure, axes = _figure(3.8)
+    figure, axes = _figure(4.2)
     axis = axes[0, 0]
     for method, group in table.groupby("method", sort=False):
         curves = [curve for curve in group["curve"] if curve]
@@ -122,20 +138,20 @@ def plot_curves(table, title=""):
     axis.set(xlabel="optimiser steps", ylabel="validation accuracy, %", title=title)
     axis.grid(alpha=0.3)
     if axis.lines:
-        axis.legend(fontsize=8, frameon=False, loc="lower right")
+        _legend_below(figure)
     return figure
 
 
 def plot_lines(series, xlabel, ylabel, title="", log=False):
     """Draw named lines: `series` maps a label to (x values, y values); `log` makes the y axis logarithmic."""
-    figure, axes = _figure(3.2)
+    figure, axes = _figure(3.6)
     axis = axes[0, 0]
     for label, (x, y) in series.items():
         axis.plot(x, y, label=label)
     axis.set(xlabel=xlabel, ylabel=ylabel, title=title, yscale="log" if log else "linear")
     axis.grid(alpha=0.3)
     if len(series) > 1:
-        axis.legend(fontsize=8, frameon=False)
+        _legend_below(figure)
     return figure
 
 
@@ -155,6 +171,7 @@ def plot_measures(summary, title=""):
         axis.set_ylim(-0.5, len(methods) - 0.3)
         axis.set_title(TITLES[name], fontsize=9)
         axis.margins(x=0.15)
+        axis.locator_params(axis="x", nbins=4)  # more numbers than that run into each other
         axis.grid(axis="x", alpha=0.3)
     for axis in axes.flat[len(names):]:
         axis.set_visible(False)

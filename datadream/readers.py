@@ -303,7 +303,7 @@ def read_optdigits(folder):
 
 
 def read_shots(folder, classes):
-    """Return the few shots of the released code's layout <folder>/<class>/*, classes by their raw names, also where one has a '/'."""
+    """Return the few shots of the released code's layout `<folder>/<class>/*`, classes by their raw names, also where one has a '/'."""
     sources, labels = [], []
     for label, name in enumerate(classes):
         files, _ = image_files(Path(folder) / name)

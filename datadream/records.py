@@ -14,7 +14,7 @@ RELEASED = "[RELEASED PROTOCOL, for comparison only: the epoch is chosen on the 
 
 
 def load_records(source=None):
-    """Return one row per record: dataset, method, shots, images, seed, top1, low, high, val_top1, seconds, ... sorted.
+    """Return one row per record: dataset, method, shots, images, seed, top1, low, high, val_top1, seconds and the rest, sorted.
 
     `source` is a folder of records or a list of files; None is the store's. Accuracies are shares in [0, 1]. No record
     gives an empty table with these columns. Raises DataError on a damaged record.
@@ -138,16 +138,62 @@ def compare(table, variants, baseline):
 
 def load_benchmarks(folder):
     """Return what `python -m benchmarks` wrote to `folder`, one dict per device and profile."""
-    return [json.loads(file.read_text()) for file in sorted(Path(folder).glob("*.json"))]
+    found = [json.loads(file.read_text()) for file in sorted(Path(folder).glob("*.json"))]
+    return [results for results in found if "limits" in results]  # the folder has other measurements too
 
 
 def benchmark_table(results):
-    """Return one benchmark's rows for people: images per second of both ways, ratio with interval, share of the machine's peak, memory."""
+    """Return one benchmark's rows for people: images per second of both ways, ratio with interval, share of the machine's peak, memory.
+
+    The ratio "at peak" is what a product that ran at the machine's peak would reach: no way of doing the same work gains more.
+    """
     peak, rows = max(results["limits"]["flops"].values()), []
     for row in results["rows"]:
         mean, low, high = row["ratio"]
         rows.append({"stage": row["row"], **{f"{way}, images/s": row["images"] / s for way, s in row["seconds"].items()}, "ratio": mean,
                      "95 % interval": "" if low is None else f"{low:.2f} to {high:.2f}",
+                     "ratio at peak": row["seconds"]["baseline"] * peak / row["flops"],
                      "share of peak, %": 100 * row["flops"] / row["seconds"]["product"] / peak,
                      "peak GB": f"{row['peak_bytes']['baseline'] / 1e9:.1f} / {row['peak_bytes']['product'] / 1e9:.1f}"})
     return pd.DataFrame(rows)
+
+
+def load_together(folder):
+    """Return a row per number of adapters that `python -m benchmarks.together` trained at once: ratio with interval, device, commit."""
+    file = Path(folder) / "together.json"
+    results = json.loads(file.read_text()) if file.exists() else {"together": []}
+    return pd.DataFrame([{"adapters at once": row["adapters"], "times as fast": row["ratio"][0],
+                          "95 % interval": "{1:.2f} to {2:.2f}".format(*row["ratio"]), "device": results["device"], "commit": results["commit"][:10]}
+                         for row in results["together"]])
+
+
+def load_faults(file=None):
+    """Return what `python -m benchmarks.faults` wrote: `cases`, `inputs`, and where they were run; {} where nothing was."""
+    file = Path(file or paths()["faults"])
+    return json.loads(file.read_text()) if file.exists() else {}
+
+
+def fault_table(results):
+    """Return one row per fault and engine for people: stages tried, survived, equal records and bytes, and the seconds lost, least to most."""
+    rows = []
+    for (fault, engine), group in pd.DataFrame(results["cases"], columns=CASE).groupby(["fault", "engine"], sort=False):
+        lost = group["lost"]
+        rows.append({"fault": fault, "engine": engine, "in": ", ".join(group["stage"]), "survived": f"{group['survived'].sum()} of {len(group)}",
+                     "records equal": _equal(group), "bytes": f"{group['bytes'].sum()} of {len(group)}",
+                     "seconds lost": f"{lost.min():.1f} to {lost.max():.1f}", "of": f"{group['undisturbed'].mean():.1f}"})
+    return pd.DataFrame(rows)
+
+
+def _equal(cases):
+    halved = cases[~cases["equal"] & cases["split"].map(bool)]
+    note = f"; {len(halved)} with halved batches, {halved['apart'].max():.1f} points apart at most" if len(halved) else ""
+    return f"{cases['equal'].sum()} of {len(cases)}{note}"
+
+
+CASE = ["fault", "stage", "engine", "survived", "equal", "bytes", "split", "apart", "seconds", "undisturbed", "lost"]  # of what the script writes
+
+
+def input_table(results):
+    """Return one row per class of bad input for people: how many were tried, and how many ended in which way."""
+    return pd.DataFrame([{"input": group, "tried": sum(ends.values()), "ended": ", ".join(f"{end} ({n})" for end, n in ends.items())}
+                         for group, ends in results["inputs"].items()])

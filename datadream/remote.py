@@ -196,15 +196,25 @@ class RemoteStore(Store):
 
     @contextmanager
     def lock(self, name):
-        """Let one process at a time make `name`, of this machine by a file lock, of all machines by a lease on the address."""
+        """Hold the lock of this name: of this machine's processes by a file lock, of all machines by a lease on the address."""
+        with super().lock(name), self._leased(name):
+            yield
+
+    @contextmanager
+    def mark(self, name):
+        """Show others, within, that something of this name goes on, by a file lock on this machine and a lease on the address."""
+        with super().mark(name), self._leased(name):
+            yield
+
+    @contextmanager
+    def _leased(self, name):
         lease = Lease(self.fs, self.at(f"{name}.lease"))
-        with super().lock(name):
-            with reaching(self.address):
-                lease.acquire()
-            try:
-                yield
-            finally:
-                lease.release()
+        with reaching(self.address):
+            lease.acquire()
+        try:
+            yield
+        finally:
+            lease.release()
 
     def share(self, key, part, files):
         """Upload `files` of an artifact's work folder as its `part`, with a list of their sizes and digests last."""

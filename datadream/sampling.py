@@ -10,6 +10,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from .config import ConfigError
 from .models import dtype_for, load_generator, make_scheduler, merged_lora
+from .training import DivergedError
 
 BACKEND = "inductor"
 
@@ -28,7 +29,7 @@ def sample(pipe, text, seeds, options, resolution, starts=None):
     """Return one uint8 RGB PIL image per seed, guided by `options.guidance` on the first `options.guided` of the steps.
 
     `text` is `embed`'s, of one prompt for all images or of one for each. `starts`, square PIL images, are what `options.strength` of
-    the schedule's noise is added to (Meng et al., 2022, SDEdit); None starts from pure noise.
+    the schedule's noise is added to (Meng et al., 2022, SDEdit); None starts from pure noise. Raises DivergedError on NaN.
     """
     generators = [torch.Generator().manual_seed(s) for s in seeds]  # on the CPU: the same noise on every device
     part, each = {}, len(seeds) // len(text["prompt_embeds"])
@@ -38,8 +39,13 @@ def sample(pipe, text, seeds, options, resolution, starts=None):
     if 0 < options.guided < 1:
         paired = [name for name in PAIRED if name in pipe._callback_tensor_inputs]
         part = {"callback_on_step_end": partial(_end_guidance, options.guided), "callback_on_step_end_tensor_inputs": paired}
-    return pipe(**text, num_images_per_prompt=each, num_inference_steps=options.steps, generator=generators,
-                guidance_scale=options.guidance if options.guided else 1.0, **place, **part).images
+    images = pipe(**text, num_images_per_prompt=each, num_inference_steps=options.steps, generator=generators, output_type="pt",
+                  guidance_scale=options.guidance if options.guided else 1.0, **place, **part).images
+    broken = [seed for seed, image in zip(seeds, images) if not torch.isfinite(image).all()]
+    if broken:
+        raise DivergedError(f"the generator made NaN for {len(broken)} of {len(seeds)} images, the first with seed {broken[0]}, which would be "
+                            f"black; half precision may be too little for it, precision='float32' is not")
+    return pipe.image_processor.numpy_to_pil(pipe.image_processor.pt_to_numpy(images))
 
 
 def _from_images(pipe):

@@ -9,14 +9,16 @@ import re
 import shutil
 import subprocess
 import time
+import uuid
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
+from . import stopping
 from .config import home, is_address, paths, store_place
 
 PACKAGES = ("torch", "torchvision", "diffusers", "transformers", "peft", "open_clip_torch", "numpy")
@@ -90,6 +92,9 @@ def writing(root, fix=MOVE):
         if code in CLOSED and Path(own).absolute().is_relative_to(Path(root).absolute()):
             raise StoreError(f"{root} cannot be written ({os.strerror(code)}: {own}). Give yourself the right to, or {fix}") from error
         raise
+
+
+IN_USE, CLEARING = "in-use-", "clearing"  # the names of the locks by which studies and `gc` keep out of each other's way
 
 
 def parse(text):
@@ -181,16 +186,50 @@ class Store:
         """
         if not self.done(key):
             with writing(self.root, self.fix), self.lock(key):
+                stopping.check()
                 if not self.done(key):
                     self._build(key, inputs, build, notes)
         return self.folder(key)
 
     @contextmanager
     def lock(self, name):
-        """Let one process at a time make `name`, an artifact or a part of one; the others wait."""
+        """Hold the lock of this name, which one process at a time has; raises Stopped if this one is asked to end while it waits."""
         self.root.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.root / f".{name}.lock"):
+        lock = FileLock(self.root / f".{name}.lock")
+        while True:
+            try:
+                lock.acquire(timeout=1)
+                break
+            except Timeout:
+                stopping.check()
+        try:
             yield
+        finally:
+            lock.release()
+
+    @contextmanager
+    def in_use(self):
+        """Within, `gc` removes nothing: what a cell has made so far has no record yet. Where nothing can be written, nothing is marked."""
+        with ExitStack() as marks:
+            try:
+                with self.lock(CLEARING):  # a removal that has begun ends first
+                    marks.enter_context(self.mark(f"{IN_USE}{uuid.uuid4().hex}"))
+            except (OSError, StoreError) as error:
+                cause = error.__cause__ or error
+                if not isinstance(cause, PermissionError) and getattr(cause, "errno", None) not in (*FULL, *CLOSED):
+                    raise
+            yield
+
+    @contextmanager
+    def mark(self, name):
+        """Show others, within, that something of this name goes on; nobody waits for it."""
+        mark = FileLock(self.root / f".{name}.lock")
+        mark.acquire()
+        try:
+            yield
+        finally:
+            Path(mark.lock_file).unlink(missing_ok=True)
+            mark.release()
 
     def _build(self, key, inputs, build, notes):
         final, work = self.folder(key), self.work(key)

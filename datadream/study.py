@@ -6,9 +6,11 @@ import json
 import math
 import os
 import re
+import shlex
 import shutil
+import signal
 import time
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from functools import lru_cache
 from multiprocessing import get_context
@@ -18,9 +20,9 @@ import pandas as pd
 import yaml
 from tqdm.auto import tqdm
 
-from . import config
+from . import config, stopping
 from .classify import judge, judge_inputs, train, train_inputs
-from .config import ENGINES, METHODS, SHOTS_TITLE, ConfigError, _mapping, _near, as_dict, key, paths
+from .config import ENGINES, METHODS, SHOTS_TITLE, ConfigError, _mapping, _near, as_dict, key, paths, require_warmup
 from .data import draw, draw_inputs, few_shots, load_for
 from .generate import generate, generation_inputs, read
 from .images import DataError
@@ -46,7 +48,10 @@ def cells(methods=None, seeds=(0,), overrides=None, images=None, generator=None,
 
 
 def artifact_keys(recipe):
-    """Return the keys of a cell's artifacts by stage, in the order of the stages, without making anything."""
+    """Return the keys of a cell's artifacts by stage, in the order of the stages, without making anything.
+
+    Raises ConfigError on a warm-up that is longer than its training.
+    """
     dataset, row, keys = load_for(recipe), recipe.row, {}
     if row.real or row.generator in ("class", "dataset", "image") or (row.generator and recipe.generate.strength):
         keys["shots"] = key("shots", **draw_inputs(recipe, dataset))
@@ -55,6 +60,7 @@ def artifact_keys(recipe):
         keys |= {f"adapt{i}": adapter for i, adapter in enumerate(inputs["adapters"])}
         keys["generate"] = key("generate", **inputs)
     if row.trained:
+        require_warmup("classify.warmup", recipe.classify.warmup, recipe.classify.epochs, "epochs")
         keys["train"] = key("train", **train_inputs(recipe, dataset, keys.get("generate")))
     keys["judge"] = key("judge", **judge_inputs(recipe, dataset, keys.get("train")))
     return keys
@@ -63,9 +69,17 @@ def artifact_keys(recipe):
 def run(recipe, store=None):
     """Run one cell of the study and return its record, computing only what the store does not hold yet.
 
-    The record has the whole recipe, validation and test results, the curve, seconds per stage, and the provenance.
+    The record has the whole recipe, validation and test results, the curve, seconds per stage, and the provenance. Raises Stopped
+    on SIGTERM once the state is saved.
     """
-    store, row = store or Store(), recipe.row
+    store = store or Store()
+    with stopping.listening(), store.in_use():
+        return compute(recipe, store)
+
+
+def compute(recipe, store):
+    """Return `run`'s record for one that has marked the store as being in use and says what a signal does."""
+    row = recipe.row
     fetch(recipe)
     dataset, keys = load_for(recipe), artifact_keys(recipe)
     shots = few_shots(dataset, recipe.shots, recipe.seed)
@@ -122,13 +136,13 @@ def page_cells(name):
 
     Raises LookupError if the page is not there.
     """
-    page = paths()["runs"] / f"{name}.ipynb"
+    page, again = paths()["runs"] / f"{name}.ipynb", f"python -m datadream study {shlex.quote(name)}"
     if not page.is_file():
-        raise LookupError(f"book/runs/{page.name} is not there; run `python -m datadream study {name}` first")
+        raise LookupError(f"book/runs/{page.name} is not there; run `{again}` first")
     try:
         passed = json.loads(page.read_text())["metadata"]["papermill"]["parameters"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise LookupError(f"book/runs/{page.name} is no executed page ({error!r}); remove it and run `python -m datadream study {name}`") from error
+        raise LookupError(f"book/runs/{page.name} is no executed page ({error!r}); remove it and run `{again}`") from error
     values = {n: v for n, v in (_template_parameters(page) | passed).items() if n not in RUNNING}
     return cells(**values)
 
@@ -149,11 +163,16 @@ def run_cells(recipes, store=None, workers=1, engine="local"):
     store = store or Store()
     if engine not in ENGINES:
         raise ConfigError(f"engine={engine!r} is unknown; accepted: {', '.join(ENGINES)}{_near(engine, ENGINES)}")
-    if engine == "ray":
-        from .engine import run_ray
+    with stopping.listening(), store.in_use():
+        if engine == "ray":
+            from .engine import run_ray
 
-        run_ray(recipes, store)
-        return find(recipes, store)
+            run_ray(recipes, store)
+            return find(recipes, store)
+        return _run_here(recipes, store, workers)
+
+
+def _run_here(recipes, store, workers):
     groups = [[r for r in recipes if r.seed == seed] for seed in dict.fromkeys(r.seed for r in recipes)]
     if min(workers, len(groups)) > 1:
         parts = in_processes(_run_group, [(group, store) for group in groups], workers)
@@ -163,21 +182,30 @@ def run_cells(recipes, store=None, workers=1, engine="local"):
 
 
 def in_processes(function, jobs, workers):
-    """Return function(*job) of every job in order, `workers` at once in processes that share out the threads; one worker is this process."""
+    """Return `function(*job)` of every job in order, `workers` at once in processes that share out the threads; one worker is this process."""
     if workers == 1:
         return [function(*job) for job in jobs]
-    with ProcessPoolExecutor(workers, get_context("spawn"), _set_threads, (max(1, os.cpu_count() // workers),)) as pool:
-        return list(tqdm(pool.map(function, *zip(*jobs)), total=len(jobs), leave=False))
+    with ProcessPoolExecutor(workers, get_context("spawn"), _begin_worker, (max(1, os.cpu_count() // workers),)) as pool:
+        try:
+            return list(tqdm(pool.map(function, *zip(*jobs)), total=len(jobs), leave=False))
+        except (KeyboardInterrupt, stopping.Stopped):  # the others would go on to the end of what they have
+            stopping.forward()
+            raise
 
 
-def _set_threads(threads):
+def _begin_worker(threads):
     import torch
 
+    stopping.serve()
     torch.set_num_threads(threads)
 
 
 def _run_group(recipes, store):
-    return [run(recipe, store)["key"] for recipe in recipes]
+    keys = []
+    for recipe in recipes:
+        stopping.check()
+        keys.append(run(recipe, store)["key"])
+    return keys
 
 
 def sample_rows(recipes, store=None, depth=3):
@@ -329,10 +357,14 @@ def _execute_apart(name, entry, parameters, runs):
     """Call `execute` in a process of its own, so that one that the system kills takes no other run with it."""
     start = time.perf_counter()
     try:
-        with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-            return pool.submit(execute, name, entry, parameters, runs).result()
+        stopping.check()
+        with ProcessPoolExecutor(1, get_context("spawn"), stopping.shelter) as pool:
+            status, seconds, note = pool.submit(execute, name, entry, parameters, runs).result()
     except BrokenProcessPool as error:
-        return "failed", time.perf_counter() - start, f"its process died: {error}"
+        status, seconds, note = "failed", time.perf_counter() - start, f"its process died: {error}"
+    except stopping.Stopped:
+        status, seconds, note = "stopped", 0.0, "had not begun"
+    return ("stopped" if status == "failed" and stopping.asked() else status), seconds, note
 
 
 def smoke_home():
@@ -363,10 +395,11 @@ def choose(study, names, group):
 def run_study(names=(), group="default", smoke=False, file=None, jobs=1, engine="local"):
     """Execute the pending named runs, `jobs` at once, go on after a failed one, and return the table of what happened.
 
+    Raises Stopped on SIGTERM and Ctrl-C once the runs have saved their state; a second Ctrl-C does not wait for that.
     `names` chooses runs; without names all of `group`. `smoke` shrinks every run to the tiny parameters of the study file, and adds
     one run of each notebook that the group leaves out. `engine` is that of the notebooks that have such a parameter.
     """
-    study, rows = load_study(file), []
+    study = load_study(file)
     chosen, runs = choose(study, names, group), paths()["runs"]
     if smoke and not names:  # every notebook once, whatever its group
         covered = {entry["notebook"] for entry in chosen.values()}
@@ -375,7 +408,7 @@ def run_study(names=(), group="default", smoke=False, file=None, jobs=1, engine=
     runs.mkdir(parents=True, exist_ok=True)
     # Kernels are processes of their own and take their number of threads from the environment.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, os.cpu_count() // jobs)))
-    with ThreadPoolExecutor(jobs) as pool:
+    with stopping.listening(signal.SIGTERM, signal.SIGINT), ThreadPoolExecutor(jobs) as pool:
         futures = {}
         for name, entry in chosen.items():
             parameters = {**entry.get("parameters", {}), **(study["smoke"].get(entry["notebook"], {}) if smoke else {})}
@@ -383,8 +416,18 @@ def run_study(names=(), group="default", smoke=False, file=None, jobs=1, engine=
                 parameters["engine"] = engine
             futures[pool.submit(_execute_apart, name, entry, parameters, runs)] = name
         print(f"{len(chosen)} runs: {', '.join(chosen)}", flush=True)
-        for future in as_completed(futures):
+        return pd.DataFrame(_collect(futures))
+
+
+def _collect(futures):
+    """Return a row of each named run, in the order of their ends; `futures` maps what `_execute_apart` returns to a run's name."""
+    rows, pending = [], set(futures)
+    while pending:
+        ended, pending = wait(pending, 1, FIRST_COMPLETED)
+        if stopping.asked():
+            stopping.end_kernels()  # again and again: one may only just have started
+        for future in ended:
             status, seconds, note = future.result()
             rows.append({"run": futures[future], "status": status, "minutes": round(seconds / 60, 1), "note": note})
             print(f"  {futures[future]}: {status} in {seconds / 60:.1f} min: {note}", flush=True)
-    return pd.DataFrame(rows)
+    return rows

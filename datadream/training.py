@@ -10,9 +10,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
+from . import stopping
+
 
 class DivergedError(RuntimeError):
-    """The loss became NaN or infinite; the last checkpoint, if one was written, is kept."""
+    """A loss or an image became NaN or infinite; the last checkpoint, if one was written, and the images before it are kept."""
 
 
 def seed_for(*parts):
@@ -99,7 +101,8 @@ def fit(parameters, loss_at, *, steps, lr, warmup=0, minimum_lr=0.0, betas=(0.9,
 
     Every step reseeds torch's global generator from (seed, step), so a run that was killed and resumed from `checkpoint`
     (written every `every` steps) draws the same noise, dropout and augmentation as one that was not. `buffers` are further tensors
-    that a step changes (running statistics), kept with the parameters. `after(step, loss)` is called once a step is done. Raises DivergedError on a loss that is not finite.
+    that a step changes (running statistics), kept with the parameters. `after(step, loss)` is called once a step is done. Raises
+    DivergedError on a loss that is not finite, and Stopped, once the state is saved, where the process was asked to end.
     """
     optimiser = torch.optim.AdamW(list(parameters.values()), lr=lr, betas=betas, weight_decay=weight_decay, eps=eps, fused=True)
     resumed, buffers = checkpoint and Path(checkpoint).exists(), buffers or {}
@@ -117,8 +120,11 @@ def fit(parameters, loss_at, *, steps, lr, warmup=0, minimum_lr=0.0, betas=(0.9,
             optimiser.step()
             if after:  # before the checkpoint: a run killed in `after` does it again when it resumes
                 after(step, losses[-1])
-            if checkpoint and (step + 1) % every == 0 and step + 1 < steps:
+            stop, more = stopping.asked(), step + 1 < steps
+            if checkpoint and more and (stop or (step + 1) % every == 0):
                 save_state(checkpoint, _state(parameters, buffers, optimiser, losses), step + 1)
+            if stop and more:
+                stopping.check()
             bar.update()
             bar.set_postfix(loss=f"{losses[-1]:.4f}", refresh=False)
     return losses

@@ -37,6 +37,11 @@ CLIP = {"embed_dim": 32, "quick_gelu": True,
         "vision_cfg": {"image_size": 16, "patch_size": 8, "width": 32, "layers": 2, "head_width": 16},
         "text_cfg": {"context_length": TOKENS, "width": 16, "heads": 2, "layers": 1, "hf_tokenizer_name": "local",
                      "tokenizer_kwargs": {"clean": "lower"}}}
+TINY = {"resolution": 16,
+        "adapt.rank": 2, "adapt.alpha": 6, "adapt.lr": 5e-2, "adapt.batch": 4, "adapt.epochs": 2, "adapt.warmup": 1,
+        "generate.images": 5, "generate.steps": 2, "generate.scheduler": "pipeline", "generate.batch": 2,
+        "classify.rank": 2, "classify.alpha": 6, "classify.lr": 1e-2, "classify.batch": 6, "classify.epochs": 3,
+        "classify.warmup": 1, "classify.evaluations": 3}
 CLASSES = ("Boeing 747", "old truck", "red fox")  # of the folder data set; spaces, capitals and figures as users have them
 
 
@@ -153,11 +158,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tiny(models):
     """Return the overrides that make every stage take a blink on the tiny models; alpha is unlike rank on purpose."""
-    return {"generator": models.generator, "classifier": models.classifier, "resolution": 16,
-            "adapt.rank": 2, "adapt.alpha": 6, "adapt.lr": 5e-2, "adapt.batch": 4, "adapt.epochs": 2, "adapt.warmup": 1,
-            "generate.images": 5, "generate.steps": 2, "generate.scheduler": "pipeline", "generate.batch": 2,
-            "classify.rank": 2, "classify.alpha": 6, "classify.lr": 1e-2, "classify.batch": 6, "classify.epochs": 3,
-            "classify.warmup": 1, "classify.evaluations": 3}
+    return {"generator": models.generator, "classifier": models.classifier, **TINY}
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,7 @@
 """One axis: its points, what they share, the differences and the trend along it, and the notebook."""
 
+import base64
+import io
 import json
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import papermill
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from datadream import ablation, plots, study
 from datadream.config import ConfigError
@@ -46,6 +49,21 @@ def test_a_point_overrides_what_holds_for_all():
     assert all(r.classify.steps == 7 for recipes in by_label.values() for r in recipes)
 
 
+def test_a_value_is_compared_with_another_on_the_same_seeds():
+    """By hand: 0.5 and 0.7 against 0.4 and 0.5 are +10 and +20 points, 15 on average; t for one degree of freedom is 12.706."""
+    table = measured([("a", "dset", 0, 0.4), ("a", "dset", 1, 0.5), ("b", "dset", 1, 0.7), ("b", "dset", 0, 0.5)])
+    found = ablation.against(table.assign(key=["k0", "k1", "k2", "k3"]), "dset", "a").to_dict("records")
+    assert [(row["value"], row["reference"], row["seeds"]) for row in found] == [("b", "a", 2)]
+    assert found[0]["difference"] == pytest.approx(15) and found[0]["high"] == pytest.approx(15 + 12.706 * 5, abs=1e-2)
+    line, = ablation.against_lines(table.assign(key=["k0", "k1", "k2", "k3"]), "dset", "a")
+    assert "'b' minus 'a': +15.0 points on average over 2 seeds" in line and "includes zero" in line
+
+
+def test_a_method_that_the_setting_does_not_reach_is_not_compared_with_itself():
+    table = measured([("a", "real", 0, 0.4), ("a", "real", 1, 0.5), ("b", "real", 0, 0.4), ("b", "real", 1, 0.5)])
+    assert ablation.against(table.assign(key=["k0", "k1", "k0", "k1"]), "real", "a").empty
+
+
 def test_what_the_points_share_is_computed_once(tiny, folder, tmp_path):
     """Real only ignores the guidance, and both guidances sample the same adapters."""
     store = Store(tmp_path / "store")
@@ -59,7 +77,7 @@ def test_what_the_points_share_is_computed_once(tiny, folder, tmp_path):
     rows = ablation.sample_rows(by_label, store)
     assert list(rows) == ["DataDream (class), 1.0", "DataDream (class), 3.0"] and all(len(columns) == 3 for columns in rows.values())
     figure = plots.plot_along(ablation.along(table), "generate.guidance")
-    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["Real only", "DataDream (class)"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["Real only", "DataDream (class)"]
 
 
 def test_one_set_of_images_is_shown_once(tiny, folder, tmp_path):
@@ -143,5 +161,10 @@ def test_the_notebook_runs_under_papermill(folder, tiny, tmp_path, monkeypatch):
     page = json.loads((tmp_path / "out.ipynb").read_text())
     assert not page["metadata"]["papermill"]["exception"]
     text = json.dumps(page["cells"])
-    assert "8 cells in" in text and text.count("image/png") == 2 and "No trend is computed" in text
+    assert "8 cells in" in text and text.count('"image/png": "') == 2 and "No trend is computed" in text
     assert study.Store(tmp_path / "store").records.is_dir()
+    for output in (output for cell in page["cells"] for output in cell.get("outputs", []) if "image/png" in output.get("data", {})):
+        pixels = Image.open(io.BytesIO(base64.b64decode(output["data"]["image/png"]))).size
+        shown = output["metadata"]["image/png"]
+        assert pixels == pytest.approx((2 * shown["width"], 2 * shown["height"]), abs=1), "sharp on a dense screen"
+        assert shown["width"] == pytest.approx(100 * plots.WIDTH, abs=20), "as wide as at 100 dots an inch"

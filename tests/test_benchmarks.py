@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from benchmarks import baseline
+from benchmarks import baseline, together
 from benchmarks.stages import Stage
 
 from datadream import config, data, models, records
@@ -71,4 +71,28 @@ def test_the_command_measures_prints_and_writes(tmp_path):
     assert results["limits"]["flops"]["float32"] > 1e8 and results["limits"]["decoded_bytes"] > 1e5
     table = records.benchmark_table(results)
     assert table["ratio"][0] == mean and math.isfinite(table["share of peak, %"][0])
+    medians = results["rows"][0]["seconds"]
+    assert table["ratio at peak"][0] * table["share of peak, %"][0] / 100 == pytest.approx(medians["baseline"] / medians["product"])
     assert "GFLOP/s" in done.stdout and "adapt" in done.stdout and str(out) in done.stdout
+
+
+def test_adapters_that_train_together_have_the_gradients_that_each_has_alone():
+    """Two adapters of the embedded UNet over a batch of two blocks, against each block by itself."""
+    pipe = baseline.load_pipeline(config.paths()["mini"] / "generator", torch.device("cpu"))
+    options = config.recipe(overrides={"adapt.rank": 2, "adapt.batch": 1}).adapt
+    still = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.0)  # leaves the weights as they are
+    own = [p for name, p in models.add_generator_lora(pipe, options).items() if name.startswith("unet")]
+    torch.manual_seed(1)
+    for p in own:
+        p.data.normal_(0, 0.05)
+    work, alone = together.problem(pipe, options, 2), []
+    for part in zip(*(part.split(1) for part in work)):
+        together.step(pipe.unet, still, *part)
+        alone.append([p.grad for p in own])
+        pipe.unet.zero_grad()
+    stacked = together.stack(pipe.unet, 2)
+    together.step(pipe.unet, still, *work, 2)
+    assert len(stacked) == len(own)
+    for i, wanted in enumerate(alone):
+        for p, gradient in zip(stacked, wanted):
+            torch.testing.assert_close(p.grad[i].T, gradient, rtol=1e-3, atol=1e-6)

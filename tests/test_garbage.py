@@ -1,8 +1,11 @@
 """gc: what is listed, what is never touched, and when it asks."""
 
+import errno
 import json
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
 from filelock import FileLock
@@ -48,7 +51,8 @@ def test_what_no_record_refers_to_is_listed_with_its_size(filled):
 def test_what_is_removed_is_gone_and_the_rest_is_as_it_was(filled, make):
     store, record = filled
     clear(store, unused(store))
-    assert sorted(p.name for p in store.root.iterdir()) == sorted([*set(record["artifacts"].values()), "demonstration", "notes.txt", "records"])
+    assert sorted(p.name for p in store.root.iterdir()) == sorted([*set(record["artifacts"].values()), ".clearing.lock", "demonstration", "notes.txt",
+                                                                      "records"])
     assert unused(store) == [] and study.run(make("real"), store) == record
 
 
@@ -115,3 +119,68 @@ def test_a_record_of_an_older_version_still_protects(store):
     store.records.mkdir()
     (store.records / "record-1.json").write_text(json.dumps({"artifacts": {"generate": LONE}}))
     assert names(unused(store), "artifact") == []
+
+
+# While a study runs.
+
+def test_nothing_is_listed_between_two_stages_of_a_study(filled, make, monkeypatch):
+    """No lock of a stage is held then, and what the study has made so far has no record."""
+    store, train, refused = filled[0], study.train, []
+
+    def between(*args):
+        with pytest.raises(ConfigError, match="a study runs in .*; wait for it to end"):
+            unused(store)
+        refused.append(1)
+        return train(*args)
+
+    monkeypatch.setattr(study, "train", between)
+    record = study.run(make("dset+real"), store)
+    assert refused and set(record["artifacts"].values()).isdisjoint(names(unused(store), "artifact"))
+
+
+def test_what_a_study_has_begun_to_need_since_the_list_is_not_removed(filled, make):
+    store, record = filled
+    record = study.run(make("dset"), store)
+    (store.records / f"{record['key']}.json").unlink()
+    listed = unused(store)
+    assert record["artifacts"]["generate"] in names(listed, "artifact")
+    with store.in_use(), pytest.raises(ConfigError, match="a study runs"):
+        clear(store, listed)
+    again = study.run(make("dset"), store)  # it finds what was listed
+    clear(store, listed)
+    assert all(store.done(key) for key in again["artifacts"].values()) and not store.folder(LONE).exists()
+
+
+def test_a_study_that_begins_waits_for_a_removal_to_end(store):
+    begun = []
+    thread = threading.Thread(target=lambda: begun.append(store.in_use().__enter__()))
+    with store.lock("clearing"):
+        thread.start()
+        time.sleep(0.2)
+        assert begun == [] and not list(store.root.glob(".in-use-*"))
+    thread.join(10)
+    assert len(begun) == 1
+
+
+def test_the_mark_of_a_killed_study_is_a_lock_that_nobody_holds(store):
+    with store.in_use():
+        assert len(list(store.root.glob(".in-use-*.lock"))) == 1
+    assert not list(store.root.glob(".in-use-*"))
+    (store.root / ".in-use-0123abcd.lock").touch()
+    (store.root / ".generate-0123456789abcdef-2-10.lock").touch()
+    assert names(unused(store), "lock") == [".generate-0123456789abcdef-2-10.lock", ".in-use-0123abcd.lock"]
+
+
+def test_nothing_is_listed_while_a_slice_is_made(filled):
+    store, _ = filled
+    with store.lock(f"{LONE}-2-0"), pytest.raises(ConfigError, match=f"a process is making {LONE}-2-0"):
+        unused(store)
+
+
+def test_a_store_that_cannot_be_marked_can_be_read(store, monkeypatch):
+    def closed(self, name):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(Store, "lock", closed)
+    with store.in_use():
+        pass

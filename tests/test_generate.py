@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import CLASSES, Killed, dies_at
+from diffusers import AutoencoderKL
 from PIL import Image
 from safetensors import safe_open
 
@@ -22,6 +23,7 @@ from datadream.generate import generate, generation_inputs, read
 from datadream.models import condition, load_generator, make_scheduler, tokenize
 from datadream.sampling import adapted, embed, sample
 from datadream.store import Store, digest
+from datadream.training import DivergedError
 
 
 def pixels(folder):
@@ -385,3 +387,20 @@ def test_half_precision_keeps_the_adapter_in_single(kind, make, models, dataset,
         tensors = [file.get_tensor(name) for name in file.keys()]
     assert set(asked) == {("auto", True)} and all(t.dtype == torch.float32 and t.isfinite().all() for t in tensors)
     assert load_generator(recipe.generator, torch.bfloat16).unet.dtype == torch.bfloat16
+
+
+def test_an_image_that_is_not_a_number_is_an_error_and_no_black_image(make, dataset, shots, store, monkeypatch):
+    """A decoder in half precision can overflow: the pipeline itself only warns, and writes black."""
+    decode, calls = AutoencoderKL.decode, []
+
+    def overflow(self, *args, **options):
+        calls.append(1)
+        decoded = decode(self, *args, **options)
+        return tuple(part * (float("nan") if len(calls) == 3 else 1) for part in decoded)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(AutoencoderKL, "decode", overflow)
+        with pytest.raises(DivergedError, match="NaN for 1 of 1 images.*black.*precision='float32'"):
+            generate(make("base"), dataset, shots, store)
+    assert len(list(store.root.rglob("*.png"))) == 4, "two batches of two"
+    assert len(list(generate(make("base"), dataset, shots, store).rglob("*.png"))) == 15

@@ -1,6 +1,7 @@
 """The models by name: what is said where one cannot be fetched."""
 
 import logging
+import shlex
 
 import huggingface_hub.constants
 import pytest
@@ -77,3 +78,9 @@ def test_a_dataset_that_cannot_be_downloaded_says_where_to_put_it(monkeypatch, t
     error = capsys.readouterr().err
     for words in ("no route to host", readers.COOP, str(tmp_path / source.folders[0] / source.images[0]), source.split, "DATADREAM_DATA"):
         assert words in error
+
+
+def test_a_command_to_copy_is_one_argument_whatever_the_name_is():
+    words = hub.absent("my models/it's; touch ran", "generator")
+    assert shlex.split(words.split("`")[1]) == ["python", "-m", "datadream", "download", "my models/it's; touch ran"]
+    assert hub.fetching("sd2.1-base").startswith("`python -m datadream download sd2.1-base` fetches it (")

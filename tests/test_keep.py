@@ -27,9 +27,11 @@ def png(side, seed=0):
 
 def executed(parameters, side=16, exception=False):
     """Return an executed page as papermill leaves it, with one figure of noise."""
-    output = {"output_type": "display_data", "metadata": {}, "data": {"image/png": png(side), "text/plain": "<Figure>"}}
+    output = {"output_type": "display_data", "metadata": {"image/png": {"width": side // 2}},
+              "data": {"image/png": png(side), "text/plain": "<Figure>"}}
     cell = {"cell_type": "code", "source": "plot()", "execution_count": 1, "outputs": [output],
-            "metadata": {"tags": ["hide-input"], "papermill": {"duration": 1.5}, "execution": {"iopub.status.idle": "then"}}}
+            "metadata": {"tags": ["hide-input"], "mystnb": {"image": {"alt": "noise"}}, "papermill": {"duration": 1.5},
+                         "execution": {"iopub.status.idle": "then"}}}
     notes = {"parameters": parameters, "exception": exception, "duration": 3.5, "input_path": "/" + "home/somebody/page.ipynb"}
     return {"cells": [cell], "metadata": {"kernelspec": {"name": "python3"}, "papermill": notes, "datadream": "0"}, "nbformat": 4, "nbformat_minor": 5}
 
@@ -113,7 +115,8 @@ def test_a_kept_page_names_no_machine_and_its_figure_is_the_same_to_the_eye(home
     text = (paths()["kept_pages"] / "table.ipynb").read_text()
     notebook = json.loads(text)
     assert "somebody" not in text and notebook["metadata"]["papermill"] == {"parameters": runs["table"]["parameters"], "duration": 3.5}
-    assert notebook["cells"][0]["metadata"] == {"tags": ["hide-input"]}
+    assert notebook["cells"][0]["metadata"] == {"tags": ["hide-input"], "mystnb": {"image": {"alt": "noise"}}}
+    assert notebook["cells"][0]["outputs"][0]["metadata"] == {"image/png": {"width": 8}}, "half its pixels: it is shown in its size"
     before, after = (np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB"), float)
                      for data in (png(16), notebook["cells"][0]["outputs"][0]["data"]["image/png"]))
     assert np.abs(before - after).mean() < 16, "of 256 tones, on noise, the hardest of pictures"
@@ -129,12 +132,24 @@ def test_a_page_too_large_for_git_is_refused(home, runs):
 def test_the_contents_end_with_the_readers_own_runs(home):
     shutil.copy(ROOT / "_toc.yml", home / "_toc.yml")
     committed = yaml.safe_load((ROOT / "_toc.yml").read_text())
+    (home / "book" / "study").mkdir()
+    for name in re.findall(r"book/study/(\w+)", (ROOT / "_toc.yml").read_text()):
+        (home / "book" / "study" / f"{name}.ipynb").write_text("{}")
     assert yaml.safe_load(keep.write_contents().read_text()) == committed, "nothing was run yet"
     for name in ("mnist", "optdigits.failed"):
         (home / "book" / "runs" / f"{name}.ipynb").write_text("{}")
     *parts, own = yaml.safe_load(keep.write_contents().read_text())["parts"]
     assert parts == committed["parts"]
     assert own == {"caption": "Your own run", "chapters": [{"file": "book/runs/mnist", "title": "mnist"}]}
+
+
+def test_a_page_of_the_study_that_is_not_kept_is_left_out_of_the_contents(home):
+    (home / "_toc.yml").write_text(yaml.safe_dump({"parts": [{"chapters": [
+        {"file": "book/study/late"}, {"file": "book/results", "sections": [{"file": "book/study/late"}, {"file": "book/study/done"}]}]}]}))
+    (home / "book" / "study").mkdir()
+    (home / "book" / "study" / "done.ipynb").write_text("{}")
+    part, = yaml.safe_load(keep.write_contents().read_text())["parts"]
+    assert part["chapters"] == [{"file": "book/results", "sections": [{"file": "book/study/done"}]}]
 
 
 # What is committed.

@@ -96,6 +96,21 @@ def test_a_folder_without_classes_is_refused(tmp_path):
             photos.inspect(folder)
 
 
+@pytest.mark.parametrize("entry", range(1, 9))
+def test_every_exif_orientation_is_read_upright(tmp_path, entry):
+    """A phone stores the sensor's rows and says how to turn them: mirrored, by 90, 180 or 270 degrees."""
+    upright, exif = draw_image(0, 9), Image.Exif()
+    undo = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE", 6: "ROTATE_90", 7: "TRANSVERSE", 8: "ROTATE_270"}
+    exif[0x0112] = entry
+    write_classes(tmp_path, ["cat", "dog"], 1)
+    stored = upright.transpose(Image.Transpose[undo[entry]]) if entry in undo else upright
+    stored.save(tmp_path / "cat" / "phone.png", exif=exif)
+    whole = load("folder", str(tmp_path), fold="0/2").train
+    (place,) = [i for i, source in enumerate(whole.sources) if source.endswith("phone.png")]
+    assert np.array_equal(np.asarray(whole.open(place)), np.asarray(upright))
+    assert photos.inspect(str(tmp_path))["what"].str.contains("turned by its EXIF entry").any() == (entry > 1)
+
+
 # Folds.
 
 @pytest.mark.parametrize("folds", [2, 3, 5])
@@ -149,9 +164,9 @@ def test_the_estimate_counts_every_photo_and_the_kept_classifier_reads_files(mak
 
 def test_a_test_folder_is_tested_once(folder, tiny, store, tmp_path):
     for label, name in enumerate(CLASSES):
-        (tmp_path / name).mkdir()
-        draw_image(label, 77).save(tmp_path / name / "new.png")
-    table = photos.estimate(folder, str(tmp_path), methods=("real",), store=store, shots=0, overrides=tiny)
+        (tmp_path / "test" / name).mkdir(parents=True)
+        draw_image(label, 77).save(tmp_path / "test" / name / "new.png")
+    table = photos.estimate(folder, str(tmp_path / "test"), methods=("real",), store=store, shots=0, overrides=tiny)
     assert table["tested"].tolist() == [3]
 
 

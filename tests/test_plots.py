@@ -1,5 +1,6 @@
 """Figures: each plot draws what it is given, on an opaque ground, in the one palette."""
 
+import itertools
 import warnings
 
 import matplotlib.colors
@@ -11,6 +12,15 @@ from PIL import Image
 
 from datadream import plots
 from datadream.config import METHODS
+
+# Linear RGB as it is seen: Machado, Oliveira and Fernandes (2009), severity 1.
+SEEN = {"by most": np.eye(3),
+        "in deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+        "in protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+        "in tritanopia": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]]}
+XYZ = np.array([[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]])  # of linear sRGB
+TOLD_APART = 15  # CIE76: a difference of 2.3 is just seen side by side; dots and lines lie apart, and are small
+ON_WHITE = 2  # contrast, at least
 
 
 def summary(*methods):
@@ -77,6 +87,38 @@ def test_every_method_has_a_colour_and_a_generator_keeps_its_own():
     assert len(set(alone)) == len(alone)
 
 
+def linear(colour):
+    """Return the linear RGB (3,) of a colour."""
+    values = np.array(matplotlib.colors.to_rgb(colour))
+    return np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
+
+
+def lab(rgb):
+    """Return CIELAB (3,) of linear RGB under D65."""
+    xyz = XYZ @ np.clip(rgb, 0, 1) / (XYZ @ np.ones(3))
+    f = np.where(xyz > 216 / 24389, np.cbrt(xyz), (24389 / 27 * xyz + 16) / 116)
+    return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
+
+
+@pytest.mark.parametrize("eyes", SEEN)
+def test_colour_blind_readers_tell_the_methods_apart(eyes):
+    colours = dict.fromkeys(row.colour for row in METHODS.values())
+    seen = {colour: lab(np.array(SEEN[eyes]) @ linear(colour)) for colour in colours}
+    near = {(a, b): d for a, b in itertools.combinations(seen, 2) if (d := np.linalg.norm(seen[a] - seen[b])) < TOLD_APART}
+    assert not near
+
+
+def test_every_colour_is_seen_on_white():
+    contrast = {row.colour: 1.05 / (XYZ[1] @ linear(row.colour) + 0.05) for row in METHODS.values()}
+    assert not {colour: value for colour, value in contrast.items() if value < ON_WHITE}
+
+
+def test_lines_without_a_method_have_the_palettes_colours():
+    drawn = plots.plot_lines({str(i): ([1, 2], [i, i]) for i in range(4)}, "x", "y").axes[0].lines
+    assert {line.get_color() for line in drawn} <= {row.colour for row in METHODS.values()}
+    assert len({line.get_color() for line in drawn}) == 4
+
+
 def test_the_main_table_draws_each_method_at_its_number():
     axis = plots.plot_main_table(summary("real", "dset", "dset+real")).axes[0]
     assert [label.get_text() for label in axis.get_yticklabels()] == ["DataDream (dataset) + real", "DataDream (dataset)", "Real only"]
@@ -124,10 +166,11 @@ def test_curves_of_an_untrained_method_alone_are_an_empty_figure():
 
 
 def test_lines_have_their_labels_and_scale():
-    axis = plots.plot_lines({"a": ([1, 2], [3, 4])}, "step", "loss", "title").axes[0]
-    assert axis.get_legend() is None and axis.get_yscale() == "linear"
-    axis = FIGURES["lines"]().axes[0]
-    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["x", "y"] and axis.get_yscale() == "log"
+    figure = plots.plot_lines({"a": ([1, 2], [3, 4])}, "step", "loss", "title")
+    assert not figure.legends and figure.axes[0].get_yscale() == "linear"
+    figure = FIGURES["lines"]()
+    axis = figure.axes[0]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["x", "y"] and axis.get_yscale() == "log"
     assert (axis.get_xlabel(), axis.get_ylabel()) == ("step", "loss")
 
 

@@ -270,7 +270,8 @@ def sliced(make, address, machine):
 def test_a_slice_of_another_machine_is_found_and_not_made_again(make, sliced, address, machine, monkeypatch, tmp_path):
     assert [task.kind for task in sliced.parts] == ["adapt"] * 3 + ["slice"] * 3
     store = machine("last")
-    monkeypatch.setattr(generate, "sample_range", forbidden)
+    for module in (engine, generate):
+        monkeypatch.setattr(module, "sample_range", forbidden)
     engine.work(sliced.parts[-1], address)
     engine.work(sliced.cell, address)
     assert not [name for name in store.objects() if ".partial" in name], "the parts are of no more use"
@@ -394,6 +395,31 @@ def test_gc_waits_for_who_makes_something_on_another_machine(filled):
             unused(filled)
     finally:
         lease.release()
+
+
+def test_gc_removes_nothing_while_a_study_runs_on_another_machine(filled, machine):
+    found, other = unused(filled), machine("two")
+    with other.in_use(), pytest.raises(ConfigError, match=f"a study runs in {filled.address}; wait for it to end"):
+        clear(filled, found)
+    assert not [name for name in filled.objects() if name.startswith("in-use")]
+    clear(filled, found)
+    assert not filled.whole(LONE)
+
+
+def test_an_address_that_cannot_be_written_can_be_read(make, machine, monkeypatch):
+    """Where nothing can be written, nothing is marked."""
+    store, recipe = machine("one"), make("clip")
+    record = study.run(recipe, store)
+
+    def refuse(*_, **__):
+        raise PermissionError("access denied")
+
+    other = machine("two")
+    monkeypatch.setattr(leases, "create", refuse)
+    monkeypatch.setattr(type(store.fs), "put_file", refuse)
+    assert study.run(recipe, other) == record
+    with pytest.raises(StoreError, match="cannot be read or written .PermissionError: access denied"):
+        other.make("stage-1", {}, forbidden)
 
 
 def test_what_another_machine_removed_is_removed_here(make, machine):

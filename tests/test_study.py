@@ -1,7 +1,11 @@
 """One cell, many cells, the plan, and the named runs of a study file: real stages, real papermill, tiny models."""
 
 import json
+import os
 import shutil
+import signal
+import threading
+import time
 from types import SimpleNamespace
 
 import nbformat
@@ -15,6 +19,7 @@ from datadream import study
 from datadream.config import METHODS, ConfigError, as_dict
 from datadream.data import DataError, few_shots
 from datadream.records import load_records
+from datadream.stopping import Stopped
 from datadream.store import Store, provenance
 
 MAIN = [name for name, row in METHODS.items() if row.main]
@@ -141,6 +146,18 @@ def test_seeds_in_two_processes_give_the_same_numbers_as_in_one(make, tmp_path):
     for table in tables:
         assert list(zip(table["method"], table["seed"])) == [("clip", 0), ("clip", 1), ("real", 0), ("real", 1)]
     assert tables[0][["top1", "val_top1", "key"]].equals(tables[1][["top1", "val_top1", "key"]])
+
+
+@pytest.mark.parametrize("method, overrides, words", [
+    ("real", {"classify.warmup": 4}, "classify.warmup=4 is longer than the training of 3 epochs.*give 3 at most"),
+    ("dset", {"adapt.warmup": 5}, "adapt.warmup=5 is longer than the training of 4 steps.*give 4 at most"),
+    ("cls+real", {"adapt.warmup": 3}, "adapt.warmup=3 is longer than the training of 2 steps"),
+    ("loft", {"adapt.warmup": 3, "adapt.batch": 1}, "adapt.warmup=3 is longer than the training of 2 steps")])
+def test_a_warm_up_that_is_longer_than_the_training_is_refused_before_anything_is_made(make, store, method, overrides, words):
+    with pytest.raises(ConfigError, match=words):
+        study.run(make(method, overrides), store)
+    assert not list(store.root.glob("*-*")), "no artifact"
+    study.artifact_keys(make(method, {name: value - 1 if "warmup" in name else value for name, value in overrides.items()}))
 
 
 def test_too_few_images_stop_a_cell_with_the_class(make, store):
@@ -298,6 +315,36 @@ def test_a_process_that_the_system_kills_takes_no_other_run_with_it(home, monkey
     table = study.run_study(jobs=2).set_index("run")
     assert table["status"].to_dict() == {"greedy": "failed", "first": "done", "second": "done"}
     assert "died" in table.loc["greedy", "note"]
+
+
+WORKS = """
+import time
+from pathlib import Path
+from datadream import stopping
+with stopping.listening():
+    Path(place, "begun").touch()
+    while not stopping.asked():
+        time.sleep(0.01)
+    Path(place, "saved").touch()
+"""
+
+
+def test_sigterm_lets_a_run_save_its_state_and_begins_no_other(home, tmp_path, capsys):
+    write_notebook(home / "notebooks", "works", WORKS, "Path(place, 'went on').touch()", parameters="place = ''")
+    write_study(home, {name: {"notebook": "works", "parameters": {"place": str(tmp_path)}} for name in ("first", "second")})
+
+    def stop():
+        while not (tmp_path / "begun").exists():
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop, daemon=True).start()
+    with pytest.raises(Stopped) as caught:
+        study.run_study()
+    assert caught.value.code == 143 and (tmp_path / "saved").exists() and not (tmp_path / "went on").exists()
+    printed = capsys.readouterr().out
+    assert "first: stopped in" in printed and "Stopped" in printed and "second: stopped in 0.0 min: had not begun" in printed
+    assert [file.name for file in (home / "book" / "runs").iterdir()] == ["first.failed.ipynb"]
 
 
 @pytest.mark.parametrize("template", ["x = 1  # the parameters", None])

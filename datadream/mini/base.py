@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+from .. import stopping
 from ..config import paths
 from ..store import provenance, write_json
 from ..training import fit
@@ -251,17 +252,18 @@ def prepare(retrain=False, smoke=False, seed=0):
 def train_all(work, seed=0, **options):
     """Train every part into `work`, skipping those done, and note steps, seconds, losses and device in training.json.
 
-    `options` gives keyword arguments by part. A killed training goes on from its checkpoint.
+    `options` gives keyword arguments by part. A killed training goes on from its checkpoint. Raises Stopped on SIGTERM.
     """
     work.mkdir(parents=True, exist_ok=True)
     file, bank = work / "training.json", printed.glyph_bank()
     notes = json.loads(file.read_text()) if file.exists() else {}
-    for part, train in PARTS.items():
-        if part not in notes:
-            start = time.perf_counter()
-            losses = train(work, bank, seed=seed, **options.get(part, {}))
-            notes[part] = note(losses, time.perf_counter() - start, seed)
-            write_json(file, notes)
+    with stopping.listening():
+        for part, train in PARTS.items():
+            if part not in notes:
+                start = time.perf_counter()
+                losses = train(work, bank, seed=seed, **options.get(part, {}))
+                notes[part] = note(losses, time.perf_counter() - start, seed)
+                write_json(file, notes)
 
 
 def note(losses, seconds, seed, points=50):

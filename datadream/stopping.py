@@ -1,0 +1,102 @@
+"""End at a safe place: a batch scheduler's SIGTERM leaves a mark, and what computes saves its state at the next step and ends."""
+
+import contextlib
+import os
+import signal
+import threading
+from multiprocessing import active_children, connection, parent_process
+
+_asked = []  # the numbers of the signals that came
+
+
+class Stopped(SystemExit):
+    """The process was asked to end by a signal, and what it has made is in the store; `code` is 128 + its number, as shells count."""
+
+    def __init__(self, number):
+        super().__init__(128 + number)
+        self.number = number
+
+    def __str__(self):
+        return f"stopped by {signal.Signals(self.number).name}; what was made is kept, and the same command goes on from there"
+
+    def __reduce__(self):
+        return Stopped, (self.number,)
+
+
+def _note(number, frame):
+    _asked.append(number)
+    forward()
+
+
+def asked():
+    """Return whether this process was asked to end."""
+    return bool(_asked)
+
+
+def check():
+    """Raise Stopped if this process was asked to end; called where all that is worth keeping has been written."""
+    if _asked:
+        raise Stopped(_asked[0])
+
+
+def forward():
+    """Ask the worker processes of this one to end."""
+    for child in active_children():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child.pid, signal.SIGTERM)
+
+
+def end_kernels():
+    """Ask the kernels of this process's workers to end, and after a second Ctrl-C do not ask."""
+    import psutil
+
+    number = signal.SIGKILL if _asked.count(signal.SIGINT) > 1 else signal.SIGTERM
+    for child in active_children():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for kernel in psutil.Process(child.pid).children():
+                kernel.send_signal(number)
+
+
+@contextlib.contextmanager
+def listening(*numbers):
+    """Within, these signals (default: SIGTERM) leave a mark instead of ending the process, for `check`, which is called at the end too.
+
+    In a thread other than the main one, where Python sets no handlers, the process keeps those that it has.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, _note) for number in numbers or (signal.SIGTERM,)}
+    try:
+        yield
+        check()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)  # None: one that is not Python's
+        if _note not in before.values():
+            _asked.clear()
+
+
+def serve():
+    """Make a pool's worker stop at a safe place on SIGTERM and Ctrl-C, for good, and end once its parent is gone.
+
+    Without a parent it would wait for work for ever; and one that Ctrl-C only interrupted would take up the next piece.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _note)
+    _leave_with_parent()
+
+
+def shelter():
+    """Make a worker that only waits for another process deaf to SIGTERM and Ctrl-C, and end it once its parent is gone."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)  # unlike SIG_IGN not inherited
+    _leave_with_parent()
+
+
+def _leave_with_parent():
+    def leave():
+        connection.wait([parent_process().sentinel])
+        os._exit(1)
+
+    threading.Thread(target=leave, daemon=True).start()
