@@ -15,8 +15,8 @@ import psutil
 STAGES = ("adapt", "generate", "train")
 SIGNS = {"adapt": "adapt-*.partial/checkpoint.safetensors", "generate": "generate-*.partial/train/*/00000[4-9].png",
          "train": "train-*.partial/curve.json"}  # of a stage that some of is done
-# A checkpoint comes after 200 steps, so that the adaptation has 300; the others are long enough to be met in the middle.
-LONG = {"adapt.epochs": 150, "generate.images": 50, "classify.steps": 150, "classify.evaluations": 3}
+# A checkpoint comes after 200 steps, so that the adaptation has 240; the others are long enough to be met in the middle.
+LONG = {"adapt.epochs": 120, "generate.images": 20, "classify.steps": 60, "classify.evaluations": 3}
 SHORT = {"adapt.epochs": 2, "generate.images": 5, "classify.steps": 0}
 FAILED, LIMIT = 3, 300  # the exit status of an error that names itself; seconds that a process may take
 CALLS = {"adapt": ("datadream.adapt", "diffusion_losses", 40), "generate": ("datadream.generate", "sample", 9),

@@ -162,4 +162,7 @@ def _there(chapters):
     folder = paths()["kept_pages"]
     found = [chapter for chapter in chapters if chapter["file"] != f"book/study/{Path(chapter['file']).name}"
              or (folder / f"{Path(chapter['file']).name}.ipynb").exists()]
-    return [{**chapter, "sections": _there(chapter["sections"])} if "sections" in chapter else chapter for chapter in found]
+    for chapter in found:
+        sections = _there(chapter.pop("sections", []))
+        chapter |= {"sections": sections} if sections else {}  # Jupyter Book refuses an empty list
+    return found

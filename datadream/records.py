@@ -180,7 +180,8 @@ def fault_table(results):
         lost = group["lost"]
         rows.append({"fault": fault, "engine": engine, "in": ", ".join(group["stage"]), "survived": f"{group['survived'].sum()} of {len(group)}",
                      "records equal": _equal(group), "bytes": f"{group['bytes'].sum()} of {len(group)}",
-                     "seconds lost": f"{lost.min():.1f} to {lost.max():.1f}", "of": f"{group['undisturbed'].mean():.1f}"})
+                     "seconds lost": f"{lost.min():.1f} to {lost.max():.1f}", "of": f"{group['undisturbed'].mean():.1f}",
+                     "load": f"{group['load'].mean():.1f}"})
     return pd.DataFrame(rows)
 
 
@@ -190,7 +191,8 @@ def _equal(cases):
     return f"{cases['equal'].sum()} of {len(cases)}{note}"
 
 
-CASE = ["fault", "stage", "engine", "survived", "equal", "bytes", "split", "apart", "seconds", "undisturbed", "lost"]  # of what the script writes
+# What the script writes of a case, and is shown.
+CASE = ["fault", "stage", "engine", "survived", "equal", "bytes", "split", "apart", "seconds", "undisturbed", "lost", "load"]
 
 
 def input_table(results):

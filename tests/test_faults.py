@@ -1,6 +1,7 @@
 """The faults of `python -m benchmarks.faults` that take a moment, on real processes; the script does all of them in every engine."""
 
 import multiprocessing
+import types
 
 import pytest
 from benchmarks import disturb, faults
@@ -48,8 +49,21 @@ def test_a_case_that_is_not_met_or_ends_otherwise_has_not_survived(common, tmp_p
     assert not box.sound and box.notes == ["the stage was not met", "exit status 1, not 0 or 143: KeyError: 'x'"]
 
 
+def test_every_fault_is_tried_in_one_stage_before_the_second_stage_of_any():
+    every = types.SimpleNamespace(fault=None, stage=None, engine=None)
+    results = {"cases": []}
+    cases = faults.pending(results, every)
+    pairs = [(name, engine) for name, _, engine in cases]
+    assert len(set(cases)) == len(cases) == results["planned"] == sum(len(e) * len(s) for _, e, s in faults.FAULTS.values())
+    assert len(set(pairs[:len(set(pairs))])) == len(set(pairs))
+    results["cases"] = [dict(zip(("fault", "stage", "engine"), case)) for case in cases[5:]]
+    assert faults.pending(results, every) == cases[:5]
+    assert faults.pending(results, types.SimpleNamespace(fault=["NaN"], stage=["all"], engine=None)) == []
+
+
 def test_the_tables_count_what_the_script_wrote(tmp_path):
-    case = {"survived": True, "equal": True, "bytes": True, "split": [], "apart": 0.0, "seconds": 3.0, "undisturbed": 2.0, "lost": 1.0, "notes": []}
+    case = {"survived": True, "equal": True, "bytes": True, "split": [],
+            "apart": 0.0, "seconds": 3.0, "undisturbed": 2.0, "lost": 1.0, "load": 2.5, "notes": []}
     cases = [{**case, "fault": "kill", "engine": "ray", "stage": stage} for stage in ("adapt", "train")]
     cases.append({**case, "fault": "NaN", "engine": "ray", "stage": "adapt", "survived": False, "equal": False, "bytes": False, "lost": -0.5})
     cases.append({**case, "fault": "memory", "engine": "ray", "stage": "adapt", "equal": False, "split": ["went on with 2"], "apart": 8.31})

@@ -145,11 +145,11 @@ def test_the_contents_end_with_the_readers_own_runs(home):
 
 def test_a_page_of_the_study_that_is_not_kept_is_left_out_of_the_contents(home):
     (home / "_toc.yml").write_text(yaml.safe_dump({"parts": [{"chapters": [
-        {"file": "book/study/late"}, {"file": "book/results", "sections": [{"file": "book/study/late"}, {"file": "book/study/done"}]}]}]}))
+        {"file": "book/study/late"}, {"file": "book/analysis", "sections": [{"file": "book/study/late"}]}, {"file": "book/results", "sections": [{"file": "book/study/late"}, {"file": "book/study/done"}]}]}]}))
     (home / "book" / "study").mkdir()
     (home / "book" / "study" / "done.ipynb").write_text("{}")
     part, = yaml.safe_load(keep.write_contents().read_text())["parts"]
-    assert part["chapters"] == [{"file": "book/results", "sections": [{"file": "book/study/done"}]}]
+    assert part["chapters"] == [{"file": "book/analysis"}, {"file": "book/results", "sections": [{"file": "book/study/done"}]}]
 
 
 # What is committed.

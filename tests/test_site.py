@@ -26,7 +26,7 @@ VIEWS = [(DESK, "light"), (PHONE, "light"), (DESK, "dark"), (PHONE, "dark")]
 JUDGED = {(DESK, "light"), (PHONE, "dark")}  # by axe, which takes longest: each width and each theme once
 SERIOUS = {"serious", "critical"}
 TALLEST = 8000  # pixels of a screenshot: the reference is ten times as long
-SMALL = {"format": "jb-book", "root": "book/claim", "chapters": [{"file": "book/published"}, {"file": "book/references"}]}
+SMALL = {"format": "jb-book", "root": "book/claim", "chapters": [{"file": "book/published", "sections": [{"file": "book/references"}]}]}
 
 # What of a page is wrong that only its layout tells. An element that reaches beyond the screen is a fault unless something around it scrolls.
 LAYOUT = """() => {
@@ -154,7 +154,9 @@ def visits(browser, site):
     """Return the Visit of every page in every view, and leave pictures of them."""
     pictures = ROOT / "_build" / "screenshots"
     pictures.mkdir(parents=True, exist_ok=True)
-    pages = sorted(path.relative_to(site).as_posix() for path in [*site.glob("book/**/*.html"), site / "search.html", site / "genindex.html"])
+    of_sources = site.glob("_modules/datadream/metrics.html")  # one stands for all, which are alike
+    files = [*site.glob("book/**/*.html"), *of_sources, *(site / name for name in ("search.html", "genindex.html"))]
+    pages = sorted(file.relative_to(site).as_posix() for file in files)
     return [one for page in pages for one in visit(browser, site, page, pictures)]
 
 
