@@ -47,7 +47,7 @@ def _images(recipe, dataset, store):
         return shots, fingerprint(shots)
     artifact = key("generate", **generation_inputs(recipe, dataset))
     if not store.done(artifact):
-        raise LookupError(f"the synthetic set of {recipe.dataset}, {recipe.method}, seed {recipe.seed} is not in {store.root}; run that cell "
+        raise LookupError(f"the synthetic set of {recipe.dataset}, {recipe.method}, seed {recipe.seed} is not in {store.address}; run that cell "
                           f"first, with `python -m datadream study` or by its notebook")
     return replace(read(store.folder(artifact)), stamp=artifact), artifact
 

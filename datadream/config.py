@@ -337,8 +337,29 @@ def home():
     return Path(os.environ.get("DATADREAM_HOME", fallback))
 
 
+def is_address(place):
+    """Return whether a place is an address that fsspec resolves, such as s3://bucket/prefix, rather than a folder."""
+    return "://" in str(place)
+
+
+def store_place():
+    """Return where the artifacts lie, as text: $DATADREAM_STORE, a folder or an address, or `artifacts` in the project's folder."""
+    return os.environ.get("DATADREAM_STORE") or str(home() / "artifacts")
+
+
+def copies(address):
+    """Return the folder of this machine that holds the copies of what lies on an address: under $DATADREAM_CACHE, else in the user's cache."""
+    cache = os.environ.get("DATADREAM_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "datadream"
+    return Path(cache) / hashlib.sha256(str(address).encode()).hexdigest()[:16]
+
+
 def shown(path):
-    """Return a path as a page shows it: relative to the project's folder where it lies inside, so that no machine's name for it is kept."""
+    """Return a path as a page shows it: relative to the project's folder where it lies inside, so that no machine's name for it is kept.
+
+    The folder of copies of the store's address is shown as the address.
+    """
+    if is_address(store_place()) and Path(path) == copies(store_place()):
+        return store_place()
     path, root = Path(path).resolve(), home().resolve()
     return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
 
@@ -351,9 +372,12 @@ def interpreter():
 
 
 def paths():
-    """Return every folder that the package reads or writes, by name; $DATADREAM_STORE moves the artifacts, $DATADREAM_DATA the datasets."""
-    root = home()
-    store = Path(os.environ.get("DATADREAM_STORE", root / "artifacts"))
+    """Return every folder that the package reads or writes, by name; $DATADREAM_STORE moves the artifacts, $DATADREAM_DATA the datasets.
+
+    Where $DATADREAM_STORE is an address, `store` is the folder of its copies.
+    """
+    root, place = home(), store_place()
+    store = copies(place) if is_address(place) else Path(place)
     data = Path(os.environ.get("DATADREAM_DATA", root / "data"))
     return {"home": root, "store": store, "records": store / "records", "kept": store / "kept", "data": data, "notebooks": root / "notebooks",
             "study": root / "notebooks" / "study.yaml", "runs": root / "book" / "runs", "training": store / "mini_base",

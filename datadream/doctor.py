@@ -6,10 +6,13 @@ import sys
 from dataclasses import dataclass
 from importlib import metadata
 
-from .config import paths
+from .config import ConfigError, is_address, paths, store_place
+from .garbage import ARTIFACT
 from .hub import CLASSIFIERS, GENERATORS, absent
 from .models import device
 from .readers import SOURCES, elsewhere, lacking, locate
+from .remote import RemoteStore
+from .store import Store, StoreError
 
 MEMORY = 4.0  # GB that the default study needs at most
 DISK = 1.0  # GB that it writes at most
@@ -25,8 +28,8 @@ class Check:
 
 
 def examine():
-    """Return all checks of this machine, without loading a model or touching a network."""
-    return [_python(), *_packages(), _device(), _memory(), _disk(), *_models(), *_datasets()]
+    """Return all checks of this machine, without loading a model or touching a network, unless the store lies on one."""
+    return [_python(), *_packages(), _device(), _memory(), _disk(), *_store(), *_models(), *_datasets()]
 
 
 def report(checks):
@@ -79,8 +82,20 @@ def _disk():
     folder = paths()["store"]
     place = next(p for p in (folder, *folder.parents) if p.exists())
     free = shutil.disk_usage(place).free / 1e9
-    fix = "" if free > DISK else "; free some, or move the artifacts with DATADREAM_STORE"
+    fix = "" if free > DISK else f"; free some, or {(RemoteStore if is_address(store_place()) else Store).fix}"
     return Check("disk", "ok" if free > DISK else "problem", f"{free:.0f} GB free for {folder} ({DISK:g} GB for the default study){fix}")
+
+
+def _store():
+    if not is_address(store_place()):
+        return []
+    try:
+        store = Store()
+        store.probe()
+        count = sum(bool(ARTIFACT.fullmatch(name)) for name in store.keys())
+    except (ConfigError, StoreError) as error:
+        return [Check("store", "problem", str(error))]
+    return [Check("store", "ok", f"{store_place()} can be read and written and holds {count} artifacts; they are copied to {paths()['store']}")]
 
 
 def _models():

@@ -59,10 +59,10 @@ def tasks(recipes, store, load=load_for):
         dataset = load(recipe)
         keys, lengths = artifact_keys(recipe, dataset), seconds(recipe, dataset, PROXY)
         name, needs = record_file(recipe, keys, store).name, []
-        if recipe.row.generator and not store.done(keys["generate"]):
+        if recipe.row.generator and not store.whole(keys["generate"]):  # not `done`: the cell's task checks the bytes, where it reads them
             trained = {which: keys[f"adapt{i}"] for i, which in enumerate(adapters(recipe, dataset))}
             for which, adapter in trained.items():
-                if not store.done(adapter):
+                if not store.whole(adapter):
                     found.setdefault(adapter, Task(adapter, "adapt", recipe, which, (), lengths["adapt"]))
             for label in range(len(dataset.classes)):
                 for position, groups in enumerate(slices(recipe, dataset, label)):
@@ -114,30 +114,30 @@ class Agenda:
 
 
 def generate_slice(recipe, dataset, shots, store, label, position):
-    """Write one of the `slices` of a class into the work folder of its synthetic set, which `generate` then finds there.
+    """Write one of the `slices` of a class into the work folder of its synthetic set and share it, so that `generate` finds it there.
 
     Raises StoreError where nothing can be written.
     """
-    artifact = key("generate", **generation_inputs(recipe, dataset))
-    if store.done(artifact):
-        return
+    artifact, name = key("generate", **generation_inputs(recipe, dataset)), f"{label}-{position}"
     folder, part = store.work(artifact) / "train" / class_folders(dataset.classes)[label], slices(recipe, dataset, label)[position]
+    files = [folder / f"{i:06d}.png" for indices, _ in part for i in indices]
     size, judge = BatchSize(recipe.generate.batch), reader(recipe, dataset)
-    with writing(store.root), store.lock(f"{artifact}-{label}-{position}"):
+    with writing(store.root, store.fix), store.lock(f"{artifact}-{name}"):
         # Another study may have made the slice, and the artifact of it, while this one waited.
-        if store.done(artifact) or all((folder / f"{i:06d}.png").exists() for indices, _ in part for i in indices):
+        if store.done(artifact) or store.gather(artifact, name):
             return
         folder.mkdir(parents=True, exist_ok=True)
-        for indices, own in part:
+        for indices, own in part if not all(file.exists() for file in files) else ():
             with adapted(recipe, *(adapt(recipe, dataset, shots, store, *which) for which in own)) as pipe, tqdm(disable=True) as bar:
                 sample_range(pipe, recipe, dataset, label, indices, folder, bar, size, judge)
+        store.share(artifact, name, files)
 
 
-def work(task, root):
-    """Do one task in this process and return its name."""
+def work(task, address):
+    """Do one task of the store at `address` in this process and return its name."""
     try:
         with stopping.listening(signal.SIGINT):  # what `ray.cancel` stands for
-            _do(task.kind, task.recipe, Store(root), task.where)
+            _do(task.kind, task.recipe, Store(address), task.where)
     except stopping.Stopped as error:  # a SystemExit would look to Ray like the end of the worker
         raise RuntimeError(str(error)) from None
     return task.name
@@ -179,7 +179,7 @@ def run_ray(recipes, store, address=None):
 
 
 def _drive(ray, todo, store, do=work):
-    """Have `do(task, root)` done for every task. Ray is given few at a time: a wait for all of them takes a time that grows with their number."""
+    """Have `do(task, address)` done for every task. Ray is given few at a time: a wait for all of them takes a time that grows with their number."""
     resource = "GPU" if ray.cluster_resources().get("GPU") else "CPU"
     remote, agenda, flying, failures = ray.remote(do), Agenda(todo), {}, {}
 
@@ -188,7 +188,7 @@ def _drive(ray, todo, store, do=work):
         while len(flying) < room and (name := agenda.next()):
             task = todo[name]
             demand = {"num_cpus": 1, "num_gpus": int(resource == "GPU"), "memory": MEMORY.get(task.recipe.profile, 0), "max_retries": RETRIES}
-            flying[remote.options(name=f"{task.kind} {name}", **demand).remote(task, str(store.root))] = name
+            flying[remote.options(name=f"{task.kind} {name}", **demand).remote(task, store.address)] = name
 
     def end(ref):
         name = flying.pop(ref)

@@ -32,8 +32,8 @@ def export(key, target, formats=None, store=None, licence="unknown"):
     if not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", licence):
         raise ConfigError(f"licence {licence!r} is no identifier of the hub; give one such as cc-by-4.0, apache-2.0, other or unknown")
     if not key.startswith("generate-") or not store.done(key):
-        sets = sorted(p.name for p in store.root.glob("generate-*") if store.whole(p.name))
-        raise ConfigError(f"{key!r} is no finished synthetic set in {store.root}; there are: {', '.join(sets) or 'none'}")
+        sets = [name for name in store.keys() if name.startswith("generate-") and store.whole(name)]
+        raise ConfigError(f"{key!r} is no finished synthetic set in {store.address}; there are: {', '.join(sets) or 'none'}")
     if "parquet" in formats and find_spec("datasets") is None:
         raise ConfigError("Parquet needs the package datasets: `pip install datasets`, or leave it out with --format imagefolder --format webdataset")
     folders = [Path(target) / f for f in formats]

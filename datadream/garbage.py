@@ -3,25 +3,32 @@
 import json
 import re
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import PurePath, PurePosixPath
 
 from filelock import FileLock, Timeout
 
 from .config import ConfigError
 from .images import DataError
+from .leases import running
+from .remote import RemoteStore, reaching
 from .store import CLEARING, IN_USE, remove, writing
 
 ARTIFACT = re.compile(r"[a-z]+-[0-9a-f]{16}")  # a key; a folder of another name is not this program's to remove
-LOCK = re.compile(rf"\.({ARTIFACT.pattern}(-\d+-\d+)?|{re.escape(IN_USE[1:])}\w+)\.lock")  # of an artifact, of a slice of one, of a study
+HELD = rf"({ARTIFACT.pattern}(-\d+-\d+)?|{IN_USE}\w+)"  # an artifact, a slice of one, a study
+LOCK, LEASE = re.compile(rf"\.{HELD}\.lock"), re.compile(rf"{HELD}\.lease")
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One thing that could go: its path, its kind ('artifact', 'unfinished' or 'lock') and its size in bytes."""
+    """One thing that could go: its path, its kind ('artifact', 'unfinished', 'lock' or 'copy') and its size in bytes.
 
-    path: Path
+    `away`: it lies on the store's address rather than on this machine.
+    """
+
+    path: PurePath
     kind: str
     size: int
+    away: bool = False
 
 
 def referred(store):
@@ -30,7 +37,7 @@ def referred(store):
     Raises DataError on one that cannot be read: what it needs is then unknown.
     """
     keys = set()
-    for file in sorted([*store.records.glob("*.json"), *store.kept.glob("*.json")]):
+    for file in [*store.refresh_all(store.records), *store.refresh_all(store.kept)]:
         try:
             keys |= {str(name) for name in json.loads(file.read_text())["artifacts"].values()}
         except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
@@ -41,19 +48,41 @@ def referred(store):
 def unused(store):
     """Return the entries that could go, by name: artifacts without a record, `.partial` folders and locks that nobody holds.
 
-    Whatever else lies in the store is left out. Raises ConfigError while a study runs or a process is making an artifact: those of a
-    cell that is not finished have no record yet.
+    Whatever else lies in the store is left out. Of a store on an address both the address and the copies on this machine are looked
+    through; where leases are left there, this watches their heartbeats for up to leases.PATIENCE seconds. Raises ConfigError while a study
+    runs or a process is making an artifact: those of a cell that is not finished have no record yet.
     """
-    needed, found = referred(store), []
+    needed, own, found = referred(store), "copy" if isinstance(store, RemoteStore) else "artifact", []
     for path in sorted(store.root.iterdir()) if store.root.is_dir() else []:
         if LOCK.fullmatch(path.name):
             _require_free(path)
             found.append(Entry(path, "lock", path.lstat().st_size))
-        elif path.suffix == ".partial" and ARTIFACT.fullmatch(path.stem):
+        elif path.suffix in (".partial", ".fetched") and ARTIFACT.fullmatch(path.stem):
             found.append(Entry(path, "unfinished", _size(path)))
         elif ARTIFACT.fullmatch(path.name) and path.name not in needed:
-            found.append(Entry(path, "artifact", _size(path)))
-    return found
+            found.append(Entry(path, own, _size(path)))
+    return found + (_away(store, needed) if isinstance(store, RemoteStore) else [])
+
+
+def _away(store, needed):
+    """Return the entries on a store's address."""
+    groups = {}
+    for name, size in store.objects().items():
+        top, _, rest = name.partition("/")
+        groups.setdefault(top, {})[rest] = size
+    leases = [name for name in groups if LEASE.fullmatch(name)]
+    with reaching(store.address):
+        busy = running(store.fs, [store.at(name) for name in leases])
+    if busy:
+        what = "a study runs" if PurePosixPath(busy).name.startswith(IN_USE) else f"a process is making {PurePosixPath(busy).name}"
+        raise ConfigError(f"{what} in {store.address}; wait for it to end, since what it has made so far has no record yet")
+    kinds = {name: "lock" for name in leases}
+    for name, files in groups.items():
+        if name.endswith(".partial") and ARTIFACT.fullmatch(name.removesuffix(".partial")):
+            kinds[name] = "unfinished"
+        elif ARTIFACT.fullmatch(name) and name not in needed:
+            kinds[name] = "artifact" if "manifest.json" in files else "unfinished"
+    return [Entry(PurePosixPath(store.at(name)), kinds[name], sum(groups[name].values()), True) for name in sorted(kinds)]
 
 
 def listing(store, entries):
@@ -61,7 +90,7 @@ def listing(store, entries):
     lines = [f"{entry.size / 1e6:10.2f} MB  {entry.kind:10s}  {entry.path.name}" for entry in entries if entry.kind != "lock"]
     locks = sum(entry.kind == "lock" for entry in entries)
     lines += [f"{0:10.2f} MB  {'lock':10s}  {locks} files that no process holds"] if locks else []
-    total = f"{sum(entry.size for entry in entries) / 1e6:.2f} MB in {len(entries)} of {store.root} that no record refers to"
+    total = f"{sum(entry.size for entry in entries) / 1e6:.2f} MB in {len(entries)} of {store.address} that no record refers to"
     return "\n".join([*lines, total])
 
 
@@ -70,11 +99,11 @@ def clear(store, entries):
 
     A study that begins meanwhile waits. Raises ConfigError if one has begun since, StoreError where the store cannot be written.
     """
-    with writing(store.root), store.lock(CLEARING):
+    with writing(store.root, store.fix), store.lock(CLEARING):
         still = {entry.path for entry in unused(store)}
         for entry in entries:
             if entry.path in still:
-                remove(entry.path)
+                (store.drop(entry.path.name) if entry.away else remove(entry.path))
 
 
 def _size(path):
@@ -88,5 +117,5 @@ def _require_free(path):
         with writing(path.parent), FileLock(path, timeout=0):
             pass
     except Timeout as error:
-        what = "a study runs" if path.name.startswith(IN_USE) else f"a process is making {path.stem[1:]}"
+        what = "a study runs" if path.name.startswith(f".{IN_USE}") else f"a process is making {path.stem[1:]}"
         raise ConfigError(f"{what} in {path.parent}; wait for it to end, since what it has made so far has no record yet") from error

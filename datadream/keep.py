@@ -107,7 +107,7 @@ def _keep_records(name, entry, lines, store):
     for place, (label, recipes) in enumerate(cells_of(entry).items()):
         for recipe in recipes:
             file = record_file(recipe, artifact_keys(recipe), store)
-            if not file.exists():
+            if not store.refresh(file).exists():
                 raise LookupError(f"the page of {name} is there and its record {file.name} is not; run `python -m datadream study {name}` again")
             record = read_record(file)
             line = lines.setdefault(record["key"], {**record, "runs": {}})

@@ -17,7 +17,7 @@ from .generate import generate, read
 from .hub import GENERATORS
 from .images import DataError, Images, _class_names, image_files, name_faults, opened, require_inside
 from .metrics import wilson
-from .store import Store, write_json, writing
+from .store import Store
 from .study import artifact_keys, run
 
 ROTATED = range(2, 9)  # EXIF orientations other than upright
@@ -151,9 +151,7 @@ def _keep(chosen, store):
         made = generate(chosen, dataset, shots, store)
         synthetic = read(made)
     trained = train(chosen, dataset, shots if row.real else None, synthetic, keys.get("generate"), store)
-    with writing(store.root):
-        store.kept.mkdir(exist_ok=True)
-        write_json(store.kept / f"{trained.name}.json", {"artifacts": keys})
+    store.save(store.kept / f"{trained.name}.json", {"artifacts": keys})
     return made, trained, shots, synthetic
 
 

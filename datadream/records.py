@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from .config import METHODS, paths
+from .config import METHODS
 from .images import DataError
 from .metrics import mean_interval
+from .store import Store
 
 RELEASED = "[RELEASED PROTOCOL, for comparison only: the epoch is chosen on the test images]"
 
@@ -15,10 +16,13 @@ RELEASED = "[RELEASED PROTOCOL, for comparison only: the epoch is chosen on the 
 def load_records(source=None):
     """Return one row per record: dataset, method, shots, images, seed, top1, low, high, val_top1, seconds and the rest, sorted.
 
-    `source` is a folder of records or a list of files; None is the store's folder. Accuracies are shares in [0, 1]. No record
+    `source` is a folder of records or a list of files; None is the store's. Accuracies are shares in [0, 1]. No record
     gives an empty table with these columns. Raises DataError on a damaged record.
     """
-    files = source if isinstance(source, list) else Path(source or paths()["records"]).glob("*.json")
+    if source is None:
+        store = Store()
+        source = store.refresh_all(store.records)
+    files = source if isinstance(source, list) else Path(source).glob("*.json")
     return tidy([read_record(file) for file in sorted(files)])
 
 

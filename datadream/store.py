@@ -11,7 +11,7 @@ import subprocess
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
@@ -19,7 +19,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from . import stopping
-from .config import home, paths
+from .config import home, is_address, paths, store_place
 
 PACKAGES = ("torch", "torchvision", "diffusers", "transformers", "peft", "open_clip_torch", "numpy")
 
@@ -67,15 +67,18 @@ def write_json(path, value):
 
 
 class StoreError(RuntimeError):
-    """A folder cannot be written; the message names it, the cause and the fix."""
+    """A folder or an address cannot be read or written; the message names it, the cause and the fix."""
 
 
 FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up", errno.EFBIG: "a file may not become that large here"}
 CLOSED = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
+MOVE = "move the artifacts with DATADREAM_STORE"
+
+
 @contextmanager
-def writing(root, fix="move the artifacts with DATADREAM_STORE"):
+def writing(root, fix=MOVE):
     """Turn what a full disk or a read-only folder raises, in whatever words, into a StoreError on `root` that names the `fix`."""
     try:
         yield
@@ -91,16 +94,40 @@ def writing(root, fix="move the artifacts with DATADREAM_STORE"):
         raise
 
 
-IN_USE, CLEARING = ".in-use-", "clearing"  # the names of the locks by which studies and `gc` keep out of each other's way
+IN_USE, CLEARING = "in-use-", "clearing"  # the names of the locks by which studies and `gc` keep out of each other's way
 
-_verified = {}  # folder of an artifact -> sizes and times of its files when this process found their digests right
+
+def parse(text):
+    """Return the manifest in the bytes of a manifest.json, None if it is damaged."""
+    try:
+        manifest = json.loads(text)
+        sound = all(isinstance(size, int) and isinstance(sha, str) for size, sha in manifest["files"].values())
+        return manifest if sound and isinstance(manifest["seconds"], float) else None
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return None
+
+
+_verified = {}  # folder of an artifact -> digests, and sizes and times of its files, when this process found the digests right
 
 
 class Store:
-    """A directory of artifacts; an artifact is a folder named by its key, whose manifest.json is written last."""
+    """A directory of artifacts; an artifact is a folder named by its key, whose manifest.json is written last.
+
+    `Store(address)` is a remote.RemoteStore, which has the same methods; without a root it is the store that $DATADREAM_STORE names.
+    """
+
+    fix = MOVE  # what helps against a full disk
+
+    def __new__(cls, root=None):
+        if cls is Store and is_address(root or store_place()):
+            from .remote import RemoteStore
+
+            return object.__new__(RemoteStore)
+        return object.__new__(cls)
 
     def __init__(self, root=None):
         self.root = Path(root or paths()["store"])
+        self.address = str(self.root)  # what `Store` takes, on whatever machine
         self.records = self.root / paths()["records"].name  # one JSON file per measured cell
         self.kept = self.root / paths()["kept"].name  # one JSON file per classifier that a user keeps without a measurement
 
@@ -115,10 +142,8 @@ class Store:
     def manifest(self, key):
         """Return an artifact's manifest, or None if it is missing or damaged."""
         try:
-            manifest = json.loads((self.folder(key) / "manifest.json").read_text())
-            sound = all(isinstance(size, int) and isinstance(sha, str) for size, sha in manifest["files"].values())
-            return manifest if sound and isinstance(manifest["seconds"], float) else None
-        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            return parse((self.folder(key) / "manifest.json").read_bytes())
+        except OSError:
             return None
 
     def whole(self, key):
@@ -130,8 +155,10 @@ class Store:
 
         They are computed again when the size or the time of a file has changed since.
         """
-        folder, manifest = self.folder(key).absolute(), self.manifest(key)
-        state = self._state(key, manifest)
+        return self._sound(key, self.manifest(key))
+
+    def _sound(self, key, manifest):
+        folder, state = self.folder(key).absolute(), self._state(key, manifest)
         if state is None or _verified.get(folder) == state:
             return state is not None
         with ThreadPoolExecutor() as pool:
@@ -141,15 +168,15 @@ class Store:
         return right
 
     def _state(self, key, manifest):
-        """Return a number for the sizes and times of an artifact's files, None if it is not complete."""
+        """Return a number for the digests, sizes and times of an artifact's files, None if it is not complete."""
         if manifest is None:
             return None
         try:
             stats = [(self.folder(key) / name).stat() for name in ("manifest.json", *manifest["files"])]
         except (OSError, ValueError):
             return None
-        sizes = [size for size, _ in manifest["files"].values()]
-        return hash(tuple((s.st_size, s.st_mtime_ns) for s in stats)) if [s.st_size for s in stats[1:]] == sizes else None
+        sizes, digests = zip(*manifest["files"].values()) if manifest["files"] else ((), ())
+        return hash((digests, *((s.st_size, s.st_mtime_ns) for s in stats))) if tuple(s.st_size for s in stats[1:]) == sizes else None
 
     def make(self, key, inputs, build, **notes):
         """Return the artifact's folder, calling `build(work_folder)` first unless it is done; `notes` go into its manifest, not its key.
@@ -158,11 +185,10 @@ class Store:
         that wants the same artifact waits for the first, and then finds it done. Raises StoreError where nothing can be written.
         """
         if not self.done(key):
-            with writing(self.root):
-                with self.lock(key):
-                    stopping.check()
-                    if not self.done(key):
-                        self._build(key, inputs, build, notes)
+            with writing(self.root, self.fix), self.lock(key):
+                stopping.check()
+                if not self.done(key):
+                    self._build(key, inputs, build, notes)
         return self.folder(key)
 
     @contextmanager
@@ -184,19 +210,26 @@ class Store:
     @contextmanager
     def in_use(self):
         """Within, `gc` removes nothing: what a cell has made so far has no record yet. Where nothing can be written, nothing is marked."""
-        mark = FileLock(self.root / f"{IN_USE}{uuid.uuid4().hex}.lock")
-        try:
-            with self.lock(CLEARING):  # a removal that has begun ends first
-                mark.acquire()
-        except OSError as error:
-            if error.errno not in (*FULL, *CLOSED):
-                raise
+        with ExitStack() as marks:
+            try:
+                with self.lock(CLEARING):  # a removal that has begun ends first
+                    marks.enter_context(self.mark(f"{IN_USE}{uuid.uuid4().hex}"))
+            except (OSError, StoreError) as error:
+                cause = error.__cause__ or error
+                if not isinstance(cause, PermissionError) and getattr(cause, "errno", None) not in (*FULL, *CLOSED):
+                    raise
+            yield
+
+    @contextmanager
+    def mark(self, name):
+        """Show others, within, that something of this name goes on; nobody waits for it."""
+        mark = FileLock(self.root / f".{name}.lock")
+        mark.acquire()
         try:
             yield
         finally:
-            if mark.is_locked:
-                Path(mark.lock_file).unlink(missing_ok=True)
-                mark.release()
+            Path(mark.lock_file).unlink(missing_ok=True)
+            mark.release()
 
     def _build(self, key, inputs, build, notes):
         final, work = self.folder(key), self.work(key)
@@ -212,3 +245,28 @@ class Store:
         remove(final)  # damaged, if it is there: `done` said no
         os.replace(work, final)
         _verified[final.absolute()] = self._state(key, manifest)
+
+    def share(self, key, part, files):
+        """Let other machines have `files` of an artifact's work folder, as its `part`; in a folder they have them already."""
+
+    def gather(self, key, part):
+        """Fetch a part of an artifact that another machine has shared into the work folder; return whether it was there, False in a folder."""
+        return False
+
+    def keys(self):
+        """Return the names of what may be finished artifacts, sorted."""
+        return sorted(path.name for path in self.root.iterdir() if path.is_dir()) if self.root.is_dir() else []
+
+    def save(self, file, value):
+        """Write a record or a note, a JSON file in `records` or `kept`. Raises StoreError where it cannot be written."""
+        with writing(self.root, self.fix):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_json(file, value)
+
+    def refresh(self, file):
+        """Return the file of a record or a note, as the store has it now; whether it exists is the caller's to look."""
+        return file
+
+    def refresh_all(self, folder):
+        """Return the files of all records or of all notes, sorted."""
+        return sorted(folder.glob("*.json"))

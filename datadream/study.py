@@ -28,7 +28,7 @@ from .generate import generate, generation_inputs, read
 from .images import DataError
 from .models import fetch
 from .records import load_records, read_record
-from .store import Store, digest, provenance, write_json, writing
+from .store import Store, digest, provenance, write_json
 
 VALUES = 10_000  # in a study file, with aliases followed
 
@@ -103,7 +103,7 @@ def record_file(recipe, keys, store):
 def _record(recipe, result, curve, keys, store):
     file = record_file(recipe, keys, store)
     try:
-        first = read_record(file)
+        first = read_record(store.refresh(file))
         if (first["result"], first["curve"]) == (result, curve):  # the same cell: keep the time and commit of its computation
             return first
     except DataError:  # missing or damaged: the artifacts have all that it says
@@ -116,9 +116,7 @@ def _record(recipe, result, curve, keys, store):
         commits[stage] = sorted({*commits.get(stage, []), manifest["commit"]})
     record = {"key": file.stem, "recipe": as_dict(recipe), "result": result, "curve": curve, "seconds": seconds, "commits": commits,
               "artifacts": keys, "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **provenance()}
-    with writing(store.root):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_json(file, record)
+    store.save(file, record)
     return record
 
 
@@ -126,9 +124,9 @@ def find(recipes, store=None):
     """Return the tidy table of exactly these cells. Raises LookupError if one has no record, with the command that makes it."""
     store = store or Store()
     files = [record_file(recipe, artifact_keys(recipe), store) for recipe in recipes]
-    missing = [f"{r.dataset}, {r.method}, seed {r.seed}" for r, file in zip(recipes, files) if not file.exists()]
+    missing = [f"{r.dataset}, {r.method}, seed {r.seed}" for r, file in zip(recipes, files) if not store.refresh(file).exists()]
     if missing:
-        raise LookupError(f"{len(missing)} of {len(files)} cells have no record in {store.records}, the first: {missing[0]}; "
+        raise LookupError(f"{len(missing)} of {len(files)} cells have no record in {store.address}, the first: {missing[0]}; "
                           f"run them again with `python -m datadream study`, or by their notebook")
     return load_records(files)
 
@@ -180,7 +178,7 @@ def _run_here(recipes, store, workers):
         parts = in_processes(_run_group, [(group, store) for group in groups], workers)
     else:
         parts = [_run_group([recipe], store) for recipe in tqdm(recipes, desc="cells", leave=False)]
-    return load_records([store.records / f"{k}.json" for k in dict.fromkeys(k for part in parts for k in part)])
+    return load_records([store.refresh(store.records / f"{k}.json") for k in dict.fromkeys(k for part in parts for k in part)])
 
 
 def in_processes(function, jobs, workers):

@@ -1,0 +1,111 @@
+"""Leases: who makes an artifact where no file lock reaches, as on object storage."""
+
+import os
+import socket
+import threading
+import time
+import uuid
+from contextlib import suppress
+
+from . import stopping
+
+BEAT = 10.0  # seconds between two heartbeats of a holder
+PATIENCE = 60.0  # seconds without one after which a holder is taken for dead: several beats, since a busy machine may miss some
+POLL = 1.0  # seconds between two looks of a worker that waits
+
+
+class Lease:
+    """An object at `path` of an fsspec file system that names its holder and counts its heartbeats: "<owner> <beat>".
+
+    A worker that waits watches the content, and takes the lease over once it has not changed for PATIENCE seconds of its own
+    monotonic clock; no time is written or compared, so that clocks that differ between machines do no harm.
+
+    What is guaranteed: a holder that dies is replaced. Two workers hold a lease together only where the file system cannot create an
+    object exclusively (fsspec's mode "xb"; local folders and S3 can), or after a holder was cut off for longer than PATIENCE and came
+    back. What a lease guards must therefore be harmless if it is done twice.
+    """
+
+    def __init__(self, fs, path):
+        self.fs, self.path = fs, path
+        self.owner = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        self._stop, self._thread = threading.Event(), None
+
+    def acquire(self):
+        """Wait until the lease is this worker's, and keep its heartbeat going in a thread; raises Stopped if it is asked to end while it waits."""
+        seen, since, inherited = None, 0.0, False
+        while True:
+            content = read(self.fs, self.path)
+            if content is None and create(self.fs, self.path, f"{self.owner} 0"):
+                if not inherited:
+                    break
+                time.sleep(POLL)  # another one may have found the same holder dead, and removed this lease for the dead one's
+                if self._own():
+                    break
+            elif content is not None and content != seen:
+                seen, since = content, time.monotonic()
+            elif content is not None and time.monotonic() - since >= PATIENCE:
+                inherited = True
+                remove(self.fs, self.path)
+                continue
+            stopping.check()
+            time.sleep(POLL)
+        self._thread = threading.Thread(target=self._beat, daemon=True)
+        self._thread.start()
+
+    def release(self):
+        """End the heartbeat and remove the lease if it is still this worker's; one that cannot be removed expires."""
+        self._stop.set()
+        self._thread.join()
+        with suppress(Exception):  # the work is done, and must not fail for a network that is gone
+            if self._own():
+                remove(self.fs, self.path)
+
+    def _own(self):
+        return (read(self.fs, self.path) or "").startswith(f"{self.owner} ")
+
+    def _beat(self):
+        beat = 0
+        while not self._stop.wait(BEAT):
+            beat += 1
+            with suppress(Exception):  # whatever a network raises: the next beat may come through, and else the lease expires
+                if not self._own():
+                    return
+                self.fs.pipe_file(self.path, f"{self.owner} {beat}".encode())
+
+
+def read(fs, path):
+    """Return the content of a lease as text, None if there is none."""
+    try:
+        return fs.cat_file(path).decode(errors="replace")
+    except FileNotFoundError:
+        return None
+
+
+def create(fs, path, content):
+    """Create an object that is not there and return whether this call did; exclusive where the file system's mode "xb" is."""
+    try:
+        with fs.open(path, "xb") as file:
+            file.write(content.encode())
+        return True
+    except FileExistsError:
+        return False
+
+
+def remove(fs, path):
+    """Remove a lease, if it is there."""
+    with suppress(FileNotFoundError):
+        fs.rm_file(path)
+
+
+def running(fs, paths):
+    """Return the first lease of `paths` whose heartbeat goes on, as "path (owner)", or None once none did for PATIENCE seconds."""
+    first, start = {path: read(fs, path) for path in paths}, time.monotonic()
+    while any(content is not None for content in first.values()):
+        for path, content in first.items():
+            now = read(fs, path)
+            if now is not None and now != content:
+                return f"{path} ({now.split()[0]})" if now.split() else path
+        if time.monotonic() - start >= PATIENCE:
+            break
+        time.sleep(POLL)
+    return None

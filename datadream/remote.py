@@ -1,0 +1,287 @@
+"""A store on an address that fsspec resolves, such as object storage: uploaded with the manifest last, read through copies on this machine."""
+
+import json
+import os
+import threading
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import PurePosixPath
+
+from filelock import FileLock
+
+from .config import ConfigError, copies, store_place
+from .leases import Lease
+from .store import FULL, Store, StoreError, _holds, _verified, digest, parse, remove, write_json, writing
+
+PARALLEL = 16  # objects under way at once: most are small, so that the time goes into waiting
+
+
+def resolve(address):
+    """Return (fsspec file system, path in it) of an address. Raises ConfigError, with the fix, on one that cannot be resolved here."""
+    from fsspec import available_protocols
+    from fsspec.core import url_to_fs
+
+    protocol = address.partition("://")[0]
+    # In a folder, and in none of the object stores, the folders above a file must be made.
+    options = {"auto_mkdir": True} if protocol in ("file", "local") else {}
+    try:
+        fs, path = url_to_fs(address, **options)
+    except ImportError as error:
+        package = getattr(error.__cause__, "name", None) or protocol
+        raise ConfigError(f"the store {address} needs the package {package}, which is not installed here; `pip install {package}`, or set "
+                          f"DATADREAM_STORE to a folder ({error})") from error
+    except ValueError as error:
+        if protocol in available_protocols():
+            raise ConfigError(f"the store {address} is no address: {error}; give one such as s3://bucket/prefix, or a folder") from error
+        raise ConfigError(f"the store {address} has the protocol {protocol!r}, which fsspec does not know; give one such as s3://, gs://, abfs:// "
+                          f"or file://, or a folder, in DATADREAM_STORE") from error
+    return fs, path.rstrip("/")
+
+
+@contextmanager
+def reaching(address, own=()):
+    """Turn whatever a file system raises into a StoreError that names the address; error numbers in `own` are of this machine's disk."""
+    try:
+        yield
+    except StoreError:
+        raise
+    except Exception as error:  # beside OSError, each backend has its own for credentials, time-outs and refusals
+        if getattr(error, "errno", None) in own:
+            raise
+        raise StoreError(f"{address} cannot be read or written ({type(error).__name__}: {error}). Check that it exists, its credentials and the "
+                         f"network, and run again; what is finished is kept") from error
+
+
+class RemoteStore(Store):
+    """A store on an address; `root` is a folder of this machine, in which artifacts are made and to which finished ones are copied.
+
+    An artifact is its files under `<key>/` and, uploaded last, their manifest: object stores rename nothing, and without its manifest
+    an artifact is not done. A copy is checked against the manifest's sizes and digests when it is fetched, and is read from then on; one
+    that does not agree is not done, and made again. Two machines that want one artifact make it once, by leases; where a lease
+    fails they make the same bytes twice. A killed build goes on from what it left only on the machine where it ran, except for the parts
+    that `share` has uploaded.
+    """
+
+    fix = "move the copies of what lies elsewhere with DATADREAM_CACHE"
+
+    def __init__(self, root=None):
+        address = str(root or store_place())
+        super().__init__(copies(address))
+        self.address, (self.fs, self.base) = address, resolve(address)
+
+    def probe(self):
+        """Write and remove a small object, to see that the address can be used. Raises StoreError where it cannot."""
+        path = self.at(f"probe-{uuid.uuid4().hex}")
+        with reaching(self.address):
+            self.fs.pipe_file(path, b"")
+            self.fs.rm_file(path)
+
+    def at(self, *parts):
+        """Return the path, in the file system, of what lies below the address."""
+        return "/".join((self.base, *parts))
+
+    def objects(self, *parts):
+        """Return path -> bytes of all objects below the address, or below a folder there."""
+        top = self.at(*parts)
+        with reaching(self.address):
+            self.fs.invalidate_cache()  # some backends remember listings, and other machines write
+            try:
+                found = self.fs.find(top, detail=True)
+            except FileNotFoundError:
+                found = {}
+        return {name[len(top) + 1:]: info["size"] for name, info in found.items()}
+
+    def _content(self, *parts):
+        with reaching(self.address):
+            try:
+                return self.fs.cat_file(self.at(*parts))
+            except FileNotFoundError:
+                return None
+
+    def manifest(self, key):
+        """Return an artifact's manifest as it is on the address, or None if it is missing or damaged."""
+        content = self._content(key, "manifest.json")
+        manifest = None if content is None else parse(content)
+        return manifest if manifest and all(_inside(name) for name in manifest["files"]) else None
+
+    def whole(self, key):
+        """Return whether an artifact looks complete on the address: its manifest is readable and every object has the recorded size."""
+        return self._listed(key, self.manifest(key))
+
+    def _listed(self, key, manifest):
+        if manifest is None:
+            return False
+        sizes = self.objects(key)
+        return all(sizes.get(name) == size for name, (size, _) in manifest["files"].items())
+
+    def done(self, key):
+        """Return whether an artifact is complete, `whole` and copied to this machine with the recorded digests; it is copied for that."""
+        manifest = self.manifest(key)
+        return self._listed(key, manifest) and (self._sound(key, manifest) or self._fetch(key, manifest))
+
+    def _fetch(self, key, manifest):
+        """Copy an artifact to this machine, and return whether its bytes are those of the manifest; others leave nothing."""
+        part, folder = self.root / f"{key}.fetched", self.folder(key)
+        with writing(self.root, self.fix):
+            self.root.mkdir(parents=True, exist_ok=True)
+            with FileLock(self.root / f".{key}-fetch.lock"):
+                if self._sound(key, manifest):  # another process of this machine was first
+                    return True
+                remove(part)
+                part.mkdir()
+                right = self._download(key, part, manifest["files"])
+                if right:
+                    write_json(part / "manifest.json", manifest)
+                    remove(folder)
+                    os.replace(part, folder)
+                    _verified[folder.absolute()] = self._state(key, manifest)
+                remove(part)
+        return right
+
+    def _download(self, name, folder, files):
+        """Fetch `files` (path -> size and digest) below `name` into a folder, and return whether all are what they should be."""
+        def get(file):
+            target = folder / file
+            part = target.with_name(f"{target.name}.part")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with reaching(self.address, FULL):
+                try:
+                    self.fs.get_file(self.at(name, file), str(part))
+                except FileNotFoundError:
+                    return False
+            if not _holds(part, files[file][1]):
+                part.unlink()
+                return False
+            os.replace(part, target)
+            return True
+
+        with ThreadPoolExecutor(PARALLEL) as pool:
+            return all(pool.map(get, files))
+
+    def _build(self, key, inputs, build, notes):
+        if not self._sound(key, super().manifest(key)):  # else made here before, and not uploaded, or damaged since
+            for file in self.objects(self.work(key).name):
+                if file.endswith(".json") and "/" not in file:
+                    self.gather(key, file.removesuffix(".json"))
+            super()._build(key, inputs, build, notes)
+        folder, work = self.folder(key), self.work(key).name
+        self.drop(key)
+        self._upload(folder, key, super().manifest(key)["files"])
+        self._put(folder / "manifest.json", key, "manifest.json")
+        self.drop(work)
+
+    def _upload(self, folder, name, files):
+        def put(file):
+            with reaching(self.address):
+                self.fs.put_file(str(folder / file), self.at(name, file))
+
+        with ThreadPoolExecutor(PARALLEL) as pool:
+            list(pool.map(put, files))
+
+    def _put(self, file, *parts):
+        """Upload a small file under another name and move it: also where an upload is seen before it has ended, nobody reads half of it."""
+        path = self.at(*parts)
+        with reaching(self.address):
+            self.fs.put_file(str(file), f"{path}.part")
+            self.fs.mv(f"{path}.part", path)
+
+    def drop(self, name):
+        """Remove an artifact, the shared parts of one, or a lease from the address, if it is there; a manifest goes first."""
+        with reaching(self.address):
+            self.fs.invalidate_cache()
+            for path, below in ((self.at(name, "manifest.json"), False), (self.at(name), True)):
+                with suppress(FileNotFoundError, NotADirectoryError):
+                    self.fs.rm(path, recursive=below)
+
+    @contextmanager
+    def lock(self, name):
+        """Hold the lock of this name: of this machine's processes by a file lock, of all machines by a lease on the address."""
+        with super().lock(name), self._leased(name):
+            yield
+
+    @contextmanager
+    def mark(self, name):
+        """Show others, within, that something of this name goes on, by a file lock on this machine and a lease on the address."""
+        with super().mark(name), self._leased(name):
+            yield
+
+    @contextmanager
+    def _leased(self, name):
+        lease = Lease(self.fs, self.at(f"{name}.lease"))
+        with reaching(self.address):
+            lease.acquire()
+        try:
+            yield
+        finally:
+            lease.release()
+
+    def share(self, key, part, files):
+        """Upload `files` of an artifact's work folder as its `part`, with a list of their sizes and digests last."""
+        work = self.work(key)
+        found = {file.relative_to(work).as_posix(): (file.stat().st_size, digest(file)) for file in files}
+        self._upload(work, work.name, found)
+        listing = self.root / f".{key}-{part}.json"
+        write_json(listing, found)
+        self._put(listing, work.name, f"{part}.json")
+        listing.unlink()
+
+    def gather(self, key, part):
+        """Fetch a part of an artifact that a machine has shared into the work folder, and return whether all of it is there, undamaged."""
+        work, content = self.work(key), self._content(self.work(key).name, f"{part}.json")
+        files = _files(content)
+        if not files:
+            return False
+        missing = {name: value for name, value in files.items() if not (work / name).exists()}
+        with writing(self.root, self.fix):
+            return self._download(work.name, work, missing)
+
+    def keys(self):
+        """Return the names of what may be finished artifacts on the address, sorted."""
+        with reaching(self.address):
+            self.fs.invalidate_cache()
+            try:
+                return sorted(PurePosixPath(name).name for name in self.fs.ls(self.base, detail=False))
+            except FileNotFoundError:
+                return []
+
+    def save(self, file, value):
+        """Write a record or a note here and to the address. Raises StoreError where one of them cannot be written."""
+        super().save(file, value)
+        self._put(file, *file.relative_to(self.root).parts)
+
+    def refresh(self, file):
+        """Return the file of a record or a note, made what the address has."""
+        content = self._content(*file.relative_to(self.root).parts)
+        if content is None:
+            file.unlink(missing_ok=True)
+        elif not file.exists() or file.read_bytes() != content:
+            with writing(self.root, self.fix):
+                file.parent.mkdir(parents=True, exist_ok=True)
+                part = file.with_name(f"{file.name}.{os.getpid()}-{threading.get_ident()}.part")
+                part.write_bytes(content)
+                os.replace(part, file)
+        return file
+
+    def refresh_all(self, folder):
+        """Return the files of all records or of all notes on the address, sorted; copies of others are removed."""
+        names = {name for name in self.objects(folder.name) if name.endswith(".json") and "/" not in name}
+        for file in folder.glob("*.json"):
+            if file.name not in names:
+                file.unlink(missing_ok=True)
+        with ThreadPoolExecutor(PARALLEL) as pool:
+            return list(pool.map(self.refresh, [folder / name for name in sorted(names)]))
+
+
+def _inside(name):
+    path = PurePosixPath(name)
+    return not path.is_absolute() and ".." not in path.parts
+
+
+def _files(content):
+    """Return the list that `share` wrote, path -> (size, digest); {} if there is none or it is damaged."""
+    try:
+        files = json.loads(content)
+        return files if all(_inside(name) and isinstance(sha, str) for name, (_, sha) in files.items()) else {}
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        return {}
