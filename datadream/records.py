@@ -169,7 +169,8 @@ def remedy_table(results):
     """Return the hours of each simulated run, one row each, by number of GPUs, the longest first."""
     many = {row["gpus"] for row in results["runs"]["order of the table"]}
     runs = sorted(results["runs"].items(), key=lambda run: -run[1][-1]["seconds"])
-    return pd.DataFrame([{"run": name, **{f"{row['gpus']} GPUs": row["seconds"] / 3600 for row in rows if row["gpus"] in many}} for name, rows in runs])
+    return pd.DataFrame([{"run": name, **{f"{row['gpus']} GPUs": row["seconds"] / 3600 for row in rows if row["gpus"] in many}}
+                         for name, rows in runs])
 
 
 def operation_table(results):
