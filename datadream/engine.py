@@ -77,7 +77,7 @@ def tasks(recipes, store, load=load_for):
 
 
 class Agenda:
-    """Which task is next: of those whose needs are done the one at the head of the longest chain, so that no long one is left for the end."""
+    """Which task is next: of those whose needs are done the one that the longest chain waits for, so that no long one is left for the end."""
 
     def __init__(self, todo):
         self.after, self.lost, chain = defaultdict(list), set(), {}
@@ -179,7 +179,7 @@ def run_ray(recipes, store, address=None):
 
 
 def _drive(ray, todo, store, do=work):
-    """Have `do(task, address)` done for every task. Ray is given few at a time: a wait for all of them takes a time that grows with their number."""
+    """Have `do(task, address)` done for every task. Ray is given few at a time: a wait takes a time that grows with what it waits for."""
     resource = "GPU" if ray.cluster_resources().get("GPU") else "CPU"
     remote, agenda, flying, failures = ray.remote(do), Agenda(todo), {}, {}
 

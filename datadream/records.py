@@ -183,10 +183,11 @@ def scale_table(results, run="engine"):
 
 
 def remedy_table(results):
-    """Return the hours of each simulated run, one row each, by number of GPUs."""
+    """Return the hours of each simulated run, one row each, by number of GPUs, the longest first."""
     many = {row["gpus"] for row in results["runs"]["order of the table"]}
+    runs = sorted(results["runs"].items(), key=lambda run: -run[1][-1]["seconds"])
     return pd.DataFrame([{"run": name, **{f"{row['gpus']} GPUs": row["seconds"] / 3600 for row in rows if row["gpus"] in many}}
-                         for name, rows in results["runs"].items()])
+                         for name, rows in runs])
 
 
 def operation_table(results):

@@ -124,7 +124,7 @@ def test_long_tasks_first_end_sooner(make, store):
 
 
 def test_the_papers_lengths_are_counted_from_the_full_size_models(store):
-    """SD 2.1's UNet has about 0.8 TFLOP a pass; a training pass asks for more than two of them, and a slice for 100 images of 50 steps, guided."""
+    """SD 2.1's UNet has about 0.8 TFLOP a pass; a training pass asks for more than two of them, a slice for 100 images of 50 guided steps."""
     flops = lengths.generator_flops()
     assert 0.7e12 < flops["unet"] < 0.9e12 and 2 * flops["unet"] < flops["trained view"] < 3 * flops["unet"]
     todo = engine.tasks(profile_cells("paper", ["eurosat"], 1), store, load_or_describe)
