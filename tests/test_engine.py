@@ -128,6 +128,7 @@ def test_ray_gives_the_same_bytes_and_records(cluster, undisturbed, tmp_path):
     assert contents(store) == contents(local)
 
 
+@pytest.mark.cluster
 @pytest.mark.parametrize("stage", ["generate", "train"])
 def test_a_killed_worker_costs_time_only(cluster, make, tiny, tmp_path, stage):
     """kill -9 of every worker while the stage is being made: the records are the undisturbed run's. `benchmarks.faults` has all stages."""
@@ -153,6 +154,7 @@ def test_a_killed_worker_costs_time_only(cluster, make, tiny, tmp_path, stage):
     assert same_results(disturbed, study.run_cells(recipes, local)) and contents(store) == contents(local)
 
 
+@pytest.mark.cluster
 def test_a_stopped_cluster_saves_its_state_and_goes_on(cluster, make, tmp_path):
     """SIGTERM to the driver: the task that runs writes its checkpoint, which none has done by itself before its 200th step."""
     recipes, store = [make("dset+real", {"adapt.epochs": 90})], Store(tmp_path / "ray")
@@ -208,6 +210,7 @@ def test_a_slice_and_a_whole_set_are_not_made_at_once(make, dataset, shots, tmp_
     assert store.done(artifact)
 
 
+@pytest.mark.cluster
 def test_a_failed_task_is_reported_and_the_others_are_done(cluster, make, tmp_path):
     store = Store(tmp_path)
     recipes = [make("real"), make("dset", {"adapt.lr": 1e30}), make("base")]
@@ -245,6 +248,7 @@ engine._drive(ray, engine.tasks(cells, store), store, noting)
 """
 
 
+@pytest.mark.cluster
 def test_two_nodes_that_the_book_s_commands_start_share_a_study(make, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

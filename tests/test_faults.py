@@ -27,6 +27,7 @@ def reference(common, tmp_path_factory):
         return 1.0, disturb.records(box.store)
 
 
+@pytest.mark.cluster
 @pytest.mark.parametrize("name, stage", [("kill -9 of the driver", "generate"), ("SIGTERM", "adapt")])
 def test_what_is_disturbed_and_started_again_has_the_same_records(common, reference, tmp_path, monkeypatch, name, stage):
     monkeypatch.setitem(disturb.CALLS, stage, (*disturb.CALLS[stage][:2], 7))

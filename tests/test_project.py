@@ -84,7 +84,7 @@ def test_every_font_family_of_the_base_training_is_in_the_fonts_extra(project):
     assert sorted(listed) == sorted("fontpkg-" + family.replace("_", "-") for family in FAMILIES)
 
 
-@pytest.mark.parametrize("target", ["help", "venv", "study", "study-full", "study-seeds", "book", "test", "smoke", "site-test", "base", "clean"])
+@pytest.mark.parametrize("target", ["help", "venv", "study", "study-full", "study-seeds", "book", "test", "fault-test", "smoke", "site-test", "base", "clean"])
 def test_make_knows_the_target(target):
     done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
