@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from .config import METHODS
+from .config import METHODS, paths
 from .images import DataError
 from .metrics import mean_interval
 from .store import Store

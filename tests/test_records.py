@@ -158,3 +158,12 @@ def test_the_released_protocol_is_marked_loudly_and_never_mixed(tmp_path):
     mixed = table(tmp_path / "mixed", record("real", 0, protocol="released"), record("real", 0))
     with pytest.raises(ValueError, match="several records"):
         records.summary(mixed)
+
+
+def test_the_committed_measurements_fill_their_tables():
+    """What the pages on faults, scale and speed show, read as they read it."""
+    assert len(records.fault_table(records.load_faults())) > 1
+    scale = records.load_scale()
+    assert len(records.scale_table(scale)) == 4 and len(records.remedy_table(scale)) > 1 and len(records.operation_table(scale)) > 1
+    folder = config.paths()["benchmarks"]
+    assert len(records.load_together(folder)) == 2 and records.load_benchmarks(folder)
