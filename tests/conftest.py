@@ -10,6 +10,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import dataclasses
 import json
 import shutil
+import subprocess
+import sys
 import types
 from pathlib import Path
 
@@ -60,6 +62,44 @@ def dies_at(function, call):
         return function(*args, **kwargs)
 
     return wrapper
+
+
+# A process that makes an artifact as soon as another one is ready for the same, with copies of its own of what lies on an address.
+MAKE = """
+import os, sys, time
+from pathlib import Path
+
+root, name, address = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
+os.environ["DATADREAM_CACHE"] = str(root / name)
+from datadream import leases, store
+from datadream.store import Store
+
+store.provenance = dict  # it imports torch, which takes seconds
+leases.POLL, leases.BEAT = 0.02, 0.2
+ready = Store(address)
+(root / f"ready-{name}").touch()
+while len(list(root.glob("ready-*"))) < 2:
+    time.sleep(0.01)
+
+def build(work):
+    (root / f"built-{name}").touch()
+    time.sleep(0.5)  # long enough for the other process to come
+    (work / "a.txt").write_text("content")
+    (work / "b.txt").write_text("content")
+
+folder = ready.make("stage-1", {}, build)
+assert (folder / "a.txt").read_text() == "content" and Store(address).done("stage-1")
+print(folder)
+"""
+
+
+def make_at_once(root, address):
+    """Let the processes x and y make one artifact of the store at `address`; return how many built it, and the folder that each has it in."""
+    processes = [subprocess.Popen([sys.executable, "-c", MAKE, str(root), name, str(address)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                  text=True) for name in "xy"]
+    ends = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], ends
+    return len(list(root.glob("built-*"))), [Path(printed.strip()) for printed, _ in ends]
 
 
 def build_generator(folder):

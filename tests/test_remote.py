@@ -3,14 +3,13 @@
 import importlib.util
 import json
 import os
-import subprocess
 import sys
 import uuid
 from types import SimpleNamespace
 
 import fsspec
 import pytest
-from conftest import Killed, dies_at
+from conftest import Killed, dies_at, make_at_once
 from fsspec.registry import known_implementations
 
 from datadream import engine, generate, leases, records, study
@@ -212,37 +211,9 @@ def test_another_version_of_the_same_size_is_fetched(machine):
     assert store.done("stage-1") and (store.folder("stage-1") / "a.txt").read_text() == "CONTENT"
 
 
-TWO = """
-import os, sys, time
-from pathlib import Path
-
-root, name = Path(sys.argv[1]), sys.argv[2]
-os.environ["DATADREAM_CACHE"] = str(root / name)
-from datadream import leases, store
-from datadream.store import Store
-
-store.provenance = dict  # it imports torch, which takes seconds
-leases.POLL, leases.BEAT = 0.02, 0.2
-ready = Store(f"file://{root}/store")
-(root / f"ready-{name}").touch()
-while len(list(root.glob("ready-*"))) < 2:
-    time.sleep(0.01)
-
-def build(work):
-    (root / f"built-{name}").touch()
-    time.sleep(0.5)  # long enough for the other machine to come
-    (work / "a.txt").write_text("content")
-
-folder = ready.make("stage-1", {}, build)
-assert folder.is_relative_to(root / name) and (folder / "a.txt").read_text() == "content" and ready.done("stage-1")
-"""
-
-
 def test_two_machines_that_need_one_artifact_make_it_once(tmp_path):
-    processes = [subprocess.Popen([sys.executable, "-c", TWO, str(tmp_path), name], stderr=subprocess.PIPE, text=True) for name in "xy"]
-    errors = [process.communicate(timeout=120)[1] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], errors
-    assert len(list(tmp_path.glob("built-*"))) == 1
+    made, folders = make_at_once(tmp_path, f"file://{tmp_path}/store")
+    assert made == 1 and all(folder.is_relative_to(tmp_path / name) for name, folder in zip("xy", folders))
     assert sorted(path.name for path in (tmp_path / "store").iterdir()) == ["stage-1"]
 
 

@@ -5,11 +5,10 @@ import os
 import resource
 import shutil
 import subprocess
-import sys
 import time
 
 import pytest
-from conftest import Killed, dies_at
+from conftest import Killed, dies_at, make_at_once
 
 from datadream import store as package
 from datadream import study
@@ -137,35 +136,10 @@ def test_the_store_lies_where_the_environment_says(tmp_path, monkeypatch):
     assert Store().make("stage-1", {}, build) == tmp_path / "elsewhere" / "stage-1"
 
 
-TWO = """
-import sys, time
-from pathlib import Path
-from datadream import store
-from datadream.store import Store
-
-store.provenance = dict  # it imports torch, which takes seconds
-root, name = Path(sys.argv[1]), sys.argv[2]
-(root / f"ready-{name}").touch()
-while len(list(root.glob("ready-*"))) < 2:
-    time.sleep(0.01)
-
-def build(work):
-    (root / f"built-{name}").touch()
-    time.sleep(0.5)  # long enough for the other process to come
-    (work / "a.txt").write_text("content")
-    (work / "b.txt").write_text("content")
-
-folder = Store(root / "store").make("stage-1", {}, build)
-assert (folder / "a.txt").read_text() == "content" and Store(root / "store").done("stage-1")
-"""
-
-
 def test_two_processes_that_need_one_artifact_make_it_once(tmp_path):
     """Seeds and named runs run at once and share stages: zero-shot CLIP has no seed, and two runs may have a seed in common."""
-    processes = [subprocess.Popen([sys.executable, "-c", TWO, str(tmp_path), name], stderr=subprocess.PIPE, text=True) for name in "xy"]
-    errors = [process.communicate(timeout=120)[1] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], errors
-    assert len(list(tmp_path.glob("built-*"))) == 1
+    made, folders = make_at_once(tmp_path, tmp_path / "store")
+    assert made == 1 and set(folders) == {tmp_path / "store" / "stage-1"}
 
 
 def test_json_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
