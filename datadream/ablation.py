@@ -81,13 +81,9 @@ def against(table, method, reference):
 
     A value whose records are those of the reference is left out: the setting does not reach this method.
     """
-    own, rows = table[table["method"] == method], []
-    top1, keys = (own.pivot(index="seed", columns="value", values=column) for column in ("top1", "key"))
-    for value in dict.fromkeys(own["value"]):
-        pairs = top1[[value, reference]].dropna() if value != reference else top1[:0]
-        if len(pairs) and (keys[value] != keys[reference]).any():
-            mean, low, high = mean_interval(100 * (pairs[value] - pairs[reference]))
-            rows.append({"value": value, "reference": reference, "seeds": len(pairs), "difference": mean, "low": low, "high": high})
+    own = table[table["method"] == method].assign(method=table["value"])  # the values are what is paired
+    keys = {value: set(part["key"]) for value, part in own.groupby("value", sort=False)}
+    rows = [{"value": value, "reference": reference, **paired(own, value, reference)} for value in keys if keys[value] != keys[reference]]
     return pd.DataFrame(rows, columns=["value", "reference", "seeds", "difference", "low", "high"])
 
 
