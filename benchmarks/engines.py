@@ -39,7 +39,7 @@ def main(arguments=None):
             seconds[engine].append(timed(engine))
             print(f"{engine}: {seconds[engine][-1]:.1f} s", flush=True)
     ratio = mean_interval(np.log(seconds["ray"]) - np.log(seconds["local"]))
-    file = options.out or paths()["benchmarks"] / "engines.json"
+    file = options.out or paths()["engines"]
     write_json(file, {"cells": len(cells(**STUDY)), "workers": WORKERS, "seconds": seconds,
                       "ratio": [math.exp(x) if math.isfinite(x) else None for x in ratio], **provenance()})
     print(file)

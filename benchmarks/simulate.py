@@ -135,7 +135,7 @@ def main(arguments=None):
     results = {"seeds": options.seeds, "assumed": {"peak": lengths.PEAK, "share": lengths.SHARE, "cores": lengths.CORES},
                "flops": lengths.generator_flops(), "rates": lengths.rates(), "measured": measured, "graph": describe(todo, seconds),
                "operations": counted, "runs": simulated, **provenance()}
-    file = options.out or paths()["benchmarks"] / "scale.json"
+    file = options.out or paths()["scale"]
     write_json(file, results)
     print(file)
     return 0

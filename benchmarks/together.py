@@ -19,8 +19,6 @@ from datadream.metrics import mean_interval
 from datadream.models import add_generator_lora, device, dtype_for, load_generator, remove_lora
 from datadream.store import provenance, write_json
 
-FILE = "together.json"
-
 
 class Together(torch.nn.Module):
     """A linear layer whose batch holds the images of several adapters, a block each: the shared product, and every block's own LoRA."""
@@ -116,7 +114,7 @@ def main(arguments=None):
         ratio = [math.exp(x) for x in mean_interval(logs["apart"] - logs["together"])]
         rows.append({"adapters": count, "ratio": ratio, "seconds": {way: float(np.median(values[1:])) for way, values in seconds.items()}})
         print(f"{count} adapters: {ratio[0]:.2f} times as fast together ({ratio[1]:.2f} to {ratio[2]:.2f})", flush=True)
-    write_json(paths()["benchmarks"] / FILE, {"profile": options.profile, "rounds": options.rounds, "together": rows, **provenance()})
+    write_json(paths()["together"], {"profile": options.profile, "rounds": options.rounds, "together": rows, **provenance()})
     return 0
 
 

@@ -377,10 +377,11 @@ def paths():
     Where $DATADREAM_STORE is an address, `store` is the folder of its copies.
     """
     root, place = home(), store_place()
+    results = root / "benchmarks" / "results"
     store = copies(place) if is_address(place) else Path(place)
     data = Path(os.environ.get("DATADREAM_DATA", root / "data"))
     return {"home": root, "store": store, "records": store / "records", "kept": store / "kept", "data": data, "notebooks": root / "notebooks",
             "study": root / "notebooks" / "study.yaml", "runs": root / "book" / "runs", "training": store / "mini_base",
             "kept_pages": root / "book" / "study", "kept_records": root / "book" / "study" / "records.jsonl", "contents": root / "_build" / "toc.yml",
-            "smoke": root / "_build" / "smoke", "benchmarks": root / "benchmarks" / "results",
-            "faults": root / "benchmarks" / "results" / "faults.json", "mini": Path(__file__).parent / "mini"}
+            "smoke": root / "_build" / "smoke", "benchmarks": results, "faults": results / "faults.json", "scale": results / "scale.json",
+            "together": results / "together.json", "engines": results / "engines.json", "mini": Path(__file__).parent / "mini"}

@@ -158,9 +158,9 @@ def benchmark_table(results):
     return pd.DataFrame(rows)
 
 
-def load_together(folder):
+def load_together(file=None):
     """Return a row per number of adapters that `python -m benchmarks.together` trained at once: ratio with interval, device, commit."""
-    file = Path(folder) / "together.json"
+    file = Path(file or paths()["together"])
     results = json.loads(file.read_text()) if file.exists() else {"together": []}
     return pd.DataFrame([{"adapters at once": row["adapters"], "times as fast": row["ratio"][0],
                           "95 % interval": "{1:.2f} to {2:.2f}".format(*row["ratio"]), "device": results["device"], "commit": results["commit"][:10]}
@@ -169,7 +169,7 @@ def load_together(folder):
 
 def load_scale(file=None):
     """Return what `python -m benchmarks.simulate` wrote: the paper's table simulated on many GPUs, with all that goes into it."""
-    return json.loads(Path(file or paths()["benchmarks"] / "scale.json").read_text())
+    return json.loads(Path(file or paths()["scale"]).read_text())
 
 
 BOUNDS = {"work": "the work of all tasks", "chain": "the longest chain of tasks", "driver": "the driver"}

@@ -166,4 +166,4 @@ def test_the_committed_measurements_fill_their_tables():
     scale = records.load_scale()
     assert len(records.scale_table(scale)) == 4 and len(records.remedy_table(scale)) > 1 and len(records.operation_table(scale)) > 1
     folder = config.paths()["benchmarks"]
-    assert len(records.load_together(folder)) == 2 and records.load_benchmarks(folder)
+    assert len(records.load_together()) == 2 and records.load_benchmarks(folder)
