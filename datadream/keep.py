@@ -4,7 +4,6 @@ import base64
 import io
 import json
 import re
-from pathlib import Path
 
 import pandas as pd
 import yaml
@@ -52,7 +51,11 @@ def keep(group="full", store=None):
 
 def kept():
     """Return the names of the runs whose records are committed."""
-    return sorted({name for line in _lines() for name in line["runs"]})
+    return _runs(_lines())
+
+
+def _runs(lines):
+    return sorted({name for line in lines for name in line["runs"]})
 
 
 def load(name):
@@ -71,7 +74,7 @@ def load(name):
 def load_all():
     """Return all committed records with a column `run`: a record that several runs show stands there once for each."""
     lines = _lines()
-    return pd.concat([tidy([line for line in lines if name in line["runs"]]).assign(run=name) for name in kept()], ignore_index=True)
+    return pd.concat([tidy([line for line in lines if name in line["runs"]]).assign(run=name) for name in _runs(lines)], ignore_index=True)
 
 
 def load_measures(name):
@@ -163,9 +166,9 @@ def write_contents():
 
 def _there(chapters):
     """Return the chapters without those whose page is a kept one that is not there."""
-    folder = paths()["kept_pages"]
-    found = [chapter for chapter in chapters if chapter["file"] != f"book/study/{Path(chapter['file']).name}"
-             or (folder / f"{Path(chapter['file']).name}.ipynb").exists()]
+    home, folder = paths()["home"], paths()["kept_pages"]
+    pages = [home / f"{chapter['file']}.ipynb" for chapter in chapters]
+    found = [chapter for chapter, page in zip(chapters, pages) if page.parent != folder or page.exists()]
     for chapter in found:
         sections = _there(chapter.pop("sections", []))
         chapter |= {"sections": sections} if sections else {}  # Jupyter Book refuses an empty list

@@ -145,7 +145,8 @@ def keep(folder, test_folder="", method="dset+real", store=None, **fields):
 
 
 def _keep(chosen, store):
-    dataset, row, keys = load_for(chosen), chosen.row, artifact_keys(chosen)
+    dataset, row = load_for(chosen), chosen.row
+    keys = artifact_keys(chosen, dataset)
     shots, synthetic, made = few_shots(dataset, chosen.shots, chosen.seed), None, None
     if row.generator:
         made = generate(chosen, dataset, shots, store)

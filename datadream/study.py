@@ -81,7 +81,8 @@ def compute(recipe, store):
     """Return `run`'s record for one that has marked the store as being in use and says what a signal does."""
     row = recipe.row
     fetch(recipe)
-    dataset, keys = load_for(recipe), artifact_keys(recipe)
+    dataset = load_for(recipe)
+    keys = artifact_keys(recipe, dataset)
     shots = few_shots(dataset, recipe.shots, recipe.seed)
     synthetic, trained = None, None
     if "shots" in keys:
