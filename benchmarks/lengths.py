@@ -8,8 +8,8 @@ import types
 import torch
 
 from datadream.data import prompt
-from datadream.images import CACHE_BYTES
-from datadream.plan import PIXEL, PROXY, load_or_describe, seconds, work
+from datadream.images import CACHE_BYTES, PIXEL
+from datadream.plan import PROXY, load_or_describe, seconds, work
 
 from . import limits
 from .full_size import TEXT, UNET, VAE

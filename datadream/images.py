@@ -16,6 +16,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .config import printable
 
+PIXEL = 1.5  # bytes of a PNG per pixel, about
 CACHE_BYTES = 4 * 2**30  # decoded training images kept in memory; the others are decoded anew at each use
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"}
 STRIP = 50  # a longer side over this many shorter ones is refused: resized by its short side it would fill the memory

@@ -9,13 +9,10 @@ import pandas as pd
 import yaml
 from PIL import Image
 
-from .ablation import cells_of
-from .analysis import describe
 from .config import ConfigError, paths
 from .images import DataError
 from .records import read_record, tidy
 from .store import Store, write_json, writing
-from .study import artifact_keys, choose, load_study, record_file
 
 LIMIT = 1_000_000  # bytes of a kept page: git holds every version of it
 COLOURS = 128  # of a figure in a kept page: more is not seen in plots and digits
@@ -29,6 +26,10 @@ def keep(group="full", store=None):
     A run that has not ended here keeps what an earlier call, perhaps on another machine, has kept of it. Raises LookupError where a
     finished page's records are gone, and DataError where a page is too large for git.
     """
+    from .ablation import cells_of  # here, not above: the book's pages read what is kept, and need no PyTorch, which takes seconds
+    from .analysis import describe
+    from .study import choose, load_study
+
     store, target, rows = store or Store(), paths()["kept_pages"], []
     target.mkdir(parents=True, exist_ok=True)
     lines = {line["key"]: line for line in _lines()}
@@ -38,9 +39,10 @@ def keep(group="full", store=None):
             known = (target / f"{name}.ipynb").exists()
             rows.append({"run": name, "status": "kept before" if known else "has not ended here", "kB": None})
             continue
-        _keep_records(name, entry, lines, store)
+        cells = cells_of(entry)
+        _keep_records(name, cells, lines, store)
         if entry["notebook"] == "analysis":
-            describe(*cells_of(entry).values(), store).to_csv(_measures(name), index=False, float_format="%.6g")
+            describe(*cells.values(), store).to_csv(_measures(name), index=False, float_format="%.6g")
         size = _write_page(target / f"{name}.ipynb", notebook)
         rows.append({"run": name, "status": "kept", "kB": size // 1000})
     text = "".join(json.dumps(line, sort_keys=True) + "\n" for _, line in sorted(lines.items()) if line["runs"])
@@ -103,11 +105,13 @@ def _finished(name, entry):
         return None
 
 
-def _keep_records(name, entry, lines, store):
-    """Put the run's records into `lines` (key -> record with `runs`: run -> label -> position), in place of its earlier ones."""
+def _keep_records(name, cells, lines, store):
+    """Put the run's records, of `cells` by label, into `lines` (key -> record with `runs`: run -> label -> position), in place of its earlier ones."""
+    from .study import artifact_keys, record_file
+
     for line in lines.values():
         line["runs"].pop(name, None)
-    for place, (label, recipes) in enumerate(cells_of(entry).items()):
+    for place, (label, recipes) in enumerate(cells.items()):
         for recipe in recipes:
             file = record_file(recipe, artifact_keys(recipe), store)
             if not store.refresh(file).exists():

@@ -12,7 +12,7 @@ from .ablation import cells_of
 from .classify import optimiser_steps
 from .data import DATASETS, Dataset, load_for, released
 from .hub import GENERATORS, absent
-from .images import DataError, Images
+from .images import PIXEL, DataError, Images
 from .readers import HELD_OUT, SOURCES, elsewhere, lacking, readable
 from .store import Store
 from .study import artifact_keys, cells, choose, load_study
@@ -21,7 +21,6 @@ from .study import artifact_keys, cells, choose, load_study
 # models and the resolution of a profile. A profile that nobody has measured has no row, and its hours are unknown.
 THROUGHPUT = {"mini": {"device": "one core of a two-core x86_64 CPU with AVX-512", "adapt": 0.014, "generate": 0.0035, "train": 0.0026}}
 PROXY = THROUGHPUT["mini"]  # whose ratios tell a long stage from a short one where nobody has measured
-PIXEL = 1.5  # bytes of a PNG per pixel, about
 NO_CELLS = "nothing to plan: what a run needs is only known beforehand for runs of notebooks/dataset.ipynb, ablation.ipynb and analysis.ipynb, and none of these is one"
 NO_STAGES = "nothing to plan: these runs draw no images and train nothing"
 

@@ -58,7 +58,7 @@ def plot_main_table(summary, title=""):
 
 
 def plot_along(summaries, axis_title, title=""):
-    """Draw top-1 along an axis, a line and its interval per method; `summaries` is what ablation.along returns.
+    """Draw top-1 along an axis, a line and its interval per method; `summaries` is what curves.along returns.
 
     Numbers that span a factor of four or more stand on a logarithmic scale; other labels stand side by side.
     """

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from datadream import ablation, plots, study
+from datadream import ablation, curves, plots, study
 from datadream.config import ConfigError
 from datadream.store import Store
 
@@ -52,16 +52,16 @@ def test_a_point_overrides_what_holds_for_all():
 def test_a_value_is_compared_with_another_on_the_same_seeds():
     """By hand: 0.5 and 0.7 against 0.4 and 0.5 are +10 and +20 points, 15 on average; t for one degree of freedom is 12.706."""
     table = measured([("a", "dset", 0, 0.4), ("a", "dset", 1, 0.5), ("b", "dset", 1, 0.7), ("b", "dset", 0, 0.5)])
-    found = ablation.against(table.assign(key=["k0", "k1", "k2", "k3"]), "dset", "a").to_dict("records")
+    found = curves.against(table.assign(key=["k0", "k1", "k2", "k3"]), "dset", "a").to_dict("records")
     assert [(row["value"], row["reference"], row["seeds"]) for row in found] == [("b", "a", 2)]
     assert found[0]["difference"] == pytest.approx(15) and found[0]["high"] == pytest.approx(15 + 12.706 * 5, abs=1e-2)
-    line, = ablation.against_lines(table.assign(key=["k0", "k1", "k2", "k3"]), "dset", "a")
+    line, = curves.against_lines(table.assign(key=["k0", "k1", "k2", "k3"]), "dset", "a")
     assert "'b' minus 'a': +15.0 points on average over 2 seeds" in line and "includes zero" in line
 
 
 def test_a_method_that_the_setting_does_not_reach_is_not_compared_with_itself():
     table = measured([("a", "real", 0, 0.4), ("a", "real", 1, 0.5), ("b", "real", 0, 0.4), ("b", "real", 1, 0.5)])
-    assert ablation.against(table.assign(key=["k0", "k1", "k0", "k1"]), "real", "a").empty
+    assert curves.against(table.assign(key=["k0", "k1", "k0", "k1"]), "real", "a").empty
 
 
 def test_what_the_points_share_is_computed_once(tiny, folder, tmp_path):
@@ -76,7 +76,7 @@ def test_what_the_points_share_is_computed_once(tiny, folder, tmp_path):
     assert counts == {"adapt": 3 * 2, "generate": 2 * 2, "train": 2 + 2 * 2}
     rows = ablation.sample_rows(by_label, store)
     assert list(rows) == ["DataDream (class), 1.0", "DataDream (class), 3.0"] and all(len(columns) == 3 for columns in rows.values())
-    figure = plots.plot_along(ablation.along(table), "generate.guidance")
+    figure = plots.plot_along(curves.along(table), "generate.guidance")
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["Real only", "DataDream (class)"]
 
 
@@ -94,31 +94,31 @@ def curve_of(rows):
 def test_a_set_is_worth_as_many_real_shots_as_train_equally_well():
     """Points of 0.1 a doubling: 0.65 lies between 16 and 32 shots in the middle of their logarithms, 0.7 at 32."""
     curve = curve_of([(shots, seed, 0.5 + 0.1 * i) for seed in (0, 1) for i, shots in enumerate((8, 16, 32, 64))])
-    mean, low, high = ablation.worth(curve, measured([("", "dset+real", 0, 0.65), ("", "dset+real", 1, 0.65)]), "dset+real")
+    mean, low, high = curves.worth(curve, measured([("", "dset+real", 0, 0.65), ("", "dset+real", 1, 0.65)]), "dset+real")
     assert (mean, low, high) == pytest.approx((16 * 2 ** 0.5,) * 3)
-    mean, low, high = ablation.worth(curve, measured([("", "dset+real", 0, 0.6), ("", "dset+real", 1, 0.7)]), "dset+real")
+    mean, low, high = curves.worth(curve, measured([("", "dset+real", 0, 0.6), ("", "dset+real", 1, 0.7)]), "dset+real")
     assert mean == pytest.approx(16 * 2 ** 0.5) and low < mean < high
 
 
 @pytest.mark.parametrize("top1", [0.4, 0.9])
 def test_what_lies_outside_of_the_curve_has_no_worth(top1):
     curve = curve_of([(8, 0, 0.5), (16, 0, 0.6)])
-    assert ablation.worth(curve, measured([("", "dset", 0, top1)]), "dset") is None
+    assert curves.worth(curve, measured([("", "dset", 0, top1)]), "dset") is None
 
 
 def test_a_curve_that_falls_once_is_made_to_rise():
     curve = curve_of([(8, 0, 0.5), (16, 0, 0.6), (32, 0, 0.58), (64, 0, 0.7)])
-    mean, _, _ = ablation.worth(curve, measured([("", "dset", 0, 0.65)]), "dset")
+    mean, _, _ = curves.worth(curve, measured([("", "dset", 0, 0.65)]), "dset")
     assert 32 < mean < 64
 
 
 def test_differences_are_paired_within_a_value():
     table = measured([(v, m, s, 0.5 + 0.1 * s + gain * (m == "dset")) for v, gain in (("1", 0.2), ("2", 0.1)) for m in ("real", "dset")
                       for s in range(3)])
-    found = ablation.differences(table, ["dset"], "real")
+    found = curves.differences(table, ["dset"], "real")
     assert found["value"].tolist() == ["1", "2"] and found["difference"].tolist() == pytest.approx([20, 10])
     assert found["low"].tolist() == pytest.approx([20, 10]), "the seeds' own levels cancel"
-    lines = ablation.difference_lines(table, ["dset"], "real")
+    lines = curves.difference_lines(table, ["dset"], "real")
     assert lines[0].startswith("1: DataDream (dataset) minus Real only: +20.0 points") and "clear of zero" in lines[0]
 
 
@@ -126,7 +126,7 @@ def test_differences_are_paired_within_a_value():
 def test_a_trend_is_the_mean_slope_per_doubling(slopes, level):
     values = [1, 2, 4, 16]
     table = measured([(str(v), "dset", s, (level + slope * np.log2(v)) / 100) for s, slope in enumerate(slopes) for v in values])
-    mean, low, high = ablation.trend(table, "dset")
+    mean, low, high = curves.trend(table, "dset")
     assert mean == pytest.approx(np.mean(slopes), abs=1e-6) and low <= mean + 1e-9 and mean - 1e-9 <= high
     assert high - mean == pytest.approx(mean - low, abs=1e-6)
 
@@ -134,21 +134,21 @@ def test_a_trend_is_the_mean_slope_per_doubling(slopes, level):
 @pytest.mark.parametrize("values, words", [(["1", "2"], "three or more"), (["0", "1", "2"], "positive"), (["a", "b", "c"], "no numbers")])
 def test_no_trend_where_nothing_doubles(values, words):
     with pytest.raises(ValueError, match=words):
-        ablation.trend(measured([(v, "dset", 0, 0.5) for v in values]), "dset")
+        curves.trend(measured([(v, "dset", 0, 0.5) for v in values]), "dset")
 
 
 def test_the_line_says_whether_a_trend_is_shown():
     rising = measured([(str(v), "dset", s, 0.5 + 0.02 * i + 0.001 * s * i) for i, v in enumerate((1, 2, 4)) for s in range(3)])
     flat = measured([(str(v), "dset", s, 0.5 + 0.02 * (s - 1) * i) for i, v in enumerate((1, 2, 4)) for s in range(3)])
-    assert "+2.1 points on average over 3 seeds" in ablation.trend_line(rising, "dset", "images") and "clear of zero" in ablation.trend_line(rising, "dset", "images")
-    assert "no trend is shown" in ablation.trend_line(flat, "dset", "images")
-    assert "no interval" in ablation.trend_line(rising[rising["seed"] == 0], "dset", "images")
+    assert "+2.1 points on average over 3 seeds" in curves.trend_line(rising, "dset", "images") and "clear of zero" in curves.trend_line(rising, "dset", "images")
+    assert "no trend is shown" in curves.trend_line(flat, "dset", "images")
+    assert "no interval" in curves.trend_line(rising[rising["seed"] == 0], "dset", "images")
 
 
 @pytest.mark.parametrize("labels, log", [(["1", "2", "4"], True), (["1.0", "1.5", "2.0"], False), (["0.0", "0.5"], False), (["a", "b"], False)])
 def test_numbers_that_span_a_factor_of_four_stand_on_a_logarithmic_scale(labels, log):
     table = measured([(v, "dset", s, 0.5 + 0.01 * s) for v in labels for s in range(2)])
-    figure = plots.plot_along(ablation.along(table), "x")
+    figure = plots.plot_along(curves.along(table), "x")
     assert (figure.axes[0].get_xscale() == "log") == log
     assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == labels
 

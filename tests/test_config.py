@@ -329,6 +329,8 @@ sys.addaudithook(hook)
 import datadream, datadream.config
 light = {"torch", "diffusers", "transformers", "pandas", "matplotlib", "open_clip"} & set(sys.modules)
 assert not light, f"datadream.config imports {light}"
+import datadream.keep, datadream.curves, datadream.plots
+assert "torch" not in sys.modules, "each of the book's pages would wait for torch"
 import importlib, pkgutil
 for module in pkgutil.walk_packages(datadream.__path__, "datadream."):
     if not module.name.endswith("__main__"):
