@@ -1,6 +1,7 @@
-"""The command line: `python -m datadream study | plan | doctor | export | download | gc | keep | contents`."""
+"""The command line: `python -m datadream study | adapt | plan | doctor | export | download | gc | keep | contents`."""
 
 import argparse
+import contextlib
 import signal
 import sys
 
@@ -32,12 +33,16 @@ def main(arguments=None):
     export.add_argument("--licence", "--license", default="unknown", help="of the images, an identifier of the hub for the cards (default: %(default)s)")
     export.set_defaults(call=_export)
     plan = commands.add_parser("plan", help="print what a set of runs needs before anything runs")
-    plan.add_argument("names", nargs="*", help="runs of notebooks/study.yaml (default: all of the group)")
-    plan.add_argument("--group", default="default", help="which group of runs (default: %(default)s)")
-    plan.add_argument("--profile", help="instead of named runs: the main table in this profile, e.g. paper")
-    plan.add_argument("--dataset", action="append", help="with --profile: a dataset, may be repeated (default: the paper's ten)")
-    plan.add_argument("--seeds", type=int, help="with --profile: how many seeds (default: 1)")
     plan.set_defaults(call=_plan)
+    adapt = commands.add_parser("adapt", help="make the dataset-wise adapters of a set of runs, each with all processes (GPUs) that "
+                                "`accelerate launch -m datadream adapt ...` starts")
+    adapt.set_defaults(call=_adapt)
+    for command in (plan, adapt):
+        command.add_argument("names", nargs="*", help="runs of notebooks/study.yaml (default: all of the group)")
+        command.add_argument("--group", default="default", help="which group of runs (default: %(default)s)")
+        command.add_argument("--profile", help="instead of named runs: the main table in this profile, e.g. paper")
+        command.add_argument("--dataset", action="append", help="with --profile: a dataset, may be repeated (default: the paper's ten)")
+        command.add_argument("--seeds", type=int, help="with --profile: how many seeds (default: 1)")
     doctor = commands.add_parser("doctor", help="check device, memory, disk, packages, models and datasets, and name each fix")
     doctor.set_defaults(call=_doctor)
     collect = commands.add_parser("gc", help="list the artifacts that no record in the store refers to, and ask whether to remove them")
@@ -49,8 +54,8 @@ def main(arguments=None):
     contents = commands.add_parser("contents", help="write the book's contents with the pages in book/runs, and print the file for jupyter-book's --toc")
     contents.set_defaults(call=_contents)
     options = parser.parse_args(arguments)
-    if options.command == "plan":
-        _check_plan(plan, options)
+    if options.command in ("plan", "adapt"):
+        _check_choice(plan if options.command == "plan" else adapt, options)
     try:
         return options.call(options)
     except (ConfigError, DataError, ModelMissingError, StoreError) as error:
@@ -74,20 +79,36 @@ def _study(options):
     return int((table["status"] == "failed").any())
 
 
-def _check_plan(parser, options):
+def _check_choice(parser, options):
     if options.profile and options.names:
-        parser.error(f"--profile plans the main table, and {options.names[0]!r} names a run of study.yaml; give one of the two")
+        parser.error(f"--profile stands for the main table, and {options.names[0]!r} names a run of study.yaml; give one of the two")
     if not options.profile and (options.dataset or options.seeds is not None):
-        parser.error("--dataset and --seeds go with --profile; without it, runs of study.yaml are planned as they stand there")
+        parser.error("--dataset and --seeds go with --profile; without it, runs of study.yaml are taken as they stand there")
     if options.seeds is not None and options.seeds < 1:
         parser.error(f"--seeds {options.seeds}: give 1 or more")
 
 
-def _plan(options):
-    from .plan import named_cells, overview, profile_cells
+def _chosen_cells(options):
+    from .plan import named_cells, profile_cells
 
-    recipes = (profile_cells(options.profile, options.dataset, options.seeds or 1) if options.profile else named_cells(options.names, options.group))
-    print(overview(recipes))
+    return profile_cells(options.profile, options.dataset, options.seeds or 1) if options.profile else named_cells(options.names, options.group)
+
+
+def _plan(options):
+    from .plan import overview
+
+    print(overview(_chosen_cells(options)))
+    return 0
+
+
+def _adapt(options):
+    from .team import adapt_together, gather
+
+    team, store = gather(), Store()
+    with stopping.listening(signal.SIGTERM, signal.SIGINT), store.in_use() if team.leads else contextlib.nullcontext():
+        for key in adapt_together(_chosen_cells(options), store, team):
+            if team.leads:
+                print(f"{store.folder(key)}, {team.size} process{'es' * (team.size > 1)}", flush=True)
     return 0
 
 

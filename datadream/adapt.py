@@ -13,19 +13,23 @@ from .latents import Views
 from .memory import BatchSize
 from .models import (add_generator_lora, condition, dtype_for, identity, image_side, load_generator, remove_lora, save_generator_lora,
                      tokenize)
+from .team import ALONE
 from .training import fit, seed_for
 
 
-def diffusion_losses(pipe, noise_scheduler, moments, tokens, side, micro=0):
+def diffusion_losses(pipe, noise_scheduler, moments, tokens, side, micro=0, places=None, batch=None):
     """Yield the DDPM loss at uniform timesteps (paper, eq. 2) in parts of `micro` images (0: all at once), which sum to it.
 
     The images have `side` pixels and are given as `latent_moments`, their prompts as `tokenize` does. The latent is sampled from the
-    posterior; the target follows the scheduler's prediction type. Raises ConfigError on one that is neither noise nor velocity.
+    posterior; the target follows the scheduler's prediction type. Where they are but a part of a step's `batch`, in these `places` of it,
+    the parts sum to their share of its loss, with the noise that they have in it. Raises ConfigError on a target that is neither
+    noise nor velocity.
     """
     mean, std = moments.unbind(1)
-    latents = (mean + std * torch.randn_like(mean)) * pipe.vae.config.scaling_factor
-    noise = torch.randn_like(latents)
-    times = torch.randint(noise_scheduler.config.num_train_timesteps, (len(latents),), device=latents.device)
+    batch, places = (len(mean), slice(None)) if places is None else (batch, places)
+    latents = (mean + std * torch.randn(batch, *mean.shape[1:], device=mean.device)[places]) * pipe.vae.config.scaling_factor
+    noise = torch.randn(batch, *mean.shape[1:], device=mean.device)[places]
+    times = torch.randint(noise_scheduler.config.num_train_timesteps, (batch,), device=latents.device)[places]
     noisy = noise_scheduler.add_noise(latents, noise, times).to(pipe.unet.dtype)
     kind = noise_scheduler.config.prediction_type
     if kind not in ("epsilon", "v_prediction"):
@@ -34,7 +38,7 @@ def diffusion_losses(pipe, noise_scheduler, moments, tokens, side, micro=0):
     for rows in torch.arange(len(latents), device=latents.device).split(micro or len(latents)):
         text, extra = condition(pipe, tuple(ids[rows] for ids in tokens), side)
         predicted = pipe.unet(noisy[rows], times[rows], text, added_cond_kwargs=extra).sample
-        yield F.mse_loss(predicted.float(), target[rows].float()) * len(rows) / len(latents)
+        yield F.mse_loss(predicted.float(), target[rows].float()) * len(rows) / batch
 
 
 def adapter_inputs(recipe, dataset, label=None, image=None):
@@ -50,14 +54,16 @@ def adapter_inputs(recipe, dataset, label=None, image=None):
             "shots": fingerprint(shots if image is None else shots.pick([image])), "label": label, "image": image}
 
 
-def adapt(recipe, dataset, shots, store, label=None, image=None):
+def adapt(recipe, dataset, shots, store, label=None, image=None, team=ALONE):
     """Train one adapter and return its artifact folder, which `load_lora_weights` reads; `label` and `image` as for `adapter_inputs`.
 
-    A killed training goes on from its last checkpoint to the same bytes. Raises DivergedError on a loss that is not finite.
+    A killed training goes on from its last checkpoint to the same bytes. All processes of a `team` call this at once; its first one
+    writes, and the sums that they share differ from those of one process in their rounding. Raises DivergedError on a loss that is
+    not finite.
     """
     inputs, micro = adapter_inputs(recipe, dataset, label, image), BatchSize(recipe.adapt.micro or recipe.adapt.batch)
 
-    which = (label,) if image is None else (label, image)
+    which, name, begun = (label,) if image is None else (label, image), key("adapt", **inputs), []
 
     def build(folder):
         rows = [i for i, y in enumerate(shots.labels) if label in (None, y)]
@@ -68,20 +74,30 @@ def adapt(recipe, dataset, shots, store, label=None, image=None):
             parameters = add_generator_lora(pipe, recipe.adapt)
             if recipe.adapt.checkpointing:
                 pipe.unet.enable_gradient_checkpointing()
-            train_adapter(pipe, parameters, recipe, dataset, shots.pick(rows), folder / "checkpoint.safetensors", micro, which)
-            save_generator_lora(pipe, folder, recipe.adapt)
+            train_adapter(pipe, parameters, recipe, dataset, shots.pick(rows), folder / "checkpoint.safetensors", micro, which, team)
+            if team.leads:
+                save_generator_lora(pipe, folder, recipe.adapt)
         finally:
             pipe.unet.disable_gradient_checkpointing()
             remove_lora(pipe)
-        (folder / "checkpoint.safetensors").unlink(missing_ok=True)
+        if team.leads:
+            (folder / "checkpoint.safetensors").unlink(missing_ok=True)
 
-    return store.make(key("adapt", **inputs), inputs, build, batches=micro.notes)
+    def lead(folder):
+        begun.append(team.first(1))
+        build(folder)
+
+    if team.leads:
+        store.make(name, inputs, lead, batches=micro.notes, **({"processes": team.size} if team.size > 1 else {}))
+    if not begun and team.first(0):  # the first process has it already, or has begun
+        build(store.work(name))
+    return store.folder(name)
 
 
-def train_adapter(pipe, parameters, recipe, dataset, images, checkpoint, micro, which):
+def train_adapter(pipe, parameters, recipe, dataset, images, checkpoint, micro, which, team=ALONE):
     """Run the paper's optimisation of the attached LoRA on `images`; every epoch is a new order and, where there is room, a new crop.
 
-    `which` names the adapter: (None,), (label,) or (label, image).
+    `which` names the adapter: (None,), (label,) or (label, image); of a `team` each process computes its share of a step's images.
     """
     from diffusers import DDPMScheduler
 
@@ -97,10 +113,14 @@ def train_adapter(pipe, parameters, recipe, dataset, images, checkpoint, micro, 
     def loss_at(step):
         epoch, part = divmod(step, per_epoch)
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed_for(seed, "epoch", epoch)))
-        rows = order[part * options.batch:(part + 1) * options.batch]
+        batch = order[part * options.batch:(part + 1) * options.batch]
+        places = team.share(torch.arange(len(batch)))
+        if not len(places):  # an epoch's last batch may be smaller than the team
+            return []
+        rows = batch[places]
         ids = tuple(part[rows.to(part.device)] for part in tokens)
-        return diffusion_losses(pipe, noise_scheduler, views.at(rows.tolist(), epoch), ids, side, micro.size)
+        return diffusion_losses(pipe, noise_scheduler, views.at(rows.tolist(), epoch), ids, side, micro.size, places, len(batch))
 
     return fit(parameters, loss_at, steps=options.epochs * per_epoch, lr=options.lr, warmup=options.warmup,
                betas=(options.beta1, options.beta2), weight_decay=options.weight_decay, eps=options.eps, clip=options.clip,
-               seed=seed, checkpoint=checkpoint, halve=micro.halve, description=f"adapt {name}")
+               seed=seed, checkpoint=checkpoint, halve=micro.halve, team=team, description=f"adapt {name}")

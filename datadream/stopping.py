@@ -29,8 +29,8 @@ def _note(number, frame):
 
 
 def asked():
-    """Return whether this process was asked to end."""
-    return bool(_asked)
+    """Return the number of the signal that asked this process to end, 0 if none did."""
+    return _asked[0] if _asked else 0
 
 
 def check():

@@ -11,6 +11,8 @@ from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
 from . import stopping
+from .config import ConfigError
+from .team import ALONE
 
 
 class DivergedError(RuntimeError):
@@ -76,8 +78,20 @@ def _diverged(what, value, description, step, steps, lr, warmup, checkpoint):
             f"{f'The last good state is {checkpoint}.' if checkpoint and Path(checkpoint).exists() else 'No state had been written yet.'}")
 
 
-def _backward(loss_at, step, seed, optimiser, halve):
-    """Set the gradients of one step and return its loss."""
+def _backward(loss_at, step, seed, optimiser, halve, team):
+    """Set the gradients of one step and return its loss, both summed over the team."""
+    loss = _own_backward(loss_at, step, seed, optimiser, halve)
+    if team.size > 1:
+        values = [value for group in optimiser.param_groups for value in group["params"]]
+        for value in values:
+            value.grad = torch.zeros_like(value) if value.grad is None else value.grad
+        sums = [value.grad for value in values] + [torch.tensor([loss], device=values[0].device, dtype=values[0].dtype)]
+        team.add(sums)
+        loss = sums[-1].item()
+    return loss
+
+
+def _own_backward(loss_at, step, seed, optimiser, halve):
     while True:
         torch.manual_seed(seed)
         optimiser.zero_grad(set_to_none=True)
@@ -93,7 +107,7 @@ def _backward(loss_at, step, seed, optimiser, halve):
 
 
 def fit(parameters, loss_at, *, steps, lr, warmup=0, minimum_lr=0.0, betas=(0.9, 0.999), weight_decay=1e-2, eps=1e-8,
-        clip=None, seed=0, checkpoint=None, every=200, after=None, buffers=None, halve=None, description="training"):
+        clip=None, seed=0, checkpoint=None, every=200, after=None, buffers=None, halve=None, team=ALONE, description="training"):
     """Minimise `loss_at(step)` over `parameters` (name -> Parameter) in place and return all losses, one float a step.
 
     The loss is a tensor, or an iterable of parts that sum to it, whose graphs are not held together. Where memory ends and
@@ -101,17 +115,22 @@ def fit(parameters, loss_at, *, steps, lr, warmup=0, minimum_lr=0.0, betas=(0.9,
 
     Every step reseeds torch's global generator from (seed, step), so a run that was killed and resumed from `checkpoint`
     (written every `every` steps) draws the same noise, dropout and augmentation as one that was not. `buffers` are further tensors
-    that a step changes (running statistics), kept with the parameters. `after(step, loss)` is called once a step is done. Raises
-    DivergedError on a loss that is not finite, and Stopped, once the state is saved, where the process was asked to end.
+    that a step changes (running statistics), kept with the parameters. `after(step, loss)` is called once a step is done. Each process of a
+    `team` has its share of the loss; they read the checkpoint alike, and the first one writes it. Raises DivergedError on a loss that is
+    not finite, ConfigError where a process of the team does not find the checkpoint that the first one found, and Stopped, once the
+    state is saved, where the process was asked to end.
     """
     optimiser = torch.optim.AdamW(list(parameters.values()), lr=lr, betas=betas, weight_decay=weight_decay, eps=eps, fused=True)
     resumed, buffers = checkpoint and Path(checkpoint).exists(), buffers or {}
     first, losses = _restore(parameters, buffers, optimiser, checkpoint) if resumed else (0, [])
+    if team.first(first) != first:
+        raise ConfigError(f"{description}: process {team.rank} would begin at step {first}, the first one at another: {checkpoint} must be the "
+                          f"same for all processes; start them on one machine, or on machines that share the store's folder")
     with torch.random.fork_rng(), tqdm(total=steps, initial=first, desc=description, leave=False, mininterval=2) as bar:
         for step in range(first, steps):
             for group in optimiser.param_groups:
                 group["lr"] = max(minimum_lr, lr * cosine_schedule(step, steps, warmup))
-            losses.append(_backward(loss_at, step, seed_for(seed, step), optimiser, halve))
+            losses.append(_backward(loss_at, step, seed_for(seed, step), optimiser, halve, team))
             if not math.isfinite(losses[-1]):
                 raise DivergedError(_diverged("loss", losses[-1], description, step, steps, lr, warmup, checkpoint))
             norm = torch.nn.utils.clip_grad_norm_(parameters.values(), clip or math.inf)
@@ -120,11 +139,11 @@ def fit(parameters, loss_at, *, steps, lr, warmup=0, minimum_lr=0.0, betas=(0.9,
             optimiser.step()
             if after:  # before the checkpoint: a run killed in `after` does it again when it resumes
                 after(step, losses[-1])
-            stop, more = stopping.asked(), step + 1 < steps
-            if checkpoint and more and (stop or (step + 1) % every == 0):
+            stop, more = team.first(stopping.asked()), step + 1 < steps
+            if checkpoint and team.leads and more and (stop or (step + 1) % every == 0):
                 save_state(checkpoint, _state(parameters, buffers, optimiser, losses), step + 1)
             if stop and more:
-                stopping.check()
+                raise stopping.Stopped(stop)
             bar.update()
             bar.set_postfix(loss=f"{losses[-1]:.4f}", refresh=False)
     return losses

@@ -1,0 +1,87 @@
+"""One adapter trained by several processes at once, each on its part of every batch: `accelerate launch -m datadream adapt`.
+
+For a dataset-wise adapter of many images, whose training is one chain that more workers do not shorten. Adapters of single classes are
+tasks of their own, which `engine` hands to one GPU each.
+"""
+
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+
+from .config import ConfigError
+
+PATIENCE = timedelta(days=1)  # the others wait while the first one waits for a lock; a dead one is the launcher's to notice
+
+
+@dataclass(frozen=True)
+class Team:
+    """The `size` processes that train one adapter, of which this is number `rank`; without others nothing is sent."""
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def leads(self):
+        """Whether this is the process that writes."""
+        return self.rank == 0
+
+    def share(self, rows):
+        """Return this process's part of a step's rows."""
+        return rows[self.rank::self.size]
+
+    def add(self, tensors):
+        """Replace each of the tensors, of one device and dtype, by its sum over the processes."""
+        if self.size == 1:
+            return
+        from accelerate.utils import reduce
+
+        flat = reduce(torch.cat([tensor.flatten() for tensor in tensors]), "sum")
+        for tensor, own in zip(tensors, flat.split([tensor.numel() for tensor in tensors])):
+            tensor.copy_(own.view_as(tensor))
+
+    def first(self, number):
+        """Return the integer that the first process has here."""
+        if self.size == 1:
+            return number
+        from accelerate import PartialState
+        from accelerate.utils import broadcast
+
+        return int(broadcast(torch.tensor(number, device=PartialState().device)))
+
+
+ALONE = Team()
+
+
+def gather():
+    """Return the team of the processes that `accelerate launch` or `torchrun` started: this one alone where neither did."""
+    from accelerate import PartialState
+
+    state = PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
+    return Team(state.process_index, state.num_processes)
+
+
+def adapt_together(recipes, store, team):
+    """Make the dataset-wise adapters of these cells that the store lacks, one after the other, and return their keys.
+
+    Raises ConfigError where the cells have none, and what `adapt` raises.
+    """
+    from .adapt import adapt, adapter_inputs
+    from .config import key
+    from .data import few_shots, load_for
+    from .models import fetch
+
+    made = {}
+    for recipe in recipes:
+        if recipe.row.generator != "dataset":
+            continue
+        dataset = load_for(recipe)
+        name = key("adapt", **adapter_inputs(recipe, dataset))
+        if name not in made:
+            if team.leads:
+                fetch(recipe)
+            team.first(0)  # the others find the models in the cache
+            made[name] = adapt(recipe, dataset, few_shots(dataset, recipe.shots, recipe.seed), store, team=team)
+    if not made:
+        raise ConfigError(f"none of these {len(recipes)} cells has a dataset-wise adapter; name runs or a profile with a method such as 'dset'")
+    return list(made)
