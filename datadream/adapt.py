@@ -6,13 +6,12 @@ import math
 import torch
 import torch.nn.functional as F
 
-from .config import ConfigError, key
+from .config import key
 from .data import few_shots, prompt
 from .images import fingerprint
-from .latents import Views
+from .latents import Views, prediction_target
 from .memory import BatchSize
-from .models import (add_generator_lora, condition, dtype_for, identity, image_side, load_generator, remove_lora, save_generator_lora,
-                     tokenize)
+from .models import (add_generator_lora, condition, dtype_for, identity, image_side, load_generator, remove_lora, save_generator_lora, tokenize)
 from .team import ALONE
 from .training import fit, seed_for
 
@@ -21,9 +20,8 @@ def diffusion_losses(pipe, noise_scheduler, moments, tokens, side, micro=0, plac
     """Yield the DDPM loss at uniform timesteps (paper, eq. 2) in parts of `micro` images (0: all at once), which sum to it.
 
     The images have `side` pixels and are given as `latent_moments`, their prompts as `tokenize` does. The latent is sampled from the
-    posterior; the target follows the scheduler's prediction type. Where they are but a part of a step's `batch`, in these `places` of it,
-    the parts sum to their share of its loss, with the noise that they have in it. Raises ConfigError on a target that is neither
-    noise nor velocity.
+    posterior; the target follows the scheduler's prediction type. Where they are only these `places` of a step's `batch`, the parts sum to
+    their share of its loss, with the noise that they have in it. Raises ConfigError on a target that is neither noise nor velocity.
     """
     mean, std = moments.unbind(1)
     batch, places = (len(mean), slice(None)) if places is None else (batch, places)
@@ -31,10 +29,7 @@ def diffusion_losses(pipe, noise_scheduler, moments, tokens, side, micro=0, plac
     noise = torch.randn(batch, *mean.shape[1:], device=mean.device)[places]
     times = torch.randint(noise_scheduler.config.num_train_timesteps, (batch,), device=latents.device)[places]
     noisy = noise_scheduler.add_noise(latents, noise, times).to(pipe.unet.dtype)
-    kind = noise_scheduler.config.prediction_type
-    if kind not in ("epsilon", "v_prediction"):
-        raise ConfigError(f"the generator predicts {kind!r}; accepted: 'epsilon' (the paper's) and 'v_prediction'")
-    target = noise if kind == "epsilon" else noise_scheduler.get_velocity(latents, noise, times)
+    target = prediction_target(noise_scheduler, latents, noise, times)
     for rows in torch.arange(len(latents), device=latents.device).split(micro or len(latents)):
         text, extra = condition(pipe, tuple(ids[rows] for ids in tokens), side)
         predicted = pipe.unet(noisy[rows], times[rows], text, added_cond_kwargs=extra).sample
@@ -49,23 +44,22 @@ def adapter_inputs(recipe, dataset, label=None, image=None):
     shots = few_shots(dataset, recipe.shots, recipe.seed, label)
     names = dataset.classes if label is None else (dataset.classes[label],)
     options = {k: v for k, v in dataclasses.asdict(recipe.adapt).items() if k not in ("micro", "checkpointing")}  # these save memory only
-    return {"generator": identity(recipe.generator, "generator"), "adapt": options,
-            "resolution": recipe.resolution, "precision": str(dtype_for(recipe.precision, training=True)), "prompts": [prompt(dataset.noun, n) for n in names], "seed": recipe.seed,
-            "shots": fingerprint(shots if image is None else shots.pick([image])), "label": label, "image": image}
+    return {"generator": identity(recipe.generator, "generator"), "adapt": options, "seed": recipe.seed,
+            "label": label, "image": image, "resolution": recipe.resolution, "precision": str(dtype_for(recipe.precision, training=True)),
+            "prompts": [prompt(dataset.noun, n) for n in names], "shots": fingerprint(shots if image is None else shots.pick([image]))}
 
 
 def adapt(recipe, dataset, shots, store, label=None, image=None, team=ALONE):
     """Train one adapter and return its artifact folder, which `load_lora_weights` reads; `label` and `image` as for `adapter_inputs`.
 
-    A killed training goes on from its last checkpoint to the same bytes. All processes of a `team` call this at once; its first one
-    writes, and the sums that they share differ from those of one process in their rounding. Raises DivergedError on a loss that is
-    not finite.
+    A killed training goes on from its last checkpoint to the same bytes. All processes of a `team` call this at once, and their sums
+    differ from those of one process in their rounding. Raises DivergedError on a loss that is not finite.
     """
     inputs, micro = adapter_inputs(recipe, dataset, label, image), BatchSize(recipe.adapt.micro or recipe.adapt.batch)
-
-    which, name, begun = (label,) if image is None else (label, image), key("adapt", **inputs), []
+    which = (label,) if image is None else (label, image)
 
     def build(folder):
+        checkpoint = folder / "checkpoint.safetensors"
         rows = [i for i, y in enumerate(shots.labels) if label in (None, y)]
         rows = rows if image is None else [rows[image]]
         pipe = load_generator(recipe.generator, dtype_for(recipe.precision, training=True))
@@ -74,24 +68,15 @@ def adapt(recipe, dataset, shots, store, label=None, image=None, team=ALONE):
             parameters = add_generator_lora(pipe, recipe.adapt)
             if recipe.adapt.checkpointing:
                 pipe.unet.enable_gradient_checkpointing()
-            train_adapter(pipe, parameters, recipe, dataset, shots.pick(rows), folder / "checkpoint.safetensors", micro, which, team)
+            train_adapter(pipe, parameters, recipe, dataset, shots.pick(rows), checkpoint, micro, which, team)
             if team.leads:
                 save_generator_lora(pipe, folder, recipe.adapt)
+                checkpoint.unlink(missing_ok=True)
         finally:
             pipe.unet.disable_gradient_checkpointing()
             remove_lora(pipe)
-        if team.leads:
-            (folder / "checkpoint.safetensors").unlink(missing_ok=True)
 
-    def lead(folder):
-        begun.append(team.first(1))
-        build(folder)
-
-    if team.leads:
-        store.make(name, inputs, lead, batches=micro.notes, **({"processes": team.size} if team.size > 1 else {}))
-    if not begun and team.first(0):  # the first process has it already, or has begun
-        build(store.work(name))
-    return store.folder(name)
+    return team.make(store, key("adapt", **inputs), inputs, build, batches=micro.notes)
 
 
 def train_adapter(pipe, parameters, recipe, dataset, images, checkpoint, micro, which, team=ALONE):
@@ -104,9 +89,8 @@ def train_adapter(pipe, parameters, recipe, dataset, images, checkpoint, micro, 
     options = recipe.adapt
     noise_scheduler = DDPMScheduler.from_config(pipe.scheduler.config)
     name = "dataset" if which == (None,) else ", image ".join([dataset.classes[which[0]], *map(str, which[1:])])
-    texts = [prompt(dataset.noun, dataset.classes[y]) for y in images.labels]
-    tokens, side = tokenize(pipe, texts), image_side(pipe, recipe.resolution)
-    per_epoch = math.ceil(len(images) / options.batch)
+    tokens = tokenize(pipe, [prompt(dataset.noun, dataset.classes[y]) for y in images.labels])
+    side, per_epoch = image_side(pipe, recipe.resolution), math.ceil(len(images) / options.batch)
     seed = seed_for("adapt", recipe.seed, *which)
     views = Views(pipe, images, side, options, seed)
 

@@ -103,8 +103,7 @@ def generate(recipe, dataset, shots, store):
         (root / "train" / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         (root / "classes.json").write_text(json.dumps(dict(zip(folders, dataset.classes)), indent=1))
 
-    return store.make(key("generate", **inputs), inputs, build, recipe=as_dict(recipe),  # what the key's digests stand for, for the card
-                      batches=size.notes)
+    return store.make(key("generate", **inputs), inputs, build, batches=size.notes, recipe=as_dict(recipe))  # the recipe is for the card
 
 
 def read(folder):

@@ -4,6 +4,7 @@ from functools import lru_cache
 
 import torch
 
+from .config import ConfigError
 from .data import generator_image
 from .training import seed_for
 
@@ -15,6 +16,14 @@ def latent_moments(pipe, images):
     """Return mean and standard deviation of the autoencoder's posterior, (B, 2, C, h, w), for images (B, 3, S, S) in [-1, 1]."""
     posterior = pipe.vae.encode(images.to(pipe.vae.device, pipe.vae.dtype)).latent_dist
     return torch.stack([posterior.mean, posterior.std], 1).float()  # the noise schedule's ends do not fit into half precision
+
+
+def prediction_target(noise_scheduler, latents, noise, times):
+    """Return what the UNet should predict: the noise, or the velocity. Raises ConfigError if the scheduler's type is neither."""
+    kind = noise_scheduler.config.prediction_type
+    if kind not in ("epsilon", "v_prediction"):
+        raise ConfigError(f"the generator predicts {kind!r}; accepted: 'epsilon' (the paper's) and 'v_prediction'")
+    return noise if kind == "epsilon" else noise_scheduler.get_velocity(latents, noise, times)
 
 
 class Views:

@@ -50,6 +50,24 @@ class Team:
         return int(broadcast(torch.tensor(number, device=PartialState().device)))
 
 
+    def make(self, store, key, inputs, build, **notes):
+        """Return the artifact's folder as `store.make` does; the first process makes it, and the others call `build` beside it.
+
+        They must see the work folder too, in which they write nothing. Raises what `store.make` and `build` do.
+        """
+        begun = []
+
+        def lead(folder):
+            begun.append(self.first(1))
+            build(folder)
+
+        if self.leads:
+            store.make(key, inputs, lead, **notes, **({"processes": self.size} if self.size > 1 else {}))
+        if not begun and self.first(0):  # the first process found it finished, or has begun
+            build(store.work(key))
+        return store.folder(key)
+
+
 ALONE = Team()
 
 
