@@ -137,7 +137,10 @@ def condition(pipe, tokens, side):
 
 
 def make_scheduler(pipe, name):
-    """Return a fresh sampler: the pipeline's own for 'pipeline', else a diffusers class on the same noise schedule."""
+    """Return a fresh sampler: the pipeline's own for 'pipeline', else a diffusers class on the same noise schedule.
+
+    Raises ConfigError on an unknown name.
+    """
     import diffusers
 
     if name == "pipeline":
@@ -146,7 +149,8 @@ def make_scheduler(pipe, name):
     if name not in known:
         raise ConfigError(f"generate.scheduler={name!r} is unknown; accepted: 'pipeline' or a scheduler class of diffusers"
                           f"{_near(name, known)} For example DPMSolverMultistepScheduler.")
-    return getattr(diffusers, name).from_config(pipe.scheduler.config)
+    # Made for pixels, DDIM and DDPM clip what they predict to -1 ... 1 by default, which is no range of latents.
+    return getattr(diffusers, name).from_config({"clip_sample": False, **pipe.scheduler.config})
 
 
 def add_generator_lora(pipe, options):

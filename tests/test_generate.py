@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import types
 
 import numpy as np
 import pytest
@@ -336,6 +337,20 @@ def test_a_scheduler_keeps_the_pipelines_noise_schedule(make):
         scheduler = make_scheduler(pipe, name)
         assert scheduler is not pipe.scheduler and torch.equal(scheduler.alphas_cumprod, pipe.scheduler.alphas_cumprod)
         assert type(scheduler).__name__ == {"pipeline": "PNDMScheduler"}.get(name, name)
+
+
+@pytest.mark.parametrize("name", ["DDIMScheduler", "DDPMScheduler"])
+def test_no_scheduler_clips_latents_to_the_range_of_pixels(make, name):
+    """DDIM lost a study 13 points before this: latents reach beyond 1."""
+    pipe = load_generator(make("base").generator)
+    scheduler = make_scheduler(pipe, name)
+    scheduler.set_timesteps(4)
+    time, large = scheduler.timesteps[-1], torch.full((1, 4, 8, 8), 3.0)
+    found = scheduler.step(torch.zeros_like(large), time, large).pred_original_sample
+    torch.testing.assert_close(found, large / scheduler.alphas_cumprod[time] ** 0.5)
+    own = make_scheduler(pipe, "pipeline")
+    own.register_to_config(clip_sample=True)
+    assert make_scheduler(types.SimpleNamespace(scheduler=own), name).config.clip_sample, "what the pipeline says of itself holds"
 
 
 def test_the_recipes_seed_changes_every_image(make, dataset, shots, tmp_path):
