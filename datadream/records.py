@@ -172,6 +172,11 @@ def load_scale(file=None):
     return json.loads(Path(file or paths()["scale"]).read_text())
 
 
+def load_engines(file=None):
+    """Return what `python -m benchmarks.engines` wrote: the seconds of one study on either engine, and their ratio with its 95 % interval."""
+    return json.loads(Path(file or paths()["engines"]).read_text())
+
+
 BOUNDS = {"work": "the work of all tasks", "chain": "the longest chain of tasks", "driver": "the driver"}
 
 
