@@ -47,6 +47,12 @@ def against_lines(table, method, reference):
             for row in against(table, method, reference).to_dict("records")]
 
 
+def last_lines(table, method):
+    """Return a plain sentence on what the last value adds to the one before it: where a curve flattens, a slope over all of it misleads."""
+    before, last = list(dict.fromkeys(table["value"]))[-2:]
+    return against_lines(table[table["value"].isin([before, last])], method, before)
+
+
 def trend(table, method):
     """Return (mean, low, high) over the seeds of the points that a doubling of the value adds to top-1: a least-squares slope each.
 

@@ -59,6 +59,12 @@ def test_a_value_is_compared_with_another_on_the_same_seeds():
     assert "'b' minus 'a': +15.0 points on average over 2 seeds" in line and "includes zero" in line
 
 
+def test_the_last_value_is_compared_with_the_one_before_alone():
+    table = measured([(value, "dset", seed, top1 + seed / 100) for value, top1 in (("1", 0.4), ("2", 0.6), ("4", 0.7)) for seed in (0, 1)])
+    line, = curves.last_lines(table.assign(key=[f"k{n}" for n in range(6)]), "dset")
+    assert "'4' minus '2': +10.0 points on average over 2 seeds" in line
+
+
 def test_a_method_that_the_setting_does_not_reach_is_not_compared_with_itself():
     table = measured([("a", "real", 0, 0.4), ("a", "real", 1, 0.5), ("b", "real", 0, 0.4), ("b", "real", 1, 0.5)])
     assert curves.against(table.assign(key=["k0", "k1", "k0", "k1"]), "real", "a").empty
