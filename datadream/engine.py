@@ -7,6 +7,7 @@ again elsewhere, and goes on from what the dead one left.
 import heapq
 import os
 import signal
+import time
 from collections import defaultdict
 from dataclasses import dataclass
 
@@ -170,9 +171,15 @@ def run_ray(recipes, store, address=None):
         names = {name: value for name, value in os.environ.items() if name.startswith(("DATADREAM_", "HF_"))}
         ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level="ERROR",
                  runtime_env={"env_vars": {**names, "DATADREAM_HOME": str(paths()["home"])}})
+    interrupts = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     try:
-        with stopping.listening():  # after `init`, which has a handler of its own
+        # After `init`, which has a handler of its own. Ctrl-C too leaves a mark: an exception that is raised while Ray calls back is lost.
+        with stopping.listening(signal.SIGTERM, signal.SIGINT):
             _drive(ray, tasks(recipes, store), store)
+    except stopping.Stopped as error:
+        if error.number == signal.SIGINT and interrupts:
+            raise KeyboardInterrupt from None  # what a notebook and a console go on after
+        raise
     finally:
         if own:
             ray.shutdown()
@@ -210,7 +217,7 @@ def _drive(ray, todo, store, do=work):
                     failures |= {name: error} if error else {}
                     progress.ended_one(todo[name].kind, name, error)
                 hand_out()
-    except (KeyboardInterrupt, stopping.Stopped):
+    except stopping.Stopped:
         _cancel(ray, list(flying))
         raise
     if failures:
@@ -218,11 +225,13 @@ def _drive(ray, todo, store, do=work):
 
 
 def _cancel(ray, pending):
-    """Ask the tasks that run to save their state and end, and end those that have not after GRACE seconds."""
+    """Ask the tasks that run to save their state and end, and end those that have not after GRACE seconds or at a second Ctrl-C."""
     for ref in pending:
         ray.cancel(ref)
-    ended, late = ray.wait(pending, num_returns=len(pending), timeout=GRACE) if pending else ([], [])
-    for ref in late:
+    end = time.monotonic() + GRACE
+    while pending and time.monotonic() < end and not stopping.insisted():
+        _, pending = ray.wait(pending, num_returns=len(pending), timeout=1)
+    for ref in pending:
         ray.cancel(ref, force=True)
 
 

@@ -39,6 +39,11 @@ def check():
         raise Stopped(_asked[0])
 
 
+def insisted():
+    """Return whether a second Ctrl-C came: who sent it does not want to wait."""
+    return _asked.count(signal.SIGINT) > 1
+
+
 def forward():
     """Ask the worker processes of this one to end."""
     for child in active_children():
@@ -50,7 +55,7 @@ def end_kernels():
     """Ask the kernels of this process's workers to end, and after a second Ctrl-C do not ask."""
     import psutil
 
-    number = signal.SIGKILL if _asked.count(signal.SIGINT) > 1 else signal.SIGTERM
+    number = signal.SIGKILL if insisted() else signal.SIGTERM
     for child in active_children():
         with contextlib.suppress(psutil.NoSuchProcess):
             for kernel in psutil.Process(child.pid).children():

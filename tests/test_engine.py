@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 import ray
 
-from datadream import draws, engine, study
+from datadream import draws, engine, stopping, study
 from datadream import generate as package
 from datadream.config import ConfigError, as_dict, key, paths
 from datadream.generate import generate, generation_inputs
@@ -217,6 +217,24 @@ def test_a_failed_task_is_reported_and_the_others_are_done(cluster, make, tmp_pa
     with pytest.raises(RuntimeError, match="(?s)1 of 10 tasks failed, 4 waited for them; the others are done.*adapt .*lr=1e"):
         study.run_cells(recipes, store, engine="ray")
     assert sorted(study.find([recipes[0], recipes[2]], store)["method"]) == ["base", "real"]
+
+
+class Interrupts:
+    """Sends Ctrl-C where an exception is lost, as in a function that Ray calls back: while it is deleted."""
+
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.cluster
+def test_ctrl_c_is_not_lost_where_an_exception_would_be(cluster, make, tmp_path, monkeypatch):
+    store, ended_one = Store(tmp_path), engine.Progress.ended_one
+    monkeypatch.setattr(engine.Progress, "ended_one", lambda *args: (Interrupts(), ended_one(*args))[1])
+    with pytest.raises(KeyboardInterrupt):
+        study.run_cells([make("real"), make("base")], store, engine="ray")
+    assert len(list((store.root / "records").glob("*.json"))) < 2 and not stopping.asked()
+    monkeypatch.undo()
+    assert len(study.run_cells([make("real"), make("base")], store, engine="ray")) == 2
 
 
 def nodes_of(page, port, folder):
