@@ -171,15 +171,9 @@ def run_ray(recipes, store, address=None):
         names = {name: value for name, value in os.environ.items() if name.startswith(("DATADREAM_", "HF_"))}
         ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level="ERROR",
                  runtime_env={"env_vars": {**names, "DATADREAM_HOME": str(paths()["home"])}})
-    interrupts = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     try:
-        # After `init`, which has a handler of its own. Ctrl-C too leaves a mark: an exception that is raised while Ray calls back is lost.
-        with stopping.listening(signal.SIGTERM, signal.SIGINT):
+        with stopping.interruptible():  # after `init`, which has a handler of its own for SIGTERM
             _drive(ray, tasks(recipes, store), store)
-    except stopping.Stopped as error:
-        if error.number == signal.SIGINT and interrupts:
-            raise KeyboardInterrupt from None  # what a notebook and a console go on after
-        raise
     finally:
         if own:
             ray.shutdown()
@@ -217,7 +211,7 @@ def _drive(ray, todo, store, do=work):
                     failures |= {name: error} if error else {}
                     progress.ended_one(todo[name].kind, name, error)
                 hand_out()
-    except stopping.Stopped:
+    except (KeyboardInterrupt, stopping.Stopped):
         _cancel(ray, list(flying))
         raise
     if failures:

@@ -140,7 +140,7 @@ def keep(folder, test_folder="", method="dset+real", store=None, **fields):
     """
     store, part = store or Store(), {"test_folder": test_folder} if test_folder else {"fold": "0/2"}
     chosen = recipe(dataset="folder", folder=folder, method=method, **part, **fields)
-    with stopping.listening(), store.in_use():
+    with stopping.interruptible(), store.in_use():
         return _keep(chosen, store)
 
 

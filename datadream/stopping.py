@@ -28,6 +28,12 @@ def _note(number, frame):
     forward()
 
 
+def _note_or_interrupt(number, frame):
+    _note(number, frame)
+    if insisted():
+        raise KeyboardInterrupt
+
+
 def asked():
     """Return the number of the signal that asked this process to end, 0 if none did."""
     return _asked[0] if _asked else 0
@@ -80,6 +86,29 @@ def listening(*numbers):
             signal.signal(number, handler or signal.SIG_DFL)  # None: one that is not Python's
         if _note not in before.values():
             _asked.clear()
+
+
+@contextlib.contextmanager
+def interruptible():
+    """Within, SIGTERM and Ctrl-C leave a mark for `check`, which is called at the end too; a second Ctrl-C interrupts at once.
+
+    An exception that a signal's handler raises in a callback or a finaliser is ignored there, and Ctrl-C would be lost. Raises
+    KeyboardInterrupt for it all the same, which consoles and notebooks go on after; a process that has another way with Ctrl-C keeps that.
+    """
+    alone = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    with listening():
+        if alone:
+            signal.signal(signal.SIGINT, _note_or_interrupt)
+        try:
+            yield
+            check()
+        except Stopped:
+            if alone and asked() == signal.SIGINT:
+                raise KeyboardInterrupt from None
+            raise
+        finally:
+            if alone:
+                signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def serve():

@@ -70,10 +70,10 @@ def run(recipe, store=None):
     """Run one cell of the study and return its record, computing only what the store does not hold yet.
 
     The record has the whole recipe, validation and test results, the curve, seconds per stage, and the provenance. Raises Stopped
-    on SIGTERM once the state is saved.
+    on SIGTERM and KeyboardInterrupt on Ctrl-C once the state is saved.
     """
     store = store or Store()
-    with stopping.listening(), store.in_use():
+    with stopping.interruptible(), store.in_use():
         return compute(recipe, store)
 
 
@@ -164,7 +164,7 @@ def run_cells(recipes, store=None, workers=1, engine="local"):
     store = store or Store()
     if engine not in ENGINES:
         raise ConfigError(f"engine={engine!r} is unknown; accepted: {', '.join(ENGINES)}{_near(engine, ENGINES)}")
-    with stopping.listening(), store.in_use():
+    with stopping.interruptible(), store.in_use():
         if engine == "ray":
             from .engine import run_ray
 

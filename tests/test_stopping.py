@@ -15,7 +15,7 @@ from filelock import FileLock
 
 from datadream import generate as package
 from datadream import stopping, training
-from datadream.stopping import Stopped, asked, check, listening
+from datadream.stopping import Stopped, asked, check, interruptible, listening
 from datadream.store import Store, digest
 
 
@@ -79,6 +79,44 @@ def test_a_thread_changes_no_handler():
 def test_it_comes_back_from_a_worker_as_it_was():
     again = pickle.loads(pickle.dumps(Stopped(signal.SIGTERM)))
     assert (again.code, str(again)) == (143, str(Stopped(signal.SIGTERM)))
+
+
+class Interrupts:
+    """Sends Ctrl-C while it is deleted, where Python ignores what a handler raises."""
+
+    def __del__(self):
+        send(signal.SIGINT)
+
+
+def test_ctrl_c_is_kept_where_an_exception_is_lost():
+    before, done = signal.getsignal(signal.SIGINT), []
+    with pytest.raises(KeyboardInterrupt):
+        with interruptible():
+            with interruptible():
+                Interrupts()
+                done.append(1)
+    assert done == [1] and not asked() and signal.getsignal(signal.SIGINT) is before is signal.default_int_handler
+
+
+def test_a_second_ctrl_c_interrupts_at_once():
+    with pytest.raises(KeyboardInterrupt), interruptible():
+        send(signal.SIGINT)
+        send(signal.SIGINT)
+        pytest.fail("it went on")
+    assert not asked()
+
+
+def test_a_workers_way_with_ctrl_c_is_kept():
+    """Its pool's parent is told by Stopped, which a KeyboardInterrupt would not reach."""
+    with pytest.raises(Stopped) as caught, listening(signal.SIGTERM, signal.SIGINT), interruptible():
+        send(signal.SIGINT)
+    assert caught.value.code == 130
+
+
+def test_sigterm_is_no_ctrl_c():
+    with pytest.raises(Stopped) as caught, interruptible():
+        send()
+    assert caught.value.code == 143
 
 
 # What computes.

@@ -252,12 +252,13 @@ def prepare(retrain=False, smoke=False, seed=0):
 def train_all(work, seed=0, **options):
     """Train every part into `work`, skipping those done, and note steps, seconds, losses and device in training.json.
 
-    `options` gives keyword arguments by part. A killed training goes on from its checkpoint. Raises Stopped on SIGTERM.
+    `options` gives keyword arguments by part. A killed training goes on from its checkpoint. Raises Stopped on SIGTERM,
+    KeyboardInterrupt on Ctrl-C.
     """
     work.mkdir(parents=True, exist_ok=True)
     file, bank = work / "training.json", printed.glyph_bank()
     notes = json.loads(file.read_text()) if file.exists() else {}
-    with stopping.listening():
+    with stopping.interruptible():
         for part, train in PARTS.items():
             if part not in notes:
                 start = time.perf_counter()
