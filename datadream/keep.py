@@ -79,6 +79,12 @@ def load_all():
     return pd.concat([tidy([line for line in lines if name in line["runs"]]).assign(run=name) for name in _runs(lines)], ignore_index=True)
 
 
+def durations():
+    """Return one row per committed page: the run, and the minutes that it took where and when it was executed."""
+    pages = {page.stem: json.loads(page.read_text())["metadata"]["papermill"] for page in sorted(paths()["kept_pages"].glob("*.ipynb"))}
+    return pd.DataFrame([{"run": name, "minutes": notes["duration"] / 60} for name, notes in pages.items()])
+
+
 def load_measures(name):
     """Return the committed table of an analysis run, as analysis.describe gives it. Raises LookupError if none is kept."""
     if not _measures(name).exists():

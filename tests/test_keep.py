@@ -74,6 +74,8 @@ def test_what_has_ended_is_kept_and_read_back(home, runs):
     along = keep.load("weights")
     assert along["value"].tolist() == ["0.02", "0.01"], "the points keep the order of the study file"
     assert [recipe["classify.lr"] for recipe in along["recipe"]] == [0.02, 0.01]
+    times = keep.durations().set_index("run")["minutes"]
+    assert set(times.index) == {"table", "weights"} and (times > 0).all()
     with pytest.raises(LookupError, match="no record of the run 'late'.*make study-full"):
         keep.load("late")
 
