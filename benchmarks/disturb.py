@@ -100,6 +100,7 @@ def _prepare(faults):
 def _study(recipes, root, engine, faults, address, notes):
     """Run the cells in this process as a program would, which ends with an exit status."""
     os.setpgid(0, 0)  # a terminal's Ctrl-C and a scheduler's SIGTERM go to a group
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job, which this may be part of, ignores Ctrl-C
     sys.stdout = sys.stderr = open(notes, "a", buffering=1)
     os.dup2(sys.stderr.fileno(), 2)
     import torch
