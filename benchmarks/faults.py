@@ -1,7 +1,7 @@
 """Kill, stop, starve and confuse a small study in every stage, start it again, and compare its records: `python -m benchmarks.faults --help`.
 
 It measures whether what goes on from there ends with the undisturbed run's records, and the seconds that were lost. Cases that the
-results of the same commit hold already are not run again.
+results hold from the same commit are not run again, and those of another commit are kept where the options leave them out.
 """
 
 import argparse
@@ -201,9 +201,13 @@ def full_disk(box, stage):
 
 
 def read_only(box, stage):
-    """The store of a run that was stopped in the stage comes back read-only; then writable."""
+    """The machine dies in the stage, and its store comes back read-only; then writable."""
     _mount(box, "size=64m")
-    _interrupted(box, stage)
+    process = box.start()
+    if box.reaches(stage, process):
+        for one in [psutil.Process(process.pid), *family(process)]:  # at once: a run that is asked to stop may come to its end first
+            one.kill()
+    box.end(process, -signal.SIGKILL)
     _mount(box, "ro")
     box.end(box.start(), FAILED)
     if "cannot be written" not in (box.root / "notes.txt").read_text():
@@ -350,7 +354,7 @@ def run_case(name, stage, engine, root, common, cluster, reference):
         spent, found = time.perf_counter() - begun, records(box.store)
         split = disturb.split(box.store)
     apart = max((abs(one - other) for one, other in zip(disturb.accuracies(found[0]), disturb.accuracies(expected[0]))), default=None)
-    return {"fault": name, "stage": stage, "engine": engine, "survived": box.sound, "equal": found[0] == expected[0], "bytes": found == expected,
+    return {"fault": name, "stage": stage, "engine": engine, "commit": provenance()["commit"], "survived": box.sound, "equal": found[0] == expected[0], "bytes": found == expected,
             "split": split, "apart": apart, "statuses": box.statuses, "seconds": round(spent, 2), "undisturbed": round(seconds, 2),
             "lost": round(spent - seconds, 2), "load": round(os.getloadavg()[0], 1), "notes": box.notes}
 
@@ -382,13 +386,23 @@ def count_inputs(root, common):
 
 
 def pending(results, options):
-    """Return the (fault, stage, engine) that the options choose and the results lack: every fault in one stage, then in the others."""
-    have = {(row["fault"], row["stage"], row["engine"]) for row in results["cases"]}
-    chosen = [(name, stages[(place + turn) % len(stages)], engine) for turn in range(len(STAGES)) for engine in ENGINES
+    """Return the (fault, stage, engine) that the options choose and the results lack of this commit: every fault in one stage, then in the others.
+
+    What the results have of these from another commit is taken out.
+    """
+    every = [(name, stages[(place + turn) % len(stages)], engine) for turn in range(len(STAGES)) for engine in ENGINES
               for place, (name, (_, engines, stages)) in enumerate(FAULTS.items()) if engine in engines and turn < len(stages)]
-    results["planned"] = len(chosen)
-    return [(name, stage, engine) for name, stage, engine in chosen if (name, stage, engine) not in have
-            and all(not wanted or value in wanted for value, wanted in ((name, options.fault), (stage, options.stage), (engine, options.engine)))]
+    results["planned"] = len(every)
+    chosen = [(name, stage, engine) for name, stage, engine in every
+              if all(not wanted or value in wanted for value, wanted in ((name, options.fault), (stage, options.stage), (engine, options.engine)))]
+    results["cases"] = [row for row in results["cases"] if row["commit"] == results["commit"] or named(row) in every and named(row) not in chosen]
+    have = {named(row) for row in results["cases"]}
+    return [case for case in chosen if case not in have]
+
+
+def named(row):
+    """Return the (fault, stage, engine) of a result."""
+    return row["fault"], row["stage"], row["engine"]
 
 
 def main(arguments=None):
@@ -403,7 +417,7 @@ def main(arguments=None):
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     results = load_faults(options.out)
     if results.get("commit") != provenance()["commit"]:
-        results = {"cases": [], "inputs": {}}
+        results = {"cases": results.get("cases", []), "inputs": {}}
     results |= provenance()
     options.out.parent.mkdir(parents=True, exist_ok=True)
     root, references, clusters = paths()["home"] / "_build" / "faults", {}, []
