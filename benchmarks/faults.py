@@ -184,7 +184,9 @@ def _interrupted(box, stage):
 def _mount(box, options):
     way = ["-o", f"remount,{options}"] if box.store.is_mount() else ["-t", "tmpfs", "-o", options, "tmpfs"]
     box.store.mkdir(exist_ok=True)
-    subprocess.run(["mount", *way, str(box.store)], check=True, capture_output=True)
+    end = time.monotonic() + 20  # a worker that has only just lost its node still holds its files
+    while subprocess.run(["mount", *way, str(box.store)], check=time.monotonic() > end, capture_output=True).returncode:
+        time.sleep(0.2)
 
 
 def full_disk(box, stage):
