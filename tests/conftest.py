@@ -10,6 +10,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import dataclasses
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import types
@@ -226,6 +227,14 @@ def slashed(dataset):
 def separate_folders(tmp_path, monkeypatch):
     """Point the artifacts away from the checkout, so that no test reads or writes a user's results."""
     monkeypatch.setenv("DATADREAM_STORE", str(tmp_path / "artifacts"))
+
+
+@pytest.fixture
+def ctrl_c():
+    """Let Ctrl-C interrupt, as it does at a terminal: a shell's background job, which the tests may be, ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

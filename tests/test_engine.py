@@ -227,7 +227,7 @@ class Interrupts:
 
 
 @pytest.mark.cluster
-def test_ctrl_c_is_not_lost_where_an_exception_would_be(cluster, make, tmp_path, monkeypatch):
+def test_ctrl_c_is_not_lost_where_an_exception_would_be(ctrl_c, cluster, make, tmp_path, monkeypatch):
     store, ended_one = Store(tmp_path), engine.Progress.ended_one
     monkeypatch.setattr(engine.Progress, "ended_one", lambda *args: (Interrupts(), ended_one(*args))[1])
     with pytest.raises(KeyboardInterrupt):

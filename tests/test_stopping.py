@@ -88,7 +88,7 @@ class Interrupts:
         send(signal.SIGINT)
 
 
-def test_ctrl_c_is_kept_where_an_exception_is_lost():
+def test_ctrl_c_is_kept_where_an_exception_is_lost(ctrl_c):
     before, done = signal.getsignal(signal.SIGINT), []
     with pytest.raises(KeyboardInterrupt):
         with interruptible():
@@ -98,7 +98,7 @@ def test_ctrl_c_is_kept_where_an_exception_is_lost():
     assert done == [1] and not asked() and signal.getsignal(signal.SIGINT) is before is signal.default_int_handler
 
 
-def test_a_second_ctrl_c_interrupts_at_once():
+def test_a_second_ctrl_c_interrupts_at_once(ctrl_c):
     with pytest.raises(KeyboardInterrupt), interruptible():
         send(signal.SIGINT)
         send(signal.SIGINT)
