@@ -1,6 +1,6 @@
 """The stages as pairs of equal work: the released code's way and the product's. Each runs in a process of its own."""
 
-import resource
+import math
 import shutil
 import tempfile
 import time
@@ -72,7 +72,7 @@ class Stage:
         self.run()
         if self.device.type == "cuda":
             torch.cuda.synchronize()
-        peak = torch.cuda.max_memory_allocated() if self.device.type == "cuda" else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        peak = torch.cuda.max_memory_allocated() if self.device.type == "cuda" else peak_bytes()
         return time.perf_counter() - start, peak
 
     # Adapting one class.
@@ -165,30 +165,38 @@ class Stage:
     def prepare_product_train(self):
         """Write the images, and do a first epoch, which decodes them for all later ones."""
         self.prepare_baseline_train()
-        self.validation = data.validation_images(self.recipe, self.dataset)
+        self.validation, self.judged = data.validation_images(self.recipe, self.dataset), Images(tuple(self.test[0]), tuple(self.test[1]))
         images = Images(tuple(self.train[0]), tuple(self.train[1]))
         self.batches = classify.Batches(None, images, self.recipe.classify, len(self.texts), self.model.size, 0, self.device)
         self.steps, self.epoch = self.size.train // self.recipe.classify.batch, 0
         self.product_train()
 
     def product_train(self):
-        """Train for an epoch; of the ten evaluations of a training on validation images an epoch has its share."""
-        tokens, parameters = self.model.prompts(self.texts), self.parameters
+        """Train for an epoch and judge its share of what a whole training judges: validation at every evaluation, both sets at the end."""
+        tokens, parameters, options = self.model.prompts(self.texts), self.parameters, self.recipe.classify
 
         def loss_at(step):
             self.model.train()
             images, targets, real = self.batches.at(self.epoch * self.steps + step)
-            return classify.mixed_loss(self.model(images, tokens), targets, real, 0.8)
+            return classify.mixed_loss(self.model(images, tokens), targets, real, options.real_weight)
 
-        classify.fit(parameters, loss_at, steps=self.steps, lr=self.recipe.classify.lr)
+        classify.fit(parameters, loss_at, steps=self.steps, lr=options.lr)
         self.epoch += 1
-        if self.epoch % max(1, self.recipe.classify.epochs // self.recipe.classify.evaluations) == 0:
-            classify.predict(self.model, tokens, data.validation_batches(self.validation, self.model.size))
+        views = torch.cat(data.validation_batches(self.validation, self.model.size))
+        again = math.ceil(len(views) * (options.evaluations + 1) / options.epochs)
+        test = self.judged.pick(range(math.ceil(len(self.judged) / options.epochs)))
+        classify.predict(self.model, tokens, [*views[:again].split(250), *data.evaluation_batches(test, self.model.size)])
 
 
 class _Silent:
     def update(self, count):
         """Count nothing: a progress bar is no work to measure."""
+
+
+def peak_bytes():
+    """Return the largest memory that this process has had resident; what `resource` tells of it is its parent's until it outgrows that."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
+    return 1024 * int(line.split()[1])
 
 
 def _changed(recipe):

@@ -5,10 +5,12 @@ import math
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from benchmarks import baseline, lengths, operations, simulate, together
-from benchmarks.stages import Stage
+from benchmarks.stages import Stage, peak_bytes
+from torch.utils.flop_counter import FlopCounterMode
 
 from datadream import config, data, engine, models, records
 from datadream.adapt import train_adapter
@@ -58,6 +60,21 @@ def test_each_way_of_each_stage_runs_and_is_timed(name, way, tmp_path, own_pipel
     seconds, peak = Stage(name, way, "tiny", tmp_path, {}).measure()
     assert seconds > 0 and peak > 1e6
     assert not list(tmp_path.glob("tmp*")), "the images that were made to be timed are removed"
+
+
+def test_every_epoch_has_the_same_share_of_a_trainings_work(tmp_path):
+    stage, found = Stage("train", "product", "tiny", tmp_path, {}), []
+    for _ in range(3):
+        with FlopCounterMode(display=False) as counter:
+            stage.run()
+        found.append(counter.get_total_flops())
+    assert len(set(found)) == 1 and found[0] > 0
+
+
+def test_a_process_has_its_own_peak_and_not_its_parents():
+    large = np.ones(400_000_000, np.float32)
+    done = subprocess.run([sys.executable, "-c", "from benchmarks.stages import peak_bytes; print(peak_bytes())"], capture_output=True, text=True)
+    assert 1e7 < int(done.stdout) < large.nbytes < peak_bytes()
 
 
 def test_the_command_measures_prints_and_writes(tmp_path):
