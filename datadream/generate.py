@@ -18,7 +18,7 @@ from .sampling import adapted, check, embed, sample, save
 
 
 def sample_range(pipe, recipe, dataset, label, indices, folder, bar, size, judge=None):
-    """Write the images of a class that are missing in `folder`, in batches of fixed membership so that a resumed run is the same.
+    """Write the images of a class that are missing in `folder`, in batches of fixed membership, so that a resumed run is the same where the size is given.
 
     One batch is written while the next is sampled. `size` is a `BatchSize`, shared by the classes; `judge` says which class each of
     some images is read as, and what it misreads is drawn again (DISEF).

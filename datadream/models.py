@@ -212,7 +212,7 @@ def remove_lora(pipe):
 def merged_lora(pipe, *folders):
     """Add the adapters in `folders`, of `save_generator_lora`, to the pipeline's own weights, and put those back at the end.
 
-    W + alpha / rank * B A is one product a layer and no module is exchanged, so a swap takes milliseconds, sampling costs what the
+    W + alpha / rank * B A is one product a layer and no module is exchanged, so a swap is cheap, sampling costs what the
     base costs, and the weights afterwards are the base's bit for bit. Several have equal shares of one (LoFT: two of a half). Raises
     ValueError on an adapter of another pipeline.
     """
