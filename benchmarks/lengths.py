@@ -8,7 +8,7 @@ import types
 import torch
 
 from datadream.data import prompt
-from datadream.images import CACHE_BYTES, PIXEL
+from datadream.images import PIXEL
 from datadream.plan import PROXY, load_or_describe, seconds, work
 
 from . import limits
@@ -16,7 +16,8 @@ from .full_size import TEXT, UNET, VAE
 
 # NVIDIA's data sheet of the H100 SXM: 1,979 TFLOP/s in bfloat16 with sparsity, half of it without. The share is an assumption.
 PEAK, SHARE = 989e12, 0.4
-CORES = 16  # a GPU's share of the host's cores, assumed: they decode the training images
+# A GPU's share of its host, assumed: the cores that decode training images, the memory that keeps them, and the disk that the rest is read from.
+CORES, MEMORY, DISK = 16, 128e9, 3e9  # bytes, bytes/s
 SIDE, VIEW = 512, 224  # pixels of the paper's generator and classifier
 
 
@@ -102,11 +103,12 @@ def _prompt_length(dataset):
 
 
 def decoded(recipe, dataset):
-    """Return how many synthetic images a training decodes: each once where they fit into the cache, else one for each use."""
+    """Return how many synthetic images a training decodes, and how many it reads back from the disk: all uses of a set that memory cannot keep."""
+    if not recipe.row.generator or not recipe.row.trained:
+        return 0, 0
     made, used = recipe.generate.images * len(dataset.classes), work(recipe, dataset)["train"][2]
-    if not recipe.row.generator or not recipe.row.trained or made * 3 * SIDE ** 2 <= CACHE_BYTES:
-        return made if recipe.row.generator and recipe.row.trained else 0
-    return used / 2 if recipe.row.real else used  # half of a batch is real, and the few shots fit
+    again = used / 2 if recipe.row.real else used  # half of a batch is real, and the few shots fit
+    return made, again if made * 3 * SIDE ** 2 > MEMORY else 0
 
 
 @functools.lru_cache
@@ -120,8 +122,9 @@ def _cell(recipe, dataset):
         return {"test": test}
     _, steps, images = work(recipe, dataset)["train"]
     products = images * flops["trained image"] + steps * classes * flops["trained prompt"]
+    once, again = (count * 3 * SIDE ** 2 for count in decoded(recipe, dataset))
     return {"digests": made * PIXEL * SIDE ** 2 / core["hashed"], "products": products / PEAK / SHARE,
-            "decoding": decoded(recipe, dataset) * 3 * SIDE ** 2 / core["decoded"] / CORES, "test": test}
+            "decoding": once / core["decoded"] / CORES + again / DISK, "test": test}
 
 
 def parts(task):

@@ -60,7 +60,7 @@ def remedies(todo, seconds):
     elsewhere = {name: decoded(task) if task.kind == "cell" else seconds[name] for name, task in todo.items()}
     shared = {name: seconds[name] / (ALONE if task.kind == "adapt" and task.where[0] is None else 1) for name, task in todo.items()}
     both = {name: min(elsewhere[name], shared[name]) for name in todo}
-    return {"images decoded before": elsewhere, f"dataset-wise adapters on {ALONE} GPUs": shared, "both": both}
+    return {"images in memory": elsewhere, f"dataset-wise adapters on {ALONE} GPUs": shared, "both": both}
 
 
 def nap(task, root):
@@ -112,7 +112,7 @@ def describe(todo, seconds):
             "chain": [{"kind": task.kind, "dataset": task.recipe.dataset, "method": task.recipe.method, "seconds": seconds[task.name],
                        "parts": lengths.parts(task)} for task in rows],
             "sets": len(sets), "cells": [{"dataset": recipe.dataset, "images": _images(recipe),
-                                          "read": round(lengths.decoded(recipe, load_or_describe(recipe)))} for recipe in cells]}
+                                          "read": round(lengths.decoded(recipe, load_or_describe(recipe))[1])} for recipe in cells]}
 
 
 def main(arguments=None):
@@ -132,7 +132,8 @@ def main(arguments=None):
             **{name: (todo, other) for name, other in remedies(todo, seconds).items()}}
     simulated = {name: [simulate(graph, n, length, measured["overhead"]) for n in (WORKERS if name == "engine" else MANY)]
                  for name, (graph, length) in runs.items()}
-    results = {"seeds": options.seeds, "assumed": {"peak": lengths.PEAK, "share": lengths.SHARE, "cores": lengths.CORES},
+    assumed = {name.lower(): getattr(lengths, name) for name in ("PEAK", "SHARE", "CORES", "MEMORY", "DISK")}
+    results = {"seeds": options.seeds, "assumed": assumed,
                "flops": lengths.generator_flops(), "rates": lengths.rates(), "measured": measured, "graph": describe(todo, seconds),
                "operations": counted, "runs": simulated, **provenance()}
     file = options.out or paths()["scale"]

@@ -82,10 +82,10 @@ def predict(model, tokens, batches):
     return torch.cat([model.score(part.to(tokens.device).float() / 255, text).argmax(1).cpu() for part in batches]).numpy()
 
 
-def evaluate(model, dataset, images):
-    """Return top-1 with its 95 % Wilson interval, the accuracy per class, and the confusion matrix, over all `images`."""
+def evaluate(model, dataset, images, views=evaluation_batches):
+    """Return top-1 with its 95 % Wilson interval, the accuracy per class, and the confusion matrix, over all `images` as `views` gives them."""
     tokens = model.prompts(prompt(dataset.noun, name) for name in dataset.classes)
-    predictions = predict(model, tokens, evaluation_batches(images, model.size))
+    predictions = predict(model, tokens, views(images, model.size))
     matrix = confusion(images.labels, predictions, len(dataset.classes))
     correct, total = int(matrix.trace()), int(matrix.sum())
     low, high = wilson(correct, total)
@@ -182,7 +182,7 @@ def judge(recipe, dataset, trained, store):
 
     def build(folder):
         model = load_classifier_lora(trained)[0] if trained else load_classifier(recipe.classifier, precision=recipe.precision)
-        parts = {"val": validation_images(recipe, dataset), "test": dataset.test}
-        write_json(folder / "result.json", {part: evaluate(model, dataset, images) for part, images in parts.items()})
+        validation = evaluate(model, dataset, validation_images(recipe, dataset), validation_batches)  # the training has just seen the same
+        write_json(folder / "result.json", {"val": validation, "test": evaluate(model, dataset, dataset.test)})
 
     return store.make(key("judge", **inputs), inputs, build)

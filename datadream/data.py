@@ -1,6 +1,9 @@
 """Real images: the table of datasets, the few-shot draw, the prompts, and the views that the generator and the evaluation take."""
 
 import json
+import math
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -161,13 +164,19 @@ def square(image, side):
     return v2.Compose([v2.Resize(side, InterpolationMode.BILINEAR), v2.CenterCrop(side)])(image)
 
 
-def generator_image(image, resolution, crop):
-    """Resize the short side to `resolution` (bilinear), crop a square, scale to [-1, 1]: a tensor (3, resolution, resolution)."""
+def resized(image, side):
+    """Return a PIL image with its short side resized to `side` pixels (bilinear): what every crop of it for the generator is cut from."""
     from torchvision.transforms import InterpolationMode, v2
 
+    return v2.Resize(side, InterpolationMode.BILINEAR)(image)
+
+
+def generator_image(image, resolution, crop):
+    """Resize the short side to `resolution` (bilinear), crop a square, scale to [-1, 1]: a tensor (3, resolution, resolution)."""
+    from torchvision.transforms import v2
+
     cut = v2.RandomCrop(resolution) if crop == "random" else v2.CenterCrop(resolution)
-    steps = [v2.Resize(resolution, InterpolationMode.BILINEAR), cut, v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]
-    return v2.Compose(steps)(image) * 2 - 1
+    return v2.Compose([cut, v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])(resized(image, resolution)) * 2 - 1
 
 
 def evaluation_tensor(image, size):
@@ -178,9 +187,23 @@ def evaluation_tensor(image, size):
 
 
 def evaluation_batches(images, size, batch=250):
-    """Yield the evaluation views of all images in order, uint8 (up to batch, 3, size, size): a test set need not fit in memory."""
-    for start in range(0, len(images), batch):
-        yield torch.stack([evaluation_tensor(images.open(i), size) for i in range(start, min(start + batch, len(images)))])
+    """Yield the evaluation views of all images in order, uint8 (up to batch, 3, size, size): a test set need not fit in memory.
+
+    Threads decode the next batch while the caller works on this one. Raises DataError on an unreadable file.
+    """
+    def views(part):
+        return torch.stack([evaluation_tensor(images.open(i), size) for i in part])
+
+    parts = [range(start, min(start + batch, len(images))) for start in range(0, len(images), batch)]
+    if not any(isinstance(source, (str, Path)) for source in images.sources):  # threads would only wait for each other
+        yield from map(views, parts)
+        return
+    share, coming = math.ceil(batch / os.cpu_count()), []
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for part in [*parts, ()]:
+            due, coming = coming, [pool.submit(views, part[start:start + share]) for start in range(0, len(part), share)]
+            if due:
+                yield torch.cat([one.result() for one in due])
 
 
 @lru_cache(maxsize=1)

@@ -4,6 +4,7 @@ import hashlib
 import itertools
 import os
 import re
+import tempfile
 import unicodedata
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -17,7 +18,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from .config import printable
 
 PIXEL = 1.5  # bytes of a PNG per pixel, about
-CACHE_BYTES = 4 * 2**30  # decoded training images kept in memory; the others are decoded anew at each use
+CACHE_BYTES = 4 * 2**30  # decoded training images kept in memory; the others lie in a temporary file
+SPARE_BYTES = 10 * 2**30  # that such a file leaves free on its disk, which others use too
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"}
 STRIP = 50  # a longer side over this many shorter ones is refused: resized by its short side it would fill the memory
 
@@ -275,20 +277,24 @@ def to_image(tensor):
 
 
 class Decoded:
-    """Images as bytes by (kind, position): threads decode what is needed next, and what fits into CACHE_BYTES is kept.
+    """Images as bytes by (kind, position): threads decode what is needed next, each image once.
 
-    What came first stays: an epoch visits every image once, so that the image used longest ago is the one that is needed soonest.
+    The first CACHE_BYTES stay in memory; the rest go to a file in the folder for temporary files (TMPDIR), which nobody else sees and
+    which ends with the process, and where that has no room left are decoded anew at each use. What came first stays in memory: an epoch visits
+    every image once, so that the image used longest ago is the one that is needed soonest.
     """
 
     def __init__(self, sets):
         self.sets, self.kept, self.coming, self.room = sets, {}, {}, CACHE_BYTES
+        self.file, self.places, self.end, self.full = None, {}, 0, False
         self.pool = ThreadPoolExecutor(os.cpu_count())
 
     def start(self, keys):
-        """Begin to decode these images in the background."""
+        """Begin to decode these images, or to read them back, in the background."""
         for key in keys:
             if key not in self.kept and key not in self.coming:
-                self.coming[key] = self.pool.submit(self._decode, *key)
+                read = (self._read, *self.places[key]) if key in self.places else (self._decode, *key)
+                self.coming[key] = self.pool.submit(*read)
 
     def take(self, keys):
         """Return these images, uint8 (3, H, W) each. Raises DataError on an unreadable file."""
@@ -298,7 +304,27 @@ class Decoded:
         for key, image in fresh.items():
             if image.nbytes <= self.room:
                 self.kept[key], self.room = image, self.room - image.nbytes
+            elif key not in self.places and not self.full:
+                self._write(key, image)
         return images
+
+    def _write(self, key, image):
+        try:
+            self.file = self.file or tempfile.TemporaryFile(buffering=0)
+            disk = os.fstatvfs(self.file.fileno())
+            if disk.f_bavail * disk.f_frsize < SPARE_BYTES or os.pwrite(self.file.fileno(), image.numpy(), self.end) < image.nbytes:
+                raise OSError("the disk has no room left")
+        except OSError:  # a cache is no reason to end
+            self.full = True
+        else:
+            self.places[key], self.end = (self.end, tuple(image.shape)), self.end + image.nbytes
+
+    def _read(self, place, shape):
+        from torch import from_numpy
+
+        pixels = np.empty(shape, np.uint8)
+        os.preadv(self.file.fileno(), [pixels.reshape(-1)], place)
+        return from_numpy(pixels)
 
     def _decode(self, kind, i):
         from torch import from_numpy

@@ -5,10 +5,10 @@ from functools import lru_cache
 import torch
 
 from .config import ConfigError
-from .data import generator_image
+from .data import generator_image, resized
 from .training import seed_for
 
-PICTURES = 2048  # decoded few shots kept in memory: 16 shots of 100 classes fit
+PICTURES = 2048  # few shots kept in memory at the generator's size, about a MB each: 16 shots of 100 classes fit
 
 
 @torch.no_grad()
@@ -31,7 +31,8 @@ class Views:
 
     def __init__(self, pipe, images, side, options, seed):
         self.pipe, self.side, self.options, self.seed, self.known = pipe, side, options, seed, {}
-        self.open = lru_cache(maxsize=PICTURES)(images.open)
+        # A camera's picture is many times larger than what its crops are cut from, and to resize it again changes nothing.
+        self.open = lru_cache(maxsize=PICTURES)(lambda i: resized(images.open(i), side))
 
     def _view(self, i, epoch):
         """Return (i, the number of picture i's view in `epoch`): 0 where there is one only, as of a square picture or the centre crop."""

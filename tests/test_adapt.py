@@ -13,6 +13,7 @@ import pytest
 import torch
 from conftest import Killed, dies_at
 from diffusers import DDPMScheduler
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -20,11 +21,11 @@ from datadream import adapt as package
 from datadream import latents, training
 from datadream.adapt import adapt, adapter_inputs, diffusion_losses
 from datadream.config import key
-from datadream.data import DataError, Images, few_shots
+from datadream.data import DataError, Images, few_shots, generator_image
 from datadream.memory import BatchSize
 from datadream.models import load_generator, tokenize
 from datadream.store import Store
-from datadream.training import DivergedError, fit
+from datadream.training import DivergedError, fit, seed_for
 
 FILE = "pytorch_lora_weights.safetensors"
 
@@ -132,8 +133,6 @@ def test_the_loss_is_the_mean_square_of_the_error_in_the_predicted_noise(predict
     """DDPM (paper, equation 2): x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) e, and the target is e, or v for v-prediction."""
     from types import SimpleNamespace
 
-    from diffusers import DDPMScheduler
-
     scheduler = DDPMScheduler(num_train_timesteps=20, prediction_type=prediction)
     moments, seen = torch.stack([torch.randn(64, 4, 2, 2), torch.rand(64, 4, 2, 2)], 1), {}
 
@@ -178,12 +177,24 @@ def test_each_view_is_encoded_once(make, tmp_path, monkeypatch, crop, crops, squ
     assert seen[0].shape == (1, 2, 4, 8, 8) and (seen[0][:, 1] > 0).all()
 
 
+def test_a_large_photo_is_kept_at_the_size_that_its_crops_are_cut_from(make, tmp_path):
+    """What a camera makes would fill the memory; the views are those of the file."""
+    Image.effect_noise((900, 600), 60).convert("RGB").save(tmp_path / "photo.png")
+    photo = Images((str(tmp_path / "photo.png"),), (0,))
+    source = latents.Views(load_generator("mini"), photo, 16, make("dset", {"adapt.crop": "random"}).adapt, seed=3)
+    seen = source.at([0], epoch=1)
+    torch.manual_seed(seed_for(3, "crop", 0, 2))
+    wanted = generator_image(photo.open(0), 16, "random")
+    assert torch.equal(seen[0], latents.latent_moments(source.pipe, wanted[None])[0]) and source.open(0).size == (24, 16)
+
+
 def test_a_batch_in_parts_has_the_same_gradient(make, dataset, shots):
-    """Half the images at once, or activations computed twice: what is drawn and the sum are the same."""
+    """Half the images at once, or activations computed twice, as a block that is passed twice shows: what is drawn and the sum are the same."""
     recipe = make("dset")
     pipe = load_generator(recipe.generator)
     tokens = tokenize(pipe, ["a photo of a seven", "a photo of a one", "a photo of a seven", "a photo of a two", "a photo of a two"])
-    moments, found = torch.rand(5, 2, 4, 8, 8), []
+    moments, found, passes = torch.rand(5, 2, 4, 8, 8), [], []
+    hook = pipe.unet.up_blocks[0].resnets[0].register_forward_pre_hook(lambda *_: passes.append(1))
     torch.manual_seed(0)
     parameters = list(package.add_generator_lora(pipe, recipe.adapt).values())
     try:
@@ -193,8 +204,11 @@ def test_a_batch_in_parts_has_the_same_gradient(make, dataset, shots):
             torch.manual_seed(1)
             parts = list(diffusion_losses(pipe, DDPMScheduler.from_config(pipe.scheduler.config), moments, tokens, 16, micro))
             assert len(parts) == -(-5 // (micro or 5))
+            passes.clear()
             found.append([sum(parts), *torch.autograd.grad(sum(parts), parameters)])
+            assert bool(passes) == checkpointing
     finally:
+        hook.remove()
         pipe.unet.disable_gradient_checkpointing()
         package.remove_lora(pipe)
     for other in found[1:]:
@@ -236,8 +250,6 @@ def test_one_image_too_many_is_an_error(make, dataset, shots, store, monkeypatch
 
 def test_all_timesteps_are_drawn_equally_often():
     from types import SimpleNamespace
-
-    from diffusers import DDPMScheduler
 
     times = []
 

@@ -384,16 +384,32 @@ def test_a_tensor_becomes_an_image_of_the_same_tones():
 
 # Decoding ahead.
 
-@pytest.mark.parametrize("room, kept", [(10**9, 6), (3 * 16 * 24 * 2, 2), (0, 0)])
-def test_decoded_images_are_the_same_whatever_fits(dataset, monkeypatch, room, kept):
+@pytest.mark.parametrize("room, spare, kept, filed", [(10**9, 0, 6, 0), (3 * 16 * 24 * 2, 0, 2, 4), (0, 0, 0, 6), (0, 2**62, 0, 0)])
+def test_decoded_images_are_the_same_wherever_they_are_kept(dataset, monkeypatch, room, spare, kept, filed):
+    """In memory, in the temporary file, or nowhere since the disk has no room: what has a place is decoded once."""
+    opened = []
+    monkeypatch.setattr(Images, "open", lambda self, i, real=Images.open: (opened.append(i), real(self, i))[1])
     monkeypatch.setattr(images, "CACHE_BYTES", room)
+    monkeypatch.setattr(images, "SPARE_BYTES", spare)
     sets = {True: dataset.train.pick([0, 1, 2]), False: dataset.train.pick([3, 4, 5])}
+    wanted = {(kind, i): np.array(sets[kind].open(i)) for kind in sets for i in range(3)}
+    opened.clear()
     source, keys = images.Decoded(sets), [(kind, i) for kind in (True, False) for i in (2, 0, 1)]
-    for _ in range(2):
+    for _ in range(3):
         source.start(keys)
-        for (kind, i), image in zip(keys, source.take(keys)):
-            assert np.array_equal(image.permute(1, 2, 0), np.asarray(sets[kind].open(i)))
-    assert len(source.kept) == kept and not source.coming
+        for key, image in zip(keys, source.take(keys)):
+            assert np.array_equal(image.permute(1, 2, 0), wanted[key])
+    assert (len(source.kept), len(source.places)) == (kept, filed) and not source.coming
+    assert len(opened) == 6 + 2 * (6 - kept - filed)
+
+
+def test_a_disk_that_is_full_ends_no_training(dataset, monkeypatch):
+    monkeypatch.setattr(images, "CACHE_BYTES", 0)
+    monkeypatch.setattr(images.os, "pwrite", lambda *_: 1)  # as where the last block is taken: a part is written
+    source, keys = images.Decoded({True: dataset.train}), [(True, 0), (True, 1)]
+    for _ in range(2):
+        assert [np.array_equal(image.permute(1, 2, 0), np.asarray(dataset.train.open(i))) for (_, i), image in zip(keys, source.take(keys))] == [True] * 2
+    assert source.full and not source.places
 
 
 def test_an_image_that_a_batch_wants_twice_is_decoded_once(dataset, monkeypatch):
