@@ -15,7 +15,9 @@ from .store import CLEARING, IN_USE, remove, writing
 
 ARTIFACT = re.compile(r"[a-z]+-[0-9a-f]{16}")  # a key; a folder of another name is not this program's to remove
 HELD = rf"({ARTIFACT.pattern}(-\d+-\d+)?|{IN_USE}\w+)"  # an artifact, a slice of one, a study
-LOCK, LEASE = re.compile(rf"\.{HELD}\.lock"), re.compile(rf"{HELD}\.lease")
+LOCK, LEASE = re.compile(rf"\.{HELD}\.lock"), re.compile(rf"{HELD}\.lease(\.dead)?")
+
+PART = re.compile(r".+\.[0-9a-f]{32}\.part")  # what a process that was killed meanwhile wrote
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,8 @@ def unused(store):
             found.append(Entry(path, "unfinished", _size(path)))
         elif ARTIFACT.fullmatch(path.name) and path.name not in needed:
             found.append(Entry(path, own, _size(path)))
+    parts = [path for folder in (store.root, store.records, store.kept) if folder.is_dir() for path in sorted(folder.iterdir())]
+    found += [Entry(path, "unfinished", path.lstat().st_size) for path in parts if PART.fullmatch(path.name)]
     return found + (_away(store, needed) if isinstance(store, RemoteStore) else [])
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 
 from tqdm.auto import tqdm
 
@@ -14,7 +15,7 @@ from .draws import adapters, describe, image_seed, reader, slices, texts
 from .images import Images, class_folders, fingerprint
 from .memory import BatchSize
 from .models import dtype_for, identity, image_side
-from .sampling import adapted, check, embed, sample, save
+from .sampling import adapted, check, embed, sample, save, whole
 
 
 def sample_range(pipe, recipe, dataset, label, indices, folder, bar, size, judge=None):
@@ -52,8 +53,8 @@ def sample_range(pipe, recipe, dataset, label, indices, folder, bar, size, judge
             stopping.check()
             count = min(size.size, indices.stop - start)
             files = [folder / f"{i:06d}.png" for i in range(start, start + count)]
-            if not all(f.exists() for f in files):
-                images = size.run(make, count)
+            if not all(whole(f) for f in files):
+                images = size.run(make, count, len(indices))
                 count = len(images)
                 for written in writing:  # at most one batch waits; an error of the writer ends the run here
                     written.result()
@@ -62,6 +63,19 @@ def sample_range(pipe, recipe, dataset, label, indices, folder, bar, size, judge
             start += count
         for written in writing:
             written.result()
+
+
+def batch_size(recipe):
+    """Return the BatchSize of a set or a slice: where it is searched for this process's, so that what one slice found holds for the next."""
+    options = recipe.generate
+    if options.batch:
+        return BatchSize(options.batch)
+    return _searched(recipe.generator, recipe.resolution, recipe.precision, options.compile, options.guidance > 1)
+
+
+@lru_cache(maxsize=1)
+def _searched(*settings):
+    return BatchSize(0)
 
 
 def generation_inputs(recipe, dataset):
@@ -86,24 +100,28 @@ def generate(recipe, dataset, shots, store):
         return store.folder(key("generate", **inputs))
     check(recipe)
     trained = {which: adapt(recipe, dataset, shots, store, *which) for which in adapters(recipe, dataset)}
-    size, judge = BatchSize(recipe.generate.batch), reader(recipe, dataset)
+    judge, notes = reader(recipe, dataset), []
 
     def build(root):
-        rows = []
+        rows, size = [], batch_size(recipe)
         with tqdm(total=len(folders) * recipe.generate.images, desc=f"generate {recipe.method}", leave=False, mininterval=2) as bar:
             for label, folder in enumerate(folders):
                 (root / "train" / folder).mkdir(parents=True, exist_ok=True)
                 for position, (indices, own) in ((p, group) for p, part in enumerate(slices(recipe, dataset, label)) for group in part):
                     used = [trained[which] for which in own]
                     with store.lock(f"{root.stem}-{label}-{position}"):  # a cluster may be making the same slice
-                        if not all((root / "train" / folder / f"{i:06d}.png").exists() for i in indices):
+                        if not all(whole(root / "train" / folder / f"{i:06d}.png") for i in indices):
                             with adapted(recipe, *used) as pipe:
                                 sample_range(pipe, recipe, dataset, label, indices, root / "train" / folder, bar, size, judge)
                     rows += [describe(recipe, dataset, label, i, root / "train", folder, used) for i in indices]
         (root / "train" / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         (root / "classes.json").write_text(json.dumps(dict(zip(folders, dataset.classes)), indent=1))
+        notes.extend(size.notes)
+        for file in sorted(root.glob("*.notes.json")):  # of slices that a cluster has made
+            notes.extend(note for note in json.loads(file.read_text()) if note not in notes)
+            file.unlink()
 
-    return store.make(key("generate", **inputs), inputs, build, batches=size.notes, recipe=as_dict(recipe))  # the recipe is for the card
+    return store.make(key("generate", **inputs), inputs, build, batches=notes, recipe=as_dict(recipe))  # the recipe is for the card
 
 
 def read(folder):

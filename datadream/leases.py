@@ -17,40 +17,49 @@ POLL = 1.0  # seconds between two looks of a worker that waits
 class Lease:
     """An object at `path` of an fsspec file system that names its holder and counts its heartbeats: "<owner> <beat>".
 
-    A worker that waits watches the content, and takes the lease over once it has not changed for PATIENCE seconds of its own
-    monotonic clock; no time is written or compared, so that clocks that differ between machines do no harm.
+    A worker that waits watches the content, and removes the lease once it has not changed for PATIENCE seconds of its own monotonic
+    clock; no time is written or compared, so that clocks that differ between machines do no harm. A second object, `<path>.dead`, lets one
+    worker at a time do so, since another may have found the same holder dead and be the new one.
 
     What is guaranteed: a holder that dies is replaced. Two workers hold a lease together only where the file system cannot create an
-    object exclusively (fsspec's mode "xb"; local folders and S3 can), or after a holder was cut off for longer than PATIENCE and came
-    back. What a lease guards must therefore be harmless if it is done twice.
+    object exclusively (fsspec's mode "xb"; local folders and S3 can), after a holder was cut off for longer than PATIENCE and came
+    back, or where one that removed a lease died in that moment. What a lease guards must therefore be harmless if it is done twice.
     """
 
     def __init__(self, fs, path):
         self.fs, self.path = fs, path
         self.owner = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-        self._stop, self._thread = threading.Event(), None
+        self._stop, self._thread, self._seen = threading.Event(), None, {}
 
     def acquire(self):
         """Wait until the lease is this worker's, and keep its heartbeat going in a thread; raises Stopped if it is asked to end while it waits."""
-        seen, since, inherited = None, 0.0, False
         while True:
             content = read(self.fs, self.path)
             if content is None and create(self.fs, self.path, f"{self.owner} 0"):
-                if not inherited:
-                    break
-                time.sleep(POLL)  # another one may have found the same holder dead, and removed this lease for the dead one's
-                if self._own():
-                    break
-            elif content is not None and content != seen:
-                seen, since = content, time.monotonic()
-            elif content is not None and time.monotonic() - since >= PATIENCE:
-                inherited = True
-                remove(self.fs, self.path)
-                continue
+                break
             stopping.check()
-            time.sleep(POLL)
+            if not (self._dead(self.path, content) and self._remove_dead(content)):
+                time.sleep(POLL)
         self._thread = threading.Thread(target=self._beat, daemon=True)
         self._thread.start()
+
+    def _dead(self, path, content):
+        """Return whether the object at `path` has had this content for PATIENCE seconds."""
+        if content is None or self._seen.get(path, (None,))[0] != content:
+            self._seen[path] = content, time.monotonic()
+        return content is not None and time.monotonic() - self._seen[path][1] >= PATIENCE
+
+    def _remove_dead(self, content):
+        """Remove a dead holder's lease unless it has another by now, and return True; False while another worker does so."""
+        mark = f"{self.path}.dead"
+        if create(self.fs, mark, self.owner):
+            if read(self.fs, self.path) == content:
+                remove(self.fs, self.path)
+            remove(self.fs, mark)
+            return True
+        if self._dead(mark, read(self.fs, mark)):
+            remove(self.fs, mark)
+        return False
 
     def release(self):
         """End the heartbeat and remove the lease if it is still this worker's; one that cannot be removed expires."""

@@ -16,11 +16,13 @@ def out_of_memory(error):
 class BatchSize:
     """How many images are worked on at once: `size`, which halves where memory ends; 0 is doubled while that pays.
 
-    The images that a search makes are kept, so that it costs nothing. `notes` says what was found.
+    The images that a search makes are kept, so that it costs nothing; a size is timed by its second batch, since the first may be
+    compiled for. `notes` says what was found.
     """
 
     def __init__(self, size):
         self.searching, self.size, self.rate, self.notes = size == 0, size or SMALLEST, 0.0, []
+        self.before, self.warm = self.size, 0  # the size before this one, and that of the last batch that was not timed
 
     def halve(self, error):
         """Halve the size if `error` says that memory ended, and free what is left over; return whether there was something to halve."""
@@ -34,8 +36,12 @@ class BatchSize:
             torch.cuda.empty_cache()
         return True
 
-    def run(self, make, count):
-        """Return `make(n)`'s list of n images for an n of at most `count`; raises the device's error where one image is too many."""
+    def run(self, make, count, most=None):
+        """Return `make(n)`'s list of n images for an n of at most `count`; raises the device's error where one image is too many.
+
+        `most` is the largest `count` that ever comes, at which a search ends.
+        """
+        self.size = min(self.size, most) if self.searching and most else self.size
         while True:
             n, start = min(self.size, count), time.perf_counter()
             try:
@@ -45,14 +51,21 @@ class BatchSize:
                 if not self.halve(error):
                     raise
             else:
-                self._learn(n, time.perf_counter() - start)
+                self._learn(n, time.perf_counter() - start, most)
                 return images
 
-    def _learn(self, n, seconds):
+    def _learn(self, n, seconds, most):
         if not self.searching or n < self.size:
             return
+        if self.warm != n:
+            self.warm = n
+            return
         rate = n / seconds
-        faster, self.rate = rate > GAIN * self.rate, max(rate, self.rate)
-        self.size, self.searching = (2 * n, True) if faster else (n // 2, False)
+        if rate <= GAIN * self.rate:
+            self.size, self.searching = self.before, False
+        elif n == most:
+            self.searching = False
+        else:
+            self.before, self.rate, self.size = n, rate, 2 * n
         if not self.searching:
             self.notes.append(f"{self.size} images at once are fastest")

@@ -157,7 +157,14 @@ class RemoteStore(Store):
             return True
 
         with ThreadPoolExecutor(PARALLEL) as pool:
-            return all(pool.map(get, files))
+            return all(list(pool.map(get, files)))  # what is right is fetched in any case
+
+    def salvage(self, key):
+        """Fetch what is undamaged of an artifact that is not `done` into its work folder, for `build` to go on from."""
+        super().salvage(key)
+        manifest, work = self.manifest(key), self.work(key)
+        if manifest:
+            self._download(key, work, {name: file for name, file in manifest["files"].items() if not (work / name).exists()})
 
     def _build(self, key, inputs, build, notes):
         if not self._sound(key, super().manifest(key)):  # else made here before, and not uploaded, or damaged since
@@ -182,9 +189,10 @@ class RemoteStore(Store):
     def _put(self, file, *parts):
         """Upload a small file under another name and move it: also where an upload is seen before it has ended, nobody reads half of it."""
         path = self.at(*parts)
+        part = f"{path}.{uuid.uuid4().hex}.part"  # another machine may write the same
         with reaching(self.address):
-            self.fs.put_file(str(file), f"{path}.part")
-            self.fs.mv(f"{path}.part", path)
+            self.fs.put_file(str(file), part)
+            self.fs.mv(part, path)
 
     def drop(self, name):
         """Remove an artifact, the shared parts of one, or a lease from the address, if it is there; a manifest goes first."""
@@ -232,7 +240,7 @@ class RemoteStore(Store):
         files = _files(content)
         if not files:
             return False
-        missing = {name: value for name, value in files.items() if not (work / name).exists()}
+        missing = {name: value for name, value in files.items() if not _holds(work / name, value[1])}
         with writing(self.root, self.fix):
             return self._download(work.name, work, missing)
 

@@ -13,6 +13,7 @@ from .models import dtype_for, load_generator, make_scheduler, merged_lora
 from .training import DivergedError
 
 BACKEND = "inductor"
+END = b"\0\0\0\0IEND\xaeB`\x82"  # a PNG's last chunk
 
 EMBEDDINGS = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")  # as encode_prompt orders them
 PAIRED = ("prompt_embeds", "add_text_embeds", "add_time_ids")  # what a pipeline holds twice under guidance: without the text, and with it
@@ -96,6 +97,16 @@ def compiled(network):
         yield
     finally:
         network._compiled_call_impl = None
+
+
+def whole(path):
+    """Return whether a PNG is there with its end: what a machine that lost its power leaves may be empty or cut."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(-len(END), os.SEEK_END)
+            return file.read() == END
+    except OSError:
+        return False
 
 
 def save(image, path):

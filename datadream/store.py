@@ -11,7 +11,7 @@ import subprocess
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
@@ -60,10 +60,13 @@ def remove(path):
 
 
 def write_json(path, value):
-    """Write JSON atomically: a reader sees the old file or the new one, never half of it."""
-    part = Path(f"{path}.part")
-    part.write_text(json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n")
-    os.replace(part, path)
+    """Write JSON atomically: a reader sees the old file or the new one, never half of it, even where two processes write it at once."""
+    part = Path(f"{path}.{uuid.uuid4().hex}.part")
+    try:
+        part.write_text(json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n")
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 class StoreError(RuntimeError):
@@ -127,7 +130,7 @@ class Store:
 
     def __init__(self, root=None):
         self.root = Path(root or paths()["store"])
-        self.address = str(self.root)  # what `Store` takes, on whatever machine
+        self.address = str(self.root.absolute())  # what `Store` takes, on whatever machine
         self.records = self.root / paths()["records"].name  # one JSON file per measured cell
         self.kept = self.root / paths()["kept"].name  # one JSON file per classifier that a user keeps without a measurement
 
@@ -195,13 +198,18 @@ class Store:
     def lock(self, name):
         """Hold the lock of this name, which one process at a time has; raises Stopped if this one is asked to end while it waits."""
         self.root.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.root / f".{name}.lock")
+        file = self.root / f".{name}.lock"
+        lock = FileLock(file)
         while True:
             try:
                 lock.acquire(timeout=1)
                 break
             except Timeout:
                 stopping.check()
+            except OSError as error:
+                if file.is_symlink() or file.is_dir():
+                    raise StoreError(f"{file} is a {'link' if file.is_symlink() else 'folder'}, where a lock is a plain file; remove it") from error
+                raise
         try:
             yield
         finally:
@@ -234,6 +242,7 @@ class Store:
     def _build(self, key, inputs, build, notes):
         final, work = self.folder(key), self.work(key)
         work.mkdir(parents=True, exist_ok=True)
+        self.salvage(key)
         start = time.perf_counter()
         build(work)
         for stale in [*work.rglob("*.part"), work / "manifest.json"]:  # left by a process that was killed while it wrote
@@ -242,9 +251,20 @@ class Store:
         manifest = {"key": key, "inputs": inputs, "files": files, "seconds": round(time.perf_counter() - start, 2),
                     "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **notes, **provenance()}
         write_json(work / "manifest.json", manifest)
-        remove(final)  # damaged, if it is there: `done` said no
+        remove(final)
         os.replace(work, final)
         _verified[final.absolute()] = self._state(key, manifest)
+
+    def salvage(self, key):
+        """Move what is undamaged of an artifact that is not `done` into its work folder, for `build` to go on from, and remove the rest."""
+        manifest, folder, work = Store.manifest(self, key), self.folder(key), self.work(key)
+        for name, (_, sha) in manifest["files"].items() if manifest and not folder.is_symlink() else ():
+            if not (work / name).exists() and _holds(folder / name, sha):
+                (work / name).parent.mkdir(parents=True, exist_ok=True)
+                with suppress(FileNotFoundError):  # another worker of the same set does so too
+                    os.replace(folder / name, work / name)
+        with suppress(FileNotFoundError):
+            remove(folder)
 
     def share(self, key, part, files):
         """Let other machines have `files` of an artifact's work folder, as its `part`; in a folder they have them already."""

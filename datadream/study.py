@@ -217,7 +217,9 @@ def sample_rows(recipes, store=None, depth=3):
     for recipe in recipes:
         if recipe.row.generator and recipe.seed == first.seed:
             title = METHODS[recipe.method.removesuffix("+real")].title  # a method with real images shows the same set
-            sets[title] = read(store.folder(key("generate", **generation_inputs(recipe, dataset))))
+            made = key("generate", **generation_inputs(recipe, dataset))
+            store.done(made)  # what other machines made is copied here
+            sets[title] = read(store.folder(made))
     return {title: [[images.open(i) for i, y in enumerate(images.labels) if y == label][:depth]
                     for label in range(len(dataset.classes))] for title, images in sets.items()}
 

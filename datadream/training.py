@@ -6,17 +6,18 @@ import os
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
 from . import stopping
 from .config import ConfigError
+from .store import remove
 from .team import ALONE
 
 
 class DivergedError(RuntimeError):
-    """A loss or an image became NaN or infinite; the last checkpoint, if one was written, and the images before it are kept."""
+    """A loss or an image became NaN or infinite; the state before that step, and the images before it, are kept."""
 
 
 def seed_for(*parts):
@@ -41,17 +42,35 @@ def cosine_schedule(step, steps, warmup, minimum=0.0):
     return minimum + (1 - minimum) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
+def _digest(tensors):
+    """Return the SHA-256 of tensors on the CPU, name -> tensor: safetensors files have no check sum of their own."""
+    found = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        found.update(name.encode() + value.flatten().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
+
+
 def save_state(path, tensors, step):
     """Write `tensors` (name -> tensor) and the number of finished steps to one safetensors file, atomically."""
-    part = Path(f"{path}.part")
-    save_file({name: value.detach().contiguous().cpu() for name, value in tensors.items()}, part, {"step": str(step)})
+    part, tensors = Path(f"{path}.part"), {name: value.detach().contiguous().cpu() for name, value in tensors.items()}
+    save_file(tensors, part, {"step": str(step), "sha256": _digest(tensors)})
     os.replace(part, path)
 
 
 def load_state(path):
-    """Return (tensors, finished steps) of a file that `save_state` wrote."""
-    with safe_open(path, "pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}, int(file.metadata()["step"])
+    """Return (tensors, finished steps) of a file that `save_state` wrote; None of one that is not there or damaged, which is removed."""
+    try:
+        with safe_open(path, "pt") as file:
+            tensors, notes = {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
+        if _digest(tensors) != notes.get("sha256"):
+            raise ValueError("its content has not the digest that it was written with")
+        return tensors, int(notes["step"])
+    except FileNotFoundError:
+        return None
+    except (SafetensorError, LookupError, TypeError, ValueError) as error:
+        tqdm.write(f"{path} is damaged ({error}); the training begins anew")
+        remove(Path(path))
+        return None
 
 
 def _state(parameters, buffers, optimiser, losses):
@@ -62,8 +81,8 @@ def _state(parameters, buffers, optimiser, losses):
     return tensors
 
 
-def _restore(parameters, buffers, optimiser, checkpoint):
-    tensors, step = load_state(checkpoint)
+def _restore(parameters, buffers, optimiser, state):
+    tensors, step = state
     with torch.no_grad():
         for name, value in {**parameters, **buffers}.items():
             value.copy_(tensors[f"parameter.{name}"])
@@ -73,7 +92,8 @@ def _restore(parameters, buffers, optimiser, checkpoint):
     return step, tensors["losses"].tolist()
 
 
-def _diverged(what, value, description, step, steps, lr, warmup, checkpoint):
+def _diverged(loss, norm, description, step, steps, lr, warmup, checkpoint):
+    what, value = ("gradient's norm", norm) if math.isfinite(loss) else ("loss", loss)
     return (f"{description}: the {what} is {value} at step {step} of {steps}; lower lr={lr} or raise warmup={warmup}. "
             f"{f'The last good state is {checkpoint}.' if checkpoint and Path(checkpoint).exists() else 'No state had been written yet.'}")
 
@@ -121,8 +141,8 @@ def fit(parameters, loss_at, *, steps, lr, warmup=0, minimum_lr=0.0, betas=(0.9,
     state is saved, where the process was asked to end.
     """
     optimiser = torch.optim.AdamW(list(parameters.values()), lr=lr, betas=betas, weight_decay=weight_decay, eps=eps, fused=True)
-    resumed, buffers = checkpoint and Path(checkpoint).exists(), buffers or {}
-    first, losses = _restore(parameters, buffers, optimiser, checkpoint) if resumed else (0, [])
+    state, buffers = checkpoint and load_state(checkpoint), buffers or {}
+    first, losses = _restore(parameters, buffers, optimiser, state) if state else (0, [])
     if team.first(first) != first:
         raise ConfigError(f"{description}: process {team.rank} would begin at step {first}, the first one at another: {checkpoint} must be the "
                           f"same for all processes; start them on one machine, or on machines that share the store's folder")
@@ -131,11 +151,11 @@ def fit(parameters, loss_at, *, steps, lr, warmup=0, minimum_lr=0.0, betas=(0.9,
             for group in optimiser.param_groups:
                 group["lr"] = max(minimum_lr, lr * cosine_schedule(step, steps, warmup))
             losses.append(_backward(loss_at, step, seed_for(seed, step), optimiser, halve, team))
-            if not math.isfinite(losses[-1]):
-                raise DivergedError(_diverged("loss", losses[-1], description, step, steps, lr, warmup, checkpoint))
             norm = torch.nn.utils.clip_grad_norm_(parameters.values(), clip or math.inf)
-            if not torch.isfinite(norm):
-                raise DivergedError(_diverged("gradient's norm", norm.item(), description, step, steps, lr, warmup, checkpoint))
+            if not (math.isfinite(losses[-1]) and torch.isfinite(norm)):
+                if checkpoint and team.leads and step and buffers.keys() <= parameters.keys():  # which no bad number has reached
+                    save_state(checkpoint, _state(parameters, buffers, optimiser, losses[:-1]), step)
+                raise DivergedError(_diverged(losses[-1], norm.item(), description, step, steps, lr, warmup, checkpoint))
             optimiser.step()
             if after:  # before the checkpoint: a run killed in `after` does it again when it resumes
                 after(step, losses[-1])

@@ -15,7 +15,7 @@ from safetensors import safe_open
 
 import datadream.adapt as adapt_module
 from datadream import generate as package
-from datadream import sampling
+from datadream import engine, sampling
 from datadream.adapt import adapt, adapter_inputs
 from datadream.config import ConfigError, key
 from datadream.data import few_shots
@@ -309,11 +309,54 @@ def test_a_finished_set_is_not_made_again(make, dataset, shots, store, monkeypat
     assert generate(make("cls+real", {"generate.batch": 3}), dataset, shots, store) == folder
 
 
-def test_a_damaged_set_is_made_again_to_the_same_bytes(make, dataset, shots, store):
+def damage(image, how):
+    """Cut an image, empty it, or change a bit in its middle, the time as it was."""
+    content, times = bytearray(image.read_bytes()), image.stat()
+    content[len(content) // 2] ^= 1
+    image.write_bytes({"cut": content[:20], "empty": b"", "a bit": content}[how])
+    os.utime(image, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+@pytest.mark.parametrize("how", ["cut", "empty", "a bit"])
+@pytest.mark.parametrize("as_slices", [False, True])
+def test_of_a_damaged_set_only_what_is_damaged_is_made_again(make, dataset, shots, store, monkeypatch, how, as_slices):
+    """By the batch that the image belongs to, whose members are fixed; in one process, or as a cluster's slices."""
     folder = generate(make("base"), dataset, shots, store)
-    whole, image = digests(folder), next(folder.rglob("*.png"))
-    image.write_bytes(image.read_bytes()[:20])
-    assert digests(generate(make("base"), dataset, shots, store)) == whole
+    found, image = digests(folder), sorted(folder.rglob("*.png"))[6]
+    damage(image, how)
+    monkeypatch.setattr("datadream.store._verified", {})  # as in another process
+    seeds = []
+    monkeypatch.setattr(package, "sample", lambda pipe, text, own, *rest: (seeds.extend(own), sample(pipe, text, own, *rest))[1])
+    for label in range(3) if as_slices else ():
+        engine.generate_slice(make("base"), dataset, shots, store, label, 0)
+    assert digests(generate(make("base"), dataset, shots, store)) == found and len(seeds) == 2
+
+
+def test_an_image_that_a_power_cut_left_empty_is_made_again(make, dataset, shots, tmp_path, monkeypatch):
+    recipe, store = make("base"), Store(tmp_path / "cut")
+    whole = generate(recipe, dataset, shots, Store(tmp_path / "whole"))
+    with monkeypatch.context() as patch:
+        patch.setattr(package, "save", dies_at(package.save, 8))
+        with pytest.raises(Killed):
+            generate(recipe, dataset, shots, store)
+    damage(store.work(whole.name) / "train" / CLASSES[0] / "000002.png", "empty")
+    assert digests(generate(recipe, dataset, shots, store)) == digests(whole)
+
+
+def test_what_a_slice_notes_of_its_batches_comes_into_the_manifest(make, dataset, shots, tmp_path, monkeypatch):
+    recipe, stores = make("base", {"generate.batch": 4}), [Store(tmp_path / "slices"), Store(tmp_path / "whole")]
+
+    def small(pipe, text, seeds, *rest):
+        if len(seeds) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return sample(pipe, text, seeds, *rest)
+
+    monkeypatch.setattr(package, "sample", small)
+    for label in range(3):
+        engine.generate_slice(recipe, dataset, shots, stores[0], label, 0)
+    folders = [generate(recipe, dataset, shots, store) for store in stores]
+    assert digests(folders[0]) == digests(folders[1])
+    assert [store.manifest(folder.name)["batches"] for store, folder in zip(stores, folders)] == [["out of memory with 4 images at once, went on with 2"]] * 2
 
 
 # Failures.

@@ -99,6 +99,35 @@ def test_of_two_that_find_it_dead_at_once_one_waits(place, monkeypatch):
     assert until(lambda: read(fs, path) is None)
 
 
+def test_one_that_found_the_holder_dead_too_late_leaves_the_new_one_its_lease(place, monkeypatch):
+    """Between its look and its removal the dead holder's lease is another's: the removal looks again, alone."""
+    fs, path = place
+    assert create(fs, path, "dead-1 7")
+    lease, look = Lease(fs, path), Lease._remove_dead
+
+    def late(self, content):
+        monkeypatch.setattr(Lease, "_remove_dead", look)
+        fs.pipe_file(path, b"new-2 0")
+        return look(self, content)
+
+    monkeypatch.setattr(Lease, "_remove_dead", late)
+    monkeypatch.setattr(leases, "PATIENCE", 0.2)
+    held = in_thread(lease)
+    assert until(lambda: read(fs, path) == "new-2 0")
+    assert not held.wait(0.1) and read(fs, path) == "new-2 0"
+    assert held.wait(60), "which dies in its turn"
+    lease.release()
+
+
+def test_one_that_died_while_it_removed_a_dead_lease_is_replaced_too(place):
+    fs, path = place
+    assert create(fs, path, "dead-1 7") and create(fs, f"{path}.dead", "dead-2")
+    lease = Lease(fs, path)
+    lease.acquire()
+    assert read(fs, path).startswith(lease.owner) and read(fs, f"{path}.dead") is None
+    lease.release()
+
+
 def test_a_holder_that_was_replaced_leaves_the_lease_to_the_other(place):
     fs, path = place
     lease = Lease(fs, path)

@@ -50,17 +50,46 @@ def test_another_error_is_not_taken_for_a_lack_of_memory():
         BatchSize(4).run(make, 4)
 
 
-@pytest.mark.parametrize("overhead, limit, found", [(1.0, 1000, 128), (0.0, 1000, SMALLEST), (1.0, 40, 32)])
-def test_a_search_doubles_while_that_pays_and_fits(monkeypatch, overhead, limit, found):
-    """Each batch costs `overhead` and 0.1 s an image: the larger, the faster, but less and less so. Nothing that was made is lost."""
+@pytest.mark.parametrize("overhead, limit, most, found", [(1.0, 1000, None, 128), (0.0, 1000, None, SMALLEST), (1.0, 40, None, 32), (1.0, 1000, 100, 100),
+                                                          (1.0, 1000, 4, 4)])
+def test_a_search_doubles_while_that_pays_and_fits(monkeypatch, overhead, limit, most, found):
+    """Each batch costs `overhead` and 0.1 s an image: the larger, the faster, but less and less so. Nothing that was made is lost.
+
+    Slices of `most` images end the search: none is larger.
+    """
     make, made, clock = device(limit, lambda n: overhead + 0.1 * n)
     monkeypatch.setattr(memory.time, "perf_counter", clock)
-    size, left = BatchSize(0), 600
-    while left:
-        left -= len(size.run(make, left))
-    assert size.size == found and sum(made) == 600
-    assert made[:2] == [SMALLEST, 2 * SMALLEST]
+    size = BatchSize(0)
+    for _ in range(12):
+        left = most or 1000
+        while left:
+            left -= len(size.run(make, left, most))
+    assert size.size == found and sum(made) == 12 * (most or 1000)
+    assert made[:3] == [SMALLEST, SMALLEST, 2 * SMALLEST] or found == 4
     assert len(size.notes) == 1 and str(found) in size.notes[0]
+
+
+def test_a_size_is_judged_by_its_second_batch(monkeypatch):
+    """The first one of a size may be compiled for, and would make every larger size look slow."""
+    seen, clock = set(), [0.0]
+
+    def make(n):
+        clock[0] += 1 + 0.01 * n + (0 if n in seen else 60)
+        seen.add(n)
+        return [object()] * n
+
+    monkeypatch.setattr(memory.time, "perf_counter", lambda: clock[0])
+    size = BatchSize(0)
+    for _ in range(8):
+        size.run(make, 10**6)
+    assert size.size > 4 * SMALLEST
+
+
+def test_what_one_slice_found_out_holds_for_the_next(make):
+    searched = make("base", {"generate.batch": 0})
+    assert package.batch_size(searched) is package.batch_size(make("cls", {"generate.batch": 0, "generate.images": 7}))
+    assert package.batch_size(searched) is not package.batch_size(make("base", {"generate.batch": 0, "generate.compile": True}))
+    assert package.batch_size(make("base")) is not package.batch_size(make("base")), "a given size is given anew"
 
 
 def test_a_generation_goes_on_with_smaller_batches_and_says_so(make, dataset, shots, tmp_path, monkeypatch):

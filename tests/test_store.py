@@ -1,11 +1,14 @@
 """Artifact folders: what counts as done, what a crash leaves, and what the manifest says."""
 
+import contextlib
 import json
 import os
 import resource
 import shutil
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from conftest import Killed, dies_at, make_at_once
@@ -318,3 +321,26 @@ def test_an_export_to_a_full_disk_leaves_nothing_that_looks_whole(whole, disk, t
     assert not (tmp_path / "artifacts" / "out" / "imagefolder").exists()
     disk("size=1m")
     assert len(list(export(key, tmp_path / "artifacts" / "out", ["imagefolder"], full)[0].rglob("*.png"))) == 15
+
+
+def test_two_that_write_one_record_leave_a_whole_one_and_nothing_else(tmp_path):
+    """Two studies may end the same cell at the same time."""
+    def write(writer):
+        for i in range(200):
+            write_json(tmp_path / "record.json", {"writer": writer, "values": [i] * 200})
+
+    with ThreadPoolExecutor(4) as pool:
+        for done in [pool.submit(write, writer) for writer in range(4)]:
+            while not done.done():
+                with contextlib.suppress(FileNotFoundError):  # the first one is not written yet
+                    assert len(json.loads((tmp_path / "record.json").read_text())["values"]) == 200
+            done.result()
+    assert [path.name for path in tmp_path.iterdir()] == ["record.json"]
+
+
+@pytest.mark.parametrize("make_wrong, what", [(Path.mkdir, "folder"), (lambda lock: lock.symlink_to(lock.parent / "elsewhere"), "link")])
+def test_what_lies_in_a_locks_place_is_named(tmp_path, make_wrong, what):
+    make_wrong(tmp_path / ".draw-1.lock")
+    with pytest.raises(StoreError, match=rf"\.draw-1\.lock is a {what}.*remove it"), Store(tmp_path).lock("draw-1"):
+        pass
+    assert not (tmp_path / "elsewhere").exists()

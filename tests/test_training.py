@@ -195,16 +195,34 @@ def test_the_callers_random_state_is_untouched():
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_state(tmp_path, value):
     good, loss_at = problem()
-    fit(good, loss_at, steps=4, lr=0.1, seed=0, checkpoint=tmp_path / "good", every=2)  # writes the state after two steps
+    fit(good, loss_at, steps=5, lr=0.1, seed=0, checkpoint=tmp_path / "good", every=3)  # writes the state after three steps
 
     parameters, loss_at = problem()
     with pytest.raises(DivergedError) as caught:
-        fit(parameters, lambda step: loss_at(step) * (value if step == 3 else 1), steps=4, lr=0.1, warmup=0, checkpoint=tmp_path / "bad",
+        fit(parameters, lambda step: loss_at(step) * (value if step == 3 else 1), steps=5, lr=0.1, warmup=0, checkpoint=tmp_path / "bad",
             every=2, description="adapt dog")
-    for word in ("adapt dog", str(value), "step 3 of 4", "lr=0.1", "warmup=0", str(tmp_path / "bad")):
+    for word in ("adapt dog", str(value), "step 3 of 5", "lr=0.1", "warmup=0", str(tmp_path / "bad")):
         assert word in str(caught.value)
     one, other = load_state(tmp_path / "bad"), load_state(tmp_path / "good")
-    assert one[1] == other[1] == 2 and same(one[0], other[0])
+    assert one[1] == other[1] == 3 and same(one[0], other[0]), "that of the step before, whenever the last one was written"
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "a bit", "another file"])
+def test_a_damaged_checkpoint_is_noticed_and_the_run_begins_anew(tmp_path, damage):
+    def killed(step):
+        if step == 4:
+            raise Killed
+
+    file, (parameters, loss_at) = tmp_path / "state", problem()
+    with pytest.raises(Killed):
+        fit(parameters, loss_at, steps=6, lr=0.1, checkpoint=file, every=2, after=lambda step, loss: killed(step))
+    content = bytearray(file.read_bytes())
+    content[-3] ^= 1
+    file.write_bytes({"cut": content[:-7], "empty": b"", "a bit": content, "another file": b"{" * 99}[damage])
+    whole, (again, anew) = problem(), problem()
+    losses = fit(whole[0], whole[1], steps=6, lr=0.1)
+    assert fit(again, anew, steps=6, lr=0.1, checkpoint=file, every=100) == losses and same(again, whole[0])
+    assert not file.exists()
 
 
 def test_a_run_that_diverges_at_once_promises_no_state(tmp_path):
