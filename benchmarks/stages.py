@@ -185,7 +185,7 @@ class Stage:
         views = torch.cat(data.validation_batches(self.validation, self.model.size))
         again = math.ceil(len(views) * (options.evaluations + 1) / options.epochs)
         test = self.judged.pick(range(math.ceil(len(self.judged) / options.epochs)))
-        classify.predict(self.model, tokens, [*views[:again].split(250), *data.evaluation_batches(test, self.model.size)])
+        classify.predict(self.model, tokens, [*views[:again].split(data.BATCH), *data.evaluation_batches(test, self.model.size)])
 
 
 class _Silent:

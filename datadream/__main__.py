@@ -6,7 +6,7 @@ import signal
 import sys
 
 from . import stopping
-from .config import ENGINES, ConfigError, ModelMissingError, _near
+from .config import ConfigError, ModelMissingError, _near
 from .images import DataError
 from .store import Store, StoreError
 
@@ -20,8 +20,8 @@ def main(arguments=None):
     study.add_argument("--group", default="default", help="which group of runs (default: %(default)s)")
     study.add_argument("--smoke", action="store_true", help="shrink every run to the study file's tiny parameters, in a copy under _build/smoke")
     study.add_argument("--jobs", type=int, default=1, help="runs executed at once, the cores shared out (default: %(default)s)")
-    study.add_argument("--engine", choices=ENGINES, default="local", help="ray: the cells on this machine's cores and GPUs or the cluster that "
-                       "RAY_ADDRESS names (default: %(default)s)")
+    study.add_argument("--engine", default="local", help="local; ray: the cells on this machine's cores and GPUs, or the cluster that RAY_ADDRESS "
+                       "names; ray:<address>, as ray:auto: on that cluster (default: %(default)s)")
     study.set_defaults(call=_study)
     download = commands.add_parser("download", help="fetch a model into the hub's cache, or a dataset's images through torchvision")
     download.add_argument("name", help="e.g. sd2.1-base, ViT-B-16-quickgelu/openai, a hub id, or dtd")

@@ -10,8 +10,9 @@ import torch.nn.functional as F
 
 from .augment import Augmentation
 from .config import ConfigError, key
-from .data import evaluation_batches, few_shots, prompt, validation_batches, validation_images
-from .images import Decoded, fingerprint
+from .data import BATCH, evaluation_batches, few_shots, prompt, validation_batches, validation_images
+from .images import DataError, Decoded, fingerprint
+from .memory import BatchSize
 from .metrics import confusion, wilson
 from .models import dtype_for, identity, load_classifier, load_classifier_lora, save_classifier_lora
 from .store import write_json
@@ -27,6 +28,18 @@ def mixed_loss(logits, targets, real, weight):
     if real.all() or not real.any():
         return losses.mean()
     return weight * losses[real].mean() + (1 - weight) * losses[~real].mean()
+
+
+def loss_parts(model, tokens, images, targets, real, weight, size):
+    """Yield the `mixed_loss` of a batch in parts of `size` images, which sum to it but for rounding, and whose graphs need not be held together."""
+    if size >= len(images):
+        yield mixed_loss(model(images, tokens), targets, real, weight)
+        return
+    shares = torch.full((len(real),), 1 / len(real), device=real.device)
+    if real.any() and not real.all():
+        shares = torch.where(real, weight / real.sum(), (1 - weight) / (~real).sum())
+    for rows in torch.arange(len(images), device=images.device).split(size):
+        yield (shares[rows] * F.cross_entropy(model(images[rows], tokens), targets[rows], reduction="none")).sum()
 
 
 def optimiser_steps(recipe, classes):
@@ -76,10 +89,14 @@ class Batches:
 
 @torch.no_grad()
 def predict(model, tokens, batches):
-    """Return the predicted class of each image of some uint8 batches (B, 3, S, S), as an int array (n,)."""
+    """Return the predicted class of each image of some uint8 batches (B, 3, S, S), as an int array (n,); batches that do not fit are halved."""
     model.eval()
-    text = model.text(tokens)
-    return torch.cat([model.score(part.to(tokens.device).float() / 255, text).argmax(1).cpu() for part in batches]).numpy()
+    text, size, found = model.text(tokens), BatchSize(BATCH), []
+    for part in batches:
+        while len(part):
+            predicted = size.run(lambda n: model.score(part[:n].to(tokens.device).float() / 255, text).argmax(1).tolist(), len(part))
+            found, part = found + predicted, part[len(predicted):]
+    return np.asarray(found, int)
 
 
 def evaluate(model, dataset, images, views=evaluation_batches):
@@ -116,7 +133,7 @@ def train(recipe, dataset, real, synthetic, synthetic_key, store):
     if recipe.classify.select == "validation" and dataset.val is dataset.train:
         raise ConfigError("classify.select='validation' would choose the epoch on the training images, since with fold or test_folder no others are "
                           "set aside; give classify.select='last'")
-    texts, steps, warmup = inputs["prompts"], inputs["steps"], inputs["warmup"]
+    texts, steps, warmup, size = inputs["prompts"], inputs["steps"], inputs["warmup"], BatchSize(options.batch)
 
     def build(folder):
         torch.manual_seed(seed_for("classifier", recipe.seed))
@@ -124,26 +141,40 @@ def train(recipe, dataset, real, synthetic, synthetic_key, store):
         parameters = model.attach(options)
         batches = Batches(real, synthetic, options, len(texts), model.size, seed_for("batches", recipe.seed), model.mean.device)
         val = validation_images(recipe, dataset)
-        optimise(model, parameters, batches, texts, val, options, steps, warmup, folder, seed_for("train", recipe.seed))
+        optimise(model, parameters, batches, texts, val, options, steps, warmup, folder, seed_for("train", recipe.seed), size)
         config = {"classifier": recipe.classifier, "precision": recipe.precision, "rank": options.rank, "alpha": options.alpha,
                   "dropout": options.dropout, "classes": list(dataset.classes), "prompts": texts}
         save_classifier_lora(model, folder, config)
 
-    return store.make(key("train", **inputs), inputs, build)
+    return store.make(key("train", **inputs), inputs, build, batches=size.notes)
 
 
-def optimise(model, parameters, batches, texts, val, options, steps, warmup, folder, seed):
-    """Train in place; the validation images `val` draw the curve and, only if `select` says so, choose the weights that are kept."""
+def _curve(folder, *states):
+    """Return the curve's rows by step that a killed training left in its folder; where they are damaged its `states` go too, to begin anew."""
+    file = folder / "curve.json"
+    try:
+        return {row["step"]: row for row in json.loads(file.read_text())}
+    except FileNotFoundError:
+        return {}
+    except (ValueError, LookupError, TypeError):
+        for other in (file, *states):
+            other.unlink(missing_ok=True)
+        return {}
+
+
+def optimise(model, parameters, batches, texts, val, options, steps, warmup, folder, seed, size):
+    """Train in place; the validation images `val` draw the curve and, only if `select` says so, choose the weights that are kept.
+
+    `size` is a BatchSize: a step that does not fit into memory is done again in halves, as its notes say.
+    """
     tokens, views = model.prompts(texts), validation_batches(val, model.size)
     labels, best, checkpoint = np.asarray(val.labels), folder / "best.safetensors", folder / "checkpoint.safetensors"
     points = {round(steps * (i + 1) / options.evaluations) - 1 for i in range(options.evaluations)}
-    curve_file = folder / "curve.json"
-    curve = {row["step"]: row for row in json.loads(curve_file.read_text())} if curve_file.exists() else {}
+    curve = _curve(folder, best, checkpoint)
 
     def loss_at(step):
         model.train()
-        images, targets, real = batches.at(step)
-        return mixed_loss(model(images, tokens), targets, real, options.real_weight)
+        return loss_parts(model, tokens, *batches.at(step), options.real_weight, size.size)
 
     def after(step, loss):
         if step not in points:
@@ -153,17 +184,26 @@ def optimise(model, parameters, batches, texts, val, options, steps, warmup, fol
         if options.select == "validation" and accuracy > max(earlier, default=-1.0):
             save_state(best, model.state(), step + 1)
         curve[step + 1] = {"step": step + 1, "val": accuracy, "loss": loss}
-        write_json(curve_file, sorted(curve.values(), key=lambda row: row["step"]))
+        write_json(folder / "curve.json", sorted(curve.values(), key=lambda row: row["step"]))
 
     fit(parameters, loss_at, steps=steps, lr=options.lr, warmup=warmup, minimum_lr=options.minimum_lr,
         weight_decay=options.weight_decay, seed=seed, checkpoint=checkpoint, after=after, buffers=model.state(),
-        description="train classifier")
+        halve=size.halve, description="train classifier")
     if best.exists():
-        with torch.no_grad():
-            for name, value in load_state(best)[0].items():
-                model.state()[name].copy_(value)
+        _take(model, best, checkpoint)
     for file in (best, checkpoint):
         file.unlink(missing_ok=True)
+
+
+def _take(model, best, checkpoint):
+    """Give the model the weights of the file `best`. Raises DataError, and lets the next run begin anew, if it is damaged."""
+    state = load_state(best)
+    if state is None:
+        checkpoint.unlink(missing_ok=True)
+        raise DataError(f"{best}, the weights that validation chose, is damaged and was removed; run again, and the training begins anew")
+    with torch.no_grad():
+        for name, value in state[0].items():
+            model.state()[name].copy_(value)
 
 
 def judge_inputs(recipe, dataset, trained_key):

@@ -186,7 +186,10 @@ def evaluation_tensor(image, size):
     return v2.Compose([v2.Resize(size, InterpolationMode.BICUBIC), v2.CenterCrop(size), v2.PILToTensor()])(image)
 
 
-def evaluation_batches(images, size, batch=250):
+BATCH = 250  # images judged at once
+
+
+def evaluation_batches(images, size, batch=BATCH):
     """Yield the evaluation views of all images in order, uint8 (up to batch, 3, size, size): a test set need not fit in memory.
 
     Threads decode the next batch while the caller works on this one. Raises DataError on an unreadable file.

@@ -11,6 +11,7 @@ import time
 from collections import defaultdict
 from dataclasses import dataclass
 
+import torch
 from tqdm.auto import tqdm
 
 from . import stopping
@@ -20,7 +21,7 @@ from .data import few_shots, load_for
 from .draws import adapters, reader, slices
 from .generate import batch_size, generation_inputs, sample_range
 from .images import class_folders
-from .models import fetch
+from .models import fetch, use_gpu
 from .plan import PROXY, seconds
 from .progress import Progress
 from .sampling import adapted, whole
@@ -137,13 +138,29 @@ def generate_slice(recipe, dataset, shots, store, label, position):
 
 
 def work(task, address):
-    """Do one task of the store at `address` in this process and return its name."""
+    """Do one task of the store at `address` in this process and return its name.
+
+    SIGINT, which `ray.cancel` stands for, ends the task once its state is saved. SIGTERM, by which a batch scheduler takes a machine
+    away, ends the worker then, and Ray has the task done elsewhere.
+    """
+    _take_gpu()
     try:
-        with stopping.listening(signal.SIGINT):  # what `ray.cancel` stands for
+        with stopping.listening(signal.SIGINT, signal.SIGTERM):
             _do(task.kind, task.recipe, Store(address), task.where)
-    except stopping.Stopped as error:  # a SystemExit would look to Ray like the end of the worker
-        raise RuntimeError(str(error)) from None
+    except stopping.Stopped as error:
+        if error.number == signal.SIGTERM:
+            os._exit(error.code)
+        raise RuntimeError(str(error)) from None  # a SystemExit would look to Ray like the end of the worker
     return task.name
+
+
+def _take_gpu():
+    """Work on the GPU that Ray gave this task: of a node with several it may be another one than the worker's last task had."""
+    import ray
+
+    if torch.cuda.is_available() and (ids := ray.get_gpu_ids()):
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+        use_gpu(visible.index(str(ids[0])) if str(ids[0]) in visible else int(ids[0]))
 
 
 def _do(kind, recipe, store, where):
@@ -171,27 +188,51 @@ def run_ray(recipes, store, address=None):
     own = not ray.is_initialized()
     if own:
         names = {name: value for name, value in os.environ.items() if name.startswith(("DATADREAM_", "HF_"))}
-        ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level="ERROR",
-                 runtime_env={"env_vars": {**names, "DATADREAM_HOME": str(paths()["home"])}})
+        # Ray would hide all GPUs but the first task's from a worker that lives on.
+        env = {**names, "DATADREAM_HOME": str(paths()["home"]), "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1"}
+        ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level="ERROR", runtime_env={"env_vars": env})
     try:
         with stopping.interruptible():  # after `init`, which has a handler of its own for SIGTERM
-            _drive(ray, tasks(recipes, store), store)
+            todo = tasks(recipes, store)
+            _require_room(ray, todo, _scarce(ray))
+            _drive(ray, todo, store)
     finally:
         if own:
             ray.shutdown()
 
 
+def _scarce(ray):
+    return "GPU" if ray.cluster_resources().get("GPU") else "CPU"
+
+
+def _demand(task, resource):
+    """Return what a task asks of a node: a core, a GPU where the cluster has some, and memory in bytes."""
+    return {"num_cpus": 1, "num_gpus": int(resource == "GPU"), "memory": MEMORY.get(task.recipe.profile, 0)}
+
+
+def _require_room(ray, todo, resource):
+    """Raise ConfigError if no node of the cluster can ever take a task, which Ray would wait for without a word."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    for task in {task.recipe.profile: task for task in todo.values()}.values():
+        wanted = dict(zip(("CPU", "GPU", "memory"), _demand(task, resource).values()))
+        if not any(all(node.get(name, 0) >= amount for name, amount in wanted.items()) for node in nodes):
+            most = max((node.get("memory", 0) for node in nodes), default=0)
+            raise ConfigError(f"no node of the Ray cluster has a core{' and a GPU' * wanted['GPU']} and {wanted['memory'] / 1e9:g} GB of memory, which a task "
+                              f"of profile {task.recipe.profile!r} asks for; the most that a node offers is {most / 1e9:.1f} GB. Start a larger one, or, if "
+                              f"its memory suffices, `ray start --memory <bytes>`")
+
+
 def _drive(ray, todo, store, do=work):
     """Have `do(task, address)` done for every task. Ray is given few at a time: a wait takes a time that grows with what it waits for."""
-    resource = "GPU" if ray.cluster_resources().get("GPU") else "CPU"
+    resource = _scarce(ray)
     remote, agenda, flying, failures = ray.remote(do), Agenda(todo), {}, {}
 
     def hand_out():
         room = 2 * int(ray.cluster_resources().get(resource, 0)) + AHEAD  # asked again each time: nodes come and go
         while len(flying) < room and (name := agenda.next()):
             task = todo[name]
-            demand = {"num_cpus": 1, "num_gpus": int(resource == "GPU"), "memory": MEMORY.get(task.recipe.profile, 0), "max_retries": RETRIES}
-            flying[remote.options(name=f"{task.kind} {name}", **demand).remote(task, store.address)] = name
+            options = {**_demand(task, resource), "max_retries": RETRIES}
+            flying[remote.options(name=f"{task.kind} {name}", **options).remote(task, store.address)] = name
 
     def end(ref):
         name = flying.pop(ref)

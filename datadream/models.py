@@ -21,8 +21,15 @@ PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
 
 
 def device():
-    """Return the device that everything runs on: the first GPU, else the CPU."""
+    """Return the device that everything runs on: the GPU of `use_gpu`, the first one if nothing was said, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def use_gpu(number):
+    """Work on this GPU from here on, as CUDA counts; models that lie on another one are loaded again when they are asked for."""
+    if number != torch.cuda.current_device():
+        _load_generator.cache_clear()
+        torch.cuda.set_device(number)
 
 
 @lru_cache

@@ -154,7 +154,8 @@ RUNNING = ("workers", "engine")  # parameters of a notebook that say how its cel
 def run_cells(recipes, store=None, workers=1, engine="local"):
     """Run every recipe and return the tidy table of exactly these cells.
 
-    `engine` "ray" shares their tasks out over a Ray cluster, see engine.run_ray; "local" runs them in this process or in `workers`.
+    `engine` "ray" shares their tasks out over a Ray cluster, see engine.run_ray: that of RAY_ADDRESS, else one on this machine; "ray:" and an
+    address, as in "ray:auto", names the cluster. "local" runs them in this process or in `workers`.
 
     `workers` processes share the seeds: cells of one seed reuse each other's stages, cells of two seeds hardly any, and on a
     CPU two processes of one thread finish earlier than one process of two.
@@ -162,15 +163,24 @@ def run_cells(recipes, store=None, workers=1, engine="local"):
     if not isinstance(workers, int) or workers < 1:
         raise ConfigError(f"workers={workers!r} is no number of processes; give a whole number of 1 or more")
     store = store or Store()
-    if engine not in ENGINES:
-        raise ConfigError(f"engine={engine!r} is unknown; accepted: {', '.join(ENGINES)}{_near(engine, ENGINES)}")
+    name, address = engine_parts(engine)
     with stopping.interruptible(), store.in_use():
-        if engine == "ray":
+        if name == "ray":
             from .engine import run_ray
 
-            run_ray(recipes, store)
+            run_ray(recipes, store, address)
             return find(recipes, store)
         return _run_here(recipes, store, workers)
+
+
+def engine_parts(engine):
+    """Return (name, address or None) of an engine. Raises ConfigError on an unknown name, and on an address of what has none."""
+    name, _, address = str(engine).partition(":")
+    if name not in ENGINES:
+        raise ConfigError(f"engine={engine!r} is unknown; accepted: {', '.join(ENGINES)}, and ray:<address>{_near(name, ENGINES)}")
+    if address and name != "ray":
+        raise ConfigError(f"engine={engine!r}: {name!r} has no address; give {name!r}, or 'ray:{address}'")
+    return name, address or None
 
 
 def _run_here(recipes, store, workers):
@@ -400,8 +410,13 @@ def run_study(names=(), group="default", smoke=False, file=None, jobs=1, engine=
 
     Raises Stopped on SIGTERM and Ctrl-C once the runs have saved their state; a second Ctrl-C does not wait for that.
     `names` chooses runs; without names all of `group`. `smoke` shrinks every run to the tiny parameters of the study file, and adds
-    one run of each notebook that the group leaves out. `engine` is that of the notebooks that have such a parameter.
+    one run of each notebook that the group leaves out. `engine` is that of the notebooks that have such a parameter. Raises ConfigError
+    where several runs at once would each start a Ray cluster of the same cores and GPUs.
     """
+    name, address = engine_parts(engine)
+    if name == "ray" and jobs > 1 and not (address or os.environ.get("RAY_ADDRESS")):
+        raise ConfigError(f"jobs={jobs} with engine='ray': every run would start a cluster of its own on the same cores and GPUs; leave --jobs at 1, "
+                          f"since Ray uses all of them, or name one cluster, as in --engine ray:auto")
     study = load_study(file)
     chosen, runs = choose(study, names, group), paths()["runs"]
     if smoke and not names:  # every notebook once, whatever its group

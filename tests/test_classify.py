@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from datadream import classify as package
 from datadream import data
-from datadream.classify import (Batches, evaluate, judge, mixed_loss, optimiser_steps, predict, stream, train, train_inputs)
+from datadream.classify import (Batches, evaluate, judge, loss_parts, mixed_loss, optimiser_steps, predict, stream, train, train_inputs)
 from datadream.config import ConfigError, recipe
 from datadream.data import Dataset, Images, few_shots, load_for
 from datadream.metrics import wilson
@@ -44,6 +44,20 @@ def test_the_mixed_loss_is_the_papers_formula(real_count, synthetic_count, weigh
     kinds = [[loss for loss, is_real in zip(each, real) if bool(is_real) == kind] for kind in (True, False)]
     expected = weight * sum(kinds[0]) / real_count + (1 - weight) * sum(kinds[1]) / synthetic_count
     torch.testing.assert_close(mixed_loss(logits, targets, real, weight), expected)
+
+
+@given(st.integers(0, 6), st.integers(0, 6), st.floats(0, 1), st.integers(1, 12), st.integers(0, 1000))
+def test_the_parts_of_a_batch_sum_to_its_loss(real_count, synthetic_count, weight, size, seed):
+    """Whatever memory holds at once, and whichever kinds the parts have."""
+    torch.manual_seed(seed)
+    n = real_count + synthetic_count
+    if not n:
+        return
+    logits, real = torch.randn(n, 4, dtype=torch.float64), torch.tensor([True] * real_count + [False] * synthetic_count)[torch.randperm(n)]
+    targets, rows = torch.softmax(torch.randn(n, 4, dtype=torch.float64), 1), torch.arange(n)
+    parts = list(loss_parts(lambda images, tokens: logits[images], None, rows, targets, real, weight, size))
+    assert len(parts) == -(-n // size)
+    torch.testing.assert_close(sum(parts), mixed_loss(logits, targets, real, weight), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", [True, False])
@@ -399,6 +413,48 @@ def test_a_killed_training_does_not_forget_the_best_weights(make, dataset, shots
     saved = {name: p.cpu() for name, p in load_classifier_lora(folder)[0].named_parameters() if p.requires_grad}
     assert len(seen) == 1 and len(later) == 2
     assert all(torch.equal(saved[name], seen[0][name]) for name in saved)
+
+
+def small(monkeypatch, limit):
+    """Let a device hold the activations of `limit` images at most."""
+    image = package.load_classifier("mini").__class__.image
+
+    def within(self, images):
+        if len(images) > limit:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return image(self, images)
+
+    monkeypatch.setattr("datadream.models.Classifier.image", within)
+
+
+def test_a_step_that_does_not_fit_is_done_in_halves_and_noted(make, dataset, shots, synthetic, tmp_path, monkeypatch):
+    """Nothing is dropped, so that the halves have the loss of the whole; the evaluations are halved too, and have the same classes."""
+    one, stores = make("base+real", {"classify.dropout": 0.0}), [Store(tmp_path / "whole"), Store(tmp_path / "halves")]
+    whole = train(one, dataset, shots, synthetic, "set", stores[0])
+    small(monkeypatch, 4)
+    halves = train(one, dataset, shots, synthetic, "set", stores[1])
+    curves = [json.loads((folder / "curve.json").read_text()) for folder in (whole, halves)]
+    assert [row["loss"] for row in curves[1]] == pytest.approx([row["loss"] for row in curves[0]], rel=1e-4)
+    assert [row["val"] for row in curves[1]] == [row["val"] for row in curves[0]]
+    assert [store.manifest(whole.name)["batches"] for store in stores] == [[], ["out of memory with 6 images at once, went on with 3"]]
+
+
+@pytest.mark.parametrize("name", ["curve.json", "checkpoint.safetensors", "best.safetensors"])
+def test_what_a_killed_training_left_is_not_trusted_where_it_is_damaged(make, dataset, shots, tmp_path, monkeypatch, name):
+    monkeypatch.setattr(package, "fit", functools.partial(package.fit, every=2))
+    one, store = make("real", {"classify.select": "validation"}), Store(tmp_path / "killed")
+    whole = train(one, dataset, shots, None, None, Store(tmp_path / "whole"))
+    where, call = ("_take", 1) if name == "best.safetensors" else ("mixed_loss", 8)
+    with monkeypatch.context() as patch:
+        patch.setattr(package, where, dies_at(getattr(package, where), call))
+        with pytest.raises(Killed):
+            train(one, dataset, shots, None, None, store)
+    (file,) = tmp_path.glob(f"killed/*.partial/{name}")
+    file.write_bytes(file.read_bytes()[:-9])
+    if name == "best.safetensors":
+        with pytest.raises(data.DataError, match="best.safetensors.*damaged.*run again"):
+            train(one, dataset, shots, None, None, store)
+    assert folders_equal(train(one, dataset, shots, None, None, store), whole)
 
 
 def test_a_finished_classifier_is_not_trained_again(make, dataset, shots, store, monkeypatch):

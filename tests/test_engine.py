@@ -17,8 +17,9 @@ from pathlib import Path
 
 import pytest
 import ray
+import torch
 
-from datadream import draws, engine, stopping, study
+from datadream import draws, engine, models, stopping, study
 from datadream import generate as package
 from datadream.config import ConfigError, as_dict, key, paths
 from datadream.generate import generate, generation_inputs
@@ -249,7 +250,7 @@ def nodes_of(page, port, folder):
 DRIVER = """
 import json, pathlib, sys, time
 import ray
-from datadream import engine
+from datadream import engine, study
 from datadream.config import recipe
 from datadream.store import Store
 
@@ -257,12 +258,14 @@ def noting(task, root):
     (pathlib.Path(root) / f"on-{ray.get_runtime_context().get_node_id()}").touch()
     return engine.work(task, root)
 
-ray.init(logging_level="ERROR")  # RAY_ADDRESS has where
-while ray.cluster_resources().get("CPU") != 2:
-    time.sleep(0.2)
-cells, store = [recipe(overrides=json.loads(text)) for text in sys.argv[2:]], Store(sys.argv[1])
-store.root.mkdir(parents=True)
-engine._drive(ray, engine.tasks(cells, store), store, noting)
+def when_both_are_there(ray, todo, store, drive=engine._drive):
+    while ray.cluster_resources().get("CPU") != 2:
+        time.sleep(0.2)
+    store.root.mkdir(parents=True, exist_ok=True)
+    drive(ray, todo, store, noting)
+
+engine._drive = when_both_are_there
+study.run_cells([recipe(overrides=json.loads(text)) for text in sys.argv[2:]], Store(sys.argv[1]), engine="ray:auto")
 """
 
 
@@ -294,6 +297,64 @@ def test_two_nodes_that_the_book_s_commands_start_share_a_study(make, tmp_path):
         shutil.rmtree(folder, ignore_errors=True)
     local = Store(tmp_path / "local")
     assert same_results(study.find(recipes, store), study.run_cells(recipes, local)) and contents(store) == contents(local)
+
+
+@pytest.mark.cluster
+def test_a_worker_that_is_told_to_end_saves_its_state_and_the_task_is_done_elsewhere(cluster, make, tmp_path):
+    """SIGTERM to the workers, as of a machine that a scheduler takes away: no checkpoint is due before the 200th step, and one is written."""
+    recipes, store, found = [make("dset+real", {"adapt.epochs": 90})], Store(tmp_path / "ray"), []
+
+    def end():
+        while not list(store.root.glob("adapt-*.partial")):
+            time.sleep(0.02)
+        time.sleep(1)
+        for worker in subprocess.run(["pgrep", "-f", "^ray::adapt "], capture_output=True, text=True).stdout.split():
+            os.kill(int(worker), signal.SIGTERM)
+        while not (saved := list(store.root.glob("adapt-*.partial/checkpoint.safetensors"))):
+            time.sleep(0.01)
+        found.append(load_state(saved[0])[1])
+
+    thread = threading.Thread(target=end, daemon=True)
+    thread.start()
+    table = study.run_cells(recipes, store, engine="ray")
+    assert found and 0 < found[0] < 180
+    local = Store(tmp_path / "local")
+    assert same_results(table, study.run_cells(recipes, local)) and contents(store) == contents(local)
+
+
+@pytest.mark.cluster
+def test_a_task_that_no_node_can_ever_take_is_an_error_and_no_endless_wait(cluster, make, store, monkeypatch):
+    monkeypatch.setitem(engine.MEMORY, "mini", 1e15)
+    with pytest.raises(ConfigError, match="no node of the Ray cluster.* 1e\\+06 GB of memory.*'mini'.*the most that a node offers is [0-9.]+ GB"):
+        study.run_cells([make("real")], store, engine="ray")
+
+
+@pytest.mark.parametrize("visible, given, expected", [("", 3, 3), ("4,6", "6", 1), ("6", "6", 0), ("0,1", "1", 1)])
+def test_a_task_works_on_the_gpu_that_it_was_given(monkeypatch, visible, given, expected):
+    """Of a node with several GPUs a worker may be given another one than before: the models on the old one are let go."""
+    taken, cleared = [0], []
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: taken[-1])
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    monkeypatch.setattr(models._load_generator, "cache_clear", lambda: cleared.append(1), raising=False)
+    monkeypatch.setattr(ray, "get_gpu_ids", lambda: [given])
+    engine._take_gpu()
+    engine._take_gpu()
+    assert taken[-1] == expected and len(cleared) == int(expected != 0)
+
+
+@pytest.mark.parametrize("engine_, word", [("rai:auto", "Did you mean 'ray'"), ("local:auto", "give 'local', or 'ray:auto'")])
+def test_an_engine_with_an_address_is_checked(make, store, engine_, word):
+    with pytest.raises(ConfigError, match=word):
+        study.run_cells([make("real")], store, engine=engine_)
+    assert study.engine_parts("ray:127.0.0.1:6379") == ("ray", "127.0.0.1:6379")
+
+
+def test_two_runs_at_once_do_not_each_start_a_cluster(monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(ConfigError, match="jobs=2 with engine='ray'.*leave --jobs at 1"):
+        study.run_study(jobs=2, engine="ray")
 
 
 def test_an_unknown_engine_names_the_near_miss(make, store):
