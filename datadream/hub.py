@@ -39,7 +39,7 @@ CLASSIFIERS = {
     "resnet50": Model("", "BSD-3-Clause", 0.0, 224, "the paper's second classifier, from random weights"),
 }
 WEIGHTS = {  # by part, the files of which one is there wherever the model is
-    "generator": [f"unet/diffusion_pytorch_model{kind}" for kind in (".safetensors", ".fp16.safetensors", ".bin")],
+    "generator": [f"unet/diffusion_pytorch_model{kind}" for kind in (".safetensors", ".fp16.safetensors")],
     "clip": ["open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin"]}
 
 
@@ -115,7 +115,7 @@ def download(name):
             else:
                 from diffusers import DiffusionPipeline
 
-                DiffusionPipeline.download(hub_id(name))
+                DiffusionPipeline.download(hub_id(name), use_safetensors=True)
     except ConfigError:
         raise
     except (OSError, ValueError, ModelMissingError) as error:

@@ -88,7 +88,7 @@ def _load_generator(name, dtype):
         if kind not in PIPELINES:
             raise ConfigError(f"the generator {name!r} is a {kind}; accepted: {', '.join(PIPELINES)}")
         checker = {"safety_checker": None, "requires_safety_checker": False} if kind == PIPELINES[0] else {}
-        pipe = getattr(diffusers, kind).from_pretrained(folder or hub, dtype=dtype, **checker)
+        pipe = getattr(diffusers, kind).from_pretrained(folder or hub, dtype=dtype, use_safetensors=True, **checker)  # no pickle
     except (OSError, KeyError, ValueError, SafetensorError) as error:
         if isinstance(error, ConfigError):
             raise

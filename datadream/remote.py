@@ -12,7 +12,7 @@ from filelock import FileLock
 
 from .config import ConfigError, copies, store_place
 from .leases import Lease
-from .store import FULL, Store, StoreError, _holds, _verified, digest, parse, remove, write_json, writing
+from .store import FULL, Store, StoreError, _holds, _verified, digest, inside, parse, remove, write_json, writing
 
 PARALLEL = 16  # objects under way at once: most are small, so that the time goes into waiting
 
@@ -103,7 +103,7 @@ class RemoteStore(Store):
         """Return an artifact's manifest as it is on the address, or None if it is missing or damaged."""
         content = self._content(key, "manifest.json")
         manifest = None if content is None else parse(content)
-        return manifest if manifest and all(_inside(name) for name in manifest["files"]) else None
+        return manifest if manifest and all(inside(name) for name in manifest["files"]) else None
 
     def whole(self, key):
         """Return whether an artifact looks complete on the address: its manifest is readable and every object has the recorded size."""
@@ -281,15 +281,10 @@ class RemoteStore(Store):
             return list(pool.map(self.refresh, [folder / name for name in sorted(names)]))
 
 
-def _inside(name):
-    path = PurePosixPath(name)
-    return not path.is_absolute() and ".." not in path.parts
-
-
 def _files(content):
     """Return the list that `share` wrote, path -> (size, digest); {} if there is none or it is damaged."""
     try:
         files = json.loads(content)
-        return files if all(_inside(name) and isinstance(sha, str) for name, (_, sha) in files.items()) else {}
+        return files if all(inside(name) and isinstance(sha, str) for name, (_, sha) in files.items()) else {}
     except (ValueError, TypeError, AttributeError, RecursionError):
         return {}

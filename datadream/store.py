@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from functools import lru_cache
 from importlib import metadata
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from filelock import FileLock, Timeout
 
@@ -47,8 +47,14 @@ def digest(path):
 def _holds(file, sha):
     try:
         return digest(file) == sha
-    except OSError:  # a disk that no longer reads it
+    except (OSError, ValueError):  # a disk that no longer reads it, or a name that no file can have
         return False
+
+
+def inside(name):
+    """Return whether a relative path leads nowhere out of its folder."""
+    path = PurePosixPath(name)
+    return not path.is_absolute() and ".." not in path.parts
 
 
 def remove(path):
@@ -259,7 +265,7 @@ class Store:
         """Move what is undamaged of an artifact that is not `done` into its work folder, for `build` to go on from, and remove the rest."""
         manifest, folder, work = Store.manifest(self, key), self.folder(key), self.work(key)
         for name, (_, sha) in manifest["files"].items() if manifest and not folder.is_symlink() else ():
-            if not (work / name).exists() and _holds(folder / name, sha):
+            if inside(name) and not _holds(work / name, sha) and _holds(folder / name, sha):
                 (work / name).parent.mkdir(parents=True, exist_ok=True)
                 with suppress(FileNotFoundError):  # another worker of the same set does so too
                     os.replace(folder / name, work / name)

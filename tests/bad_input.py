@@ -16,11 +16,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from conftest import draw_image, write_classes
+from fsspec.core import url_to_fs
 from PIL import Image
 
-from datadream import config, data, export, images, photos, plots, readers, study
+from datadream import config, data, export, images, leases, photos, plots, readers, study, training
 from datadream.config import ConfigError, ModelMissingError, printable
 from datadream.images import DataError
 from datadream.store import Store, StoreError
@@ -307,6 +309,59 @@ RESULTS = [damaged("judge", "result.json", *one) for one in JUNK]
 RECORDS = [record(*one, end) for one in [*JUNK[:3], *JUNK[4:5], *ODD, junk("without numbers", b'{"recipe": {}}')] for end in ("DataError", "made again")]
 RECORDS.append(record("with another number", lambda file: file.write_text(file.read_text().replace('"top1": ', '"top1": 1')), "made again"))
 
+# Locks, leases, and what a killed training left.
+
+
+def lock(title, write, end="used"):
+    """Return a case: the content of a lock has no say; what is no plain file is named."""
+    def attempt(box):
+        file = box.store.root / ".draw-1.lock"
+        file.parent.mkdir(parents=True)
+        file.write_bytes(b"what stood there before")
+        write(file)
+        with box.store.lock("draw-1"):
+            return "used"
+
+    return Case("damaged lock", title, end, attempt)
+
+
+def replaced(make_other):
+    """Return a function that puts something else into a file's place."""
+    return lambda file: (file.unlink(), make_other(file))
+
+
+def lease(title, write):
+    """Return a case: a lease of whatever content that no heartbeat changes is a dead one's."""
+    def attempt(box):
+        fs, path = url_to_fs(f"file://{box.root}/address/draw-1.lease", auto_mkdir=True)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(leases, "PATIENCE", 0.1)
+            patch.setattr(leases, "POLL", 0.01)
+            assert leases.create(fs, path, "dead-host-4711 7")
+            write(Path(path))
+            one = leases.Lease(fs, path)
+            one.acquire()
+            one.release()
+        return "taken over"
+
+    return Case("damaged lease", title, "taken over", attempt)
+
+
+def checkpoint(title, write):
+    def attempt(box):
+        file = box.root / "checkpoint.safetensors"
+        training.save_state(file, {"parameter.a": torch.ones(9)}, 5)
+        write(file)
+        assert training.load_state(file) is None and not file.exists()
+        return "removed, begun anew"
+
+    return Case("damaged checkpoint.safetensors", title, "removed, begun anew", attempt)
+
+
+LOCKS = [lock(*one) for one in JUNK] + [lock("a folder", replaced(Path.mkdir), "StoreError"), lock("a link out", replaced(
+    lambda file: file.symlink_to(file.parents[1] / "outside" / "other")), "StoreError")]
+LEFT = LOCKS + [lease(*one) for one in JUNK] + [checkpoint(*one) for one in JUNK]
+
 # Split files of the paper's datasets.
 
 ROW = b'["Forest/Forest_0.jpg", 1, "forest"]'
@@ -386,7 +441,7 @@ STUDIES = [study_file(name, content) for name, content in [
     ("numbers for parameters", RUN % "x: {notebook: dataset, parameters: {1: 2, shot: 4}}"), ("a parameter that is none", RUN % "x: {notebook: dataset, parameters: {shot: 4}}"),
     ("a number for smoke", "runs: {x: {notebook: dataset}}\nsmoke: {dataset: 5}"), ("a list for smoke", "runs: {}\nsmoke: []")]]
 
-CASES = [*FILES, *NAMES, *SETTINGS, *MANIFESTS, *WEIGHTS, *RESULTS, *RECORDS, *SPLITS, *STUDIES]
+CASES = [*FILES, *NAMES, *SETTINGS, *MANIFESTS, *WEIGHTS, *RESULTS, *RECORDS, *LEFT, *SPLITS, *STUDIES]
 
 
 

@@ -93,4 +93,4 @@ def test_any_study_file_is_a_study_or_a_config_error(tmp_path, text):
 
 def test_the_table_has_no_case_twice():
     groups = Counter(case.group for case in CASES)
-    assert len({(case.group, case.name) for case in CASES}) == len(CASES) and len(groups) == 9 and min(groups.values()) >= 6
+    assert len({(case.group, case.name) for case in CASES}) == len(CASES) and len(groups) == 12 and min(groups.values()) >= 6

@@ -106,7 +106,7 @@ def test_the_records_of_cells_are_found_and_a_missing_one_is_named(finished, mak
 
 
 def test_a_finished_cell_is_read_not_computed(finished, monkeypatch):
-    def only_read(store, key, inputs, build):
+    def only_read(store, key, inputs, build, **notes):
         assert store.done(key), f"{key} would be computed again"
         return store.folder(key)
 
