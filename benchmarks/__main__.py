@@ -3,6 +3,7 @@
 import argparse
 import json
 import math
+import os
 import re
 import sys
 import tempfile
@@ -21,18 +22,21 @@ from datadream.store import provenance, write_json
 
 from . import limits
 from .full_size import save_models
-from .stages import CLASSES, SIZES, count_flops, measure, prepare, work
+from .stages import SIZES, SWAPS, count, measure, prepare, work
 
-COMPILED = "generate, compiled against not"  # minutes of compilation on a CPU: only on request
 FAST = {name: as_dict(recipe("mini"))[name] for name in ("generate.scheduler", "generate.steps", "generate.guidance")}
-# What is measured: a row's name, its stage, the settings that differ, the images that one measurement works through, and against what.
+# What is measured: a row's name, its stage, the settings that differ, how many images (or exchanges) a measurement works through, and against what.
 ROWS = {
     "adapt": ("adapt", {}, lambda size, recipe: size.adapt * recipe.adapt.batch, "baseline"),
-    "generate, equal steps": ("generate", {}, lambda size, recipe: CLASSES * size.images, "baseline"),
-    "generate, the mini profile's sampler": ("generate", FAST, lambda size, recipe: CLASSES * size.images, "baseline"),
+    "generate, equal steps": ("generate", {}, lambda size, recipe: size.images, "baseline"),
+    "generate, the mini profile's sampler": ("generate", FAST, lambda size, recipe: size.images, "baseline"),
+    "exchange an adapter": ("exchange", {}, lambda size, recipe: SWAPS, "baseline"),
+    "decode the classifier's images": ("decode", {}, lambda size, recipe: size.train, "baseline"),
     "train and judge an epoch": ("train", {}, lambda size, recipe: size.train, "baseline"),
-    COMPILED: ("generate", {"generate.compile": True}, lambda size, recipe: CLASSES * size.images, "product"),
+    "generate, batch searched against given": ("generate", {"generate.batch": 0}, lambda size, recipe: size.images, "product"),
+    "generate, compiled against not": ("generate", {"generate.compile": True}, lambda size, recipe: size.images, "product"),
 }
+ASKED = ("generate, compiled against not",)  # minutes of compilation on a CPU: only on request
 
 
 def compare(row, profile, root, rounds):
@@ -48,13 +52,13 @@ def compare(row, profile, root, rounds):
                 peaks[way] = max(peaks[way], peak)
                 if turn:  # the first warms up: memory, and what is compiled
                     seconds[way].append(time)
-        flops = pools["product"].submit(count_flops).result()
+        counted = pools["product"].submit(count).result()
     finally:
         for pool in pools.values():
             pool.shutdown()
     ratio = mean_interval(np.log(seconds["baseline"]) - np.log(seconds["product"]))
-    count = units(SIZES[profile], work(profile, root)[0])
-    return {"row": row, "images": count, "rounds": rounds, "flops": flops, "ratio": [math.exp(x) if math.isfinite(x) else None for x in ratio],
+    return {"row": row, "images": units(SIZES[profile], work(profile, root)[0]), "rounds": rounds, **counted,
+            "ratio": [math.exp(x) if math.isfinite(x) else None for x in ratio],
             "seconds": {way: float(np.median(values)) for way, values in seconds.items()}, "peak_bytes": peaks}
 
 
@@ -76,8 +80,9 @@ def main(arguments=None):
         root = Path(folder)
         if options.profile == "paper":
             save_models(root)
-        results = {"profile": options.profile, "threads": torch.get_num_threads(), "limits": machine(512 if options.profile == "paper" else 32),
-                   "rows": [compare(row, options.profile, root, options.rounds) for row in options.row or (row for row in ROWS if row != COMPILED)], **provenance()}
+        results = {"profile": options.profile, "threads": torch.get_num_threads(), "cores": os.cpu_count(), "limits": machine(SIZES[options.profile].side),
+                   "rows": [compare(row, options.profile, root, options.rounds) for row in options.row or (row for row in ROWS if row not in ASKED)],
+                   **provenance()}
     file = options.out or paths()["benchmarks"] / f"{re.sub(r'[^a-z0-9]+', '-', results['device'].lower()).strip('-')}-{options.profile}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     write_json(file, results)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torchvision.transforms import InterpolationMode, v2
 
-from datadream.augment import BLUR
+from datadream.augment import BLUR, blur_kernel
 from datadream.models import add_classifier_lora, load_classifier
 from datadream.training import cosine_schedule
 
@@ -44,7 +44,7 @@ def adapt(pipe, parameters, files, texts, options, side, steps, rows_at=None):
     for step in range(steps):
         optimiser.param_groups[0]["lr"] = options.lr * cosine_schedule(step, steps, options.warmup)
         rows = rows_at(step) if rows_at else [(step * options.batch + i) % len(files) for i in range(options.batch)]
-        images = torch.stack([view(Image.open(files[i]).convert("RGB")) for i in rows]).to(pipe.device)
+        images = torch.stack([view(decode(files[i])) for i in rows]).to(pipe.device)
         ids = pipe.tokenizer([texts[i] for i in rows], padding="max_length", truncation=True, return_tensors="pt").input_ids.to(pipe.device)
         with torch.no_grad():
             latents = pipe.vae.encode(images).latent_dist.sample() * pipe.vae.config.scaling_factor
@@ -59,19 +59,29 @@ def adapt(pipe, parameters, files, texts, options, side, steps, rows_at=None):
     return losses
 
 
-def generate(folder, adapters, texts, images, options, side, target, device):
-    """Write `images` images of each text, the pipeline and its adapter read from disk for every class."""
-    for label, (text, adapter) in enumerate(zip(texts, adapters)):
-        pipe = load_pipeline(folder, device)
-        if device.type == "cuda":
-            pipe = pipe.to(torch.float16)
-        pipe.load_lora_weights(adapter)
-        (target / str(label)).mkdir(parents=True, exist_ok=True)
-        for start in range(0, images, BATCH):
-            count = min(BATCH, images - start)
-            made = pipe([text] * count, num_inference_steps=options.steps, guidance_scale=options.guidance, height=side, width=side).images
-            for i, image in enumerate(made):
-                image.save(target / str(label) / f"{start + i}.png")
+def adapted(folder, adapter, device):
+    """Return the pipeline with a class's adapter, both read from disk."""
+    pipe = load_pipeline(folder, device)
+    if device.type == "cuda":
+        pipe = pipe.to(torch.float16)
+    pipe.load_lora_weights(adapter)
+    return pipe
+
+
+def generate(folder, adapter, text, images, options, side, target, device):
+    """Write `images` images of a class's text, with the pipeline and the adapter read from disk."""
+    pipe = adapted(folder, adapter, device)
+    for start in range(0, images, BATCH):
+        count = min(BATCH, images - start)
+        made = pipe([text] * count, num_inference_steps=options.steps, guidance_scale=options.guidance, height=side, width=side).images
+        for i, image in enumerate(made):
+            image.save(target / f"{start + i}.png")
+
+
+def decode(file):
+    """Return a file's image."""
+    with Image.open(file) as image:
+        return image.convert("RGB")
 
 
 def augmentation(options, size):
@@ -81,7 +91,7 @@ def augmentation(options, size):
         *([v2.RandAugment()] if options.randaugment else []),
         v2.RandomResizedCrop(size, (options.crop_low, 1.0), interpolation=InterpolationMode.BICUBIC), v2.RandomHorizontalFlip(options.flip),
         v2.RandomApply([jitter], options.jitter), v2.RandomGrayscale(options.grayscale),
-        v2.RandomApply([v2.GaussianBlur(max(3, size // 10 // 2 * 2 + 1), BLUR)], options.blur), v2.RandomSolarize(128, options.solarize),
+        v2.RandomApply([v2.GaussianBlur(blur_kernel(size), BLUR)], options.blur), v2.RandomSolarize(128, options.solarize),
         v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
 
 
@@ -95,8 +105,7 @@ class Files(torch.utils.data.Dataset):
         return len(self.files)
 
     def __getitem__(self, i):
-        with Image.open(self.files[i]) as image:
-            return self.view(image.convert("RGB")), self.labels[i]
+        return self.view(decode(self.files[i])), self.labels[i]
 
 
 def classifier(name, options):

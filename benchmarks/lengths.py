@@ -67,12 +67,13 @@ def generator_flops():
 def _classifier():
     import open_clip
 
+    from datadream.config import recipe
     from datadream.models import Classifier, add_classifier_lora
 
-    name = "ViT-B-16-quickgelu"
+    name, options = "ViT-B-16-quickgelu", recipe("paper").classify
     with torch.device("meta"):
         model = Classifier(open_clip.CLIP(**open_clip.get_model_config(name)), open_clip.get_tokenizer(name), (0.0,) * 3, (1.0,) * 3)
-        add_classifier_lora(model, 16, 32.0, 0.1)
+        add_classifier_lora(model, options.rank, options.alpha, options.dropout)
     return model
 
 

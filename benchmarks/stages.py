@@ -1,55 +1,71 @@
 """The stages as pairs of equal work: the released code's way and the product's. Each runs in a process of its own."""
 
+import dataclasses
 import math
-import shutil
 import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 
 from datadream import adapt, classify, config, data, generate, memory, models, sampling
-from datadream.images import Images
+from datadream.images import Decoded, Images
 
 from . import baseline
 
-CLASSES = 2  # of the generated set: enough to pay for exchanging adapters
+SWAPS = 5  # exchanges of an adapter in one measurement
 
 
 @dataclass
 class Size:
-    """How much work a measurement has: optimiser steps of adaptation, images per class, solver steps, and images of the classifier."""
+    """How much work a measurement has, and the side in pixels of the generator's images.
+
+    `adapt` optimiser steps, `images` of one class, for each of which the baseline reads its pipeline once, `solver` steps, and the
+    images that a classifier is trained on and judged by in an epoch.
+    """
 
     adapt: int
     images: int
     solver: int
     train: int
     test: int
+    side: int
 
 
-# "tiny" shows that it works, and no number of it means anything.
-SIZES = {"tiny": Size(2, 2, 2, 64, 20), "mini": Size(20, 20, 50, 320, 500), "paper": Size(10, 20, 50, 2048, 512)}
+# "tiny" shows that it works, and no number of it means anything. The mini study has 100 images of a class, the paper 500, which take too long.
+SIZES = {"tiny": Size(2, 2, 2, 64, 20, 32), "mini": Size(20, 100, 50, 320, 500, 32), "paper": Size(10, 100, 50, 2048, 512, 512)}
 
 
 def work(profile, root, overrides=None):
-    """Return (recipe, data set, few shots) of a measurement: the digits for mini, noise in photographs' size for the paper's models."""
+    """Return (recipe, data set, few shots) of a measurement: the digits, in whose place the paper's models have noise of photographs' size."""
     size = SIZES[profile]
     values = {"generate.images": size.images, "generate.steps": size.solver, "generate.scheduler": "pipeline", "generate.guidance": 2.0}
     if profile == "paper":
         values |= {"generator": str(root / "generator"), "classifier": str(root / "clip")}
     recipe = config.recipe("paper" if profile == "paper" else "mini", {**values, **(overrides or {})}, dataset="mnist", method="cls")
     dataset = data.load("mnist")
+    if profile == "paper":
+        parts = {part: noise(getattr(dataset, part)) for part in ("train", "val", "test")}
+        dataset = dataclasses.replace(dataset, **parts)
     return recipe, dataset, data.few_shots(dataset, recipe.shots, recipe.seed)
 
 
-def as_files(images, folder, side):
-    """Write images as PNG of `side` pixels and return their paths."""
+def noise(images, size=(64, 48)):
+    """Return images of coarse noise, which resized has about a photograph's bytes, with the labels of `images`."""
+    shape = (*size[::-1], 3)
+    return Images(tuple(np.random.RandomState(i).randint(0, 255, shape, np.uint8) for i in range(len(images))), images.labels)
+
+
+def as_files(images, folder, side, wide=1.0):
+    """Write images as PNG of `side` pixels, `wide` times as wide, and return their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / f"{i:05d}.png" for i in range(len(images))]
     for i, file in enumerate(files):
         if not file.exists():
-            images.open(i).resize((side, side)).save(file)
+            images.open(i).resize((round(wide * side), side), Image.Resampling.BICUBIC).save(file)
     return [str(file) for file in files]
 
 
@@ -59,7 +75,7 @@ class Stage:
     def __init__(self, name, way, profile, root, overrides):
         self.recipe, self.dataset, self.shots = work(profile, root, overrides)
         self.size, self.device, self.root = SIZES[profile], models.device(), root
-        self.side = 512 if profile == "paper" else 32
+        self.side, self.wide = self.size.side, 4 / 3 if profile == "paper" else 1.0  # few shots as a camera has them
         self.run = getattr(self, f"{way}_{name}")
         getattr(self, f"prepare_{way}_{name}")()
 
@@ -80,7 +96,7 @@ class Stage:
     def prepare_baseline_adapt(self):
         """Load the pipeline and attach the LoRA; a class's few shots lie on disk."""
         self.texts = [data.prompt("", self.dataset.classes[0])] * self.recipe.shots
-        self.files = as_files(self.shots.pick(range(self.recipe.shots)), self.root / "shots", self.side)
+        self.files = as_files(self.shots.pick(range(self.recipe.shots)), self.root / "shots", self.side, self.wide)
         self.pipe = baseline.load_pipeline(self._generator(), self.device)
         self.parameters = models.add_generator_lora(self.pipe, self.recipe.adapt)
 
@@ -90,7 +106,7 @@ class Stage:
 
     def prepare_product_adapt(self):
         """Load the pipeline and attach the LoRA."""
-        files = as_files(self.shots.pick(range(self.recipe.shots)), self.root / "shots", self.side)
+        files = as_files(self.shots.pick(range(self.recipe.shots)), self.root / "shots", self.side, self.wide)
         self.images = Images(tuple(files), (0,) * len(files))
         self.pipe = models.load_generator(self.recipe.generator, models.dtype_for(self.recipe.precision, training=True))
         self.parameters = models.add_generator_lora(self.pipe, self.recipe.adapt)
@@ -101,47 +117,76 @@ class Stage:
         """Run the optimiser steps."""
         adapt.train_adapter(self.pipe, self.parameters, self.short, self.dataset, self.images, None, memory.BatchSize(self.recipe.adapt.batch), (0,))
 
-    # Generating some classes.
+    # Generating a class.
 
     def _generator(self):
         return self.recipe.generator if self.recipe.generator != "mini" else str(config.paths()["mini"] / "generator")
 
-    def _adapters(self):
-        pipe, folders = models.load_generator(self.recipe.generator), [self.root / f"adapter{i}" for i in range(CLASSES)]
-        for i, folder in enumerate(folders):
-            if not (folder / models.LORA_FILE).exists():
-                torch.manual_seed(i)
-                parameters = models.add_generator_lora(pipe, self.recipe.adapt)
-                for p in parameters.values():
-                    p.data.normal_(0, 0.01)
-                models.save_generator_lora(pipe, folder, self.recipe.adapt)
-                models.remove_lora(pipe)
-        return folders
+    def _adapter(self):
+        folder = self.root / "adapter"
+        if not (folder / models.LORA_FILE).exists():
+            pipe = models.load_generator(self.recipe.generator)
+            for p in models.add_generator_lora(pipe, self.recipe.adapt).values():
+                p.data.normal_(0, 0.01)
+            models.save_generator_lora(pipe, folder, self.recipe.adapt)
+            models.remove_lora(pipe)
+        return folder
 
     def prepare_baseline_generate(self):
-        """Make an adapter for each class."""
-        self.adapters, self.texts = self._adapters(), [data.prompt("", name) for name in self.dataset.classes[:CLASSES]]
+        """Make the class's adapter."""
+        self.adapter, self.text = self._adapter(), data.prompt("", self.dataset.classes[0])
 
     def baseline_generate(self):
-        """Write the images of all classes."""
-        target = Path(tempfile.mkdtemp(dir=self.root))
-        baseline.generate(self._generator(), self.adapters, self.texts, self.size.images, self.recipe.generate, self.side, target, self.device)
-        shutil.rmtree(target)
+        """Write the class's images."""
+        with tempfile.TemporaryDirectory(dir=self.root) as target:
+            baseline.generate(self._generator(), self.adapter, self.text, self.size.images, self.recipe.generate, self.side, Path(target),
+                              self.device)
+            self.written = len(list(Path(target).glob("*.png")))
 
     def prepare_product_generate(self):
-        """Make an adapter for each class, and load the pipeline."""
+        """Make the class's adapter, and load the pipeline."""
         self.prepare_baseline_generate()
         models.load_generator(self.recipe.generator, models.dtype_for(self.recipe.precision, training=False))
 
     def product_generate(self):
-        """Write the images of all classes."""
-        target = Path(tempfile.mkdtemp(dir=self.root))
-        for label, adapter in enumerate(self.adapters):
-            (target / str(label)).mkdir()
-            with sampling.adapted(self.recipe, adapter) as pipe:
-                generate.sample_range(pipe, self.recipe, self.dataset, label, range(self.recipe.generate.images), target / str(label), _Silent(),
-                                      memory.BatchSize(self.recipe.generate.batch))
-        shutil.rmtree(target)
+        """Write the class's images."""
+        with tempfile.TemporaryDirectory(dir=self.root) as target, sampling.adapted(self.recipe, self.adapter) as pipe:
+            generate.sample_range(pipe, self.recipe, self.dataset, 0, range(self.recipe.generate.images), Path(target), _Silent(),
+                                  generate.batch_size(self.recipe))
+            self.written = len(list(Path(target).glob("*.png")))
+
+    # Exchanging the adapter.
+
+    prepare_baseline_exchange, prepare_product_exchange = prepare_baseline_generate, prepare_product_generate
+
+    def baseline_exchange(self):
+        """Read the pipeline and an adapter from disk for each class."""
+        for _ in range(SWAPS):
+            baseline.adapted(self._generator(), self.adapter, self.device)
+
+    def product_exchange(self):
+        """Put an adapter into the weights and the base's back."""
+        for _ in range(SWAPS):
+            with sampling.adapted(self.recipe, self.adapter):
+                pass
+
+    # Decoding the classifier's images.
+
+    def prepare_baseline_decode(self):
+        """Write the synthetic images."""
+        (self.files, labels), _ = self._sets()
+        self.images, self.bytes = Images(tuple(self.files), tuple(labels)), len(self.files) * 3 * self.side ** 2
+
+    prepare_product_decode = prepare_baseline_decode
+
+    def baseline_decode(self):
+        """Decode one image after the other, as every epoch of one worker does."""
+        for i in range(len(self.files)):
+            baseline.decode(self.files[i])
+
+    def product_decode(self):
+        """Decode all images as the first epoch does, the only one."""
+        Decoded({False: self.images}).take([(False, i) for i in range(len(self.images))])
 
     # Training the classifier for one epoch.
 
@@ -219,10 +264,10 @@ def measure():
     return _stage.measure()
 
 
-def count_flops():
-    """Return the floating-point operations of one run's matrix products and convolutions."""
+def count():
+    """Return what one run asks of the machine: the operations of its matrix products and convolutions, and the bytes that it decodes."""
     from torch.utils.flop_counter import FlopCounterMode
 
     with FlopCounterMode(display=False) as counter:
         _stage.run()
-    return counter.get_total_flops()
+    return {"flops": counter.get_total_flops(), "bytes": getattr(_stage, "bytes", 0)}

@@ -50,7 +50,7 @@ def problem(pipe, options, count):
     shape = (images, pipe.unet.config.in_channels, size, size)
     text = torch.randn(images, pipe.tokenizer.model_max_length, pipe.unet.config.cross_attention_dim)
     kind = {"device": pipe.unet.device, "dtype": pipe.unet.dtype}
-    return torch.randn(shape).to(**kind), torch.randn(shape).to(**kind), torch.randint(1000, (images,), device=pipe.unet.device), text.to(**kind)
+    return torch.randn(shape).to(**kind), torch.randn(shape).to(**kind), torch.randint(pipe.scheduler.config.num_train_timesteps, (images,), device=pipe.unet.device), text.to(**kind)
 
 
 def step(unet, optimiser, latents, noise, times, text, count=1):
@@ -80,7 +80,7 @@ def ways(profile, count):
 
     def apart():
         parameters = add_generator_lora(pipe, options)
-        single = torch.optim.AdamW([p for n, p in parameters.items() if n.startswith("unet")], lr=1e-4, fused=True)
+        single = torch.optim.AdamW([p for n, p in parameters.items() if n.startswith("unet")], lr=options.lr, fused=True)
         seconds = timed(lambda: [step(pipe.unet, single, *part) for part in parts])
         remove_lora(pipe)
         return seconds
@@ -88,7 +88,7 @@ def ways(profile, count):
     def together():
         add_generator_lora(pipe, options)
         originals = {name: layer for name, layer in pipe.unet.named_modules() if isinstance(layer, Linear)}
-        optimiser = torch.optim.AdamW(stack(pipe.unet, count), lr=1e-4, fused=True)
+        optimiser = torch.optim.AdamW(stack(pipe.unet, count), lr=options.lr, fused=True)
         seconds = timed(lambda: step(pipe.unet, optimiser, *work, count))
         for name, layer in originals.items():
             pipe.unet.set_submodule(name, layer)

@@ -155,6 +155,11 @@ def color_jitter(images, brightness, contrast, saturation, hue):
     return images
 
 
+def blur_kernel(size):
+    """Return the side of the blur's window for images of `size` pixels: an odd tenth of it (released code)."""
+    return max(3, size // 10 // 2 * 2 + 1)
+
+
 def gaussian_blur(images, kernel, sigma):
     """Return images (B, 3, S, S) blurred by a window of `kernel` pixels, each with its own `sigma` (B,) in pixels."""
     offsets = torch.arange(kernel) - kernel // 2
@@ -173,7 +178,7 @@ class Augmentation:
     """
 
     def __init__(self, options, size):
-        self.options, self.size, self.kernel = options, size, max(3, size // 10 // 2 * 2 + 1)
+        self.options, self.size, self.kernel = options, size, blur_kernel(size)
 
     def __call__(self, images):
         """Augment the images; those of one shape pass together."""

@@ -5,6 +5,7 @@ import numpy as np
 from IPython.core.pylabtools import retina_figure
 from IPython.display import display
 from matplotlib.figure import Figure
+from matplotlib.ticker import ScalarFormatter
 
 from .config import METHODS
 from .distances import TITLES
@@ -203,8 +204,10 @@ def plot_ratios(measured):
         rows = results["rows"][::-1]
         ratios = [row["ratio"][0] for row in rows]
         spread = [[mean - low, high - mean] if low is not None else [0, 0] for mean, low, high in (row["ratio"] for row in rows)]
-        axis.barh(range(len(rows)), ratios, color="#0072B2", xerr=np.transpose(spread), error_kw={"lw": 1.5, "capsize": 3})
+        axis.barh(range(len(rows)), np.subtract(ratios, 1), left=1, color="#0072B2", xerr=np.transpose(spread), error_kw={"lw": 1.5, "capsize": 3})
         axis.axvline(1, color="black", ls="--", lw=1)
+        axis.set_xscale("log")  # some gains are of percents, others of hundreds
+        axis.xaxis.set_major_formatter(ScalarFormatter())
         axis.set_yticks(range(len(rows)), [row["row"] for row in rows])
         axis.set(xlabel="times faster", title=f"{results['device']}, {results['profile']}")
         axis.title.set_fontsize(10)

@@ -28,7 +28,7 @@ def load_records(source=None):
 
 def tidy(records):
     """Return some records as `load_records` returns those of a folder."""
-    columns = ["profile", "protocol", "dataset", "method", "shots", "images", "seed", "top1", "low", "high", "total", "val_top1", "seconds",
+    columns = ["profile", "protocol", "dataset", "method", "shots", "images", "seed", "top1", "low", "high", "total", "val_top1", "seconds", "stages",
                "curve", "per_class", "confusion", "artifacts", "recipe", "commit", "dirty", "device", "created", "key"]
     table = pd.DataFrame([_row(record) for record in records], columns=columns)
     order = {name: i for i, name in enumerate(METHODS)}
@@ -50,8 +50,8 @@ def _row(record):
     recipe, test = record["recipe"], record["result"]["test"]
     return {"profile": recipe["profile"], "protocol": recipe["protocol"], "dataset": recipe["dataset"], "method": recipe["method"], "shots": recipe["shots"],
             "images": recipe["generate.images"], "seed": recipe["seed"], **{k: test[k] for k in ("top1", "low", "high", "total")},
-            "val_top1": record["result"]["val"]["top1"], "seconds": sum(record["seconds"].values()), "curve": record["curve"],
-            "per_class": test["per_class"], "confusion": test["confusion"],
+            "val_top1": record["result"]["val"]["top1"], "seconds": sum(record["seconds"].values()), "stages": record["seconds"],
+            "curve": record["curve"], "per_class": test["per_class"], "confusion": test["confusion"],
             **{k: record[k] for k in ("artifacts", "recipe", "commit", "dirty", "device", "created", "key")}}
 
 
@@ -145,17 +145,30 @@ def load_benchmarks(folder):
 def benchmark_table(results):
     """Return one benchmark's rows for people: images per second of both ways, ratio with interval, share of the machine's peak, memory.
 
-    The ratio "at peak" is what a product that ran at the machine's peak would reach: no way of doing the same work gains more.
+    The peak is that of matrix products, or for a row that decodes and multiplies nothing that of decoding on all cores.
+    The ratio "at peak" is what a product that ran at the peak would reach: no way of doing the same work gains more.
     """
-    peak, rows = max(results["limits"]["flops"].values()), []
+    limits, rows = results["limits"], []
     for row in results["rows"]:
         mean, low, high = row["ratio"]
+        least = row["flops"] / max(limits["flops"].values()) or row.get("bytes", 0) / limits["decoded_bytes"] / results["cores"]  # seconds
         rows.append({"stage": row["row"], **{f"{way}, images/s": row["images"] / s for way, s in row["seconds"].items()}, "ratio": mean,
                      "95 % interval": "" if low is None else f"{low:.2f} to {high:.2f}",
-                     "ratio at peak": row["seconds"]["baseline"] * peak / row["flops"],
-                     "share of peak, %": 100 * row["flops"] / row["seconds"]["product"] / peak,
+                     "ratio at peak": row["seconds"]["baseline"] / least if least else None,
+                     "share of peak, %": 100 * least / row["seconds"]["product"] if least else None,
                      "peak GB": f"{row['peak_bytes']['baseline'] / 1e9:.1f} / {row['peak_bytes']['product'] / 1e9:.1f}"})
     return pd.DataFrame(rows)
+
+
+def stage_table(table):
+    """Return one row per stage: its artifacts in the records of `table`, their seconds, and the share of the whole; what records share counts once."""
+    seconds = {}
+    for stages, artifacts in zip(table["stages"], table["artifacts"]):
+        for stage, value in stages.items():
+            seconds[stage, tuple(sorted(key for name, key in artifacts.items() if name.rstrip("0123456789") == stage))] = value
+    found = pd.DataFrame([{"stage": stage, "artifacts": len(keys), "seconds": value} for (stage, keys), value in seconds.items()])
+    rows = found.groupby("stage", sort=False).sum().reset_index().sort_values("seconds", ascending=False)
+    return rows.assign(**{"share, %": 100 * rows["seconds"] / rows["seconds"].sum()}).reset_index(drop=True)
 
 
 def load_together(file=None):

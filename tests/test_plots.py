@@ -178,7 +178,8 @@ def test_ratios_have_a_bar_each_and_an_interval_where_there_is_one():
     rows = [{"row": "adapt", "ratio": [2.0, 1.5, 2.7]}, {"row": "train", "ratio": [3.0, None, None]}]
     figure = plots.plot_ratios([{"device": "a CPU", "profile": "mini", "rows": rows}, {"device": "a GPU", "profile": "paper", "rows": rows[:1]}])
     assert [axis.get_title() for axis in figure.axes] == ["a CPU, mini", "a GPU, paper"]
-    assert [[bar.get_width() for bar in axis.patches] for axis in figure.axes] == [[3.0, 2.0], [2.0]]
+    bars = [[(bar.get_x(), bar.get_x() + bar.get_width()) for bar in axis.patches] for axis in figure.axes]
+    assert bars == [[(1, 3), (1, 2)], [(1, 2)]] and figure.axes[0].get_xscale() == "log", "from the baseline on"
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["train", "adapt"]
 
 

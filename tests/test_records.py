@@ -160,10 +160,35 @@ def test_the_released_protocol_is_marked_loudly_and_never_mixed(tmp_path):
         records.summary(mixed)
 
 
+def test_what_records_share_is_timed_once():
+    """Two classifiers of one set of images: its seconds count once, and those of the two adapters are a record's sum."""
+    def row(train, seconds):
+        return {"stages": {"adapt": 6.0, "generate": 2.0, "train": seconds}, "artifacts": {"adapt0": "a", "adapt1": "b", "generate": "g", "train": train}}
+
+    found = records.stage_table(pd.DataFrame([row("t", 1.0), row("u", 11.0)])).set_index("stage")
+    assert found["seconds"].to_dict() == {"train": 12.0, "adapt": 6.0, "generate": 2.0} and found["artifacts"].to_dict() == {"train": 2, "adapt": 2, "generate": 1}
+    assert found["share, %"].tolist() == [60, 30, 10]
+
+
+def test_the_share_of_the_machines_limit():
+    """Products of 50 GFLOP at 100 GFLOP/s take half a second, and 40 MB at 10 MB/s on each of two cores two."""
+    def row(flops, bytes_):
+        return {"row": "stage", "images": 8, "flops": flops, "bytes": bytes_, "ratio": [4.0, 3.0, 5.0], "seconds": {"baseline": 8.0, "product": 2.5},
+                "peak_bytes": {"baseline": 1e9, "product": 2e9}}
+
+    table = records.benchmark_table({"limits": {"flops": {"float32": 100e9, "float16": 50e9}, "decoded_bytes": 10e6}, "cores": 2,
+                                     "rows": [row(50e9, 0), row(0, 40e6), row(0, 0)]})
+    assert table["share of peak, %"][:2].tolist() == [20, 80] and table["ratio at peak"][:2].tolist() == [16, 4]
+    assert table["ratio at peak"].isna().tolist() == [False, False, True] and table["product, images/s"].tolist() == [3.2] * 3
+
+
 def test_the_committed_measurements_fill_their_tables():
     """What the pages on faults, scale and speed show, read as they read it."""
     assert len(records.fault_table(records.load_faults())) > 1
     scale = records.load_scale()
     assert len(records.scale_table(scale)) == 4 and len(records.remedy_table(scale)) > 1 and len(records.operation_table(scale)) > 1
     folder = config.paths()["benchmarks"]
-    assert len(records.load_together()) == 2 and records.load_benchmarks(folder)
+    assert len(records.load_together()) == 2
+    for results in records.load_benchmarks(folder):
+        table = records.benchmark_table(results)
+        assert len(table) >= 4 and (table["share of peak, %"].dropna() < 100).all() and (table["ratio"] > 0).all()
