@@ -36,7 +36,7 @@ study: venv  ## run the pending runs of notebooks/study.yaml, then build the boo
 	@$(call study_and_book,)
 
 study-seeds: venv  ## the same and the claim over five seeds (hours on two cores), then the book
-	@$(call study_and_book,$(PY) -m datadream study --group seeds || status=$$?;)
+	@$(call study_and_book,$(PY) -m datadream study --group seeds || status=$$?; $(PY) -m datadream keep --group seeds || status=$$?;)
 
 study-full: venv  ## the full study in pieces (4 hours on two virtual cores), kept in book/study, then the book
 	@$(call study_and_book,$(PY) -m datadream study --group full || status=$$?; $(PY) -m datadream keep || status=$$?;)

@@ -34,9 +34,10 @@ ROWS = {
     "decode the classifier's images": ("decode", {}, lambda size, recipe: size.train, "baseline"),
     "train and judge an epoch": ("train", {}, lambda size, recipe: size.train, "baseline"),
     "generate, batch searched against given": ("generate", {"generate.batch": 0}, lambda size, recipe: size.images, "product"),
+    "adapt, compiled against not": ("compiled", {}, lambda size, recipe: size.adapt * recipe.adapt.batch, "baseline"),
     "generate, compiled against not": ("generate", {"generate.compile": True}, lambda size, recipe: size.images, "product"),
 }
-ASKED = ("generate, compiled against not",)  # minutes of compilation on a CPU: only on request
+ASKED = ("adapt, compiled against not", "generate, compiled against not")  # minutes of compilation on a CPU: only on request
 
 
 def compare(row, profile, root, rounds):

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from datadream import adapt, classify, config, data, generate, memory, models, sampling
+from datadream import adapt, batches, classify, config, data, generate, memory, models, sampling, views
 from datadream.images import Decoded, Images
 
 from . import baseline
@@ -117,6 +117,16 @@ class Stage:
         """Run the optimiser steps."""
         adapt.train_adapter(self.pipe, self.parameters, self.short, self.dataset, self.images, None, memory.BatchSize(self.recipe.adapt.batch), (0,))
 
+    # Adapting with a compiled UNet, against the product's way.
+
+    prepare_baseline_compiled = prepare_product_compiled = prepare_product_adapt
+    baseline_compiled = product_adapt
+
+    def product_compiled(self):
+        """Run the optimiser steps; the first run compiles."""
+        with sampling.compiled(self.pipe.unet):
+            self.product_adapt()
+
     # Generating a class.
 
     def _generator(self):
@@ -212,7 +222,7 @@ class Stage:
         self.prepare_baseline_train()
         self.validation, self.judged = data.validation_images(self.recipe, self.dataset), Images(tuple(self.test[0]), tuple(self.test[1]))
         images = Images(tuple(self.train[0]), tuple(self.train[1]))
-        self.batches = classify.Batches(None, images, self.recipe.classify, len(self.texts), self.model.size, 0, self.device)
+        self.batches = batches.Batches(None, images, self.recipe.classify, len(self.texts), self.model.size, 0, self.device)
         self.steps, self.epoch = self.size.train // self.recipe.classify.batch, 0
         self.product_train()
 
@@ -227,10 +237,10 @@ class Stage:
 
         classify.fit(parameters, loss_at, steps=self.steps, lr=options.lr)
         self.epoch += 1
-        views = torch.cat(data.validation_batches(self.validation, self.model.size))
-        again = math.ceil(len(views) * (options.evaluations + 1) / options.epochs)
+        seen = torch.cat(views.validation_batches(self.validation, self.model.size))
+        again = math.ceil(len(seen) * (options.evaluations + 1) / options.epochs)
         test = self.judged.pick(range(math.ceil(len(self.judged) / options.epochs)))
-        classify.predict(self.model, tokens, [*views[:again].split(data.BATCH), *data.evaluation_batches(test, self.model.size)])
+        classify.predict(self.model, tokens, [*seen[:again].split(views.BATCH), *views.evaluation_batches(test, self.model.size)])
 
 
 class _Silent:

@@ -145,6 +145,17 @@ def gains(table, records, method, baseline):
     return pd.DataFrame(rows)
 
 
+def copying_sentence(table, method, extractor, share=0.05):
+    """Return one plain sentence on whether a method's images are copies of its few shots: see `distances.copying`, whose quantile leaves `share`."""
+    own = table[(table["class"] == "all") & (table["method"] == method) & (table["extractor"] == extractor)]
+    mean, low, high = mean_interval(100 * own["closer"])
+    if np.isnan(low):
+        return f"{METHODS[method].title}, {extractor}: {mean:.1f} % of the images on one seed, which has no interval over seeds."
+    said = "more than without copying" if low > 100 * share else "no copying is shown"
+    return (f"{METHODS[method].title}, {extractor}: {mean:.1f} % of the images, 95 % interval {max(0, low):.1f} to {high:.1f} over {len(own)} seeds, where "
+            f"real images have {100 * share:g} %; {said}.")
+
+
 def correlation_sentence(joined, measure="centroid"):
     """Return one plain sentence on the rank correlation of `measure` with the gain over the classes of `gains`' table."""
     pairs = joined.dropna(subset=[measure, "gain"])

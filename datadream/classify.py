@@ -8,15 +8,16 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .augment import Augmentation
+from .batches import Batches
 from .config import ConfigError, key
-from .data import BATCH, evaluation_batches, few_shots, prompt, validation_batches, validation_images
-from .images import DataError, Decoded, fingerprint
+from .data import few_shots, prompt, validation_images
+from .images import DataError, fingerprint
 from .memory import BatchSize
 from .metrics import confusion, wilson
 from .models import dtype_for, identity, load_classifier, load_classifier_lora, save_classifier_lora
 from .store import write_json
-from .training import fit, load_state, save_state, seed_for, stream
+from .training import fit, load_state, save_state, seed_for
+from .views import BATCH, evaluation_batches, validation_batches
 
 
 def mixed_loss(logits, targets, real, weight):
@@ -48,43 +49,6 @@ def optimiser_steps(recipe, classes):
     per_epoch = math.ceil(recipe.generate.images * classes / options.batch)
     steps = options.steps or options.epochs * per_epoch
     return steps, round(steps * options.warmup / options.epochs)
-
-
-class Batches:
-    """Augmented training batches: `at(step)` gives images (B, 3, S, S) in [0, 1], soft targets (B, C) and a real mask (B,).
-
-    With both kinds, half of each batch is real: the paper repeats the few shots until both kinds are as many.
-    """
-
-    def __init__(self, real, synthetic, options, classes, size, seed, device="cpu"):
-        self.sets = {kind: images for kind, images in ((True, real), (False, synthetic)) if images is not None}
-        self.options, self.classes, self.seed, self.device = options, classes, seed, device
-        self.augment, self.decoded = Augmentation(options, size), Decoded(self.sets)
-
-    def _keys(self, step):
-        count = self.options.batch // len(self.sets)
-        return {kind: [(kind, i) for i in stream(len(images), count, step, seed_for(self.seed, kind))] for kind, images in self.sets.items()}
-
-    def _mix(self, images, labels):
-        from torchvision.transforms import v2
-
-        targets = F.one_hot(labels, self.classes).float()
-        if len(labels) < 2 or torch.rand(()) >= self.options.mix:
-            return images, targets
-        kind = v2.CutMix if torch.rand(()) < 0.5 else v2.MixUp
-        return kind(num_classes=self.classes)(images, labels)
-
-    def at(self, step):
-        """Return the batch of `step`; the augmentation draws from torch's global generator, which `fit` seeds per step."""
-        parts, keys = [], self._keys(step)
-        pictures = {kind: self.decoded.take(own) for kind, own in keys.items()}
-        for own in self._keys(step + 1).values():
-            self.decoded.start(own)
-        for kind, own in keys.items():
-            views = self.augment([image.to(self.device, non_blocking=True) for image in pictures[kind]])
-            views, targets = self._mix(views, torch.tensor([self.sets[kind].labels[i] for _, i in own], device=self.device))
-            parts.append((views, targets, torch.full((len(own),), kind, device=self.device)))
-        return tuple(torch.cat(column) for column in zip(*parts))
 
 
 @torch.no_grad()

@@ -7,10 +7,11 @@ from PIL import Image
 
 from .classify import predict
 from .config import require_warmup
-from .data import evaluation_batches, few_shots, prompt
+from .data import few_shots, prompt
 from .images import Images
 from .models import load_classifier
 from .training import seed_for
+from .views import evaluation_batches
 
 SLICE = 100  # images of a unit of work: some minutes at the paper's scale
 TOGETHER = 4  # images that LoFT's two fused adapters make before two others are drawn: 500 images have the 120 pairs of 16 about once

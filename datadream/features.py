@@ -10,11 +10,11 @@ import torch
 from tqdm.auto import tqdm
 
 from .config import ConfigError, ModelMissingError, _near, key, paths
-from .data import evaluation_batches
 from .images import fingerprint
 from .mini import printed, quality
 from .models import device, identity, load_classifier
 from .store import digest
+from .views import evaluation_batches
 
 SHARD = 1000  # images in a file: what a killed extraction does again at most
 DINOV2, DINOV2_SIDE = "vit_base_patch14_dinov2.lvd142m", 224  # pixels; a multiple of its patch of 14

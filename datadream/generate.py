@@ -10,12 +10,13 @@ from tqdm.auto import tqdm
 from . import stopping
 from .adapt import adapt, adapter_inputs
 from .config import as_dict, key
-from .data import few_shots, square
+from .data import few_shots
 from .draws import adapters, describe, image_seed, reader, slices, texts
 from .images import Images, class_folders, fingerprint
 from .memory import BatchSize
 from .models import dtype_for, identity, image_side
 from .sampling import adapted, check, embed, sample, save, whole
+from .views import square
 
 
 def sample_range(pipe, recipe, dataset, label, indices, folder, bar, size, judge=None):

@@ -19,6 +19,7 @@ from .config import printable
 
 PIXEL = 1.5  # bytes of a PNG per pixel, about
 CACHE_BYTES = 4 * 2**30  # decoded training images kept in memory; the others lie in a temporary file
+LARGE = 2**14  # bytes of a file from which threads decode faster than one does: of small ones they wait for each other's Python
 SPARE_BYTES = 10 * 2**30  # that such a file leaves free on its disk, which others use too
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"}
 STRIP = 50  # a longer side over this many shorter ones is refused: resized by its short side it would fill the memory
@@ -276,8 +277,17 @@ def to_image(tensor):
     return Image.fromarray((255 * tensor).round().byte().permute(1, 2, 0).numpy())
 
 
+def large(images):
+    """Return whether the images are files that threads decode faster: the first one stands for all."""
+    first = next(iter(images.sources), None)
+    try:
+        return isinstance(first, (str, Path)) and Path(first).stat().st_size >= LARGE
+    except OSError:  # whoever opens it says what is wrong
+        return False
+
+
 class Decoded:
-    """Images as bytes by (kind, position): threads decode what is needed next, each image once.
+    """Images as bytes by (kind, position), each decoded once; of large files threads decode what is needed next.
 
     The first CACHE_BYTES stay in memory; the rest go to a file in the folder for temporary files (TMPDIR), which nobody else sees and
     which ends with the process, and where that has no room left are decoded anew at each use. What came first stays in memory: an epoch visits
@@ -287,19 +297,18 @@ class Decoded:
     def __init__(self, sets):
         self.sets, self.kept, self.coming, self.room = sets, {}, {}, CACHE_BYTES
         self.file, self.places, self.end, self.full = None, {}, 0, False
-        self.pool = ThreadPoolExecutor(os.cpu_count())
+        self.pool = ThreadPoolExecutor(os.cpu_count()) if any(map(large, sets.values())) else None
 
     def start(self, keys):
         """Begin to decode these images, or to read them back, in the background."""
-        for key in keys:
+        for key in keys if self.pool else ():
             if key not in self.kept and key not in self.coming:
-                read = (self._read, *self.places[key]) if key in self.places else (self._decode, *key)
-                self.coming[key] = self.pool.submit(*read)
+                self.coming[key] = self.pool.submit(self._load, key)
 
     def take(self, keys):
         """Return these images, uint8 (3, H, W) each. Raises DataError on an unreadable file."""
         self.start(keys)
-        fresh = {key: self.coming.pop(key).result() for key in dict.fromkeys(keys) if key not in self.kept}
+        fresh = {key: self.coming.pop(key).result() if self.pool else self._load(key) for key in dict.fromkeys(keys) if key not in self.kept}
         images = [self.kept[key] if key in self.kept else fresh[key] for key in keys]
         for key, image in fresh.items():
             if image.nbytes <= self.room:
@@ -326,7 +335,10 @@ class Decoded:
         os.preadv(self.file.fileno(), [pixels.reshape(-1)], place)
         return from_numpy(pixels)
 
-    def _decode(self, kind, i):
+    def _load(self, key):
         from torch import from_numpy
 
-        return from_numpy(np.array(self.sets[kind].open(i))).permute(2, 0, 1).contiguous()
+        if key in self.places:
+            return self._read(*self.places[key])
+        kind, i = key
+        return from_numpy(np.ascontiguousarray(np.asarray(self.sets[kind].open(i)).transpose(2, 0, 1)))

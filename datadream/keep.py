@@ -132,9 +132,7 @@ def _write_page(file, notebook):
     ran = notebook["metadata"]["papermill"]
     notebook["metadata"] = {**{k: v for k, v in notebook["metadata"].items() if k in ("kernelspec", "language_info")},
                             "papermill": {"parameters": ran["parameters"], "duration": ran.get("duration")}}
-    if "question" in ran["parameters"]:  # pages of one template are told apart, in a search too, by what they answer
-        heading = notebook["cells"][0]
-        heading["source"] = re.sub(r"\A# .*", lambda _: f"# {ran['parameters']['question']}", "".join(heading["source"]))
+    notebook["cells"][0]["source"] = _headed("".join(notebook["cells"][0]["source"]), ran["parameters"])
     for cell in notebook["cells"]:
         cell["metadata"] = {k: v for k, v in cell["metadata"].items() if k in ("tags", "mystnb")}  # what is hidden, captions, alternative texts
         for output in cell.get("outputs", []):
@@ -146,6 +144,15 @@ def _write_page(file, notebook):
         file.unlink()
         raise DataError(f"the page {file.name} takes {size / 1e6:.1f} MB, at most {LIMIT / 1e6:g} are kept; let its notebook show fewer images")
     return size
+
+
+def _headed(text, parameters):
+    """Return a page's first cell with a heading of its own: in a search, pages of one template are told apart by question or dataset."""
+    if "question" in parameters:
+        return re.sub(r"\A# .*", lambda _: f"# {parameters['question']}", text)
+    if "dataset" in parameters:
+        return re.sub(r"\A# (.)", lambda first: f"# {parameters['dataset']}: {first[1].lower()}", text)
+    return text
 
 
 def _few_colours(encoded):

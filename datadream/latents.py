@@ -5,8 +5,8 @@ from functools import lru_cache
 import torch
 
 from .config import ConfigError
-from .data import generator_image, resized
 from .training import seed_for
+from .views import generator_image, resized
 
 PICTURES = 2048  # few shots kept in memory at the generator's size, about a MB each: 16 shots of 100 classes fit
 

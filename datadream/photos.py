@@ -162,7 +162,7 @@ def classify_files(adapter, files):
     Raises DataError on a damaged adapter and on an unreadable image.
     """
     from .classify import predict
-    from .data import evaluation_batches
+    from .views import evaluation_batches
     from .models import load_classifier_lora
 
     try:

@@ -73,12 +73,15 @@ def _one_record_each(table):
 
 
 def summary(table):
-    """Return one row per method: seeds, mean top-1 and interval in percent (Student's t over seeds, Wilson for a single seed)."""
+    """Return one row per method: seeds, mean top-1 and interval in percent.
+
+    The interval is Student's over seeds, and Wilson's over test images where all seeds have the same accuracy, as a single one does.
+    """
     _one_record_each(table)
     rows = []
     for method, group in table.groupby("method", sort=False):
         mean, low, high = mean_interval(group["top1"])
-        if len(group) == 1:
+        if group["top1"].nunique() == 1:  # one seed, or a method without chance: what is left is which test images there are
             low, high = group["low"].iloc[0], group["high"].iloc[0]
         rows.append({"method": method, "title": f"{METHODS[method].title} {protocol_note(group)}".strip(), "seeds": len(group), "top1": 100 * mean, "low": 100 * low,
                      "high": 100 * high, "validation": 100 * group["val_top1"].mean()})
@@ -115,19 +118,28 @@ def verdict(low, high, what):
     return "the interval is clear of zero" if low > 0 or high < 0 else f"the interval includes zero, so no {what} is shown"
 
 
+def shown(low, high):
+    """Return what an interval of a difference says: "shown", "the opposite is shown" or "not shown"."""
+    return "shown" if low > 0 else "the opposite is shown" if high < 0 else "not shown"
+
+
+def _bound(value):
+    return f"{value:+.1f}" if abs(value) >= 0.05 else f"{value:+.2f}"  # +0.0 would hide on which side of zero it is
+
+
 def sentence(difference, better, baseline):
     """Return one plain sentence on a paired difference: what is shown, or that nothing is."""
     if difference["seeds"] < 2:
         return f"{better} minus {baseline}: {difference['difference']:+.1f} points on one seed, which has no interval over seeds."
     return (f"{better} minus {baseline}: {difference['difference']:+.1f} points on average over {difference['seeds']} seeds, "
-            f"95 % interval {difference['low']:+.1f} to {difference['high']:+.1f}; {verdict(difference['low'], difference['high'], 'difference')}.")
+            f"95 % interval {_bound(difference['low'])} to {_bound(difference['high'])}; {verdict(difference['low'], difference['high'], 'difference')}.")
 
 
 def finding(table, variants, baseline):
     """Return "shown", "the opposite is shown" or "not shown": what the interval of the difference says, as `compare` has it."""
     best = best_by_validation(table, variants)
     found = paired(table, best, baseline)
-    return "shown" if found["low"] > 0 else "the opposite is shown" if found["high"] < 0 else "not shown"
+    return shown(found["low"], found["high"])
 
 
 def compare(table, variants, baseline):

@@ -21,11 +21,12 @@ from datadream import adapt as package
 from datadream import latents, training
 from datadream.adapt import adapt, adapter_inputs, diffusion_losses
 from datadream.config import key
-from datadream.data import DataError, Images, few_shots, generator_image
+from datadream.data import DataError, Images, few_shots
 from datadream.memory import BatchSize
 from datadream.models import load_generator, tokenize
 from datadream.store import Store
 from datadream.training import DivergedError, fit, seed_for
+from datadream.views import generator_image
 
 FILE = "pytorch_lora_weights.safetensors"
 
@@ -100,7 +101,7 @@ def test_every_epoch_sees_every_image_once_with_its_own_prompt(make, dataset, sh
         package.remove_lora(pipe)
     assert [len(batch) for batch in seen] == [2, 2, 2, 1] * 3
     epochs = [[pair for batch in seen[start:start + 4] for pair in batch] for start in (0, 4, 8)]
-    expected = [(look(latents.generator_image(images.open(i), 16, "center")), f"a photo of a {dataset.classes[y].lower()}")
+    expected = [(look(generator_image(images.open(i), 16, "center")), f"a photo of a {dataset.classes[y].lower()}")
                 for i, y in enumerate(images.labels)]
     normal = [sorted((value, text.replace(" ", "")) for value, text in epoch) for epoch in [expected, *epochs]]
     assert normal[1] == normal[2] == normal[3] == normal[0]

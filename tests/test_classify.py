@@ -15,13 +15,14 @@ from hypothesis import strategies as st
 
 from datadream import classify as package
 from datadream import data
-from datadream.classify import (Batches, evaluate, judge, loss_parts, mixed_loss, optimiser_steps, predict, stream, train, train_inputs)
+from datadream.batches import Batches
+from datadream.classify import evaluate, judge, loss_parts, mixed_loss, optimiser_steps, predict, train, train_inputs
 from datadream.config import ConfigError, recipe
 from datadream.data import Dataset, Images, few_shots, load_for
 from datadream.metrics import wilson
 from datadream.models import load_classifier, load_classifier_lora
 from datadream.store import Store, digest
-from datadream.training import DivergedError, load_state
+from datadream.training import DivergedError, load_state, stream
 
 PLAIN = {f"classify.{name}": 0.0 for name in ("flip", "jitter", "grayscale", "blur", "solarize", "mix")}
 PLAIN |= {"classify.randaugment": False, "classify.crop_low": 1.0}  # no augmentation at all

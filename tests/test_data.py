@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import threading
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from datadream import data, images
+from datadream import data, images, views
 from datadream.config import ConfigError, recipe
 from datadream.data import few_shots, load, prompt
 from datadream.images import SUFFIXES, DataError, Images, class_folders, members
@@ -353,28 +354,28 @@ def test_safe_names_stay_as_they_are(classes):
 def test_the_generators_view_is_a_square_of_minus_one_to_one():
     image = Image.new("RGB", (40, 20), "black")
     image.paste("white", (10, 0, 30, 20))  # the centre square is white
-    centre = data.generator_image(image, 16, "center")
+    centre = views.generator_image(image, 16, "center")
     assert centre.shape == (3, 16, 16) and centre.mean() > 0.9 and centre.max() == 1.0
     torch.manual_seed(0)
-    crops = [data.generator_image(image, 16, "random") for _ in range(8)]
+    crops = [views.generator_image(image, 16, "random") for _ in range(8)]
     assert all(crop.shape == (3, 16, 16) and crop.min() >= -1 for crop in crops)
     assert len({crop.mean().item() for crop in crops}) > 1, "a random crop moves"
-    assert torch.equal(data.generator_image(Image.new("RGB", (16, 16)), 16, "random"), -torch.ones(3, 16, 16))
+    assert torch.equal(views.generator_image(Image.new("RGB", (16, 16)), 16, "random"), -torch.ones(3, 16, 16))
 
 
 def test_the_evaluation_view_is_the_centre_and_keeps_bytes():
     image = Image.new("RGB", (40, 20), "black")
     image.paste((10, 200, 30), (8, 0, 32, 20))
-    view = data.evaluation_tensor(image, 20)
+    view = views.evaluation_tensor(image, 20)
     assert view.dtype == torch.uint8 and view.shape == (3, 20, 20)
     assert view.flatten(1).unique(dim=1).T.tolist() == [[10, 200, 30]]
 
 
 def test_the_evaluation_batches_keep_order(dataset):
-    batches = list(data.evaluation_batches(dataset.test, 16, batch=5))
+    batches = list(views.evaluation_batches(dataset.test, 16, batch=5))
     stack = torch.cat(batches)
     assert [len(part) for part in batches] == [5, 5, 2] and stack.shape == (len(dataset.test), 3, 16, 16)
-    assert all(torch.equal(stack[i], data.evaluation_tensor(dataset.test.open(i), 16)) for i in range(len(dataset.test)))
+    assert all(torch.equal(stack[i], views.evaluation_tensor(dataset.test.open(i), 16)) for i in range(len(dataset.test)))
 
 
 def test_a_tensor_becomes_an_image_of_the_same_tones():
@@ -401,6 +402,23 @@ def test_decoded_images_are_the_same_wherever_they_are_kept(dataset, monkeypatch
             assert np.array_equal(image.permute(1, 2, 0), wanted[key])
     assert (len(source.kept), len(source.places)) == (kept, filed) and not source.coming
     assert len(opened) == 6 + 2 * (6 - kept - filed)
+
+
+@pytest.mark.parametrize("least, threads", [(1, True), (10**9, False)])
+def test_small_files_are_decoded_by_one_thread_and_large_ones_by_several(dataset, tmp_path, monkeypatch, least, threads):
+    """The same images and evaluation views either way."""
+    monkeypatch.setattr(images, "LARGE", least)
+    files = [str(tmp_path / f"{i}.png") for i in range(7)]
+    for i, file in enumerate(files):
+        dataset.test.open(i).save(file)
+    sets, seen = {True: Images(tuple(files), (0,) * 7)}, set()
+    monkeypatch.setattr(Images, "open", lambda self, i, real=Images.open: (seen.add(threading.current_thread()), real(self, i))[1])
+    source, keys = images.Decoded(sets), [(True, i) for i in range(7)]
+    source.start(keys)
+    assert all(np.array_equal(image.permute(1, 2, 0), np.asarray(dataset.test.open(i))) for i, image in enumerate(source.take(keys)))
+    made = torch.cat(list(views.evaluation_batches(sets[True], 16, batch=3)))
+    assert torch.equal(made, torch.cat(list(views.evaluation_batches(dataset.test.pick(range(7)), 16))))
+    assert (seen != {threading.current_thread()}) == threads
 
 
 def test_a_disk_that_is_full_ends_no_training(dataset, monkeypatch):

@@ -139,7 +139,17 @@ def test_a_distance_has_no_direction_and_a_ball_has(sets):
     for f in (frechet, kid, centroid):
         assert f(x, y) == pytest.approx(f(y, x), rel=1e-6, abs=1e-9)
     assert cmmd(unit(x), unit(y)) == pytest.approx(cmmd(unit(y), unit(x)), abs=1e-9)
-    assert precision(x, y) == recall(y, x)
+
+
+@pytest.mark.parametrize("n, m, width, shift, k", [(40, 40, 6, 0.3, 3), (30, 70, 3, 0.0, 5), (70, 30, 12, 1.0, 2), (25, 25, 40, 0.1, 5)])
+def test_the_balls_are_those_of_the_prdc_package(n, m, width, shift, k):
+    """The code of Naeem et al., 2020, on the same features."""
+    from prdc import compute_prdc
+
+    x, y = draw(n, n)[:, :1] + draw(n + 1, n, width), draw(m + 2, m, width) + shift
+    wanted = compute_prdc(real_features=x, fake_features=y, nearest_k=k)
+    found = {f.__name__: f(x, y, k) for f in (precision, recall, density, coverage)}
+    assert found == pytest.approx(wanted) and 0 < min(found.values()) and found["precision"] != found["recall"]
 
 
 @given(pairs(), st.randoms(use_true_random=False))

@@ -22,7 +22,12 @@ def rows(folder):
 @pytest.mark.parametrize("method", [name for name in METHODS if name != "clip"])
 def test_every_method_runs_to_a_record(make, tmp_path, method):
     record = study.run(make(method, {"generate.redraws": 1} if "disef" in method else None), Store(tmp_path))
-    assert record["recipe"]["method"] == method and 0 <= record["result"]["test"]["top1"] <= 1
+    test = record["result"]["test"]
+    matrix = np.array(test["confusion"])
+    assert record["recipe"]["method"] == method and test["total"] == matrix.sum() > 0 and test["top1"] == matrix.trace() / matrix.sum()
+    made = {name.rstrip("0123456789") for name in record["artifacts"]}
+    assert made >= {"train", "judge"} and ("generate" in made) == bool(METHODS[method].generator)
+    assert ("adapt" in made) == (METHODS[method].generator not in (None, "base"))
 
 
 def test_a_method_s_settings_are_overrides_that_a_reader_may_override():

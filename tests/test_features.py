@@ -13,6 +13,7 @@ from datadream.config import ConfigError, ModelMissingError, paths, recipe
 from datadream.images import Images
 from datadream.mini import quality
 from datadream.models import load_classifier
+from datadream.views import evaluation_batches
 
 
 @pytest.fixture
@@ -22,7 +23,7 @@ def digits():
 
 
 def views(images, side):
-    return next(data.evaluation_batches(images, side)).float() / 255
+    return next(evaluation_batches(images, side)).float() / 255
 
 
 def test_clip_features_are_the_untouched_classifiers_and_unit(make, shots, store):

@@ -136,6 +136,12 @@ def test_pages_of_one_template_are_told_apart_by_their_question(home, runs):
     assert kept["cells"][0]["source"] == "# Is \\1 the best weight?\n\nThis page."
 
 
+def test_pages_of_the_dataset_template_are_told_apart_by_their_dataset():
+    text = "# One dataset, the main table\n\nAll of # it."
+    assert keep._headed(text, {"dataset": "optdigits"}) == "# optdigits: one dataset, the main table\n\nAll of # it."
+    assert keep._headed(text, {"dataset": "mnist", "question": "Why?"}) == "# Why?\n\nAll of # it." and keep._headed(text, {}) == text
+
+
 def test_a_page_too_large_for_git_is_refused(home, runs):
     (home / "book" / "runs" / "table.ipynb").write_text(json.dumps(executed(runs["table"]["parameters"], side=1200)))
     with pytest.raises(DataError, match=r"table.ipynb takes [\d.]+ MB, at most 1 are kept"):
@@ -185,14 +191,20 @@ def test_the_committed_records_are_whole_and_of_clean_commits(committed):
 
 
 def test_the_committed_records_are_those_of_the_study_file(committed):
-    for name, entry in study.load_study(ROOT / "notebooks" / "study.yaml")["runs"].items():
+    runs = study.load_study(ROOT / "notebooks" / "study.yaml")["runs"]
+    assert set(committed) == {name for name, entry in runs.items() if entry["notebook"] != "mini_base" and {"full", "seeds"} & set(entry.get("groups", []))}
+    for name, entry in runs.items():
         if name in committed:
             wanted = {(label, r.method, r.seed) for label, recipes in ablation.cells_of(entry).items() for r in recipes}
             assert set(zip(*(committed[name][column] for column in ("value", "method", "seed")))) == wanted, name
 
 
 def test_the_committed_pages_are_small_and_name_no_machine():
-    for page in (ROOT / "book" / "study").glob("*.ipynb"):
+    pages = list((ROOT / "book" / "study").glob("*.ipynb"))
+    full = study.choose(study.load_study(ROOT / "notebooks" / "study.yaml"), (), "full")
+    assert {page.stem for page in pages} >= set(full), "each piece of the full study has its page"
+    assert len({"".join(json.loads(page.read_text())["cells"][0]["source"]).splitlines()[0] for page in pages}) == len(pages), "and its own heading"
+    for page in pages:
         assert page.stat().st_size <= keep.LIMIT, page.name
         assert "input_path" not in page.read_text(), page.name
 
@@ -204,6 +216,45 @@ def test_the_readme_says_what_the_records_say(committed):
                                       (["cls+real", "dset+real"], "real", "{difference:.1f} points better than real shots alone ({low:.1f} to {high:.1f})")):
         found = records.paired(table, records.best_by_validation(table, variants), baseline)
         assert words.format(**found) in text
+    for name, words in (("mnist_methods", "the latter is {difference:.1f} points ({low:.1f} to {high:.1f})"),
+                        ("optdigits_methods", "on optical digits it is not shown ({difference:.1f}, {low:.1f} to {high:.1f})")):
+        table = committed[name]
+        assert words.format(**records.paired(table, records.best_by_validation(table, ["cls+real", "dset+real"]), "real")) in text
+
+
+@pytest.mark.parametrize("page, words", [
+    ("index.md", "over five seeds, 300 synthetic images per class"), ("introduction.md", "seeds, 300 synthetic images per class"),
+    ("introduction.md", "16 handwritten digits of each class"), ("claim.md", "# The claim, over five seeds")])
+def test_what_a_page_says_of_the_claim_s_settings_is_what_was_run(committed, page, words):
+    claim = committed["mnist_seeds"]
+    assert words in " ".join((ROOT / "book" / page).read_text().split())
+    assert set(claim["images"]) == {300} and set(claim["shots"]) == {16} and set(claim["seed"]) == set(range(5)) and set(claim["dataset"]) == {"mnist"}
+
+
+@pytest.mark.parametrize("page, words", [("results.md", "16 real images per class, 100 synthetic images per class, five seeds"),
+                                         ("index.md", "100 images per class:"), ("introduction.md", "the default's 100 images per class")])
+def test_what_a_page_says_of_the_main_study_s_settings_is_what_was_run(committed, page, words):
+    assert words in " ".join((ROOT / "book" / page).read_text().split())
+    for name in ("mnist_methods", "optdigits_methods"):
+        table = committed[name]
+        assert set(table["images"]) == {100} and set(table["shots"]) == {16} and set(table["seed"]) == set(range(5))
+
+
+def test_the_ablations_have_the_seeds_that_their_page_names(committed):
+    text = " ".join((ROOT / "book" / "ablations.md").read_text().split())
+    assert "over three seeds" in text and all(set(table["seed"]) == {0, 1, 2} for name, table in committed.items() if name.startswith("ablation_"))
+    images = committed["ablation_images"]["value"].astype(int)
+    assert f"from a dozen to {images.max()} in doublings" in text and 10 <= images.min() <= 13
+
+
+def test_the_measures_that_pages_read_are_of_the_committed_sets(committed):
+    """The analysis has no accuracy; its sets are those that the records of the same cells name."""
+    for name in ("mnist", "optdigits"):
+        measures, records_ = keep.load_measures(f"{name}_analysis"), committed[f"{name}_methods"]
+        for method in ("base", "cls", "dset"):
+            own = measures[measures["method"] == method]
+            made = {row.seed: row.artifacts["generate"] for row in records_[records_["method"] == method].itertuples()}
+            assert dict(zip(own["seed"], own["artifact"])) == made
 
 
 RESULT = re.compile(r"[+-]?\d+\.\d+ (?:points|%)|\d+(?:\.\d+)? % interval [+-]?\d")

@@ -83,6 +83,18 @@ def test_the_summary_of_one_seed_is_wilsons_interval(tmp_path):
     assert (row["top1"], row["low"], row["high"]) == pytest.approx([60.0, *(100 * end for end in wilson(120, 200))])
 
 
+def test_the_summary_of_a_method_without_chance_is_wilsons_interval(tmp_path):
+    """Zero-shot has the same accuracy on all seeds, and no interval over seeds: it would look exact."""
+    row = records.summary(table(tmp_path, *(record("clip", seed, 0.75, 0.6) for seed in range(3)))).iloc[0]
+    one = table(tmp_path / "one", record("clip", 0, 0.75, 0.6)).iloc[0]
+    assert (row["seeds"], row["top1"]) == (3, 75) and (row["low"], row["high"]) == (100 * one["low"], 100 * one["high"]) and row["low"] < row["high"]
+
+
+def test_a_bound_beside_zero_shows_its_side():
+    found = {"difference": 0.4, "low": 0.027, "high": 0.81, "seeds": 5}
+    assert "interval +0.03 to +0.8; the interval is clear of zero" in records.sentence(found, "a", "b")
+
+
 def test_the_difference_is_paired_by_seed(tmp_path):
     """The seeds differ by far more than the methods; only the pairing shows the difference. Seed 3 has no partner."""
     pairs = {0: (0.30, 0.25), 1: (0.70, 0.64), 2: (0.90, 0.86)}

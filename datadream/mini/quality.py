@@ -86,10 +86,10 @@ def reconstruct(vae, images):
 
 def real_images(name, n=300):
     """Return the first n validation images of a dataset as the generator sees them, (n, 3, 32, 32) in [-1, 1]."""
-    from .. import data
+    from .. import data, views
 
     images = data.load(name).val
-    return torch.stack([data.generator_image(images.open(i), printed.SIDE, "center") for i in range(min(n, len(images)))])
+    return torch.stack([views.generator_image(images.open(i), printed.SIDE, "center") for i in range(min(n, len(images)))])
 
 
 def print_images(bank, n=300, seed=1):
@@ -114,12 +114,12 @@ def gate(vae, seeds, overrides, dataset="mnist", workers=1):
     Judged on validation images, since the gate decides about a model. A row per seed and one for the mean difference with its
     interval over seeds. `workers` processes share the trainings.
     """
-    from .. import data, images, study
+    from .. import data, images, study, views
 
     real, recipes, jobs = data.load(dataset), study.cells(["real"], seeds, overrides, dataset=dataset), []
     for recipe in recipes:
         shots = data.few_shots(real, recipe.shots, recipe.seed)
-        inputs = torch.stack([data.generator_image(shots.open(i), printed.SIDE, "center") for i in range(len(shots))])
+        inputs = torch.stack([views.generator_image(shots.open(i), printed.SIDE, "center") for i in range(len(shots))])
         with torch.random.fork_rng():
             torch.manual_seed(recipe.seed)
             views = {"originals": inputs, "reconstructions": reconstruct(vae, inputs)}
