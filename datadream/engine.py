@@ -19,7 +19,7 @@ from .adapt import adapt
 from .config import ConfigError, Recipe, key, paths
 from .data import few_shots, load_for
 from .draws import adapters, reader, slices
-from .generate import batch_size, generation_inputs, sample_range
+from .generate import NOTES, batch_size, generation_inputs, sample_range
 from .images import class_folders
 from .models import fetch, use_gpu
 from .plan import PROXY, seconds
@@ -122,17 +122,18 @@ def generate_slice(recipe, dataset, shots, store, label, position):
     artifact, name = key("generate", **generation_inputs(recipe, dataset)), f"{label}-{position}"
     folder, part = store.work(artifact) / "train" / class_folders(dataset.classes)[label], slices(recipe, dataset, label)[position]
     files = [folder / f"{i:06d}.png" for indices, _ in part for i in indices]
-    size, judge, notes = batch_size(recipe), reader(recipe, dataset), store.work(artifact) / f"{name}.notes.json"
+    size, judge, notes = batch_size(recipe), reader(recipe, dataset), store.work(artifact) / NOTES / f"{name}.json"
     with writing(store.root, store.fix), store.lock(f"{artifact}-{name}"):
         # Another study may have made the slice, and the artifact of it, while this one waited.
         if store.done(artifact) or store.gather(artifact, name):
             return
-        folder.mkdir(parents=True, exist_ok=True)
         store.salvage(artifact)
+        folder.mkdir(parents=True, exist_ok=True)
         for indices, own in part if not all(whole(file) for file in files) else ():
             with adapted(recipe, *(adapt(recipe, dataset, shots, store, *which) for which in own)) as pipe, tqdm(disable=True) as bar:
                 sample_range(pipe, recipe, dataset, label, indices, folder, bar, size, judge)
         if size.notes:
+            notes.parent.mkdir(exist_ok=True)
             write_json(notes, size.notes)
         store.share(artifact, name, [*files, *([notes] if size.notes else [])])
 

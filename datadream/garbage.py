@@ -11,10 +11,10 @@ from .config import ConfigError
 from .images import DataError
 from .leases import running
 from .remote import RemoteStore, reaching
-from .store import CLEARING, IN_USE, remove, writing
+from .store import CLEARING, IN_USE, SALVAGE, remove, writing
 
 ARTIFACT = re.compile(r"[a-z]+-[0-9a-f]{16}")  # a key; a folder of another name is not this program's to remove
-HELD = rf"({ARTIFACT.pattern}(-\d+-\d+)?|{IN_USE}\w+)"  # an artifact, a slice of one, a study
+HELD = rf"({ARTIFACT.pattern}(-\d+-\d+|-{SALVAGE})?|{IN_USE}\w+)"  # an artifact, a slice or the salvage of one, a study
 LOCK, LEASE = re.compile(rf"\.{HELD}\.lock"), re.compile(rf"{HELD}\.lease(\.dead)?")
 
 PART = re.compile(r".+\.[0-9a-f]{32}\.part")  # what a process that was killed meanwhile wrote

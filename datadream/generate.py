@@ -16,7 +16,11 @@ from .images import Images, class_folders, fingerprint
 from .memory import BatchSize
 from .models import dtype_for, identity, image_side
 from .sampling import adapted, check, embed, sample, save, whole
+from .store import remove
 from .views import square
+
+
+NOTES = "notes"  # the work folder's sub-folder in which a cluster's slices tell how their batches fitted
 
 
 def sample_range(pipe, recipe, dataset, label, indices, folder, bar, size, judge=None):
@@ -118,9 +122,9 @@ def generate(recipe, dataset, shots, store):
         (root / "train" / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         (root / "classes.json").write_text(json.dumps(dict(zip(folders, dataset.classes)), indent=1))
         notes.extend(size.notes)
-        for file in sorted(root.glob("*.notes.json")):  # of slices that a cluster has made
+        for file in sorted((root / NOTES).glob("*.json")):
             notes.extend(note for note in json.loads(file.read_text()) if note not in notes)
-            file.unlink()
+        remove(root / NOTES)
 
     return store.make(key("generate", **inputs), inputs, build, batches=notes, recipe=as_dict(recipe))  # the recipe is for the card
 

@@ -11,7 +11,7 @@ import subprocess
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path, PurePosixPath
@@ -104,6 +104,7 @@ def writing(root, fix=MOVE):
 
 
 IN_USE, CLEARING = "in-use-", "clearing"  # the names of the locks by which studies and `gc` keep out of each other's way
+SALVAGE = "salvage"  # of the lock on taking a damaged artifact apart
 
 
 def parse(text):
@@ -257,19 +258,25 @@ class Store:
         manifest = {"key": key, "inputs": inputs, "files": files, "seconds": round(time.perf_counter() - start, 2),
                     "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **notes, **provenance()}
         write_json(work / "manifest.json", manifest)
-        remove(final)
         os.replace(work, final)
         _verified[final.absolute()] = self._state(key, manifest)
 
     def salvage(self, key):
-        """Move what is undamaged of an artifact that is not `done` into its work folder, for `build` to go on from, and remove the rest."""
-        manifest, folder, work = Store.manifest(self, key), self.folder(key), self.work(key)
-        for name, (_, sha) in manifest["files"].items() if manifest and not folder.is_symlink() else ():
-            if inside(name) and not _holds(work / name, sha) and _holds(folder / name, sha):
-                (work / name).parent.mkdir(parents=True, exist_ok=True)
-                with suppress(FileNotFoundError):  # another worker of the same set does so too
+        """Move what is undamaged of an artifact that is not `done` into its work folder, for `build` to go on from, and remove the rest.
+
+        It may have been finished meanwhile, by a process that does not wait for this one: then it stays.
+        """
+        folder, work = self.folder(key), self.work(key)
+        if not folder.exists() and not folder.is_symlink():
+            return
+        with Store.lock(self, f"{key}-{SALVAGE}"):  # a build salvages before it begins, so that none ends while this goes on
+            manifest = Store.manifest(self, key)
+            if self._sound(key, manifest):
+                return
+            for name, (_, sha) in manifest["files"].items() if manifest and not folder.is_symlink() else ():
+                if inside(name) and not _holds(work / name, sha) and _holds(folder / name, sha):
+                    (work / name).parent.mkdir(parents=True, exist_ok=True)
                     os.replace(folder / name, work / name)
-        with suppress(FileNotFoundError):
             remove(folder)
 
     def share(self, key, part, files):

@@ -228,7 +228,8 @@ def sample_rows(recipes, store=None, depth=3):
         if recipe.row.generator and recipe.seed == first.seed:
             title = METHODS[recipe.method.removesuffix("+real")].title  # a method with real images shows the same set
             made = key("generate", **generation_inputs(recipe, dataset))
-            store.done(made)  # what other machines made is copied here
+            if not store.folder(made).exists():
+                store.done(made)  # which copies here what other machines made
             sets[title] = read(store.folder(made))
     return {title: [[images.open(i) for i, y in enumerate(images.labels) if y == label][:depth]
                     for label in range(len(dataset.classes))] for title, images in sets.items()}

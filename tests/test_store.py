@@ -344,3 +344,19 @@ def test_what_lies_in_a_locks_place_is_named(tmp_path, make_wrong, what):
     with pytest.raises(StoreError, match=rf"\.draw-1\.lock is a {what}.*remove it"), Store(tmp_path).lock("draw-1"):
         pass
     assert not (tmp_path / "elsewhere").exists()
+
+
+def test_what_another_process_finished_meanwhile_is_not_taken_apart(store, monkeypatch):
+    """A worker that found an artifact missing, and comes to salvage it when it is whole."""
+    folder = store.make("stage-1", {}, build)
+    another_process(monkeypatch)
+    store.salvage("stage-1")
+    assert store.done("stage-1") and (folder / "a.txt").exists() and not store.work("stage-1").exists()
+
+
+def test_what_is_whole_of_a_damaged_artifact_is_there_for_its_build(store, monkeypatch):
+    folder, found = store.make("stage-1", {}, build), []
+    flip(folder / "a.txt")
+    another_process(monkeypatch)
+    store.make("stage-1", {}, lambda work: (found.extend(sorted(str(p.relative_to(work)) for p in work.rglob("*.txt"))), build(work)))
+    assert found == ["deep/b.txt"] and store.done("stage-1")
