@@ -32,7 +32,10 @@ def mixed_loss(logits, targets, real, weight):
 
 
 def loss_parts(model, tokens, images, targets, real, weight, size):
-    """Yield the `mixed_loss` of a batch in parts of `size` images, which sum to it but for rounding, and whose graphs need not be held together."""
+    """Yield the `mixed_loss` of a batch in parts of `size` images, whose graphs need not be held together.
+
+    They sum to it but for rounding, other draws of the dropout, and in a ResNet the statistics of its batches.
+    """
     if size >= len(images):
         yield mixed_loss(model(images, tokens), targets, real, weight)
         return

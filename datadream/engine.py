@@ -129,13 +129,14 @@ def generate_slice(recipe, dataset, shots, store, label, position):
             return
         store.salvage(artifact)
         folder.mkdir(parents=True, exist_ok=True)
-        for indices, own in part if not all(whole(file) for file in files) else ():
+        missing = not all(whole(file) for file in files)
+        for indices, own in part if missing else ():
             with adapted(recipe, *(adapt(recipe, dataset, shots, store, *which) for which in own)) as pipe, tqdm(disable=True) as bar:
                 sample_range(pipe, recipe, dataset, label, indices, folder, bar, size, judge)
-        if size.notes:
+        if missing and size.notes:
             notes.parent.mkdir(exist_ok=True)
             write_json(notes, size.notes)
-        store.share(artifact, name, [*files, *([notes] if size.notes else [])])
+        store.share(artifact, name, [*files, *([notes] if notes.exists() else [])])
 
 
 def work(task, address):
@@ -212,7 +213,7 @@ def _demand(task, resource):
 
 
 def _require_room(ray, todo, resource):
-    """Raise ConfigError if no node of the cluster can ever take a task, which Ray would wait for without a word."""
+    """Raise ConfigError if no node that has joined the cluster can take a task, which Ray would wait for without a word."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     for task in {task.recipe.profile: task for task in todo.values()}.values():
         wanted = dict(zip(("CPU", "GPU", "memory"), _demand(task, resource).values()))

@@ -59,7 +59,7 @@ def unused(store):
         if LOCK.fullmatch(path.name):
             _require_free(path)
             found.append(Entry(path, "lock", path.lstat().st_size))
-        elif path.suffix in (".partial", ".fetched") and ARTIFACT.fullmatch(path.stem):
+        elif path.suffix in (".partial", ".fetched") and ARTIFACT.fullmatch(path.stem) and path.stem not in needed:
             found.append(Entry(path, "unfinished", _size(path)))
         elif ARTIFACT.fullmatch(path.name) and path.name not in needed:
             found.append(Entry(path, own, _size(path)))

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import lru_cache
 
 from tqdm.auto import tqdm
@@ -75,7 +76,7 @@ def batch_size(recipe):
     options = recipe.generate
     if options.batch:
         return BatchSize(options.batch)
-    return _searched(recipe.generator, recipe.resolution, recipe.precision, options.compile, options.guidance > 1)
+    return _searched(recipe.generator, recipe.resolution, recipe.precision, options.compile, options.guidance > 1, options.images, recipe.row.generator)
 
 
 @lru_cache(maxsize=1)
@@ -123,7 +124,8 @@ def generate(recipe, dataset, shots, store):
         (root / "classes.json").write_text(json.dumps(dict(zip(folders, dataset.classes)), indent=1))
         notes.extend(size.notes)
         for file in sorted((root / NOTES).glob("*.json")):
-            notes.extend(note for note in json.loads(file.read_text()) if note not in notes)
+            with suppress(ValueError):  # a power cut left it empty
+                notes.extend(note for note in json.loads(file.read_text()) if note not in notes)
         remove(root / NOTES)
 
     return store.make(key("generate", **inputs), inputs, build, batches=notes, recipe=as_dict(recipe))  # the recipe is for the card

@@ -7,7 +7,7 @@ import re
 import tempfile
 import unicodedata
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -289,7 +289,7 @@ def large(images):
 class Decoded:
     """Images as bytes by (kind, position), each decoded once; of large files threads decode what is needed next.
 
-    The first CACHE_BYTES stay in memory; the rest go to a file in the folder for temporary files (TMPDIR), which nobody else sees and
+    The first CACHE_BYTES stay in memory; the rest go to a file in the folder for temporary files (TMPDIR, on a disk), which nobody else sees and
     which ends with the process, and where that has no room left are decoded anew at each use. What came first stays in memory: an epoch visits
     every image once, so that the image used longest ago is the one that is needed soonest.
     """
@@ -329,16 +329,16 @@ class Decoded:
             self.places[key], self.end = (self.end, tuple(image.shape)), self.end + image.nbytes
 
     def _read(self, place, shape):
-        from torch import from_numpy
-
+        """Return the pixels at a place of the file, None where the disk no longer gives them."""
         pixels = np.empty(shape, np.uint8)
-        os.preadv(self.file.fileno(), [pixels.reshape(-1)], place)
-        return from_numpy(pixels)
+        with suppress(OSError):
+            return pixels if os.preadv(self.file.fileno(), [pixels.reshape(-1)], place) == pixels.nbytes else None
 
     def _load(self, key):
         from torch import from_numpy
 
-        if key in self.places:
-            return self._read(*self.places[key])
+        pixels = self._read(*self.places[key]) if key in self.places else None
+        if pixels is not None:
+            return from_numpy(pixels)
         kind, i = key
         return from_numpy(np.ascontiguousarray(np.asarray(self.sets[kind].open(i)).transpose(2, 0, 1)))

@@ -39,7 +39,7 @@ class BatchSize:
     def run(self, make, count, most=None):
         """Return `make(n)`'s list of n images for an n of at most `count`; raises the device's error where one image is too many.
 
-        `most` is the largest `count` that ever comes, at which a search ends.
+        `most` is the largest `count` that comes, at which a search ends.
         """
         self.size = min(self.size, most) if self.searching and most else self.size
         while True:
@@ -47,6 +47,8 @@ class BatchSize:
             try:
                 images = make(n)
             except RuntimeError as error:
+                if not out_of_memory(error):
+                    raise
                 self.size = n
                 if not self.halve(error):
                     raise

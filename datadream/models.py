@@ -1,5 +1,6 @@
 """Load a generator and a classifier by name, hub id or folder; attach, save and load their LoRA adapters."""
 
+import gc
 import json
 from contextlib import contextmanager
 from functools import lru_cache
@@ -29,6 +30,8 @@ def use_gpu(number):
     """Work on this GPU from here on, as CUDA counts; models that lie on another one are loaded again when they are asked for."""
     if number != torch.cuda.current_device():
         _load_generator.cache_clear()
+        gc.collect()
+        torch.cuda.empty_cache()  # else the memory stays this worker's
         torch.cuda.set_device(number)
 
 

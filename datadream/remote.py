@@ -12,7 +12,7 @@ from filelock import FileLock
 
 from .config import ConfigError, copies, store_place
 from .leases import Lease
-from .store import FULL, Store, StoreError, _holds, _verified, digest, inside, parse, remove, write_json, writing
+from .store import FULL, SALVAGE, Store, StoreError, _holds, _verified, digest, inside, parse, remove, write_json, writing
 
 PARALLEL = 16  # objects under way at once: most are small, so that the time goes into waiting
 
@@ -143,7 +143,7 @@ class RemoteStore(Store):
         """Fetch `files` (path -> size and digest) below `name` into a folder, and return whether all are what they should be."""
         def get(file):
             target = folder / file
-            part = target.with_name(f"{target.name}.part")
+            part = target.with_name(f"{target.name}.{uuid.uuid4().hex}.part")
             target.parent.mkdir(parents=True, exist_ok=True)
             with reaching(self.address, FULL):
                 try:
@@ -163,8 +163,9 @@ class RemoteStore(Store):
         """Fetch what is undamaged of an artifact that is not `done` into its work folder, for `build` to go on from."""
         super().salvage(key)
         manifest, work = self.manifest(key), self.work(key)
-        if manifest:
-            self._download(key, work, {name: file for name, file in manifest["files"].items() if not (work / name).exists()})
+        with Store.lock(self, f"{key}-{SALVAGE}"):  # of several slices that find it damaged one fetches
+            missing = {name: file for name, file in manifest["files"].items() if not _holds(work / name, file[1])} if manifest else {}
+            self._download(key, work, missing)
 
     def _build(self, key, inputs, build, notes):
         if not self._sound(key, super().manifest(key)):  # else made here before, and not uploaded, or damaged since

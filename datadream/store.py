@@ -258,6 +258,7 @@ class Store:
         manifest = {"key": key, "inputs": inputs, "files": files, "seconds": round(time.perf_counter() - start, 2),
                     "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **notes, **provenance()}
         write_json(work / "manifest.json", manifest)
+        remove(final)  # nothing, unless somebody else made it too
         os.replace(work, final)
         _verified[final.absolute()] = self._state(key, manifest)
 

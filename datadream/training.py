@@ -3,6 +3,7 @@
 import hashlib
 import math
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -17,7 +18,7 @@ from .team import ALONE
 
 
 class DivergedError(RuntimeError):
-    """A loss or an image became NaN or infinite; the state before that step, and the images before it, are kept."""
+    """A loss or an image became NaN or infinite; the state before that step, if there was one, and the images before it are kept."""
 
 
 def seed_for(*parts):
@@ -154,7 +155,8 @@ def fit(parameters, loss_at, *, steps, lr, warmup=0, minimum_lr=0.0, betas=(0.9,
             norm = torch.nn.utils.clip_grad_norm_(parameters.values(), clip or math.inf)
             if not (math.isfinite(losses[-1]) and torch.isfinite(norm)):
                 if checkpoint and team.leads and step and buffers.keys() <= parameters.keys():  # which no bad number has reached
-                    save_state(checkpoint, _state(parameters, buffers, optimiser, losses[:-1]), step)
+                    with suppress(OSError, SafetensorError):  # a full disk, of which the error below must not be silent
+                        save_state(checkpoint, _state(parameters, buffers, optimiser, losses[:-1]), step)
                 raise DivergedError(_diverged(losses[-1], norm.item(), description, step, steps, lr, warmup, checkpoint))
             optimiser.step()
             if after:  # before the checkpoint: a run killed in `after` does it again when it resumes

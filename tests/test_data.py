@@ -421,6 +421,15 @@ def test_small_files_are_decoded_by_one_thread_and_large_ones_by_several(dataset
     assert (seen != {threading.current_thread()}) == threads
 
 
+def test_a_disk_that_no_longer_reads_ends_no_training(dataset, monkeypatch):
+    monkeypatch.setattr(images, "CACHE_BYTES", 0)
+    monkeypatch.setattr(images, "SPARE_BYTES", 0)
+    source, keys = images.Decoded({True: dataset.train}), [(True, 0), (True, 1)]
+    first = source.take(keys)
+    monkeypatch.setattr(images.os, "preadv", lambda *_: 5)
+    assert len(source.places) == 2 and all(torch.equal(one, other) for one, other in zip(first, source.take(keys)))
+
+
 def test_a_disk_that_is_full_ends_no_training(dataset, monkeypatch):
     monkeypatch.setattr(images, "CACHE_BYTES", 0)
     monkeypatch.setattr(images.os, "pwrite", lambda *_: 1)  # as where the last block is taken: a part is written

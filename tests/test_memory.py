@@ -46,8 +46,10 @@ def test_another_error_is_not_taken_for_a_lack_of_memory():
     def make(n):
         raise RuntimeError("shapes do not match")
 
+    size = BatchSize(4)
     with pytest.raises(RuntimeError, match="shapes"):
-        BatchSize(4).run(make, 4)
+        size.run(make, 2)
+    assert size.size == 4
 
 
 @pytest.mark.parametrize("overhead, limit, most, found", [(1.0, 1000, None, 128), (0.0, 1000, None, SMALLEST), (1.0, 40, None, 32), (1.0, 1000, 100, 100),
@@ -87,7 +89,8 @@ def test_a_size_is_judged_by_its_second_batch(monkeypatch):
 
 def test_what_one_slice_found_out_holds_for_the_next(make):
     searched = make("base", {"generate.batch": 0})
-    assert package.batch_size(searched) is package.batch_size(make("cls", {"generate.batch": 0, "generate.images": 7}))
+    assert package.batch_size(searched) is package.batch_size(make("base+real", {"generate.batch": 0}, seed=4))
+    assert package.batch_size(searched) is not package.batch_size(make("base", {"generate.batch": 0, "generate.images": 2})), "whose slices are smaller"
     assert package.batch_size(searched) is not package.batch_size(make("base", {"generate.batch": 0, "generate.compile": True}))
     assert package.batch_size(make("base")) is not package.batch_size(make("base")), "a given size is given anew"
 

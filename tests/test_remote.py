@@ -5,6 +5,7 @@ import json
 import os
 import sys
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import fsspec
@@ -183,6 +184,19 @@ def test_a_damaged_object_in_a_bucket_is_noticed(machine):
     store.fs.pipe_file(store.at("stage-1", "a.txt"), b"conten\x75")
     folder = machine("two").make("stage-1", {}, lambda work: (calls.append(1), build(work)))
     assert calls and (folder / "a.txt").read_text() == "content" and machine("three").done("stage-1")
+
+
+def test_several_that_find_one_artifact_damaged_fetch_what_is_whole_at_once(machine):
+    """As the slices of a set do, each in a process of its own."""
+    store = machine("one")
+    store.make("stage-1", {}, lambda work: [(work / f"{i}.txt").write_text("content" * 1000) for i in range(30)])
+    store.fs.pipe_file(store.at("stage-1", "7.txt"), b"short")
+    others = [machine("two") for _ in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        for done in [pool.submit(other.salvage, "stage-1") for other in others]:
+            done.result()
+    found = sorted(path.name for path in others[0].work("stage-1").iterdir())
+    assert found == sorted(f"{i}.txt" for i in range(30) if i != 7)
 
 
 def test_a_machine_with_a_good_copy_uploads_it_again(machine):
