@@ -48,6 +48,8 @@ def compare(row, profile, root, rounds):
              for way, kind, own in (("baseline", against, {}), ("product", "product", overrides))}
     seconds, peaks = {way: [] for way in pools}, dict.fromkeys(pools, 0)
     try:
+        for ready in [pool.submit(os.getpid) for pool in pools.values()]:  # both set up at once, before anything is timed
+            ready.result()
         for turn in range(rounds + 1):
             for way, pool in pools.items():
                 time, peak = pool.submit(measure).result()

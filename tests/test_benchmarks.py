@@ -57,15 +57,14 @@ def own_pipeline():
     models._load_generator.cache_clear()
 
 
-@pytest.mark.parametrize("name", ["adapt", "generate", "exchange", "decode", "train"])
-@pytest.mark.parametrize("way", ["baseline", "product"])
-def test_each_way_of_each_stage_runs_and_is_timed(name, way, tmp_path, own_pipeline, monkeypatch):
+@pytest.mark.parametrize("name, way", [("adapt", "baseline"), ("adapt", "product"), ("exchange", "baseline")])
+def test_a_way_of_a_stage_runs_and_is_timed(name, way, tmp_path, own_pipeline, monkeypatch):
+    """Those that the next test does not run."""
     stage = Stage(name, way, "tiny", tmp_path, {})
     run = stage.run
-    monkeypatch.setattr(stage, "run", lambda: (run(), time.sleep(0.5)))
+    monkeypatch.setattr(stage, "run", lambda: (run(), time.sleep(0.1)))
     seconds, peak = stage.measure()
-    assert 0.5 < seconds < 60 and 1e8 < peak < 64e9
-    assert not list(tmp_path.glob("tmp*")), "the images that were made to be timed are removed"
+    assert 0.1 < seconds < 60 and 1e8 < peak < 64e9
 
 
 def test_both_ways_make_and_see_the_same_images(tmp_path, own_pipeline, monkeypatch):
@@ -74,6 +73,7 @@ def test_both_ways_make_and_see_the_same_images(tmp_path, own_pipeline, monkeypa
     for stage in ways.values():
         stage.run()
     assert [stage.written for stage in ways.values()] == [2, 2]
+    assert not list(tmp_path.glob("tmp*")), "the images that were made to be timed are removed"
 
     seen, forward = [], models.Classifier.forward
     monkeypatch.setattr(models.Classifier, "forward", lambda self, images, tokens: (self.training and seen.append(len(images)), forward(self, images, tokens))[1])

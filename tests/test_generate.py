@@ -317,8 +317,7 @@ def damage(image, how):
     os.utime(image, ns=(times.st_atime_ns, times.st_mtime_ns))
 
 
-@pytest.mark.parametrize("how", ["cut", "empty", "a bit"])
-@pytest.mark.parametrize("as_slices", [False, True])
+@pytest.mark.parametrize("how, as_slices", [("cut", False), ("empty", True), ("a bit", False), ("a bit", True)])
 def test_of_a_damaged_set_only_what_is_damaged_is_made_again(make, dataset, shots, store, monkeypatch, how, as_slices):
     """By the batch that the image belongs to, whose members are fixed; in one process, or as a cluster's slices."""
     folder = generate(make("base"), dataset, shots, store)

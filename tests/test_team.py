@@ -125,10 +125,12 @@ def test_a_team_stops_together_and_goes_on_to_the_same_bytes(tmp_path):
     assert ends(tmp_path / "stopped", "go-on") == whole
 
 
+@pytest.mark.cluster
 def test_a_loss_that_diverges_in_one_process_ends_all(tmp_path):
     assert all(end.startswith("DivergedError") and "step 7 of 12" in end and "The last good state" in end for end in ends(tmp_path, "nan"))
 
 
+@pytest.mark.cluster
 def test_processes_that_do_not_see_one_checkpoint_are_refused(tmp_path):
     (tmp_path / "0").mkdir()
     weight = torch.nn.Parameter(torch.zeros(3))
