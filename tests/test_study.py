@@ -308,6 +308,7 @@ def test_a_page_of_another_version_of_the_package_is_made_again(home, runs, monk
     assert study.execute("run", {"notebook": "good"}, {}, runs)[0] == "done"
 
 
+@pytest.mark.cluster
 def test_a_process_that_the_system_kills_takes_no_other_run_with_it(home, monkeypatch):
     write_notebook(home / "notebooks", "good", "print('x is', x)")
     write_notebook(home / "notebooks", "greedy", "import os, signal", "os.kill(os.getppid(), signal.SIGKILL)")
@@ -329,6 +330,7 @@ with stopping.listening():
 """
 
 
+@pytest.mark.cluster
 def test_sigterm_lets_a_run_save_its_state_and_begins_no_other(home, tmp_path, capsys):
     write_notebook(home / "notebooks", "works", WORKS, "Path(place, 'went on').touch()", parameters="place = ''")
     write_study(home, {name: {"notebook": "works", "parameters": {"place": str(tmp_path)}} for name in ("first", "second")})
