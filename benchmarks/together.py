@@ -50,7 +50,9 @@ def problem(pipe, options, count):
     shape = (images, pipe.unet.config.in_channels, size, size)
     text = torch.randn(images, pipe.tokenizer.model_max_length, pipe.unet.config.cross_attention_dim)
     kind = {"device": pipe.unet.device, "dtype": pipe.unet.dtype}
-    return torch.randn(shape).to(**kind), torch.randn(shape).to(**kind), torch.randint(pipe.scheduler.config.num_train_timesteps, (images,), device=pipe.unet.device), text.to(**kind)
+    latents, noise = torch.randn(shape).to(**kind), torch.randn(shape).to(**kind)
+    times = torch.randint(pipe.scheduler.config.num_train_timesteps, (images,), device=pipe.unet.device)
+    return latents, noise, times, text.to(**kind)
 
 
 def step(unet, optimiser, latents, noise, times, text, count=1):

@@ -62,7 +62,8 @@ def predict(model, tokens, batches):
     for part in batches:
         while len(part):
             predicted = size.run(lambda n: model.score(part[:n].to(tokens.device).float() / 255, text).argmax(1).tolist(), len(part))
-            found, part = found + predicted, part[len(predicted):]
+            found += predicted
+            part = part[len(predicted):]
     return np.asarray(found, int)
 
 

@@ -2,17 +2,16 @@
 
 import json
 import os
-import threading
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 from filelock import FileLock
 
 from .config import ConfigError, copies, store_place
 from .leases import Lease
-from .store import FULL, SALVAGE, Store, StoreError, _holds, _verified, digest, inside, parse, remove, write_json, writing
+from .store import FULL, SALVAGE, Store, StoreError, _holds, _verified, digest, inside, parse, part_of, remove, write_json, writing
 
 PARALLEL = 16  # objects under way at once: most are small, so that the time goes into waiting
 
@@ -143,7 +142,7 @@ class RemoteStore(Store):
         """Fetch `files` (path -> size and digest) below `name` into a folder, and return whether all are what they should be."""
         def get(file):
             target = folder / file
-            part = target.with_name(f"{target.name}.{uuid.uuid4().hex}.part")
+            part = Path(part_of(target))
             target.parent.mkdir(parents=True, exist_ok=True)
             with reaching(self.address, FULL):
                 try:
@@ -163,9 +162,10 @@ class RemoteStore(Store):
         """Fetch what is undamaged of an artifact that is not `done` into its work folder, for `build` to go on from."""
         super().salvage(key)
         manifest, work = self.manifest(key), self.work(key)
+        if manifest is None:  # as of every set that is made for the first time
+            return
         with Store.lock(self, f"{key}-{SALVAGE}"):  # of several slices that find it damaged one fetches
-            missing = {name: file for name, file in manifest["files"].items() if not _holds(work / name, file[1])} if manifest else {}
-            self._download(key, work, missing)
+            self._download(key, work, {name: file for name, file in manifest["files"].items() if not _holds(work / name, file[1])})
 
     def _build(self, key, inputs, build, notes):
         if not self._sound(key, super().manifest(key)):  # else made here before, and not uploaded, or damaged since
@@ -190,7 +190,7 @@ class RemoteStore(Store):
     def _put(self, file, *parts):
         """Upload a small file under another name and move it: also where an upload is seen before it has ended, nobody reads half of it."""
         path = self.at(*parts)
-        part = f"{path}.{uuid.uuid4().hex}.part"  # another machine may write the same
+        part = part_of(path)  # another machine may write the same
         with reaching(self.address):
             self.fs.put_file(str(file), part)
             self.fs.mv(part, path)
@@ -267,7 +267,7 @@ class RemoteStore(Store):
         elif not file.exists() or file.read_bytes() != content:
             with writing(self.root, self.fix):
                 file.parent.mkdir(parents=True, exist_ok=True)
-                part = file.with_name(f"{file.name}.{os.getpid()}-{threading.get_ident()}.part")
+                part = Path(part_of(file))
                 part.write_bytes(content)
                 os.replace(part, file)
         return file

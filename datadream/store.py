@@ -65,9 +65,14 @@ def remove(path):
         path.unlink(missing_ok=True)
 
 
+def part_of(path):
+    """Return a name that nobody else has for what is written beside `path` and then renamed to it, here or on an address."""
+    return f"{path}.{uuid.uuid4().hex}.part"
+
+
 def write_json(path, value):
     """Write JSON atomically: a reader sees the old file or the new one, never half of it, even where two processes write it at once."""
-    part = Path(f"{path}.{uuid.uuid4().hex}.part")
+    part = Path(part_of(path))
     try:
         part.write_text(json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n")
         os.replace(part, path)
