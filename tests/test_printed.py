@@ -398,6 +398,18 @@ def test_the_gate_of_another_autoencoder_is_measured_anew(tiny, monkeypatch):
     assert all(judged), "the gate decides about a model, so the test images have no say"
 
 
+def test_the_gate_takes_several_seeds_and_workers(tiny):
+    """The page has four seeds and two processes; a gate that is tried with one of each is another program."""
+    overrides = {**{name: value for name, value in tiny.items() if name.startswith("classify")}, "shots": 1, "generate.images": 1}
+    vae = load_generator("mini").vae
+    table = quality.gate(vae, [0, 1], overrides, dataset="optdigits", workers=2)
+    assert table["seed"].tolist() == [0, 1, "mean"]
+    rows, mean = table[table["seed"] != "mean"], table.iloc[-1]
+    assert rows[["originals", "reconstructions"]].map(lambda top1: 0 <= top1 <= 100).all(axis=None)
+    assert (rows["difference"] == rows["reconstructions"] - rows["originals"]).all()
+    assert mean["difference"] == pytest.approx(rows["difference"].mean()) and mean["low"] <= mean["difference"] <= mean["high"]
+
+
 @pytest.mark.parametrize("difference, word", [(-0.9, "**passed**"), (0.4, "**passed**"), (-1.1, "**not passed**")])
 def test_the_gate_says_whether_it_is_passed(difference, word):
     row = {"originals": 90.0, "reconstructions": 90.0 + difference, "difference": difference, "low": difference - 1, "high": difference + 1}

@@ -122,13 +122,14 @@ def gate(vae, seeds, overrides, dataset="mnist", workers=1):
         inputs = torch.stack([views.generator_image(shots.open(i), printed.SIDE, "center") for i in range(len(shots))])
         with torch.random.fork_rng():
             torch.manual_seed(recipe.seed)
-            views = {"originals": inputs, "reconstructions": reconstruct(vae, inputs)}
-        jobs += [(recipe, images.Images(tuple(np.asarray(images.to_image((t + 1) / 2)) for t in tensors), shots.labels)) for tensors in views.values()]
+            sets = {"originals": inputs, "reconstructions": reconstruct(vae, inputs)}
+        jobs += [(recipe, images.Images(tuple(np.asarray(images.to_image((t + 1) / 2)) for t in tensors), shots.labels)) for tensors in sets.values()]
     scores = iter(study.in_processes(_gate_score, jobs, workers))
-    rows = [{"seed": recipe.seed, **{name: next(scores) for name in views}} for recipe in recipes]
+    names = ("originals", "reconstructions")  # the order of each seed's two jobs
+    rows = [{"seed": recipe.seed, **{name: next(scores) for name in names}} for recipe in recipes]
     rows = [{**row, "difference": row["reconstructions"] - row["originals"]} for row in rows]
     mean, low, high = mean_interval([row["difference"] for row in rows])
-    means = {name: float(np.mean([row[name] for row in rows])) for name in views}
+    means = {name: float(np.mean([row[name] for row in rows])) for name in names}
     return pd.DataFrame([*rows, {"seed": "mean", **means, "difference": mean, "low": low, "high": high}])
 
 
