@@ -23,8 +23,8 @@ SWAPS = 5  # exchanges of an adapter in one measurement
 class Size:
     """How much work a measurement has, and the side in pixels of the generator's images.
 
-    `adapt` optimiser steps, `images` of one class, for each of which the baseline reads its pipeline once, `solver` steps, and the
-    images that a classifier is trained on and judged by in an epoch.
+    `adapt` optimiser steps, `images` of one class, for each of which the baseline reads its pipeline once, `solver` steps, the images
+    that a classifier is trained on and judged by in an epoch, and `swaps` exchanges of an adapter.
     """
 
     adapt: int
@@ -33,15 +33,19 @@ class Size:
     train: int
     test: int
     side: int
+    swaps: int = SWAPS
 
 
 # "tiny" shows that it works, and no number of it means anything. The mini study has 100 images of a class, the paper 500, which take too long.
 SIZES = {"tiny": Size(2, 2, 2, 64, 20, 32), "mini": Size(20, 100, 50, 320, 500, 32), "paper": Size(10, 100, 50, 2048, 512, 512)}
 
 
-def work(profile, root, overrides=None):
-    """Return (recipe, data set, few shots) of a measurement: the digits, in whose place the paper's models have noise of photographs' size."""
-    size = SIZES[profile]
+def work(profile, root, overrides=None, size=None):
+    """Return (recipe, data set, few shots) of a measurement: the digits, in whose place the paper's models have noise of photographs' size.
+
+    `size` None is the profile's.
+    """
+    size = size or SIZES[profile]
     values = {"generate.images": size.images, "generate.steps": size.solver, "generate.scheduler": "pipeline", "generate.guidance": 2.0}
     if profile == "paper":
         values |= {"generator": str(root / "generator"), "classifier": str(root / "clip")}
@@ -72,9 +76,9 @@ def as_files(images, folder, side, wide=1.0):
 class Stage:
     """One stage in one way; `measure` does its work once and returns the seconds."""
 
-    def __init__(self, name, way, profile, root, overrides):
-        self.recipe, self.dataset, self.shots = work(profile, root, overrides)
-        self.size, self.device, self.root = SIZES[profile], models.device(), root
+    def __init__(self, name, way, profile, root, overrides, size=None):
+        self.recipe, self.dataset, self.shots = work(profile, root, overrides, size)
+        self.size, self.device, self.root = size or SIZES[profile], models.device(), root
         self.side, self.wide = self.size.side, 4 / 3 if profile == "paper" else 1.0  # few shots as a camera has them
         self.run = getattr(self, f"{way}_{name}")
         getattr(self, f"prepare_{way}_{name}")()
@@ -171,12 +175,12 @@ class Stage:
 
     def baseline_exchange(self):
         """Read the pipeline and an adapter from disk for each class."""
-        for _ in range(SWAPS):
+        for _ in range(self.size.swaps):
             baseline.adapted(self._generator(), self.adapter, self.device)
 
     def product_exchange(self):
         """Put an adapter into the weights and the base's back."""
-        for _ in range(SWAPS):
+        for _ in range(self.size.swaps):
             with sampling.adapted(self.recipe, self.adapter):
                 pass
 

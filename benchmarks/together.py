@@ -73,10 +73,13 @@ def timed(run):
     return time.perf_counter() - start
 
 
-def ways(profile, count):
-    """Return name -> a function that takes one step of `count` adapters and returns its seconds."""
+def ways(profile, count, generator=None):
+    """Return name -> a function that takes one step of `count` adapters and returns its seconds.
+
+    `generator` None is the profile's.
+    """
     options = recipe(profile).adapt
-    pipe = load_generator(recipe(profile).generator, dtype_for(recipe(profile).precision, training=True))
+    pipe = load_generator(generator or recipe(profile).generator, dtype_for(recipe(profile).precision, training=True))
     work = problem(pipe, options, count)
     parts = list(zip(*(part.split(options.batch) for part in work)))
 

@@ -91,8 +91,8 @@ def resampling(start, length, size, out):
     Pillow's kernel, which torchvision's antialiased resize uses too: a cubic of a = -0.5, widened when it shrinks.
     """
     scale = (length / out)[:, None, None]
-    place = torch.arange(size) - start[:, None]  # of each pixel in the crop
-    centre = scale * (torch.arange(out) + 0.5)[:, None]
+    place = torch.arange(size, device=start.device) - start[:, None]  # of each pixel in the crop
+    centre = scale * (torch.arange(out, device=start.device) + 0.5)[:, None]
     x = ((place[:, None] + 0.5 - centre) / scale.clamp(min=1)).abs()
     near, far = (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2
     inside = (place >= 0) & (place < length[:, None])
@@ -101,14 +101,18 @@ def resampling(start, length, size, out):
 
 
 def random_resized_crop(images, size, low, flip):
-    """Return images (B, 3, H, W), uint8, as random crops (B, 3, size, size) in [0, 1], each flipped with probability `flip`."""
+    """Return images (B, 3, H, W), uint8, as random crops (B, 3, size, size) in [0, 1], each flipped with probability `flip`.
+
+    The boxes are drawn on the CPU, the same on every device. Their matrices are made where the images are: for a batch of 256
+    large images that takes one core longer than the model's whole step takes an H200.
+    """
     height, width = images.shape[-2:]
-    top, left, tall, wide = draw_boxes(len(images), height, width, low).T
+    boxes = draw_boxes(len(images), height, width, low)
+    flipped = (torch.rand(len(images)) < flip).to(images.device)[:, None, None]
+    top, left, tall, wide = boxes.to(images.device).T
     down, across = resampling(top, tall, height, size), resampling(left, wide, width, size)
-    flipped = torch.rand(len(images)) < flip
-    across[flipped] = across[flipped].flip(1)
-    down, across = down.to(images.device)[:, None], across.to(images.device)[:, None]
-    pixels = down @ images.float() @ across.transpose(-1, -2)
+    across = torch.where(flipped, across.flip(1), across)
+    pixels = down[:, None] @ images.float() @ across[:, None].transpose(-1, -2)
     return pixels.clamp(0, 255).round() / 255  # to whole tones, as images of bytes have them
 
 

@@ -29,7 +29,7 @@ def device():
 def use_gpu(number):
     """Work on this GPU from here on, as CUDA counts; models that lie on another one are loaded again when they are asked for."""
     if number != torch.cuda.current_device():
-        _load_generator.cache_clear()
+        forget_generators()
         gc.collect()
         torch.cuda.empty_cache()  # else the memory stays this worker's
         torch.cuda.set_device(number)
@@ -78,6 +78,11 @@ def load_generator(name, dtype=torch.float32):
     configuration; the last two are kept. Raises ModelMissingError with the way to get it, ConfigError on a pipeline of another kind.
     """
     return _load_generator(name, dtype)
+
+
+def forget_generators():
+    """Drop the cached pipelines, so that their memory can be used by another."""
+    _load_generator.cache_clear()
 
 
 @lru_cache(maxsize=2)

@@ -192,6 +192,48 @@ def load_together(file=None):
                          for row in results["together"]])
 
 
+def load_gpus(folder: Path) -> list[dict]:
+    """Return what `python -m benchmarks.gpu` wrote, as it is kept in `folder`: one dict per card."""
+    found = [json.loads(file.read_text()) for file in sorted(Path(folder).glob("*.json"))]
+    return [results for results in found if "gpu" in results]
+
+
+# The stages of a run on a GPU: part of its results, what is counted, what a second has of it.
+GPU_STAGES = {"adapt_steps": ("adapt, batch 8", "optimiser steps"), "generate_images": ("generate, 50 guided steps", "images"),
+              "classifier_epoch": ("train and judge an epoch", "images")}
+
+
+def gpu_table(results: dict) -> pd.DataFrame:
+    """Return the rates of a run on a GPU by stage and way of doing it, with its peak memory and the ratio to the first way."""
+    rows = []
+    for part, (title, unit) in GPU_STAGES.items():
+        ways = {way: found for way, found in results["parts"].get(part, {}).items() if isinstance(found, dict) and "per_s" in found}
+        first = next(iter(ways.values()), None)
+        rows += [{"stage": title, "way": way, "a second": f"{found['per_s']:.3g} {unit}", "times as fast": found["per_s"] / first["per_s"],
+                  "peak GB": found["peak_GB"]} for way, found in ways.items()]
+    return pd.DataFrame(rows)
+
+
+def gpu_findings(results: dict, steps: int = 50) -> list[str]:
+    """Return what a run on a GPU says of where time goes, a sentence or two a stage; `steps` of sampling make an image."""
+    parts = results["parts"]
+    sampling, compiled, batch = (parts[name] for name in ("sampling_pass", "sampling_compiled", "classifier_parts"))
+    adapt, four, images = parts["adapt_parts"], parts["four_adapters"], sampling["images"]
+    plain, rate = sampling["ms"]["as shipped"], 1e3 * sampling["TFLOP"] / sampling["ms"]["as shipped"]
+    pays = f", which pays from about {1e3 * compiled['compile_s'] * images / steps / (plain - compiled['ms']):,.0f} images of {steps} steps on"
+    moved = batch.get("batch_ms, matrices on the device")  # measured while the product made them on the CPU
+    return [
+        f"**Sampling.** A guided pass of {images} images takes {plain:.0f} ms, {rate:.0f} TFLOP/s. Compiled it takes {compiled['ms']:.0f} ms, after "
+        f"{compiled['compile_s']:.0f} s of compiling{pays if compiled['ms'] < plain else ''}.",
+        f"**Adapting.** Of the UNet's {adapt['unet_ms']['as shipped']:.0f} ms a step the GPU works {adapt['unet_profile']['gpu_ms']:.0f} ms, on "
+        f"{adapt['unet_profile']['kernels']:,.0f} kernels; the rest is the host's. Four adapters in one batched pass take {four['together']:.2f} s, one "
+        f"after the other {four['apart']:.2f} s.",
+        f"**The classifier.** A step of {batch['batch']} images takes the model {batch['model_ms']:.0f} ms, and making the batch {batch['batch_ms']:.0f} ms"
+        + (f", with the resampling matrices made on one core. On the GPU, where they are made since, it was {moved:.0f} ms." if moved else "."),
+        f"**The host** writes a PNG of 512 pixels in {sampling['host_ms_an_image']['PNG, level 6']:.0f} ms of one core.",
+    ]
+
+
 def load_scale(file=None):
     """Return what `python -m benchmarks.simulate` wrote: the paper's table simulated on many GPUs, with all that goes into it."""
     return json.loads(Path(file or paths()["scale"]).read_text())

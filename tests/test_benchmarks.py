@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from benchmarks import baseline, lengths, operations, simulate, together
+from benchmarks import baseline, gpu, lengths, operations, simulate, together
 from benchmarks.stages import SWAPS, Stage, as_files, peak_bytes, work
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
@@ -54,7 +54,7 @@ def test_the_product_has_the_baselines_loss_curve(tmp_path):
 def own_pipeline():
     """Forget the loaded pipelines afterwards: a stage leaves its LoRA attached, since it has a process of its own."""
     yield
-    models._load_generator.cache_clear()
+    models.forget_generators()
 
 
 @pytest.mark.parametrize("name, way", [("adapt", "baseline"), ("adapt", "product"), ("exchange", "baseline")])
@@ -190,6 +190,39 @@ def test_the_papers_lengths_are_counted_from_the_full_size_models(store):
     assert lengths.length(first["slice"]) == pytest.approx(100 * (100 * flops["unet"] + flops["decode"]) / lengths.PEAK / lengths.SHARE)
     assert lengths.length(first["adapt"]) > 16 * 200 * flops["trained view"] / lengths.PEAK / lengths.SHARE
     assert set(lengths.parts(first["cell"])) == {"digests", "products", "decoding", "test"} and lengths.length(first["cell"]) > 0
+
+
+@pytest.mark.worked
+def test_every_part_of_the_run_on_a_gpu_goes_through_on_a_cpu(tmp_path):
+    """With the embedded models, and compiled by a backend that compiles nothing: a minute."""
+    out = tmp_path / "out"
+    words = ["--tiny", "--backend", "eager", "--seconds", "9999", "--out", str(out), "--root", str(tmp_path / "models")]
+    done = subprocess.run([sys.executable, "-m", "benchmarks.gpu", *words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    results = json.loads((out / "results.json").read_text())
+    assert {"whole_cell", "adapt_steps", "generate_images", "classifier_epoch", "adapt_compiled"} <= set(results["parts"])
+    assert not [name for name, found in results["parts"].items() if {"error", "skipped"} & set(found)]
+    table = records.gpu_table(results)
+    assert table["stage"].nunique() == 3 and (table["times as fast"] > 0).all()
+    assert all("ms" in line for line in records.gpu_findings(results))
+    assert "## sampling" in (out / "kernels.txt").read_text()
+
+
+def test_the_kept_run_on_a_gpu_is_read():
+    (results,) = records.load_gpus(config.paths()["benchmarks"])
+    assert results["gpu"] == "NVIDIA H200" and set(records.gpu_table(results)["way"]) >= {"ours", "released way"}
+    assert "54 s of compiling" in records.gpu_findings(results)[0]
+
+
+def test_a_part_that_fails_or_does_not_fit_leaves_the_others_their_results(tmp_path, monkeypatch, capsys):
+    ran = []
+    parts = {"broken": (1, lambda bench: 1 / 0), "long": (500, lambda bench: ran.append("long")), "fine": (1, lambda bench: {"n": 1})}
+    monkeypatch.setattr(gpu, "PARTS", parts)
+    assert gpu.main(["--out", str(tmp_path), "--root", str(tmp_path / "models"), "--seconds", "400"]) == 1
+    found = json.loads((tmp_path / "results.json").read_text())["parts"]
+    assert "ZeroDivisionError" in found["broken"]["error"] and found["fine"]["n"] == 1 and not ran
+    assert "it takes about 500 s" in found["long"]["skipped"]
+    assert "fine" in capsys.readouterr().out
 
 
 def test_store_operations_are_counted(tmp_path):
