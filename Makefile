@@ -14,7 +14,7 @@ SITE ?= $(SMOKE)/_build/html
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help venv study study-full study-seeds book test fault-test smoke site-test base clean
+.PHONY: help venv study study-full study-seeds book test lint fault-test smoke site-test base clean
 
 help:  ## show this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
@@ -56,6 +56,9 @@ book: venv  ## build _build/html from the runs that are there, warnings as error
 # One thread per process: two workers with a thread pool each are slower than two single threads on two cores.
 test: venv  ## run the tests
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal -q
+
+lint: venv  ## look for faults in the code with ruff
+	@$(VENV)/bin/ruff check datadream tests benchmarks notebooks
 
 # One at a time: a cluster that waits for a core takes its nodes for dead.
 fault-test: venv  ## kill and stop processes and nodes in the middle of a study, and see that nothing is lost

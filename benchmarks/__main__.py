@@ -1,7 +1,6 @@
 """Measure each stage against the released code's way on the same work, in turn: `python -m benchmarks --help`."""
 
 import argparse
-import json
 import math
 import os
 import re

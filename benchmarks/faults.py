@@ -365,7 +365,7 @@ def run_case(name, stage, engine, root, common, cluster, reference):
         box.finish(shared=True)
         spent, found = time.perf_counter() - begun, records(box.store)
         split = disturb.split(box.store)
-    apart = max((abs(one - other) for one, other in zip(disturb.accuracies(found[0]), disturb.accuracies(expected[0]))), default=None)
+    apart = max((abs(one - other) for one, other in zip(disturb.accuracies(found[0]), disturb.accuracies(expected[0]), strict=True)), default=None)
     return {"fault": name, "stage": stage, "engine": engine, "commit": provenance()["commit"], "survived": box.sound, "equal": found[0] == expected[0], "bytes": found == expected,
             "split": split, "apart": apart, "statuses": box.statuses, "seconds": round(spent, 2), "undisturbed": round(seconds, 2),
             "lost": round(spent - seconds, 2), "load": round(os.getloadavg()[0], 1), "notes": box.notes}
@@ -407,7 +407,7 @@ def pending(results, options):
     results["planned"] = len(every)
     chosen = [(name, stage, engine) for name, stage, engine in every
               if all(not wanted or value in wanted for value, wanted in ((name, options.fault), (stage, options.stage), (engine, options.engine)))]
-    results["cases"] = [row for row in results["cases"] if row["commit"] == results["commit"] or named(row) in every and named(row) not in chosen]
+    results["cases"] = [row for row in results["cases"] if row["commit"] == results["commit"] or (named(row) in every and named(row) not in chosen)]
     have = {named(row) for row in results["cases"]}
     return [case for case in chosen if case not in have]
 

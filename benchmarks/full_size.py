@@ -36,7 +36,12 @@ def tokenizer(folder):
 def save_models(root):
     """Write a generator and a classifier of the true size with random weights to root/generator and root/clip, in the hub's layout."""
     import open_clip
-    from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from diffusers import (
+        AutoencoderKL,
+        PNDMScheduler,
+        StableDiffusionPipeline,
+        UNet2DConditionModel,
+    )
     from safetensors.torch import save_file
     from transformers import CLIPTextConfig, CLIPTextModel
 

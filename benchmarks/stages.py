@@ -11,7 +11,18 @@ import numpy as np
 import torch
 from PIL import Image
 
-from datadream import adapt, batches, classify, config, data, generate, memory, models, sampling, views
+from datadream import (
+    adapt,
+    batches,
+    classify,
+    config,
+    data,
+    generate,
+    memory,
+    models,
+    sampling,
+    views,
+)
 from datadream.images import Decoded, Images
 
 from . import baseline

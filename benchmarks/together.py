@@ -81,7 +81,7 @@ def ways(profile, count, generator=None):
     options = recipe(profile).adapt
     pipe = load_generator(generator or recipe(profile).generator, dtype_for(recipe(profile).precision, training=True))
     work = problem(pipe, options, count)
-    parts = list(zip(*(part.split(options.batch) for part in work)))
+    parts = list(zip(*(part.split(options.batch) for part in work), strict=True))
 
     def apart():
         parameters = add_generator_lora(pipe, options)
@@ -112,7 +112,7 @@ def main(arguments=None):
     options, rows = parser.parse_args(arguments), []
     for count in options.count or (2, 4):
         runs, seconds = ways(options.profile, count), {"apart": [], "together": []}
-        for turn in range(options.rounds + 1):
+        for _ in range(options.rounds + 1):
             for way, run in runs.items():
                 seconds[way].append(run())
         logs = {way: np.log(values[1:]) for way, values in seconds.items()}  # the first warms up

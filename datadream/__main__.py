@@ -134,7 +134,7 @@ def _gc(options):
     store, asked = Store(), sys.stdin.isatty() and not options.yes
     found = unused(store)
     print(listing(store, found))
-    if found and (options.yes or asked and input(f"Remove these {len(found)}? [y/N] ").strip().lower() in ("y", "yes")):
+    if found and (options.yes or (asked and input(f"Remove these {len(found)}? [y/N] ").strip().lower() in ("y", "yes"))):
         clear(store, found)
         print(f"removed {len(found)}")
     elif found:

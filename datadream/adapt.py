@@ -11,7 +11,17 @@ from .data import few_shots, prompt
 from .images import fingerprint
 from .latents import Views, prediction_target
 from .memory import BatchSize
-from .models import (add_generator_lora, condition, dtype_for, identity, image_side, load_generator, remove_lora, save_generator_lora, tokenize)
+from .models import (
+    add_generator_lora,
+    condition,
+    dtype_for,
+    identity,
+    image_side,
+    load_generator,
+    remove_lora,
+    save_generator_lora,
+    tokenize,
+)
 from .team import ALONE
 from .training import fit, seed_for
 

@@ -141,7 +141,7 @@ def gains(table, records, method, baseline):
     names = own.drop_duplicates("label").set_index("label")["class"]
     differences = 100 * (np.stack(accuracy[method]) - np.stack(accuracy[baseline]))
     rows = [{"method": method, "baseline": baseline, "class": names[label], "label": label, "seeds": len(accuracy),
-             **dict(zip(("gain", "low", "high"), mean_interval(differences[:, label]))), **means.loc[label]} for label in means.index]
+             **dict(zip(("gain", "low", "high"), mean_interval(differences[:, label]), strict=True)), **means.loc[label]} for label in means.index]
     return pd.DataFrame(rows)
 
 

@@ -41,4 +41,4 @@ class Batches:
             views = self.augment([image.to(self.device, non_blocking=True) for image in pictures[kind]])
             views, targets = self._mix(views, torch.tensor([self.sets[kind].labels[i] for _, i in own], device=self.device))
             parts.append((views, targets, torch.full((len(own),), kind, device=self.device)))
-        return tuple(torch.cat(column) for column in zip(*parts))
+        return tuple(torch.cat(column) for column in zip(*parts, strict=True))

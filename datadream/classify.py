@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from functools import partial
 
 import numpy as np
 import torch
@@ -54,6 +55,11 @@ def optimiser_steps(recipe, classes):
     return steps, round(steps * options.warmup / options.epochs)
 
 
+def _read(model, part, text, count):
+    """Return the classes of the first `count` images of a batch."""
+    return model.score(part[:count].to(text.device).float() / 255, text).argmax(1).tolist()
+
+
 @torch.no_grad()
 def predict(model, tokens, batches):
     """Return the predicted class of each image of some uint8 batches (B, 3, S, S), as an int array (n,); batches that do not fit are halved."""
@@ -61,7 +67,7 @@ def predict(model, tokens, batches):
     text, size, found = model.text(tokens), BatchSize(BATCH), []
     for part in batches:
         while len(part):
-            predicted = size.run(lambda n: model.score(part[:n].to(tokens.device).float() / 255, text).argmax(1).tolist(), len(part))
+            predicted = size.run(partial(_read, model, part, text), len(part))
             found += predicted
             part = part[len(predicted):]
     return np.asarray(found, int)

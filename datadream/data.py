@@ -1,15 +1,23 @@
 """Real images: the table of datasets, the few-shot draw, and the prompts."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Callable
 
 import numpy as np
 
 from .config import ConfigError, _near, key
-from .images import DataError, Images, fingerprint, folder_state, members, read_class_folders, read_photos
+from .images import (
+    DataError,
+    Images,
+    fingerprint,
+    folder_state,
+    members,
+    read_class_folders,
+    read_photos,
+)
 from .mini.printed import DIGITS
 from .readers import SOURCES, class_names, read, read_mnist, read_optdigits, read_shots, readable
 from .training import seed_for
@@ -132,7 +140,7 @@ def draw(recipe, dataset, store):
     def build(folder):
         lines = [{"class": dataset.classes[y], "label": y, "pool_index": row, "sha256": fingerprint(shots.pick([i])),
                   "file": None if isinstance(shots.sources[i], np.ndarray) else Path(shots.sources[i]).name}
-                 for i, (row, y) in enumerate(zip(rows, shots.labels))]
+                 for i, (row, y) in enumerate(zip(rows, shots.labels, strict=True))]
         (folder / "shots.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
     return store.make(key("shots", **inputs), inputs, build)

@@ -1,7 +1,7 @@
 """Pure functions of two feature matrices (images, features): how far a synthetic set is from a real one, and whether it copies."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Callable
 
 import numpy as np
 
@@ -11,7 +11,7 @@ ROUNDING = 1e-9  # relative error allowed to a squared distance, which is a diff
 
 def _pair(x, y, least=1, names=("real", "synthetic")):
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
-    for name, s in zip(names, (x, y)):
+    for name, s in zip(names, (x, y), strict=True):
         if s.ndim != 2 or 0 in s.shape[1:]:
             raise ValueError(f"the {name} features have shape {s.shape}; give (images, features)")
         if len(s) < least:

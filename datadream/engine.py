@@ -216,7 +216,7 @@ def _require_room(ray, todo, resource):
     """Raise ConfigError if no node that has joined the cluster can take a task, which Ray would wait for without a word."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     for task in {task.recipe.profile: task for task in todo.values()}.values():
-        wanted = dict(zip(("CPU", "GPU", "memory"), _demand(task, resource).values()))
+        wanted = dict(zip(("CPU", "GPU", "memory"), _demand(task, resource).values(), strict=True))
         if not any(all(node.get(name, 0) >= amount for name, amount in wanted.items()) for node in nodes):
             most = max((node.get("memory", 0) for node in nodes), default=0)
             raise ConfigError(f"no node of the Ray cluster has a core{' and a GPU' * wanted['GPU']} and {wanted['memory'] / 1e9:g} GB of memory, which a task "

@@ -44,7 +44,7 @@ def export(key, target, formats=None, store=None, licence="unknown"):
     rows = [json.loads(line) for line in (source / "train" / "metadata.jsonl").read_text().splitlines()]
     by_folder = json.loads((source / "classes.json").read_text())
     classes = list(by_folder.values() if len(set(by_folder.values())) == len(by_folder) else by_folder)  # two classes may share a name
-    for folder, name in zip(folders, formats):
+    for folder, name in zip(folders, formats, strict=True):
         with writing(Path(target), "choose another target"):
             part = folder.with_name(f"{folder.name}.partial")
             shutil.rmtree(part, ignore_errors=True)

@@ -1,9 +1,9 @@
 """Features of image sets by a table of extractors, computed once and kept in the store."""
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable
 
 import numpy as np
 import torch

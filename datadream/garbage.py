@@ -80,7 +80,7 @@ def _away(store, needed):
     if busy:
         what = "a study runs" if PurePosixPath(busy).name.startswith(IN_USE) else f"a process is making {PurePosixPath(busy).name}"
         raise ConfigError(f"{what} in {store.address}; wait for it to end, since what it has made so far has no record yet")
-    kinds = {name: "lock" for name in leases}
+    kinds = dict.fromkeys(leases, "lock")
     for name, files in groups.items():
         if name.endswith(".partial") and ARTIFACT.fullmatch(name.removesuffix(".partial")):
             kinds[name] = "unfinished"

@@ -20,7 +20,6 @@ from .sampling import adapted, check, embed, sample, save, whole
 from .store import remove
 from .views import square
 
-
 NOTES = "notes"  # the work folder's sub-folder in which a cluster's slices tell how their batches fitted
 
 
@@ -39,7 +38,7 @@ def sample_range(pipe, recipe, dataset, label, indices, folder, bar, size, judge
         starts = [square(shots.open(i % len(shots)), side) for i in rows] if shots else None
         seeds = [image_seed(recipe.seed, label, i, *again) for i in rows]
         images = sample(pipe, own, seeds, options, side, starts)
-        for image, seed in zip(images, seeds if judge else ()):
+        for image, seed in zip(images, seeds, strict=True) if judge else ():
             image.info["seed"] = seed
         return images
 
@@ -47,9 +46,9 @@ def sample_range(pipe, recipe, dataset, label, indices, folder, bar, size, judge
         rows = range(start, start + count)
         images, misread = {}, rows
         for again in range(options.redraws + 1 if judge else 1):
-            drawn = dict(zip(misread, draw(misread, *([again] if again else []))))
+            drawn = dict(zip(misread, draw(misread, *([again] if again else [])), strict=True))
             images |= drawn
-            misread = [i for i, found in zip(drawn, judge(list(drawn.values())) if judge else ()) if found != label]
+            misread = [i for i, found in zip(drawn, judge(list(drawn.values())), strict=True) if found != label] if judge else []
             if not misread:
                 break
         return [images[i] for i in rows]
@@ -64,7 +63,7 @@ def sample_range(pipe, recipe, dataset, label, indices, folder, bar, size, judge
                 count = len(images)
                 for written in writing:  # at most one batch waits; an error of the writer ends the run here
                     written.result()
-                writing = [writer.submit(save, image, file) for image, file in zip(images, files)]
+                writing = [writer.submit(save, image, file) for image, file in zip(images, files[:count], strict=True)]
             bar.update(count)
             start += count
         for written in writing:
@@ -121,7 +120,7 @@ def generate(recipe, dataset, shots, store):
                                 sample_range(pipe, recipe, dataset, label, indices, root / "train" / folder, bar, size, judge)
                     rows += [describe(recipe, dataset, label, i, root / "train", folder, used) for i in indices]
         (root / "train" / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        (root / "classes.json").write_text(json.dumps(dict(zip(folders, dataset.classes)), indent=1))
+        (root / "classes.json").write_text(json.dumps(dict(zip(folders, dataset.classes, strict=True)), indent=1))
         notes.extend(size.notes)
         for file in sorted((root / NOTES).glob("*.json")):
             with suppress(ValueError):  # a power cut left it empty

@@ -72,7 +72,7 @@ def _cached(hub, *files):
         found = [try_to_load_from_cache(hub, file) for file in files]
     except HFValidationError:  # no hub id; loading it will say so
         return None
-    return next((Path(file).parents[len(Path(name).parts) - 1] for file, name in zip(found, files) if isinstance(file, str)), None)
+    return next((Path(file).parents[len(Path(name).parts) - 1] for file, name in zip(found, files, strict=True) if isinstance(file, str)), None)
 
 
 def revision(name, part):
@@ -109,7 +109,8 @@ def download(name):
     try:
         with _quiet():
             if part == "clip":
-                from .models import load_classifier  # what open_clip fetches for a name, only loading it tells
+                # what open_clip fetches for a name, only loading it tells
+                from .models import load_classifier
 
                 load_classifier(name)
             else:

@@ -97,7 +97,7 @@ def fingerprint(*parts):
     digest = hashlib.sha256()
     for images in parts:
         digest.update(images.stamp.encode())
-        for source, label in () if images.stamp else zip(images.sources, images.labels):
+        for source, label in () if images.stamp else zip(images.sources, images.labels, strict=True):
             digest.update(repr(source.shape).encode() + source.tobytes() if isinstance(source, np.ndarray) else Path(source).read_bytes())
             digest.update(str(label).encode())
         digest.update(b"|")
@@ -123,7 +123,7 @@ def split(sources, labels, counts):
     for label in sorted(set(np.asarray(labels).tolist())):
         rows = np.random.RandomState(label).permutation(members(whole, label))  # RandomState is frozen by numpy's policy
         first, second = counts(len(rows))
-        for part, some in zip(parts, np.split(rows, [first, first + second])):
+        for part, some in zip(parts, np.split(rows, [first, first + second]), strict=True):
             part.extend(int(i) for i in some)
     return [Images(tuple(sources[i] for i in part), tuple(int(labels[i]) for i in part)) for part in parts]
 

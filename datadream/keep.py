@@ -26,7 +26,8 @@ def keep(group="full", store=None):
     A run that has not ended here keeps what an earlier call, perhaps on another machine, has kept of it. Raises LookupError where a
     finished page's records are gone, and DataError where a page is too large for git.
     """
-    from .ablation import cells_of  # here, not above: the book's pages read what is kept, and need no PyTorch, which takes seconds
+    # here, not above: the book's pages read what is kept, and need no PyTorch, which takes seconds
+    from .ablation import cells_of
     from .analysis import describe
     from .study import choose, load_study
 
@@ -185,7 +186,7 @@ def _there(chapters):
     """Return the chapters without those whose page is a kept one that is not there."""
     home, folder = paths()["home"], paths()["kept_pages"]
     pages = [home / f"{chapter['file']}.ipynb" for chapter in chapters]
-    found = [chapter for chapter, page in zip(chapters, pages) if page.parent != folder or page.exists()]
+    found = [chapter for chapter, page in zip(chapters, pages, strict=True) if page.parent != folder or page.exists()]
     for chapter in found:
         sections = _there(chapter.pop("sections", []))
         chapter |= {"sections": sections} if sections else {}  # Jupyter Book refuses an empty list

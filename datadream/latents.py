@@ -53,7 +53,7 @@ class Views:
                 for view in new:
                     torch.manual_seed(seed_for(self.seed, "crop", *view))
                     images.append(generator_image(self.open(view[0]), self.side, self.options.crop))
-            self.known |= dict(zip(new, latent_moments(self.pipe, torch.stack(images))))
+            self.known |= dict(zip(new, latent_moments(self.pipe, torch.stack(images)), strict=True))
         moments = torch.stack([self.known[view] for view in views])
         for view in new:  # a crop that does not come again is not kept
             if view[1] and not self.options.crops:

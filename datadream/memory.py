@@ -10,7 +10,7 @@ SMALLEST, GAIN = 8, 1.05  # a search starts here, and goes on while twice the im
 
 def out_of_memory(error):
     """Return whether an exception says that the device, or the host, has no memory left."""
-    return isinstance(error, torch.OutOfMemoryError) or isinstance(error, RuntimeError) and "allocate memory" in str(error)
+    return isinstance(error, torch.OutOfMemoryError) or (isinstance(error, RuntimeError) and "allocate memory" in str(error))
 
 
 class BatchSize:

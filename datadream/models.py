@@ -145,7 +145,7 @@ def condition(pipe, tokens, side):
     distinct, rows = torch.unique(torch.stack(tokens, 1), dim=0, return_inverse=True)
     if len(encoders) == 1:
         return encoders[0](distinct[:, 0])[0][rows], None
-    outputs = [encoder(ids, output_hidden_states=True) for encoder, ids in zip(encoders, distinct.unbind(1))]
+    outputs = [encoder(ids, output_hidden_states=True) for encoder, ids in zip(encoders, distinct.unbind(1), strict=True)]
     hidden = torch.cat([output.hidden_states[-2] for output in outputs], -1)[rows]
     ids = torch.tensor([[side, side, 0, 0, side, side]], device=hidden.device, dtype=hidden.dtype)
     return hidden, {"text_embeds": outputs[-1][0][rows], "time_ids": ids.expand(len(hidden), -1)}

@@ -15,7 +15,15 @@ from .config import ConfigError, interpreter, printable, recipe, shown
 from .data import few_shots, load_for
 from .generate import generate, read
 from .hub import GENERATORS
-from .images import DataError, Images, _class_names, image_files, name_faults, opened, require_inside
+from .images import (
+    DataError,
+    Images,
+    _class_names,
+    image_files,
+    name_faults,
+    opened,
+    require_inside,
+)
 from .metrics import wilson
 from .store import Store
 from .study import artifact_keys, run
@@ -162,8 +170,8 @@ def classify_files(adapter, files):
     Raises DataError on a damaged adapter and on an unreadable image.
     """
     from .classify import predict
-    from .views import evaluation_batches
     from .models import load_classifier_lora
+    from .views import evaluation_batches
 
     try:
         model, config = load_classifier_lora(adapter)

@@ -94,7 +94,7 @@ def plot_samples(rows, classes):
     """Draw sample grids: `rows` maps a title to one list of PIL images per class; a panel a title, a column a class."""
     depth = max(len(column) for columns in rows.values() for column in columns)
     figure, axes = _figure(len(rows) * (0.62 * depth + 0.5), nrows=len(rows))
-    for axis, (title, columns) in zip(axes[:, 0], rows.items()):
+    for axis, (title, columns) in zip(axes[:, 0], rows.items(), strict=True):
         size = columns[0][0].size
         canvas = np.full((depth * (size[1] + 1), len(columns) * (size[0] + 1), 3), 255, np.uint8)
         for x, column in enumerate(columns):
@@ -117,7 +117,7 @@ def plot_confusion(matrix, classes, title=""):
     figure, axes = _figure(5.6)
     axis = axes[0, 0]
     axis.imshow(shares, cmap="Blues", vmin=0, vmax=100)
-    for i, j in zip(*np.nonzero(shares >= 0.5)):
+    for i, j in zip(*np.nonzero(shares >= 0.5), strict=True):
         axis.text(j, i, f"{shares[i, j]:.0f}", ha="center", va="center", fontsize=8, color="white" if shares[i, j] > 55 else "black")
     axis.set_xticks(range(len(classes)), _labels(classes), rotation=45, ha="right", parse_math=False)
     axis.set_yticks(range(len(classes)), _labels(classes), parse_math=False)
@@ -158,11 +158,11 @@ def plot_lines(series, xlabel, ylabel, title="", log=False):
 
 def plot_measures(summary, title=""):
     """Draw one panel per measure, a dot and its interval over seeds per generator; `summary` is what analysis.over_seeds returns."""
-    names, titles = list(dict.fromkeys(summary["measure"])), dict(zip(summary["method"], summary["title"]))
+    names, titles = list(dict.fromkeys(summary["measure"])), dict(zip(summary["method"], summary["title"], strict=True))
     methods = [*titles][::-1]
     rows = -(-len(names) // 2)
     figure, axes = _figure(rows * (0.34 * len(methods) + 0.8) + 0.3, nrows=rows, ncols=2, sharey=True)
-    for axis, name in zip(axes.flat, names):
+    for axis, name in zip(axes.flat[:len(names)], names, strict=True):
         for row in summary[summary["measure"] == name].itertuples():
             colour, y = METHODS[row.method].colour, methods.index(row.method)
             axis.plot([row.low, row.high], [y, y], color=colour, lw=2)
@@ -200,7 +200,7 @@ def plot_gains(joined, measure="centroid", title=""):
 def plot_ratios(measured):
     """Draw how many times faster each stage is than the baseline: a panel per device, a bar and its interval per row of the benchmark."""
     figure, axes = _figure(sum(0.45 * len(results["rows"]) + 0.9 for results in measured), nrows=len(measured))
-    for axis, results in zip(axes[:, 0], measured):
+    for axis, results in zip(axes[:, 0], measured, strict=True):
         rows = results["rows"][::-1]
         ratios = [row["ratio"][0] for row in rows]
         spread = [[mean - low, high - mean] if low is not None else [0, 0] for mean, low, high in (row["ratio"] for row in rows)]

@@ -71,8 +71,8 @@ def read(name, classes, folder=""):
     parts = READERS.get(name, read_split_file)(name, classes, base, images)
     _check(name, source, parts, len(classes))
     if not parts[1]:  # ImageNet's official validation part is the test set, so training images validate
-        train, val, _ = split(*zip(*parts[0]), lambda n: (n - HELD_OUT, HELD_OUT))
-        parts = [list(zip(part.sources, part.labels)) for part in (train, val)] + [parts[2]]
+        train, val, _ = split(*zip(*parts[0], strict=True), lambda n: (n - HELD_OUT, HELD_OUT))
+        parts = [list(zip(part.sources, part.labels, strict=True)) for part in (train, val)] + [parts[2]]
     return [_images(images, part) for part in parts]
 
 
@@ -227,7 +227,7 @@ READERS = {"imagenet": read_imagenet, "fgvc_aircraft": read_variants}
 
 
 def _check(name, source, parts, classes):
-    for part, rows, size in zip(("train", "val", "test"), parts, source.sizes):
+    for part, rows, size in zip(("train", "val", "test"), parts, source.sizes, strict=True):
         if len(rows) != size:
             raise DataError(f"the {part} part of {name} has {len(rows)} images, and the paper's table says {size}; another split file, or an "
                             f"incomplete copy")

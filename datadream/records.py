@@ -175,7 +175,7 @@ def benchmark_table(results):
 def stage_table(table):
     """Return one row per stage: its artifacts in the records of `table`, their seconds, and the share of the whole; what records share counts once."""
     seconds = {}
-    for stages, artifacts in zip(table["stages"], table["artifacts"]):
+    for stages, artifacts in zip(table["stages"], table["artifacts"], strict=True):
         for stage, value in stages.items():
             seconds[stage, tuple(sorted(key for name, key in artifacts.items() if name.rstrip("0123456789") == stage))] = value
     found = pd.DataFrame([{"stage": stage, "artifacts": len(keys), "seconds": value} for (stage, keys), value in seconds.items()])

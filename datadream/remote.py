@@ -11,7 +11,21 @@ from filelock import FileLock
 
 from .config import ConfigError, copies, store_place
 from .leases import Lease
-from .store import FULL, SALVAGE, Store, StoreError, _holds, _verified, digest, inside, parse, part_of, remove, write_json, writing
+from .store import (
+    FULL,
+    SALVAGE,
+    Store,
+    StoreError,
+    _holds,
+    _verified,
+    digest,
+    inside,
+    parse,
+    part_of,
+    remove,
+    write_json,
+    writing,
+)
 
 PARALLEL = 16  # objects under way at once: most are small, so that the time goes into waiting
 

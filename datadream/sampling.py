@@ -23,7 +23,8 @@ def embed(pipe, texts, options):
     """Return what the pipeline takes in place of the prompts `texts`, (texts, ...) tensors by argument: encoded once for many images."""
     guided = options.guidance > 1 and options.guided > 0
     values = pipe.encode_prompt(texts, device=pipe.device, num_images_per_prompt=1, do_classifier_free_guidance=guided)
-    return {name: value for name, value in zip(EMBEDDINGS, values) if value is not None}
+    found = zip(EMBEDDINGS, values, strict=False)  # one text encoder has no pooled embeddings
+    return {name: value for name, value in found if value is not None}
 
 
 def sample(pipe, text, seeds, options, resolution, starts=None):
@@ -42,7 +43,7 @@ def sample(pipe, text, seeds, options, resolution, starts=None):
         part = {"callback_on_step_end": partial(_end_guidance, options.guided), "callback_on_step_end_tensor_inputs": paired}
     images = pipe(**text, num_images_per_prompt=each, num_inference_steps=options.steps, generator=generators, output_type="pt",
                   guidance_scale=options.guidance if options.guided else 1.0, **place, **part).images
-    broken = [seed for seed, image in zip(seeds, images) if not torch.isfinite(image).all()]
+    broken = [seed for seed, image in zip(seeds, images, strict=True) if not torch.isfinite(image).all()]
     if broken:
         raise DivergedError(f"the generator made NaN for {len(broken)} of {len(seeds)} images, the first with seed {broken[0]}, which would be "
                             f"black; half precision may be too little for it, precision='float32' is not")

@@ -1,7 +1,7 @@
 """Artifact folders: written under a temporary name, listed in a manifest, renamed, and never made twice."""
 
-import hashlib
 import errno
+import hashlib
 import json
 import os
 import platform
@@ -190,7 +190,7 @@ class Store:
             stats = [(self.folder(key) / name).stat() for name in ("manifest.json", *manifest["files"])]
         except (OSError, ValueError):
             return None
-        sizes, digests = zip(*manifest["files"].values()) if manifest["files"] else ((), ())
+        sizes, digests = zip(*manifest["files"].values(), strict=True) if manifest["files"] else ((), ())
         return hash((digests, *((s.st_size, s.st_mtime_ns) for s in stats))) if tuple(s.st_size for s in stats[1:]) == sizes else None
 
     def make(self, key, inputs, build, **notes):

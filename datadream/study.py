@@ -22,7 +22,18 @@ from tqdm.auto import tqdm
 
 from . import config, stopping
 from .classify import judge, judge_inputs, train, train_inputs
-from .config import ENGINES, METHODS, SHOTS_TITLE, ConfigError, _mapping, _near, as_dict, key, paths, require_warmup
+from .config import (
+    ENGINES,
+    METHODS,
+    SHOTS_TITLE,
+    ConfigError,
+    _mapping,
+    _near,
+    as_dict,
+    key,
+    paths,
+    require_warmup,
+)
 from .data import draw, draw_inputs, few_shots, load_for
 from .generate import generate, generation_inputs, read
 from .images import DataError
@@ -125,7 +136,7 @@ def find(recipes, store=None):
     """Return the tidy table of exactly these cells. Raises LookupError if one has no record, with the command that makes it."""
     store = store or Store()
     files = [record_file(recipe, artifact_keys(recipe), store) for recipe in recipes]
-    missing = [f"{r.dataset}, {r.method}, seed {r.seed}" for r, file in zip(recipes, files) if not store.refresh(file).exists()]
+    missing = [f"{r.dataset}, {r.method}, seed {r.seed}" for r, file in zip(recipes, files, strict=True) if not store.refresh(file).exists()]
     if missing:
         raise LookupError(f"{len(missing)} of {len(files)} cells have no record in {store.address}, the first: {missing[0]}; "
                           f"run them again with `python -m datadream study`, or by their notebook")
@@ -198,7 +209,7 @@ def in_processes(function, jobs, workers):
         return [function(*job) for job in jobs]
     with ProcessPoolExecutor(workers, get_context("spawn"), _begin_worker, (max(1, os.cpu_count() // workers),)) as pool:
         try:
-            return list(tqdm(pool.map(function, *zip(*jobs)), total=len(jobs), leave=False))
+            return list(tqdm(pool.map(function, *zip(*jobs, strict=True)), total=len(jobs), leave=False))
         except (KeyboardInterrupt, stopping.Stopped):  # the others would go on to the end of what they have
             stopping.forward()
             raise

@@ -37,7 +37,7 @@ class Team:
         from accelerate.utils import reduce
 
         flat = reduce(torch.cat([tensor.flatten() for tensor in tensors]), "sum")
-        for tensor, own in zip(tensors, flat.split([tensor.numel() for tensor in tensors])):
+        for tensor, own in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
             tensor.copy_(own.view_as(tensor))
 
     def first(self, number):

@@ -4,8 +4,8 @@ import contextlib
 import io
 import json
 import os
-import re
 import pickle
+import re
 import shutil
 import struct
 import sys
@@ -152,14 +152,14 @@ def markup(box, names, noun=""):
     safe = images.class_folders(loaded.classes)
     assert len({f.lower() for f in safe}) == len(names) and not any(set(f) & set("/\\<>:\"|?*$`;&'") or f.startswith(".") for f in safe)
     rows = [{"file_name": f"{f}/000000.png", "prompt": data.prompt(noun, n), "class": n, "label": i, "seed": i, "adapter": None}
-            for i, (f, n) in enumerate(zip(safe, loaded.classes))]
+            for i, (f, n) in enumerate(zip(safe, loaded.classes, strict=True))]
 
     def build(root):
         for row in rows:
             (root / "train" / row["file_name"]).parent.mkdir(parents=True)
             draw_image(0, 0).save(root / "train" / row["file_name"])
         (root / "train" / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        (root / "classes.json").write_text(json.dumps(dict(zip(safe, loaded.classes))))
+        (root / "classes.json").write_text(json.dumps(dict(zip(safe, loaded.classes, strict=True))))
 
     recipe = config.recipe(dataset="folder", folder=str(box.photos), method="base", noun=noun)
     key = "generate-0123456789abcdef"
@@ -411,8 +411,8 @@ SPLITS += [labels("empty", b""), labels("a pickle", EVIL), labels("text", b"x" *
 
 # Study files.
 
-LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 10)}]\n" for a, b in zip("abcdefgh", "bcdefghi"))
-MERGES = "a: &a {x: 1}\n" + "".join(f"{b}: &{b} {{<<: [{', '.join([f'*{a}'] * 10)}]}}\n" for a, b in zip("abcdefgh", "bcdefghi"))
+LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 10)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True))
+MERGES = "a: &a {x: 1}\n" + "".join(f"{b}: &{b} {{<<: [{', '.join([f'*{a}'] * 10)}]}}\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True))
 RUN = "runs: {%s}\nsmoke: {}\n"
 
 

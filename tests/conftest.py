@@ -127,7 +127,12 @@ def build_generator(folder):
 
 def build_xl(folder, source):
     """Write a StableDiffusionXLPipeline of two text encoders to `folder`, with the autoencoder and the tokenizer of `source`."""
-    from diffusers import EulerDiscreteScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
+    from diffusers import (
+        EulerDiscreteScheduler,
+        StableDiffusionPipeline,
+        StableDiffusionXLPipeline,
+        UNet2DConditionModel,
+    )
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     small = StableDiffusionPipeline.from_pretrained(source, safety_checker=None)

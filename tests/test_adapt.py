@@ -89,7 +89,7 @@ def test_every_epoch_sees_every_image_once_with_its_own_prompt(make, dataset, sh
 
     def loss(pipe, scheduler, moments, tokens, side, *_):
         seen.append([(look(picture), pipe.tokenizer.decode(row, skip_special_tokens=True))
-                     for picture, row in zip(moments, tokens[0].tolist())])
+                     for picture, row in zip(moments, tokens[0].tolist(), strict=True)])
         return next(p for p in pipe.unet.parameters() if p.requires_grad).sum()
 
     monkeypatch.setattr(latents, "latent_moments", lambda pipe, images: images)

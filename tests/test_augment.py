@@ -103,7 +103,7 @@ def test_a_crop_is_torchvisions_antialiased_bicubic_one(height, width, size, see
     boxes = augment.draw_boxes(3, height, width, 0.3).int().tolist()
     torch.manual_seed(seed)
     ours = augment.random_resized_crop(batch, size, 0.3, flip=0.0)
-    expected = [TF.resized_crop(x.float(), *box, [size, size], InterpolationMode.BICUBIC, antialias=True) for x, box in zip(batch, boxes)]
+    expected = [TF.resized_crop(x.float(), *box, [size, size], InterpolationMode.BICUBIC, antialias=True) for x, box in zip(batch, boxes, strict=True)]
     assert (255 * ours - torch.stack(expected).clamp(0, 255)).abs().max() <= 0.51  # ours is rounded to whole tones
 
 
@@ -130,7 +130,7 @@ def views(count=6):
 def test_a_change_of_colour_is_torchvisions(ours, theirs, factors):
     images = views()
     strength = torch.tensor([factors[i % len(factors)] for i in range(len(images))])
-    expected = torch.stack([theirs(x, float(f)) for x, f in zip(images, strength)])
+    expected = torch.stack([theirs(x, float(f)) for x, f in zip(images, strength, strict=True)])
     torch.testing.assert_close(ours(images, strength.view(-1, 1, 1, 1)), expected, rtol=0, atol=2e-5)
 
 
@@ -158,7 +158,7 @@ def test_jitter_draws_each_strength_in_its_range_and_the_four_in_any_order(monke
 @pytest.mark.parametrize("kernel", [3, 5, 23])
 def test_the_blur_is_torchvisions(kernel):
     images, sigma = pictures(4, 32, 32).float() / 255, torch.tensor([0.1, 0.7, 1.3, 2.0])
-    expected = torch.stack([TF.gaussian_blur(x, [kernel] * 2, [float(s)] * 2) for x, s in zip(images, sigma)])
+    expected = torch.stack([TF.gaussian_blur(x, [kernel] * 2, [float(s)] * 2) for x, s in zip(images, sigma, strict=True)])
     torch.testing.assert_close(augment.gaussian_blur(images, kernel, sigma), expected, rtol=0, atol=1e-5)
 
 
@@ -218,7 +218,7 @@ def test_the_operations_come_in_the_released_codes_order(monkeypatch):
     monkeypatch.setattr(augment.TF, "rgb_to_grayscale", note("grayscale", TF.rgb_to_grayscale))
     monkeypatch.setattr(augment.torch, "where", note("where", torch.where))
     augmented(pictures(4), randaugment=True, flip=1.0, jitter=1.0, grayscale=1.0, blur=1.0, solarize=1.0)
-    steps = [name for name in dict.fromkeys(reversed(order))][::-1]  # the last call of each
+    steps = list(dict.fromkeys(reversed(order)))[::-1]  # the last call of each
     assert [name for name in steps if name != "where"] == ["rand_augment", "random_resized_crop", "color_jitter", "grayscale", "gaussian_blur"]
     assert order[-1] == "where", "solarize comes last"
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from benchmarks import baseline, gpu, lengths, operations, simulate, together
-from benchmarks.stages import SWAPS, Stage, as_files, peak_bytes, work
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks import baseline, gpu, lengths, operations, simulate, together
+from benchmarks.stages import SWAPS, Stage, as_files, peak_bytes, work
 from datadream import config, data, engine, models, records
 from datadream.adapt import train_adapter
 from datadream.memory import BatchSize
@@ -40,7 +40,7 @@ def test_the_product_has_the_baselines_loss_curve(tmp_path):
             continue
         seed = seed_for("adapt", 0, 0)
 
-        def rows_at(step):
+        def rows_at(step, seed=seed):
             epoch, part = divmod(step, 2)
             order = torch.randperm(16, generator=torch.Generator().manual_seed(seed_for(seed, "epoch", epoch)))
             torch.manual_seed(seed_for(seed, step))
@@ -145,7 +145,7 @@ def test_adapters_that_train_together_have_the_gradients_that_each_has_alone():
     for p in own:
         p.data.normal_(0, 0.05)
     work, alone = together.problem(pipe, options, 2), []
-    for part in zip(*(part.split(1) for part in work)):
+    for part in zip(*(part.split(1) for part in work), strict=True):
         together.step(pipe.unet, still, *part)
         alone.append([p.grad for p in own])
         pipe.unet.zero_grad()
@@ -153,7 +153,7 @@ def test_adapters_that_train_together_have_the_gradients_that_each_has_alone():
     together.step(pipe.unet, still, *work, 2)
     assert len(stacked) == len(own)
     for i, wanted in enumerate(alone):
-        for p, gradient in zip(stacked, wanted):
+        for p, gradient in zip(stacked, wanted, strict=True):
             torch.testing.assert_close(p.grad[i].T, gradient, rtol=1e-3, atol=1e-6)
 
 

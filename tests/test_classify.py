@@ -16,7 +16,16 @@ from hypothesis import strategies as st
 from datadream import classify as package
 from datadream import data
 from datadream.batches import Batches
-from datadream.classify import evaluate, judge, loss_parts, mixed_loss, optimiser_steps, predict, train, train_inputs
+from datadream.classify import (
+    evaluate,
+    judge,
+    loss_parts,
+    mixed_loss,
+    optimiser_steps,
+    predict,
+    train,
+    train_inputs,
+)
 from datadream.config import ConfigError, recipe
 from datadream.data import Dataset, Images, few_shots, load_for
 from datadream.metrics import wilson
@@ -42,7 +51,7 @@ def test_the_mixed_loss_is_the_papers_formula(real_count, synthetic_count, weigh
     logits, real = torch.randn(n, 4, dtype=torch.float64), torch.tensor([True] * real_count + [False] * synthetic_count)[torch.randperm(n)]
     targets = torch.softmax(torch.randn(n, 4, dtype=torch.float64), 1) if soft else F.one_hot(torch.randint(4, (n,)), 4).double()
     each = [-(targets[i] * (logits[i] - logits[i].exp().sum().log())).sum() for i in range(n)]
-    kinds = [[loss for loss, is_real in zip(each, real) if bool(is_real) == kind] for kind in (True, False)]
+    kinds = [[loss for loss, is_real in zip(each, real, strict=True) if bool(is_real) == kind] for kind in (True, False)]
     expected = weight * sum(kinds[0]) / real_count + (1 - weight) * sum(kinds[1]) / synthetic_count
     torch.testing.assert_close(mixed_loss(logits, targets, real, weight), expected)
 
@@ -212,7 +221,7 @@ def as_dataset(images, classes=3):
 
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=1, max_size=30))
 def test_an_evaluation_counts_every_image_once(pairs):
-    labels, read = zip(*pairs)
+    labels, read = zip(*pairs, strict=True)
     model = Reader()
     result = evaluate(model, as_dataset(toned(labels, read)), toned(labels, read))
     correct = sum(a == b for a, b in pairs)

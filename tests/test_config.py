@@ -162,7 +162,7 @@ def test_a_class_adapter_depends_on_the_images_of_its_class_only():
     drawn = few_shots(DATA, 16, 0, label=0).sources[0]
     train = Images(tuple(np.array([[255, 255]], np.uint8) if s is drawn else s for s in DATA.train.sources), DATA.train.labels)
     old, new = (stage_keys(recipe(method="cls"), one)["adapt"] for one in (DATA, dataclasses.replace(DATA, train=train)))
-    assert [a == b for a, b in zip(old, new)] == [False, True, True]
+    assert [a == b for a, b in zip(old, new, strict=True)] == [False, True, True]
 
 
 def test_real_only_of_as_many_steps_is_the_same_training():
@@ -182,7 +182,7 @@ def test_another_prompt_changes_every_stage(change):
 def test_a_class_adapter_knows_nothing_of_the_other_class_names():
     one, other = recipe(method="cls"), dataclasses.replace(DATA, classes=("wren", "robin", "crow"))
     old, new = stage_keys(one)["adapt"], stage_keys(one, other)["adapt"]
-    assert [a == b for a, b in zip(old, new)] == [True, True, False]
+    assert [a == b for a, b in zip(old, new, strict=True)] == [True, True, False]
 
 
 def test_the_adapters_of_two_classes_of_one_name_are_two():

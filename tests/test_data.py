@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from datadream import data, images, views
-from datadream.config import ConfigError, recipe
+from datadream.config import ConfigError
 from datadream.data import few_shots, load, prompt
 from datadream.images import SUFFIXES, DataError, Images, class_folders, members
 
@@ -41,7 +41,7 @@ def test_the_digits_have_their_own_labels():
     from sklearn.datasets import load_digits
 
     digits = load_digits()
-    known = {np.rint(image * 255 / 16).astype(np.uint8).tobytes(): int(label) for image, label in zip(digits.images, digits.target)}
+    known = {np.rint(image * 255 / 16).astype(np.uint8).tobytes(): int(label) for image, label in zip(digits.images, digits.target, strict=True)}
     dataset = load("optdigits")
     for part in (dataset.train, dataset.val, dataset.test):
         assert [known[source.tobytes()] for source in part.sources] == list(part.labels)
@@ -80,7 +80,7 @@ def test_few_shots_are_drawn_by_seed_without_repetition_from_the_pool(shots, see
     drawn, again, other = (few_shots(dataset, shots, s) for s in (seed, seed, seed + 1))
     assert np.bincount(drawn.labels, minlength=10).tolist() == [shots] * 10
     assert len(set(identities(drawn))) == 10 * shots
-    known = dict(zip(identities(dataset.train), dataset.train.labels))
+    known = dict(zip(identities(dataset.train), dataset.train.labels, strict=True))
     assert [known[source] for source in identities(drawn)] == list(drawn.labels)
     assert identities(drawn) == identities(again)
     if shots < 30:  # beyond, two draws of nearly the whole pool may agree
@@ -124,7 +124,7 @@ def test_a_folder_of_classes_is_split_per_class(folder, dataset):
     assert [len(part) for part in parts] == [18, 6, 12]
     assert len(set().union(*parts)) == 36
     for part in (dataset.train, dataset.val, dataset.test):
-        for source, label in zip(part.sources, part.labels):
+        for source, label in zip(part.sources, part.labels, strict=True):
             assert source.startswith(f"{folder}/{CLASSES[label]}/")
     assert seen_in(load("folder", folder)) == seen_in(dataset)
 
@@ -398,7 +398,7 @@ def test_decoded_images_are_the_same_wherever_they_are_kept(dataset, monkeypatch
     source, keys = images.Decoded(sets), [(kind, i) for kind in (True, False) for i in (2, 0, 1)]
     for _ in range(3):
         source.start(keys)
-        for key, image in zip(keys, source.take(keys)):
+        for key, image in zip(keys, source.take(keys), strict=True):
             assert np.array_equal(image.permute(1, 2, 0), wanted[key])
     assert (len(source.kept), len(source.places)) == (kept, filed) and not source.coming
     assert len(opened) == 6 + 2 * (6 - kept - filed)
@@ -427,7 +427,7 @@ def test_a_disk_that_no_longer_reads_ends_no_training(dataset, monkeypatch):
     source, keys = images.Decoded({True: dataset.train}), [(True, 0), (True, 1)]
     first = source.take(keys)
     monkeypatch.setattr(images.os, "preadv", lambda *_: 5)
-    assert len(source.places) == 2 and all(torch.equal(one, other) for one, other in zip(first, source.take(keys)))
+    assert len(source.places) == 2 and all(torch.equal(one, other) for one, other in zip(first, source.take(keys), strict=True))
 
 
 def test_a_disk_that_is_full_ends_no_training(dataset, monkeypatch):
@@ -435,7 +435,7 @@ def test_a_disk_that_is_full_ends_no_training(dataset, monkeypatch):
     monkeypatch.setattr(images.os, "pwrite", lambda *_: 1)  # as where the last block is taken: a part is written
     source, keys = images.Decoded({True: dataset.train}), [(True, 0), (True, 1)]
     for _ in range(2):
-        assert [np.array_equal(image.permute(1, 2, 0), np.asarray(dataset.train.open(i))) for (_, i), image in zip(keys, source.take(keys))] == [True] * 2
+        assert [np.array_equal(image.permute(1, 2, 0), np.asarray(dataset.train.open(i))) for (_, i), image in zip(keys, source.take(keys), strict=True)] == [True] * 2
     assert source.full and not source.places
 
 

@@ -8,7 +8,19 @@ from hypothesis import strategies as st
 from scipy.spatial.distance import cdist
 
 from datadream import distances
-from datadream.distances import MEASURES, centroid, cmmd, copying, coverage, density, frechet, kid, nearest, precision, recall
+from datadream.distances import (
+    MEASURES,
+    centroid,
+    cmmd,
+    copying,
+    coverage,
+    density,
+    frechet,
+    kid,
+    nearest,
+    precision,
+    recall,
+)
 
 BALLS = (precision, recall, density, coverage)
 

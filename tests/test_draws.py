@@ -51,7 +51,7 @@ def test_an_image_does_not_depend_on_what_its_neighbours_are_asked_for(make, dat
     """The second image of a class has the second template whatever the batch."""
     folders = [generate.generate(make("issynth", {"generate.templates": 2, "generate.batch": b}), dataset, shots, Store(tmp_path / str(b))) for b in (1, 5)]
     one, other = ([np.asarray(Image.open(f)).astype(int) for f in sorted(folder.rglob("*.png"))] for folder in folders)
-    assert all(np.abs(a - b).max() <= 1 for a, b in zip(one, other))
+    assert all(np.abs(a - b).max() <= 1 for a, b in zip(one, other, strict=True))
 
 
 def test_a_weak_noise_leaves_the_few_shot_and_a_full_one_does_not(make, dataset, shots, tmp_path):
@@ -64,16 +64,15 @@ def test_a_weak_noise_leaves_the_few_shot_and_a_full_one_does_not(make, dataset,
         images = generate.read(folder)
         own = few_shots(dataset, 2, 0, 0)
         found = [np.asarray(images.open(i)).astype(float) for i in range(4)]
-        pipe = load_generator(one.generator)
         starts = [own.open(i % 2) for i in range(4)]
         seeds = [draws.image_seed(0, 0, i) for i in range(4)]
         with sampling.adapted(one) as pipe:
             text = sampling.embed(pipe, [prompt("", dataset.classes[0])], one.generate)
             expected = sampling.sample(pipe, text, seeds, one.generate, 16, [generate.square(s, 16) for s in starts])
-        assert all(np.abs(a - np.asarray(b)).max() <= 1 for a, b in zip(found, expected))
+        assert all(np.abs(a - np.asarray(b)).max() <= 1 for a, b in zip(found, expected, strict=True))
         with sampling.adapted(one) as pipe:
             swapped = sampling.sample(pipe, text, seeds, one.generate, 16, [generate.square(s, 16) for s in starts[::-1]])
-        distance[strength] = np.mean([np.abs(np.asarray(a).astype(float) - np.asarray(b)).mean() for a, b in zip(expected, swapped)])
+        distance[strength] = np.mean([np.abs(np.asarray(a).astype(float) - np.asarray(b)).mean() for a, b in zip(expected, swapped, strict=True)])
     assert distance[0.1] > 3 * distance[1.0], "the less noise, the more of the start is left"
 
 

@@ -24,7 +24,7 @@ def made(make, tmp_path_factory):
     key = study.run(make("dset"), store)["artifacts"]["generate"]
     folders = export(key, tmp_path_factory.mktemp("out") / "set", store=store)
     rows = [json.loads(line) for line in (store.folder(key) / "train" / "metadata.jsonl").read_text().splitlines()]
-    return store, key, rows, dict(zip(FORMATS, folders))
+    return store, key, rows, dict(zip(FORMATS, folders, strict=True))
 
 
 def pixels(store, key, row):
@@ -61,7 +61,7 @@ def test_datasets_reads_every_format_back(made, form, tmp_path):
 def test_torchvision_reads_the_image_folder_back(made):
     from torchvision.datasets import ImageFolder
 
-    store, key, rows, folders = made
+    _store, _key, _rows, folders = made
     loaded = ImageFolder(folders["imagefolder"] / "train")
     assert loaded.classes == sorted(CLASSES) and len(loaded) == 15
 
@@ -69,7 +69,7 @@ def test_torchvision_reads_the_image_folder_back(made):
 def test_shards_are_cut_and_the_same_bytes_again(made, tmp_path, monkeypatch):
     from datadream import export as package
 
-    store, key, rows, folders = made
+    store, key, _rows, _folders = made
     monkeypatch.setattr(package, "SHARD", 6)
     one, two = (export(key, tmp_path / name, ["webdataset"], store)[0] for name in "ab")
     names = sorted(p.name for p in one.glob("*.tar"))
@@ -81,7 +81,7 @@ def test_shards_are_cut_and_the_same_bytes_again(made, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("form", FORMATS)
 def test_the_card_tells_method_licence_recipe_and_faults(made, form, models):
-    store, key, rows, folders = made
+    _store, key, _rows, folders = made
     text = (folders[form] / "README.md").read_text()
     front = yaml.safe_load(text.split("---")[1])
     assert front["class_names"] == dict(enumerate(CLASSES)) and "synthetic" in front["tags"] and front["license"] == "unknown"
@@ -93,7 +93,6 @@ def test_the_card_tells_method_licence_recipe_and_faults(made, form, models):
 
 def test_a_class_name_is_never_markup_in_the_card(make, tmp_path, store):
     from conftest import write_classes
-
     from markdown_it import MarkdownIt
 
     names = ['`` a"b: [x](y)', "<script>alert(1)</script>".replace("/", "∕"), "- {y} \U0001F436"]

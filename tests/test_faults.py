@@ -4,8 +4,8 @@ import multiprocessing
 import types
 
 import pytest
-from benchmarks import disturb, faults
 
+from benchmarks import disturb, faults
 from datadream import records
 
 
@@ -57,7 +57,7 @@ def test_every_fault_is_tried_in_one_stage_before_the_second_stage_of_any():
     pairs = [(name, engine) for name, _, engine in cases]
     assert len(set(cases)) == len(cases) == results["planned"] == sum(len(e) * len(s) for _, e, s in faults.FAULTS.values())
     assert len(set(pairs[:len(set(pairs))])) == len(set(pairs))
-    results["cases"] = [{**dict(zip(("fault", "stage", "engine"), case)), "commit": "now"} for case in cases[5:]]
+    results["cases"] = [{**dict(zip(("fault", "stage", "engine"), case, strict=True)), "commit": "now"} for case in cases[5:]]
     assert faults.pending(results, every) == cases[:5]
     assert faults.pending(results, types.SimpleNamespace(fault=["NaN"], stage=["all"], engine=None)) == []
 
@@ -66,7 +66,7 @@ def test_what_another_commit_measured_is_kept_where_it_is_not_asked_for():
     every, only = (types.SimpleNamespace(fault=fault, stage=None, engine=None) for fault in (None, ["NaN"]))
     results = {"cases": [], "commit": "then"}
     cases = faults.pending(results, every)
-    results = {"cases": [{**dict(zip(("fault", "stage", "engine"), case)), "commit": "then"} for case in cases], "commit": "now"}
+    results = {"cases": [{**dict(zip(("fault", "stage", "engine"), case, strict=True)), "commit": "then"} for case in cases], "commit": "now"}
     again = faults.pending(results, only)
     assert {fault for fault, _, _ in again} == {"NaN"} and len(results["cases"]) == len(cases) - len(again)
     assert faults.pending(results, every) == cases and not results["cases"]

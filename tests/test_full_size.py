@@ -5,9 +5,9 @@ import types
 import numpy as np
 import pytest
 import torch
-from benchmarks.full_size import TEXT, UNET, save_models
 from PIL import Image
 
+from benchmarks.full_size import TEXT, UNET, save_models
 from datadream.config import Adapt, recipe
 from datadream.models import UNET_TARGETS, add_generator_lora, image_side
 
@@ -50,8 +50,8 @@ def test_the_paper_profile_runs_at_full_size(whole, tmp_path, monkeypatch):
     """Two steps of adaptation, one image of two steps, two steps of training: minutes and less than 24 GB on a CPU."""
     import resource
 
-    from datadream.study import run
     from datadream.store import Store
+    from datadream.study import run
 
     for label, name in enumerate(("heron", "wren")):
         (tmp_path / "photos" / name).mkdir(parents=True)

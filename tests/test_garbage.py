@@ -57,7 +57,7 @@ def test_what_is_removed_is_gone_and_the_rest_is_as_it_was(filled, make):
 
 
 def test_the_kept_classifier_has_no_record_and_stays(folder, tiny, store):
-    made, trained, _, _ = photos.keep(folder, store=store, shots=0, overrides=tiny)
+    _made, _trained, _, _ = photos.keep(folder, store=store, shots=0, overrides=tiny)
     assert not store.records.exists() and names(unused(store), "artifact") == []
     assert len(list(store.kept.glob("*.json"))) == 1
 

@@ -15,8 +15,8 @@ from PIL import Image
 from safetensors import safe_open
 
 import datadream.adapt as adapt_module
-from datadream import generate as package
 from datadream import engine, sampling
+from datadream import generate as package
 from datadream.adapt import adapt, adapter_inputs
 from datadream.config import ConfigError, key
 from datadream.data import few_shots
@@ -170,7 +170,7 @@ def test_the_folder_its_metadata_and_its_map_of_names(make, slashed, store):
 def test_reading_a_set_back_keeps_images_with_labels(make, dataset, shots, store):
     images = read(generate(make("base"), dataset, shots, store))
     assert images.labels == (0,) * 5 + (1,) * 5 + (2,) * 5
-    assert all(f"/{CLASSES[label]}/" in source for source, label in zip(images.sources, images.labels))
+    assert all(f"/{CLASSES[label]}/" in source for source, label in zip(images.sources, images.labels, strict=True))
     assert images.open(14).size == (16, 16)
 
 
@@ -346,7 +346,7 @@ def test_what_a_slice_notes_of_its_batches_comes_into_the_manifest(make, dataset
         engine.generate_slice(recipe, dataset, shots, stores[0], label, 0)
     folders = [generate(recipe, dataset, shots, store) for store in stores]
     assert digests(folders[0]) == digests(folders[1])
-    assert [store.manifest(folder.name)["batches"] for store, folder in zip(stores, folders)] == [["out of memory with 4 images at once, went on with 2"]] * 2
+    assert [store.manifest(folder.name)["batches"] for store, folder in zip(stores, folders, strict=True)] == [["out of memory with 4 images at once, went on with 2"]] * 2
 
 
 # Failures.

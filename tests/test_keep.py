@@ -66,7 +66,7 @@ def write(home, runs):
 
 def test_what_has_ended_is_kept_and_read_back(home, runs):
     table = keep.keep()
-    assert dict(zip(table["run"], table["status"])) == {"table": "kept", "weights": "kept", "late": "has not ended here"}
+    assert dict(zip(table["run"], table["status"], strict=True)) == {"table": "kept", "weights": "kept", "late": "has not ended here"}
     found = keep.load("table")
     wanted = study.find(ablation.cells_of(runs["table"])[""])
     columns = ["method", "seed", "top1", "val_top1", "key"]
@@ -183,7 +183,7 @@ def committed():
 
 def test_the_committed_records_are_whole_and_of_clean_commits(committed):
     claim = committed["mnist_seeds"]
-    assert sorted(zip(claim["method"], claim["seed"])) == sorted((m, s) for m, row in METHODS.items() if row.main for s in range(5))
+    assert sorted(zip(claim["method"], claim["seed"], strict=True)) == sorted((m, s) for m, row in METHODS.items() if row.main for s in range(5))
     for name, table in committed.items():
         assert not table["dirty"].any() and set(table["protocol"]) == {"strict"}, name  # a study that was resumed may span commits
         seeds = table.groupby(["value", "method"])["seed"].agg(lambda own: tuple(sorted(own)))
@@ -196,7 +196,7 @@ def test_the_committed_records_are_those_of_the_study_file(committed):
     for name, entry in runs.items():
         if name in committed:
             wanted = {(label, r.method, r.seed) for label, recipes in ablation.cells_of(entry).items() for r in recipes}
-            assert set(zip(*(committed[name][column] for column in ("value", "method", "seed")))) == wanted, name
+            assert set(zip(*(committed[name][column] for column in ("value", "method", "seed")), strict=True)) == wanted, name
 
 
 def test_the_committed_pages_are_small_and_name_no_machine():
@@ -254,7 +254,7 @@ def test_the_measures_that_pages_read_are_of_the_committed_sets(committed):
         for method in ("base", "cls", "dset"):
             own = measures[measures["method"] == method]
             made = {row.seed: row.artifacts["generate"] for row in records_[records_["method"] == method].itertuples()}
-            assert dict(zip(own["seed"], own["artifact"])) == made
+            assert dict(zip(own["seed"], own["artifact"], strict=True)) == made
 
 
 RESULT = re.compile(r"[+-]?\d+\.\d+ (?:points|%)|\d+(?:\.\d+)? % interval [+-]?\d")

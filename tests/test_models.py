@@ -18,9 +18,29 @@ from safetensors.torch import load_file, save_file
 from datadream import models as package
 from datadream.config import Adapt, Classify, ConfigError
 from datadream.hub import GENERATORS
-from datadream.models import (LORA_FILE, Classifier, LoRAAttention, LoRAProjection, ModelMissingError, add_classifier_lora,
-                              add_generator_lora, condition, device, dtype_for, identity, image_side, load_classifier, load_classifier_lora,
-                              load_generator, merged_lora, remove_lora, save_classifier_lora, save_generator_lora, text_encoders, tokenize)
+from datadream.models import (
+    LORA_FILE,
+    Classifier,
+    LoRAAttention,
+    LoRAProjection,
+    ModelMissingError,
+    add_classifier_lora,
+    add_generator_lora,
+    condition,
+    device,
+    dtype_for,
+    identity,
+    image_side,
+    load_classifier,
+    load_classifier_lora,
+    load_generator,
+    merged_lora,
+    remove_lora,
+    save_classifier_lora,
+    save_generator_lora,
+    text_encoders,
+    tokenize,
+)
 
 TEXTS = ["a photo of a seven", "a photo of a letter q", "a photo of a one"]
 
@@ -84,7 +104,7 @@ def test_a_saved_adapter_gives_the_same_numbers_in_a_fresh_pipeline(models, tmp_
     assert loaded.keys() == tensors.keys()
     assert all(torch.equal(loaded[name], tensors[name]) for name in tensors)
     assert any("text_encoder" in name for name in tensors) == text_encoder
-    for before, after, reloaded in zip(base, trained, outputs(fresh)):
+    for after, reloaded in zip(trained, outputs(fresh), strict=True):
         torch.testing.assert_close(reloaded, after, rtol=1e-5, atol=1e-5)
     assert (trained[1] - base[1]).abs().max() > 1e-2, "the adapter does something to the noise prediction"
     assert ((trained[0] - base[0]).abs().max() > 1e-2) == text_encoder
@@ -133,7 +153,7 @@ def test_a_merged_adapter_is_the_loaded_one_and_leaves_the_base_bit_for_bit(mode
     finally:
         remove_lora(pipe)
     with pytest.raises(RuntimeError, match="stopped"), merged_lora(pipe, tmp_path):
-        for ours, theirs in zip(features(), expected):
+        for ours, theirs in zip(features(), expected, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
         changed = [name for name, p in weights().items() if not torch.equal(p, before[name])]
         assert len(changed) == len(load_file(tmp_path / LORA_FILE)) / 2, "every layer of the adapter and no other"
@@ -152,7 +172,7 @@ def test_an_adapter_of_another_pipeline_is_refused_and_leaves_no_residue(models,
     before = outputs(pipe)
     with pytest.raises(ValueError, match="another pipeline's: StableDiffusionPipeline has no text_encoder_2"), merged_lora(pipe, tmp_path):
         pytest.fail("it does not fit")
-    assert all(torch.equal(a, b) for a, b in zip(before, outputs(pipe)))
+    assert all(torch.equal(a, b) for a, b in zip(before, outputs(pipe), strict=True))
 
 
 def test_the_same_adapter_is_the_same_file(models, tmp_path):
@@ -200,7 +220,7 @@ def test_the_generators_lora_is_on_the_papers_layers_and_starts_at_nothing(model
         everything = [p for part in (pipe.unet, pipe.text_encoder, pipe.vae) for p in part.parameters()]
         assert sum(p.requires_grad for p in everything) == len(parameters) == 2 * len(layers)
         assert all(bool(p.any()) == ("lora_A" in name) for name, p in parameters.items()), "A is random, B is zero"
-        for before, after in zip(base, outputs(pipe)):
+        for before, after in zip(base, outputs(pipe), strict=True):
             assert torch.equal(before, after)
     finally:
         remove_lora(pipe)
@@ -212,7 +232,7 @@ def test_removing_the_lora_restores_the_base_exactly(models):
     for text_encoder in (True, False, True):
         attach(pipe, Adapt(rank=4, alpha=4.0, text_encoder=text_encoder))
         remove_lora(pipe)
-        assert all(torch.equal(before, after) for before, after in zip(base, outputs(pipe)))
+        assert all(torch.equal(before, after) for before, after in zip(base, outputs(pipe), strict=True))
         assert [name for part in (pipe.unet, pipe.text_encoder) for name, _ in part.named_parameters()] == names
         assert not any(p.requires_grad for part in (pipe.unet, pipe.text_encoder) for p in part.parameters())
 
@@ -332,7 +352,7 @@ def test_the_classifiers_lora_is_on_q_and_v_of_every_block_of_both_towers(models
 
 
 def test_every_part_of_the_lora_learns_from_the_loss(models):
-    model, parameters, untouched = adapted(models)
+    model, parameters, _untouched = adapted(models)
     randomise(parameters)
     frozen = {name: p.clone() for name, p in model.named_parameters() if name not in parameters}
     images, tokens = torch.rand(3, 3, 16, 16).to(model.mean.device), model.prompts(TEXTS)
@@ -387,7 +407,7 @@ def small_clip(custom, **text):
     ({"pool_type": "last"}, 20), ({"no_causal_mask": True}, 20)])  # these read the padding
 def test_padding_is_left_out_where_it_changes_nothing(custom, text, length):
     ids = torch.zeros(3, 20, dtype=torch.long)
-    for row, end in zip(ids, (3, 6, 4)):
+    for row, end in zip(ids, (3, 6, 4), strict=True):
         row[:end] = torch.randint(1, 49, (end,))
         row[end] = 49
     model = Classifier(small_clip(custom, **text), lambda texts: ids, (0.5,) * 3, (0.5,) * 3)
@@ -422,7 +442,7 @@ def test_a_saved_classifier_adapter_gives_the_same_logits(models, tmp_path):
 
 
 def test_an_adapter_of_another_classifier_is_refused(models, tmp_path):
-    model, parameters, _ = adapted(models)
+    model, _parameters, _ = adapted(models)
     save_classifier_lora(model, tmp_path, {"classifier": models.classifier, "rank": 3, "alpha": 6.0, "dropout": 0.1, "classes": ["x"]})
     tensors = load_file(tmp_path / "adapter.safetensors")
     lost = sorted(tensors)[0]

@@ -8,7 +8,15 @@ from datadream import engine, study
 from datadream.__main__ import main
 from datadream.config import METHODS
 from datadream.images import DataError
-from datadream.plan import THROUGHPUT, load_or_describe, missing, overview, plan, plan_text, profile_cells
+from datadream.plan import (
+    THROUGHPUT,
+    load_or_describe,
+    missing,
+    overview,
+    plan,
+    plan_text,
+    profile_cells,
+)
 from datadream.readers import SOURCES
 from datadream.store import Store
 

@@ -196,7 +196,7 @@ def test_a_measure_is_drawn_per_generator_at_its_number():
 def test_a_gain_is_drawn_against_its_measure_and_few_classes_are_named():
     axis = plots.plot_gains(gained("dset", 3)).axes[0]
     (dots,) = [line for line in axis.lines if line.get_marker() == "o"]
-    assert list(zip(dots.get_xdata(), dots.get_ydata())) == [(0.5, 0.0), (0.51, 1.0), (0.52, 2.0)]
+    assert list(zip(dots.get_xdata(), dots.get_ydata(), strict=True)) == [(0.5, 0.0), (0.51, 1.0), (0.52, 2.0)]
     assert [text.get_text() for text in axis.texts] == ["class 0", "class 1", "class 2"]
     assert axis.get_xlabel() == plots.TITLES["centroid"] and axis.get_ylabel() == "gain over Real only, points"
     assert not plots.plot_gains(gained("dset", plots.NAMED + 1)).axes[0].texts

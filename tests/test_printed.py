@@ -39,7 +39,7 @@ def masks(bank, n=20, seed=0):
 def test_names_stand_in_the_order_of_the_characters():
     assert len(printed.NAMES) == len(printed.CHARACTERS) == 36
     assert printed.NAMES[:10] == printed.DIGITS and printed.CHARACTERS[:10] == "0123456789"
-    assert all(name == f"letter {c.lower()}" for name, c in zip(printed.NAMES[10:], printed.CHARACTERS[10:]))
+    assert all(name == f"letter {c.lower()}" for name, c in zip(printed.NAMES[10:], printed.CHARACTERS[10:], strict=True))
 
 
 def test_held_out_families_are_families_and_train_nothing():
@@ -109,7 +109,7 @@ def test_strokes_become_thinner_or_thicker(bank, share, changed):
     assert after.shape == before.shape and after.min() >= 0 and after.max() <= 1
     differs = (after != before).flatten(1).any(1)
     assert differs.sum() == changed
-    assert all(bool((b >= a).all()) != bool((b <= a).all()) for a, b in zip(before[differs], after[differs]))
+    assert all(bool((b >= a).all()) != bool((b <= a).all()) for a, b in zip(before[differs], after[differs], strict=True))
 
 
 @given(st.integers(0, 1000), st.floats(0.2, 0.9), st.floats(0, 1))
@@ -119,7 +119,7 @@ def test_tones_keep_their_contrast_and_their_side(bank, seed, contrast, extreme)
     images = printed.tone(some, light, contrast, extreme)
     assert images.shape == (12, 3, 64, 64) and images.min() >= 0 and images.max() <= 1
     assert torch.equal(images[:, 0], images[:, 2]), "grey"
-    for image, mask, is_light in zip(images[:, 0], some[:, 0], light):
+    for image, mask, is_light in zip(images[:, 0], some[:, 0], light, strict=True):
         ink, ground = image[mask == 1].mean(), image[mask == 0].mean()
         assert (ink - ground if is_light else ground - ink) >= contrast - 1e-5
 
@@ -140,7 +140,7 @@ def test_drawing_follows_the_seed_and_the_labels(bank):
     torch.manual_seed(0)
     images, labels, light = printed.draw(bank, 9, strokes=0.5)
     torch.manual_seed(0)
-    assert all(torch.equal(a, b) for a, b in zip((images, labels, light), printed.draw(bank, 9, strokes=0.5)))
+    assert all(torch.equal(a, b) for a, b in zip((images, labels, light), printed.draw(bank, 9, strokes=0.5), strict=True))
     assert images.shape == (9, 3, 32, 32) and 0 <= images.min() and images.max() <= 1 and light.dtype == torch.bool
     assert torch.equal(printed.draw(bank, 3, labels=torch.tensor([3, 1, 2]))[1], torch.tensor([3, 1, 2]))
 

@@ -50,7 +50,7 @@ def path_of(name, label, number, part):
 def rows_of(name):
     """Return part -> [(relative path, label)] of the small copy of a dataset."""
     numbers = iter(range(100))
-    parts = {part: [next(numbers) for _ in range(size // 3)] for part, size in zip(("train", "val", "test"), SIZES)}
+    parts = {part: [next(numbers) for _ in range(size // 3)] for part, size in zip(("train", "val", "test"), SIZES, strict=True)}
     return {part: [(path_of(name, label, n, part), label) for label in range(3) for n in some] for part, some in parts.items()}
 
 

@@ -5,11 +5,9 @@ import math
 
 import pandas as pd
 import pytest
-from conftest import ROOT
 from scipy import stats
 
 from datadream import config, records
-from datadream.config import METHODS
 from datadream.metrics import mean_interval, wilson
 
 
@@ -44,7 +42,7 @@ def test_a_row_has_the_cell_and_its_numbers(tmp_path):
 
 def test_the_table_is_sorted_as_the_methods_are(tmp_path):
     found = table(tmp_path, record("dset", 1), record("real", 1), record("dset", 0), record("clip", 0), record("real", 0))
-    assert list(zip(found["method"], found["seed"])) == [("clip", 0), ("real", 0), ("real", 1), ("dset", 0), ("dset", 1)]
+    assert list(zip(found["method"], found["seed"], strict=True)) == [("clip", 0), ("real", 0), ("real", 1), ("dset", 0), ("dset", 1)]
 
 
 @pytest.mark.parametrize("exists", [True, False])

@@ -227,7 +227,7 @@ def test_another_version_of_the_same_size_is_fetched(machine):
 
 def test_two_machines_that_need_one_artifact_make_it_once(tmp_path):
     made, folders = make_at_once(tmp_path, f"file://{tmp_path}/store")
-    assert made == 1 and all(folder.is_relative_to(tmp_path / name) for name, folder in zip("xy", folders))
+    assert made == 1 and all(folder.is_relative_to(tmp_path / name) for name, folder in zip("xy", folders, strict=True))
     assert sorted(path.name for path in (tmp_path / "store").iterdir()) == ["stage-1"]
 
 

@@ -67,7 +67,7 @@ def test_a_row_per_cell_in_the_order_of_the_methods(finished):
 
 def test_a_record_holds_the_whole_cell(finished):
     for one in finished.recipes:
-        (record,) = [r for r in map(lambda f: json.loads(f.read_text()), (finished.store.root / "records").glob("*.json"))
+        (record,) = [r for r in (json.loads(f.read_text()) for f in (finished.store.root / "records").glob("*.json"))
                      if r["recipe"]["method"] == one.method]
         assert record["recipe"] == as_dict(one)
         assert provenance().items() <= record.items()
@@ -87,7 +87,7 @@ def test_methods_share_the_stages_that_they_have_in_common(finished):
 
 
 def test_the_keys_of_a_cell_are_known_before_it_runs(finished):
-    for one, record in zip(finished.recipes, finished.table["artifacts"]):
+    for one, record in zip(finished.recipes, finished.table["artifacts"], strict=True):
         assert study.artifact_keys(one) == record
 
 
@@ -144,7 +144,7 @@ def test_seeds_in_two_processes_give_the_same_numbers_as_in_one(make, tmp_path):
     recipes = [make(method, seed=seed) for seed in (0, 1) for method in ("clip", "real")]
     tables = [study.run_cells(recipes, Store(tmp_path / str(workers)), workers) for workers in (1, 2)]
     for table in tables:
-        assert list(zip(table["method"], table["seed"])) == [("clip", 0), ("clip", 1), ("real", 0), ("real", 1)]
+        assert list(zip(table["method"], table["seed"], strict=True)) == [("clip", 0), ("clip", 1), ("real", 0), ("real", 1)]
     assert tables[0][["top1", "val_top1", "key"]].equals(tables[1][["top1", "val_top1", "key"]])
 
 
@@ -425,7 +425,7 @@ def test_the_data_set_notebook_runs_under_papermill(folder, tiny, tmp_path, monk
     kinds = [kind for cell in page["cells"] for o in cell.get("outputs", []) for kind in o.get("data", {})]
     assert kinds.count("image/png") >= 4 and kinds.count("text/html") >= 1
     table = load_records(tmp_path / "artifacts" / "records")
-    assert sorted(zip(table["method"], table["seed"])) == sorted((m, s) for m in MAIN for s in (0, 1))
+    assert sorted(zip(table["method"], table["seed"], strict=True)) == sorted((m, s) for m in MAIN for s in (0, 1))
     shown = json.dumps(page)
     for row in METHODS.values():
         assert not row.main or row.title in shown

@@ -3,10 +3,8 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -135,5 +133,5 @@ def test_processes_that_do_not_see_one_checkpoint_are_refused(tmp_path):
     (tmp_path / "0").mkdir()
     weight = torch.nn.Parameter(torch.zeros(3))
     fit({"weight": weight}, lambda step: weight.sum(), steps=6, lr=0.1, checkpoint=tmp_path / "0" / "state.safetensors", every=4)
-    leader, other = ends(tmp_path, "apart")
+    _leader, other = ends(tmp_path, "apart")
     assert other.startswith("ConfigError") and "would begin at step 0" in other and "share the store's folder" in other

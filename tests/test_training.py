@@ -58,7 +58,7 @@ def test_a_seed_never_changes():
 def test_adamw_step_by_hand():
     """One parameter, two steps: decoupled weight decay, bias-corrected moments, the schedule's learning rate."""
     weight = torch.nn.Parameter(torch.tensor([2.0], dtype=torch.float64))
-    losses = fit({"w": weight}, lambda step: (weight ** 2).sum(), steps=2, lr=0.1, betas=(0.8, 0.9), weight_decay=0.5, eps=1e-3)
+    losses = fit({"w": weight}, lambda step, weight=weight: (weight ** 2).sum(), steps=2, lr=0.1, betas=(0.8, 0.9), weight_decay=0.5, eps=1e-3)
     w, m, v = 2.0, 0.0, 0.0
     for step, rate in enumerate((0.1, 0.05)):  # half a cosine over two steps: 1, 1/2
         gradient = 2 * w
@@ -74,7 +74,7 @@ def test_the_gradient_is_clipped_only_if_asked():
     moved = {}
     for clip in (None, 1.0):
         weight = torch.nn.Parameter(torch.tensor([100.0], dtype=torch.float64))
-        fit({"w": weight}, lambda step: (weight ** 2).sum(), steps=1, lr=1.0, weight_decay=0.0, eps=1e6, clip=clip)
+        fit({"w": weight}, lambda step, weight=weight: (weight ** 2).sum(), steps=1, lr=1.0, weight_decay=0.0, eps=1e6, clip=clip)
         moved[clip] = 100.0 - weight.item()
     assert moved[None] == pytest.approx(200e-6, rel=1e-3)  # the gradient is 200
     assert moved[1.0] == pytest.approx(1e-6, rel=1e-3)

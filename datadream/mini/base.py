@@ -78,7 +78,7 @@ def latent_pool(vae, bank, size, seed):
         for _ in range(size // 500):
             images, label, light = printed.draw(bank, 500)
             posterior = vae.encode(2 * images - 1).latent_dist
-            for out, value in zip((means, stds, labels, lights), (posterior.mean, posterior.std, label, light)):
+            for out, value in zip((means, stds, labels, lights), (posterior.mean, posterior.std, label, light), strict=True):
                 out.append(value)
     return tuple(torch.cat(parts) for parts in (means, stds, labels, lights))
 
@@ -100,7 +100,7 @@ def text_encoder(folder, tokenizer):
         for kind in ("weight", "bias"):
             target |= {f"{new}.{theirs}.{kind}": source[f"{old}.{ours}.{kind}"] for ours, theirs in names.items()}
             parts = source[f"{old}.attn.in_proj_{kind}"].chunk(3)
-            target |= {f"{new}.self_attn.{part}_proj.{kind}": value for part, value in zip("qkv", parts)}
+            target |= {f"{new}.self_attn.{part}_proj.{kind}": value for part, value in zip("qkv", parts, strict=True)}
     missing, unexpected = model.load_state_dict(target, strict=False)
     if unexpected or any("position_ids" not in name for name in missing):
         raise RuntimeError(f"the CLIP text tower in {folder} does not fit a CLIPTextModel: missing {missing}, unexpected {unexpected}")
@@ -150,7 +150,7 @@ def denoise(work, bank, vae, tokenizer, unet, text, name, *, steps, seed, batch=
         rows = torch.randint(pool, (batch,))
         kind = torch.rand(batch)
         texts = printed.captions(labels[rows], lights[rows], kind < 0.3)
-        tokens = tokenizer([t if k < 0.9 else "" for t, k in zip(texts, kind)], padding="max_length", return_tensors="pt").input_ids
+        tokens = tokenizer([t if k < 0.9 else "" for t, k in zip(texts, kind, strict=True)], padding="max_length", return_tensors="pt").input_ids
         latents = (means[rows] + stds[rows] * torch.randn_like(means[rows])) * vae.config.scaling_factor
         noise, times = torch.randn_like(latents), random_times(batch)
         with _mixed():

@@ -150,7 +150,7 @@ def captions(labels, light, detailed):
     """Return one caption per label (0..35): plain, or with its tones where `detailed` is true."""
     tones = {True: "light {} on a dark background", False: "dark {} on a light background"}
     names = [NAMES[int(i)] for i in labels]
-    return [f"a photo of a {tones[bool(b)].format(n) if d else n}" for n, b, d in zip(names, light, detailed)]
+    return [f"a photo of a {tones[bool(b)].format(n) if d else n}" for n, b, d in zip(names, light, detailed, strict=True)]
 
 
 def draw(bank, n, warp=0.02, strokes=0.0, labels=None, **affine):

@@ -10,7 +10,6 @@ from ..metrics import mean_interval, wilson
 from ..training import fit
 from . import printed
 
-
 PRINTS = 1080  # prints that a reader is judged on: 30 of each character
 
 
@@ -155,7 +154,7 @@ def zero_shot_images(folder, per_character, overrides=None, batch=60):
 
     with sampling.adapted(recipe) as pipe:
         for start in range(0, len(jobs), batch):
-            labels, seeds = zip(*jobs[start:start + batch])
+            labels, seeds = zip(*jobs[start:start + batch], strict=True)
             texts = [prompt("", printed.NAMES[label]) for label in labels]
             images.extend(sampling.sample(pipe, sampling.embed(pipe, texts, recipe.generate), seeds, recipe.generate, printed.SIDE))
     return images, [label for label, _ in jobs]

@@ -1,6 +1,7 @@
 """A small vocabulary cut from CLIP's own: the same text splits the same way, in about 600 rows instead of 49,408."""
 
 import gzip
+import itertools
 import json
 import string
 from pathlib import Path
@@ -16,7 +17,7 @@ def _merges_of(word, ranks):
     """Return the ranks of the merges that CLIP's byte-pair encoding applies to `word`."""
     parts, used = [*word[:-1], word[-1] + "</w>"], []
     while len(parts) > 1:
-        rank, i = min((ranks.get(pair, len(ranks)), i) for i, pair in enumerate(zip(parts, parts[1:])))
+        rank, i = min((ranks.get(pair, len(ranks)), i) for i, pair in enumerate(itertools.pairwise(parts)))
         if rank == len(ranks):
             break
         used.append(rank)
