@@ -221,7 +221,7 @@ def measure(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
             results[name] = function(bench)
         except Exception:  # the other parts are worth as much without it
             results[name] = {"error": traceback.format_exc()[-3000:]}
-            bench.forget()
+        bench.forget()  # what the part held ended with its call
         results[name]["part_s"] = round(time.perf_counter() - begun - spent, 1)
         write_json(bench.out / "results.json", {**head, "parts": results})
         print(f"{name}: {json.dumps(results[name], default=str)[:900]}", flush=True)

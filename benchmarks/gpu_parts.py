@@ -162,8 +162,6 @@ def classifier_parts(bench: Bench) -> dict[str, Any]:
              "model_profile": bench.profiled(step, "classifier's passes")}
     with bench.cudnn_attention():
         found["model_ms, cuDNN attention"] = bench.milliseconds(step, 4, 1)
-    del model, source, step
-    bench.forget()
     return found
 
 
@@ -232,8 +230,6 @@ def sampling_pass(bench: Bench) -> dict[str, Any]:
     for level in (6, 1):
         found["host_ms_an_image"][f"PNG, level {level}"] = bench.milliseconds(
             lambda level=level: photo.save(bench.root / "photo.png", compress_level=level), 4, 1)
-    del pipe, once
-    bench.forget()
     return found
 
 
@@ -296,8 +292,6 @@ def adapt_parts(bench: Bench) -> dict[str, Any]:
     finally:
         Linear.forward = before
     models.remove_lora(pipe)
-    del pipe, once
-    bench.forget()
     return found
 
 
@@ -306,8 +300,6 @@ def four_adapters(bench: Bench) -> dict[str, Any]:
     """Return the seconds of one step of four adapters, one after the other and in one batched pass."""
     ways = together.ways(bench.profile, 4, bench.generator)
     found = {way: statistics.median([run() for _ in range(5)][2:]) for way, run in ways.items()}
-    del ways
-    bench.forget()
     return found
 
 
@@ -327,8 +319,6 @@ def sampling_compiled(bench: Bench) -> dict[str, Any]:
     with compiling(bench), sampling.compiled(pipe.unet), bench.cudnn_attention():
         found = {"images": images, "compile_s": first_seconds(bench, once), "ms": bench.milliseconds(once),
                  "profile": bench.profiled(once, "sampling, compiled")}
-    del pipe, once
-    bench.forget()
     return found
 
 
@@ -338,8 +328,6 @@ def classifier_compiled(bench: Bench) -> dict[str, Any]:
     _, model, source, step = classifier_step(bench)
     model.clip.visual.compile(backend=bench.backend)
     found = {"compile_s": first_seconds(bench, step), "model_ms": bench.milliseconds(step, 4, 1)}
-    del model, source, step
-    bench.forget()
     return found
 
 
@@ -350,8 +338,6 @@ def adapt_compiled(bench: Bench) -> dict[str, Any]:
     with compiling(bench), sampling.compiled(pipe.unet):
         found = {"compile_s": first_seconds(bench, once), "unet_ms": bench.milliseconds(once)}
     models.remove_lora(pipe)
-    del pipe, once
-    bench.forget()
     return found
 
 
