@@ -29,7 +29,6 @@ from .store import Store
 from .study import artifact_keys, run
 
 ROTATED = range(2, 9)  # EXIF orientations other than upright
-pd.set_option("styler.format.escape", "html")  # file and class names are a user's: a page shows them as text, whatever is in them
 
 
 def inspect(folder, test_folder="", side=0):

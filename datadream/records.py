@@ -9,6 +9,7 @@ from .config import METHODS, paths
 from .images import DataError
 from .metrics import mean_interval
 from .store import Store
+from .tables import show_table
 
 RELEASED = "[RELEASED PROTOCOL, for comparison only: the epoch is chosen on the test images]"
 
@@ -110,7 +111,7 @@ def show(table):
     """Return a summary as a table for people: method, seeds, top-1 with its interval."""
     rows = [{"Method": row.title, "Seeds": row.seeds, "Top-1 %": f"{row.top1:.1f}",
              "95 % interval": f"{row.low:.1f} to {row.high:.1f}"} for row in summary(table).itertuples()]
-    return pd.DataFrame(rows).style.hide(axis="index")
+    return show_table(pd.DataFrame(rows))
 
 
 def verdict(low, high, what):

@@ -7,6 +7,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from ..metrics import mean_interval, wilson
+from ..tables import show_table
 from ..training import fit
 from . import printed
 
@@ -172,7 +173,7 @@ def real_zero_shot(model, name):
 def share_table(scores):
     """Return name -> (share, low, high) as a table in percent."""
     rows = [{"what": name, "share %": 100 * a, "95 % interval": f"{100 * b:.1f} to {100 * c:.1f}"} for name, (a, b, c) in scores.items()]
-    return pd.DataFrame(rows).style.hide(axis="index").format(precision=1)
+    return show_table(pd.DataFrame(rows), precision=1)
 
 
 def clip_zero_shot(model, bank, n=PRINTS, seed=1):

@@ -1,0 +1,65 @@
+"""Show tables and lists on pages: whatever they hold is text, and never read as HTML, Markdown or mathematics."""
+
+import html
+import numbers
+import re
+from collections.abc import Callable, Iterable, Mapping
+
+import pandas as pd
+from IPython.display import Markdown
+from pandas.io.formats.style import Styler
+
+Formats = str | Callable | Mapping[str, str | Callable] | None
+
+# Jupyter typesets what stands between dollar signs in a table, too; these classes keep MathJax out.
+NO_MATH = 'class="tex2jax_ignore mathjax_ignore"'
+
+
+def show_table(
+    frame: pd.DataFrame,
+    formats: Formats = None,
+    *,
+    precision: int | None = None,
+    index: bool = False,
+    caption: str | None = None,
+) -> Styler:
+    """Return a table for a page with cells, headers and caption escaped for HTML.
+
+    Class names, file names and error messages come from users and may hold anything, such as
+    `<wnid>` or `a & b`. `formats` and `precision` are those of pandas' `Styler.format`; `index`
+    says whether the index is shown.
+    """
+    # pandas escapes strings alone: a path, a list or <NA> becomes one first.
+    texts = frame.map(_text).rename(index=_text, columns=_text)
+    texts = texts.rename_axis(index=_name, columns=_name)
+    styler = texts.style.format(formats, precision=precision, escape="html")
+    for axis in (0, 1):
+        styler = styler.format_index(axis=axis, escape="html")
+    if any(name is not None for name in texts.index.names):
+        styler = styler.format_index_names(axis=0, escape="html")
+    if any(name is not None for name in texts.columns.names):
+        styler = styler.format_index_names(axis=1, escape="html")
+    styler = styler.set_table_attributes(NO_MATH)
+    if caption is not None:
+        styler = styler.set_caption(html.escape(caption))
+    return styler if index else styler.hide(axis="index")
+
+
+def _text(value):
+    return value if isinstance(value, numbers.Number) else str(value)
+
+
+def _name(value):
+    return None if value is None else str(value)
+
+
+def escape_markdown(text: object) -> str:
+    """Return text on one line such that Markdown shows it as it is."""
+    line = " ".join(str(text).split())
+    line = re.sub(r"[\\`*_\[\]{}<>&|$~#^!]", r"\\\g<0>", line)
+    return re.sub(r"^(\d*)([-+.)=:])", r"\1\\\2", line)  # would begin a list at the start of a line
+
+
+def bullets(lines: Iterable[str], otherwise: str = "") -> Markdown:
+    """Return sentences as a Markdown list, each shown as plain text; `otherwise` if there are none."""
+    return Markdown("\n".join(f"- {escape_markdown(line)}" for line in lines) or otherwise)
