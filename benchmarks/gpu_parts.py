@@ -155,7 +155,7 @@ def classifier_epoch(bench: Bench) -> dict[str, Any]:
 @part(20)
 def classifier_parts(bench: Bench) -> dict[str, Any]:
     """Return where a step of the classifier goes: making the batch, and the model's passes."""
-    recipe, model, source, step = classifier_step(bench)
+    recipe, _, source, step = classifier_step(bench)
     found = {"batch": recipe.classify.batch, "batch_ms": bench.milliseconds(lambda: source.at(0), 4, 1),
              "model_ms": bench.milliseconds(step, 4, 1),
              "batch_profile": bench.profiled(lambda: source.at(0), "classifier's batch"),
@@ -325,7 +325,7 @@ def sampling_compiled(bench: Bench) -> dict[str, Any]:
 @part(35)
 def classifier_compiled(bench: Bench) -> dict[str, Any]:
     """Return the classifier's passes with its image tower compiled."""
-    _, model, source, step = classifier_step(bench)
+    _, model, _, step = classifier_step(bench)
     model.clip.visual.compile(backend=bench.backend)
     found = {"compile_s": first_seconds(bench, step), "model_ms": bench.milliseconds(step, 4, 1)}
     return found

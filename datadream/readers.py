@@ -26,7 +26,7 @@ class Source:
     it; `split` is CoOp's split file; `sizes` the images in train, validation and test; `torchvision` the class that downloads the
     images, if one still can; `fetch` where they come from otherwise; `inside` a folder by which the images' folder is known;
     `released_test` the part on which the released code tests (classify/data.py asks three loaders for the train split); `disef` whether
-    DISEF's split tells the classes by the files' names.
+    DISEF's split tells the classes by the files' names; `home` the page that describes the dataset.
     """
 
     noun: str
@@ -39,24 +39,35 @@ class Source:
     inside: str = ""
     released_test: str = "test"
     disef: bool = True
+    home: str = ""
 
 
 SOURCES = {
     "imagenet": Source("", ("imagenet",), ("images", "."), "", (1_281_167, 0, 50_000), fetch="the archives ILSVRC2012_img_train.tar and "
-                       "ILSVRC2012_img_val.tar from https://image-net.org (an account is needed), unpacked into train/<wnid>/ and val/<wnid>/", inside="train"),
-    "caltech101": Source("", ("caltech101", "caltech-101"), ("101_ObjectCategories",), "split_zhou_Caltech101.json", (4128, 1649, 2465), "Caltech101"),
+                       "ILSVRC2012_img_val.tar from https://image-net.org (an account is needed), unpacked into train/<wnid>/ and val/<wnid>/", inside="train",
+                       home="https://www.image-net.org"),
+    "caltech101": Source("", ("caltech101", "caltech-101"), ("101_ObjectCategories",), "split_zhou_Caltech101.json", (4128, 1649, 2465), "Caltech101",
+                         home="https://data.caltech.edu/records/mzrjq-6wc02"),
     "dtd": Source("texture", ("dtd",), ("dtd/images", "images"), "split_zhou_DescribableTextures.json", (2820, 1128, 1692), "DTD",
-                  released_test="train"),
-    "eurosat": Source("satellite", ("eurosat",), ("2750",), "split_zhou_EuroSAT.json", (13500, 5400, 8100), "EuroSAT", released_test="train"),
-    "fgvc_aircraft": Source("aircraft", ("fgvc-aircraft-2013b", "fgvc_aircraft"), ("data/images", "images"), "", (3334, 3333, 3333), "FGVCAircraft"),
-    "pets": Source("pet", ("oxford-iiit-pet", "oxford_pets"), ("images",), "split_zhou_OxfordPets.json", (2944, 736, 3669), "OxfordIIITPet"),
+                  released_test="train",
+                  home="https://www.robots.ox.ac.uk/~vgg/data/dtd/"),
+    "eurosat": Source("satellite", ("eurosat",), ("2750",), "split_zhou_EuroSAT.json", (13500, 5400, 8100), "EuroSAT", released_test="train",
+                      home="https://github.com/phelber/EuroSAT"),
+    "fgvc_aircraft": Source("aircraft", ("fgvc-aircraft-2013b", "fgvc_aircraft"), ("data/images", "images"), "", (3334, 3333, 3333), "FGVCAircraft",
+                            home="https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft/"),
+    "pets": Source("pet", ("oxford-iiit-pet", "oxford_pets"), ("images",), "split_zhou_OxfordPets.json", (2944, 736, 3669), "OxfordIIITPet",
+                   home="https://www.robots.ox.ac.uk/~vgg/data/pets/"),
     "cars": Source("car", ("stanford_cars",), (".",), "split_zhou_StanfordCars.json", (6509, 1635, 8041), fetch="a copy of the folders cars_train/ and "
-                   "cars_test/ (their original address is closed, and torchvision no longer downloads them)", inside="cars_train", disef=False),
+                   "cars_test/ (their original address is closed, and torchvision no longer downloads them)", inside="cars_train", disef=False,
+                   home="https://github.com/KaiyangZhou/CoOp/blob/main/DATASETS.md"),
     "sun397": Source("scene", ("SUN397", "sun397/SUN397"), (".",), "split_zhou_SUN397.json", (15880, 3970, 19850), fetch="SUN397.tar.gz from "
-                     "https://vision.princeton.edu/projects/2010/SUN (torchvision's address answers 404)", inside="a"),
-    "food101": Source("food", ("food-101",), ("images",), "split_zhou_Food101.json", (50500, 20200, 30300), "Food101"),
+                     "https://vision.princeton.edu/projects/2010/SUN (torchvision's address answers 404)", inside="a",
+                     home="https://vision.princeton.edu/projects/2010/SUN/"),
+    "food101": Source("food", ("food-101",), ("images",), "split_zhou_Food101.json", (50500, 20200, 30300), "Food101",
+                      home="https://data.vision.ee.ethz.ch/cvl/datasets_extra/food-101/"),
     "flowers102": Source("flower", ("flowers-102", "oxford_flowers"), ("jpg",), "split_zhou_OxfordFlowers.json", (4093, 1633, 2463), "Flowers102",
-                         released_test="train"),
+                         released_test="train",
+                         home="https://www.robots.ox.ac.uk/~vgg/data/flowers/102/"),
 }
 
 

@@ -1,4 +1,4 @@
-"""Show tables and lists on pages: whatever they hold is text, and never read as HTML, Markdown or mathematics."""
+"""Tables and lists of a page, whose text is never read as HTML, Markdown or mathematics."""
 
 import html
 import numbers
@@ -15,6 +15,16 @@ Formats = str | Callable | Mapping[str, str | Callable] | None
 NO_MATH = 'class="tex2jax_ignore mathjax_ignore"'
 
 
+class Link:
+    """A cell of a table that leads to an address."""
+
+    def __init__(self, text: str, address: str) -> None:
+        self.text, self.address = text, address
+
+    def __str__(self) -> str:
+        return f'<a href="{html.escape(self.address)}">{html.escape(self.text)}</a>'
+
+
 def show_table(
     frame: pd.DataFrame,
     formats: Formats = None,
@@ -26,10 +36,10 @@ def show_table(
     """Return a table for a page with cells, headers and caption escaped for HTML.
 
     Class names, file names and error messages come from users and may hold anything, such as
-    `<wnid>` or `a & b`. `formats` and `precision` are those of pandas' `Styler.format`; `index`
-    says whether the index is shown.
+    `<wnid>` or `a & b`; a `Link` alone becomes markup. `formats` and `precision` are those of
+    pandas' `Styler.format`; `index` says whether the index is shown.
     """
-    # pandas escapes strings alone: a path, a list or <NA> becomes one first.
+    # pandas escapes strings alone: a path, a list or <NA> becomes one first, and a Link does not.
     texts = frame.map(_text).rename(index=_text, columns=_text)
     texts = texts.rename_axis(index=_name, columns=_name)
     styler = texts.style.format(formats, precision=precision, escape="html")
@@ -46,7 +56,7 @@ def show_table(
 
 
 def _text(value):
-    return value if isinstance(value, numbers.Number) else str(value)
+    return value if isinstance(value, numbers.Number | Link) else str(value)
 
 
 def _name(value):
@@ -61,5 +71,5 @@ def escape_markdown(text: object) -> str:
 
 
 def bullets(lines: Iterable[str], otherwise: str = "") -> Markdown:
-    """Return sentences as a Markdown list, each shown as plain text; `otherwise` if there are none."""
+    """Return sentences as a Markdown list of plain text; `otherwise` if there are none."""
     return Markdown("\n".join(f"- {escape_markdown(line)}" for line in lines) or otherwise)

@@ -1,4 +1,4 @@
-"""The book's Sphinx extension that knows the repository's address, in builds of a few small pages."""
+"""The Sphinx extension that knows the repository's address, in builds of small pages."""
 
 import os
 import subprocess
@@ -30,7 +30,7 @@ REPOSITORY = "https://github.com/Some-one/data.dream"
 
 @pytest.fixture
 def build(tmp_path, monkeypatch):
-    """Return build(environment, **settings) -> page -> its parsed HTML, and the folder of the site."""
+    """Return build(environment, **settings) -> (page -> parsed HTML, the site's folder)."""
     for page, text in PAGES.items():
         file = tmp_path / "source" / f"{page}.md"
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
 """The built book in a real browser, as a reader meets it: from disk, without a network, on a desk and on a phone, in light and in dark.
 
-`make site-test` runs it on a site that was built before ($DATADREAM_SITE); without one, three of the book's pages are built for it. Pictures
+`make site-test` runs it on a site that was built before ($DATADREAM_SITE); without one, four of the book's pages are built for it. Pictures
 of every page are left in _build/screenshots.
 """
 
@@ -26,7 +26,7 @@ VIEWS = [(DESK, "light"), (PHONE, "light"), (DESK, "dark"), (PHONE, "dark")]
 JUDGED = {(DESK, "light"), (PHONE, "dark")}  # by axe, which takes longest: each width and each theme once
 SERIOUS = {"serious", "critical"}
 TALLEST = 8000  # pixels of a screenshot: the reference is ten times as long
-SMALL = {"format": "jb-book", "root": "book/claim", "chapters": [{"file": "book/published", "sections": [{"file": "book/references"}]}]}
+SMALL = {"format": "jb-book", "root": "book/claim", "chapters": [{"file": "book/published", "sections": [{"file": "book/paper_scale"}, {"file": "book/references"}]}]}
 
 # What of a page is wrong that only its layout tells. An element that reaches beyond the screen is a fault unless something around it scrolls.
 LAYOUT = """() => {
@@ -168,6 +168,10 @@ def shown(visits):
 
 def test_every_link_leads_somewhere(site):
     assert not broken(site)
+
+
+def test_a_folder_in_angle_brackets_is_text_of_its_table(site):
+    assert "unpacked into train/&lt;wnid&gt;/" in (site / "book" / "paper_scale.html").read_text()
 
 
 def test_no_page_writes_an_error_to_the_console(shown):

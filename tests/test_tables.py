@@ -13,7 +13,7 @@ from markdown_it.renderer import RendererHTML
 from myst_parser.config.main import MdParserConfig
 from myst_parser.parsers.mdit import create_md_parser
 
-from datadream.tables import bullets, escape_markdown, show_table
+from datadream.tables import Link, bullets, escape_markdown, show_table
 
 # HTML has no control characters or halves of surrogate pairs, and "\r" is a line's end in it.
 TEXTS = st.text(st.characters(exclude_categories=("Cs", "Cc")), max_size=40)
@@ -88,6 +88,15 @@ def test_headers_of_several_levels_are_escaped():
     columns = pd.MultiIndex.from_tuples([("<a>", "<b>"), ("<a>", "&")], names=["<top>", None])
     shown = cells(show_table(pd.DataFrame([[1, 2]], columns=columns), index=True))
     assert {"<a>", "<b>", "&", "<top>"} <= set(shown["th"])
+
+
+@given(TEXTS, TEXTS)
+def test_a_link_shows_its_text_and_leads_to_its_address(text, path):
+    frame = pd.DataFrame({"name": [Link(text, f"https://example.org/{path}"), "none"]})
+    soup = BeautifulSoup(show_table(frame).to_html(), "html.parser")
+    (link,) = soup.find_all("a")
+    assert (link.get_text(), link["href"]) == (text, f"https://example.org/{path}")
+    assert [cell.get_text() for cell in soup.find_all("td")] == [text, "none"]
 
 
 def test_mathjax_is_kept_out():

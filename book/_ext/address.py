@@ -1,4 +1,4 @@
-"""Sphinx extension: buttons, canonical addresses and the sitemap, where the repository's address is known.
+"""Sphinx extension: buttons, canonical addresses and the sitemap, by the repository's address.
 
 The address is `project_repository` in _config.yml, else GITHUB_REPOSITORY, which GitHub Actions
 sets, both as owner/name. The site's is BOOK_URL, else that of the repository's GitHub Pages.
@@ -73,7 +73,8 @@ def configure(app: Sphinx, config: Config) -> None:
     config.html_context |= {
         "page_sources": sources,
         "edit_page_provider_name": "GitHub",
-        "edit_page_url_template": f"{address}/edit/{BRANCH}/{{{{ page_sources.get(pagename, file_name) }}}}",
+        "edit_page_url_template": f"{address}/edit/{BRANCH}/"
+        "{{ page_sources.get(pagename, file_name) }}",
     }
     config.html_baseurl = site(name)
     config.sitemap_url_scheme = "{link}"
