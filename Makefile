@@ -57,8 +57,9 @@ book: venv  ## build _build/html from the runs that are there, warnings as error
 test: venv  ## run the tests
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal -q
 
-lint: venv  ## look for faults in the code with ruff
+lint: venv  ## look for faults in the code with ruff, and in the package's types with basedpyright
 	@$(VENV)/bin/ruff check datadream tests benchmarks notebooks
+	@$(VENV)/bin/basedpyright --pythonpath $(PY)
 
 # One at a time: a cluster that waits for a core takes its nodes for dead.
 fault-test: venv  ## kill and stop processes and nodes in the middle of a study, and see that nothing is lost

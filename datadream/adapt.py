@@ -34,7 +34,8 @@ def diffusion_losses(pipe, noise_scheduler, moments, tokens, side, micro=0, plac
     their share of its loss, with the noise that they have in it. Raises ConfigError on a target that is neither noise nor velocity.
     """
     mean, std = moments.unbind(1)
-    batch, places = (len(mean), slice(None)) if places is None else (batch, places)
+    if places is None or batch is None:  # all images of the step are here
+        batch, places = len(mean), slice(None)
     latents = (mean + std * torch.randn(batch, *mean.shape[1:], device=mean.device)[places]) * pipe.vae.config.scaling_factor
     noise = torch.randn(batch, *mean.shape[1:], device=mean.device)[places]
     times = torch.randint(noise_scheduler.config.num_train_timesteps, (batch,), device=latents.device)[places]
@@ -94,7 +95,7 @@ def train_adapter(pipe, parameters, recipe, dataset, images, checkpoint, micro, 
 
     `which` names the adapter: (None,), (label,) or (label, image); of a `team` each process computes its share of a step's images.
     """
-    from diffusers import DDPMScheduler
+    from diffusers import DDPMScheduler  # pyright: ignore[reportPrivateImportUsage]
 
     options = recipe.adapt
     noise_scheduler = DDPMScheduler.from_config(pipe.scheduler.config)

@@ -33,7 +33,8 @@ def reference(dataset, shots, seed):
         if part is not dataset.test:
             rows, _ = _draw(part, classes, REFERENCE, ("reference",))
             parts.append(part.pick([row for row in rows if part is not dataset.train or row not in taken]))
-    found = Images(*(tuple(value for part in parts for value in getattr(part, name)) for name in ("sources", "labels")))
+    found = Images(tuple(source for part in parts for source in part.sources),
+                   tuple(label for part in parts for label in part.labels))
     if not len(found):
         raise ValueError(f"{dataset.name!r} has no real image beside the {shots or 'all'} shots per class and the test part; lower shots, or give "
                          f"a validation part")
@@ -54,7 +55,7 @@ def _images(recipe, dataset, store):
 
 def _measure(unit, real, synthetic, shots=None):
     """Return every measure of one extractor's features by name; NaN where a set is too small for it or it wants unit features."""
-    row = {"n": len(synthetic), "reference": len(real)}
+    row: dict[str, float] = {"n": len(synthetic), "reference": len(real)}
     for name, measure in MEASURES.items():
         fits = min(len(real), len(synthetic)) >= measure.least and (unit or not measure.unit)
         row[name] = measure.function(real, synthetic) if fits else np.nan

@@ -15,7 +15,7 @@ class Batches:
     With both kinds, half of each batch is real: the paper repeats the few shots until both kinds are as many.
     """
 
-    def __init__(self, real, synthetic, options, classes, size, seed, device="cpu"):
+    def __init__(self, real, synthetic, options, classes, size, seed, device: torch.device | str = "cpu"):
         self.sets = {kind: images for kind, images in ((True, real), (False, synthetic)) if images is not None}
         self.options, self.classes, self.seed, self.device = options, classes, seed, device
         self.augment, self.decoded = Augmentation(options, size), Decoded(self.sets)
@@ -31,7 +31,7 @@ class Batches:
         kind = v2.CutMix if torch.rand(()) < 0.5 else v2.MixUp
         return kind(num_classes=self.classes)(images, labels)
 
-    def at(self, step):
+    def at(self, step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return the batch of `step`; the augmentation draws from torch's global generator, which `fit` seeds per step."""
         parts, keys = [], self._keys(step)
         pictures = {kind: self.decoded.take(own) for kind, own in keys.items()}
@@ -41,4 +41,5 @@ class Batches:
             views = self.augment([image.to(self.device, non_blocking=True) for image in pictures[kind]])
             views, targets = self._mix(views, torch.tensor([self.sets[kind].labels[i] for _, i in own], device=self.device))
             parts.append((views, targets, torch.full((len(own),), kind, device=self.device)))
-        return tuple(torch.cat(column) for column in zip(*parts, strict=True))
+        images, targets, real = (torch.cat(column) for column in zip(*parts, strict=True))
+        return images, targets, real

@@ -148,7 +148,8 @@ def optimise(model, parameters, batches, texts, val, options, steps, warmup, fol
 
     def loss_at(step):
         model.train()
-        return loss_parts(model, tokens, *batches.at(step), options.real_weight, size.size)
+        images, targets, real = batches.at(step)
+        return loss_parts(model, tokens, images, targets, real, options.real_weight, size.size)
 
     def after(step, loss):
         if step not in points:

@@ -12,6 +12,7 @@ import sys
 import unicodedata
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 
 class ConfigError(ValueError):
@@ -25,7 +26,13 @@ class ModelMissingError(RuntimeError):
 MOST = 10**6  # a whole number that has no upper end of its own ends here: more would only fill a memory or a disk
 
 
-def knob(default, why, low=None, high=None, choices=None):
+T = TypeVar("T", bool, int, float, str)
+
+
+def knob(
+    default: T, why: str, low: float | None = None, high: float | None = None,
+    choices: tuple[str, ...] | None = None,
+) -> T:
     """Declare a field: its default, its unit or reason with the source, and the accepted range (both ends included)."""
     high = MOST if high is None and type(default) is int else high
     return field(default=default, metadata={"why": why, "low": low, "high": high, "choices": choices})

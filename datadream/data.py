@@ -90,8 +90,11 @@ def released(dataset):
 @lru_cache(maxsize=8)
 def _load(name, folder, noun, names, shots_folder, fold, test_folder, state):
     row = DATASETS[name]
-    parts = read_photos(folder, fold, test_folder) if fold or test_folder else row.read(folder)
-    classes, (train, val, test) = (row.classes, parts) if row.classes else parts
+    if fold or test_folder:
+        classes, parts = read_photos(folder, fold, test_folder)
+    else:
+        classes, parts = (row.classes, row.read(folder)) if row.classes else row.read(folder)
+    train, val, test = parts
     if shots_folder:
         train = read_shots(shots_folder, classes)
     shown = readable(name, classes) if names == "readable" else tuple(classes)

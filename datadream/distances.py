@@ -32,7 +32,8 @@ def frechet(real, synthetic):
     """
     x, y = _pair(real, synthetic, 2)
     a, b = ((s - s.mean(0)) / np.sqrt(len(s) - 1) for s in (x, y))
-    roots = np.linalg.svd(np.linalg.qr(a, "r") @ np.linalg.qr(b, "r").T, compute_uv=False)
+    r, s = (np.asarray(np.linalg.qr(part, mode="r")) for part in (a, b))
+    roots = np.linalg.svd(r @ s.T, compute_uv=False)
     shift = x.mean(0) - y.mean(0)
     return max(0.0, float(shift @ shift + (a * a).sum() + (b * b).sum() - 2 * roots.sum()))
 

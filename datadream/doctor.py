@@ -91,7 +91,8 @@ def _store():
         return []
     try:
         store = Store()
-        store.probe()
+        if isinstance(store, RemoteStore):
+            store.probe()
         count = sum(bool(ARTIFACT.fullmatch(name)) for name in store.keys())
     except (ConfigError, StoreError) as error:
         return [Check("store", "problem", str(error))]

@@ -5,6 +5,7 @@ again elsewhere, and goes on from what the dead one left.
 """
 
 import heapq
+import logging
 import os
 import signal
 import time
@@ -151,7 +152,7 @@ def work(task, address):
             _do(task.kind, task.recipe, Store(address), task.where)
     except stopping.Stopped as error:
         if error.number == signal.SIGTERM:
-            os._exit(error.code)
+            os._exit(128 + error.number)
         raise RuntimeError(str(error)) from None  # a SystemExit would look to Ray like the end of the worker
     return task.name
 
@@ -192,7 +193,7 @@ def run_ray(recipes, store, address=None):
         names = {name: value for name, value in os.environ.items() if name.startswith(("DATADREAM_", "HF_"))}
         # Ray would hide all GPUs but the first task's from a worker that lives on.
         env = {**names, "DATADREAM_HOME": str(paths()["home"]), "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1"}
-        ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level="ERROR", runtime_env={"env_vars": env})
+        ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, runtime_env={"env_vars": env})
     try:
         with stopping.interruptible():  # after `init`, which has a handler of its own for SIGTERM
             todo = tasks(recipes, store)

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -42,7 +43,8 @@ def _load_dinov2(recipe):
         raise ModelMissingError(f"the extractor 'dinov2' (timm/{DINOV2}, about 0.4 GB, Apache-2.0) cannot be loaded. Where a network is at hand, "
                                 f"`hf download timm/{DINOV2}` fetches it; point HF_HOME to that cache, or take the extractor 'clip' alone. "
                                 f"Cause: {error}") from error
-    normalise = Normalize(model.pretrained_cfg["mean"], model.pretrained_cfg["std"])
+    config = cast("dict[str, Any]", model.pretrained_cfg)  # nn.Module takes every attribute for a tensor
+    normalise = Normalize(config["mean"], config["std"])
     return torch.nn.Sequential(normalise, model.eval()).to(device()), DINOV2_SIDE
 
 

@@ -114,7 +114,7 @@ def download(name):
 
                 load_classifier(name)
             else:
-                from diffusers import DiffusionPipeline
+                from diffusers import DiffusionPipeline  # pyright: ignore[reportPrivateImportUsage]
 
                 DiffusionPipeline.download(hub_id(name), use_safetensors=True)
     except ConfigError:

@@ -6,6 +6,7 @@ import os
 import re
 import tempfile
 import unicodedata
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -36,8 +37,8 @@ class Images:
     `stamp` stands for the content in the fingerprint of a set that is too large to be read for it.
     """
 
-    sources: tuple
-    labels: tuple
+    sources: Sequence
+    labels: Sequence
     stamp: str = ""
 
     def __len__(self):
@@ -301,7 +302,9 @@ class Decoded:
 
     def start(self, keys):
         """Begin to decode these images, or to read them back, in the background."""
-        for key in keys if self.pool else ():
+        if self.pool is None:
+            return
+        for key in keys:
             if key not in self.kept and key not in self.coming:
                 self.coming[key] = self.pool.submit(self._load, key)
 
@@ -331,8 +334,11 @@ class Decoded:
     def _read(self, place, shape):
         """Return the pixels at a place of the file, None where the disk no longer gives them."""
         pixels = np.empty(shape, np.uint8)
+        if self.file is None:
+            return None
         with suppress(OSError):
-            return pixels if os.preadv(self.file.fileno(), [pixels.reshape(-1)], place) == pixels.nbytes else None
+            read = os.preadv(self.file.fileno(), [pixels.reshape(-1).data], place)
+            return pixels if read == pixels.nbytes else None
 
     def _load(self, key):
         from torch import from_numpy

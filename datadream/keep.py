@@ -43,7 +43,7 @@ def keep(group="full", store=None):
         cells = cells_of(entry)
         _keep_records(name, cells, lines, store)
         if entry["notebook"] == "analysis":
-            describe(*cells.values(), store).to_csv(_measures(name), index=False, float_format="%.6g")
+            describe([cell for some in cells.values() for cell in some], store).to_csv(_measures(name), index=False, float_format="%.6g")
         size = _write_page(target / f"{name}.ipynb", notebook)
         rows.append({"run": name, "status": "kept", "kB": size // 1000})
     text = "".join(json.dumps(line, sort_keys=True) + "\n" for _, line in sorted(lines.items()) if line["runs"])
@@ -71,7 +71,7 @@ def load(name):
     if not lines:
         raise LookupError(f"{paths()['kept_records'].name} has no record of the run {name!r}; `make study-full` computes and keeps them")
     return pd.concat([tidy([line for line in lines if label in line["runs"][name]]).assign(value=label)
-                      for label in sorted(labels, key=labels.get)], ignore_index=True)
+                      for label in sorted(labels, key=lambda label: labels[label])], ignore_index=True)
 
 
 def load_all():

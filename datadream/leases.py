@@ -29,7 +29,8 @@ class Lease:
     def __init__(self, fs, path):
         self.fs, self.path = fs, path
         self.owner = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-        self._stop, self._thread, self._seen = threading.Event(), None, {}
+        self._stop, self._seen = threading.Event(), {}
+        self._thread = threading.Thread(target=self._beat, daemon=True)
 
     def acquire(self):
         """Wait until the lease is this worker's, and keep its heartbeat going in a thread; raises Stopped if it is asked to end while it waits."""
@@ -40,7 +41,6 @@ class Lease:
             stopping.check()
             if not (self._dead(self.path, content) and self._remove_dead(content)):
                 time.sleep(POLL)
-        self._thread = threading.Thread(target=self._beat, daemon=True)
         self._thread.start()
 
     def _dead(self, path, content):

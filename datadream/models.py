@@ -5,6 +5,7 @@ import json
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 import torch.nn as nn
@@ -92,7 +93,8 @@ def _load_generator(name, dtype):
     diffusers.utils.logging.disable_progress_bar()
     folder, hub = local(name, "generator"), hub_id(name)
     try:
-        kind = diffusers.DiffusionPipeline.load_config(folder or hub)["_class_name"]
+        config = diffusers.DiffusionPipeline.load_config(folder or hub)  # pyright: ignore[reportPrivateImportUsage]
+        kind = cast("dict[str, Any]", config)["_class_name"]  # a tuple only where more is asked for
         if kind not in PIPELINES:
             raise ConfigError(f"the generator {name!r} is a {kind}; accepted: {', '.join(PIPELINES)}")
         checker = {"safety_checker": None, "requires_safety_checker": False} if kind == PIPELINES[0] else {}
@@ -194,7 +196,7 @@ def add_generator_lora(pipe, options):
 def save_generator_lora(pipe, folder, options):
     """Write the attached LoRA so that any diffusers pipeline reads it with `load_lora_weights(folder)`, alpha included."""
     from diffusers.training_utils import _collate_lora_metadata
-    from diffusers.utils import convert_state_dict_to_diffusers
+    from diffusers.utils.state_dict_utils import convert_state_dict_to_diffusers
     from peft import get_peft_model_state_dict
 
     modules = {"unet": pipe.unet} | (text_encoders(pipe) if options.text_encoder else {})
@@ -319,6 +321,8 @@ class LoRAAttention(nn.Module):
 class Classifier(nn.Module):
     """An open_clip model as a classifier: logits = exp(logit_scale) * cosine(image, text of the class's prompt) (paper, 3.4)."""
 
+    mean: torch.Tensor
+    std: torch.Tensor
     mixed = False  # whether products are in bfloat16; weights and logits are float32 either way
 
     def __init__(self, clip, tokenizer, mean, std):
@@ -336,7 +340,11 @@ class Classifier(nn.Module):
         """
         ids = self.tokenizer(list(texts)).to(self.mean.device)
         tower, _, pool, end = self._text_tower()
-        ends = {"argmax": ids.argmax(1), "eos": (ids == end).int().argmax(1)}.get(pool) if end is not None or pool == "argmax" else None
+        ends = None
+        if pool == "argmax":
+            ends = ids.argmax(1)
+        elif pool == "eos" and end is not None:
+            ends = (ids == end).int().argmax(1)
         causal = getattr(tower, "attn_mask", None) is not None and getattr(tower, "cls_emb", None) is None
         return ids if ends is None or not causal else ids[:, :int(ends.max()) + 1]
 
@@ -385,6 +393,8 @@ class ResNet(nn.Module):
     """torchvision's ResNet-50 from random weights, the paper's second classifier: it has no text tower, and all of it is trained."""
 
     size, mixed = 224, False
+    mean: torch.Tensor
+    std: torch.Tensor
 
     def __init__(self, classes):
         from torchvision.models import resnet50

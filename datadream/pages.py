@@ -37,7 +37,8 @@ def check_parameters(executed):
 
 
 def _assigned(source):
-    return [target.id for node in ast.parse(source).body if isinstance(node, ast.Assign) for target in node.targets]
+    return [target.id for node in ast.parse(source).body if isinstance(node, ast.Assign)
+            for target in node.targets if isinstance(target, ast.Name)]
 
 
 def _watched(shell):

@@ -29,13 +29,13 @@ class _Numbers(Sequence):
     """Stands for the images of a set that is not there: image i is the bytes of i, so that what is drawn from it can be hashed."""
 
     def __init__(self, count):
-        self.count = count
+        self._count = count
 
     def __len__(self):
-        return self.count
+        return self._count
 
     def __getitem__(self, i):
-        return np.frombuffer(range(self.count)[i].to_bytes(8, "big"), np.uint8)
+        return np.frombuffer(range(self._count)[i].to_bytes(8, "big"), np.uint8)
 
 
 @lru_cache(maxsize=2 * len(SOURCES))
@@ -138,12 +138,9 @@ def overview(recipes, store=None):
     if table.empty:
         return NO_STAGES if recipes else NO_CELLS
     order = {"adapt": 0, "generate": 1, "train": 2}
-    table = table.assign(pending=~table["done"], order=table["stage"].map(order), place=table.groupby("dataset", sort=False).ngroup())
+    table = table.assign(pending=~table["done"], order=table["stage"].map(order.__getitem__), place=table.groupby("dataset", sort=False).ngroup())
     groups = table.sort_values(["place", "order"], kind="stable").groupby(["dataset", "stage"], sort=False)
-    rows = [{"dataset": dataset, "stage": stage, "stages": len(group), "done": int(group["done"].sum()), "images": int(group["images"].sum()),
-             "steps": int(group["steps"].sum()), "hours": group.loc[group["pending"], "seconds"].sum(skipna=False) / 3600,
-             "GB": group["bytes"].sum() / 1e9} for (dataset, stage), group in groups]
-    frame = pd.DataFrame(rows)
+    frame = pd.DataFrame([_stage_row(group) for _, group in groups])
     total = {"dataset": "all", "stage": "", **frame[["stages", "done", "images", "steps"]].sum(), "hours": frame["hours"].sum(skipna=False),
              "GB": frame["GB"].sum()}
     whole = pd.concat([frame, pd.DataFrame([total])])
@@ -151,6 +148,15 @@ def overview(recipes, store=None):
     devices = {THROUGHPUT[p]["device"] if p in THROUGHPUT else f"nobody has measured profile {p} yet" for p in {r.profile for r in recipes}}
     lacking = missing(recipes)
     return "\n".join([text, f"hours: {'; '.join(sorted(devices))}", *(["missing:"] if lacking else ["nothing is missing"]), *lacking])
+
+
+def _stage_row(group):
+    """Return the plan's line on the stages of one kind and dataset; an unknown time makes the sum unknown."""
+    first, pending = group.iloc[0], group[group["pending"]]
+    return {"dataset": first["dataset"], "stage": first["stage"], "stages": len(group),
+            "done": int(group["done"].sum()), "images": int(group["images"].sum()),
+            "steps": int(group["steps"].sum()), "hours": pending["seconds"].sum(skipna=False) / 3600,
+            "GB": group["bytes"].sum() / 1e9}
 
 
 def _hours(value):
@@ -162,7 +168,7 @@ def plan_text(recipes, store=None, workers=1):
     table, processes = plan(recipes, store), min(workers, len({r.seed for r in recipes}))
     pending = table[~table["done"]]
     counts = ", ".join(f"{len(group)} x {stage}" for stage, group in pending.groupby("stage", sort=False)) or "nothing"
-    left = pending["seconds"].sum(skipna=False) if len(pending) else 0.0
+    left = float(np.asarray(pending["seconds"], float).sum())  # unknown if one is
     cores = "one CPU core" if processes == 1 else f"{processes} CPU cores"
     time_text = "unknown, these models have not been measured" if math.isnan(left) else f"about {left / 60 / processes:.1f} minutes on {cores}"
     return f"{len(recipes)} cells; to compute: {counts}; {len(table) - len(pending)} stages are done. Estimated time: {time_text}."

@@ -1,18 +1,21 @@
 """Figures: the colours of config.METHODS, the filled marker has real images, an opaque background; plot_* draws what it is given and returns a Figure."""
 
+from typing import Any
+
 import matplotlib.pyplot as plt
 import numpy as np
 from IPython.core.pylabtools import retina_figure
 from IPython.display import display
 from matplotlib.figure import Figure
+from matplotlib.rcsetup import cycler
 from matplotlib.ticker import ScalarFormatter
 
 from .config import METHODS
 from .distances import TITLES
 
-STYLE = {"figure.facecolor": "white", "axes.facecolor": "white", "savefig.facecolor": "white", "text.color": "black",
+STYLE: dict[Any, Any] = {"figure.facecolor": "white", "axes.facecolor": "white", "savefig.facecolor": "white", "text.color": "black",
          "axes.spines.top": False, "axes.spines.right": False, "font.size": 10, "figure.dpi": 100, "savefig.dpi": 200,
-         "axes.prop_cycle": plt.cycler(color=list(dict.fromkeys(row.colour for row in METHODS.values() if row.generator)))}
+         "axes.prop_cycle": cycler(color=list(dict.fromkeys(row.colour for row in METHODS.values() if row.generator)))}
 WIDTH = 7.0  # inches, of every figure
 NAMED = 30  # classes at most whose names stand beside their dots
 LABEL = 30  # characters of a class name: a longer one would leave no room for the figure
@@ -22,7 +25,10 @@ class _Sharp(Figure):
     """A figure that a notebook shows in its size and in twice the pixels, whatever the kernel's settings: pages are read on dense screens."""
 
     def _ipython_display_(self):  # before any other form, which the inline backend has registered its own for
-        picture, size = retina_figure(self, base64=True)
+        drawn = retina_figure(self, base64=True)
+        if drawn is None:  # nothing to see: no axes
+            return
+        picture, size = drawn
         display({"image/png": picture, "text/plain": repr(self)}, metadata={"image/png": size}, raw=True)
 
 

@@ -7,6 +7,7 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 
@@ -82,7 +83,8 @@ def read(name, classes, folder=""):
     parts = READERS.get(name, read_split_file)(name, classes, base, images)
     _check(name, source, parts, len(classes))
     if not parts[1]:  # ImageNet's official validation part is the test set, so training images validate
-        train, val, _ = split(*zip(*parts[0], strict=True), lambda n: (n - HELD_OUT, HELD_OUT))
+        sources, labels = zip(*parts[0], strict=True)
+        train, val, _ = split(sources, labels, lambda n: (n - HELD_OUT, HELD_OUT))
         parts = [list(zip(part.sources, part.labels, strict=True)) for part in (train, val)] + [parts[2]]
     return [_images(images, part) for part in parts]
 
@@ -308,7 +310,7 @@ def read_optdigits(folder):
     """Return [train, val, test] of the 1,797 optical digits inside scikit-learn; `folder` is not used."""
     from sklearn.datasets import load_digits
 
-    digits = load_digits()
+    digits = cast("Any", load_digits())  # a Bunch, where its annotation knows of tuples alone
     images = list(np.clip(np.rint(digits.images * 255 / 16), 0, 255).astype(np.uint8))
     return split(images, digits.target, lambda n: (60, 30))
 

@@ -109,8 +109,9 @@ def best_by_validation(table, methods):
 
 def show(table):
     """Return a summary as a table for people: method, seeds, top-1 with its interval."""
-    rows = [{"Method": row.title, "Seeds": row.seeds, "Top-1 %": f"{row.top1:.1f}",
-             "95 % interval": f"{row.low:.1f} to {row.high:.1f}"} for row in summary(table).itertuples()]
+    rows = [{"Method": row["title"], "Seeds": row["seeds"], "Top-1 %": f"{row['top1']:.1f}",
+             "95 % interval": f"{row['low']:.1f} to {row['high']:.1f}"}
+            for row in summary(table).to_dict("records")]
     return show_table(pd.DataFrame(rows))
 
 
@@ -180,7 +181,7 @@ def stage_table(table):
         for stage, value in stages.items():
             seconds[stage, tuple(sorted(key for name, key in artifacts.items() if name.rstrip("0123456789") == stage))] = value
     found = pd.DataFrame([{"stage": stage, "artifacts": len(keys), "seconds": value} for (stage, keys), value in seconds.items()])
-    rows = found.groupby("stage", sort=False).sum().reset_index().sort_values("seconds", ascending=False)
+    rows = found.groupby("stage", sort=False).agg("sum").reset_index().sort_values("seconds", ascending=False)
     return rows.assign(**{"share, %": 100 * rows["seconds"] / rows["seconds"].sum()}).reset_index(drop=True)
 
 
@@ -283,9 +284,9 @@ def load_faults(file=None):
 def fault_table(results):
     """Return one row per fault and engine for people: stages tried, survived, equal records and bytes, and the seconds lost, least to most."""
     rows = []
-    for (fault, engine), group in pd.DataFrame(results["cases"], columns=CASE).groupby(["fault", "engine"], sort=False):
-        lost = group["lost"]
-        rows.append({"fault": fault, "engine": engine, "in": ", ".join(group["stage"]), "survived": f"{group['survived'].sum()} of {len(group)}",
+    for _, group in pd.DataFrame(results["cases"], columns=CASE).groupby(["fault", "engine"], sort=False):
+        lost, first = group["lost"], group.iloc[0]
+        rows.append({"fault": first["fault"], "engine": first["engine"], "in": ", ".join(group["stage"]), "survived": f"{group['survived'].sum()} of {len(group)}",
                      "records equal": _equal(group), "bytes": f"{group['bytes'].sum()} of {len(group)}",
                      "seconds lost": f"{lost.min():.1f} to {lost.max():.1f}", "of": f"{group['undisturbed'].mean():.1f}",
                      "load": f"{group['load'].mean():.1f}"})

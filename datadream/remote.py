@@ -189,7 +189,9 @@ class RemoteStore(Store):
             super()._build(key, inputs, build, notes)
         folder, work = self.folder(key), self.work(key).name
         self.drop(key)
-        self._upload(folder, key, super().manifest(key)["files"])
+        manifest = super().manifest(key)
+        assert manifest is not None  # it was written above, or found sound
+        self._upload(folder, key, manifest["files"])
         self._put(folder / "manifest.json", key, "manifest.json")
         self.drop(work)
 

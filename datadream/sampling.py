@@ -52,7 +52,7 @@ def sample(pipe, text, seeds, options, resolution, starts=None):
 
 def _from_images(pipe):
     """Return the pipeline's twin that starts from images, on the same networks."""
-    from diffusers import AutoPipelineForImage2Image
+    from diffusers import AutoPipelineForImage2Image  # pyright: ignore[reportPrivateImportUsage]
 
     twin = AutoPipelineForImage2Image.from_pipe(pipe)
     twin.set_progress_bar_config(disable=True)

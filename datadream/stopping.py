@@ -54,7 +54,7 @@ def forward():
     """Ask the worker processes of this one to end."""
     for child in active_children():
         with contextlib.suppress(ProcessLookupError):
-            os.kill(child.pid, signal.SIGTERM)
+            child.terminate()
 
 
 def end_kernels():
@@ -129,8 +129,12 @@ def shelter():
 
 
 def _leave_with_parent():
+    parent = parent_process()
+    if parent is None:  # no worker, but the first process
+        return
+
     def leave():
-        connection.wait([parent_process().sentinel])
+        connection.wait([parent.sentinel])
         os._exit(1)
 
     threading.Thread(target=leave, daemon=True).start()

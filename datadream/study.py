@@ -437,7 +437,7 @@ def run_study(names=(), group="default", smoke=False, file=None, jobs=1, engine=
         chosen |= {name: study["runs"][name] for name in rest.values()}
     runs.mkdir(parents=True, exist_ok=True)
     # Kernels are processes of their own and take their number of threads from the environment.
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, os.cpu_count() // jobs)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
     with stopping.listening(signal.SIGTERM, signal.SIGINT), ThreadPoolExecutor(jobs) as pool:
         futures = {}
         for name, entry in chosen.items():

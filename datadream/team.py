@@ -37,6 +37,7 @@ class Team:
         from accelerate.utils import reduce
 
         flat = reduce(torch.cat([tensor.flatten() for tensor in tensors]), "sum")
+        assert isinstance(flat, torch.Tensor)  # a mapping only where it is given one
         for tensor, own in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
             tensor.copy_(own.view_as(tensor))
 
@@ -47,8 +48,9 @@ class Team:
         from accelerate import PartialState
         from accelerate.utils import broadcast
 
-        return int(broadcast(torch.tensor(number, device=PartialState().device)))
-
+        sent = broadcast(torch.tensor(number, device=PartialState().device))
+        assert isinstance(sent, torch.Tensor)  # a mapping only where it is given one
+        return int(sent)
 
     def make(self, store, key, inputs, build, **notes):
         """Return the artifact's folder as `store.make` does; the first process makes it, and the others call `build` beside it.

@@ -47,8 +47,9 @@ def evaluation_batches(images, size, batch=BATCH):
     if not large(images):
         yield from map(views, parts)
         return
-    share, coming = math.ceil(batch / os.cpu_count()), []
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    cores = os.cpu_count() or 1
+    share, coming = math.ceil(batch / cores), []
+    with ThreadPoolExecutor(cores) as pool:
         for part in [*parts, ()]:
             due, coming = coming, [pool.submit(views, part[start:start + share]) for start in range(0, len(part), share)]
             if due:

@@ -9,6 +9,7 @@ import shutil
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,17 +23,24 @@ from .quality import train_reader
 from .tokens import clip_tokenizer, write_vocabulary
 
 TOKENS = 24  # context length of both text towers: the longest caption has 11
-AUTOENCODER = dict(in_channels=3, out_channels=3, latent_channels=8, sample_size=printed.SIDE, layers_per_block=1, norm_num_groups=8,
-                   block_out_channels=(16, 32, 64), down_block_types=("DownEncoderBlock2D",) * 3,
-                   up_block_types=("UpDecoderBlock2D",) * 3, mid_block_add_attention=False)
-TEXT = dict(hidden_size=128, intermediate_size=512, num_hidden_layers=3, num_attention_heads=4, max_position_embeddings=TOKENS)
-UNET = dict(sample_size=8, in_channels=8, out_channels=8, layers_per_block=1, block_out_channels=(64, 128), norm_num_groups=16,
-            down_block_types=("CrossAttnDownBlock2D",) * 2, up_block_types=("CrossAttnUpBlock2D",) * 2,
-            cross_attention_dim=128, attention_head_dim=2, use_linear_projection=True)
+AUTOENCODER: dict[str, Any] = dict(
+    in_channels=3, out_channels=3, latent_channels=8, sample_size=printed.SIDE, layers_per_block=1,
+    norm_num_groups=8, block_out_channels=(16, 32, 64), mid_block_add_attention=False,
+    down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3)
+TEXT: dict[str, Any] = dict(
+    hidden_size=128, intermediate_size=512, num_hidden_layers=3, num_attention_heads=4,
+    max_position_embeddings=TOKENS)
+UNET: dict[str, Any] = dict(
+    sample_size=8, in_channels=8, out_channels=8, layers_per_block=1, block_out_channels=(64, 128),
+    norm_num_groups=16, down_block_types=("CrossAttnDownBlock2D",) * 2,
+    up_block_types=("CrossAttnUpBlock2D",) * 2, cross_attention_dim=128, attention_head_dim=2,
+    use_linear_projection=True)
 # Stable Diffusion's schedule, ended at twice its noise: small latents carry their mean tone through the original's last step,
 # and a generator that never sees pure noise cannot draw pure black or white.
-NOISE = dict(beta_start=0.00085, beta_end=0.02, beta_schedule="scaled_linear", num_train_timesteps=1000, prediction_type="epsilon")
-CLIP = {"embed_dim": 128, "quick_gelu": True,
+NOISE: dict[str, Any] = dict(
+    beta_start=0.00085, beta_end=0.02, beta_schedule="scaled_linear", num_train_timesteps=1000,
+    prediction_type="epsilon")
+CLIP: dict[str, Any] = {"embed_dim": 128, "quick_gelu": True,
         "vision_cfg": {"image_size": printed.SIDE, "patch_size": 8, "width": 128, "layers": 6, "head_width": 32},
         "text_cfg": {"context_length": TOKENS, "width": 128, "heads": 4, "layers": 3, "hf_tokenizer_name": "local",
                      "tokenizer_kwargs": {"clean": "lower"}}}
@@ -47,9 +55,19 @@ def _mixed():
     return torch.autocast("cpu", torch.bfloat16, enabled=torch.cpu.get_capabilities().get("avx512_bf16", False))
 
 
+def _posterior(vae, images):
+    """Return the distribution of the images' latents."""
+    return vae.encode(images).latent_dist
+
+
+def _decoded(vae, latents):
+    """Return the images (B, 3, H, W) of latents."""
+    return vae.decode(latents).sample
+
+
 def train_autoencoder(work, bank, steps=5000, batch=64, lr=2e-3, kl=1e-4, seed=0):
     """Train and save the AutoencoderKL: L1 + 2 MSE + kl * KL on strongly warped print, and a latent scale of one."""
-    from diffusers import AutoencoderKL
+    from diffusers import AutoencoderKL  # pyright: ignore[reportPrivateImportUsage]
 
     torch.manual_seed(seed)
     vae, latents = AutoencoderKL(**AUTOENCODER), UNET["in_channels"] * UNET["sample_size"] ** 2
@@ -57,14 +75,14 @@ def train_autoencoder(work, bank, steps=5000, batch=64, lr=2e-3, kl=1e-4, seed=0
     def loss_at(step):
         images = 2 * printed.draw(bank, batch, warp=0.08, strokes=0.6, scale=0.25, shear=0.3, rotate=15)[0] - 1
         with _mixed():
-            posterior = vae.encode(images).latent_dist
-            out = vae.decode(posterior.sample()).sample
+            posterior = _posterior(vae, images)
+            out = _decoded(vae, posterior.sample())
         return F.l1_loss(out.float(), images) + 2 * F.mse_loss(out.float(), images) + kl * posterior.kl().float().mean() / latents
 
     losses = fit(_parameters(vae=vae), loss_at, steps=steps, lr=lr, warmup=100, weight_decay=0.0, clip=1.0, seed=seed,
                  checkpoint=work / "autoencoder.safetensors", description="autoencoder")
     with torch.no_grad():
-        means = vae.encode(2 * printed.draw(bank, 1024)[0] - 1).latent_dist.mean
+        means = _posterior(vae, 2 * printed.draw(bank, 1024)[0] - 1).mean
     vae.register_to_config(scaling_factor=round(1 / means.std().item(), 4))
     vae.save_pretrained(work / "generator" / "vae")
     return losses
@@ -77,7 +95,7 @@ def latent_pool(vae, bank, size, seed):
     with torch.no_grad():
         for _ in range(size // 500):
             images, label, light = printed.draw(bank, 500)
-            posterior = vae.encode(2 * images - 1).latent_dist
+            posterior = _posterior(vae, 2 * images - 1)
             for out, value in zip((means, stds, labels, lights), (posterior.mean, posterior.std, label, light), strict=True):
                 out.append(value)
     return tuple(torch.cat(parts) for parts in (means, stds, labels, lights))
@@ -118,7 +136,7 @@ def train_generator(work, bank, steps=5500, seed=0, **options):
 
     Needs the autoencoder and the CLIP in `work`. `options` as in `denoise`.
     """
-    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from diffusers import AutoencoderKL, UNet2DConditionModel  # pyright: ignore[reportPrivateImportUsage]
 
     vae = AutoencoderKL.from_pretrained(work / "generator" / "vae").eval()
     tokenizer = clip_tokenizer(work / "clip", TOKENS)
@@ -129,7 +147,7 @@ def train_generator(work, bank, steps=5500, seed=0, **options):
 
 def refine_generator(work, bank, steps=6000, seed=0, **options):
     """Train the generator of `work` for a second, equal schedule on new prints: with one, prompts without guidance are drawn less well."""
-    from diffusers import StableDiffusionPipeline
+    from diffusers import StableDiffusionPipeline  # pyright: ignore[reportPrivateImportUsage]
 
     pipe = StableDiffusionPipeline.from_pretrained(work / "generator", dtype=torch.float32, safety_checker=None)
     return denoise(work, bank, pipe.vae.eval(), pipe.tokenizer, pipe.unet.train(), pipe.text_encoder.train(), "generator_refined",
@@ -141,7 +159,7 @@ def denoise(work, bank, vae, tokenizer, unet, text, name, *, steps, seed, batch=
 
     10 % of the captions are empty (classifier-free guidance), 30 % name the tones.
     """
-    from diffusers import DDPMScheduler
+    from diffusers import DDPMScheduler  # pyright: ignore[reportPrivateImportUsage]
 
     means, stds, labels, lights = latent_pool(vae, bank, pool, seed)
     noise_scheduler = DDPMScheduler(**NOISE)
@@ -168,13 +186,16 @@ def save_generator(folder, vae, text, tokenizer, unet):
 
     The UNet is stored in half precision, which halves the repository's largest file; it is loaded and used in float32.
     """
-    from diffusers import PNDMScheduler, StableDiffusionPipeline
+    from diffusers import PNDMScheduler, StableDiffusionPipeline  # pyright: ignore[reportPrivateImportUsage]
 
     for part in (unet, vae):  # else its configuration would keep the path that it was loaded from
         part.register_to_config(_name_or_path="")
     scheduler = PNDMScheduler(**NOISE, skip_prk_steps=True, steps_offset=1, set_alpha_to_one=False)
-    StableDiffusionPipeline(vae=vae, text_encoder=text, tokenizer=tokenizer, unet=unet.half(), scheduler=scheduler, safety_checker=None,
-                            feature_extractor=None, requires_safety_checker=False).save_pretrained(folder)
+    parts: dict[str, Any] = {  # the pipeline accepts any scheduler and None, its annotations do not
+        "vae": vae, "text_encoder": text, "tokenizer": tokenizer, "unet": unet.half(),
+        "scheduler": scheduler, "safety_checker": None, "feature_extractor": None,
+        "requires_safety_checker": False}
+    StableDiffusionPipeline(**parts).save_pretrained(folder)
 
 
 def train_clip(work, bank, steps=6000, batch=144, lr=1e-3, seed=0):
@@ -190,7 +211,7 @@ def train_clip(work, bank, steps=6000, batch=144, lr=1e-3, seed=0):
     tokenizer = clip_tokenizer(folder, TOKENS)
     torch.manual_seed(seed)
     text = {key: value for key, value in CLIP["text_cfg"].items() if not key.startswith(("hf_", "tokenizer_"))}
-    model = Model(CLIP["embed_dim"], CLIP["vision_cfg"], dict(text, vocab_size=len(tokenizer)), quick_gelu=CLIP["quick_gelu"])
+    model = Model(**dict(CLIP, text_cfg=dict(text, vocab_size=len(tokenizer))))
     labels = torch.arange(batch) % len(printed.CHARACTERS)
 
     def loss_at(step):

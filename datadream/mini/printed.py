@@ -4,6 +4,7 @@ import importlib.resources
 import math
 import string
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -59,7 +60,7 @@ def faces(paths):
     for path in paths:
         font = ImageFont.truetype(str(path), SIZE)
         try:
-            axes = font.get_variation_axes()
+            axes: list[Any] = list(font.get_variation_axes())
         except OSError:  # a static font has no axes
             found.append(font)
             continue
@@ -67,7 +68,7 @@ def faces(paths):
         for share in (0.15, 0.5, 0.9) if weight is not None else (None,):
             font = ImageFont.truetype(str(path), SIZE)
             values = [axis["default"] for axis in axes]
-            if share is not None:
+            if weight is not None and share is not None:
                 low, high = axes[weight]["minimum"], axes[weight]["maximum"]
                 values[weight] = low + share * (high - low)
             font.set_variation_by_axes(values)
@@ -111,7 +112,7 @@ def distort(masks, size=SIDE, rotate=8.0, shear=0.15, scale=0.15, shift=0.08, wa
     cos, sin = torch.cos(angle), torch.sin(angle)
     rows = torch.stack([torch.stack([cos / sx, (sin + slant) / sy, 2 * uniform(shift)], 1),
                         torch.stack([-sin / sx, cos / sy, 2 * uniform(shift)], 1)], 1)
-    grid = F.affine_grid(rows, (n, 1, 2 * size, 2 * size), align_corners=False)
+    grid = F.affine_grid(rows, [n, 1, 2 * size, 2 * size], align_corners=False)
     if warp:
         field = torch.randn(n, 2, 5, 5) * (2 * warp) * torch.rand(n, 1, 1, 1)
         field = F.interpolate(field, size=2 * size, mode="bicubic", align_corners=True)
