@@ -1,3 +1,34 @@
-"""DataDream, reproduced: few-shot guided dataset generation (Kim et al., ECCV 2024, arXiv 2407.10910)."""
+"""DataDream, reproduced: few-shot guided dataset generation (Kim et al., ECCV 2024, arXiv 2407.10910).
+
+`recipe` describes a cell of the study, `run` and `run_cells` compute some and return their records, `load_records`
+reads those that are there, and `Store` is where the artifacts lie. Each is imported at its first use.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .config import recipe
+    from .records import load_records
+    from .store import Store
+    from .study import run, run_cells
 
 __version__ = "0.1.0"
+__all__ = ["Store", "__version__", "load_records", "recipe", "run", "run_cells"]
+
+_HOMES = {
+    "Store": "store", "load_records": "records", "recipe": "config", "run": "study",
+    "run_cells": "study",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name at its first use (PEP 562): PyTorch and diffusers take seconds."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,6 +1,7 @@
 """One row per measured cell, one tidy table, seeds aggregated; every number in the book is read through here."""
 
 import json
+import math
 from pathlib import Path
 
 import pandas as pd
@@ -210,8 +211,8 @@ def gpu_table(results: dict) -> pd.DataFrame:
     rows = []
     for part, (title, unit) in GPU_STAGES.items():
         ways = {way: found for way, found in results["parts"].get(part, {}).items() if isinstance(found, dict) and "per_s" in found}
-        first = next(iter(ways.values()), None)
-        rows += [{"stage": title, "way": way, "a second": f"{found['per_s']:.3g} {unit}", "times as fast": found["per_s"] / first["per_s"],
+        first = next((found["per_s"] for found in ways.values()), math.nan)
+        rows += [{"stage": title, "way": way, "a second": f"{found['per_s']:.3g} {unit}", "times as fast": found["per_s"] / first,
                   "peak GB": found["peak_GB"]} for way, found in ways.items()]
     return pd.DataFrame(rows)
 

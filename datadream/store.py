@@ -28,7 +28,10 @@ PACKAGES = ("torch", "torchvision", "diffusers", "transformers", "peft", "open_c
 def provenance():
     """Return where a result comes from: commit, dirty flag, package versions, Python, device; asked once a process."""
     def git(*words):
-        done = subprocess.run(["git", "-C", str(home()), *words], capture_output=True, text=True, check=False)
+        try:
+            done = subprocess.run(["git", "-C", str(home()), *words], capture_output=True, text=True, check=False)
+        except OSError:  # git is not installed, or may not be run
+            return ""
         return done.stdout.strip() if done.returncode == 0 else ""
 
     import torch

@@ -42,16 +42,17 @@ def show_table(
     # pandas escapes strings alone: a path, a list or <NA> becomes one first, and a Link does not.
     texts = frame.map(_text).rename(index=_text, columns=_text)
     texts = texts.rename_axis(index=_name, columns=_name)
-    styler = texts.style.format(formats, precision=precision, escape="html")
+    styler = texts.style  # whose methods change it in place
+    styler.format(formats, precision=precision, escape="html")
     for axis in (0, 1):
-        styler = styler.format_index(axis=axis, escape="html")
+        styler.format_index(axis=axis, escape="html")
     if any(name is not None for name in texts.index.names):
-        styler = styler.format_index_names(axis=0, escape="html")
+        styler.format_index_names(axis=0, escape="html")
     if any(name is not None for name in texts.columns.names):
-        styler = styler.format_index_names(axis=1, escape="html")
-    styler = styler.set_table_attributes(NO_MATH)
+        styler.format_index_names(axis=1, escape="html")
+    styler.set_table_attributes(NO_MATH)
     if caption is not None:
-        styler = styler.set_caption(html.escape(caption))
+        styler.set_caption(html.escape(caption))
     return styler if index else styler.hide(axis="index")
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from datadream import doctor
-from datadream.__main__ import main
+from datadream.cli import main
 from datadream.hub import CLASSIFIERS, GENERATORS
 from datadream.readers import SOURCES
 

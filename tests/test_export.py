@@ -11,7 +11,7 @@ from conftest import CLASSES
 from PIL import Image
 
 from datadream import study
-from datadream.__main__ import main
+from datadream.cli import main
 from datadream.config import ConfigError, as_dict
 from datadream.export import FORMATS, export
 from datadream.store import Store

@@ -11,7 +11,7 @@ import pytest
 from filelock import FileLock
 
 from datadream import photos, study
-from datadream.__main__ import main
+from datadream.cli import main
 from datadream.config import ConfigError
 from datadream.garbage import clear, listing, unused
 from datadream.images import DataError

@@ -7,7 +7,7 @@ import huggingface_hub.constants
 import pytest
 
 from datadream import hub, readers
-from datadream.__main__ import main
+from datadream.cli import main
 from datadream.config import ConfigError, ModelMissingError
 
 ADVICE = "pass 'local_files_only=False' as input"

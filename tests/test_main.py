@@ -3,12 +3,16 @@
 import os
 import subprocess
 import sys
+import tomllib
+from importlib import import_module
+from importlib.metadata import version
 
 import pandas as pd
 import pytest
+from conftest import ROOT
 
 from datadream import study
-from datadream.__main__ import main
+from datadream.cli import main
 from datadream.config import ConfigError
 
 
@@ -83,3 +87,26 @@ def test_the_module_runs_and_its_code_is_the_process_s(tmp_path):
 def test_an_unknown_name_is_not_looked_up_on_the_hub(capsys):
     assert main(["download", "eurosatt"]) == 2
     assert "Did you mean 'eurosat'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("called, shown", [
+    (["-m", "datadream"], "usage: python -m datadream [-h]"),
+    (["-c", "import sys; sys.argv[0] = 'bin/datadream'; from datadream.cli import main; main()"],
+     "usage: datadream [-h]")])
+def test_the_usage_names_the_command_that_was_called_and_needs_no_torch(called, shown):
+    done = subprocess.run([sys.executable, "-X", "importtime", *called, "--help"], cwd=ROOT,
+                          capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.startswith(shown)
+    assert "| datadream.cli" in done.stderr.replace("|   ", "| ") and "torch" not in done.stderr
+
+
+def test_the_version_is_the_package_s(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["--version"])
+    assert caught.value.code == 0 and capsys.readouterr().out == f"datadream {version('datadream')}\n"
+
+
+def test_the_console_script_is_the_command_line():
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    module, _, name = scripts["datadream"].partition(":")
+    assert getattr(import_module(module), name) is main

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from datadream import engine, study
-from datadream.__main__ import main
+from datadream.cli import main
 from datadream.config import METHODS
 from datadream.images import DataError
 from datadream.plan import (

@@ -15,7 +15,7 @@ from fsspec.registry import known_implementations
 
 from datadream import engine, generate, leases, records, study
 from datadream import store as package
-from datadream.__main__ import main
+from datadream.cli import main
 from datadream.config import ConfigError, copies, key, paths, shown
 from datadream.doctor import examine
 from datadream.garbage import clear, listing, unused

@@ -169,6 +169,12 @@ def test_provenance_outside_a_checkout_is_unknown_rather_than_an_error(tmp_path,
     assert found["commit"] == "unknown" and found["dirty"] is False and found["versions"]["torch"]
 
 
+def test_provenance_needs_no_git(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    found = provenance.__wrapped__()
+    assert found["commit"] == "unknown" and found["dirty"] is False and found["versions"]["torch"]
+
+
 # Files whose bytes changed: the digests are looked at once a process.
 
 def another_process(monkeypatch):
