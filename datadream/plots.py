@@ -1,220 +1,425 @@
-"""Figures: the colours of config.METHODS, the filled marker has real images, an opaque background; plot_* draws what it is given and returns a Figure."""
+"""Figures: plot_* draws what it is given in the project's style and returns a Figure.
 
+A filled dot or a solid line has real images in its training set. Intervals are those of the tables:
+seaborn computes none.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
-from IPython.core.pylabtools import retina_figure
-from IPython.display import display
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.rcsetup import cycler
-from matplotlib.ticker import ScalarFormatter
+from matplotlib.ticker import MaxNLocator, ScalarFormatter
+from matplotlib.transforms import Bbox
+from PIL import Image, ImageOps
 
+from . import style
 from .config import METHODS
 from .distances import TITLES
+from .style import BASE, LINE, SMALL, WIDTH, fitted, text_width, themed
 
-STYLE: dict[Any, Any] = {"figure.facecolor": "white", "axes.facecolor": "white", "savefig.facecolor": "white", "text.color": "black",
-         "axes.spines.top": False, "axes.spines.right": False, "font.size": 10, "figure.dpi": 100, "savefig.dpi": 200,
-         "axes.prop_cycle": cycler(color=list(dict.fromkeys(row.colour for row in METHODS.values() if row.generator)))}
-WIDTH = 7.0  # inches, of every figure
 NAMED = 30  # classes at most whose names stand beside their dots
-LABEL = 30  # characters of a class name: a longer one would leave no room for the figure
+COLUMNS = 12  # classes at most in a grid of samples: more would be too small to be seen on a phone
+CELL = 1.1  # inches at most, the side of a sample
+NAME = 1.25  # inches at most, a class's name along an axis
+CONFUSED = ("#ffffff", "#7fb8db")  # of 0 and 100 %, light enough for dark numbers
 
 
-class _Sharp(Figure):
-    """A figure that a notebook shows in its size and in twice the pixels, whatever the kernel's settings: pages are read on dense screens."""
+def _dots(axis: Axes, methods: Sequence[str], titles: Sequence[str], values: pd.DataFrame) -> None:
+    """Draw a dot, its interval and its number per row of `values`, the first on top.
 
-    def _ipython_display_(self):  # before any other form, which the inline backend has registered its own for
-        drawn = retina_figure(self, base64=True)
-        if drawn is None:  # nothing to see: no axes
-            return
-        picture, size = drawn
-        display({"image/png": picture, "text/plain": repr(self)}, metadata={"image/png": size}, raw=True)
-
-
-def _figure(height, **options) -> tuple[Figure, np.ndarray]:
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(WIDTH, height), layout="constrained", squeeze=False, FigureClass=_Sharp, **options)
-    plt.close(figure)  # the notebook shows the returned figure once, not twice
-    return figure, axes
+    `values` has the columns value, low, high and text.
+    """
+    for y, (method, row) in enumerate(zip(methods, values.itertuples(), strict=True)):
+        axis.plot([row.low, row.high], [y, y], color=style.colour(method), lw=2)
+        axis.plot(row.value, y, **style.marks(method) | {"linestyle": "none"})
+        axis.text(
+            1.02, y, row.text, transform=axis.get_yaxis_transform(), va="center", fontsize=SMALL
+        )
+    axis.set_yticks(range(len(titles)), titles, parse_math=False)
+    axis.set_ylim(len(titles) - 0.4, -0.6)
+    axis.grid(visible=False, axis="y")
 
 
-def _labels(classes):
-    return [name if len(name) <= LABEL else f"{name[:LABEL - 1]}\u2026" for name in classes]
-
-
-def _legend_below(figure):
-    """Put the legend under the axes: up to fifteen methods would cover the lines."""
-    figure.legend(loc="outside lower center", ncols=3, fontsize=8, frameon=False)
-
-
-def plot_main_table(summary, title=""):
+@themed
+def plot_main_table(summary: pd.DataFrame, title: str = "") -> Figure:
     """Draw one dot and interval per method; `summary` is what records.summary returns."""
-    figure, axes = _figure(0.34 * len(summary) + 1.0)
-    axis, rows = axes[0, 0], summary.iloc[::-1].reset_index(drop=True)
-    for i, row in rows.iterrows():
-        colour = METHODS[row["method"]].colour
-        axis.plot([row["low"], row["high"]], [i, i], color=colour, lw=2)
-        axis.plot(row["top1"], i, "o", ms=8, color=colour, mfc=colour if METHODS[row["method"]].real else "white", mew=2)
-        axis.annotate(f"{row['top1']:.1f}", (row["top1"], i), (0, 7), textcoords="offset points", ha="center", fontsize=8)
-    axis.set_yticks(range(len(rows)), rows["title"])
-    axis.set_ylim(-0.6, len(rows) - 0.2)
-    axis.set(xlabel="top-1 accuracy on test images, %", title=title)
-    axis.grid(axis="x", alpha=0.3)
+    titles = [fitted(text, 0.42 * WIDTH, lines=5) for text in summary["title"]]
+    figure, axes = style.subplots((style.height_of(titles) + 0.12) * len(titles) + 0.9)
+    values = summary.assign(value=summary["top1"], text=[f"{top1:.1f}" for top1 in summary["top1"]])
+    _dots(axes[0, 0], list(summary["method"]), titles, values)
+    axes[0, 0].set_xlabel("top-1 accuracy on test images, %")
+    style.set_title(figure, title)
     return figure
 
 
-def plot_along(summaries, axis_title, title=""):
-    """Draw top-1 along an axis, a line and its interval per method; `summaries` is what curves.along returns.
+@themed
+def plot_measures(summary: pd.DataFrame, title: str = "") -> Figure:
+    """Draw a panel per measure, a dot and its interval over seeds per generator.
 
-    Numbers that span a factor of four or more stand on a logarithmic scale; other labels stand side by side.
+    `summary` is what analysis.over_seeds returns.
     """
-    figure, axes = _figure(4.2)
+    names = list(dict.fromkeys(summary["measure"]))
+    methods = dict(zip(summary["method"], summary["title"], strict=True))
+    titles = [fitted(text, 0.28 * WIDTH, lines=3) for text in methods.values()]
+    rows = -(-len(names) // 2)
+    height = rows * ((style.height_of(titles) + 0.1) * len(titles) + 1.0) + 0.3
+    figure, axes = style.subplots(height, nrows=rows, ncols=2, sharey=True)
+    for axis, name in zip(axes.flat, names, strict=False):
+        own = summary[summary["measure"] == name].set_index("method").reindex(list(methods))
+        texts = [f"{mean:.3g}" if np.isfinite(mean) else "" for mean in own["mean"]]
+        _dots(axis, list(methods), titles, own.assign(value=own["mean"], text=texts))
+        axis.set_title(fitted(TITLES[name], 0.32 * WIDTH, lines=3), fontsize=SMALL)
+        axis.margins(x=0.15)
+        axis.xaxis.set_major_locator(MaxNLocator(2))  # more numbers than that run into each other
+    for axis in axes.flat[len(names) :]:
+        axis.set_visible(False)
+    style.set_title(figure, title)
+    return figure
+
+
+@themed
+def plot_along(summaries: pd.DataFrame, axis_title: str, title: str = "") -> Figure:
+    """Draw top-1 along an axis, a line and its intervals per method.
+
+    `summaries` is what curves.along returns. Numbers that span a factor of four or more stand on a
+    logarithmic scale; labels that are no numbers stand side by side.
+    """
+    figure, axes = style.subplots(3.4)
     axis, labels = axes[0, 0], list(dict.fromkeys(summaries["value"]))
     x, log = _positions(labels)
     for i, (method, rows) in enumerate(summaries.groupby("method", sort=False)):
         where = np.array([x[labels.index(value)] for value in rows["value"]])
-        row = METHODS[method]
-        shift = 1 + 0.012 * i if log else 0.012 * i * (max(x) - min(x) or 1)  # so that intervals do not hide each other
-        axis.errorbar(where * shift if log else where + shift, rows["top1"], [rows["top1"] - rows["low"], rows["high"] - rows["top1"]], color=row.colour,
-                      ls="-" if row.real else "--", marker="o", mfc=row.colour if row.real else "white", capsize=2, lw=1.5, label=row.title)
-    axis.set(xlabel=axis_title, ylabel="top-1 on test images, %", title=title, xscale="log" if log else "linear")
-    axis.set_xticks(x, labels, rotation=0 if max(map(len, labels)) < 9 else 20, ha="center" if max(map(len, labels)) < 9 else "right")
-    axis.minorticks_off()
-    axis.grid(alpha=0.3)
-    _legend_below(figure)
+        step = 0.012 * i  # so that intervals do not hide each other
+        where = where * (1 + step) if log else where + step * (max(x) - min(x) or 1)
+        sns.lineplot(
+            x=where,
+            y=rows["top1"],
+            errorbar=None,
+            estimator=None,
+            ax=axis,
+            legend=False,
+            label=fitted(METHODS[method].title, 0.8 * WIDTH),
+            **style.marks(str(method)),
+        )
+        axis.vlines(where, rows["low"], rows["high"], color=style.colour(str(method)), lw=1.5)
+    axis.set(xlabel=axis_title, ylabel="top-1 on test images, %", xscale="log" if log else "linear")
+    style.set_title(figure, title)
+    _value_labels(axis, x, labels, log)
+    style.legend_below(figure)
     return figure
 
 
-def _positions(labels):
+def _positions(labels: Sequence[str]) -> tuple[np.ndarray, bool]:
     """Return (x of each label, whether on a logarithmic scale)."""
     try:
         numbers = np.array([float(label) for label in labels])
     except ValueError:
         return np.arange(len(labels)), False
-    log = numbers.min() > 0 and numbers.max() >= 4 * numbers.min()
-    return numbers, log
+    return numbers, bool(numbers.min() > 0 and numbers.max() >= 4 * numbers.min())
 
 
-def plot_samples(rows, classes):
-    """Draw sample grids: `rows` maps a title to one list of PIL images per class; a panel a title, a column a class."""
-    depth = max(len(column) for columns in rows.values() for column in columns)
-    figure, axes = _figure(len(rows) * (0.62 * depth + 0.5), nrows=len(rows))
-    for axis, (title, columns) in zip(axes[:, 0], rows.items(), strict=True):
-        size = columns[0][0].size
-        canvas = np.full((depth * (size[1] + 1), len(columns) * (size[0] + 1), 3), 255, np.uint8)
-        for x, column in enumerate(columns):
-            for y, image in enumerate(column):
-                top, left = y * (size[1] + 1), x * (size[0] + 1)
-                canvas[top:top + size[1], left:left + size[0]] = np.asarray(image.convert("RGB").resize(size))
-        axis.imshow(canvas, interpolation="nearest", aspect="auto")
-        axis.set_title(title, loc="left", fontsize=10)
-        axis.set_yticks([])
-        axis.set_xticks([(x + 0.5) * (size[0] + 1) for x in range(len(classes))], _labels(classes), fontsize=8, parse_math=False)  # a name may hold a $
-        for side in axis.spines.values():
-            side.set_visible(False)
-    return figure
+def _value_labels(axis: Axes, x: np.ndarray, labels: Sequence[str], log: bool) -> None:
+    """Label an axis at `x`: side by side where every label has room, else upright."""
+    places = np.sort(np.log(x) if log else x)
+    span, room = np.ptp(places) or 1, 0.75 * WIDTH
+    gap = room * min(np.diff(places), default=span) / span if len(x) > 1 else room
+    lines = [fitted(label, 0.9 * gap, lines=3) for label in labels]
+    level = all(text_width(word) <= 0.9 * gap for label in labels for word in label.split())
+    level = level and not any("\u2026" in line for line in lines)
+    upright = [fitted(label, NAME, lines=2 if gap > 2.2 * LINE else 1) for label in labels]
+    axis.set_xticks(x, lines if level else upright, rotation=0 if level else 90, parse_math=False)
+    axis.minorticks_off()
 
 
-def plot_confusion(matrix, classes, title=""):
-    """Draw a confusion matrix (classes, classes) as shares of each true class, in percent."""
-    matrix = np.asarray(matrix)
-    shares = 100 * matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
-    figure, axes = _figure(5.6)
-    axis = axes[0, 0]
-    axis.imshow(shares, cmap="Blues", vmin=0, vmax=100)
-    for i, j in zip(*np.nonzero(shares >= 0.5), strict=True):
-        axis.text(j, i, f"{shares[i, j]:.0f}", ha="center", va="center", fontsize=8, color="white" if shares[i, j] > 55 else "black")
-    axis.set_xticks(range(len(classes)), _labels(classes), rotation=45, ha="right", parse_math=False)
-    axis.set_yticks(range(len(classes)), _labels(classes), parse_math=False)
-    axis.set(xlabel="predicted", ylabel="true", title=title)
-    return figure
-
-
-def plot_curves(table, title=""):
-    """Draw validation accuracy against optimiser steps, one line per method, the mean over seeds."""
-    figure, axes = _figure(4.2)
+@themed
+def plot_curves(table: pd.DataFrame, title: str = "") -> Figure:
+    """Draw validation accuracy against optimiser steps: a line per method, the mean of seeds."""
+    figure, axes = style.subplots(3.4)
     axis = axes[0, 0]
     for method, group in table.groupby("method", sort=False):
-        curves = [curve for curve in group["curve"] if curve]
-        if curves:
-            steps = [point["step"] for point in curves[0]]
-            mean = np.mean([[100 * point["val"] for point in curve] for curve in curves], axis=0)
-            axis.plot(steps, mean, color=METHODS[method].colour, ls="-" if METHODS[method].real else "--", marker=".",
-                      label=METHODS[method].title)
-    axis.set(xlabel="optimiser steps", ylabel="validation accuracy, %", title=title)
-    axis.grid(alpha=0.3)
+        points = pd.DataFrame([point for curve in group["curve"] for point in curve])
+        if len(points):
+            marks = style.marks(str(method)) | {
+                "marker": ".",
+                "label": fitted(METHODS[method].title, 0.8 * WIDTH),
+            }
+            sns.lineplot(
+                x=points["step"],
+                y=100 * points["val"],
+                estimator="mean",
+                errorbar=None,
+                ax=axis,
+                legend=False,
+                **marks,
+            )
+    axis.set(xlabel="optimiser steps", ylabel="validation accuracy, %")
+    style.set_title(figure, title)
     if axis.lines:
-        _legend_below(figure)
+        style.legend_below(figure)
     return figure
 
 
-def plot_lines(series, xlabel, ylabel, title="", log=False):
-    """Draw named lines: `series` maps a label to (x values, y values); `log` makes the y axis logarithmic."""
-    figure, axes = _figure(3.6)
+@themed
+def plot_lines(
+    series: Mapping[str, tuple[Any, Any]],
+    xlabel: str,
+    ylabel: str,
+    title: str = "",
+    log: bool = False,
+) -> Figure:
+    """Draw named lines: `series` maps a label to (x values, y values).
+
+    `log` makes the y axis logarithmic.
+    """
+    figure, axes = style.subplots(3.2)
     axis = axes[0, 0]
     for label, (x, y) in series.items():
-        axis.plot(x, y, label=label)
-    axis.set(xlabel=xlabel, ylabel=ylabel, title=title, yscale="log" if log else "linear")
-    axis.grid(alpha=0.3)
+        sns.lineplot(
+            x=np.asarray(x),
+            y=np.asarray(y),
+            label=label,
+            estimator=None,
+            errorbar=None,
+            ax=axis,
+            legend=False,
+        )
+    axis.set(xlabel=xlabel, ylabel=ylabel, yscale="log" if log else "linear")
+    style.set_title(figure, title)
     if len(series) > 1:
-        _legend_below(figure)
+        style.legend_below(figure)
     return figure
 
 
-def plot_measures(summary, title=""):
-    """Draw one panel per measure, a dot and its interval over seeds per generator; `summary` is what analysis.over_seeds returns."""
-    names, titles = list(dict.fromkeys(summary["measure"])), dict(zip(summary["method"], summary["title"], strict=True))
-    methods = [*titles][::-1]
-    rows = -(-len(names) // 2)
-    figure, axes = _figure(rows * (0.34 * len(methods) + 0.8) + 0.3, nrows=rows, ncols=2, sharey=True)
-    for axis, name in zip(axes.flat[:len(names)], names, strict=True):
-        for row in summary[summary["measure"] == name].itertuples():
-            colour, y = METHODS[row.method].colour, methods.index(row.method)
-            axis.plot([row.low, row.high], [y, y], color=colour, lw=2)
-            axis.plot(row.mean, y, "o", ms=8, color=colour, mfc=colour if METHODS[row.method].real else "white", mew=2)
-            axis.annotate(f"{row.mean:.3g}", (row.mean, y), (0, 7), textcoords="offset points", ha="center", fontsize=8)
-        axis.set_yticks(range(len(methods)), [titles[method] for method in methods])
-        axis.set_ylim(-0.5, len(methods) - 0.3)
-        axis.set_title(TITLES[name], fontsize=9)
-        axis.margins(x=0.15)
-        axis.locator_params(axis="x", nbins=4)  # more numbers than that run into each other
-        axis.grid(axis="x", alpha=0.3)
-    for axis in axes.flat[len(names):]:
-        axis.set_visible(False)
-    figure.suptitle(title)
+@themed
+def plot_samples(
+    rows: Mapping[str, Sequence[Sequence[Image.Image]]], classes: Sequence[str]
+) -> Figure:
+    """Draw sample grids, a panel per title and a column per class.
+
+    `rows` maps a title to one list of PIL images per class. Of more than COLUMNS classes an even
+    choice is shown, and the titles say so. Images keep their shape: they are fitted into square
+    cells. The figure is transparent, with text that can be read on white and on black.
+    """
+    chosen = np.unique(
+        np.linspace(0, len(classes) - 1, min(len(classes), COLUMNS)).round().astype(int)
+    )
+    note = "" if len(chosen) == len(classes) else f", {len(chosen)} of {len(classes)} classes"
+    side = min(CELL, WIDTH / max(1, len(chosen)))
+    names, rotation, room = _column_names([classes[i] for i in chosen], side)
+    titles = [fitted(title + note, WIDTH, BASE) for title in rows]
+    panels = [[columns[i] for i in chosen] for columns in rows.values()]
+    depths = [max(map(len, columns), default=0) or 1 for columns in panels]
+    heads = [(title.count("\n") + 1) * 1.25 * BASE / 72 + 0.06 for title in titles]
+    feet = [
+        room if not rotation or i == len(panels) - 1 else 0.12 for i in range(len(panels))
+    ]  # tall names: once
+    height = sum(heads) + side * sum(depths) + sum(feet)
+    figure, top = style.blank(height, facecolor="none"), height
+    for title, columns, depth, head, foot in zip(titles, panels, depths, heads, feet, strict=True):
+        top -= head + depth * side
+        axis = figure.add_axes((0, top / height, len(chosen) * side / WIDTH, depth * side / height))
+        axis.imshow(
+            _grid(columns, depth, round(2 * style.DPI * side)),
+            interpolation="nearest",
+            extent=(0, len(chosen), depth, 0),
+        )
+        axis.set_axis_off()
+        text = {"color": style.BOTH, "parse_math": False}  # a name may hold a $
+        axis.text(0, -0.06 / side, title, va="bottom", fontsize=BASE, **text)
+        for x, name in enumerate(names if foot == room else ()):
+            axis.text(
+                x + 0.5,
+                depth + 0.06 / side,
+                name,
+                rotation=rotation,
+                ha="center",
+                va="top",
+                fontsize=SMALL,
+                **text,
+            )
+        top -= foot
     return figure
 
 
-def plot_gains(joined, measure="centroid", title=""):
-    """Draw each class's accuracy gain, with its interval over seeds, against a measure of its images; `joined` is of analysis.gains."""
-    figure, axes = _figure(4.2)
+def _column_names(names: Sequence[str], side: float) -> tuple[list[str], int, float]:
+    """Return (names that fit columns of `side` inches, their rotation, their height in inches)."""
+    width = 0.94 * side
+    level = [fitted(name, width, lines=3) for name in names]
+    whole = all(text_width(word) <= width for name in names for word in name.split())
+    if whole and not any("\u2026" in name for name in level):
+        return level, 0, (style.height_of(level) + 0.12) if any(level) else 0.12
+    upright = [fitted(name, NAME, lines=2 if side > 2.2 * LINE else 1) for name in names]
+    return (
+        upright,
+        90,
+        max(text_width(line) for name in upright for line in name.split("\n")) + 0.16,
+    )
+
+
+def _grid(columns: Sequence[Sequence[Image.Image]], depth: int, finest: int) -> np.ndarray:
+    """Return an RGBA canvas of square cells, a column per list, with fitted and centred images.
+
+    A cell has as many pixels as the largest image's longer side, at most `finest`; what no image
+    covers is transparent.
+    """
+    cell = min(finest, max((max(image.size) for column in columns for image in column), default=1))
+    pitch = cell + max(1, cell // 20)
+    canvas = np.zeros((depth * pitch, len(columns) * pitch, 4), np.uint8)
+    for x, column in enumerate(columns):
+        for y, image in enumerate(column):
+            fits = np.asarray(ImageOps.contain(image.convert("RGB"), (cell, cell)))
+            top, left = (
+                pitch * y + (cell - fits.shape[0]) // 2,
+                pitch * x + (cell - fits.shape[1]) // 2,
+            )
+            canvas[top : top + fits.shape[0], left : left + fits.shape[1]] = np.dstack(
+                [fits, np.full(fits.shape[:2], 255, np.uint8)]
+            )
+    return canvas
+
+
+@themed
+def plot_confusion(matrix: Any, classes: Sequence[str], title: str = "") -> Figure:
+    """Draw a confusion matrix (classes, classes) as shares of each true class, in percent.
+
+    Numbers stand where they fit. Of more classes than there are lines of text, every n-th is named.
+    """
+    matrix = np.asarray(matrix)
+    shares = 100 * matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    names = [fitted(name, NAME, lines=1) for name in classes]
+    left = max(map(text_width, names), default=0) + 0.45
+    side = WIDTH - left - 0.1
+    numbers = text_width("100") <= 0.9 * side / len(names)
+    if not numbers:  # a bar tells what the colours mean
+        side -= 0.75
+    every = math.ceil(1.1 * LINE * len(names) / side)
+    level = left - 0.45 <= 0.9 * every * side / len(names)
+    below = (LINE if level else left - 0.45) + 0.45
+    title = fitted(title, WIDTH - 0.2, BASE, lines=4)
+    height = below + side + (0.2 + 1.25 * BASE / 72 * len(title.splitlines()) if title else 0.1)
+    figure = style.blank(
+        height
+    )  # laid out by hand: a square of this side, so that it is known what fits
+    axis = figure.add_axes((left / WIDTH, below / height, side / WIDTH, side / height))
+    bar = (
+        None
+        if numbers
+        else figure.add_axes(
+            ((left + side + 0.1) / WIDTH, below / height, 0.12 / WIDTH, side / height)
+        )
+    )
+    labels = np.where(shares >= 0.5, np.char.mod("%.0f", shares), "") if numbers else None
+    sns.heatmap(
+        shares,
+        vmin=0,
+        vmax=100,
+        cmap=sns.blend_palette([*map(style.shade, CONFUSED)], as_cmap=True),
+        ax=axis,
+        cbar=not numbers,
+        cbar_ax=bar,
+        annot=labels,
+        fmt="",
+        annot_kws={"fontsize": SMALL, "color": style.shade(style.INK)},
+        cbar_kws={"label": "share of the true class, %"},
+    )
+    places = np.arange(0, len(names), every)
+    axis.set_xticks(
+        places + 0.5, [names[i] for i in places], rotation=0 if level else 90, parse_math=False
+    )
+    axis.set_yticks(places + 0.5, [names[i] for i in places], rotation=0, parse_math=False)
+    axis.set(
+        xlabel="predicted" if every == 1 else f"predicted (one class in {every} is named)",
+        ylabel="true",
+    )
+    axis.yaxis.set_label_coords((0.28 - left) / side, 0.5)
+    axis.xaxis.set_label_coords(0.5, (0.28 - below) / side)
+    style.set_title(figure, title)
+    return figure
+
+
+@themed
+def plot_gains(joined: pd.DataFrame, measure: str = "centroid", title: str = "") -> Figure:
+    """Draw each class's accuracy gain and its interval against a measure of its images.
+
+    `joined` is of analysis.gains. Up to NAMED classes are named, where their names do not cover
+    one another.
+    """
+    figure, axes = style.subplots(3.6)
     axis, first = axes[0, 0], joined.iloc[0]
-    method = METHODS[first["method"]]
-    axis.axhline(0, color="black", ls="--", lw=1)
-    axis.vlines(joined[measure], joined["low"], joined["high"], color=method.colour, alpha=0.5, lw=2)
-    axis.plot(joined[measure], joined["gain"], "o", ms=7, color=method.colour, mfc=method.colour if method.real else "white", mew=2)
+    marks = style.marks(first["method"]) | {"linestyle": "none"}
+    axis.axhline(0, color=style.shade(style.INK), ls="--", lw=1)
+    axis.vlines(
+        joined[measure], joined["low"], joined["high"], color=marks["color"], alpha=0.5, lw=2
+    )
+    axis.plot(joined[measure], joined["gain"], **marks)
+    baseline = METHODS[first["baseline"]].title
+    axis.set(xlabel=TITLES[measure], ylabel=fitted(f"gain over {baseline}, points", 2.6, lines=3))
+    style.set_title(figure, title or METHODS[first["method"]].title)
+    axis.margins(x=0.16, y=0.1)  # room for the last name
     if len(joined) <= NAMED:
-        for row in joined.to_dict("records"):
-            axis.annotate(row["class"], (row[measure], row["gain"]), (7, 4), textcoords="offset points", fontsize=8)
-    axis.set(xlabel=TITLES[measure], ylabel=f"gain over {METHODS[first['baseline']].title}, points", title=title or method.title)
-    axis.margins(x=0.12)  # room for the last name
-    axis.grid(alpha=0.3)
+        _name_dots(figure, axis, joined[measure], joined["gain"], joined["class"])
     return figure
 
 
-def plot_ratios(measured):
-    """Draw how many times faster each stage is than the baseline: a panel per device, a bar and its interval per row of the benchmark."""
-    figure, axes = _figure(sum(0.45 * len(results["rows"]) + 0.9 for results in measured), nrows=len(measured))
-    for axis, results in zip(axes[:, 0], measured, strict=True):
-        rows = results["rows"][::-1]
-        ratios = [row["ratio"][0] for row in rows]
-        spread = [[mean - low, high - mean] if low is not None else [0, 0] for mean, low, high in (row["ratio"] for row in rows)]
-        axis.barh(range(len(rows)), np.subtract(ratios, 1), left=1, color="#0072B2", xerr=np.transpose(spread), error_kw={"lw": 1.5, "capsize": 3})
-        axis.axvline(1, color="black", ls="--", lw=1)
+def _name_dots(figure: Figure, axis: Axes, x: pd.Series, y: pd.Series, names: pd.Series) -> None:
+    """Write names beside dots where they cover nothing; one that finds no place is left out."""
+    figure.draw_without_rendering()  # which fixes where the dots are
+    dots = axis.transData.transform(np.column_stack([x, y]))
+    taken = [Bbox.from_extents(*(dot - 4), *(dot + 4)) for dot in dots]
+    for left, up, name in zip(x, y, names, strict=True):
+        for offset, sides in (
+            ((7, 4), "left"),
+            ((7, -13), "left"),
+            ((-7, 4), "right"),
+            ((-7, -13), "right"),
+        ):
+            text = axis.annotate(
+                fitted(name, NAME, lines=1),
+                (left, up),
+                offset,
+                textcoords="offset points",
+                ha=sides,
+                fontsize=SMALL,
+                parse_math=False,
+            )
+            box = text.get_window_extent()
+            inside = axis.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1
+            if inside and not any(box.overlaps(other) for other in taken):
+                taken.append(box)
+                break
+            text.remove()
+
+
+@themed
+def plot_ratios(measured: Sequence[Mapping[str, Any]]) -> Figure:
+    """Draw how many times faster each stage is than the baseline.
+
+    A panel shows a device, with a bar and its interval per row of the benchmark.
+    """
+    titles = [
+        [fitted(row["row"], 0.36 * WIDTH, lines=3) for row in results["rows"]]
+        for results in measured
+    ]
+    heights = [(style.height_of(own) + 0.16) * len(own) + 0.9 for own in titles]
+    figure, axes = style.subplots(sum(heights), nrows=len(measured), height_ratios=heights)
+    for axis, results, own in zip(axes[:, 0], measured, titles, strict=True):
+        means, lows, highs = np.array([row["ratio"] for row in results["rows"]], float).T
+        places = np.arange(len(own))
+        axis.barh(places, means - 1, left=1, color=style.shade(style.ACCENT))
+        axis.hlines(places, lows, highs, color=style.shade(style.INK), lw=1.5)
+        axis.axvline(1, color=style.shade(style.INK), ls="--", lw=1)
         axis.set_xscale("log")  # some gains are of percents, others of hundreds
         axis.xaxis.set_major_formatter(ScalarFormatter())
-        axis.set_yticks(range(len(rows)), [row["row"] for row in rows])
-        axis.set(xlabel="times faster", title=f"{results['device']}, {results['profile']}")
-        axis.title.set_fontsize(10)
+        axis.set_yticks(places, own)
+        axis.invert_yaxis()
+        axis.grid(visible=False, axis="y")
+        axis.set_xlabel("times faster")
+        axis.set_title(
+            fitted(f"{results['device']}, {results['profile']}", 0.55 * WIDTH, BASE, lines=4)
+        )
     return figure

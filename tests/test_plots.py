@@ -1,16 +1,21 @@
-"""Figures: each plot draws what it is given, on an opaque ground, in the one palette."""
+"""Figures: each plot draws what it is given, in the one palette, readable on a phone and in the dark."""
 
 import itertools
 import warnings
+from unittest import mock
 
 import matplotlib.colors
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import ROOT
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image
 
-from datadream import plots
+from datadream import plots, style
 from datadream.config import METHODS
 
 # Linear RGB as it is seen: Machado, Oliveira and Fernandes (2009), severity 1.
@@ -19,8 +24,19 @@ SEEN = {"by most": np.eye(3),
         "in protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
         "in tritanopia": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]]}
 XYZ = np.array([[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]])  # of linear sRGB
-TOLD_APART = 15  # CIE76: a difference of 2.3 is just seen side by side; dots and lines lie apart, and are small
-ON_WHITE = 2  # contrast, at least
+TOLD_APART = {"light": 15, "dark": 10}  # CIE76: a difference of 2.3 is just seen side by side; dots and lines lie apart, and are small
+ON_GROUND = {"light": 2, "dark": 3}  # contrast of a method's colour, at least
+GROUND = {"light": style.GROUND, "dark": style.in_the_dark(style.GROUND)}
+PHONE = 350  # pixels of a page's text on a screen of 390
+LONG = [f"{'Handwritten ' * (i % 3)}Boeing 737-{i} of_a_long_name" for i in range(400)]
+
+
+@pytest.fixture(params=style.THEMES)
+def theme(request):
+    """Draw in each theme, then in the light one again."""
+    style.set_theme(request.param)
+    yield request.param
+    style.set_theme("light")
 
 
 def summary(*methods):
@@ -59,15 +75,70 @@ FIGURES = {
 }
 
 
+def texts(figure):
+    """Return the box in pixels of every text that drawing a figure writes; a tick beyond the axis is not written."""
+    found, draw = {}, Text.draw
+
+    def noting(text, renderer):
+        if text.get_visible() and text.get_text().strip():
+            found[text] = None
+        return draw(text, renderer)
+
+    with mock.patch.object(Text, "draw", noting):
+        figure.canvas.draw()
+    return {text: text.get_window_extent() for text in found}
+
+
+def faults(figure):
+    """Return what a reader on a phone could not read: texts on one another, beyond the figure, or too small."""
+    boxes, (width, height) = texts(figure), figure.bbox.size
+    assert boxes
+    names = {text: repr(text.get_text()) for text in boxes}
+    covered = [(names[a], names[b]) for (a, x), (b, y) in itertools.combinations(boxes.items(), 2)
+               if min(x.x1, y.x1) - max(x.x0, y.x0) > 1 and min(x.y1, y.y1) - max(x.y0, y.y0) > 1]
+    beyond = [names[text] for text, box in boxes.items()
+              if box.x0 < -1 or box.y0 < -1 or box.x1 > width + 1 or box.y1 > height + 1]
+    small = [names[text] for text in boxes if text.get_fontsize() * figure.dpi / 72 * PHONE / width < 9]
+    return covered + beyond + small
+
+
 @pytest.mark.parametrize("name", FIGURES)
-def test_a_plot_returns_an_opaque_figure_that_can_be_saved(name, tmp_path):
+def test_a_plot_returns_a_figure_on_its_theme_s_ground_that_can_be_saved(name, theme, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         figure = FIGURES[name]()
         figure.savefig(tmp_path / "figure.png")
-    assert isinstance(figure, Figure)
-    corner = np.asarray(Image.open(tmp_path / "figure.png").convert("RGBA"))[0, 0]
-    assert corner.tolist() == [255, 255, 255, 255], "white, so that it can be read in dark mode"
+    assert isinstance(figure, Figure) and figure.get_figwidth() == style.WIDTH
+    corner = np.asarray(Image.open(tmp_path / "figure.png").convert("RGBA"))[-1, -1].tolist()
+    ground = [int(GROUND[theme][i:i + 2], 16) for i in (1, 3, 5)]
+    assert corner[3] == 0 if name == "samples" else corner == [*ground, 255]
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_phone_can_show_every_text(name):
+    assert not faults(FIGURES[name]())
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_every_text_stands_out_in_the_light_and_in_the_dark(name):
+    for text in texts(FIGURES[name]()):
+        if name == "samples":  # transparent: the book puts black behind it in the dark
+            pairs = [(text.get_color(), "#ffffff"), (text.get_color(), "#000000")]
+        else:
+            grounds = [style.GROUND, *(plots.CONFUSED if name == "confusion" else ())]
+            own = matplotlib.colors.to_hex(text.get_color())
+            pairs = [(f(own), f(ground)) for ground in grounds for f in (str, style.in_the_dark)]
+        assert min(contrast(*pair) for pair in pairs) >= 4.5, text.get_text()
+
+
+def test_the_book_darkens_figures_as_the_dark_theme_is_computed():
+    css = (ROOT / "book" / "_static" / "style.css").read_text()
+    assert f"filter: invert({style.INVERT}) hue-rotate({style.HUE}deg) saturate({style.SATURATE});" in css
+
+
+def test_an_unknown_theme_is_refused():
+    with pytest.raises(ValueError, match="'sepia' is unknown; accepted: light, dark"):
+        style.set_theme("sepia")
 
 
 def test_a_figure_is_shown_once():
@@ -100,17 +171,23 @@ def lab(rgb):
     return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
 
 
+def contrast(first, second):
+    """Return the contrast of two colours, WCAG 2's, in [1, 21]."""
+    dark, light = sorted(XYZ[1] @ linear(colour) for colour in (first, second))
+    return (light + 0.05) / (dark + 0.05)
+
+
 @pytest.mark.parametrize("eyes", SEEN)
-def test_colour_blind_readers_tell_the_methods_apart(eyes):
-    colours = dict.fromkeys(row.colour for row in METHODS.values())
+def test_colour_blind_readers_tell_the_methods_apart(eyes, theme):
+    colours = dict.fromkeys(style.colour(method) for method in METHODS)
     seen = {colour: lab(np.array(SEEN[eyes]) @ linear(colour)) for colour in colours}
-    near = {(a, b): d for a, b in itertools.combinations(seen, 2) if (d := np.linalg.norm(seen[a] - seen[b])) < TOLD_APART}
+    near = {(a, b): d for a, b in itertools.combinations(seen, 2) if (d := np.linalg.norm(seen[a] - seen[b])) < TOLD_APART[theme]}
     assert not near
 
 
-def test_every_colour_is_seen_on_white():
-    contrast = {row.colour: 1.05 / (XYZ[1] @ linear(row.colour) + 0.05) for row in METHODS.values()}
-    assert not {colour: value for colour, value in contrast.items() if value < ON_WHITE}
+def test_every_colour_is_seen_on_its_ground(theme):
+    found = {method: contrast(style.colour(method), GROUND[theme]) for method in METHODS}
+    assert not {method: value for method, value in found.items() if value < ON_GROUND[theme]}
 
 
 def test_lines_without_a_method_have_the_palettes_colours():
@@ -121,13 +198,15 @@ def test_lines_without_a_method_have_the_palettes_colours():
 
 def test_the_main_table_draws_each_method_at_its_number():
     axis = plots.plot_main_table(summary("real", "dset", "dset+real")).axes[0]
-    assert [label.get_text() for label in axis.get_yticklabels()] == ["DataDream (dataset) + real", "DataDream (dataset)", "Real only"]
+    assert axis.yaxis_inverted() and len(axis.get_yticklabels()) == 3, "from top to bottom as in the table"
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["Real only", "DataDream (dataset)", "DataDream (dataset) + real"]
     dots = {line.get_ydata()[0]: line for line in axis.lines if line.get_marker() == "o"}
-    assert {y: line.get_xdata()[0] for y, line in dots.items()} == {2: 50.0, 1: 51.0, 0: 52.0}
-    hollow = {y for y, line in dots.items() if line.get_markerfacecolor() == "white"}
+    assert {y: line.get_xdata()[0] for y, line in dots.items()} == {0: 50.0, 1: 51.0, 2: 52.0}
+    hollow = {y for y, line in dots.items() if line.get_markerfacecolor() == style.GROUND}
     assert hollow == {1}, "a filled dot has real images"
     spans = [tuple(line.get_xdata()) for line in axis.lines if line.get_marker() != "o"]
     assert sorted(spans) == [(48.0, 52.0), (49.0, 53.0), (50.0, 54.0)]
+    assert [text.get_text() for text in axis.texts] == ["50.0", "51.0", "52.0"]
 
 
 def test_samples_are_drawn_a_column_per_class():
@@ -135,17 +214,93 @@ def test_samples_are_drawn_a_column_per_class():
     figure = plots.plot_samples({"Real": [[red, red], [blue, blue]], "Few": [[red], [blue, blue]]}, ["r", "b"])
     canvas = np.asarray(figure.axes[0].images[0].get_array())
     assert canvas.shape[:2] == (18, 18)
-    assert canvas[4, 4].tolist() == [255, 0, 0] and canvas[4, 13].tolist() == [0, 0, 255] and canvas[13, 4].tolist() == [255, 0, 0]
+    assert [canvas[y, x].tolist() for y, x in ((4, 4), (4, 13), (13, 4))] == [[255, 0, 0, 255], [0, 0, 255, 255], [255, 0, 0, 255]]
     few = np.asarray(figure.axes[1].images[0].get_array())
-    assert few[13, 4].tolist() == [255, 255, 255], "a class with fewer images leaves white"
-    assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["r", "b"]
+    assert few[13, 4, 3] == 0, "a class with fewer images leaves a hole"
+    assert [text.get_text() for text in figure.axes[0].texts] == ["Real", "r", "b"]
+
+
+@given(st.lists(st.tuples(st.integers(1, 200), st.integers(1, 200)), min_size=1, max_size=4), st.integers(1, 3))
+@settings(max_examples=25, deadline=None)
+def test_no_image_is_stretched(sizes, classes):
+    """Whatever their shapes, images fill a square cell one way and are centred the other, and a pixel is as wide as high."""
+    pictures = [Image.new("RGB", size, "red") for size in sizes]
+    axis = plots.plot_samples({"x": [pictures] * classes}, ["a"] * classes).axes[0]
+    canvas = np.asarray(axis.images[0].get_array())
+    box = axis.get_window_extent()
+    assert box.width / box.height == pytest.approx(canvas.shape[1] / canvas.shape[0], rel=0.01)
+    pitch = canvas.shape[0] // len(sizes)
+    for i, (width, height) in enumerate(sizes):
+        ys, xs = np.nonzero(canvas[i * pitch:(i + 1) * pitch, :pitch, 3])
+        drawn, cell = (np.ptp(xs) + 1, np.ptp(ys) + 1), pitch - max(1, pitch // 21)
+        assert max(drawn) == pytest.approx(cell, abs=1)
+        assert min(drawn) == pytest.approx(max(1, max(drawn) * min(width, height) / max(width, height)), abs=1)
+        assert xs.min() + xs.max() == pytest.approx(cell, abs=2) and ys.min() + ys.max() == pytest.approx(cell, abs=2)
+
+
+@pytest.mark.parametrize("n", [1, 2, 10, 12, 37, 102])
+def test_the_names_of_samples_never_cover_one_another(n):
+    figure = plots.plot_samples({title: [[Image.new("RGB", (9, 9))]] * n for title in ("Real few shots", "DataDream")}, LONG[:n])
+    assert not faults(figure)
+    titles = [axis.texts[0].get_text() for axis in figure.axes]
+    assert titles == [f"{title}, 12 of {n} classes" if n > 12 else title for title in ("Real few shots", "DataDream")]
+    assert len(figure.axes[-1].texts) == 1 + min(n, 12), "every class that is shown is named"
+
+
+@given(st.lists(st.text(st.characters(max_codepoint=0x24f, exclude_categories=["C"]), max_size=60), min_size=1, max_size=15))
+@settings(max_examples=15, deadline=None)
+def test_any_names_have_room_under_samples(names):
+    assert not faults(plots.plot_samples({"x": [[Image.new("RGB", (4, 4))]] * len(names)}, names))
+
+
+@given(st.text(st.characters(max_codepoint=0x24f, exclude_categories=["C"]), max_size=80), st.floats(0.3, 4), st.integers(1, 4))
+@settings(max_examples=50, deadline=None)
+def test_a_fitted_text_has_its_width_and_its_lines_and_loses_nothing_unsaid(text, width, lines):
+    found = style.fitted(text, width, lines=lines)
+    assert found.count("\n") < lines and all(style.text_width(line) <= width for line in found.split("\n"))
+    squeezed = "".join(text.split())
+    assert "".join(found.split()) == squeezed or (found.endswith("\u2026") and squeezed.startswith("".join(found[:-1].split())))
 
 
 def test_the_confusion_matrix_is_shown_as_shares_of_the_true_class():
     axis = plots.plot_confusion([[6, 2], [0, 0]], ["a", "b"]).axes[0]
-    assert np.asarray(axis.images[0].get_array()).tolist() == [[75.0, 25.0], [0.0, 0.0]]  # an empty class is no division by zero
-    assert sorted(text.get_text() for text in axis.texts) == ["25", "75"]
+    assert np.asarray(axis.collections[0].get_array()).tolist() == [[75.0, 25.0], [0.0, 0.0]]  # an empty class is no division by zero
+    assert sorted(text.get_text() for text in axis.texts if text.get_text()) == ["25", "75"]
     assert (axis.get_ylabel(), axis.get_xlabel()) == ("true", "predicted")
+
+
+@pytest.mark.parametrize("n", [2, 10, 20, 47, 102, 397])
+def test_a_confusion_matrix_of_any_size_can_be_read(n):
+    figure = plots.plot_confusion(np.eye(n), LONG[:n], "title")
+    assert not faults(figure)
+    numbers = [text for text in figure.axes[0].texts if text.get_text()]
+    assert len(numbers) in (0, n) and bool(numbers) == (n <= 10), "numbers only where they fit"
+    named = len(figure.axes[0].get_yticklabels())
+    assert named == n if n <= 10 else 10 <= named < n, "otherwise some of the classes are named, and the axis says which"
+    assert ("is named" in figure.axes[0].get_xlabel()) == (named < n)
+
+
+def test_fifteen_methods_have_room_in_every_figure():
+    main = summary(*METHODS)
+    along = pd.concat([main.assign(value=value) for value in ("none", "the profile's", "stronger crops and mixing", "and RandAugment")])
+    for figure in (plots.plot_main_table(main, "A title that is too long to stand in a single line over a figure of this width"),
+                   plots.plot_along(along, "augmentation", "title"), plots.plot_measures(measured(*METHODS), "title"),
+                   plots.plot_curves(curves(*((method, [0.1, 0.2]) for method in METHODS)), "title")):
+        assert not faults(figure)
+
+
+@pytest.mark.parametrize("values", [["PNDM, 50, the paper's", "DDIM, 25", "DPM-Solver++, 12", "UniPC, 6", "DPM-Solver++, 3"],
+                                    ["1", "2", "4", "8", "16"], ["12", "25", "50", "100", "200", "400"], ["True", "False"], ["0.8"]])
+def test_the_values_along_an_axis_have_room(values):
+    table = pd.concat([summary("real", "dset").assign(value=value) for value in values])
+    assert not faults(plots.plot_along(table, "x"))
+
+
+def test_the_released_protocol_is_named_in_full():
+    table = summary("real", "dset").assign(title="DataDream (dataset) + real [RELEASED PROTOCOL, for comparison only: the epoch is chosen on the "
+                                                 "test images]")
+    figure = plots.plot_main_table(table)
+    assert not faults(figure) and "test images]" in " ".join(figure.axes[0].get_yticklabels()[0].get_text().split())
 
 
 def test_curves_are_averaged_over_seeds():
@@ -177,19 +332,20 @@ def test_lines_have_their_labels_and_scale():
 def test_ratios_have_a_bar_each_and_an_interval_where_there_is_one():
     rows = [{"row": "adapt", "ratio": [2.0, 1.5, 2.7]}, {"row": "train", "ratio": [3.0, None, None]}]
     figure = plots.plot_ratios([{"device": "a CPU", "profile": "mini", "rows": rows}, {"device": "a GPU", "profile": "paper", "rows": rows[:1]}])
-    assert [axis.get_title() for axis in figure.axes] == ["a CPU, mini", "a GPU, paper"]
+    assert [axis.get_title("left") for axis in figure.axes] == ["a CPU, mini", "a GPU, paper"]
     bars = [[(bar.get_x(), bar.get_x() + bar.get_width()) for bar in axis.patches] for axis in figure.axes]
-    assert bars == [[(1, 3), (1, 2)], [(1, 2)]] and figure.axes[0].get_xscale() == "log", "from the baseline on"
-    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["train", "adapt"]
+    assert bars == [[(1, 2), (1, 3)], [(1, 2)]] and figure.axes[0].get_xscale() == "log", "from the baseline on"
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["adapt", "train"] and figure.axes[0].yaxis_inverted()
+    assert not faults(figure)
 
 
 def test_a_measure_is_drawn_per_generator_at_its_number():
     shown = [axis for axis in plots.plot_measures(measured("real", "dset")).axes if axis.get_visible()]
-    assert [axis.get_title() for axis in shown] == [plots.TITLES[name] for name in ("kid", "coverage", "closer")]
-    assert [label.get_text() for label in shown[0].get_yticklabels()] == ["DataDream (dataset)", "Real only"]
+    assert [" ".join(axis.get_title("left").split()) for axis in shown] == [plots.TITLES[name] for name in ("kid", "coverage", "closer")]
+    assert [" ".join(label.get_text().split()) for label in shown[0].get_yticklabels()] == ["Real only", "DataDream (dataset)"]
     dots = {line.get_ydata()[0]: line for line in shown[0].lines if line.get_marker() == "o"}
-    assert {y: line.get_xdata()[0] for y, line in dots.items()} == {1: 0.5, 0: 1.5}
-    assert {y for y, line in dots.items() if line.get_markerfacecolor() == "white"} == {0}, "a filled dot has real images"
+    assert {y: line.get_xdata()[0] for y, line in dots.items()} == {0: 0.5, 1: 1.5}
+    assert {y for y, line in dots.items() if line.get_markerfacecolor() == style.GROUND} == {1}, "a filled dot has real images"
     assert sorted(tuple(line.get_xdata()) for line in shown[0].lines if line.get_marker() != "o") == [(0.25, 0.75), (1.25, 1.75)]
 
 
