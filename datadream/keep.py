@@ -158,7 +158,10 @@ def _headed(text, parameters):
 
 def _few_colours(encoded):
     data, small = base64.b64decode(encoded), io.BytesIO()
-    Image.open(io.BytesIO(data)).convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)
+    image = Image.open(io.BytesIO(data)).convert("RGBA")
+    if image.getextrema()[3] == (255, 255):  # opaque, for which there is a better way to choose colours
+        image = image.convert("RGB")
+    image.quantize(COLOURS, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)
     return base64.b64encode(min(data, small.getvalue(), key=len)).decode()
 
 

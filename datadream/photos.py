@@ -6,7 +6,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import pandas as pd
-from PIL import Image
+from PIL import Image, ImageOps
 from safetensors import SafetensorError
 
 from . import stopping
@@ -240,5 +240,5 @@ def class_names(adapter):
 
 def columns(sets, classes, depth=3):
     """Return title -> one list of `depth` images per class, for plots.plot_samples; a set that is None is left out."""
-    return {title: [[images.open(i).resize((64, 64)) for i, y in enumerate(images.labels) if y == label][:depth] for label in range(classes)]
+    return {title: [[ImageOps.contain(images.open(i), (256, 256)) for i, y in enumerate(images.labels) if y == label][:depth] for label in range(classes)]
             for title, images in sets.items() if images is not None}
