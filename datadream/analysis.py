@@ -5,8 +5,8 @@ from functools import lru_cache
 
 import numpy as np
 import pandas as pd
-from tqdm.auto import tqdm
 
+from . import progress
 from .config import METHODS, SHOTS_TITLE, key
 from .data import _draw, _draw_shots, few_shots, load_for
 from .distances import MEASURES, TITLES, copying
@@ -83,7 +83,7 @@ def describe(recipes, store=None, names=None):
     recipe's two. Raises LookupError on a synthetic set that has not been made.
     """
     store, rows, done = store or Store(), [], set()
-    for recipe in tqdm([r for r in recipes if r.row.generator or r.row.real], desc="describe", leave=False):
+    for recipe in progress.each([r for r in recipes if r.row.generator or r.row.real], "describe", "set"):
         dataset = load_for(recipe)
         images, artifact = _images(recipe, dataset, store)
         cell = {"dataset": recipe.dataset, "method": recipe.method.removesuffix("+real"), "shots": recipe.shots,

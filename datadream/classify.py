@@ -9,6 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from . import progress
 from .batches import Batches
 from .config import ConfigError, key
 from .data import few_shots, prompt, validation_images
@@ -61,8 +62,11 @@ def _read(model, part, text, count):
 
 
 @torch.no_grad()
-def predict(model, tokens, batches):
-    """Return the predicted class of each image of some uint8 batches (B, 3, S, S), as an int array (n,); batches that do not fit are halved."""
+def predict(model, tokens, batches, counted=lambda number: None):
+    """Return the predicted class of each image of some uint8 batches (B, 3, S, S), as an int array (n,); batches that do not fit are halved.
+
+    `counted` is called with the number of images of each batch.
+    """
     model.eval()
     text, size, found = model.text(tokens), BatchSize(BATCH), []
     for part in batches:
@@ -70,13 +74,14 @@ def predict(model, tokens, batches):
             predicted = size.run(partial(_read, model, part, text), len(part))
             found += predicted
             part = part[len(predicted):]
+            counted(len(predicted))
     return np.asarray(found, int)
 
 
-def evaluate(model, dataset, images, views=evaluation_batches):
+def evaluate(model, dataset, images, views=evaluation_batches, counted=lambda number: None):
     """Return top-1 with its 95 % Wilson interval, the accuracy per class, and the confusion matrix, over all `images` as `views` gives them."""
     tokens = model.prompts(prompt(dataset.noun, name) for name in dataset.classes)
-    predictions = predict(model, tokens, views(images, model.size))
+    predictions = predict(model, tokens, views(images, model.size), counted)
     matrix = confusion(images.labels, predictions, len(dataset.classes))
     correct, total = int(matrix.trace()), int(matrix.sum())
     low, high = wilson(correct, total)
@@ -197,7 +202,10 @@ def judge(recipe, dataset, trained, store):
 
     def build(folder):
         model = load_classifier_lora(trained)[0] if trained else load_classifier(recipe.classifier, precision=recipe.precision)
-        validation = evaluate(model, dataset, validation_images(recipe, dataset), validation_batches)  # the training has just seen the same
-        write_json(folder / "result.json", {"val": validation, "test": evaluate(model, dataset, dataset.test)})
+        seen = validation_images(recipe, dataset)
+        with progress.track("judge", "image", len(seen) + len(dataset.test)) as counter:
+            validation = evaluate(model, dataset, seen, validation_batches, counter.update)  # the training has just seen the same
+            test = evaluate(model, dataset, dataset.test, counted=counter.update)
+        write_json(folder / "result.json", {"val": validation, "test": test})
 
     return store.make(key("judge", **inputs), inputs, build)

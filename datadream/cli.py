@@ -1,4 +1,4 @@
-"""The command line, `datadream` or `python -m datadream`: `study | adapt | plan | doctor | export | download | gc | keep | contents`."""
+"""The command line, `datadream` or `python -m datadream`: `study | adapt | plan | doctor | export | download | gc | keep | outcome | contents`."""
 
 import argparse
 import contextlib
@@ -59,6 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     kept = commands.add_parser("keep", help="copy the executed pages of a group and their records to book/study, which git holds")
     kept.add_argument("--group", default="full", help="which group of runs (default: %(default)s)")
     kept.set_defaults(call=_keep)
+    outcome = commands.add_parser("outcome", help="tell which named runs did not end well when they were last executed, and where their pages are")
+    outcome.set_defaults(call=_outcome)
     contents = commands.add_parser("contents", help="write the book's contents with the pages in book/runs, and print the file for jupyter-book's --toc")
     contents.set_defaults(call=_contents)
     options = parser.parse_args(arguments)
@@ -85,6 +87,13 @@ def _study(options):
     table = run_study(options.names, options.group, options.smoke, jobs=max(1, options.jobs), engine=options.engine)
     print(table.drop(columns="note").to_string(index=False))
     return int("failed" in set(table["status"]))
+
+
+def _outcome(options):
+    from .outcome import failures, report
+
+    print(report())
+    return int(bool(failures()))
 
 
 def _check_choice(parser, options):

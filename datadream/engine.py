@@ -13,9 +13,8 @@ from collections import defaultdict
 from dataclasses import dataclass
 
 import torch
-from tqdm.auto import tqdm
 
-from . import stopping
+from . import progress, stopping
 from .adapt import adapt
 from .config import ConfigError, Recipe, key, paths
 from .data import few_shots, load_for
@@ -24,7 +23,6 @@ from .generate import NOTES, batch_size, generation_inputs, sample_range
 from .images import class_folders
 from .models import fetch, use_gpu
 from .plan import PROXY, seconds
-from .progress import Progress
 from .sampling import adapted, whole
 from .store import Store, write_json, writing
 from .study import artifact_keys, compute, record_file
@@ -132,8 +130,9 @@ def generate_slice(recipe, dataset, shots, store, label, position):
         folder.mkdir(parents=True, exist_ok=True)
         missing = not all(whole(file) for file in files)
         for indices, own in part if missing else ():
-            with adapted(recipe, *(adapt(recipe, dataset, shots, store, *which) for which in own)) as pipe, tqdm(disable=True) as bar:
-                sample_range(pipe, recipe, dataset, label, indices, folder, bar, size, judge)
+            with adapted(recipe, *(adapt(recipe, dataset, shots, store, *which) for which in own)) as pipe, \
+                    progress.track("slice", "image", len(indices), shown=False) as counter:
+                sample_range(pipe, recipe, dataset, label, indices, folder, counter, size, judge)
         if missing and size.notes:
             notes.parent.mkdir(exist_ok=True)
             write_json(notes, size.notes)
@@ -190,7 +189,8 @@ def run_ray(recipes, store, address=None):
         fetch(recipe)
     own = not ray.is_initialized()
     if own:
-        names = {name: value for name, value in os.environ.items() if name.startswith(("DATADREAM_", "HF_"))}
+        # The tasks' states are told by this process, since a worker may be on another machine.
+        names = {name: value for name, value in os.environ.items() if name.startswith(("DATADREAM_", "HF_")) and name != progress.PLACE}
         # Ray would hide all GPUs but the first task's from a worker that lives on.
         env = {**names, "DATADREAM_HOME": str(paths()["home"]), "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1"}
         ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, runtime_env={"env_vars": env})
@@ -247,7 +247,8 @@ def _drive(ray, todo, store, do=work):
         return {name: None}
 
     try:
-        with Progress([task.kind for task in todo.values()], store.root / "progress.txt") as progress:
+        progress.announce([{"key": name, "stage": task.kind, "seconds": task.length, "done": False} for name, task in todo.items()])
+        with progress.Progress([task.kind for task in todo.values()], store.root / "progress.txt") as counted:
             hand_out()
             while flying:
                 ray.wait(list(flying), num_returns=1, timeout=1)
@@ -255,7 +256,7 @@ def _drive(ray, todo, store, do=work):
                 stopping.check()
                 for name, error in (ended for ref in ready for ended in end(ref).items()):
                     failures |= {name: error} if error else {}
-                    progress.ended_one(todo[name].kind, name, error)
+                    counted.ended_one(todo[name].kind, name, error)
                 hand_out()
     except (KeyboardInterrupt, stopping.Stopped):
         _cancel(ray, list(flying))

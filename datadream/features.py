@@ -8,8 +8,8 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
+from . import progress
 from .config import ConfigError, ModelMissingError, _near, key, paths
 from .images import fingerprint
 from .mini import printed, quality
@@ -81,7 +81,7 @@ def extractors(recipe):
 
 def _extract(images, row, recipe, folder):
     encode, side = row.load(recipe)
-    for start in tqdm(range(0, len(images), SHARD), desc="features", leave=False, mininterval=2):
+    for start in progress.each(range(0, len(images), SHARD), "features", "part"):
         file = folder / f"{start:08d}.safetensors"
         if not file.exists():
             _write(file, encode, evaluation_batches(images.pick(range(start, min(start + SHARD, len(images)))), side))

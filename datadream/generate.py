@@ -6,9 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import lru_cache
 
-from tqdm.auto import tqdm
-
-from . import stopping
+from . import progress, stopping
 from .adapt import adapt, adapter_inputs
 from .config import as_dict, key
 from .data import few_shots
@@ -23,7 +21,7 @@ from .views import square
 NOTES = "notes"  # the work folder's sub-folder in which a cluster's slices tell how their batches fitted
 
 
-def sample_range(pipe, recipe, dataset, label, indices, folder, bar, size, judge=None):
+def sample_range(pipe, recipe, dataset, label, indices, folder, counter, size, judge=None):
     """Write the images of a class that are missing in `folder`, in batches of fixed membership, so that a resumed run is the same where the size is given.
 
     One batch is written while the next is sampled. `size` is a `BatchSize`, shared by the classes; `judge` says which class each of
@@ -64,7 +62,7 @@ def sample_range(pipe, recipe, dataset, label, indices, folder, bar, size, judge
                 for written in writing:  # at most one batch waits; an error of the writer ends the run here
                     written.result()
                 writing = [writer.submit(save, image, file) for image, file in zip(images, files[:count], strict=True)]
-            bar.update(count)
+            counter.update(count)
             start += count
         for written in writing:
             written.result()
@@ -102,6 +100,7 @@ def generate(recipe, dataset, shots, store):
     """
     inputs, folders = generation_inputs(recipe, dataset), class_folders(dataset.classes)
     if store.done(key("generate", **inputs)):
+        progress.found(key("generate", **inputs))
         return store.folder(key("generate", **inputs))
     check(recipe)
     trained = {which: adapt(recipe, dataset, shots, store, *which) for which in adapters(recipe, dataset)}
@@ -109,7 +108,7 @@ def generate(recipe, dataset, shots, store):
 
     def build(root):
         rows, size = [], batch_size(recipe)
-        with tqdm(total=len(folders) * recipe.generate.images, desc=f"generate {recipe.method}", leave=False, mininterval=2) as bar:
+        with progress.track(f"generate {recipe.method}", "image", len(folders) * recipe.generate.images) as counter:
             for label, folder in enumerate(folders):
                 (root / "train" / folder).mkdir(parents=True, exist_ok=True)
                 for position, (indices, own) in ((p, group) for p, part in enumerate(slices(recipe, dataset, label)) for group in part):
@@ -117,7 +116,7 @@ def generate(recipe, dataset, shots, store):
                     with store.lock(f"{root.stem}-{label}-{position}"):  # a cluster may be making the same slice
                         if not all(whole(root / "train" / folder / f"{i:06d}.png") for i in indices):
                             with adapted(recipe, *used) as pipe:
-                                sample_range(pipe, recipe, dataset, label, indices, root / "train" / folder, bar, size, judge)
+                                sample_range(pipe, recipe, dataset, label, indices, root / "train" / folder, counter, size, judge)
                     rows += [describe(recipe, dataset, label, i, root / "train", folder, used) for i in indices]
         (root / "train" / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         (root / "classes.json").write_text(json.dumps(dict(zip(folders, dataset.classes, strict=True)), indent=1))

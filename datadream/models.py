@@ -89,8 +89,10 @@ def forget_generators():
 @lru_cache(maxsize=2)
 def _load_generator(name, dtype):
     import diffusers
+    import transformers
 
     diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()  # "Loading weights", between our own bars
     folder, hub = local(name, "generator"), hub_id(name)
     try:
         config = diffusers.DiffusionPipeline.load_config(folder or hub)  # pyright: ignore[reportPrivateImportUsage]

@@ -1,13 +1,14 @@
 """What a set of cells needs before anything runs: stages, images, optimiser steps, hours, disk, and what is missing."""
 
 import math
+import os
 from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
 import pandas as pd
 
-from . import config
+from . import config, progress
 from .ablation import cells_of
 from .classify import optimiser_steps
 from .data import DATASETS, Dataset, load_for, released
@@ -17,12 +18,17 @@ from .readers import HELD_OUT, SOURCES, elsewhere, lacking, readable
 from .store import Store
 from .study import artifact_keys, cells, choose, load_study
 
-# Seconds per image and step (adapt), per image and sampling step without guidance (generate), per training image (train), with the
-# models and the resolution of a profile. A profile that nobody has measured has no row, and its hours are unknown.
-THROUGHPUT = {"mini": {"device": "one core of a two-core x86_64 CPU with AVX-512", "adapt": 0.014, "generate": 0.0035, "train": 0.0026}}
+# Seconds of a process for each unit of a stage's work, and for each artifact of it whatever its work (loading models, digests), with the
+# models and the resolution of a profile while every core is busy: an image of a step (adapt), an image of a sampling step without
+# guidance (generate), a training image (train), an image that is classified (judge; a training classifies validation images too).
+# `python -m benchmarks.rates` computes them from a store. A profile that nobody has measured has no row, and its hours are unknown.
+THROUGHPUT = {"mini": {"device": "one core of a two-core x86_64 CPU with AVX-512, the other busy too",
+                       "adapt": 0.014, "generate": 0.0040, "train": 0.0027, "judge": 0.0009,
+                       "fixed": {"adapt": 0.4, "generate": 1.0, "train": 1.5, "judge": 0.5}}}
 PROXY = THROUGHPUT["mini"]  # whose ratios tell a long stage from a short one where nobody has measured
+STAGES = ("adapt", "generate", "train", "judge")
+JOBS = "DATADREAM_JOBS"  # named runs that are executed at once beside a notebook
 NO_CELLS = "nothing to plan: what a run needs is only known beforehand for runs of notebooks/dataset.ipynb, ablation.ipynb and analysis.ipynb, and none of these is one"
-NO_STAGES = "nothing to plan: these runs draw no images and train nothing"
 
 
 class _Numbers(Sequence):
@@ -75,12 +81,22 @@ def work(recipe, dataset):
     shots = {"dataset": each * classes, "image": 1}.get(recipe.row.generator, each)
     steps = optimiser_steps(recipe, classes)[0]
     return {"adapt": (0, recipe.adapt.epochs * math.ceil(shots / batch), recipe.adapt.epochs * shots), "generate": (made, 0, passes),
-            "train": (0, steps, steps * recipe.classify.batch)}
+            "train": (0, steps, steps * recipe.classify.batch), "judge": (0, 0, _validated(recipe, dataset) + len(dataset.test))}
+
+
+def _validated(recipe, dataset):
+    """Return how many images `data.validation_images` gives, which need not be drawn for that."""
+    if not recipe.validation or recipe.protocol == "released":
+        return len(dataset.val)
+    return min(recipe.shots or recipe.validation, recipe.validation) * len(dataset.classes)
 
 
 def seconds(recipe, dataset, rates):
     """Return by stage what one of it takes at some throughputs, NaN where they have none."""
-    return {stage: units * rates.get(stage, math.nan) for stage, (_, _, units) in work(recipe, dataset).items()}
+    found = {stage: units * rates.get(stage, math.nan) + rates.get("fixed", {}).get(stage, 0.0)
+             for stage, (_, _, units) in work(recipe, dataset).items()}
+    looked = recipe.classify.evaluations * _validated(recipe, dataset)
+    return found | {"train": found["train"] + looked * rates.get("judge", math.nan)}
 
 
 def _sizes(recipe):
@@ -136,9 +152,8 @@ def overview(recipes, store=None):
     """Return the plan as text: a line per dataset and stage, the totals, and what is missing."""
     table = plan(recipes, store)
     if table.empty:
-        return NO_STAGES if recipes else NO_CELLS
-    order = {"adapt": 0, "generate": 1, "train": 2}
-    table = table.assign(pending=~table["done"], order=table["stage"].map(order.__getitem__), place=table.groupby("dataset", sort=False).ngroup())
+        return NO_CELLS
+    table = table.assign(pending=~table["done"], order=table["stage"].map(STAGES.index), place=table.groupby("dataset", sort=False).ngroup())
     groups = table.sort_values(["place", "order"], kind="stable").groupby(["dataset", "stage"], sort=False)
     frame = pd.DataFrame([_stage_row(group) for _, group in groups])
     total = {"dataset": "all", "stage": "", **frame[["stages", "done", "images", "steps"]].sum(), "hours": frame["hours"].sum(skipna=False),
@@ -163,15 +178,38 @@ def _hours(value):
     return "unknown" if math.isnan(value) else f"{value:.2f}"
 
 
-def plan_text(recipes, store=None, workers=1):
-    """Return two sentences: what is to be computed and about how long it takes on one core for each of the `workers`."""
-    table, processes = plan(recipes, store), min(workers, len({r.seed for r in recipes}))
+def processes(recipes, workers=1, jobs=None):
+    """Return (processes that share the cells, cores that each of them has of this machine).
+
+    `jobs` runs are executed at once, each taken to have as many processes; None: as `datadream study` says in $DATADREAM_JOBS.
+    """
+    own = max(1, min(workers, len({recipe.seed for recipe in recipes})))
+    jobs = jobs or int(os.environ.get(JOBS, 1))
+    return own, min(1.0, (os.cpu_count() or 1) / (own * jobs))
+
+
+def plan_text(recipes, store=None, workers=1, jobs=None):
+    """Return two sentences: what is to be computed, and about how long that takes in `processes(recipes, workers, jobs)`."""
+    table, (own, share) = plan(recipes, store), processes(recipes, workers, jobs)
     pending = table[~table["done"]]
     counts = ", ".join(f"{len(group)} x {stage}" for stage, group in pending.groupby("stage", sort=False)) or "nothing"
     left = float(np.asarray(pending["seconds"], float).sum())  # unknown if one is
-    cores = "one CPU core" if processes == 1 else f"{processes} CPU cores"
-    time_text = "unknown, these models have not been measured" if math.isnan(left) else f"about {left / 60 / processes:.1f} minutes on {cores}"
+    cores = "one CPU core" if own == 1 else f"{own} CPU cores"
+    if share < 1:
+        cores += f", of which other runs leave {share:.0%}"
+    time_text = "unknown, these models have not been measured" if math.isnan(left) else f"about {left / 60 / own / share:.1f} minutes on {cores}"
     return f"{len(recipes)} cells; to compute: {counts}; {len(table) - len(pending)} stages are done. Estimated time: {time_text}."
+
+
+def announce(recipes, store, workers=1):
+    """Tell whoever watches this run what its cells need, for the share done and the time left; see `progress`."""
+    if not progress.watched():
+        return
+    table, (own, share) = plan(recipes, store), processes(recipes, workers)
+    known = not table["seconds"].isna().any()
+    lengths = table["seconds"] if known else table["units"] * table["stage"].map(PROXY)
+    rows = table[["key", "stage", "done"]].assign(seconds=lengths)
+    progress.announce(rows.to_dict("records"), own * share if known else None)
 
 
 def named_cells(names=(), group="default"):

@@ -1,46 +1,335 @@
-"""What a cluster has done and what is left: tasks by kind, their rate, the time left, and what is failing, as a bar and in one file."""
+"""How far the work is: one source of counts for a notebook's bars, the terminal's lines and a cluster's tasks.
 
+What takes longer than some seconds counts with `track`, which draws a bar. Where $DATADREAM_PROGRESS names a folder, each process
+also writes its state there: open counters, how far each artifact is, and the planned work. `Run` reads such a folder from
+outside, e.g. for `terminal.Terminal`. Nothing here may fail what computes: a state that cannot be written is not written.
+"""
+
+from __future__ import annotations
+
+import atexit
 import contextlib
+import json
 import os
+import tempfile
 import time
-from collections import Counter
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any, TypeVar
 
-from tqdm.auto import tqdm
+PLACE = "DATADREAM_PROGRESS"  # names the folder of a run's states
+THROTTLE = 0.5  # seconds between two states of a process
+INTERVAL = 5.0  # seconds between two states of a cluster's file
+SETTLED = 60.0  # seconds of measurement after which the planned speed counts no more
+WINDOW = 180.0  # seconds over which the speed is measured: the load of a machine changes
+NOUNS = {"adapt": "adapter", "generate": "synthetic set", "train": "classifier", "judge": "result"}
 
-INTERVAL = 5.0  # seconds between two states of the file
+Item = TypeVar("Item")
+
+
+class Count:
+    """A counter of `unit`s on its way from `done` to `total`, shown by a bar and in the state of its process."""
+
+    def __init__(self, name: str, unit: str, total: int, done: int, bar: Any):
+        self.name, self.unit, self.total, self.done, self.bar = name, unit, total, done, bar
+        self.key = _process.keys[-1] if _process.keys else None  # the artifact that is being made
+
+    def update(self, number: int = 1, **notes: str) -> None:
+        """Count `number` more as done; `notes` stand behind the bar."""
+        self.done += number
+        if notes:
+            self.bar.set_postfix(refresh=False, **notes)
+        self.bar.update(number)
+        _process.moved(self)
+
+    def state(self) -> dict[str, Any]:
+        """Return the counter as the state of its process holds it."""
+        return {"name": self.name, "unit": self.unit, "done": self.done, "total": self.total, "key": self.key}
+
+
+@contextlib.contextmanager
+def track(name: str, unit: str, total: int, done: int = 0, shown: bool = True) -> Iterator[Count]:
+    """Yield a `Count` of `total` units, of which some are `done`; without `shown` it draws no bar."""
+    from tqdm.auto import tqdm  # late: it reads its settings when it is imported, see pages.begin
+
+    hidden = {} if shown else {"disable": True}  # disable=False would override $TQDM_DISABLE
+    with tqdm(total=total, initial=done, desc=name, leave=False, mininterval=2, **hidden) as bar:
+        count = Count(name, unit, total, done, bar)
+        _process.counts.append(count)
+        _process.moved(count)
+        try:
+            yield count
+        finally:
+            _process.counts.remove(count)
+            _process.write(force=not _process.counts)
+
+
+def each(items: Iterable[Item], name: str, unit: str, total: int | None = None) -> Iterator[Item]:
+    """Yield the items, each counted once the next is asked for."""
+    items = items if total is not None else list(items)
+    with track(name, unit, len(items) if total is None else total) as count:
+        for item in items:
+            yield item
+            count.update()
+
+
+@contextlib.contextmanager
+def making(key: str) -> Iterator[None]:
+    """Within, counters tell how far the artifact `key` is; at the end it is done."""
+    _process.keys.append(key)
+    try:
+        yield
+        ended(key)
+    finally:
+        _process.keys.remove(key)
+
+
+def ended(key: str) -> None:
+    """Tell that this run has made what it planned as `key`."""
+    _process.artifacts.setdefault(key, [0.0, 0.0])[1] = 1.0
+    _process.write(force=True)  # a pool's worker may end without another word
+
+
+def found(key: str) -> None:
+    """Tell that the artifact `key` is there, whoever made it."""
+    _process.artifacts.setdefault(key, [1.0, 1.0])[1] = 1.0
+    _process.write(force=not _process.counts)
+
+
+def announce(rows: list[dict[str, Any]], speed: float | None = None) -> None:
+    """Tell what this run has to make: rows of `key`, `stage`, `seconds` and whether it is `done`.
+
+    `speed` is how many of those seconds' work pass in a second, None where nobody has measured it.
+    """
+    if rows:
+        _write(f"plan-{os.getpid()}.json", {"rows": rows, "speed": speed})
+
+
+def watched() -> bool:
+    """Return whether somebody reads the state of this process."""
+    return bool(os.environ.get(PLACE))
+
+
+def _write(name: str, value: Any) -> None:
+    place = os.environ.get(PLACE)
+    if not place:
+        return
+    with contextlib.suppress(OSError):  # a full disk is for the work to report; without the folder nobody reads
+        part = Path(place, f"{name}.part")
+        part.write_text(json.dumps(value))
+        os.replace(part, Path(place, name))
+
+
+class _Process:
+    """What this process tells: its open counters, outer ones first, and [share at first, share now] of each artifact."""
+
+    def __init__(self) -> None:
+        self.counts: list[Count] = []
+        self.keys: list[str] = []
+        self.artifacts: dict[str, list[float]] = {}
+        self.written = -THROTTLE
+
+    def moved(self, count: Count) -> None:
+        """Take over how far a counter is."""
+        outer = next((other for other in self.counts if other.key == count.key), count)
+        if count.key and count.total and outer is count:
+            share = min(1.0, count.done / count.total)
+            own = self.artifacts.setdefault(count.key, [share, share])
+            own[1] = max(own[1], share)
+        self.write()
+
+    def write(self, force: bool = False) -> None:
+        """Write the state, unless the last is younger than THROTTLE."""
+        if watched() and (force or time.monotonic() - self.written >= THROTTLE):
+            self.written = time.monotonic()
+            counts = [count.state() for count in self.counts]
+            _write(f"{os.getpid()}.json", {"counts": counts, "artifacts": self.artifacts, "time": time.time()})
+
+
+_process = _Process()
+atexit.register(_process.write, force=True)
+
+
+@contextlib.contextmanager
+def places() -> Iterator[Path | None]:
+    """Yield a temporary folder for the states of some runs, None where none can be made."""
+    try:
+        folder = tempfile.TemporaryDirectory(prefix="datadream-", ignore_cleanup_errors=True)
+    except OSError:
+        yield None
+        return
+    with folder:
+        yield Path(folder.name)
+
+
+class Estimate:
+    """Share done and time left of work whose amount is known, from what was done since the first look."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic):
+        self.clock, self.share, self.rest, self.planned = clock, 0.0, 0.0, None
+        self.samples: deque[tuple[float, float]] = deque()  # (time, work done since the first look)
+
+    def update(self, total: float, covered: float, made: float, planned: float | None = None) -> None:
+        """Take over that `covered` of the `total` work is there, of which this run has `made` a part.
+
+        `planned` is the expected speed, in work a second. The share that was told once does not fall.
+        """
+        now = self.clock()
+        self.share = max(self.share, min(1.0, covered / total if total > 0 else 0.0))
+        self.rest, self.planned = max(0.0, total - covered), planned
+        self.samples.append((now, made))
+        while len(self.samples) > 2 and self.samples[1][0] <= now - WINDOW:
+            self.samples.popleft()
+
+    def speed(self) -> float | None:
+        """Return the work a second: the planned one at first, the measured one once SETTLED seconds have passed."""
+        if not self.samples:
+            return self.planned
+        (start, before), (now, made) = self.samples[0], self.samples[-1]
+        seconds = now - start
+        trust = min(1.0, seconds / SETTLED)
+        measured = (made - before) / seconds if seconds > 0 else 0.0
+        if self.planned is None:
+            return measured if seconds >= SETTLED / 6 and measured > 0 else None
+        return trust * measured + (1 - trust) * self.planned or None
+
+    def left(self) -> float | None:
+        """Return the seconds left, None where nothing tells."""
+        speed = self.speed()
+        return self.rest / speed if speed else None
+
+
+def _json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text())
+    except (OSError, ValueError):  # removed meanwhile
+        return None
+
+
+def _alive(file: Path) -> bool:
+    import psutil
+
+    return file.stem.isdecimal() and psutil.pid_exists(int(file.stem))
+
+
+class Run:
+    """How far one run is, read from the `folder` that its processes write to (None: nobody knows)."""
+
+    def __init__(self, name: str, folder: Path | None, clock: Callable[[], float] = time.monotonic):
+        self.name, self.folder, self.estimate = name, folder, Estimate(clock)
+        self.where, self.told = "starting", 0  # what it is at; bytes of its messages that were read
+
+    def look(self) -> None:
+        """Read the states anew."""
+        files = sorted(self.folder.glob("*.json")) if self.folder else []
+        plans = [plan for file in files if file.stem.startswith("plan-") and (plan := _json(file))]
+        found = {file: state for file in files if file.stem.isdecimal() and (state := _json(file))}
+        artifacts: dict[str, list[float]] = {}
+        for state in found.values():
+            for key, (start, now) in state["artifacts"].items():
+                before = artifacts.setdefault(key, [start, now])
+                before[:] = min(before[0], start), max(before[1], now)
+        # What a killed process was at must not stay on the screen; what it has finished counts.
+        alive = [state for file, state in found.items() if state["counts"] and _alive(file)]
+        alive.sort(key=lambda state: state["time"])
+        if plans:
+            self._planned(plans, artifacts, alive)
+        elif alive:
+            self._reported(alive)
+
+    def _planned(self, plans: list[dict[str, Any]], artifacts: dict[str, list[float]], alive: list[dict[str, Any]]) -> None:
+        rows = {row["key"]: row for plan in plans for row in plan["rows"]}
+        shares = {key: [1.0, 1.0] if row["done"] else artifacts.get(key, [0.0, 0.0]) for key, row in rows.items()}
+        covered = sum(row["seconds"] * shares[key][1] for key, row in rows.items())
+        made = sum(row["seconds"] * (shares[key][1] - shares[key][0]) for key, row in rows.items())
+        self.estimate.update(sum(row["seconds"] for row in rows.values()), covered, made, plans[-1]["speed"])
+        counts = [count for state in alive for count in reversed(state["counts"]) if count["key"] in rows]
+        if counts:
+            stage = rows[counts[-1]["key"]]["stage"]
+            own = [key for key, row in rows.items() if row["stage"] == stage]
+            place = min(len(own), 1 + sum(shares[key][1] >= 1 for key in own))
+            self.where = f"{NOUNS.get(stage, stage)} {place:,} of {len(own):,}, {_position(counts[-1])}"
+        elif alive:
+            self.where = _position(alive[-1]["counts"][-1], name=True)
+        elif self.estimate.share >= 1:
+            self.where = "finishing the page"
+
+    def _reported(self, alive: list[dict[str, Any]]) -> None:
+        first = min(alive, key=lambda state: state["counts"][0]["key"] is not None)
+        outer, inner = first["counts"][0], alive[-1]["counts"][-1]
+        rest = [count for state in alive for count in state["counts"][state is first:][:1]]
+        done = outer["done"] + sum(count["done"] / count["total"] for count in rest if count["total"])
+        share = min(1.0, done / outer["total"]) if outer["total"] else 0.0
+        self.estimate.update(1.0, max(share, self.estimate.share), max(share, self.estimate.share))
+        parts = [] if outer is inner else [f"{outer['unit']} {min(outer['total'], outer['done'] + 1):,} of {outer['total']:,}"]
+        self.where = ", ".join([*parts, _position(inner, name=True)])
+
+    def messages(self) -> list[str]:
+        """Return the lines that the run's processes wrote to their standard error since the last call."""
+        try:
+            with open(self.folder / "stderr", "rb") as file:
+                file.seek(self.told)
+                text = file.read()
+        except (OSError, TypeError):
+            return []
+        text = text[:text.rfind(b"\n") + 1]  # a line may still be in the writing
+        self.told += len(text)
+        return text.decode(errors="replace").splitlines()
+
+    def line(self) -> str:
+        """Return the state as one line of plain text."""
+        left = self.time_left()
+        return ", ".join(filter(None, [f"{self.name}: {self.estimate.share:.0%}", self.where, left and f"about {left} left"]))
+
+    def time_left(self) -> str:
+        """Return the time left in minutes or hours, empty where nothing tells."""
+        left = self.estimate.left()
+        if left is None:
+            return ""
+        return f"{left / 3600:.1f} h" if left >= 2 * 3600 else f"{max(0.1, left / 60):.1f} min"
+
+
+def _position(count: dict[str, Any], name: bool = False) -> str:
+    if name and count["name"].rstrip("s") == count["unit"]:  # of cells or jobs the one that is in the making
+        return f"{count['unit']} {min(count['total'], count['done'] + 1):,} of {count['total']:,}"
+    said = f"{count['unit']} {count['done']:,} of {count['total']:,}"
+    return f"{count['name']}, {said}" if name else said
 
 
 class Progress:
-    """Counts of tasks by kind, shown on a bar and written to `file` (None: nowhere), which `tail` reads where no page shows the bar.
+    """Counts of a cluster's tasks by kind, on a bar and in `file` (None: nowhere), which `tail` reads where nothing shows the bar.
 
     `kinds` has the kind of every task; `clock` gives seconds. Use it as a context: its end is written too.
     """
 
-    def __init__(self, kinds, file=None, clock=time.monotonic):
+    def __init__(self, kinds: Iterable[str], file: Path | None = None, clock: Callable[[], float] = time.monotonic):
         self.total, self.ended, self.failures = Counter(kinds), Counter(), {}
         self.file, self.clock, self.start, self.written = file and Path(file), clock, clock(), None
-        self.bar = tqdm(total=self.total.total(), desc="tasks", leave=False, mininterval=2)
+        self.tracked = track("tasks", "task", self.total.total())
 
-    def __enter__(self):
+    def __enter__(self) -> Progress:
+        self.count = self.tracked.__enter__()
         self._write()
         return self
 
-    def __exit__(self, *error):
-        self.bar.close()
+    def __exit__(self, *error: Any) -> None:
+        self.tracked.__exit__(*error)
         self._write()
 
-    def ended_one(self, kind, name, error=None):
+    def ended_one(self, kind: str, name: str, error: BaseException | None = None) -> None:
         """Count a task as ended; `error`, if it failed, is shown at once: the other tasks may take hours."""
         self.ended[kind] += 1
         if error is not None:
             self.failures[f"{kind} {name}"] = (str(error).strip() or type(error).__name__).splitlines()[-1]
-        self.bar.set_postfix_str(self.line(), refresh=error is not None)
-        self.bar.update()
+        self.count.bar.set_postfix_str(self.line(), refresh=error is not None)
+        self.count.update()
+        if error is None:
+            ended(name)
         if error is not None or self.clock() - self.written >= INTERVAL:
             self._write()
 
-    def line(self):
+    def line(self) -> str:
         """Return the state as one line: tasks ended of all by kind, tasks a minute, minutes left at this rate, failures."""
         seconds, ended, total = self.clock() - self.start, self.ended.total(), self.total.total()
         parts = [f"{kind} {self.ended[kind]}/{count}" for kind, count in self.total.items()]
@@ -48,7 +337,7 @@ class Progress:
             parts.append(f"{60 * ended / seconds:.1f} tasks a minute, about {(total - ended) * seconds / ended / 60:.1f} minutes left")
         return ", ".join([*parts, *([f"{len(self.failures)} failed"] if self.failures else [])])
 
-    def _write(self):
+    def _write(self) -> None:
         self.written = self.clock()
         if self.file:
             text = "\n".join([self.line(), *(f"failed: {task}: {why}" for task, why in self.failures.items())])

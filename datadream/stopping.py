@@ -5,22 +5,33 @@ import os
 import signal
 import threading
 from multiprocessing import active_children, connection, parent_process
+from pathlib import Path
 
+CAUSE = "DATADREAM_CAUSE"  # names a file with the number of the signal for which this process is sent SIGTERM
 _asked = []  # the numbers of the signals that came
 
 
 class Stopped(SystemExit):
     """The process was asked to end by a signal, and what it has made is in the store; `code` is 128 + its number, as shells count."""
 
-    def __init__(self, number):
+    def __init__(self, number, cause=None):
         super().__init__(128 + number)
-        self.number = number
+        self.number, self.cause = number, cause or _cause(number)
 
     def __str__(self):
-        return f"stopped by {signal.Signals(self.number).name}; what was made is kept, and the same command goes on from there"
+        name = "Ctrl-C (SIGINT)" if self.cause == signal.SIGINT else signal.Signals(self.cause).name
+        return f"stopped by {name}; what was made is kept, and the same command goes on from there"
 
     def __reduce__(self):
-        return Stopped, (self.number,)
+        return Stopped, (self.number, self.cause)
+
+
+def _cause(number):
+    """Return the signal that a user or a scheduler sent, where this process only got SIGTERM for it."""
+    try:
+        return int(Path(os.environ[CAUSE]).read_text()) if number == signal.SIGTERM else number
+    except (KeyError, OSError, ValueError):
+        return number
 
 
 def _note(number, frame):
@@ -57,10 +68,16 @@ def forward():
             child.terminate()
 
 
-def end_kernels():
-    """Ask the kernels of this process's workers to end, and after a second Ctrl-C do not ask."""
+def end_kernels(cause=None):
+    """Ask the kernels of this process's workers to end, and after a second Ctrl-C do not ask.
+
+    `cause` is the file that $DATADREAM_CAUSE names for them, so that they tell of the signal that came here.
+    """
     import psutil
 
+    if cause:
+        with contextlib.suppress(OSError):
+            cause.write_text(str(asked()))
     number = signal.SIGKILL if insisted() else signal.SIGTERM
     for child in active_children():
         with contextlib.suppress(psutil.NoSuchProcess):

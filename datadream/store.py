@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 
 from filelock import FileLock, Timeout
 
-from . import stopping
+from . import progress, stopping
 from .config import home, is_address, paths, store_place
 
 PACKAGES = ("torch", "torchvision", "diffusers", "transformers", "peft", "open_clip_torch", "numpy")
@@ -206,7 +206,9 @@ class Store:
             with writing(self.root, self.fix), self.lock(key):
                 stopping.check()
                 if not self.done(key):
-                    self._build(key, inputs, build, notes)
+                    with progress.making(key):
+                        self._build(key, inputs, build, notes)
+        progress.found(key)
         return self.folder(key)
 
     @contextmanager

@@ -3,6 +3,7 @@
 import ast
 import hashlib
 import json
+import logging
 import math
 import os
 import re
@@ -12,15 +13,15 @@ import signal
 import time
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
 
 import pandas as pd
 import yaml
-from tqdm.auto import tqdm
 
-from . import config, stopping
+from . import config, outcome, progress, stopping
 from .classify import judge, judge_inputs, train, train_inputs
 from .config import (
     ENGINES,
@@ -40,6 +41,7 @@ from .images import DataError
 from .models import fetch
 from .records import load_records, read_record
 from .store import Store, digest, provenance, write_json
+from .terminal import Terminal
 
 VALUES = 10_000  # in a study file, with aliases followed
 
@@ -173,6 +175,8 @@ def run_cells(recipes, store=None, workers=1, engine="local"):
     """
     if not isinstance(workers, int) or workers < 1:
         raise ConfigError(f"workers={workers!r} is no number of processes; give a whole number of 1 or more")
+    from .plan import announce  # here, since it imports this module
+
     store = store or Store()
     name, address = engine_parts(engine)
     with stopping.interruptible(), store.in_use():
@@ -181,6 +185,7 @@ def run_cells(recipes, store=None, workers=1, engine="local"):
 
             run_ray(recipes, store, address)
             return find(recipes, store)
+        announce(recipes, store, workers)
         return _run_here(recipes, store, workers)
 
 
@@ -199,7 +204,7 @@ def _run_here(recipes, store, workers):
     if min(workers, len(groups)) > 1:
         parts = in_processes(_run_group, [(group, store) for group in groups], workers)
     else:
-        parts = [_run_group([recipe], store) for recipe in tqdm(recipes, desc="cells", leave=False)]
+        parts = [_run_group([recipe], store) for recipe in progress.each(recipes, "cells", "cell")]
     return load_records([store.refresh(store.records / f"{k}.json") for k in dict.fromkeys(k for part in parts for k in part)])
 
 
@@ -209,7 +214,7 @@ def in_processes(function, jobs, workers):
         return [function(*job) for job in jobs]
     with ProcessPoolExecutor(workers, get_context("spawn"), _begin_worker, (max(1, os.cpu_count() // workers),)) as pool:
         try:
-            return list(tqdm(pool.map(function, *zip(*jobs, strict=True)), total=len(jobs), leave=False))
+            return list(progress.each(pool.map(function, *zip(*jobs, strict=True)), "jobs", "job", len(jobs)))
         except (KeyboardInterrupt, stopping.Stopped):  # the others would go on to the end of what they have
             stopping.forward()
             raise
@@ -364,7 +369,7 @@ def execute(name, entry, parameters, runs):
         fingerprint = _fingerprint(template, parameters)
         if _finished(output, fingerprint) and _recorded(name, entry):
             return "done before", 0.0, str(output)
-        papermill.execute_notebook(template, part, parameters=parameters, progress_bar=False, start_timeout=300)
+        papermill.execute_notebook(template, part, parameters=parameters, progress_bar=False, start_timeout=300, **_quiet_kernel())
     except papermill.PapermillExecutionError as error:
         return "failed", time.perf_counter() - start, f"{error.ename}: {error.evalue} (see {part})"
     except Exception as error:  # a dead or missing kernel, a broken template: the other runs must go on
@@ -378,18 +383,42 @@ def execute(name, entry, parameters, runs):
     return "done", time.perf_counter() - start, str(output)
 
 
-def _execute_apart(name, entry, parameters, runs):
-    """Call `execute` in a process of its own, so that one that the system kills takes no other run with it."""
+def _quiet_kernel():
+    """Return papermill's options for a kernel whose messages are encrypted: it warns of plain text on a port of this machine."""
+    import zmq
+    from traitlets.config import Config
+
+    return {"config": Config(KernelManager={"transport_encryption": "auto"})} if zmq.has("curve") else {}
+
+
+def _execute_apart(name, entry, parameters, runs, place=None):
+    """Call `execute` in a process of its own, so that one that the system kills takes no other run with it.
+
+    `place` is the folder of its states (see `progress`), None where there is none.
+    """
     start = time.perf_counter()
     try:
         stopping.check()
         with ProcessPoolExecutor(1, get_context("spawn"), stopping.shelter) as pool:
-            status, seconds, note = pool.submit(execute, name, entry, parameters, runs).result()
+            status, seconds, note = pool.submit(_execute_watched, name, entry, parameters, runs, place).result()
     except BrokenProcessPool as error:
         status, seconds, note = "failed", time.perf_counter() - start, f"its process died: {error}"
     except stopping.Stopped:
         status, seconds, note = "stopped", 0.0, "had not begun"
-    return ("stopped" if status == "failed" and stopping.asked() else status), seconds, note
+    if status == "failed" and stopping.asked():
+        dead = note.startswith("DeadKernelError")  # which was in no cell that saves a state
+        return "stopped", seconds, str(stopping.Stopped(stopping.asked())) if dead else note
+    return status, seconds, note
+
+
+def _execute_watched(name, entry, parameters, runs, place):
+    """Call `execute` with its states, and what it and its kernel write to their standard error, in the folder `place`."""
+    logging.getLogger("papermill").addFilter(lambda entry: "Kernel died" not in entry.getMessage())  # the run's note tells it
+    if place:
+        os.environ.update({progress.PLACE: str(place), stopping.CAUSE: str(place.parent / "cause")})
+        with suppress(OSError), open(place / "stderr", "ab") as file:
+            os.dup2(file.fileno(), 2)  # a line in the midst of the terminal's live ones would garble them
+    return execute(name, entry, parameters, runs)
 
 
 def smoke_home():
@@ -438,26 +467,48 @@ def run_study(names=(), group="default", smoke=False, file=None, jobs=1, engine=
     runs.mkdir(parents=True, exist_ok=True)
     # Kernels are processes of their own and take their number of threads from the environment.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
-    with stopping.listening(signal.SIGTERM, signal.SIGINT), ThreadPoolExecutor(jobs) as pool:
+    os.environ["DATADREAM_JOBS"] = str(min(jobs, len(chosen)))  # for the estimates of the pages
+    with stopping.listening(signal.SIGTERM, signal.SIGINT), progress.places() as place, ThreadPoolExecutor(jobs) as pool, \
+            Terminal() as terminal:
         futures = {}
+        terminal.say(f"{len(chosen)} runs: {', '.join(chosen)}")
         for name, entry in chosen.items():
             parameters = {**entry.get("parameters", {}), **(study["smoke"].get(entry["notebook"], {}) if smoke else {})}
             if engine != "local" and "engine" in page_parameters(entry["notebook"]):
                 parameters["engine"] = engine
-            futures[pool.submit(_execute_apart, name, entry, parameters, runs)] = name
-        print(f"{len(chosen)} runs: {', '.join(chosen)}", flush=True)
-        return pd.DataFrame(_collect(futures))
+            own = _place(place, name)
+            futures[pool.submit(_execute_apart, name, entry, parameters, runs, own)] = progress.Run(name, own)
+        return pd.DataFrame(_collect(futures, terminal, set(study["runs"]), place and place / "cause"))
 
 
-def _collect(futures):
-    """Return a row of each named run, in the order of their ends; `futures` maps what `_execute_apart` returns to a run's name."""
+def _place(place, name):
+    """Return the folder of a run's states in `place`, None where none can be made."""
+    try:
+        own = place and place / name
+        if own:
+            own.mkdir()
+        return own
+    except OSError:
+        return None
+
+
+def _collect(futures, terminal, known, cause):
+    """Return a row of each named run, in the order of their ends, showing meanwhile on the terminal how far they are.
+
+    `futures` maps what `_execute_apart` returns to the progress.Run. The outcome of each is kept beside the pages, beside those of
+    other `known` runs. `cause` is the file of stopping.end_kernels.
+    """
     rows, pending = [], set(futures)
     while pending:
-        ended, pending = wait(pending, 1, FIRST_COMPLETED)
+        ended, pending = wait(pending, progress.THROTTLE, FIRST_COMPLETED)
         if stopping.asked():
-            stopping.end_kernels()  # again and again: one may only just have started
+            stopping.end_kernels(cause)  # again and again: one may only just have started
         for future in ended:
             status, seconds, note = future.result()
-            rows.append({"run": futures[future], "status": status, "minutes": round(seconds / 60, 1), "note": note})
-            print(f"  {futures[future]}: {status} in {seconds / 60:.1f} min: {note}", flush=True)
+            name = futures[future].name
+            rows.append({"run": name, "status": status, "minutes": round(seconds / 60, 1), "note": note})
+            outcome.save(rows[-1], known)
+            terminal.complaints(futures[future])
+            terminal.say(f"  {name}: {status} in {seconds / 60:.1f} min: {note}")
+        terminal.show(run for future, run in futures.items() if future.running())
     return rows

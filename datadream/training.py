@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
-from . import stopping
+from . import progress, stopping
 from .config import ConfigError
 from .store import remove
 from .team import ALONE
@@ -147,7 +147,7 @@ def fit(parameters, loss_at, *, steps, lr, warmup=0, minimum_lr=0.0, betas=(0.9,
     if team.first(first) != first:
         raise ConfigError(f"{description}: process {team.rank} would begin at step {first}, the first one at another: {checkpoint} must be the "
                           f"same for all processes; start them on one machine, or on machines that share the store's folder")
-    with torch.random.fork_rng(), tqdm(total=steps, initial=first, desc=description, leave=False, mininterval=2) as bar:
+    with torch.random.fork_rng(), progress.track(description, "step", steps, first) as count:
         for step in range(first, steps):
             for group in optimiser.param_groups:
                 group["lr"] = max(minimum_lr, lr * cosine_schedule(step, steps, warmup))
@@ -166,6 +166,5 @@ def fit(parameters, loss_at, *, steps, lr, warmup=0, minimum_lr=0.0, betas=(0.9,
                 save_state(checkpoint, _state(parameters, buffers, optimiser, losses), step + 1)
             if stop and more:
                 raise stopping.Stopped(stop)
-            bar.update()
-            bar.set_postfix(loss=f"{losses[-1]:.4f}", refresh=False)
+            count.update(loss=f"{losses[-1]:.4f}")
     return losses

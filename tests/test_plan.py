@@ -1,21 +1,30 @@
 """The plan: what a set of cells needs, in rows, in words, and on the command line."""
 
+import json
 import math
+import os
+import re
 
 import pytest
 
 from datadream import engine, study
 from datadream.cli import main
 from datadream.config import METHODS
+from datadream.data import validation_images
 from datadream.images import DataError
 from datadream.plan import (
+    STAGES,
     THROUGHPUT,
+    announce,
     load_or_describe,
     missing,
     overview,
     plan,
     plan_text,
+    processes,
     profile_cells,
+    seconds,
+    work,
 )
 from datadream.readers import SOURCES
 from datadream.store import Store
@@ -28,7 +37,7 @@ def nowhere(tmp_path, monkeypatch):
 
 def test_the_plan_lists_each_stage_once(make, store):
     table = plan([make(method) for method in METHODS], store)
-    assert table["stage"].value_counts().to_dict() == {"adapt": 1 + 3 + 3 * 2, "generate": 6, "train": 14}
+    assert table["stage"].value_counts().to_dict() == {"adapt": 1 + 3 + 3 * 2, "generate": 6, "train": 14, "judge": 15}
     assert not table["done"].any() and table["key"].is_unique and (table["units"] > 0).all()
     assert not store.root.exists(), "a plan makes nothing"
 
@@ -37,14 +46,15 @@ def test_the_plan_knows_what_is_done(make, tmp_path):
     store, recipes = Store(tmp_path / "done"), [make("real"), make("base")]
     study.run_cells(recipes[:1], store)
     table = plan(recipes, store)
-    assert table["done"].tolist() == [True, False, False]
-    assert "1 x generate, 1 x train; 1 stages are done" in plan_text(recipes, store)
+    assert table["done"].tolist() == [True, True, False, False, False]
+    assert "1 x generate, 1 x train, 1 x judge; 2 stages are done" in plan_text(recipes, store)
 
 
-def test_the_units_of_the_plan_are_images_times_steps(make, store):
+def test_the_units_of_the_plan_are_images_times_steps(make, store, dataset):
     table = plan([make("dset", {"generate.guidance": 2}), make("real")], store)
     units = table.groupby("stage")["units"].sum().to_dict()
-    assert units == {"adapt": 2 * 6, "generate": 5 * 3 * 2 * 2, "train": 2 * 9 * 6}, "guidance asks the UNet twice"
+    assert units == {"adapt": 2 * 6, "generate": 5 * 3 * 2 * 2, "train": 2 * 9 * 6,
+                     "judge": 2 * (len(validation_images(make("real"), dataset)) + len(dataset.test))}, "guidance asks the UNet twice"
     assert table.query("stage == 'adapt'")["steps"].tolist() == [2 * 2] and table["images"].sum() == 15
     (free,) = plan([make("base", {"generate.guidance": 1})], store).query("stage == 'generate'")["units"]
     assert free == 5 * 3 * 2
@@ -58,6 +68,43 @@ def test_the_plan_in_words(make, store):
     real_size = study.cells(["dset"], [0, 1], dataset="mnist")
     assert "on one CPU core" in plan_text(real_size, store) and "on 2 CPU cores" in plan_text(real_size, store, workers=3)
     assert not math.isnan(plan(real_size, store)["seconds"].sum(skipna=False))
+
+
+def minutes(text):
+    """Return the minutes that a plan's text estimates."""
+    return float(re.search(r"about ([\d.]+) minutes", text)[1])
+
+
+def test_the_estimate_counts_the_runs_beside_it(store, monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    recipes = study.cells(["real"], [0, 1], dataset="mnist")
+    alone, two, crowd = (plan_text(recipes, store, workers, jobs) for workers, jobs in ((1, 1), (2, 1), (2, 2)))
+    assert minutes(two) == pytest.approx(minutes(alone) / 2, abs=0.1) and minutes(crowd) == pytest.approx(minutes(alone), abs=0.1)
+    assert "other runs leave 50%" in crowd and "other runs" not in two
+    monkeypatch.setenv("DATADREAM_JOBS", "2")
+    assert processes(recipes, 2) == (2, 0.5) and processes(recipes, 1) == (1, 1.0)
+
+
+def test_the_estimate_is_the_sum_of_work_and_fixed_costs():
+    recipe = study.cells(["dset+real"], dataset="mnist")[0]
+    dataset, rates = load_or_describe(recipe), {"adapt": 2.0, "generate": 3.0, "train": 5.0, "judge": 7.0, "fixed": {"train": 11.0}}
+    amounts, found = work(recipe, dataset), seconds(recipe, dataset, rates)
+    assert found["adapt"] == 2 * amounts["adapt"][2] and found["judge"] == 7 * (len(dataset.val) + len(dataset.test))
+    assert found["train"] == 5 * amounts["train"][2] + 11 + 7 * recipe.classify.evaluations * len(dataset.val)
+    assert all(math.isnan(value) for value in seconds(recipe, dataset, {}).values())
+
+
+@pytest.mark.parametrize("overrides, speed", [({}, 1.0), ({"resolution": 16}, None)])
+def test_a_watched_run_is_told_what_it_needs(store, tmp_path, monkeypatch, overrides, speed):
+    """Models that nobody has measured have weights, but no speed."""
+    recipes = study.cells(["dset"], dataset="mnist", overrides=overrides)
+    announce(recipes, store)
+    monkeypatch.setenv("DATADREAM_PROGRESS", str(tmp_path))
+    announce(recipes, store)
+    (file,) = tmp_path.glob("plan-*.json")
+    told = json.loads(file.read_text())
+    assert told["speed"] == speed and [row["stage"] for row in told["rows"]] == list(STAGES)
+    assert all(row["seconds"] > 0 and not row["done"] for row in told["rows"])
 
 
 def test_the_whole_paper_table_is_planned_without_its_images(store):
@@ -79,7 +126,7 @@ def test_the_whole_paper_table_is_planned_without_its_images(store):
 def test_the_images_of_a_missing_dataset_are_shared_as_those_of_one_that_is_there(store):
     """Methods with and without the real images train on the same synthetic set."""
     counts = [plan(study.cells(dataset=name, overrides={"shots": 4}), store)["stage"].value_counts().to_dict() for name in ("mnist", "eurosat")]
-    assert counts[0] == counts[1] == {"adapt": 11, "generate": 3, "train": 7}
+    assert counts[0] == counts[1] == {"adapt": 11, "generate": 3, "train": 7, "judge": 8}
 
 
 def test_the_graph_of_a_table_is_made_without_its_images(store):
@@ -105,9 +152,9 @@ def test_the_overview_adds_up(store):
     text = overview(study.cells(["dset", "real"], dataset="mnist"), store)
     lines = text.splitlines()
     assert lines[0].split() == ["dataset", "stage", "stages", "done", "images", "steps", "hours", "GB"]
-    assert [line.split()[:2] for line in lines[1:4]] == [["mnist", "adapt"], ["mnist", "generate"], ["mnist", "train"]]
-    hours = [float(line.split()[-2]) for line in lines[1:5]]
-    assert sum(hours[:3]) == pytest.approx(hours[3], abs=0.02) and hours[3] > 0
+    assert [line.split()[:2] for line in lines[1:5]] == [["mnist", stage] for stage in STAGES]
+    hours = [float(line.split()[-2]) for line in lines[1:6]]
+    assert sum(hours[:4]) == pytest.approx(hours[4], abs=0.03) and hours[4] > 0
     assert THROUGHPUT["mini"]["device"] in text and text.endswith("nothing is missing")
 
 
@@ -138,7 +185,7 @@ def test_arguments_that_would_be_ignored_are_refused(arguments, words, capsys):
 def test_a_run_without_cells_has_no_plan_and_says_so(capsys):
     assert main(["plan", "your_data"]) == 0
     assert "only known beforehand for runs of notebooks/dataset.ipynb" in capsys.readouterr().out
-    assert "draw no images and train nothing" in overview(study.cells(["clip"], dataset="mnist"))
+    assert "judge" in overview(study.cells(["clip"], dataset="mnist")), "what is not trained is judged"
 
 
 def test_all_shots_of_a_missing_dataset_are_counted_from_the_papers_table(store):

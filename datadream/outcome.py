@@ -1,0 +1,77 @@
+"""How each named run ended last: a small file beside the executed pages, told last after a long build."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from .config import paths, shown
+from .store import write_json
+
+BAD = ("failed", "stopped")
+
+
+def status_file() -> Path:
+    """Return the file of outcomes."""
+    return paths()["runs"] / "status.json"
+
+
+def load() -> dict[str, dict[str, Any]]:
+    """Return run -> `status`, `minutes`, `note`, `time` of each run's last execution; a damaged file counts as none."""
+    try:
+        content = json.loads(status_file().read_text())
+    except (OSError, ValueError):
+        return {}
+    sound = isinstance(content, dict) and all(isinstance(one, dict) and {"status", "minutes", "note", "time"} <= one.keys()
+                                              for one in content.values())
+    return content if sound else {}
+
+
+def save(row: dict[str, Any], known: set[str]) -> None:
+    """Note how a run ended, and forget the runs that are not `known`; where nothing can be written, say so and go on.
+
+    `row` is one of run_study's table.
+    """
+    file = status_file()
+    try:
+        with FileLock(f"{file}.lock", timeout=10):  # another study may end a run at this moment
+            content = {name: one for name, one in load().items() if name in known}
+            when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+            write_json(file, content | {row["run"]: {**{name: row[name] for name in ("status", "minutes", "note")}, "time": when}})
+    except (OSError, Timeout) as error:
+        print(f"{shown(file)} cannot be written ({error}); `datadream outcome` will not know of the run {row['run']}", file=sys.stderr)
+
+
+def failures() -> list[dict[str, Any]]:
+    """Return the runs that failed or were stopped when last executed, by name, each with `run` and the `page` kept of it (or None)."""
+    found = []
+    for name, one in sorted(load().items()):
+        if one["status"] in BAD:
+            page = paths()["runs"] / f"{name}.failed.ipynb"
+            found.append({"run": name, **one, "page": shown(page) if page.exists() else None, "html": _html(name)})
+    return found
+
+
+def _html(name: str) -> str | None:
+    page = paths()["home"] / "_build" / "html" / "book" / "runs" / f"{name}.failed.html"
+    return shown(page) if page.exists() else None
+
+
+def report() -> str:
+    """Return what did not end well, a paragraph per run with the way to its page, or one line that all is well."""
+    outcomes, bad = load(), failures()
+    if not outcomes:
+        return f"no run has been executed here yet: {shown(status_file())} is not there"
+    if not bad:
+        return f"all {len(outcomes)} runs ended well"
+    lines = [f"{len(bad)} of {len(outcomes)} runs did not end well:"]
+    for one in bad:
+        lines.append(f"  {one['run']}: {one['status']} after {one['minutes']} min: {' '.join(one['note'].split())}")
+        lines += [f"    {what}: {one[name]}" for name, what in (("page", "what it had done"), ("html", "in the book")) if one[name]]
+        lines.append(f"    again: python -m datadream study {one['run']}")
+    return "\n".join(lines)
