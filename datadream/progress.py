@@ -285,7 +285,7 @@ class Run:
     def time_left(self) -> str:
         """Return the time left in minutes or hours, empty where nothing tells."""
         left = self.estimate.left()
-        if left is None:
+        if not left:  # 0: the page is finished, which has no plan
             return ""
         return f"{left / 3600:.1f} h" if left >= 2 * 3600 else f"{max(0.1, left / 60):.1f} min"
 

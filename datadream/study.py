@@ -34,6 +34,7 @@ from .config import (
     key,
     paths,
     require_warmup,
+    shown,
 )
 from .data import draw, draw_inputs, few_shots, load_for
 from .generate import generate, generation_inputs, read
@@ -368,19 +369,19 @@ def execute(name, entry, parameters, runs):
     try:
         fingerprint = _fingerprint(template, parameters)
         if _finished(output, fingerprint) and _recorded(name, entry):
-            return "done before", 0.0, str(output)
+            return "done before", 0.0, shown(output)
         papermill.execute_notebook(template, part, parameters=parameters, progress_bar=False, start_timeout=300, **_quiet_kernel())
     except papermill.PapermillExecutionError as error:
-        return "failed", time.perf_counter() - start, f"{error.ename}: {error.evalue} (see {part})"
+        return "failed", time.perf_counter() - start, f"{error.ename}: {error.evalue} (see {shown(part)})"
     except Exception as error:  # a dead or missing kernel, a broken template: the other runs must go on
         return "failed", time.perf_counter() - start, f"{type(error).__name__}: {error}"
     notebook = json.loads(part.read_text())
     if notebook["metadata"]["papermill"].get("exception"):  # papermill can end well on a failed cell (its issue 501)
-        return "failed", time.perf_counter() - start, f"a cell raised (see {part})"
+        return "failed", time.perf_counter() - start, f"a cell raised (see {shown(part)})"
     notebook["metadata"]["datadream"] = fingerprint
     write_json(part, notebook)
     os.replace(part, output)
-    return "done", time.perf_counter() - start, str(output)
+    return "done", time.perf_counter() - start, shown(output)
 
 
 def _quiet_kernel():

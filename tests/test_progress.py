@@ -149,7 +149,7 @@ def test_a_run_tells_its_stage_its_place_and_its_share(place, tmp_path):
         assert run.estimate.share == pytest.approx(0.6)
         progress.found("train-1")  # by another run
     run.look()
-    assert run.line() == "mnist: 100%, finishing the page, about 0.1 min left"
+    assert run.line() == "mnist: 100%, finishing the page"
 
 
 def test_a_run_without_a_plan_goes_by_its_outermost_counter(place):

@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from types import SimpleNamespace
@@ -15,7 +17,7 @@ import pytest
 import yaml
 from conftest import CLASSES, ROOT, draw_image, write_classes
 
-from datadream import study
+from datadream import outcome, study
 from datadream.config import METHODS, ConfigError, as_dict
 from datadream.data import DataError, few_shots
 from datadream.records import load_records
@@ -346,7 +348,26 @@ def test_sigterm_lets_a_run_save_its_state_and_begins_no_other(home, tmp_path, c
     assert caught.value.code == 143 and (tmp_path / "saved").exists() and not (tmp_path / "went on").exists()
     printed = capsys.readouterr().out
     assert "first: stopped in" in printed and "Stopped" in printed and "second: stopped in 0.0 min: had not begun" in printed
-    assert [file.name for file in (home / "book" / "runs").iterdir()] == ["first.failed.ipynb"]
+    assert sorted(file.name for file in (home / "book" / "runs").glob("*.ipynb")) == ["first.failed.ipynb"]
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("source, saved", [(WORKS, True), ("import pathlib, time\npathlib.Path(place, 'begun').touch()\ntime.sleep(600)", False)])
+def test_ctrl_c_is_told_as_ctrl_c(home, tmp_path, source, saved):
+    """As a terminal sends it, to the whole foreground group; the kernels are in groups of their own and are told."""
+    write_notebook(home / "notebooks", "works", source, parameters="place = ''")
+    write_study(home, {name: {"notebook": "works", "parameters": {"place": str(tmp_path)}} for name in ("first", "second")})
+    process = subprocess.Popen([sys.executable, "-m", "datadream", "study"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, process_group=0)
+    end = time.monotonic() + 120
+    while not (tmp_path / "begun").exists() and time.monotonic() < end:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    printed, errors = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert (tmp_path / "saved").exists() == saved
+    assert "first: stopped in" in printed and "Ctrl-C (SIGINT)" in printed and "Ctrl-C (SIGINT)" in errors
+    assert "SIGTERM" not in printed + errors and "SIGTERM" not in (home / "book" / "runs" / "first.failed.ipynb").read_text()
+    assert {one["run"]: one["status"] for one in outcome.failures()} == {"first": "stopped", "second": "stopped"}
 
 
 @pytest.mark.parametrize("template", ["x = 1  # the parameters", None])
