@@ -21,10 +21,10 @@ from .study import artifact_keys, cells, choose, load_study
 # Seconds of a process for each unit of a stage's work, and for each artifact of it whatever its work (loading models, digests), with the
 # models and the resolution of a profile while every core is busy: an image of a step (adapt), an image of a sampling step without
 # guidance (generate), a training image (train), an image that is classified (judge; a training classifies validation images too).
-# `python -m benchmarks.rates` computes them from a store. A profile that nobody has measured has no row, and its hours are unknown.
+# Measured as processor time; `python -m benchmarks.rates` computes the same from a store. A profile that nobody has measured has no row, and its hours are unknown.
 THROUGHPUT = {"mini": {"device": "one core of a two-core x86_64 CPU with AVX-512, the other busy too",
-                       "adapt": 0.014, "generate": 0.0040, "train": 0.0027, "judge": 0.0009,
-                       "fixed": {"adapt": 0.4, "generate": 1.0, "train": 1.5, "judge": 0.5}}}
+                       "adapt": 0.016, "generate": 0.0039, "train": 0.0025, "judge": 0.0009,
+                       "fixed": {"adapt": 0.3, "generate": 0.6, "train": 1.0, "judge": 0.3}}}
 PROXY = THROUGHPUT["mini"]  # whose ratios tell a long stage from a short one where nobody has measured
 STAGES = ("adapt", "generate", "train", "judge")
 JOBS = "DATADREAM_JOBS"  # named runs that are executed at once beside a notebook
@@ -81,10 +81,10 @@ def work(recipe, dataset):
     shots = {"dataset": each * classes, "image": 1}.get(recipe.row.generator, each)
     steps = optimiser_steps(recipe, classes)[0]
     return {"adapt": (0, recipe.adapt.epochs * math.ceil(shots / batch), recipe.adapt.epochs * shots), "generate": (made, 0, passes),
-            "train": (0, steps, steps * recipe.classify.batch), "judge": (0, 0, _validated(recipe, dataset) + len(dataset.test))}
+            "train": (0, steps, steps * recipe.classify.batch), "judge": (0, 0, validated(recipe, dataset) + len(dataset.test))}
 
 
-def _validated(recipe, dataset):
+def validated(recipe, dataset):
     """Return how many images `data.validation_images` gives, which need not be drawn for that."""
     if not recipe.validation or recipe.protocol == "released":
         return len(dataset.val)
@@ -95,7 +95,7 @@ def seconds(recipe, dataset, rates):
     """Return by stage what one of it takes at some throughputs, NaN where they have none."""
     found = {stage: units * rates.get(stage, math.nan) + rates.get("fixed", {}).get(stage, 0.0)
              for stage, (_, _, units) in work(recipe, dataset).items()}
-    looked = recipe.classify.evaluations * _validated(recipe, dataset)
+    looked = recipe.classify.evaluations * validated(recipe, dataset)
     return found | {"train": found["train"] + looked * rates.get("judge", math.nan)}
 
 

@@ -3,10 +3,10 @@
 import json
 
 import pytest
+from test_study import write_notebook, write_study
 
 from datadream import outcome, study
 from datadream.__main__ import main
-from test_study import write_notebook, write_study
 
 
 @pytest.fixture(autouse=True)

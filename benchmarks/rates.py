@@ -1,0 +1,91 @@
+"""The rates by which times are estimated, from what a store's artifacts took: `python -m benchmarks.rates mnist optdigits`.
+
+Run `make study` on an otherwise idle machine first, and `make smoke`, whose small artifacts tell the costs that do not depend on the
+work. What is printed is a row of `datadream.plan.THROUGHPUT`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from datadream.ablation import cells_of
+from datadream.config import Recipe, paths
+from datadream.plan import STAGES, load_or_describe, validated, work
+from datadream.store import Store
+from datadream.study import artifact_keys, choose, load_study
+
+
+def observed(recipes: Iterable[Recipe], store: Store) -> pd.DataFrame:
+    """Return a row per artifact of these cells that the store has: key, stage, units, looked, seconds.
+
+    `looked` counts the validation images that a training classifies, all its evaluations together.
+    """
+    rows: dict[str, dict[str, Any]] = {}
+    for recipe in recipes:
+        dataset = load_or_describe(recipe)
+        amounts = work(recipe, dataset)
+        for name, key in artifact_keys(recipe, dataset).items():
+            stage, manifest = name.rstrip("0123456789"), store.manifest(key)
+            if stage in STAGES and manifest:
+                looked = recipe.classify.evaluations * validated(recipe, dataset) if stage == "train" else 0
+                rows[key] = {"key": key, "stage": stage, "units": amounts[stage][2], "looked": looked, "seconds": manifest["seconds"]}
+    return pd.DataFrame(rows.values(), columns=["key", "stage", "units", "looked", "seconds"])
+
+
+def rates(table: pd.DataFrame) -> dict[str, Any]:
+    """Return by stage the seconds of a unit, and under "fixed" those of an artifact: non-negative least squares on medians by size.
+
+    Artifacts of one size alone cannot tell the two apart: then nothing is fixed. Raises ValueError on a stage without artifacts.
+    """
+    from scipy.optimize import nnls
+
+    found: dict[str, Any] = {"fixed": {}}
+    for stage in ("judge", *(stage for stage in STAGES if stage != "judge")):  # its rate is a part of the training's
+        own = table[table["stage"] == stage]
+        if own.empty:
+            raise ValueError(f"the store has no artifact of the stage {stage!r} of these runs; execute them first: python -m datadream study")
+        seconds = own["seconds"] - own["looked"] * (found["judge"] if stage == "train" else 0.0)
+        sizes = seconds.groupby(own["units"]).median()  # the first in a process loads models, and machines have other work
+        units = sizes.index.to_numpy(float)
+        columns = [units, np.ones_like(units)] if len(units) > 1 else [units]
+        # Relative errors count: a small artifact tells what is fixed.
+        scale = 1 / np.maximum(sizes.to_numpy(float), 0.1)
+        solution, _ = nnls(np.stack(columns, 1) * scale[:, None], sizes.to_numpy(float) * scale)
+        found[stage] = float(f"{solution[0]:.3g}")
+        found["fixed"][stage] = round(float(solution[1]), 2) if len(units) > 1 else 0.0
+    return found
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Print the rates, and how well they tell what each stage took, and return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.rates", description=__doc__)
+    parser.add_argument("names", nargs="*", help="runs of notebooks/study.yaml (default: all of the group)")
+    parser.add_argument("--group", default="default", help="which group of runs (default: %(default)s)")
+    options = parser.parse_args(arguments)
+    study = load_study()
+    entries = list(choose(study, options.names, options.group).values())
+    tiny = [{**entry, "parameters": entry.get("parameters", {}) | study["smoke"].get(entry["notebook"], {})} for entry in entries]
+    parts = [observed([r for entry in some for cells in cells_of(entry).values() for r in cells], store)
+             for some, store in ((entries, Store()), (tiny, Store(paths()["smoke"] / "artifacts")))]
+    table = pd.concat([part for part in parts if len(part)] or parts[:1])
+    try:
+        found = rates(table)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(json.dumps(found))
+    estimated = table["units"] * table["stage"].map(found) + table["stage"].map(found["fixed"]) + table["looked"] * found["judge"]
+    sums = table.assign(estimated=estimated).groupby("stage")[["seconds", "estimated"]].sum()
+    print(sums.assign(artifacts=table["stage"].value_counts()).round(1).to_string())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
