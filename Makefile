@@ -14,7 +14,7 @@ SITE ?= $(SMOKE)/_build/html
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help venv study study-full study-seeds book test lint fault-test smoke site-test base clean
+.PHONY: help venv study study-full study-seeds book test lint lab fault-test smoke site-test base clean
 
 help:  ## show this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
@@ -27,9 +27,10 @@ $(STAMP): requirements.lock pyproject.toml
 	  "Python 3.11 or later is needed, this is " + sys.version.split()[0] + " (" + sys.executable + "). Name a later one: " \
 	  "make PYTHON=python3.12 ... (and remove .venv if it is the old one)")'
 	@$(PY) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
-	@echo "installing the locked versions into $(VENV) (the first time takes minutes) ..."
-	@$(PIP) install -r requirements.lock
+	@echo "installing the locked versions into $(VENV) (the first time takes a minute or more) ..."
+	@$(PY) .ci/install.py requirements.lock
 	@$(PIP) install --no-deps -e .
+	@$(PY) -m ipykernel install --sys-prefix >/dev/null  # its kernel is this Python, whatever PATH says
 	@touch $@
 
 study: venv  ## run the pending runs of notebooks/study.yaml, then build the book
@@ -58,8 +59,11 @@ test: venv  ## run the tests
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal -q
 
 lint: venv  ## look for faults in the code with ruff, and in the package's types with basedpyright
-	@$(VENV)/bin/ruff check datadream tests benchmarks notebooks
+	@$(VENV)/bin/ruff check .ci datadream tests benchmarks notebooks
 	@$(VENV)/bin/basedpyright --pythonpath $(PY)
+
+lab: venv  ## open the notebooks in JupyterLab; LAB="--no-browser --port 9000" and the like is passed on
+	@$(VENV)/bin/jupyter lab $(LAB) notebooks
 
 # One at a time: a cluster that waits for a core takes its nodes for dead.
 fault-test: venv  ## kill and stop processes and nodes in the middle of a study, and see that nothing is lost

@@ -73,10 +73,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except stopping.Stopped as error:
         print(error, file=sys.stderr)
-        return error.code
+        return 128 + error.number
     except KeyboardInterrupt:
         print(stopping.Stopped(signal.SIGINT), file=sys.stderr)
-        return stopping.Stopped(signal.SIGINT).code
+        return 128 + signal.SIGINT
 
 
 def _study(options):

@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass
 from importlib import metadata
 
-from .config import ConfigError, is_address, paths, store_place
+from .config import ConfigError, is_address, paths, shown, store_place
 from .garbage import ARTIFACT
 from .hub import CLASSIFIERS, GENERATORS, absent
 from .models import device
@@ -16,6 +16,8 @@ from .store import Store, StoreError
 
 MEMORY = 4.0  # GB that the default study needs at most
 DISK = 1.0  # GB that it writes at most
+ENVIRONMENT = 7.0  # GB of the installed packages
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")  # as tests/test_site.py looks for one
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Check:
 
 def examine():
     """Return all checks of this machine, without loading a model or touching a network, unless the store lies on one."""
-    return [_python(), *_packages(), _device(), _memory(), _disk(), *_store(), *_models(), *_datasets()]
+    return [_python(), *_packages(), _make(), _browser(), _device(), _memory(), _disk(), _environment(), *_store(), *_models(), *_datasets()]
 
 
 def report(checks):
@@ -60,6 +62,29 @@ def _packages():
     if not wrong:
         return [Check("packages", "ok", f"torch {metadata.version('torch')}, diffusers {metadata.version('diffusers')}, and the rest")]
     return [Check("packages", "problem", f"{text}; `make venv` installs the locked versions") for text in wrong]
+
+
+def _make() -> Check:
+    found = shutil.which("make")
+    detail = found or "not on PATH; install it, or call `python -m datadream study` yourself"
+    return Check("make", "ok" if found else "problem", detail)
+
+
+def _browser() -> Check:
+    named = os.environ.get("CHROMIUM")
+    found = shutil.which(named) if named else next(filter(None, map(shutil.which, BROWSERS)), None)
+    detail = found or (f"CHROMIUM={named} is no program" if named else "no Chromium on PATH") + (
+        "; only `make site-test` needs one: install chromium, or name it with CHROMIUM")
+    return Check("browser", "ok" if found else "optional", detail)
+
+
+def _environment() -> Check:
+    """Tell whether there is room to install anew; what is installed goes on to work without."""
+    free = shutil.disk_usage(sys.prefix).free / 1e9
+    enough = free > ENVIRONMENT
+    detail = f"{free:.0f} GB free for {shown(sys.prefix)} ({ENVIRONMENT:g} GB to install the packages)"
+    fix = "" if enough else "; free some before `make venv` installs them anew"
+    return Check("environment", "ok" if enough else "optional", detail + fix)
 
 
 def _device():

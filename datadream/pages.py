@@ -3,6 +3,7 @@
 import ast
 import os
 import warnings
+from functools import partialmethod
 from itertools import pairwise
 
 from IPython import get_ipython
@@ -19,7 +20,15 @@ def begin():
     check_parameters(shell.user_ns["In"])
     if not _watched(shell):
         os.environ["TQDM_DISABLE"] = "1"  # worker processes inherit it
+        _hide_widgets()
         warnings.filterwarnings("ignore", "IProgress not found")
+
+
+def _hide_widgets() -> None:
+    """Keep tqdm's widgets out of the page: they take `disable` from their caller alone, not from the environment."""
+    from tqdm.notebook import tqdm_notebook
+
+    tqdm_notebook.__init__ = partialmethod(tqdm_notebook.__init__, disable=True)
 
 
 def check_parameters(executed):

@@ -86,3 +86,23 @@ def test_a_gpu_is_named_with_its_memory(monkeypatch):
 def test_the_doctor_loads_no_model_and_is_quick_to_import():
     code = "import datadream.doctor as d, sys; d.examine(); assert 'diffusers' not in sys.modules and 'open_clip' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_what_the_make_targets_need_is_looked_for(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CHROMIUM", raising=False)
+    assert find("make").state == "problem" and "not on PATH" in find("make").detail
+    assert find("browser").state == "optional" and "make site-test" in find("browser").detail
+    for name in ("make", "chromium"):
+        (tmp_path / name).write_text("#!/bin/sh\n")
+        (tmp_path / name).chmod(0o755)
+    assert find("make").state == find("browser").state == "ok"
+    monkeypatch.setenv("CHROMIUM", "no-such-browser")
+    assert "CHROMIUM=no-such-browser is no program" in find("browser").detail
+
+
+def test_little_room_for_the_environment_is_said_and_no_problem(monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda place: usage(1, 1, 2 * 10**9))
+    check = find("environment")
+    assert check.state == "optional" and "2 GB free" in check.detail and "7 GB" in check.detail

@@ -10,6 +10,7 @@ import nbformat
 import papermill
 import pytest
 from conftest import ROOT
+from tqdm.notebook import tqdm_notebook
 
 from datadream import pages
 from datadream.config import ConfigError
@@ -65,6 +66,7 @@ def test_an_executed_page_has_no_progress_bars_and_no_warning_of_them(tmp_path):
 def test_who_works_by_hand_keeps_the_bars(monkeypatch, shell, watched):
     monkeypatch.setenv("TQDM_DISABLE", "")  # so that what the call sets is undone at the end
     monkeypatch.delenv("TQDM_DISABLE")
+    monkeypatch.setattr(tqdm_notebook, "__init__", tqdm_notebook.__init__)
     monkeypatch.setattr(pages, "get_ipython", lambda: types.SimpleNamespace(user_ns={"In": [""]}, **shell))
     pages.begin()
     assert ("TQDM_DISABLE" not in os.environ) == watched

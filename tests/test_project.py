@@ -62,7 +62,12 @@ def test_the_lock_is_exact_sorted_and_has_no_address():
     assert names == sorted(set(names)), "sort the lock, one line a package"
     text = (ROOT / "requirements.lock").read_text()
     assert "://" not in text and " @ " not in text and not re.search(r"(^|\s)/\w", text)
-    assert not {"datadream", "pip", "setuptools", "wheel"} & set(names)
+    assert not {"datadream", "pip", "setuptools", "uv", "wheel"} & set(names)
+
+
+def test_notebooks_open_in_jupyterlab_with_bars_and_figures_at_once(project, lock):
+    wanted = {canonicalize_name(Requirement(text).name) for text in project["dependencies"]}
+    assert {"ipykernel", "ipywidgets", "jupyter", "jupyterlab", "seaborn"} <= wanted & set(lock)
 
 
 def test_conda_users_install_the_same_lock(project):
@@ -84,7 +89,7 @@ def test_every_font_family_of_the_base_training_is_in_the_fonts_extra(project):
     assert sorted(listed) == sorted("fontpkg-" + family.replace("_", "-") for family in FAMILIES)
 
 
-@pytest.mark.parametrize("target", ["help", "venv", "study", "study-full", "study-seeds", "book", "test", "lint", "fault-test", "smoke", "site-test", "base", "clean"])
+@pytest.mark.parametrize("target", ["help", "venv", "study", "study-full", "study-seeds", "book", "test", "lint", "lab", "fault-test", "smoke", "site-test", "base", "clean"])
 def test_make_knows_the_target(target):
     done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -21,8 +21,9 @@ print(json.dumps({"seconds": seconds, "heavy": heavy, "names": names}))
 
 
 def test_importing_the_package_loads_nothing_heavy():
-    done = subprocess.run([sys.executable, "-c", LIGHT], cwd=ROOT, capture_output=True, text=True,
-                          check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", LIGHT], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     found = json.loads(done.stdout)
     assert found["heavy"] == [] and {*datadream.__all__} <= {*found["names"]}
     assert found["seconds"] < 3  # as a rule 0.01; a busy machine may take longer
