@@ -4,6 +4,7 @@ A filled dot or a solid line has real images in its training set. Intervals are 
 seaborn computes none.
 """
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -25,6 +26,7 @@ from .style import BASE, LINE, SMALL, WIDTH, fitted, text_width, themed
 NAMED = 30  # classes at most whose names stand beside their dots
 COLUMNS = 12  # classes at most in a grid of samples: more would be too small to be seen on a phone
 CELL = 1.1  # inches at most, the side of a sample
+GAP = 0.12  # inches between a panel and the next
 NAME = 1.25  # inches at most, a class's name along an axis
 CONFUSED = ("#ffffff", "#7fb8db")  # of 0 and 100 %, light enough for dark numbers
 
@@ -34,12 +36,11 @@ def _dots(axis: Axes, methods: Sequence[str], titles: Sequence[str], values: pd.
 
     `values` has the columns value, low, high and text.
     """
-    for y, (method, row) in enumerate(zip(methods, values.itertuples(), strict=True)):
-        axis.plot([row.low, row.high], [y, y], color=style.colour(method), lw=2)
-        axis.plot(row.value, y, **style.marks(method) | {"linestyle": "none"})
-        axis.text(
-            1.02, y, row.text, transform=axis.get_yaxis_transform(), va="center", fontsize=SMALL
-        )
+    beside = {"transform": axis.get_yaxis_transform(), "va": "center", "fontsize": SMALL}
+    for y, (method, row) in enumerate(zip(methods, values.to_dict("records"), strict=True)):
+        axis.plot([row["low"], row["high"]], [y, y], color=style.colour(method), lw=2)
+        axis.plot(row["value"], y, **style.marks(method, linestyle="none"))
+        axis.text(1.02, y, row["text"], **beside)
     axis.set_yticks(range(len(titles)), titles, parse_math=False)
     axis.set_ylim(len(titles) - 0.4, -0.6)
     axis.grid(visible=False, axis="y")
@@ -82,6 +83,17 @@ def plot_measures(summary: pd.DataFrame, title: str = "") -> Figure:
     return figure
 
 
+def _line(axis: Axes, x: Any, y: Any, estimator: Any = None, **look: Any) -> None:
+    """Draw a line without an interval of seaborn's own; an `estimator` joins points of one x."""
+    x, y = np.asarray(x), np.asarray(y)
+    sns.lineplot(x=x, y=y, estimator=estimator, errorbar=None, ax=axis, legend=False, **look)
+
+
+def _titled(method: str, **others: Any) -> dict[str, Any]:
+    """Return the keywords of a method's line with its title for the legend."""
+    return style.marks(method, label=fitted(METHODS[method].title, 0.8 * WIDTH), **others)
+
+
 @themed
 def plot_along(summaries: pd.DataFrame, axis_title: str, title: str = "") -> Figure:
     """Draw top-1 along an axis, a line and its intervals per method.
@@ -92,21 +104,13 @@ def plot_along(summaries: pd.DataFrame, axis_title: str, title: str = "") -> Fig
     figure, axes = style.subplots(3.4)
     axis, labels = axes[0, 0], list(dict.fromkeys(summaries["value"]))
     x, log = _positions(labels)
-    for i, (method, rows) in enumerate(summaries.groupby("method", sort=False)):
+    for i, method in enumerate(dict.fromkeys(summaries["method"])):
+        rows = summaries[summaries["method"] == method]
         where = np.array([x[labels.index(value)] for value in rows["value"]])
         step = 0.012 * i  # so that intervals do not hide each other
         where = where * (1 + step) if log else where + step * (max(x) - min(x) or 1)
-        sns.lineplot(
-            x=where,
-            y=rows["top1"],
-            errorbar=None,
-            estimator=None,
-            ax=axis,
-            legend=False,
-            label=fitted(METHODS[method].title, 0.8 * WIDTH),
-            **style.marks(str(method)),
-        )
-        axis.vlines(where, rows["low"], rows["high"], color=style.colour(str(method)), lw=1.5)
+        _line(axis, where, rows["top1"], **_titled(method))
+        axis.vlines(where, rows["low"], rows["high"], color=style.colour(method), lw=1.5)
     axis.set(xlabel=axis_title, ylabel="top-1 on test images, %", xscale="log" if log else "linear")
     style.set_title(figure, title)
     _value_labels(axis, x, labels, log)
@@ -141,22 +145,12 @@ def plot_curves(table: pd.DataFrame, title: str = "") -> Figure:
     """Draw validation accuracy against optimiser steps: a line per method, the mean of seeds."""
     figure, axes = style.subplots(3.4)
     axis = axes[0, 0]
-    for method, group in table.groupby("method", sort=False):
-        points = pd.DataFrame([point for curve in group["curve"] for point in curve])
+    for method in dict.fromkeys(table["method"]):
+        curves = table.loc[table["method"] == method, "curve"]
+        points = pd.DataFrame([point for curve in curves for point in curve])
         if len(points):
-            marks = style.marks(str(method)) | {
-                "marker": ".",
-                "label": fitted(METHODS[method].title, 0.8 * WIDTH),
-            }
-            sns.lineplot(
-                x=points["step"],
-                y=100 * points["val"],
-                estimator="mean",
-                errorbar=None,
-                ax=axis,
-                legend=False,
-                **marks,
-            )
+            look = _titled(method, marker=".")
+            _line(axis, points["step"], 100 * points["val"], estimator="mean", **look)
     axis.set(xlabel="optimiser steps", ylabel="validation accuracy, %")
     style.set_title(figure, title)
     if axis.lines:
@@ -179,15 +173,7 @@ def plot_lines(
     figure, axes = style.subplots(3.2)
     axis = axes[0, 0]
     for label, (x, y) in series.items():
-        sns.lineplot(
-            x=np.asarray(x),
-            y=np.asarray(y),
-            label=label,
-            estimator=None,
-            errorbar=None,
-            ax=axis,
-            legend=False,
-        )
+        _line(axis, x, y, label=label)
     axis.set(xlabel=xlabel, ylabel=ylabel, yscale="log" if log else "linear")
     style.set_title(figure, title)
     if len(series) > 1:
@@ -210,39 +196,87 @@ def plot_samples(
     )
     note = "" if len(chosen) == len(classes) else f", {len(chosen)} of {len(classes)} classes"
     side = min(CELL, WIDTH / max(1, len(chosen)))
-    names, rotation, room = _column_names([classes[i] for i in chosen], side)
+    names, rotation, room = _column_names([str(classes[i]) for i in chosen], side)
     titles = [fitted(title + note, WIDTH, BASE) for title in rows]
     panels = [[columns[i] for i in chosen] for columns in rows.values()]
-    depths = [max(map(len, columns), default=0) or 1 for columns in panels]
-    heads = [(title.count("\n") + 1) * 1.25 * BASE / 72 + 0.06 for title in titles]
+    last = len(panels) - 1
     feet = [
-        room if not rotation or i == len(panels) - 1 else 0.12 for i in range(len(panels))
+        room if not rotation or i == last else GAP for i in range(len(panels))
     ]  # tall names: once
-    height = sum(heads) + side * sum(depths) + sum(feet)
-    figure, top = style.blank(height, facecolor="none"), height
-    for title, columns, depth, head, foot in zip(titles, panels, depths, heads, feet, strict=True):
-        top -= head + depth * side
-        axis = figure.add_axes((0, top / height, len(chosen) * side / WIDTH, depth * side / height))
-        axis.imshow(
-            _grid(columns, depth, round(2 * style.DPI * side)),
-            interpolation="nearest",
-            extent=(0, len(chosen), depth, 0),
-        )
-        axis.set_axis_off()
-        text = {"color": style.BOTH, "parse_math": False}  # a name may hold a $
-        axis.text(0, -0.06 / side, title, va="bottom", fontsize=BASE, **text)
+    height = sum(
+        side * _depth(own) + _head(title) for title, own in zip(titles, panels, strict=True)
+    )
+    figure, top = style.blank(height + sum(feet), facecolor="none"), 0.0
+    for title, columns, foot in zip(titles, panels, feet, strict=True):
+        axis = _panel(figure, top, side, title, columns, style.BOTH)
+        look = {"color": style.BOTH, "fontsize": SMALL, "parse_math": False}  # a name may hold a $
         for x, name in enumerate(names if foot == room else ()):
-            axis.text(
-                x + 0.5,
-                depth + 0.06 / side,
-                name,
-                rotation=rotation,
-                ha="center",
-                va="top",
-                fontsize=SMALL,
-                **text,
-            )
-        top -= foot
+            place = (x + 0.5, _depth(columns) + 0.06 / side)
+            axis.text(*place, name, rotation=rotation, ha="center", va="top", **look)
+        top += _head(title) + side * _depth(columns) + foot
+    return figure
+
+
+def _depth(columns: Sequence[Sequence[Image.Image]]) -> int:
+    """Return how many images the longest column has, at least one."""
+    return max(map(len, columns), default=0) or 1
+
+
+def _head(title: str) -> float:
+    """Return the height in inches of a panel's title."""
+    return (title.count("\n") + 1) * 1.25 * BASE / 72 + 0.06
+
+
+def _panel(
+    figure: Figure,
+    top: float,
+    side: float,
+    title: str,
+    columns: Sequence[Sequence[Image.Image]],
+    colour: str,
+) -> Axes:
+    """Draw a titled grid of images in cells of `side` inches, `top` inches below the edge."""
+    height, deep = figure.get_figheight(), _depth(columns)
+    bottom = height - top - _head(title) - deep * side
+    box = (0, bottom / height, len(columns) * side / WIDTH, deep * side / height)
+    axis = figure.add_axes(box)
+    canvas = _grid(columns, deep, round(2 * style.DPI * side))
+    axis.imshow(canvas, interpolation="nearest", extent=(0, len(columns), deep, 0))
+    axis.set_axis_off()
+    axis.text(0, -0.06 / side, title, va="bottom", fontsize=BASE, color=colour, parse_math=False)
+    return axis
+
+
+@themed
+def plot_overview(
+    rows: Mapping[str, Sequence[Sequence[Image.Image]]], summary: pd.DataFrame
+) -> Figure:
+    """Draw the study in one picture: sample grids over the main table, on a transparent ground.
+
+    `rows` is as for plot_samples, and `summary` is what records.summary returns.
+    """
+    side, ink = WIDTH / len(next(iter(rows.values()))), style.shade(style.INK)
+    titles = [fitted(title, WIDTH, BASE) for title in rows]
+    names = [fitted(text, 0.42 * WIDTH, lines=5) for text in summary["title"]]
+    table = (style.height_of(names) + 0.1) * len(names)
+    grids = [
+        _head(title) + side * _depth(own) + GAP
+        for title, own in zip(titles, rows.values(), strict=True)
+    ]
+    heading = fitted("A classifier trained on them: top-1 accuracy on test images, %", WIDTH, BASE)
+    height = sum(grids) + GAP + _head(heading) + table + 0.65
+    figure = style.blank(height, facecolor="none")
+    for i, (title, columns) in enumerate(zip(titles, rows.values(), strict=True)):
+        _panel(figure, sum(grids[:i]), side, title, columns, ink)
+    figure.text(0, (table + 0.71) / height, heading, va="bottom", fontsize=BASE)
+    left = 0.2 + max(text_width(line) for name in names for line in name.split("\n"))
+    box = (left / WIDTH, 0.65 / height, (WIDTH - left - 0.45) / WIDTH, table / height)
+    axis = figure.add_axes(box, facecolor="none")
+    values = summary.assign(value=summary["top1"], text=[f"{top1:.1f}" for top1 in summary["top1"]])
+    _dots(axis, list(summary["method"]), names, values)
+    seeds = summary["seeds"].max()
+    axis.set_xlabel(f"mean and 95 % interval over {seeds} seeds; filled: with the real images")
+    axis.xaxis.set_label_coords((WIDTH / 2 - left) / (WIDTH - left - 0.45), -0.38 / table)
     return figure
 
 
@@ -252,7 +286,7 @@ def _column_names(names: Sequence[str], side: float) -> tuple[list[str], int, fl
     level = [fitted(name, width, lines=3) for name in names]
     whole = all(text_width(word) <= width for name in names for word in name.split())
     if whole and not any("\u2026" in name for name in level):
-        return level, 0, (style.height_of(level) + 0.12) if any(level) else 0.12
+        return level, 0, (style.height_of(level) + GAP) if any(level) else GAP
     upright = [fitted(name, NAME, lines=2 if side > 2.2 * LINE else 1) for name in names]
     return (
         upright,
@@ -351,7 +385,7 @@ def plot_gains(joined: pd.DataFrame, measure: str = "centroid", title: str = "")
     """
     figure, axes = style.subplots(3.6)
     axis, first = axes[0, 0], joined.iloc[0]
-    marks = style.marks(first["method"]) | {"linestyle": "none"}
+    marks = style.marks(first["method"], linestyle="none")
     axis.axhline(0, color=style.shade(style.INK), ls="--", lw=1)
     axis.vlines(
         joined[measure], joined["low"], joined["high"], color=marks["color"], alpha=0.5, lw=2
@@ -362,31 +396,20 @@ def plot_gains(joined: pd.DataFrame, measure: str = "centroid", title: str = "")
     style.set_title(figure, title or METHODS[first["method"]].title)
     axis.margins(x=0.16, y=0.1)  # room for the last name
     if len(joined) <= NAMED:
-        _name_dots(figure, axis, joined[measure], joined["gain"], joined["class"])
+        _name_dots(figure, axis, joined, measure)
     return figure
 
 
-def _name_dots(figure: Figure, axis: Axes, x: pd.Series, y: pd.Series, names: pd.Series) -> None:
+def _name_dots(figure: Figure, axis: Axes, joined: pd.DataFrame, measure: str) -> None:
     """Write names beside dots where they cover nothing; one that finds no place is left out."""
     figure.draw_without_rendering()  # which fixes where the dots are
-    dots = axis.transData.transform(np.column_stack([x, y]))
+    dots = axis.transData.transform(joined[[measure, "gain"]].to_numpy())
     taken = [Bbox.from_extents(*(dot - 4), *(dot + 4)) for dot in dots]
-    for left, up, name in zip(x, y, names, strict=True):
-        for offset, sides in (
-            ((7, 4), "left"),
-            ((7, -13), "left"),
-            ((-7, 4), "right"),
-            ((-7, -13), "right"),
-        ):
-            text = axis.annotate(
-                fitted(name, NAME, lines=1),
-                (left, up),
-                offset,
-                textcoords="offset points",
-                ha=sides,
-                fontsize=SMALL,
-                parse_math=False,
-            )
+    for row in joined.to_dict("records"):
+        name, place = fitted(row["class"], NAME, lines=1), (row[measure], row["gain"])
+        for right, up in itertools.product((7, -7), (4, -13)):
+            look = {"ha": "left" if right > 0 else "right", "fontsize": SMALL, "parse_math": False}
+            text = axis.annotate(name, place, (right, up), textcoords="offset points", **look)
             box = text.get_window_extent()
             inside = axis.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1
             if inside and not any(box.overlaps(other) for other in taken):

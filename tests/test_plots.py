@@ -17,6 +17,7 @@ from PIL import Image
 
 from datadream import plots, style
 from datadream.config import METHODS
+from datadream.store import Store
 
 # Linear RGB as it is seen: Machado, Oliveira and Fernandes (2009), severity 1.
 SEEN = {"by most": np.eye(3),
@@ -71,6 +72,7 @@ FIGURES = {
                                           ["a", "b", "c"]),
     "confusion": lambda: plots.plot_confusion([[3, 1], [0, 4]], ["a", "b"]),
     "curves": lambda: plots.plot_curves(curves(("real", [0.4, 0.5]), ("dset", [0.3, 0.6]))),
+    "overview": lambda: plots.plot_overview({title: [[Image.new("L", (8, 8), 9)]] * 10 for title in ("Real", "Drawn")}, summary("clip", "dset+real")),
     "lines": lambda: plots.plot_lines({"x": ([1, 2], [3, 4]), "y": ([1, 2], [4, 5])}, "step", "loss", log=True),
 }
 
@@ -111,7 +113,7 @@ def test_a_plot_returns_a_figure_on_its_theme_s_ground_that_can_be_saved(name, t
     assert isinstance(figure, Figure) and figure.get_figwidth() == style.WIDTH
     corner = np.asarray(Image.open(tmp_path / "figure.png").convert("RGBA"))[-1, -1].tolist()
     ground = [int(GROUND[theme][i:i + 2], 16) for i in (1, 3, 5)]
-    assert corner[3] == 0 if name == "samples" else corner == [*ground, 255]
+    assert corner[3] == 0 if name in ("samples", "overview") else corner == [*ground, 255]
 
 
 @pytest.mark.parametrize("name", FIGURES)
@@ -134,6 +136,27 @@ def test_every_text_stands_out_in_the_light_and_in_the_dark(name):
 def test_the_book_darkens_figures_as_the_dark_theme_is_computed():
     css = (ROOT / "book" / "_static" / "style.css").read_text()
     assert f"filter: invert({style.INVERT}) hue-rotate({style.HUE}deg) saturate({style.SATURATE});" in css
+
+
+def test_the_readme_s_picture_is_there_in_both_themes_and_small():
+    for theme in style.THEMES:
+        file = ROOT / "book" / "_static" / f"overview-{theme}.png"
+        assert file.stat().st_size < 300_000
+        with Image.open(file) as picture:
+            assert picture.width == 2 * style.DPI * style.WIDTH and picture.getpixel((picture.width - 1, picture.height - 1))[3] == 0
+
+
+def test_the_readme_s_picture_is_drawn_by_its_script(folder, tiny, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "book")
+    import overview
+
+    rows = overview.sample_rows(Store(tmp_path), dataset="folder", folder=folder, shots=2, overrides=tiny)
+    assert [title.partition(",")[0] for title in rows] == ["Real images: handwritten digits", METHODS["base"].title, METHODS["dset"].title]
+    assert all(len(column) == 1 for columns in rows.values() for column in columns) and len({len(columns) for columns in rows.values()}) == 1
+    monkeypatch.setattr(overview, "sample_rows", lambda store: rows)
+    light, dark = overview.draw(tmp_path)
+    pixels = [np.asarray(Image.open(file).convert("RGBA")) for file in (light, dark)]
+    assert pixels[0].shape == pixels[1].shape and (pixels[0] != pixels[1]).any() and style.shade("#ffffff") == "#ffffff"
 
 
 def test_an_unknown_theme_is_refused():

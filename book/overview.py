@@ -1,0 +1,65 @@
+"""Draw the picture of the README: real images, what the generator draws, and the claim's table.
+
+    python book/overview.py
+
+The images have the settings of the run `mnist_seeds`, seed 0; of each class the first is shown.
+Where the store lacks them they are computed, in about a quarter of an hour on two cores. The table
+is that of the committed records.
+"""
+
+from pathlib import Path
+
+from PIL import Image
+
+from datadream import keep, plots, records, style
+from datadream.config import METHODS, paths
+from datadream.data import few_shots, load_for
+from datadream.generate import generate, read
+from datadream.images import Images
+from datadream.store import Store
+from datadream.study import cells, load_study
+
+RUN = "mnist_seeds"
+METHOD = "dset"
+
+
+def first_images(images: Images, classes: int) -> list[list[Image.Image]]:
+    """Return a list of the first image of each class."""
+    return [[images.open(images.labels.index(label))] for label in range(classes)]
+
+
+def sample_rows(store: Store, **changes: object) -> dict[str, list[list[Image.Image]]]:
+    """Return title -> the first image of each class: real, and drawn untuned and tuned.
+
+    `changes` are other parameters than the run's. Only one image per class is made.
+    """
+    run = load_study()["runs"][RUN]["parameters"]
+    known = {
+        name: value for name, value in run.items() if name not in ("seeds", "workers", "images")
+    }
+    rows = {}
+    for recipe in cells(["base", METHOD], [0], images=1, **known | changes):
+        dataset = load_for(recipe)
+        shots, classes = few_shots(dataset, recipe.shots, recipe.seed), len(dataset.classes)
+        rows.setdefault("Real images: handwritten digits", first_images(shots, classes))
+        made = first_images(read(generate(recipe, dataset, shots, store)), classes)
+        title = METHODS[recipe.method].title
+        rows[title if recipe.method == "base" else f"{title}, same prompts and noise"] = made
+    return rows
+
+
+def draw(folder: Path, store: Store | None = None, **changes: object) -> list[Path]:
+    """Draw the picture for a light and a dark page into a folder, and return the files."""
+    rows, files = sample_rows(store or Store(), **changes), []
+    for theme in style.THEMES:
+        style.set_theme(theme)
+        files.append(folder / f"overview-{theme}.png")
+        figure = plots.plot_overview(rows, records.summary(keep.load(RUN)))
+        figure.savefig(files[-1], dpi=2 * style.DPI)
+    style.set_theme("light")
+    return files
+
+
+if __name__ == "__main__":
+    for file in draw(paths()["home"] / "book" / "_static"):
+        print(file)
