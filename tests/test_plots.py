@@ -1,6 +1,7 @@
 """Figures: each plot draws what it is given, in the one palette, readable on a phone and in the dark."""
 
 import itertools
+import json
 import warnings
 from unittest import mock
 
@@ -157,6 +158,16 @@ def test_the_readme_s_picture_is_drawn_by_its_script(folder, tiny, tmp_path, mon
     light, dark = overview.draw(tmp_path)
     pixels = [np.asarray(Image.open(file).convert("RGBA")) for file in (light, dark)]
     assert pixels[0].shape == pixels[1].shape and (pixels[0] != pixels[1]).any() and style.shade("#ffffff") == "#ffffff"
+
+
+def test_every_cell_that_shows_photos_says_so():
+    """The book's dark theme would show them as negatives otherwise."""
+    pages = [*(ROOT / "notebooks").glob("*.ipynb"), *(ROOT / "book" / "study").glob("*.ipynb")]
+    cells = [(page.name, cell) for page in pages for cell in json.loads(page.read_text())["cells"] if cell["cell_type"] == "code"]
+    photos = {True: [], False: []}
+    for name, cell in cells:
+        photos["plot_samples(" in "".join(cell["source"])].append((name, cell["metadata"].get("mystnb", {}).get("image", {}).get("classes")))
+    assert len(photos[True]) >= 6 and {classes for _, classes in photos[True]} == {"photos"} and {classes for _, classes in photos[False]} == {None}
 
 
 def test_an_unknown_theme_is_refused():

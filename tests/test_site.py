@@ -35,7 +35,8 @@ LAYOUT = """() => {
     && !scrolls(e.parentElement)).map((e) => `<${e.tagName.toLowerCase()}> ${e.textContent.trim().slice(0, 40)}`);
   if (document.documentElement.scrollWidth > innerWidth) beyond.push(`the page is ${document.documentElement.scrollWidth} wide`);
   const pictures = [...document.querySelectorAll("article img")].map((e) => ({ alt: (e.alt || "").trim(), width: e.width, height: e.height,
-    pixels: e.naturalWidth, tall: e.naturalHeight, drawn: e.closest(".cell_output") !== null }));
+    pixels: e.naturalWidth, tall: e.naturalHeight, drawn: e.closest(".cell_output") !== null,
+    photo: e.classList.contains("photos"), filter: getComputedStyle(e).filter }));
   const code = document.querySelectorAll("article div.highlight pre").length;
   return { beyond, pictures, uncopied: code - document.querySelectorAll("article button.copybtn").length,
            sorts: document.querySelectorAll("th.sortable").length, height: document.documentElement.scrollHeight };
@@ -194,6 +195,12 @@ def test_every_picture_is_loaded_keeps_its_shape_and_says_what_it_shows(visits, 
 
 def test_every_computed_figure_is_sharp_on_a_dense_screen(shown):
     assert not shown(lambda one: [p for p in one.layout["pictures"] if p["drawn"] and p["pixels"] < 1.9 * p["width"]])
+
+
+def test_the_dark_theme_darkens_plots_and_no_photo(visits, shown):
+    assert any(p["drawn"] and p["filter"].startswith("invert") for one in visits if one.scheme == "dark" for p in one.layout["pictures"])
+    assert not shown(lambda one: [p for p in one.layout["pictures"] if p["drawn"] and p["filter"].startswith("invert")
+                                  != (one.scheme == "dark" and not p["photo"])])
 
 
 def test_all_code_has_a_button_that_copies_it(shown):
