@@ -53,7 +53,8 @@ def track(name: str, unit: str, total: int, done: int = 0, shown: bool = True) -
     """Yield a `Count` of `total` units, of which some are `done`; without `shown` it draws no bar."""
     from tqdm.auto import tqdm  # late: it reads its settings when it is imported, see pages.begin
 
-    hidden = {} if shown else {"disable": True}  # disable=False would override $TQDM_DISABLE
+    # tqdm's bars of ipywidgets overlook the variable that pages.begin sets; disable=False would override it in the others.
+    hidden = {"disable": True} if not shown or os.environ.get("TQDM_DISABLE", "0") not in ("", "0") else {}
     with tqdm(total=total, initial=done, desc=name, leave=False, mininterval=2, **hidden) as bar:
         count = Count(name, unit, total, done, bar)
         _process.counts.append(count)
