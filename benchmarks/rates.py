@@ -81,9 +81,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(json.dumps(found))
-    estimated = table["units"] * table["stage"].map(found) + table["stage"].map(found["fixed"]) + table["looked"] * found["judge"]
-    sums = table.assign(estimated=estimated).groupby("stage")[["seconds", "estimated"]].sum()
-    print(sums.assign(artifacts=table["stage"].value_counts()).round(1).to_string())
+    rows = table.to_dict("records")
+    table["estimated"] = [row["units"] * found[row["stage"]] + row["looked"] * found["judge"] + found["fixed"][row["stage"]] for row in rows]
+    print(table.groupby("stage").agg(artifacts=("key", "size"), seconds=("seconds", "sum"), estimated=("estimated", "sum")).round(1).to_string())
     return 0
 
 

@@ -206,8 +206,8 @@ def announce(recipes, store, workers=1):
     if not progress.watched():
         return
     table, (own, share) = plan(recipes, store), processes(recipes, workers)
-    known = not table["seconds"].isna().any()
-    lengths = table["seconds"] if known else table["units"] * table["stage"].map(PROXY)
+    known = not np.isnan(table["seconds"].to_numpy(float)).any()
+    lengths = table["seconds"] if known else [units * PROXY[stage] for units, stage in zip(table["units"], table["stage"], strict=True)]
     rows = table[["key", "stage", "done"]].assign(seconds=lengths)
     progress.announce(rows.to_dict("records"), own * share if known else None)
 

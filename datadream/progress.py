@@ -53,9 +53,9 @@ def track(name: str, unit: str, total: int, done: int = 0, shown: bool = True) -
     """Yield a `Count` of `total` units, of which some are `done`; without `shown` it draws no bar."""
     from tqdm.auto import tqdm  # late: it reads its settings when it is imported, see pages.begin
 
-    # tqdm's bars of ipywidgets overlook the variable that pages.begin sets; disable=False would override it in the others.
-    hidden = {"disable": True} if not shown or os.environ.get("TQDM_DISABLE", "0") not in ("", "0") else {}
-    with tqdm(total=total, initial=done, desc=name, leave=False, mininterval=2, **hidden) as bar:
+    # tqdm's bars of ipywidgets overlook the variable that pages.begin sets.
+    hidden = not shown or os.environ.get("TQDM_DISABLE", "0") not in ("", "0")
+    with tqdm(total=total, initial=done, desc=name, leave=False, mininterval=2, disable=hidden) as bar:
         count = Count(name, unit, total, done, bar)
         _process.counts.append(count)
         _process.moved(count)
@@ -68,8 +68,10 @@ def track(name: str, unit: str, total: int, done: int = 0, shown: bool = True) -
 
 def each(items: Iterable[Item], name: str, unit: str, total: int | None = None) -> Iterator[Item]:
     """Yield the items, each counted once the next is asked for."""
-    items = items if total is not None else list(items)
-    with track(name, unit, len(items) if total is None else total) as count:
+    if total is None:
+        items = list(items)
+        total = len(items)
+    with track(name, unit, total) as count:
         for item in items:
             yield item
             count.update()
@@ -268,11 +270,13 @@ class Run:
 
     def messages(self) -> list[str]:
         """Return the lines that the run's processes wrote to their standard error since the last call."""
+        if self.folder is None:
+            return []
         try:
             with open(self.folder / "stderr", "rb") as file:
                 file.seek(self.told)
                 text = file.read()
-        except (OSError, TypeError):
+        except OSError:  # nothing was written yet
             return []
         text = text[:text.rfind(b"\n") + 1]  # a line may still be in the writing
         self.told += len(text)
@@ -306,7 +310,7 @@ class Progress:
 
     def __init__(self, kinds: Iterable[str], file: Path | None = None, clock: Callable[[], float] = time.monotonic):
         self.total, self.ended, self.failures = Counter(kinds), Counter(), {}
-        self.file, self.clock, self.start, self.written = file and Path(file), clock, clock(), None
+        self.file, self.clock, self.start, self.written = file and Path(file), clock, clock(), 0.0
         self.tracked = track("tasks", "task", self.total.total())
 
     def __enter__(self) -> Progress:

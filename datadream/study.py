@@ -370,7 +370,7 @@ def execute(name, entry, parameters, runs):
         fingerprint = _fingerprint(template, parameters)
         if _finished(output, fingerprint) and _recorded(name, entry):
             return "done before", 0.0, shown(output)
-        papermill.execute_notebook(template, part, parameters=parameters, progress_bar=False, start_timeout=300, **_quiet_kernel())
+        papermill.execute_notebook(template, part, parameters=parameters, progress_bar=False, start_timeout=300, config=_quiet_kernel())
     except papermill.PapermillExecutionError as error:
         return "failed", time.perf_counter() - start, f"{error.ename}: {error.evalue} (see {shown(part)})"
     except Exception as error:  # a dead or missing kernel, a broken template: the other runs must go on
@@ -385,11 +385,11 @@ def execute(name, entry, parameters, runs):
 
 
 def _quiet_kernel():
-    """Return papermill's options for a kernel whose messages are encrypted: it warns of plain text on a port of this machine."""
+    """Return the settings of a kernel whose messages are encrypted: it warns of plain text on a port of this machine."""
     import zmq
     from traitlets.config import Config
 
-    return {"config": Config(KernelManager={"transport_encryption": "auto"})} if zmq.has("curve") else {}
+    return Config(KernelManager={"transport_encryption": "auto"}) if zmq.has("curve") else Config()
 
 
 def _execute_apart(name, entry, parameters, runs, place=None):
