@@ -46,9 +46,9 @@ def test_a_name_unlike_any_parameter_is_told_what_is_accepted():
         pages.check_parameters(["", PARAMETERS, "# Parameters\nzzz = 1\n"])
 
 
-BARS = ["from datadream import pages\npages.begin()", "from datadream import progress\nfor _ in progress.each(range(3), 'work', 'item'): pass",
-        "import subprocess, sys\ncode = \"from datadream import progress; list(progress.each(range(3), 'work', 'item'))\"\n"
-        "print(subprocess.run([sys.executable, '-c', code], capture_output=True, text=True).stderr or 'silent')"]
+BARS = ["from datadream import pages\npages.begin()", "from tqdm.auto import tqdm\nfor _ in tqdm(range(3)): pass",
+        "import subprocess, sys\nprint(subprocess.run([sys.executable, '-c', 'from tqdm.auto import tqdm; list(tqdm(range(3)))'], "
+        "capture_output=True, text=True).stderr or 'silent')"]
 
 
 def test_an_executed_page_has_no_progress_bars_and_no_warning_of_them(tmp_path):
