@@ -1,10 +1,10 @@
-"""Install the locked versions into the environment of the Python that runs this: by uv, or where it cannot, by pip.
+"""Install the locked versions into the environment of the Python that runs this, by uv or by pip.
 
     .venv/bin/python .ci/install.py requirements.lock
 
-uv takes a tenth of pip's time, but reads none of pip's configuration, so this translates it. Where pip is told
-something that uv cannot do, or uv is not to be had or fails, pip installs. This is a script of its own, outside the
-package, since it runs before anything is installed.
+uv takes a tenth of pip's time, but reads none of pip's configuration, so this translates it. Where
+pip is told something that uv cannot do, or uv is not to be had or fails, pip installs. This is a
+script of its own, outside the package, since it runs before anything is installed.
 """
 
 import ast
@@ -27,7 +27,7 @@ NAMES = {
     "default-timeout": ("UV_HTTP_TIMEOUT", " "),
 }
 FLAGS = {"no-index", "pre"}
-# Settings of pip that change nothing of what is installed from a list of exact versions into an environment.
+# Settings of pip that change nothing of what is installed from a list of exact versions.
 HARMLESS = {
     "config-file",
     "disable-pip-version-check",
@@ -55,7 +55,7 @@ OFF = {"", "0", "false", "no", "off", "n", "f"}
 
 
 def settings(listed: str) -> dict[str, str]:
-    """Return what `pip config list` prints, by name: a section for `install` outdoes the global one, the environment both."""
+    """Return what `pip config list` prints, by name; `install` outdoes `global`, `:env:` both."""
     found = {}
     for section in ("global", "install", ":env:"):
         for line in listed.splitlines():
@@ -68,7 +68,7 @@ def settings(listed: str) -> dict[str, str]:
 
 
 def translate(found: dict[str, str]) -> tuple[dict[str, str], list[str], list[str]]:
-    """Return (environment variables, arguments) that tell uv what pip is told, and the names of what uv cannot be told."""
+    """Return (environment, arguments) that tell uv what pip is told, and what it cannot be told."""
     # pip takes the best version of all indexes, uv as a rule the first index that has the package.
     variables, arguments, unknown = {"UV_INDEX_STRATEGY": "unsafe-best-match"}, [], []
     for name, value in found.items():
@@ -92,11 +92,12 @@ def translate(found: dict[str, str]) -> tuple[dict[str, str], list[str], list[st
 
 
 def warn_of_room(folder: Path) -> None:
-    """Say where the disk may be too small for the environment; the installation is tried all the same."""
+    """Say where the disk may be too small; the installation is tried all the same."""
     free = shutil.disk_usage(folder).free / 1e9
     if free < ROOM:
         print(
-            f"warning: {free:.1f} GB are free for {sys.prefix}, and the installation needs about {ROOM:g} GB",
+            f"warning: {free:.1f} GB are free for {sys.prefix}, "
+            f"and the installation needs about {ROOM:g} GB",
             flush=True,
         )
 
