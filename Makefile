@@ -42,10 +42,12 @@ study-seeds: venv  ## the same and the claim over five seeds (hours on two cores
 study-full: venv  ## the full study in pieces (4 hours on two virtual cores), kept in book/study, then the book
 	@$(call study_and_book,$(PY) -m datadream study --group full || status=$$?; $(PY) -m datadream keep || status=$$?;)
 
-# The book is built even if a run failed, so that what succeeded can be read; the exit status tells of either.
+# The book is built even if a run failed, so that what succeeded can be read; the exit status tells of either. Which run failed
+# comes last, since the book's output is long.
 define study_and_book
 status=0; $(PY) -m datadream study --jobs $(JOBS) || status=$$?; $(1) \
 $(MAKE) --no-print-directory book || status=$$?; \
+$(PY) -m datadream outcome || true; \
 exit $$status
 endef
 

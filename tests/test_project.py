@@ -117,10 +117,11 @@ def test_no_file_names_a_folder_of_one_machine():
     assert not found
 
 
-def test_the_readme_s_layout_names_every_module():
-    layout = (ROOT / "README.md").read_text().partition("## Layout")[2].partition("\n## ")[0]
-    assert not [path.name for path in (ROOT / "datadream").glob("*.py") if path.name != "__init__.py" and f"`{path.name}`" not in layout
-                and f"`datadream/{path.name}`" not in layout]
+def test_the_readme_s_tree_names_every_folder():
+    tree = (ROOT / "README.md").read_text().partition("## What is where")[2].split("```")[1]
+    named = {line.split("/")[0].strip() for line in tree.splitlines() if "/" in line}
+    folders = {path.relative_to(ROOT).parts[0] for path in tracked() if len(path.relative_to(ROOT).parts) > 1}
+    assert {name for name in folders if not name.startswith(".")} <= named
 
 
 def test_what_the_documented_commands_write_is_ignored_by_git():

@@ -450,3 +450,20 @@ def test_the_data_set_notebook_runs_under_papermill(folder, tiny, tmp_path, monk
     shown = json.dumps(page)
     for row in METHODS.values():
         assert not row.main or row.title in shown
+
+
+def test_smoke_keeps_the_shape_of_what_people_run():
+    """A list of one seed, or one process, is another program: `gate` failed on its second seed where every test took one."""
+    content = study.load_study(ROOT / "notebooks" / "study.yaml")
+    for name, entry in content["runs"].items():
+        page = study.page_parameters(entry["notebook"]) | entry.get("parameters", {})
+        tiny = page | content["smoke"][entry["notebook"]]
+        for field in ("seeds", "gate_seeds", "values", "methods"):
+            if page.get(field) and len(page[field]) > 1:
+                assert len(tiny[field]) > 1, (name, field)
+        assert tiny.get("workers", 1) >= min(2, page.get("workers", 1)), name
+
+
+def test_smoke_runs_every_notebook_of_a_group_that_a_command_names():
+    runs = study.load_study(ROOT / "notebooks" / "study.yaml")["runs"]
+    assert {entry["notebook"] for entry in runs.values()} == {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")}
