@@ -1,4 +1,4 @@
-"""The installer behind `make venv`: pip's configuration holds for uv, and pip takes over where uv cannot."""
+"""The installer behind `make venv`: pip's settings hold for uv, and pip takes over where uv cannot."""
 
 import importlib.util
 import os
