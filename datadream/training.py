@@ -39,8 +39,8 @@ def cosine_schedule(step, steps, warmup, minimum=0.0):
     """Return the learning-rate factor in [minimum, 1] at `step`: linear warm-up, then half a cosine (paper, section 4)."""
     if step < warmup:
         return (step + 1) / (warmup + 1)
-    progress = (step - warmup) / max(1, steps - warmup)
-    return minimum + (1 - minimum) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    gone = (step - warmup) / max(1, steps - warmup)
+    return minimum + (1 - minimum) * 0.5 * (1 + math.cos(math.pi * min(1.0, gone)))
 
 
 def _digest(tensors):

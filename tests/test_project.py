@@ -134,6 +134,34 @@ def test_what_the_documented_commands_write_is_ignored_by_git():
     assert ignored == names
 
 
+def hidden_modules(source):
+    """Return the names of imported modules that a function of the source uses for something else."""
+    tree = ast.parse(source)
+    siblings = {file.stem for file in (ROOT / "datadream").rglob("*.py")}
+    modules = set()
+    for node in tree.body:
+        if isinstance(node, ast.Import):
+            modules |= {alias.asname or alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module in (None, "datadream", "mini"):
+            modules |= {alias.asname or alias.name for alias in node.names if alias.name in siblings}
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.Lambda)]
+    inner = [node for function in functions for node in ast.walk(function)]
+    local = {node.id for node in inner if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    local |= {node.arg for node in inner if isinstance(node, ast.arg)}
+    return sorted(local & modules)
+
+
+def test_a_local_name_that_hides_a_module_is_found():
+    loop = "from . import views\n\ndef f(x):\n    for i in x:\n        views = views.square(i, 2)\n"
+    assert hidden_modules(loop) == ["views"] and hidden_modules("import os\n\ndef f(x):\n    y = os.sep\n") == []
+
+
+@pytest.mark.parametrize("path", PACKAGE, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_no_local_name_hides_an_imported_module(path):
+    """The first use works and the second finds the local value; no rule of the linter reports it."""
+    assert hidden_modules(path.read_text()) == []
+
+
 @pytest.mark.parametrize("path", PACKAGE, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_every_function_fits_a_screen(path):
     functions = (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)))
