@@ -112,8 +112,8 @@ def running(fs, paths):
     while any(content is not None for content in first.values()):
         for path, content in first.items():
             now = read(fs, path)
-            if now is not None and now != content:
-                return f"{path} ({now.split()[0]})" if now.split() else path
+            if now and now != content:  # an empty one is being written
+                return f"{path} ({now.split()[0]})"
         if time.monotonic() - start >= PATIENCE:
             break
         time.sleep(POLL)

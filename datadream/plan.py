@@ -25,8 +25,9 @@ from .study import artifact_keys, cells, choose, load_study
 THROUGHPUT = {"mini": {"device": "one core of a two-core x86_64 CPU with AVX-512, the other busy too",
                        "adapt": 0.016, "generate": 0.0039, "train": 0.0025, "judge": 0.0009,
                        "fixed": {"adapt": 0.3, "generate": 0.6, "train": 1.0, "judge": 0.3}}}
-PROXY = THROUGHPUT["mini"]  # whose ratios tell a long stage from a short one where nobody has measured
 STAGES = ("adapt", "generate", "train", "judge")
+# Ratios that tell a long stage from a short one where nobody has measured. Without what is fixed: a worker keeps its models.
+PROXY = {stage: THROUGHPUT["mini"][stage] for stage in STAGES}
 JOBS = "DATADREAM_JOBS"  # named runs that are executed at once beside a notebook
 NO_CELLS = "nothing to plan: what a run needs is only known beforehand for runs of notebooks/dataset.ipynb, ablation.ipynb and analysis.ipynb, and none of these is one"
 

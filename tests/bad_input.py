@@ -26,6 +26,7 @@ from datadream import config, data, export, images, leases, photos, plots, reade
 from datadream.config import ConfigError, ModelMissingError, printable
 from datadream.images import DataError
 from datadream.store import Store, StoreError
+from datadream.tables import show_table
 
 HOUSE = (ConfigError, DataError, ModelMissingError, StoreError)
 Case = namedtuple("Case", "group name end attempt")
@@ -168,7 +169,7 @@ def markup(box, names, noun=""):
     assert yaml.safe_load(front.removeprefix("---\n"))["class_names"] == dict(enumerate(loaded.classes))
     shown = SPAN.sub("", body)  # Markdown reads nothing within
     assert not [word for word in ("<script", "<img", "](", "`", "${", "alert(") if word in shown]
-    table = photos.inspect(str(box.photos)).style.hide(axis="index").to_html()
+    table = show_table(photos.inspect(str(box.photos))).to_html()
     assert not [word for word in ("<script", "<img", "<b>") if word in table]
     plots.plot_confusion(np.eye(len(names)), loaded.classes).savefig(io.BytesIO())
     plots.plot_samples({"x": [[draw_image(0, 0)] for _ in names]}, loaded.classes).savefig(io.BytesIO())
