@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from pathlib import Path
 from urllib.error import URLError
 
 import nbformat
@@ -89,3 +90,12 @@ def test_a_notebook_run_by_hand_shows_bars(tmp_path):
         kernel.shutdown_kernel(now=True)
     bars = [output for output in outputs if BAR in output.get("data", {})]
     assert bars, "a front end that lets cells ask is watched by a person"
+
+
+def test_a_kernel_starts_without_a_warning():
+    """The book's build and papermill start one per page, and would say so each time."""
+    if not (Path(sys.prefix) / "etc" / "ipython" / "ipython_kernel_config.py").exists():
+        pytest.skip("this environment was not made by make venv")
+    code = "import nbformat, nbclient\nv4 = nbformat.v4\nbook = v4.new_notebook(cells=[v4.new_code_cell('1')])\nnbclient.NotebookClient(book).execute()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0 and "WARNING" not in done.stderr, done.stderr
