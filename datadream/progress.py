@@ -186,7 +186,10 @@ class Estimate:
             self.samples.popleft()
 
     def speed(self) -> float | None:
-        """Return the work a second: the planned one at first, the measured one once SETTLED seconds have passed."""
+        """Return the work a second: the planned one at first, the measured one once SETTLED seconds have passed.
+
+        A run that has hardly made anything, since it only starts or loads its models, tells no speed yet.
+        """
         if not self.samples:
             return self.planned
         (start, before), (now, made) = self.samples[0], self.samples[-1]
@@ -195,6 +198,7 @@ class Estimate:
         measured = (made - before) / seconds if seconds > 0 else 0.0
         if self.planned is None:
             return measured if seconds >= SETTLED / 6 and measured > 0 else None
+        trust *= min(1.0, 20 * (made - before) / (self.planned * SETTLED)) if self.planned > 0 else 1.0
         return trust * measured + (1 - trust) * self.planned or None
 
     def left(self) -> float | None:

@@ -72,9 +72,8 @@ def test_a_place_that_cannot_be_written_is_told_and_ends_nothing(capsys):
 def test_a_study_keeps_the_outcome_of_the_runs_that_it_executed(home):
     write_notebook(home / "notebooks", "sometimes", "if x: raise ValueError('nothing here')")
     write_study(home, {"first": {"notebook": "sometimes"}, "second": {"notebook": "sometimes", "parameters": {"x": 0}}})
-    study.run_study(["first"])
+    study.run_study(jobs=2)
     assert [(one["run"], one["page"]) for one in outcome.failures()] == [("first", "book/runs/first.failed.ipynb")]
-    study.run_study(["second"])
     kept = json.loads(outcome.status_file().read_text())
     assert {name: one["status"] for name, one in kept.items()} == {"first": "failed", "second": "done"}
     assert "ValueError: nothing here" in kept["first"]["note"] and kept["first"]["time"].endswith("Z")

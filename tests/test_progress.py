@@ -223,3 +223,12 @@ def test_each_counts_what_was_done_with(place):
     for item in progress.each("ab", "letters", "letter"):
         seen.append((item, progress._process.counts[0].done))
     assert seen == [("a", 0), ("b", 1)] and not progress._process.counts
+
+
+def test_a_run_that_has_only_started_is_told_the_planned_time():
+    """A study that loads its models for a minute on a busy machine had hours left."""
+    now = [0.0]
+    estimate = Estimate(lambda: now[0])
+    for now[0] in (0.0, 30.0, 75.0):
+        estimate.update(100.0, 49.0, 0.02 * (now[0] > 70), planned=1.0)
+    assert 40 < estimate.left() < 70
