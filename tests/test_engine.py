@@ -19,7 +19,7 @@ import pytest
 import ray
 import torch
 
-from datadream import draws, engine, models, stopping, study
+from datadream import draws, engine, models, progress, stopping, study
 from datadream import generate as package
 from datadream.config import ConfigError, as_dict, key, paths
 from datadream.generate import generate, generation_inputs
@@ -229,8 +229,8 @@ class Interrupts:
 
 @pytest.mark.cluster
 def test_ctrl_c_is_not_lost_where_an_exception_would_be(ctrl_c, cluster, make, tmp_path, monkeypatch):
-    store, ended_one = Store(tmp_path), engine.Progress.ended_one
-    monkeypatch.setattr(engine.Progress, "ended_one", lambda *args: (Interrupts(), ended_one(*args))[1])
+    store, ended_one = Store(tmp_path), progress.Progress.ended_one
+    monkeypatch.setattr(progress.Progress, "ended_one", lambda *args: (Interrupts(), ended_one(*args))[1])
     with pytest.raises(KeyboardInterrupt):
         study.run_cells([make("real"), make("base")], store, engine="ray")
     assert len(list((store.root / "records").glob("*.json"))) < 2 and not stopping.asked()
@@ -250,7 +250,7 @@ def nodes_of(page, port, folder):
 DRIVER = """
 import json, pathlib, sys, time
 import ray
-from datadream import engine, study
+from datadream import engine, progress, study
 from datadream.config import recipe
 from datadream.store import Store
 
