@@ -83,9 +83,8 @@ def notice() -> Markdown | None:
     """Return what the book's front page says of runs that did not end well; None if all did."""
     lines = []
     for one in failures():
-        said = " ".join(one["note"].split())
         way = f" Its page, up to there, is {one['page']}." if one["page"] else ""
-        lines.append(f"{one['run']} {one['status']} after {one['minutes']} minutes: {said}.{way}")
+        lines.append(f"{one['run']} {one['status']} after {one['minutes']} minutes: {one['note']}.{way}")
     if not lines:
         return None
     head = f"**{len(lines)} of {len(load())} runs on this machine did not end well.** Pages of your own run may be older."

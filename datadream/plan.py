@@ -16,7 +16,7 @@ from .hub import GENERATORS, absent
 from .images import PIXEL, DataError, Images
 from .readers import HELD_OUT, SOURCES, elsewhere, lacking, readable
 from .store import Store
-from .study import artifact_keys, cells, choose, load_study
+from .study import JOBS, artifact_keys, cells, choose, load_study
 
 # Seconds of a process for each unit of a stage's work, and for each artifact of it whatever its work (loading models, digests), with the
 # models and the resolution of a profile while every core is busy: an image of a step (adapt), an image of a sampling step without
@@ -28,7 +28,6 @@ THROUGHPUT = {"mini": {"device": "one core of a two-core x86_64 CPU with AVX-512
 STAGES = ("adapt", "generate", "train", "judge")
 # Ratios that tell a long stage from a short one where nobody has measured. Without what is fixed: a worker keeps its models.
 PROXY = {stage: THROUGHPUT["mini"][stage] for stage in STAGES}
-JOBS = "DATADREAM_JOBS"  # named runs that are executed at once beside a notebook
 NO_CELLS = "nothing to plan: what a run needs is only known beforehand for runs of notebooks/dataset.ipynb, ablation.ipynb and analysis.ipynb, and none of these is one"
 
 

@@ -153,8 +153,13 @@ def compare(table, variants, baseline):
 
 def load_benchmarks(folder):
     """Return what `python -m benchmarks` wrote to `folder`, one dict per device and profile."""
+    return _measured(folder, "limits")
+
+
+def _measured(folder: Path, field: str) -> list[dict]:
+    """Return the files of `folder` that have a field: it holds measurements of several kinds."""
     found = [json.loads(file.read_text()) for file in sorted(Path(folder).glob("*.json"))]
-    return [results for results in found if "limits" in results]  # the folder has other measurements too
+    return [results for results in found if field in results]
 
 
 def benchmark_table(results):
@@ -197,8 +202,7 @@ def load_together(file=None):
 
 def load_gpus(folder: Path) -> list[dict]:
     """Return what `python -m benchmarks.gpu` wrote, as it is kept in `folder`: one dict per card."""
-    found = [json.loads(file.read_text()) for file in sorted(Path(folder).glob("*.json"))]
-    return [results for results in found if "gpu" in results]
+    return _measured(folder, "gpu")
 
 
 # The stages of a run on a GPU: part of its results, what is counted, what a second has of it.

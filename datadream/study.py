@@ -44,6 +44,7 @@ from .records import load_records, read_record
 from .store import Store, digest, provenance, write_json
 from .terminal import Terminal
 
+JOBS = "DATADREAM_JOBS"  # named runs that are executed at once beside a notebook
 VALUES = 10_000  # in a study file, with aliases followed
 
 
@@ -468,7 +469,7 @@ def run_study(names=(), group="default", smoke=False, file=None, jobs=1, engine=
     runs.mkdir(parents=True, exist_ok=True)
     # Kernels are processes of their own and take their number of threads from the environment.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
-    os.environ["DATADREAM_JOBS"] = str(min(jobs, len(chosen)))  # for the estimates of the pages
+    os.environ[JOBS] = str(min(jobs, len(chosen)))  # for the estimates of the pages
     with stopping.listening(signal.SIGTERM, signal.SIGINT), progress.places() as place, ThreadPoolExecutor(jobs) as pool, \
             Terminal() as terminal:
         futures = {}
