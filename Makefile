@@ -63,7 +63,8 @@ test: venv  ## run the tests
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal -q
 
 lint: venv  ## look for faults in the code with ruff, and in the package's types with basedpyright
-	@$(VENV)/bin/ruff check .ci datadream tests benchmarks notebooks
+	@$(VENV)/bin/ruff format --check .ci book datadream tests benchmarks notebooks
+	@$(VENV)/bin/ruff check .ci book datadream tests benchmarks notebooks
 	@$(VENV)/bin/basedpyright --pythonpath $(PY)
 
 lab: venv  ## open the notebooks in JupyterLab; LAB="--no-browser --port 9000" and the like is passed on

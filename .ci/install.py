@@ -96,8 +96,8 @@ def warn_of_room(folder: Path) -> None:
     free = shutil.disk_usage(folder).free / 1e9
     if free < ROOM:
         print(
-            f"warning: {free:.1f} GB are free for {sys.prefix}, "
-            f"and the installation needs about {ROOM:g} GB",
+            f"warning: {free:.1f} GB are free for {sys.prefix}, and the installation needs about "
+            f"{ROOM:g} GB",
             flush=True,
         )
 
@@ -121,9 +121,8 @@ def by_uv(lock: str) -> str:
         [*uv, "cache", "dir"], capture_output=True, text=True, check=False, env=environment
     ).stdout.strip()
     if not where or not _same_disk(Path(where), Path(sys.prefix)):
-        environment.setdefault(
-            "UV_LINK_MODE", "copy"
-        )  # files cannot be linked from one disk to another
+        # Files cannot be linked from one disk to another.
+        environment.setdefault("UV_LINK_MODE", "copy")
     done = subprocess.run(
         [*uv, "pip", "install", "-q", "--python", sys.executable, "-r", lock, *arguments],
         env=environment,

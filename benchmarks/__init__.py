@@ -1,1 +1,3 @@
-"""How fast each stage is, against the released code's way of doing it, on the same work in the same run: `python -m benchmarks`."""
+"""How fast each stage is, against the released code's way of doing it, on the same work in the
+same run: `python -m benchmarks`.
+"""

@@ -1,8 +1,10 @@
-"""The released code's way of doing each stage, written plainly from the paper's public record: what the product is measured against.
+"""The released code's way of doing each stage, written plainly from the paper's public record: what
+the product is measured against.
 
-Every image is opened, resized and encoded in float32 at every step; prompts are tokenised at every step; the pipeline is loaded from
-disk for every class and samples ten images at once; the classifier's images are decoded and augmented one by one, all class texts
-are encoded with their padding at every step, and the whole test set is judged after every epoch.
+Every image is opened, resized and encoded in float32 at every step; prompts are tokenised at every
+step; the pipeline is loaded from disk for every class and samples ten images at once; the
+classifier's images are decoded and augmented one by one, all class texts are encoded with their
+padding at every step, and the whole test set is judged after every epoch.
 """
 
 import numpy as np
@@ -22,7 +24,9 @@ def load_pipeline(folder, device):
     """Return the pipeline of `folder`, read from disk."""
     from diffusers import StableDiffusionPipeline
 
-    pipe = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None, requires_safety_checker=False).to(device)
+    pipe = StableDiffusionPipeline.from_pretrained(
+        folder, safety_checker=None, requires_safety_checker=False
+    ).to(device)
     pipe.set_progress_bar_config(disable=True)
     for module in (pipe.unet, pipe.vae, pipe.text_encoder):
         module.requires_grad_(False).eval()
@@ -30,26 +34,47 @@ def load_pipeline(folder, device):
 
 
 def adapt(pipe, parameters, files, texts, options, side, steps, rows_at=None):
-    """Run `steps` optimiser steps of the attached LoRA on image files and their prompts; return the losses.
+    """Run `steps` optimiser steps of the attached LoRA on image files and their prompts; return the
+    losses.
 
     `rows_at(step)` gives the positions of a step's images; None takes them in turn.
     """
     from diffusers import DDPMScheduler
 
     scheduler = DDPMScheduler.from_config(pipe.scheduler.config)
-    optimiser = torch.optim.AdamW(parameters.values(), lr=options.lr, weight_decay=options.weight_decay, eps=options.eps)
-    view = v2.Compose([v2.Resize(side, InterpolationMode.BILINEAR), v2.RandomCrop(side), v2.ToImage(), v2.ToDtype(torch.float32, scale=True),
-                       v2.Normalize([0.5], [0.5])])
+    optimiser = torch.optim.AdamW(
+        parameters.values(), lr=options.lr, weight_decay=options.weight_decay, eps=options.eps
+    )
+    view = v2.Compose(
+        [
+            v2.Resize(side, InterpolationMode.BILINEAR),
+            v2.RandomCrop(side),
+            v2.ToImage(),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize([0.5], [0.5]),
+        ]
+    )
     losses = []
     for step in range(steps):
         optimiser.param_groups[0]["lr"] = options.lr * cosine_schedule(step, steps, options.warmup)
-        rows = rows_at(step) if rows_at else [(step * options.batch + i) % len(files) for i in range(options.batch)]
+        rows = (
+            rows_at(step)
+            if rows_at
+            else [(step * options.batch + i) % len(files) for i in range(options.batch)]
+        )
         images = torch.stack([view(decode(files[i])) for i in rows]).to(pipe.device)
-        ids = pipe.tokenizer([texts[i] for i in rows], padding="max_length", truncation=True, return_tensors="pt").input_ids.to(pipe.device)
+        ids = pipe.tokenizer(
+            [texts[i] for i in rows], padding="max_length", truncation=True, return_tensors="pt"
+        ).input_ids.to(pipe.device)
         with torch.no_grad():
             latents = pipe.vae.encode(images).latent_dist.sample() * pipe.vae.config.scaling_factor
-        noise, times = torch.randn_like(latents), torch.randint(scheduler.config.num_train_timesteps, (len(rows),), device=pipe.device)
-        out = pipe.unet(scheduler.add_noise(latents, noise, times), times, pipe.text_encoder(ids)[0]).sample
+        noise, times = (
+            torch.randn_like(latents),
+            torch.randint(scheduler.config.num_train_timesteps, (len(rows),), device=pipe.device),
+        )
+        out = pipe.unet(
+            scheduler.add_noise(latents, noise, times), times, pipe.text_encoder(ids)[0]
+        ).sample
         loss = F.mse_loss(out, noise)
         optimiser.zero_grad()
         loss.backward()
@@ -73,7 +98,13 @@ def generate(folder, adapter, text, images, options, side, target, device):
     pipe = adapted(folder, adapter, device)
     for start in range(0, images, BATCH):
         count = min(BATCH, images - start)
-        made = pipe([text] * count, num_inference_steps=options.steps, guidance_scale=options.guidance, height=side, width=side).images
+        made = pipe(
+            [text] * count,
+            num_inference_steps=options.steps,
+            guidance_scale=options.guidance,
+            height=side,
+            width=side,
+        ).images
         for i, image in enumerate(made):
             image.save(target / f"{start + i}.png")
 
@@ -87,12 +118,21 @@ def decode(file):
 def augmentation(options, size):
     """Return the classifier's augmentation of one PIL image."""
     jitter = v2.ColorJitter(options.brightness, options.contrast, options.saturation, options.hue)
-    return v2.Compose([
-        *([v2.RandAugment()] if options.randaugment else []),
-        v2.RandomResizedCrop(size, (options.crop_low, 1.0), interpolation=InterpolationMode.BICUBIC), v2.RandomHorizontalFlip(options.flip),
-        v2.RandomApply([jitter], options.jitter), v2.RandomGrayscale(options.grayscale),
-        v2.RandomApply([v2.GaussianBlur(blur_kernel(size), BLUR)], options.blur), v2.RandomSolarize(128, options.solarize),
-        v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
+    return v2.Compose(
+        [
+            *([v2.RandAugment()] if options.randaugment else []),
+            v2.RandomResizedCrop(
+                size, (options.crop_low, 1.0), interpolation=InterpolationMode.BICUBIC
+            ),
+            v2.RandomHorizontalFlip(options.flip),
+            v2.RandomApply([jitter], options.jitter),
+            v2.RandomGrayscale(options.grayscale),
+            v2.RandomApply([v2.GaussianBlur(blur_kernel(size), BLUR)], options.blur),
+            v2.RandomSolarize(128, options.solarize),
+            v2.ToImage(),
+            v2.ToDtype(torch.float32, scale=True),
+        ]
+    )
 
 
 class Files(torch.utils.data.Dataset):
@@ -115,12 +155,33 @@ def classifier(name, options):
 
 
 def train_epoch(model, parameters, train, test, texts, options, workers):
-    """Train on the files `train` for one epoch, judge all of `test`, and return (losses, accuracy)."""
+    """Train on the files `train` for one epoch, judge all of `test`, and return (losses,
+    accuracy).
+    """
     device, size = model.mean.device, model.size
-    optimiser = torch.optim.AdamW(parameters.values(), lr=options.lr, weight_decay=options.weight_decay)
-    plain = v2.Compose([v2.Resize(size, InterpolationMode.BICUBIC), v2.CenterCrop(size), v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
-    loader = torch.utils.data.DataLoader(Files(*train, augmentation(options, size)), options.batch, shuffle=True, num_workers=workers, drop_last=True)
-    mixers, losses, hits = (v2.CutMix(num_classes=len(texts)), v2.MixUp(num_classes=len(texts))), [], []
+    optimiser = torch.optim.AdamW(
+        parameters.values(), lr=options.lr, weight_decay=options.weight_decay
+    )
+    plain = v2.Compose(
+        [
+            v2.Resize(size, InterpolationMode.BICUBIC),
+            v2.CenterCrop(size),
+            v2.ToImage(),
+            v2.ToDtype(torch.float32, scale=True),
+        ]
+    )
+    loader = torch.utils.data.DataLoader(
+        Files(*train, augmentation(options, size)),
+        options.batch,
+        shuffle=True,
+        num_workers=workers,
+        drop_last=True,
+    )
+    mixers, losses, hits = (
+        (v2.CutMix(num_classes=len(texts)), v2.MixUp(num_classes=len(texts))),
+        [],
+        [],
+    )
     model.train()
     for images, labels in loader:
         if torch.rand(()) < options.mix:
@@ -134,6 +195,11 @@ def train_epoch(model, parameters, train, test, texts, options, workers):
         losses.append(loss.item())
     model.eval()
     with torch.no_grad():
-        for images, labels in torch.utils.data.DataLoader(Files(*test, plain), options.batch, num_workers=workers):
-            hits += (model(images.to(device), model.tokenizer(texts).to(device)).argmax(1).cpu() == labels).tolist()
+        for images, labels in torch.utils.data.DataLoader(
+            Files(*test, plain), options.batch, num_workers=workers
+        ):
+            hits += (
+                model(images.to(device), model.tokenizer(texts).to(device)).argmax(1).cpu()
+                == labels
+            ).tolist()
     return losses, float(np.mean(hits))

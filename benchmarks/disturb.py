@@ -1,4 +1,6 @@
-"""What the faults are made of: a small study in a process of its own, a fault inside it, and signs of how far it is."""
+"""What the faults are made of: a small study in a process of its own, a fault inside it, and
+signs of how far it is.
+"""
 
 import itertools
 import json
@@ -13,22 +15,42 @@ from pathlib import Path
 import psutil
 
 STAGES = ("adapt", "generate", "train")
-SIGNS = {"adapt": "adapt-*.partial/checkpoint.safetensors", "generate": "generate-*.partial/train/*/00000[4-9].png",
-         "train": "train-*.partial/curve.json"}  # of a stage that some of is done
-# A checkpoint comes after 200 steps, so that the adaptation has 240; the others are long enough to be met in the middle.
+# Of a stage that some of is done.
+SIGNS = {
+    "adapt": "adapt-*.partial/checkpoint.safetensors",
+    "generate": "generate-*.partial/train/*/00000[4-9].png",
+    "train": "train-*.partial/curve.json",
+}
+# A checkpoint comes after 200 steps, so that the adaptation has 240; the others are long enough to
+# be met in the middle.
 LONG = {"adapt.epochs": 120, "generate.images": 20, "classify.steps": 60, "classify.evaluations": 3}
 SHORT = {"adapt.epochs": 2, "generate.images": 5, "classify.steps": 0}
-FAILED, LIMIT = 3, 300  # the exit status of an error that names itself; seconds that a process may take
-CALLS = {"adapt": ("datadream.adapt", "diffusion_losses", 40), "generate": ("datadream.generate", "sample", 9),
-         "train": ("datadream.classify", "mixed_loss", 20)}  # module, function, and the call of it that a fault is put into
+# The exit status of an error that names itself; seconds that a process may take.
+FAILED, LIMIT = (3, 300)
+# Module, function, and the call of it that a fault is put into.
+CALLS = {
+    "adapt": ("datadream.adapt", "diffusion_losses", 40),
+    "generate": ("datadream.generate", "sample", 9),
+    "train": ("datadream.classify", "mixed_loss", 20),
+}
 forked = multiprocessing.get_context("forkserver")
-forked.set_forkserver_preload(["datadream.engine", "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion",
-                               "diffusers.models.autoencoders.autoencoder_kl", "transformers.models.clip.modeling_clip", "peft", "open_clip",
-                               "benchmarks.disturb"])
+forked.set_forkserver_preload(
+    [
+        "datadream.engine",
+        "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion",
+        "diffusers.models.autoencoders.autoencoder_kl",
+        "transformers.models.clip.modeling_clip",
+        "peft",
+        "open_clip",
+        "benchmarks.disturb",
+    ]
+)
 
 
 def once(flag):
-    """Return whether this is the first call with this file, in any process of any machine that sees it."""
+    """Return whether this is the first call with this file, in any process of any machine that
+    sees it.
+    """
     try:
         os.close(os.open(flag, os.O_CREAT | os.O_EXCL))
         return True
@@ -37,7 +59,9 @@ def once(flag):
 
 
 def _exhaust(forever):
-    """Ask for more memory than the process may have, which raises the allocator's own error; `forever` leaves it no more than it has."""
+    """Ask for more memory than the process may have, which raises the allocator's own error;
+    `forever` leaves it no more than it has.
+    """
     import torch
 
     before = resource.getrlimit(resource.RLIMIT_AS)
@@ -57,7 +81,8 @@ def _broken(values):
 
 
 def inject(kind, stage, flag):
-    """Put a fault into a stage of this process: 'nan', 'memory once' or 'memory', at a call in the middle.
+    """Put a fault into a stage of this process: 'nan', 'memory once' or 'memory', at a call in the
+    middle.
 
     `flag` is the file by which of several processes only the first that gets there has it.
     """
@@ -100,7 +125,8 @@ def _prepare(faults):
 def _study(recipes, root, engine, faults, address, notes):
     """Run the cells in this process as a program would, which ends with an exit status."""
     os.setpgid(0, 0)  # a terminal's Ctrl-C and a scheduler's SIGTERM go to a group
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job, which this may be part of, ignores Ctrl-C
+    # A shell's background job, which this may be part of, ignores Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.stdout = sys.stderr = open(notes, "a", buffering=1)
     os.dup2(sys.stderr.fileno(), 2)
     import torch
@@ -114,13 +140,29 @@ def _study(recipes, root, engine, faults, address, notes):
         import ray
 
         if address:
-            names = {name: os.environ[name] for name in ("PYTHONPATH", "DATADREAM_HOME") if name in os.environ}
-            ray.init(address=address, log_to_driver=False, logging_level="ERROR",
-                     runtime_env={"worker_process_setup_hook": lambda: _prepare(faults), "env_vars": names})
+            names = {
+                name: os.environ[name]
+                for name in ("PYTHONPATH", "DATADREAM_HOME")
+                if name in os.environ
+            }
+            ray.init(
+                address=address,
+                log_to_driver=False,
+                logging_level="ERROR",
+                runtime_env={
+                    "worker_process_setup_hook": lambda: _prepare(faults),
+                    "env_vars": names,
+                },
+            )
         else:
             os.environ.pop("RAY_ADDRESS", None)
     try:
-        study.run_cells(recipes, Store(root), 2 if engine == "two processes" else 1, "ray" if engine == "ray" else "local")
+        study.run_cells(
+            recipes,
+            Store(root),
+            2 if engine == "two processes" else 1,
+            "ray" if engine == "ray" else "local",
+        )
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
     except Exception as error:
@@ -129,17 +171,26 @@ def _study(recipes, root, engine, faults, address, notes):
 
 
 def start(recipes, root, engine, notes, faults=None, address=None):
-    """Start a study of the recipes on the store `root`, and return its process; what it prints goes to the file `notes`."""
-    process = forked.Process(target=_study, args=(recipes, root, engine, faults or {}, address, notes))
+    """Start a study of the recipes on the store `root`, and return its process; what it prints
+    goes to the file `notes`.
+    """
+    process = forked.Process(
+        target=_study, args=(recipes, root, engine, faults or {}, address, notes)
+    )
     process.start()
     return process
 
 
 def ended(process):
-    """Wait for a process and return its exit status, a signal's number with a minus; one that hangs is killed and told by None."""
+    """Wait for a process and return its exit status, a signal's number with a minus; one that
+    hangs is killed and told by None.
+    """
     process.join(LIMIT)
     if process.exitcode is None:
-        family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+        family = [
+            psutil.Process(process.pid),
+            *psutil.Process(process.pid).children(recursive=True),
+        ]
         for one in family:
             one.kill()
         return None
@@ -147,7 +198,9 @@ def ended(process):
 
 
 def reached(root, stage, process):
-    """Wait until the stage is being made in the store `root` and some of it is there; return whether that came before the process's end."""
+    """Wait until the stage is being made in the store `root` and some of it is there; return
+    whether that came before the process's end.
+    """
     end = time.monotonic() + LIMIT
     while process.is_alive() and time.monotonic() < end:
         if next(Path(root).glob(SIGNS[stage]), None):
@@ -162,19 +215,27 @@ def family(process):
 
 
 def left_behind(processes):
-    """Return how many of some processes are alive although that which started them is not; they have some seconds to notice."""
+    """Return how many of some processes are alive although that which started them is not; they
+    have some seconds to notice.
+    """
     return len(psutil.wait_procs(processes, timeout=20)[1])
 
 
 def records(root):
-    """Return the records of the store `root` without times and provenance, and the digests of the files of the artifacts that they name."""
+    """Return the records of the store `root` without times and provenance, and the digests of
+    the files of the artifacts that they name.
+    """
     from datadream.store import Store
 
     store, found, files = Store(root), {}, {}
     for file in sorted(store.records.glob("*.json")):
         record = json.loads(file.read_text())
-        found[file.name] = {name: record[name] for name in ("key", "recipe", "result", "curve", "artifacts")}
-        files |= {key: (store.manifest(key) or {}).get("files") for key in record["artifacts"].values()}
+        found[file.name] = {
+            name: record[name] for name in ("key", "recipe", "result", "curve", "artifacts")
+        }
+        files |= {
+            key: (store.manifest(key) or {}).get("files") for key in record["artifacts"].values()
+        }
     return found, files
 
 
@@ -183,9 +244,17 @@ def split(root):
     from datadream.store import Store
 
     store = Store(root)
-    return [note for folder in sorted(store.root.glob("*-*")) for note in (store.manifest(folder.name) or {}).get("batches", ())]
+    return [
+        note
+        for folder in sorted(store.root.glob("*-*"))
+        for note in (store.manifest(folder.name) or {}).get("batches", ())
+    ]
 
 
 def accuracies(found):
     """Return the accuracies of some records, as `records` gives them, in percent."""
-    return [100 * record["result"][part]["top1"] for _, record in sorted(found.items()) for part in ("val", "test")]
+    return [
+        100 * record["result"][part]["top1"]
+        for _, record in sorted(found.items())
+        for part in ("val", "test")
+    ]

@@ -1,4 +1,6 @@
-"""Ray against the processes of one machine on the same small study, in turn: `python -m benchmarks.engines`."""
+"""Ray against the processes of one machine on the same small study, in turn: `python -m
+benchmarks.engines`.
+"""
 
 import argparse
 import math
@@ -15,12 +17,19 @@ from datadream.store import Store, provenance, write_json
 from datadream.study import cells, run_cells
 
 WORKERS = 2
-STUDY = {"methods": ["real", "cls", "dset+real"], "seeds": (0, 1), "dataset": "optdigits", "images": 20,
-         "overrides": {"adapt.epochs": 10, "adapt.warmup": 5, "classify.epochs": 4}}
+STUDY = {
+    "methods": ["real", "cls", "dset+real"],
+    "seeds": (0, 1),
+    "dataset": "optdigits",
+    "images": 20,
+    "overrides": {"adapt.epochs": 10, "adapt.warmup": 5, "classify.epochs": 4},
+}
 
 
 def timed(engine, workers=WORKERS, study=None):
-    """Return the seconds that the study takes from nothing, the start of the engine's processes included."""
+    """Return the seconds that the study takes from nothing, the start of the engine's processes
+    included.
+    """
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         run_cells(cells(**(study or STUDY)), Store(folder), workers=workers, engine=engine)
@@ -28,20 +37,38 @@ def timed(engine, workers=WORKERS, study=None):
 
 
 def main(arguments=None):
-    """Alternate the engines, and write the seconds and the ratio with its interval to benchmarks/results/engines.json."""
+    """Alternate the engines, and write the seconds and the ratio with its interval to
+    benchmarks/results/engines.json.
+    """
     parser = argparse.ArgumentParser(prog="python -m benchmarks.engines", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3, help="alternating runs of each engine (default: %(default)s)")
-    parser.add_argument("--out", type=Path, help="the file to write (default: benchmarks/results/engines.json)")
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        default=3,
+        help="alternating runs of each engine (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--out", type=Path, help="the file to write (default: benchmarks/results/engines.json)"
+    )
     options = parser.parse_args(arguments)
     seconds = {"local": [], "ray": []}
     for turn in range(options.rounds):
-        for engine in sorted(seconds, reverse=turn % 2 == 1):  # now one first, now the other: others' load comes and goes
+        # Now one first, now the other: others' load comes and goes.
+        for engine in sorted(seconds, reverse=turn % 2 == 1):
             seconds[engine].append(timed(engine))
             print(f"{engine}: {seconds[engine][-1]:.1f} s", flush=True)
     ratio = mean_interval(np.log(seconds["ray"]) - np.log(seconds["local"]))
     file = options.out or paths()["engines"]
-    write_json(file, {"cells": len(cells(**STUDY)), "workers": WORKERS, "seconds": seconds,
-                      "ratio": [math.exp(x) if math.isfinite(x) else None for x in ratio], **provenance()})
+    write_json(
+        file,
+        {
+            "cells": len(cells(**STUDY)),
+            "workers": WORKERS,
+            "seconds": seconds,
+            "ratio": [math.exp(x) if math.isfinite(x) else None for x in ratio],
+            **provenance(),
+        },
+    )
     print(file)
     return 0
 

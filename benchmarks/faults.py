@@ -1,7 +1,9 @@
-"""Kill, stop, starve and confuse a small study in every stage, start it again, and compare its records: `python -m benchmarks.faults --help`.
+"""Kill, stop, starve and confuse a small study in every stage, start it again, and compare its
+records: `python -m benchmarks.faults --help`.
 
-It measures whether what goes on from there ends with the undisturbed run's records, and the seconds that were lost. Cases that the
-results hold from the same commit are not run again, and those of another commit are kept where the options leave them out.
+It measures whether what goes on from there ends with the undisturbed run's records, and the seconds
+that were lost. Cases that the results hold from the same commit are not run again, and those of
+another commit are kept where the options leave them out.
 """
 
 import argparse
@@ -26,14 +28,17 @@ from . import disturb
 from .disturb import FAILED, STAGES, ended, family, left_behind, reached, records, start
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tests"))  # the tiny models, the folder of images and the bad input are the tests'
+# The tiny models, the folder of images and the bad input are the tests'.
+sys.path.insert(0, str(ROOT / "tests"))
 ENGINES = ("one process", "two processes", "ray", "command line")
 YEAR = 365 * 86400
 
 
 @dataclass
 class Box:
-    """The place of one case: its folder, the cells, the engine, the address of a Ray cluster, and what the case has to say."""
+    """The place of one case: its folder, the cells, the engine, the address of a Ray cluster,
+    and what the case has to say.
+    """
 
     root: Path
     recipes: list
@@ -49,17 +54,29 @@ class Box:
         return self.root / "artifacts"
 
     def start(self, **options):
-        """Start the study; `shared` lends it the Ray cluster that is there, else it starts its own."""
+        """Start the study; `shared` lends it the Ray cluster that is there, else it starts its
+        own.
+        """
         address = self.cluster.address if options.pop("shared", False) and self.cluster else None
         if self.engine == "command line":
             return Command(self.root)
-        return start(self.recipes, self.store, self.engine, self.root / "notes.txt", address=address, **options)
+        return start(
+            self.recipes,
+            self.store,
+            self.engine,
+            self.root / "notes.txt",
+            address=address,
+            **options,
+        )
 
     def end(self, process, *expected):
         """Wait for a process and note its exit status, which must be one of `expected`."""
         self.statuses.append(ended(process))
         if self.statuses[-1] not in expected:
-            self.fail(f"exit status {self.statuses[-1]}, not {' or '.join(map(str, expected))}: {last_line(self.root / 'notes.txt')}")
+            self.fail(
+                f"exit status {self.statuses[-1]}, not {' or '.join(map(str, expected))}: "
+                f"{last_line(self.root / 'notes.txt')}"
+            )
 
     def reaches(self, stage, process):
         """Wait for the stage in a running process, and return whether it came to it."""
@@ -79,13 +96,20 @@ class Box:
 
 
 class Command:
-    """`python -m datadream study` on a copy of the notebooks, as a process like those of `disturb.start`."""
+    """`python -m datadream study` on a copy of the notebooks, as a process like those of
+    `disturb.start`.
+    """
 
     def __init__(self, root):
         place = {"DATADREAM_HOME": str(root / "home"), "DATADREAM_STORE": str(root / "artifacts")}
         with open(root / "notes.txt", "a") as notes:
-            self.process = subprocess.Popen([sys.executable, "-m", "datadream", "study"], stdout=notes, stderr=subprocess.STDOUT,
-                                            env={**os.environ, **place}, process_group=0)
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "datadream", "study"],
+                stdout=notes,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **place},
+                process_group=0,
+            )
         self.pid = self.process.pid
 
     def is_alive(self):
@@ -105,11 +129,17 @@ class Command:
 
 def last_line(file):
     """Return the last line of what a case printed, without what names its folder."""
-    lines = [line for line in file.read_text(errors="replace").splitlines() if line.strip()] if file.exists() else []
+    lines = (
+        [line for line in file.read_text(errors="replace").splitlines() if line.strip()]
+        if file.exists()
+        else []
+    )
     return re.sub(r"/\S*/", "", lines[-1])[:200] if lines else "nothing was printed"
 
 
-# The faults. Each takes a box and a stage, disturbs a run in that stage, and leaves the rest to `Box.finish`.
+# The faults. Each takes a box and a stage, disturbs a run in that stage, and leaves the rest to
+# `Box.finish`.
+
 
 def kill_driver(box, stage):
     """SIGKILL, as the system's own when memory ends."""
@@ -160,6 +190,7 @@ def kill_node(box, stage):
 
 def signalled(number, code):
     """Return the fault of a signal to the process's group, as terminals and schedulers send it."""
+
     def fault(box, stage):
         process = box.start()
         if box.reaches(stage, process):
@@ -173,10 +204,15 @@ def signalled(number, code):
 
 
 def injected(kind, *expected):
-    """Return the fault that one process, whichever gets there first, has in the middle of the stage."""
+    """Return the fault that one process, whichever gets there first, has in the middle of the
+    stage.
+    """
+
     def fault(box, stage):
         codes = expected if box.engine != "ray" or kind != "memory" else (0, *expected)
-        box.end(box.start(shared=True, faults={"inject": (kind, stage, str(box.root / "once"))}), *codes)
+        box.end(
+            box.start(shared=True, faults={"inject": (kind, stage, str(box.root / "once"))}), *codes
+        )
         if not (box.root / "once").exists():
             box.fail("the fault was not reached")
 
@@ -191,10 +227,16 @@ def _interrupted(box, stage):
 
 
 def _mount(box, options):
-    way = ["-o", f"remount,{options}"] if box.store.is_mount() else ["-t", "tmpfs", "-o", options, "tmpfs"]
+    way = (
+        ["-o", f"remount,{options}"]
+        if box.store.is_mount()
+        else ["-t", "tmpfs", "-o", options, "tmpfs"]
+    )
     box.store.mkdir(exist_ok=True)
     end = time.monotonic() + 20  # a worker that has only just lost its node still holds its files
-    while subprocess.run(["mount", *way, str(box.store)], check=time.monotonic() > end, capture_output=True).returncode:
+    while subprocess.run(
+        ["mount", *way, str(box.store)], check=time.monotonic() > end, capture_output=True
+    ).returncode:
         time.sleep(0.2)
 
 
@@ -216,7 +258,8 @@ def read_only(box, stage):
     _mount(box, "size=64m")
     process = box.start()
     if box.reaches(stage, process):
-        for one in [psutil.Process(process.pid), *family(process)]:  # at once: a run that is asked to stop may come to its end first
+        # At once: a run that is asked to stop may come to its end first.
+        for one in [psutil.Process(process.pid), *family(process)]:
             one.kill()
     box.end(process, -signal.SIGKILL)
     _mount(box, "ro")
@@ -227,7 +270,9 @@ def read_only(box, stage):
 
 
 def other_times(box, stage):
-    """The clock goes back a day after the stop, and every file is of another year, half in the past and half in the future."""
+    """The clock goes back a day after the stop, and every file is of another year, half in the
+    past and half in the future.
+    """
     _interrupted(box, stage)
     for place, file in enumerate(sorted(box.store.rglob("*"))):
         then = time.time() + YEAR * (-1) ** place
@@ -261,7 +306,11 @@ FAULTS = {  # what happens, in which engines, in which stages
     "store read-only": (read_only, ("one process", "ray"), STAGES),
     "NaN": (injected("nan", FAILED), ("one process", "ray"), STAGES),
     "out of memory, once": (injected("memory once", 0), ("one process", "ray"), STAGES),
-    "out of memory, for good": (injected("memory", FAILED, -signal.SIGSEGV, -signal.SIGABRT), ("one process", "ray"), STAGES),
+    "out of memory, for good": (
+        injected("memory", FAILED, -signal.SIGSEGV, -signal.SIGABRT),
+        ("one process", "ray"),
+        STAGES,
+    ),
     "other file times and clock": (other_times, ("one process", "ray"), STAGES),
     "two studies, two clocks": (two_clocks, ("one process", "ray"), ("all",)),
     "two studies, two engines": (two_engines, ("ray",), ("all",)),
@@ -269,13 +318,22 @@ FAULTS = {  # what happens, in which engines, in which stages
 
 
 class Cluster:
-    """A Ray cluster of two nodes on this machine: a head without cores, and a node that computes and can be replaced."""
+    """A Ray cluster of two nodes on this machine: a head without cores, and a node that computes
+    and can be replaced.
+    """
 
     def __init__(self):
         from ray.cluster_utils import Cluster as Nodes
 
         os.environ["RAY_DEDUP_LOGS"] = "0"
-        self.nodes = Nodes(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": 80 * 2**20, "include_dashboard": False})
+        self.nodes = Nodes(
+            initialize_head=True,
+            head_node_args={
+                "num_cpus": 0,
+                "object_store_memory": 80 * 2**20,
+                "include_dashboard": False,
+            },
+        )
         self.address, self.node = self.nodes.address, self.add()
 
     def add(self):
@@ -284,7 +342,9 @@ class Cluster:
 
     def workers(self):
         """Return the processes of the node that computes."""
-        return psutil.Process(self.node.all_processes["raylet"][0].process.pid).children(recursive=True)
+        return psutil.Process(self.node.all_processes["raylet"][0].process.pid).children(
+            recursive=True
+        )
 
     def replace(self):
         """Kill the node that computes, and add another."""
@@ -297,7 +357,9 @@ class Cluster:
 
 
 def tiny_models(root):
-    """Return what the recipes of all cases have in common: the tests' models and images, written to `root` once."""
+    """Return what the recipes of all cases have in common: the tests' models and images, written
+    to `root` once.
+    """
     import conftest
 
     if not (root / "done").exists():
@@ -307,14 +369,32 @@ def tiny_models(root):
         conftest.build_classifier(root / "models" / "clip")
         conftest.write_classes(root / "photos", conftest.CLASSES, 12)
         (root / "done").touch()
-    return {"folder": str(root / "photos"), "overrides": {**conftest.TINY, "generator": str(root / "models" / "generator"),
-                                                           "classifier": str(root / "models" / "clip"), **disturb.LONG}}
+    return {
+        "folder": str(root / "photos"),
+        "overrides": {
+            **conftest.TINY,
+            "generator": str(root / "models" / "generator"),
+            "classifier": str(root / "models" / "clip"),
+            **disturb.LONG,
+        },
+    }
 
 
 def cells(common, engine):
-    """Return the cells of an engine's cases: one, and two where two processes share them by seed."""
-    return [recipe(overrides=common["overrides"], dataset="folder", folder=common["folder"], shots=2, method="dset+real", seed=seed)
-            for seed in ((0, 1) if engine == "two processes" else (0,))]
+    """Return the cells of an engine's cases: one, and two where two processes share them by
+    seed.
+    """
+    return [
+        recipe(
+            overrides=common["overrides"],
+            dataset="folder",
+            folder=common["folder"],
+            shots=2,
+            method="dset+real",
+            seed=seed,
+        )
+        for seed in ((0, 1) if engine == "two processes" else (0,))
+    ]
 
 
 def write_home(root, common):
@@ -322,9 +402,20 @@ def write_home(root, common):
     import yaml
 
     shutil.copytree(ROOT / "notebooks", root / "home" / "notebooks")
-    run = {"notebook": "dataset", "parameters": {"dataset": "folder", "folder": common["folder"], "shots": 2, "methods": ["dset+real"], "seeds": [0],
-                                                 "overrides": common["overrides"]}}
-    (root / "home" / "notebooks" / "study.yaml").write_text(yaml.safe_dump({"runs": {"run": run}, "smoke": {}}))
+    run = {
+        "notebook": "dataset",
+        "parameters": {
+            "dataset": "folder",
+            "folder": common["folder"],
+            "shots": 2,
+            "methods": ["dset+real"],
+            "seeds": [0],
+            "overrides": common["overrides"],
+        },
+    }
+    (root / "home" / "notebooks" / "study.yaml").write_text(
+        yaml.safe_dump({"runs": {"run": run}, "smoke": {}})
+    )
 
 
 @contextlib.contextmanager
@@ -343,7 +434,9 @@ def boxed(root, common, engine, cluster=None):
 
 
 def undisturbed(root, common, engine, cluster):
-    """Return (seconds, records) of an engine's run that nothing disturbs, after a process that loads what the first one loads."""
+    """Return (seconds, records) of an engine's run that nothing disturbs, after a process that
+    loads what the first one loads.
+    """
     with boxed(root, common, engine, cluster) as box:
         ended(start([], box.store, "one process", box.root / "notes.txt"))
         begun = time.perf_counter()
@@ -360,19 +453,44 @@ def run_case(name, stage, engine, root, common, cluster, reference):
         begun = time.perf_counter()
         try:
             FAULTS[name][0](box, stage)
-        except (OSError, psutil.Error, subprocess.CalledProcessError) as error:  # the others are tried all the same
+        except (OSError, psutil.Error, subprocess.CalledProcessError) as error:
+            # The others are tried all the same.
             box.fail(f"{type(error).__name__} while it was disturbed")
         box.finish(shared=True)
         spent, found = time.perf_counter() - begun, records(box.store)
         split = disturb.split(box.store)
-    apart = max((abs(one - other) for one, other in zip(disturb.accuracies(found[0]), disturb.accuracies(expected[0]), strict=True)), default=None)
-    return {"fault": name, "stage": stage, "engine": engine, "commit": provenance()["commit"], "survived": box.sound, "equal": found[0] == expected[0], "bytes": found == expected,
-            "split": split, "apart": apart, "statuses": box.statuses, "seconds": round(spent, 2), "undisturbed": round(seconds, 2),
-            "lost": round(spent - seconds, 2), "load": round(os.getloadavg()[0], 1), "notes": box.notes}
+    apart = max(
+        (
+            abs(one - other)
+            for one, other in zip(
+                disturb.accuracies(found[0]), disturb.accuracies(expected[0]), strict=True
+            )
+        ),
+        default=None,
+    )
+    return {
+        "fault": name,
+        "stage": stage,
+        "engine": engine,
+        "commit": provenance()["commit"],
+        "survived": box.sound,
+        "equal": found[0] == expected[0],
+        "bytes": found == expected,
+        "split": split,
+        "apart": apart,
+        "statuses": box.statuses,
+        "seconds": round(spent, 2),
+        "undisturbed": round(seconds, 2),
+        "lost": round(spent - seconds, 2),
+        "load": round(os.getloadavg()[0], 1),
+        "notes": box.notes,
+    }
 
 
 def count_inputs(root, common):
-    """Return, by class of bad input, how many cases of the tests' table ended in which way; one that ends otherwise than it must is named."""
+    """Return, by class of bad input, how many cases of the tests' table ended in which way; one
+    that ends otherwise than it must is named.
+    """
     import bad_input
 
     from datadream import study
@@ -380,7 +498,13 @@ def count_inputs(root, common):
 
     shutil.rmtree(root, ignore_errors=True)
     os.environ["DATADREAM_STORE"] = str(root / "artifacts")
-    one = recipe(overrides=common["overrides"] | disturb.SHORT, dataset="folder", folder=common["folder"], shots=2, method="real")
+    one = recipe(
+        overrides=common["overrides"] | disturb.SHORT,
+        dataset="folder",
+        folder=common["folder"],
+        shots=2,
+        method="real",
+    )
     finished, ends = (one, Store(root / "finished"), study.run(one, Store(root / "finished"))), {}
     for case in bad_input.CASES:
         place = root / "case"
@@ -398,16 +522,36 @@ def count_inputs(root, common):
 
 
 def pending(results, options):
-    """Return the (fault, stage, engine) that the options choose and the results lack of this commit: every fault in one stage, then in the others.
+    """Return the (fault, stage, engine) that the options choose and the results lack of this
+    commit: every fault in one stage, then in the others.
 
     What the results have of these from another commit is taken out.
     """
-    every = [(name, stages[(place + turn) % len(stages)], engine) for turn in range(len(STAGES)) for engine in ENGINES
-              for place, (name, (_, engines, stages)) in enumerate(FAULTS.items()) if engine in engines and turn < len(stages)]
+    every = [
+        (name, stages[(place + turn) % len(stages)], engine)
+        for turn in range(len(STAGES))
+        for engine in ENGINES
+        for place, (name, (_, engines, stages)) in enumerate(FAULTS.items())
+        if engine in engines and turn < len(stages)
+    ]
     results["planned"] = len(every)
-    chosen = [(name, stage, engine) for name, stage, engine in every
-              if all(not wanted or value in wanted for value, wanted in ((name, options.fault), (stage, options.stage), (engine, options.engine)))]
-    results["cases"] = [row for row in results["cases"] if row["commit"] == results["commit"] or (named(row) in every and named(row) not in chosen)]
+    chosen = [
+        (name, stage, engine)
+        for name, stage, engine in every
+        if all(
+            not wanted or value in wanted
+            for value, wanted in (
+                (name, options.fault),
+                (stage, options.stage),
+                (engine, options.engine),
+            )
+        )
+    ]
+    results["cases"] = [
+        row
+        for row in results["cases"]
+        if row["commit"] == results["commit"] or (named(row) in every and named(row) not in chosen)
+    ]
     have = {named(row) for row in results["cases"]}
     return [case for case in chosen if case not in have]
 
@@ -418,15 +562,43 @@ def named(row):
 
 
 def main(arguments=None):
-    """Run the cases that are missing, write benchmarks/results/faults.json after each, and return 1 if one did not survive as it must."""
+    """Run the cases that are missing, write benchmarks/results/faults.json after each, and
+    return 1 if one did not survive as it must.
+    """
     parser = argparse.ArgumentParser(prog="python -m benchmarks.faults", description=__doc__)
-    parser.add_argument("--fault", action="append", choices=FAULTS, help="only this one; may be repeated (default: all)")
-    parser.add_argument("--engine", action="append", choices=ENGINES, help="only this one; may be repeated (default: all)")
-    parser.add_argument("--stage", action="append", choices=(*STAGES, "all"), help="only this one; may be repeated (default: every one)")
-    parser.add_argument("--inputs", action="store_true", help="only the table of bad input, which is otherwise tried first")
-    parser.add_argument("--out", type=Path, default=paths()["faults"], help="the file to write (default: %(default)s)")
+    parser.add_argument(
+        "--fault",
+        action="append",
+        choices=FAULTS,
+        help="only this one; may be repeated (default: all)",
+    )
+    parser.add_argument(
+        "--engine",
+        action="append",
+        choices=ENGINES,
+        help="only this one; may be repeated (default: all)",
+    )
+    parser.add_argument(
+        "--stage",
+        action="append",
+        choices=(*STAGES, "all"),
+        help="only this one; may be repeated (default: every one)",
+    )
+    parser.add_argument(
+        "--inputs",
+        action="store_true",
+        help="only the table of bad input, which is otherwise tried first",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=paths()["faults"],
+        help="the file to write (default: %(default)s)",
+    )
     options = parser.parse_args(arguments)
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])
+    )
     results = load_faults(options.out)
     if results.get("commit") != provenance()["commit"]:
         results = {"cases": results.get("cases", []), "inputs": {}}
@@ -445,15 +617,24 @@ def main(arguments=None):
                 clusters.append(cluster)
             if engine not in references:
                 references[engine] = undisturbed(root / "case", common, engine, cluster)
-            results["cases"].append(run_case(name, stage, engine, root / "case", common, cluster, references[engine]))
+            results["cases"].append(
+                run_case(name, stage, engine, root / "case", common, cluster, references[engine])
+            )
             write_json(options.out, results)
             print({k: v for k, v in results["cases"][-1].items() if v or k == "equal"}, flush=True)
     finally:
         for cluster in clusters:
             cluster.shutdown()
-    print(fault_table(results).to_string(index=False), input_table(results).to_string(index=False), sep="\n")
+    print(
+        fault_table(results).to_string(index=False),
+        input_table(results).to_string(index=False),
+        sep="\n",
+    )
     wrong = [end for ends in results["inputs"].values() for end in ends if end.startswith("WRONG")]
-    return int(bool(wrong) or not all(row["survived"] and (row["equal"] or row["split"]) for row in results["cases"]))
+    return int(
+        bool(wrong)
+        or not all(row["survived"] and (row["equal"] or row["split"]) for row in results["cases"])
+    )
 
 
 if __name__ == "__main__":

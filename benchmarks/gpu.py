@@ -31,18 +31,35 @@ from datadream.store import write_json
 from . import full_size, limits
 from .stages import Size, Stage
 
-PACKAGES = ("torch", "torchvision", "diffusers", "transformers", "peft", "accelerate",
-            "open_clip_torch", "timm", "huggingface_hub", "numpy", "pillow", "mlxtend")
-# Ten images a batch, as the released code has: what is measured is a rate, and time on a GPU is short.
-SIZES = {"paper": Size(adapt=6, images=20, solver=50, train=1024, test=256, side=512, swaps=1),
-         "mini": Size(adapt=2, images=4, solver=2, train=64, test=20, side=32, swaps=1)}
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "diffusers",
+    "transformers",
+    "peft",
+    "accelerate",
+    "open_clip_torch",
+    "timm",
+    "huggingface_hub",
+    "numpy",
+    "pillow",
+    "mlxtend",
+)
+# Ten images a batch, as the released code has: what is measured is a rate, and time on a GPU is
+# short.
+SIZES = {
+    "paper": Size(adapt=6, images=20, solver=50, train=1024, test=256, side=512, swaps=1),
+    "mini": Size(adapt=2, images=4, solver=2, train=64, test=20, side=32, swaps=1),
+}
 
 
 @dataclass
 class Bench:
-    """Where and at which size a run measures: the folder of results, that of the models, and the profile.
+    """Where and at which size a run measures: the folder of results, that of the models, and the
+    profile.
 
-    `root` is kept on a warm machine, so that a second run finds the models. `backend` is torch.compile's.
+    `root` is kept on a warm machine, so that a second run finds the models. `backend` is
+    torch.compile's.
     """
 
     out: Path
@@ -68,13 +85,18 @@ class Bench:
 
     def recipe(self, **fields: Any) -> config.Recipe:
         """Return a recipe of the profile with the models of this run."""
-        own = {} if self.tiny else {"generator": str(self.root / "generator"),
-                                    "classifier": str(self.root / "clip")}
+        own = (
+            {}
+            if self.tiny
+            else {"generator": str(self.root / "generator"), "classifier": str(self.root / "clip")}
+        )
         return config.recipe(self.profile, **{"dataset": "mnist", "method": "cls", **own, **fields})
 
     def load(self, dtype: torch.dtype | None = None, training: bool = False) -> Any:
         """Return the generator's pipeline, in half precision on a GPU unless `dtype` is given."""
-        return models.load_generator(self.generator, dtype or models.dtype_for("auto", training=training))
+        return models.load_generator(
+            self.generator, dtype or models.dtype_for("auto", training=training)
+        )
 
     @property
     def generator(self) -> str:
@@ -118,7 +140,9 @@ class Bench:
         return 1e3 * self.seconds(run, repeats, warm)
 
     def profiled(self, run: Callable[[], Any], name: str, steps: int = 1) -> dict[str, float]:
-        """Return kernels, operators and milliseconds of one of `steps`; add the kernels to kernels.txt."""
+        """Return kernels, operators and milliseconds of one of `steps`; add the kernels to
+        kernels.txt.
+        """
         from torch.profiler import ProfilerActivity, profile
 
         run()
@@ -136,22 +160,34 @@ class Bench:
             print(f"\n## {name}\n{text}", file=file)
         kernels = [e for e in (found.events() or []) if "CUDA" in str(e.device_type)]
         calls = {event.key: event.count / steps for event in table}
-        waits = ("aten::_local_scalar_dense", "aten::item", "cudaStreamSynchronize",
-                 "cudaDeviceSynchronize")
-        return {"wall_ms": 1e3 * wall / steps,
-                "gpu_ms": sum(e.time_range.elapsed_us() for e in kernels) / 1e3 / steps,
-                "kernels": len(kernels) / steps,
-                "operators": sum(n for k, n in calls.items() if k.startswith("aten::")),
-                "host_waits": sum(calls.get(name, 0) for name in waits),
-                "copies_to_gpu": calls.get("Memcpy HtoD (Pageable -> Device)", 0)}
+        waits = (
+            "aten::_local_scalar_dense",
+            "aten::item",
+            "cudaStreamSynchronize",
+            "cudaDeviceSynchronize",
+        )
+        return {
+            "wall_ms": 1e3 * wall / steps,
+            "gpu_ms": sum(e.time_range.elapsed_us() for e in kernels) / 1e3 / steps,
+            "kernels": len(kernels) / steps,
+            "operators": sum(n for k, n in calls.items() if k.startswith("aten::")),
+            "host_waits": sum(calls.get(name, 0) for name in waits),
+            "copies_to_gpu": calls.get("Memcpy HtoD (Pageable -> Device)", 0),
+        }
 
     @contextlib.contextmanager
     def cudnn_attention(self) -> Iterator[None]:
-        """Prefer cuDNN's attention, which PyTorch tries after FlashAttention 2; what it cannot do falls back."""
+        """Prefer cuDNN's attention, which PyTorch tries after FlashAttention 2; what it cannot
+        do falls back.
+        """
         from torch.nn.attention import SDPBackend, sdpa_kernel
 
-        order = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION,
-                 SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+        order = [
+            SDPBackend.CUDNN_ATTENTION,
+            SDPBackend.FLASH_ATTENTION,
+            SDPBackend.EFFICIENT_ATTENTION,
+            SDPBackend.MATH,
+        ]
         with sdpa_kernel(order, set_priority=True) if self.cuda else contextlib.nullcontext():
             yield
 
@@ -162,17 +198,24 @@ PARTS: dict[str, tuple[float, Part]] = {}
 
 def part(seconds: float) -> Callable[[Part], Part]:
     """Register a part that takes about `seconds` on an H200, models at hand."""
+
     def note(function: Part) -> Part:
         PARTS[function.__name__] = (seconds, function)
         return function
+
     return note
 
 
 @part(5)
 def environment(bench: Bench) -> dict[str, Any]:
     """Return the versions, the card, and its two ceilings: matrix products and copies."""
-    found: dict[str, Any] = {"python": sys.version.split()[0], "versions": {}, "cores": os.cpu_count(),
-                             "threads": torch.get_num_threads(), "device": str(bench.device)}
+    found: dict[str, Any] = {
+        "python": sys.version.split()[0],
+        "versions": {},
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": str(bench.device),
+    }
     for name in PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
             found["versions"][name] = metadata.version(name)
@@ -180,16 +223,22 @@ def environment(bench: Bench) -> dict[str, Any]:
     if bench.cuda:
         dtypes += [torch.bfloat16, torch.float16]
         big = torch.empty(2**31, dtype=torch.uint8, device=bench.device)
-        found |= {"card": torch.cuda.get_device_name(), "cudnn": torch.backends.cudnn.version(),
-                  "cuda": torch.version.cuda, "copy_TBs": 2 * big.nbytes / bench.seconds(big.clone) / 1e12,
-                  "bf16": torch.cuda.is_bf16_supported(including_emulation=False)}
+        found |= {
+            "card": torch.cuda.get_device_name(),
+            "cudnn": torch.backends.cudnn.version(),
+            "cuda": torch.version.cuda,
+            "copy_TBs": 2 * big.nbytes / bench.seconds(big.clone) / 1e12,
+            "bf16": torch.cuda.is_bf16_supported(including_emulation=False),
+        }
     found["flops"] = {str(d): limits.products(bench.device, d, seconds=0.3) for d in dtypes}
     return found
 
 
 @part(25)
 def make_models(bench: Bench) -> dict[str, Any]:
-    """Write both models in true size; the weights are drawn on the device, on a CPU that takes a minute."""
+    """Write both models in true size; the weights are drawn on the device, on a CPU that takes a
+    minute.
+    """
     if bench.tiny or (bench.root / "clip" / "open_clip_model.safetensors").exists():
         return {}
     try:
@@ -202,14 +251,21 @@ def make_models(bench: Bench) -> dict[str, Any]:
         full_size.save_models(bench.root)
         where = f"cpu, since {error!r}"[:300]
     bench.forget()
-    return {"made_on": where, "bytes": sum(p.stat().st_size for p in bench.root.rglob("*") if p.is_file())}
+    return {
+        "made_on": where,
+        "bytes": sum(p.stat().st_size for p in bench.root.rglob("*") if p.is_file()),
+    }
 
 
 def measure(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
     """Run the parts that are asked for and fit into the time; return the results by part."""
     begun, results = time.perf_counter(), {}
-    head = {"gpu": torch.cuda.get_device_name() if bench.cuda else "none", "torch": torch.__version__,
-            "date": time.strftime("%Y-%m-%d", time.gmtime()), "profile": bench.profile}
+    head = {
+        "gpu": torch.cuda.get_device_name() if bench.cuda else "none",
+        "torch": torch.__version__,
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "profile": bench.profile,
+    }
     for name, (needed, function) in PARTS.items():
         if options.only and name not in options.only:
             continue
@@ -230,18 +286,36 @@ def measure(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measure, write results.json and kernels.txt to a folder, and return 1 if a part failed, else 0."""
+    """Measure, write results.json and kernels.txt to a folder, and return 1 if a part failed,
+    else 0.
+    """
     from . import gpu_parts  # noqa: F401  registers the parts
 
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="the folder of results.json and kernels.txt")
-    parser.add_argument("--seconds", type=float, default=340,
-                        help="no part begins that would end after these (default: %(default)g)")
-    parser.add_argument("--only", action="append", choices=PARTS, help="only this part; may be repeated")
-    parser.add_argument("--tiny", action="store_true", help="the embedded models, to see that it works")
-    parser.add_argument("--root", type=Path, default=Path(tempfile.gettempdir()) / "datadream-gpu",
-                        help="where the models are made, and found again (default: %(default)s)")
-    parser.add_argument("--backend", default="inductor", help="of torch.compile (default: %(default)s)")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="the folder of results.json and kernels.txt"
+    )
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=340,
+        help="no part begins that would end after these (default: %(default)g)",
+    )
+    parser.add_argument(
+        "--only", action="append", choices=PARTS, help="only this part; may be repeated"
+    )
+    parser.add_argument(
+        "--tiny", action="store_true", help="the embedded models, to see that it works"
+    )
+    parser.add_argument(
+        "--root",
+        type=Path,
+        default=Path(tempfile.gettempdir()) / "datadream-gpu",
+        help="where the models are made, and found again (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--backend", default="inductor", help="of torch.compile (default: %(default)s)"
+    )
     options = parser.parse_args(arguments)
     bench = Bench(options.out, options.root, options.tiny, options.backend)
     for folder in (bench.out, bench.root):

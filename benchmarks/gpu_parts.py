@@ -1,4 +1,6 @@
-"""The parts of `benchmarks.gpu`: does each stage run, how fast is it, where does a step's time go, what would a change bring."""
+"""The parts of `benchmarks.gpu`: does each stage run, how fast is it, where does a step's time
+go, what would a change bring.
+"""
 
 import contextlib
 import os
@@ -29,66 +31,108 @@ WAYS = (("released way", "baseline"), ("ours", "product"))
 
 @part(40)
 def whole_cell(bench: Bench) -> dict[str, Any]:
-    """Run one cell on two classes of noise from photos to its record, and say in which precision."""
+    """Run one cell on two classes of noise from photos to its record, and say in which
+    precision.
+    """
     folder = Path(tempfile.mkdtemp(dir=bench.root))
     for label, name in enumerate(("heron", "wren")):
         (folder / "photos" / name).mkdir(parents=True)
         for i in range(6):
             noise = np.random.RandomState(10 * label + i).randint(0, 255, (300, 400, 3), np.uint8)
             Image.fromarray(noise).save(folder / "photos" / name / f"{i}.jpg")
-    small = {"adapt.epochs": 2, "adapt.batch": 2, "adapt.warmup": 1, "generate.images": 2,
-             "generate.steps": 2, "classify.epochs": 2, "classify.warmup": 1, "classify.batch": 4,
-             "classify.evaluations": 1}
-    cell = bench.recipe(overrides=small, dataset="folder", folder=str(folder / "photos"),
-                        method="dset+real", shots=1, noun="bird")
+    small = {
+        "adapt.epochs": 2,
+        "adapt.batch": 2,
+        "adapt.warmup": 1,
+        "generate.images": 2,
+        "generate.steps": 2,
+        "classify.epochs": 2,
+        "classify.warmup": 1,
+        "classify.batch": 4,
+        "classify.evaluations": 1,
+    }
+    cell = bench.recipe(
+        overrides=small,
+        dataset="folder",
+        folder=str(folder / "photos"),
+        method="dset+real",
+        shots=1,
+        noun="bird",
+    )
     record = run_cell(cell, Store(folder / "store"))
     files = sorted((folder / "store").glob("generate-*/train/*/*.png"))
     images = [np.asarray(Image.open(file)) for file in files]
     if record["result"]["test"]["total"] != 4 or len(images) != 4:
-        raise RuntimeError(f"{record['result']['test']['total']} test images and {len(images)} drawn, not 4")
-    return {"seconds_by_stage": record["seconds"], "image": list(images[0].shape),
-            "dtypes": [str(models.dtype_for("auto", training=t)) for t in (True, False)],
-            "spread": [float(image.std()) for image in images], "peak_GB": bench.peak_gigabytes()}
+        raise RuntimeError(
+            f"{record['result']['test']['total']} test images and {len(images)} drawn, not 4"
+        )
+    return {
+        "seconds_by_stage": record["seconds"],
+        "image": list(images[0].shape),
+        "dtypes": [str(models.dtype_for("auto", training=t)) for t in (True, False)],
+        "spread": [float(image.std()) for image in images],
+        "peak_GB": bench.peak_gigabytes(),
+    }
 
 
 @part(15)
 def half_against_single(bench: Bench) -> dict[str, Any]:
-    """Return the relative error of a pass in half precision, and the largest activation beside float16's 65504."""
+    """Return the relative error of a pass in half precision, and the largest activation beside
+    float16's 65504.
+    """
     found: dict[str, Any] = {}
     exact: tuple[torch.Tensor, ...] = ()
     inputs: tuple[torch.Tensor, ...] = ()
-    for dtype in (torch.float32, torch.float16, torch.bfloat16) if bench.cuda else (torch.float32, torch.bfloat16):
+    for dtype in (
+        (torch.float32, torch.float16, torch.bfloat16)
+        if bench.cuda
+        else (torch.float32, torch.bfloat16)
+    ):
         pipe, largest = bench.load(dtype), [0.0]
         unet, decoder = pipe.unet, pipe.vae.decoder
         if not inputs:
             side, width = unet.config.sample_size, unet.config.cross_attention_dim
             torch.manual_seed(0)
-            inputs = (torch.randn(2, unet.config.in_channels, side, side),
-                      torch.randn(2, pipe.tokenizer.model_max_length, width))
+            inputs = (
+                torch.randn(2, unet.config.in_channels, side, side),
+                torch.randn(2, pipe.tokenizer.model_max_length, width),
+            )
 
         def watch(module, given, out, largest=largest):
             largest[0] = max(largest[0], float(out.abs().max()))
 
-        hooks = [m.register_forward_hook(watch) for n in (unet, decoder) for m in n.modules()
-                 if isinstance(m, (torch.nn.Conv2d, torch.nn.Linear))]
+        hooks = [
+            m.register_forward_hook(watch)
+            for n in (unet, decoder)
+            for m in n.modules()
+            if isinstance(m, (torch.nn.Conv2d, torch.nn.Linear))
+        ]
         with torch.no_grad():
             x, text = (t.to(bench.device, dtype) for t in inputs)
             times = torch.tensor([500, 20], device=bench.device)
-            outs = (unet(x, times, text).sample.float(),
-                    pipe.vae.decode(x / pipe.vae.config.scaling_factor).sample.float())
+            outs = (
+                unet(x, times, text).sample.float(),
+                pipe.vae.decode(x / pipe.vae.config.scaling_factor).sample.float(),
+            )
         for hook in hooks:
             hook.remove()
         exact = exact or outs
         errors = [float((o - e).norm() / e.norm()) for o, e in zip(outs, exact, strict=True)]
-        found[str(dtype)] = {"unet": errors[0], "decoder": errors[1], "largest": largest[0],
-                             "finite": bool(all(o.isfinite().all() for o in outs))}
+        found[str(dtype)] = {
+            "unet": errors[0],
+            "decoder": errors[1],
+            "largest": largest[0],
+            "finite": bool(all(o.isfinite().all() for o in outs)),
+        }
         del pipe, unet, decoder
         bench.forget()
     return found
 
 
 def rates(bench: Bench, name: str, ways, units: int, repeats: int = 2) -> dict[str, Any]:
-    """Return by way the units a second, the seconds and the peak of a stage; `ways` has (label, way, context)."""
+    """Return by way the units a second, the seconds and the peak of a stage; `ways` has (label,
+    way, context).
+    """
     found = {}
     for label, way, around in ways:
         bench.forget()
@@ -97,8 +141,11 @@ def rates(bench: Bench, name: str, ways, units: int, repeats: int = 2) -> dict[s
             stage = bench.stage(name, way)
             stage.measure()  # warms up
             times, peaks = zip(*(stage.measure() for _ in range(repeats)), strict=True)
-        found[label] = {"per_s": units / statistics.median(times), "seconds": times,
-                        "peak_GB": (max(peaks) - held) / 1e9}
+        found[label] = {
+            "per_s": units / statistics.median(times),
+            "seconds": times,
+            "peak_GB": (max(peaks) - held) / 1e9,
+        }
         if hasattr(stage, "pipe") and hasattr(stage, "parameters"):
             models.remove_lora(stage.pipe)
         del stage
@@ -113,12 +160,18 @@ def plain(ways=WAYS) -> list[tuple[str, str, Callable]]:
 
 @part(45)
 def adapt_steps(bench: Bench) -> dict[str, Any]:
-    """Return optimiser steps a second: ours, and the released way in float32 and in mixed precision."""
+    """Return optimiser steps a second: ours, and the released way in float32 and in mixed
+    precision.
+    """
+
     def half():
         return torch.autocast("cuda", torch.float16) if bench.cuda else contextlib.nullcontext()
 
-    ways = [("released way, float32", "baseline", contextlib.nullcontext),
-            ("released way, float16 autocast", "baseline", half), *plain(WAYS[1:])]
+    ways = [
+        ("released way, float32", "baseline", contextlib.nullcontext),
+        ("released way, float16 autocast", "baseline", half),
+        *plain(WAYS[1:]),
+    ]
     return rates(bench, "adapt", ways, bench.size.adapt)
 
 
@@ -156,10 +209,13 @@ def classifier_epoch(bench: Bench) -> dict[str, Any]:
 def classifier_parts(bench: Bench) -> dict[str, Any]:
     """Return where a step of the classifier goes: making the batch, and the model's passes."""
     recipe, _, source, step = classifier_step(bench)
-    found = {"batch": recipe.classify.batch, "batch_ms": bench.milliseconds(lambda: source.at(0), 4, 1),
-             "model_ms": bench.milliseconds(step, 4, 1),
-             "batch_profile": bench.profiled(lambda: source.at(0), "classifier's batch"),
-             "model_profile": bench.profiled(step, "classifier's passes")}
+    found = {
+        "batch": recipe.classify.batch,
+        "batch_ms": bench.milliseconds(lambda: source.at(0), 4, 1),
+        "model_ms": bench.milliseconds(step, 4, 1),
+        "batch_profile": bench.profiled(lambda: source.at(0), "classifier's batch"),
+        "model_profile": bench.profiled(step, "classifier's passes"),
+    }
     with bench.cudnn_attention():
         found["model_ms, cuDNN attention"] = bench.milliseconds(step, 4, 1)
     return found
@@ -182,7 +238,9 @@ def classifier_step(bench: Bench):
     images, targets, real = source.at(0)
 
     def passes():
-        loss = classify.mixed_loss(model(images, tokens), targets, real, recipe.classify.real_weight)
+        loss = classify.mixed_loss(
+            model(images, tokens), targets, real, recipe.classify.real_weight
+        )
         loss.backward()
         for parameter in parameters.values():
             parameter.grad = None
@@ -191,10 +249,15 @@ def classifier_step(bench: Bench):
 
 
 def unet_pass(bench: Bench, pipe):
-    """Return a function that does one guided pass of the UNet, as sampling does, and its number of images."""
+    """Return a function that does one guided pass of the UNet, as sampling does, and its number
+    of images.
+    """
     unet, count = pipe.unet, 2 if bench.tiny else 20
     side, width = unet.config.sample_size, unet.config.cross_attention_dim
-    shapes = ((count, unet.config.in_channels, side, side), (count, pipe.tokenizer.model_max_length, width))
+    shapes = (
+        (count, unet.config.in_channels, side, side),
+        (count, pipe.tokenizer.model_max_length, width),
+    )
     x, text = (torch.randn(shape, device=bench.device).to(unet.dtype) for shape in shapes)
     time_ = torch.tensor(500, device=bench.device)
 
@@ -207,7 +270,9 @@ def unet_pass(bench: Bench, pipe):
 
 @part(30)
 def sampling_pass(bench: Bench) -> dict[str, Any]:
-    """Return one guided UNet pass in several ways, the decoder by batch, and what an image costs the host."""
+    """Return one guided UNet pass in several ways, the decoder by batch, and what an image costs
+    the host.
+    """
     from torch.utils.flop_counter import FlopCounterMode
 
     pipe = bench.load()
@@ -224,17 +289,22 @@ def sampling_pass(bench: Bench) -> dict[str, Any]:
         milliseconds["cuDNN attention"] = bench.milliseconds(once)
     found["decoder"], decoded = decoder_batches(bench, pipe)
     processor, count = pipe.image_processor, len(decoded)
-    to_pil = bench.milliseconds(lambda: processor.numpy_to_pil(processor.pt_to_numpy(decoded)), 4, 1)
+    to_pil = bench.milliseconds(
+        lambda: processor.numpy_to_pil(processor.pt_to_numpy(decoded)), 4, 1
+    )
     found["host_ms_an_image"] = {"to PIL": to_pil / count}
     photo = stages.noise(Images((0,), (0,))).open(0).resize((512, 512), Image.Resampling.BICUBIC)
     for level in (6, 1):
         found["host_ms_an_image"][f"PNG, level {level}"] = bench.milliseconds(
-            lambda level=level: photo.save(bench.root / "photo.png", compress_level=level), 4, 1)
+            lambda level=level: photo.save(bench.root / "photo.png", compress_level=level), 4, 1
+        )
     return found
 
 
 def decoder_batches(bench: Bench, pipe) -> tuple[dict[int, Any], torch.Tensor]:
-    """Return by batch size the decoder's milliseconds an image, its peak, and how far halves are apart; and ten images."""
+    """Return by batch size the decoder's milliseconds an image, its peak, and how far halves are
+    apart; and ten images.
+    """
     found, images = {}, torch.zeros(1, 3, 8, 8)
     channels, side = pipe.unet.config.in_channels, pipe.unet.config.sample_size
     for n in (1, 2) if bench.tiny else (10, 32, 64):
@@ -248,11 +318,17 @@ def decoder_batches(bench: Bench, pipe) -> tuple[dict[int, Any], torch.Tensor]:
             seconds = bench.seconds(lambda z=z, decode=decode: decode(z), 2, 1)
             whole = decode(z).float()
             halves = torch.cat([decode(half) for half in z.split(max(1, n // 2))]).float()
-            found[n] = {"ms_an_image": 1e3 * seconds / n, "peak_GB": bench.peak_gigabytes(),
-                        "apart_from_halves": float((whole - halves).norm() / halves.norm())}
+            found[n] = {
+                "ms_an_image": 1e3 * seconds / n,
+                "peak_GB": bench.peak_gigabytes(),
+                "apart_from_halves": float((whole - halves).norm() / halves.norm()),
+            }
             images = whole[:10].clamp(-1, 1) / 2 + 0.5
         except RuntimeError as error:
-            found[n] = {"error": repr(error)[:300], "taken_for_want_of_memory": memory.out_of_memory(error)}
+            found[n] = {
+                "error": repr(error)[:300],
+                "taken_for_want_of_memory": memory.out_of_memory(error),
+            }
         bench.forget()
     return found, images
 
@@ -279,7 +355,8 @@ def adapt_parts(bench: Bench) -> dict[str, Any]:
     pipe, once = unet_step(bench)
     milliseconds = found["unet_ms"] = {"as shipped": bench.milliseconds(once)}
     found["unet_profile"] = bench.profiled(once, "UNet's step")
-    # A cast that peft would do in single precision is undone by autocast: the LoRA's products are then in bfloat16.
+    # A cast that peft would do in single precision is undone by autocast: the LoRA's products are
+    # then in bfloat16.
     half = torch.autocast(bench.device.type, torch.bfloat16, enabled=bench.cuda)
     with half, disable_input_dtype_casting(pipe.unet, active=bench.cuda):
         milliseconds["LoRA in bfloat16"] = bench.milliseconds(once)
@@ -297,18 +374,24 @@ def adapt_parts(bench: Bench) -> dict[str, Any]:
 
 @part(30)
 def four_adapters(bench: Bench) -> dict[str, Any]:
-    """Return the seconds of one step of four adapters, one after the other and in one batched pass."""
+    """Return the seconds of one step of four adapters, one after the other and in one batched
+    pass.
+    """
     ways = together.ways(bench.profile, 4, bench.generator)
     found = {way: statistics.median([run() for _ in range(5)][2:]) for way, run in ways.items()}
     return found
 
 
 def lean_lora(self, x):
-    """Return peft's linear layer with its low-rank update as one product that adds to the base's."""
+    """Return peft's linear layer with its low-rank update as one product that adds to the
+    base's.
+    """
     down, up = (layer["default"].weight.to(x.dtype) for layer in (self.lora_A, self.lora_B))
     flat = x.reshape(-1, x.shape[-1])
     scale = self.scaling["default"]
-    return torch.addmm(self.base_layer(flat), flat @ down.T, up.T, alpha=scale).view(*x.shape[:-1], -1)
+    return torch.addmm(self.base_layer(flat), flat @ down.T, up.T, alpha=scale).view(
+        *x.shape[:-1], -1
+    )
 
 
 @part(70)
@@ -317,8 +400,12 @@ def sampling_compiled(bench: Bench) -> dict[str, Any]:
     pipe = bench.load()
     once, images = unet_pass(bench, pipe)
     with compiling(bench), sampling.compiled(pipe.unet), bench.cudnn_attention():
-        found = {"images": images, "compile_s": first_seconds(bench, once), "ms": bench.milliseconds(once),
-                 "profile": bench.profiled(once, "sampling, compiled")}
+        found = {
+            "images": images,
+            "compile_s": first_seconds(bench, once),
+            "ms": bench.milliseconds(once),
+            "profile": bench.profiled(once, "sampling, compiled"),
+        }
     return found
 
 
@@ -333,7 +420,9 @@ def classifier_compiled(bench: Bench) -> dict[str, Any]:
 
 @part(400)
 def adapt_compiled(bench: Bench) -> dict[str, Any]:
-    """Return the UNet's optimiser step compiled, with peft's layers as they are; it compiles for minutes."""
+    """Return the UNet's optimiser step compiled, with peft's layers as they are; it compiles for
+    minutes.
+    """
     pipe, once = unet_step(bench)
     with compiling(bench), sampling.compiled(pipe.unet):
         found = {"compile_s": first_seconds(bench, once), "unet_ms": bench.milliseconds(once)}

@@ -1,4 +1,6 @@
-"""How long the paper's tasks take at an assumed throughput, from the counted operations of the full-size models and measured rates."""
+"""How long the paper's tasks take at an assumed throughput, from the counted operations of the
+full-size models and measured rates.
+"""
 
 import functools
 import hashlib
@@ -14,9 +16,11 @@ from datadream.plan import PROXY, load_or_describe, seconds, work
 from . import limits
 from .full_size import TEXT, UNET, VAE
 
-# NVIDIA's data sheet of the H100 SXM: 1,979 TFLOP/s in bfloat16 with sparsity, half of it without. The share is an assumption.
+# NVIDIA's data sheet of the H100 SXM: 1,979 TFLOP/s in bfloat16 with sparsity, half of it without.
+# The share is an assumption.
 PEAK, SHARE = 989e12, 0.4
-# A GPU's share of its host, assumed: the cores that decode training images, the memory that keeps them, and the disk that the rest is read from.
+# A GPU's share of its host, assumed: the cores that decode training images, the memory that keeps
+# them, and the disk that the rest is read from.
 CORES, MEMORY, DISK = 16, 128e9, 3e9  # bytes, bytes/s
 SIDE, VIEW = 512, 224  # pixels of the paper's generator and classifier
 
@@ -35,18 +39,29 @@ def _generator():
     from transformers import CLIPTextConfig, CLIPTextModel
 
     with torch.device("meta"):
-        parts = {"unet": UNet2DConditionModel(**UNET), "text_encoder": CLIPTextModel(CLIPTextConfig(**TEXT)), "vae": AutoencoderKL(**VAE)}
-    return types.SimpleNamespace(**{name: part.requires_grad_(False) for name, part in parts.items()})
+        parts = {
+            "unet": UNet2DConditionModel(**UNET),
+            "text_encoder": CLIPTextModel(CLIPTextConfig(**TEXT)),
+            "vae": AutoencoderKL(**VAE),
+        }
+    return types.SimpleNamespace(
+        **{name: part.requires_grad_(False) for name, part in parts.items()}
+    )
 
 
 @functools.lru_cache
 def generator_flops():
-    """Return the operations of Stable Diffusion 2.1-base for one image: UNet pass, encoding, decoding, a trained view, a trained prompt."""
+    """Return the operations of Stable Diffusion 2.1-base for one image: UNet pass, encoding,
+    decoding, a trained view, a trained prompt.
+    """
     from datadream.config import recipe
     from datadream.models import add_generator_lora
 
     pipe, side = _generator(), SIDE // 8
-    latent, picture, ids = (torch.empty(shape, device="meta") for shape in ((1, 4, side, side), (1, 3, SIDE, SIDE), (1, 77)))
+    latent, picture, ids = (
+        torch.empty(shape, device="meta")
+        for shape in ((1, 4, side, side), (1, 3, SIDE, SIDE), (1, 77))
+    )
 
     def text():
         return pipe.text_encoder(ids.long())[0]
@@ -56,11 +71,16 @@ def generator_flops():
 
     with torch.no_grad():
         words = torch.empty(1, 77, TEXT["hidden_size"], device="meta")
-        found = {"unet": _count(lambda: unet(words)), "encode": _count(lambda: pipe.vae.encode(picture)),
-                 "decode": _count(lambda: pipe.vae.decode(latent))}
+        found = {
+            "unet": _count(lambda: unet(words)),
+            "encode": _count(lambda: pipe.vae.encode(picture)),
+            "decode": _count(lambda: pipe.vae.decode(latent)),
+        }
     add_generator_lora(pipe, recipe("paper").adapt)
     found["trained prompt"] = _count(lambda: text().sum().backward())
-    return found | {"trained view": _count(lambda: unet(text()).sum().backward()) - found["trained prompt"]}
+    return found | {
+        "trained view": _count(lambda: unet(text()).sum().backward()) - found["trained prompt"]
+    }
 
 
 @functools.lru_cache
@@ -72,25 +92,38 @@ def _classifier():
 
     name, options = "ViT-B-16-quickgelu", recipe("paper").classify
     with torch.device("meta"):
-        model = Classifier(open_clip.CLIP(**open_clip.get_model_config(name)), open_clip.get_tokenizer(name), (0.0,) * 3, (1.0,) * 3)
+        model = Classifier(
+            open_clip.CLIP(**open_clip.get_model_config(name)),
+            open_clip.get_tokenizer(name),
+            (0.0,) * 3,
+            (1.0,) * 3,
+        )
         add_classifier_lora(model, options.rank, options.alpha, options.dropout)
     return model
 
 
 @functools.lru_cache
 def classifier_flops(length):
-    """Return the operations of CLIP ViT-B/16: an image read, an image trained on, and a prompt of `length` tokens trained on."""
-    model, picture = _classifier(), torch.empty(1, 3, VIEW, VIEW, device="meta")  # below `Classifier.image`, whose autocast knows no meta device
+    """Return the operations of CLIP ViT-B/16: an image read, an image trained on, and a prompt
+    of `length` tokens trained on.
+    """
+    # Below `Classifier.image`, whose autocast knows no meta device.
+    model, picture = (_classifier(), torch.empty(1, 3, VIEW, VIEW, device="meta"))
     with torch.no_grad():
         read = _count(lambda: model.clip.encode_image(picture))
     tokens = torch.zeros(1, length, dtype=torch.long, device="meta")
-    return {"read": read, "trained image": _count(lambda: model.clip.encode_image(picture).sum().backward()),
-            "trained prompt": _count(lambda: model._encode_text(tokens).sum().backward())}
+    return {
+        "read": read,
+        "trained image": _count(lambda: model.clip.encode_image(picture).sum().backward()),
+        "trained prompt": _count(lambda: model._encode_text(tokens).sum().backward()),
+    }
 
 
 @functools.lru_cache
 def rates():
-    """Return what a core of this machine does: bytes/s of decoded pixels of the generator's size, bytes/s of SHA-256."""
+    """Return what a core of this machine does: bytes/s of decoded pixels of the generator's
+    size, bytes/s of SHA-256.
+    """
     block, count, start = bytes(2**24), 0, time.process_time()
     while time.process_time() - start < 1:
         hashlib.sha256(block).digest()
@@ -104,17 +137,21 @@ def _prompt_length(dataset):
 
 
 def decoded(recipe, dataset):
-    """Return how many synthetic images a training decodes, and how many it reads back from the disk: all uses of a set that memory cannot keep."""
+    """Return how many synthetic images a training decodes, and how many it reads back from the
+    disk: all uses of a set that memory cannot keep.
+    """
     if not recipe.row.generator or not recipe.row.trained:
         return 0, 0
     made, used = recipe.generate.images * len(dataset.classes), work(recipe, dataset)["train"][2]
     again = used / 2 if recipe.row.real else used  # half of a batch is real, and the few shots fit
-    return made, again if made * 3 * SIDE ** 2 > MEMORY else 0
+    return made, again if made * 3 * SIDE**2 > MEMORY else 0
 
 
 @functools.lru_cache
 def _cell(recipe, dataset):
-    """Return the parts of a cell in seconds: the set's digests, the classifier's products, the decoding of its images, the test."""
+    """Return the parts of a cell in seconds: the set's digests, the classifier's products, the
+    decoding of its images, the test.
+    """
     options, classes = recipe.classify, len(dataset.classes)
     flops, core = classifier_flops(_prompt_length(dataset)), rates()
     made = recipe.generate.images * classes if recipe.row.generator else 0
@@ -123,13 +160,19 @@ def _cell(recipe, dataset):
         return {"test": test}
     _, steps, images = work(recipe, dataset)["train"]
     products = images * flops["trained image"] + steps * classes * flops["trained prompt"]
-    once, again = (count * 3 * SIDE ** 2 for count in decoded(recipe, dataset))
-    return {"digests": made * PIXEL * SIDE ** 2 / core["hashed"], "products": products / PEAK / SHARE,
-            "decoding": once / core["decoded"] / CORES + again / DISK, "test": test}
+    once, again = (count * 3 * SIDE**2 for count in decoded(recipe, dataset))
+    return {
+        "digests": made * PIXEL * SIDE**2 / core["hashed"],
+        "products": products / PEAK / SHARE,
+        "decoding": once / core["decoded"] / CORES + again / DISK,
+        "test": test,
+    }
 
 
 def parts(task):
-    """Return what a task of the paper's table takes, part -> seconds; a cell decodes while it computes."""
+    """Return what a task of the paper's table takes, part -> seconds; a cell decodes while it
+    computes.
+    """
     recipe = task.recipe
     dataset, flops = load_or_describe(recipe), generator_flops()
     if task.kind == "cell":
@@ -137,7 +180,11 @@ def parts(task):
     amounts = work(recipe, dataset)
     if task.kind == "adapt":
         prompts = len(dataset.classes) if task.where[0] is None else 1
-        view = flops["trained view"] + flops["encode"] + flops["trained prompt"] * min(prompts, recipe.adapt.batch) / recipe.adapt.batch
+        view = (
+            flops["trained view"]
+            + flops["encode"]
+            + flops["trained prompt"] * min(prompts, recipe.adapt.batch) / recipe.adapt.batch
+        )
         return {"products": amounts["adapt"][2] * view / PEAK / SHARE}
     images, _, passes = amounts["generate"]
     whole = (passes * flops["unet"] + images * flops["decode"]) / PEAK / SHARE
@@ -145,6 +192,8 @@ def parts(task):
 
 
 def length(task):
-    """Return the seconds that a task of the paper's table takes: products and decoding at once, the rest one after the other."""
+    """Return the seconds that a task of the paper's table takes: products and decoding at once,
+    the rest one after the other.
+    """
     found = parts(task)
     return max(found.pop("products", 0.0), found.pop("decoding", 0.0)) + sum(found.values())

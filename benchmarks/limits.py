@@ -9,21 +9,29 @@ from PIL import Image
 
 
 def products(device, dtype, side=None, seconds=1.0):
-    """Return the FLOP/s of square matrix products of `side` (default: one that fills the device) in `dtype`, the best of a second."""
+    """Return the FLOP/s of square matrix products of `side` (default: one that fills the device)
+    in `dtype`, the best of a second.
+    """
     side = side or (8192 if device.type == "cuda" else 1024)
-    a, best, end = torch.randn(side, side, device=device).to(dtype), 0.0, time.perf_counter() + seconds
+    a, best, end = (
+        torch.randn(side, side, device=device).to(dtype),
+        0.0,
+        time.perf_counter() + seconds,
+    )
     while time.perf_counter() < end:
         _wait(device)
         start = time.perf_counter()
         for _ in range(4):
             a @ a
         _wait(device)
-        best = max(best, 4 * 2 * side ** 3 / (time.perf_counter() - start))
+        best = max(best, 4 * 2 * side**3 / (time.perf_counter() - start))
     return best
 
 
 def decoding(side, seconds=1.0):
-    """Return the bytes/s of decoded pixels that one core gets out of a PNG of `side` pixels, by the core's own time: others may use it, too."""
+    """Return the bytes/s of decoded pixels that one core gets out of a PNG of `side` pixels, by
+    the core's own time: others may use it, too.
+    """
     pixels = np.random.RandomState(0).randint(0, 255, (side // 8 or 1, side // 8 or 1, 3), np.uint8)
     file = io.BytesIO()
     Image.fromarray(pixels).resize((side, side), Image.Resampling.BICUBIC).save(file, "PNG")

@@ -1,4 +1,6 @@
-"""What a task asks of the store, counted on a run of the embedded models: every call of Python under the store's folder."""
+"""What a task asks of the store, counted on a run of the embedded models: every call of Python
+under the store's folder.
+"""
 
 import contextlib
 import os
@@ -17,7 +19,15 @@ _counts, _root = None, ""  # of the run that is counted; an audit hook cannot be
 
 
 def _note(event, arguments):
-    if _counts is None or event not in ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.scandir", "os.listdir"):
+    if _counts is None or event not in (
+        "open",
+        "os.rename",
+        "os.remove",
+        "os.mkdir",
+        "os.rmdir",
+        "os.scandir",
+        "os.listdir",
+    ):
         return
     path = arguments[0] if isinstance(arguments[0], (str, os.PathLike)) else ""
     if not os.fspath(path).startswith(_root):
@@ -27,13 +37,16 @@ def _note(event, arguments):
     elif event == "open":
         kind = "put" if arguments[2] & WRITING else "get"
     else:
-        kind = "list" if event in ("os.scandir", "os.listdir") else "put"  # a new name, on an object store a copy and a removal
+        # A new name, on an object store a copy and a removal.
+        kind = "list" if event in ("os.scandir", "os.listdir") else "put"
     _counts[kind] += 1
 
 
 @contextlib.contextmanager
 def counting(root):
-    """Yield a Counter of exists, get, put, list and lock under `root`, which fills meanwhile; what compiled libraries open is not seen."""
+    """Yield a Counter of exists, get, put, list and lock under `root`, which fills meanwhile;
+    what compiled libraries open is not seen.
+    """
     global _counts, _root
     if not hasattr(counting, "hooked"):
         sys.addaudithook(_note)
@@ -41,7 +54,11 @@ def counting(root):
     stat, _counts, _root = os.stat, Counter(), str(root)
 
     def noted(path, *args, **kwargs):
-        if isinstance(path, (str, os.PathLike)) and str(path).startswith(_root) and _counts is not None:
+        if (
+            isinstance(path, (str, os.PathLike))
+            and str(path).startswith(_root)
+            and _counts is not None
+        ):
             _counts["exists"] += 1
         return stat(path, *args, **kwargs)
 
@@ -53,9 +70,15 @@ def counting(root):
 
 
 def _run(images, root):
-    """Return (images in it, Counter) of an adapter, a slice, a set that is assembled, and one that a later cell finds done."""
+    """Return (images in it, Counter) of an adapter, a slice, a set that is assembled, and one
+    that a later cell finds done.
+    """
     small = {"adapt.epochs": 1, "adapt.warmup": 1, "generate.images": images, "generate.steps": 1}
-    recipe, store, found = config.recipe("mini", small, dataset="optdigits", method="dset", shots=1), Store(root), {}
+    recipe, store, found = (
+        config.recipe("mini", small, dataset="optdigits", method="dset", shots=1),
+        Store(root),
+        {},
+    )
     for task in engine.tasks([recipe], store).values():
         if task.kind != "cell":
             with counting(root) as counts:
@@ -79,6 +102,11 @@ def count():
     found = {}
     for what, (images, counts) in small.items():
         more, other = large[what]
-        slopes = {kind: (other[kind] - counts[kind]) / (more - images) if more > images else 0.0 for kind in counts | other}
-        found[what] = {kind: [counts[kind] - slope * images, slope] for kind, slope in slopes.items()}
+        slopes = {
+            kind: (other[kind] - counts[kind]) / (more - images) if more > images else 0.0
+            for kind in counts | other
+        }
+        found[what] = {
+            kind: [counts[kind] - slope * images, slope] for kind, slope in slopes.items()
+        }
     return found

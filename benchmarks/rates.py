@@ -1,7 +1,8 @@
-"""The rates by which times are estimated, from what a store's artifacts took: `python -m benchmarks.rates mnist optdigits`.
+"""The rates by which times are estimated, from what a store's artifacts took: `python -m
+benchmarks.rates mnist optdigits`.
 
-Run `make study` on an otherwise idle machine first, and `make smoke`, whose small artifacts tell the costs that do not depend on the
-work. What is printed is a row of `datadream.plan.THROUGHPUT`.
+Run `make study` on an otherwise idle machine first, and `make smoke`, whose small artifacts tell
+the costs that do not depend on the work. What is printed is a row of `datadream.plan.THROUGHPUT`.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from datadream.study import artifact_keys, choose, load_study
 
 
 def observed(recipes: Iterable[Recipe], store: Store) -> pd.DataFrame:
-    """Return a row per artifact of these cells that the store has: key, stage, units, looked, seconds.
+    """Return a row per artifact of these cells that the store has: key, stage, units, looked,
+    seconds.
 
     `looked` counts the validation images that a training classifies, all its evaluations together.
     """
@@ -34,25 +36,42 @@ def observed(recipes: Iterable[Recipe], store: Store) -> pd.DataFrame:
         for name, key in artifact_keys(recipe, dataset).items():
             stage, manifest = name.rstrip("0123456789"), store.manifest(key)
             if stage in STAGES and manifest:
-                looked = recipe.classify.evaluations * validated(recipe, dataset) if stage == "train" else 0
-                rows[key] = {"key": key, "stage": stage, "units": amounts[stage][2], "looked": looked, "seconds": manifest["seconds"]}
+                looked = (
+                    recipe.classify.evaluations * validated(recipe, dataset)
+                    if stage == "train"
+                    else 0
+                )
+                rows[key] = {
+                    "key": key,
+                    "stage": stage,
+                    "units": amounts[stage][2],
+                    "looked": looked,
+                    "seconds": manifest["seconds"],
+                }
     return pd.DataFrame(rows.values(), columns=["key", "stage", "units", "looked", "seconds"])
 
 
 def rates(table: pd.DataFrame) -> dict[str, Any]:
-    """Return by stage the seconds of a unit, and under "fixed" those of an artifact: non-negative least squares on medians by size.
+    """Return by stage the seconds of a unit, and under "fixed" those of an artifact: non-negative
+    least squares on medians by size.
 
-    Artifacts of one size alone cannot tell the two apart: then nothing is fixed. Raises ValueError on a stage without artifacts.
+    Artifacts of one size alone cannot tell the two apart: then nothing is fixed. Raises ValueError
+    on a stage without artifacts.
     """
     from scipy.optimize import nnls
 
     found: dict[str, Any] = {"fixed": {}}
-    for stage in ("judge", *(stage for stage in STAGES if stage != "judge")):  # its rate is a part of the training's
+    # Its rate is a part of the training's.
+    for stage in ("judge", *(stage for stage in STAGES if stage != "judge")):
         own = table[table["stage"] == stage]
         if own.empty:
-            raise ValueError(f"the store has no artifact of the stage {stage!r} of these runs; execute them first: python -m datadream study")
+            raise ValueError(
+                f"the store has no artifact of the stage {stage!r} of these runs; execute them "
+                "first: python -m datadream study"
+            )
         seconds = own["seconds"] - own["looked"] * (found["judge"] if stage == "train" else 0.0)
-        sizes = seconds.groupby(own["units"]).median()  # the first in a process loads models, and machines have other work
+        # The first in a process loads models, and machines have other work.
+        sizes = seconds.groupby(own["units"]).median()
         units = sizes.index.to_numpy(float)
         columns = [units, np.ones_like(units)] if len(units) > 1 else [units]
         # Relative errors count: a small artifact tells what is fixed.
@@ -66,14 +85,26 @@ def rates(table: pd.DataFrame) -> dict[str, Any]:
 def main(arguments: list[str] | None = None) -> int:
     """Print the rates, and how well they tell what each stage took, and return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.rates", description=__doc__)
-    parser.add_argument("names", nargs="*", help="runs of notebooks/study.yaml (default: all of the group)")
-    parser.add_argument("--group", default="default", help="which group of runs (default: %(default)s)")
+    parser.add_argument(
+        "names", nargs="*", help="runs of notebooks/study.yaml (default: all of the group)"
+    )
+    parser.add_argument(
+        "--group", default="default", help="which group of runs (default: %(default)s)"
+    )
     options = parser.parse_args(arguments)
     study = load_study()
     entries = list(choose(study, options.names, options.group).values())
-    tiny = [{**entry, "parameters": entry.get("parameters", {}) | study["smoke"].get(entry["notebook"], {})} for entry in entries]
-    parts = [observed([r for entry in some for cells in cells_of(entry).values() for r in cells], store)
-             for some, store in ((entries, Store()), (tiny, Store(paths()["smoke"] / "artifacts")))]
+    tiny = [
+        {
+            **entry,
+            "parameters": entry.get("parameters", {}) | study["smoke"].get(entry["notebook"], {}),
+        }
+        for entry in entries
+    ]
+    parts = [
+        observed([r for entry in some for cells in cells_of(entry).values() for r in cells], store)
+        for some, store in ((entries, Store()), (tiny, Store(paths()["smoke"] / "artifacts")))
+    ]
     table = pd.concat([part for part in parts if len(part)] or parts[:1])
     try:
         found = rates(table)
@@ -82,8 +113,18 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     print(json.dumps(found))
     rows = table.to_dict("records")
-    table["estimated"] = [row["units"] * found[row["stage"]] + row["looked"] * found["judge"] + found["fixed"][row["stage"]] for row in rows]
-    print(table.groupby("stage").agg(artifacts=("key", "size"), seconds=("seconds", "sum"), estimated=("estimated", "sum")).round(1).to_string())
+    table["estimated"] = [
+        row["units"] * found[row["stage"]]
+        + row["looked"] * found["judge"]
+        + found["fixed"][row["stage"]]
+        for row in rows
+    ]
+    print(
+        table.groupby("stage")
+        .agg(artifacts=("key", "size"), seconds=("seconds", "sum"), estimated=("estimated", "sum"))
+        .round(1)
+        .to_string()
+    )
     return 0
 
 

@@ -1,4 +1,6 @@
-"""The paper's table on many GPUs, simulated through the engine's own task graph and loop: `python -m benchmarks.simulate`."""
+"""The paper's table on many GPUs, simulated through the engine's own task graph and loop:
+`python -m benchmarks.simulate`.
+"""
 
 import argparse
 import dataclasses
@@ -17,7 +19,8 @@ from . import lengths, operations
 from .virtual import VirtualRay
 
 WORKERS, MANY = (1, 8, 64, 512), (64, 512)  # GPUs; the second where the longest chain has a say
-EMPTY, ROUNDS, LOCAL = 4000, 3, 4  # tasks that do nothing, runs of sleeping tasks, and Ray's workers for both: more than cores, since they sleep
+EMPTY, ROUNDS = 4000, 3  # tasks that do nothing, runs of sleeping tasks
+LOCAL = 4  # Ray's workers for both: more than cores, since they sleep
 NAP = 15  # seconds that a run of sleeping tasks has to take at least
 ALONE = 8  # GPUs of one node, on which a training of one process could be shared out
 
@@ -35,33 +38,59 @@ def chain(todo, seconds):
 
 
 def simulate(todo, workers, seconds, overhead):
-    """Return what the engine's loop makes of the graph on this many GPUs: makespan, utilisation, and the bounds that no schedule can beat."""
+    """Return what the engine's loop makes of the graph on this many GPUs: makespan, utilisation,
+    and the bounds that no schedule can beat.
+    """
     ray = VirtualRay(workers, lambda task: seconds[task.name], overhead)
     with tempfile.TemporaryDirectory() as folder:
         start = time.process_time()
         engine._drive(ray, todo, Store(folder))
         spent = time.process_time() - start
-    makespan, bounds = max(ray.ends.values()), {"work": ray.busy / workers, "chain": sum(seconds[n] for n in chain(todo, seconds)),
-                                                "driver": overhead * len(todo)}
-    return {"gpus": workers, "seconds": makespan, "utilisation": ray.busy / workers / makespan, "bounds": bounds,
-            "bottleneck": max(bounds, key=bounds.get), "driver_cpu_per_task": spent / len(todo)}
+    makespan, bounds = (
+        max(ray.ends.values()),
+        {
+            "work": ray.busy / workers,
+            "chain": sum(seconds[n] for n in chain(todo, seconds)),
+            "driver": overhead * len(todo),
+        },
+    )
+    return {
+        "gpus": workers,
+        "seconds": makespan,
+        "utilisation": ray.busy / workers / makespan,
+        "bounds": bounds,
+        "bottleneck": max(bounds, key=bounds.get),
+        "driver_cpu_per_task": spent / len(todo),
+    }
 
 
 def unordered(todo):
-    """Return the same graph without lengths: its tasks go in the order of the table, as they did before the engine knew them."""
+    """Return the same graph without lengths: its tasks go in the order of the table, as they did
+    before the engine knew them.
+    """
     return {name: dataclasses.replace(task, length=0.0) for name, task in todo.items()}
 
 
 def remedies(todo, seconds):
     """Return remedy -> seconds by task: what the longest chain is made of, made shorter."""
+
     def decoded(task):
         found = lengths.parts(task)
         return sum(value for part, value in found.items() if part != "decoding")
 
-    elsewhere = {name: decoded(task) if task.kind == "cell" else seconds[name] for name, task in todo.items()}
-    shared = {name: seconds[name] / (ALONE if task.kind == "adapt" and task.where[0] is None else 1) for name, task in todo.items()}
+    elsewhere = {
+        name: decoded(task) if task.kind == "cell" else seconds[name] for name, task in todo.items()
+    }
+    shared = {
+        name: seconds[name] / (ALONE if task.kind == "adapt" and task.where[0] is None else 1)
+        for name, task in todo.items()
+    }
     both = {name: min(elsewhere[name], shared[name]) for name in todo}
-    return {"images in memory": elsewhere, f"dataset-wise adapters on {ALONE} GPUs": shared, "both": both}
+    return {
+        "images in memory": elsewhere,
+        f"dataset-wise adapters on {ALONE} GPUs": shared,
+        "both": both,
+    }
 
 
 def nap(task, root):
@@ -77,26 +106,54 @@ def _timed(ray, todo):
 
 
 def measure(todo, seconds):
-    """Return Ray's time per task on this machine, and how far the simulation is from runs of sleeping tasks."""
+    """Return Ray's time per task on this machine, and how far the simulation is from runs of
+    sleeping tasks.
+    """
     import ray
 
     some = {name: task for name, task in todo.items() if task.recipe.dataset == "eurosat"}
     scale = NAP * LOCAL / sum(seconds[name] for name in some)
-    naps = {name: dataclasses.replace(task, length=seconds[name] * scale) for name, task in some.items()}
-    ray.init(num_cpus=LOCAL, _memory=LOCAL * engine.MEMORY["paper"], include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    naps = {
+        name: dataclasses.replace(task, length=seconds[name] * scale) for name, task in some.items()
+    }
+    ray.init(
+        num_cpus=LOCAL,
+        _memory=LOCAL * engine.MEMORY["paper"],
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+    )
     try:
-        warm, empty = ({f"{n}-{i}": engine.Task(f"{n}-{i}", "cell", recipe("paper"), length=length) for i in range(n)}
-                       for n, length in ((2 * LOCAL, 1.0), (EMPTY, 0.0)))
+        warm, empty = (
+            {
+                f"{n}-{i}": engine.Task(f"{n}-{i}", "cell", recipe("paper"), length=length)
+                for i in range(n)
+            }
+            for n, length in ((2 * LOCAL, 1.0), (EMPTY, 0.0))
+        )
         _timed(ray, warm)  # the workers start
-        with mock.patch.object(engine, "AHEAD", 2 * max(WORKERS) + engine.AHEAD):  # as many under way as on the largest cluster: a wait grows with them
+        # As many under way as on the largest cluster: a wait grows with them.
+        with mock.patch.object(engine, "AHEAD", 2 * max(WORKERS) + engine.AHEAD):
             overheads = sorted(_timed(ray, empty) / EMPTY for _ in range(ROUNDS))
         real = [_timed(ray, naps) for _ in range(ROUNDS)]
     finally:
         ray.shutdown()
     overhead = overheads[ROUNDS // 2]
-    expected = simulate(naps, LOCAL, {name: task.length for name, task in naps.items()}, overhead)["seconds"]
-    return {"overhead": overhead, "overheads": overheads, "empty": EMPTY, "workers": LOCAL,
-            "naps": {"tasks": len(naps), "simulated": expected, "real": real, "deviation": [expected / value - 1 for value in real]}}
+    expected = simulate(naps, LOCAL, {name: task.length for name, task in naps.items()}, overhead)[
+        "seconds"
+    ]
+    return {
+        "overhead": overhead,
+        "overheads": overheads,
+        "empty": EMPTY,
+        "workers": LOCAL,
+        "naps": {
+            "tasks": len(naps),
+            "simulated": expected,
+            "real": real,
+            "deviation": [expected / value - 1 for value in real],
+        },
+    }
 
 
 def _images(recipe):
@@ -104,40 +161,97 @@ def _images(recipe):
 
 
 def describe(todo, seconds):
-    """Return the graph in numbers: tasks and hours by kind, the longest chain task by task, and what the cells read."""
-    kinds = {kind: [name for name, task in todo.items() if task.kind == kind] for kind in ("adapt", "slice", "cell")}
+    """Return the graph in numbers: tasks and hours by kind, the longest chain task by task, and
+    what the cells read.
+    """
+    kinds = {
+        kind: [name for name, task in todo.items() if task.kind == kind]
+        for kind in ("adapt", "slice", "cell")
+    }
     rows = [todo[name] for name in chain(todo, seconds)]
     sets = {name.partition("/")[0]: todo[name].recipe for name in kinds["slice"]}
     cells = [todo[name].recipe for name in kinds["cell"] if todo[name].recipe.row.generator]
-    return {"tasks": {kind: len(names) for kind, names in kinds.items()}, "images": sum(_images(recipe) for recipe in sets.values()),
-            "hours": {kind: sum(seconds[name] for name in names) / 3600 for kind, names in kinds.items()},
-            "chain": [{"kind": task.kind, "dataset": task.recipe.dataset, "method": task.recipe.method, "seconds": seconds[task.name],
-                       "parts": lengths.parts(task)} for task in rows],
-            "sets": len(sets), "cells": [{"dataset": recipe.dataset, "images": _images(recipe),
-                                          "read": round(lengths.decoded(recipe, load_or_describe(recipe))[1])} for recipe in cells]}
+    return {
+        "tasks": {kind: len(names) for kind, names in kinds.items()},
+        "images": sum(_images(recipe) for recipe in sets.values()),
+        "hours": {
+            kind: sum(seconds[name] for name in names) / 3600 for kind, names in kinds.items()
+        },
+        "chain": [
+            {
+                "kind": task.kind,
+                "dataset": task.recipe.dataset,
+                "method": task.recipe.method,
+                "seconds": seconds[task.name],
+                "parts": lengths.parts(task),
+            }
+            for task in rows
+        ],
+        "sets": len(sets),
+        "cells": [
+            {
+                "dataset": recipe.dataset,
+                "images": _images(recipe),
+                "read": round(lengths.decoded(recipe, load_or_describe(recipe))[1]),
+            }
+            for recipe in cells
+        ],
+    }
 
 
 def main(arguments=None):
     """Simulate, measure, count, and write it to benchmarks/results/scale.json."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.simulate", description=__doc__)
-    parser.add_argument("--seeds", type=int, default=1, help="of the table, as `plan` takes them (default: %(default)s)")
-    parser.add_argument("--dataset", action="append", help="may be repeated (default: the paper's ten)")
-    parser.add_argument("--out", type=Path, help="the file to write (default: benchmarks/results/scale.json)")
+    parser.add_argument(
+        "--seeds",
+        type=int,
+        default=1,
+        help="of the table, as `plan` takes them (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--dataset", action="append", help="may be repeated (default: the paper's ten)"
+    )
+    parser.add_argument(
+        "--out", type=Path, help="the file to write (default: benchmarks/results/scale.json)"
+    )
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
-        todo = engine.tasks(profile_cells("paper", options.dataset, options.seeds), Store(folder), load_or_describe)
+        todo = engine.tasks(
+            profile_cells("paper", options.dataset, options.seeds), Store(folder), load_or_describe
+        )
     seconds = {name: lengths.length(task) for name, task in todo.items()}
     counted = operations.count()
-    eurosat = engine.tasks(profile_cells("paper", ["eurosat"], 1), Store(paths()["store"] / "none"), load_or_describe)
+    eurosat = engine.tasks(
+        profile_cells("paper", ["eurosat"], 1), Store(paths()["store"] / "none"), load_or_describe
+    )
     measured = measure(eurosat, {name: lengths.length(task) for name, task in eurosat.items()})
-    runs = {"engine": (todo, seconds), "order of the table": (unordered(todo), seconds),
-            **{name: (todo, other) for name, other in remedies(todo, seconds).items()}}
-    simulated = {name: [simulate(graph, n, length, measured["overhead"]) for n in (WORKERS if name == "engine" else MANY)]
-                 for name, (graph, length) in runs.items()}
-    assumed = {name.lower(): getattr(lengths, name) for name in ("PEAK", "SHARE", "CORES", "MEMORY", "DISK")}
-    results = {"seeds": options.seeds, "assumed": assumed,
-               "flops": lengths.generator_flops(), "rates": lengths.rates(), "measured": measured, "graph": describe(todo, seconds),
-               "operations": counted, "runs": simulated, **provenance()}
+    runs = {
+        "engine": (todo, seconds),
+        "order of the table": (unordered(todo), seconds),
+        **{name: (todo, other) for name, other in remedies(todo, seconds).items()},
+    }
+    simulated = {
+        name: [
+            simulate(graph, n, length, measured["overhead"])
+            for n in (WORKERS if name == "engine" else MANY)
+        ]
+        for name, (graph, length) in runs.items()
+    }
+    assumed = {
+        name.lower(): getattr(lengths, name)
+        for name in ("PEAK", "SHARE", "CORES", "MEMORY", "DISK")
+    }
+    results = {
+        "seeds": options.seeds,
+        "assumed": assumed,
+        "flops": lengths.generator_flops(),
+        "rates": lengths.rates(),
+        "measured": measured,
+        "graph": describe(todo, seconds),
+        "operations": counted,
+        "runs": simulated,
+        **provenance(),
+    }
     file = options.out or paths()["scale"]
     write_json(file, results)
     print(file)

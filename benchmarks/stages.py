@@ -1,4 +1,6 @@
-"""The stages as pairs of equal work: the released code's way and the product's. Each runs in a process of its own."""
+"""The stages as pairs of equal work: the released code's way and the product's. Each runs in a
+process of its own.
+"""
 
 import dataclasses
 import math
@@ -34,8 +36,9 @@ SWAPS = 5  # exchanges of an adapter in one measurement
 class Size:
     """How much work a measurement has, and the side in pixels of the generator's images.
 
-    `adapt` optimiser steps, `images` of one class, for each of which the baseline reads its pipeline once, `solver` steps, the images
-    that a classifier is trained on and judged by in an epoch, and `swaps` exchanges of an adapter.
+    `adapt` optimiser steps, `images` of one class, for each of which the baseline reads its
+    pipeline once, `solver` steps, the images that a classifier is trained on and judged by in an
+    epoch, and `swaps` exchanges of an adapter.
     """
 
     adapt: int
@@ -47,20 +50,36 @@ class Size:
     swaps: int = SWAPS
 
 
-# "tiny" shows that it works, and no number of it means anything. The mini study has 100 images of a class, the paper 500, which take too long.
-SIZES = {"tiny": Size(2, 2, 2, 64, 20, 32), "mini": Size(20, 100, 50, 320, 500, 32), "paper": Size(10, 100, 50, 2048, 512, 512)}
+# "tiny" shows that it works, and no number of it means anything. The mini study has 100 images of a
+# class, the paper 500, which take too long.
+SIZES = {
+    "tiny": Size(2, 2, 2, 64, 20, 32),
+    "mini": Size(20, 100, 50, 320, 500, 32),
+    "paper": Size(10, 100, 50, 2048, 512, 512),
+}
 
 
 def work(profile, root, overrides=None, size=None):
-    """Return (recipe, data set, few shots) of a measurement: the digits, in whose place the paper's models have noise of photographs' size.
+    """Return (recipe, data set, few shots) of a measurement: the digits, in whose place the paper's
+    models have noise of photographs' size.
 
     `size` None is the profile's.
     """
     size = size or SIZES[profile]
-    values = {"generate.images": size.images, "generate.steps": size.solver, "generate.scheduler": "pipeline", "generate.guidance": 2.0}
+    values = {
+        "generate.images": size.images,
+        "generate.steps": size.solver,
+        "generate.scheduler": "pipeline",
+        "generate.guidance": 2.0,
+    }
     if profile == "paper":
         values |= {"generator": str(root / "generator"), "classifier": str(root / "clip")}
-    recipe = config.recipe("paper" if profile == "paper" else "mini", {**values, **(overrides or {})}, dataset="mnist", method="cls")
+    recipe = config.recipe(
+        "paper" if profile == "paper" else "mini",
+        {**values, **(overrides or {})},
+        dataset="mnist",
+        method="cls",
+    )
     dataset = data.load("mnist")
     if profile == "paper":
         parts = {part: noise(getattr(dataset, part)) for part in ("train", "val", "test")}
@@ -69,9 +88,16 @@ def work(profile, root, overrides=None, size=None):
 
 
 def noise(images, size=(64, 48)):
-    """Return images of coarse noise, which resized has about a photograph's bytes, with the labels of `images`."""
+    """Return images of coarse noise, which resized has about a photograph's bytes, with the
+    labels of `images`.
+    """
     shape = (*size[::-1], 3)
-    return Images(tuple(np.random.RandomState(i).randint(0, 255, shape, np.uint8) for i in range(len(images))), images.labels)
+    return Images(
+        tuple(
+            np.random.RandomState(i).randint(0, 255, shape, np.uint8) for i in range(len(images))
+        ),
+        images.labels,
+    )
 
 
 def as_files(images, folder, side, wide=1.0):
@@ -90,7 +116,8 @@ class Stage:
     def __init__(self, name, way, profile, root, overrides, size=None):
         self.recipe, self.dataset, self.shots = work(profile, root, overrides, size)
         self.size, self.device, self.root = size or SIZES[profile], models.device(), root
-        self.side, self.wide = self.size.side, 4 / 3 if profile == "paper" else 1.0  # few shots as a camera has them
+        # Few shots as a camera has them.
+        self.side, self.wide = (self.size.side, 4 / 3 if profile == "paper" else 1.0)
         self.run = getattr(self, f"{way}_{name}")
         getattr(self, f"prepare_{way}_{name}")()
 
@@ -111,26 +138,52 @@ class Stage:
     def prepare_baseline_adapt(self):
         """Load the pipeline and attach the LoRA; a class's few shots lie on disk."""
         self.texts = [data.prompt("", self.dataset.classes[0])] * self.recipe.shots
-        self.files = as_files(self.shots.pick(range(self.recipe.shots)), self.root / "shots", self.side, self.wide)
+        self.files = as_files(
+            self.shots.pick(range(self.recipe.shots)), self.root / "shots", self.side, self.wide
+        )
         self.pipe = baseline.load_pipeline(self._generator(), self.device)
         self.parameters = models.add_generator_lora(self.pipe, self.recipe.adapt)
 
     def baseline_adapt(self):
         """Run the optimiser steps."""
-        baseline.adapt(self.pipe, self.parameters, self.files, self.texts, self.recipe.adapt, self.side, self.size.adapt)
+        baseline.adapt(
+            self.pipe,
+            self.parameters,
+            self.files,
+            self.texts,
+            self.recipe.adapt,
+            self.side,
+            self.size.adapt,
+        )
 
     def prepare_product_adapt(self):
         """Load the pipeline and attach the LoRA."""
-        files = as_files(self.shots.pick(range(self.recipe.shots)), self.root / "shots", self.side, self.wide)
+        files = as_files(
+            self.shots.pick(range(self.recipe.shots)), self.root / "shots", self.side, self.wide
+        )
         self.images = Images(tuple(files), (0,) * len(files))
-        self.pipe = models.load_generator(self.recipe.generator, models.dtype_for(self.recipe.precision, training=True))
+        self.pipe = models.load_generator(
+            self.recipe.generator, models.dtype_for(self.recipe.precision, training=True)
+        )
         self.parameters = models.add_generator_lora(self.pipe, self.recipe.adapt)
         per_epoch = -(-len(files) // self.recipe.adapt.batch)
-        self.short = config.recipe(self.recipe.profile, {**_changed(self.recipe), "adapt.epochs": self.size.adapt // per_epoch})
+        self.short = config.recipe(
+            self.recipe.profile,
+            {**_changed(self.recipe), "adapt.epochs": self.size.adapt // per_epoch},
+        )
 
     def product_adapt(self):
         """Run the optimiser steps."""
-        adapt.train_adapter(self.pipe, self.parameters, self.short, self.dataset, self.images, None, memory.BatchSize(self.recipe.adapt.batch), (0,))
+        adapt.train_adapter(
+            self.pipe,
+            self.parameters,
+            self.short,
+            self.dataset,
+            self.images,
+            None,
+            memory.BatchSize(self.recipe.adapt.batch),
+            (0,),
+        )
 
     # Adapting with a compiled UNet, against the product's way.
 
@@ -145,7 +198,11 @@ class Stage:
     # Generating a class.
 
     def _generator(self):
-        return self.recipe.generator if self.recipe.generator != "mini" else str(config.paths()["mini"] / "generator")
+        return (
+            self.recipe.generator
+            if self.recipe.generator != "mini"
+            else str(config.paths()["mini"] / "generator")
+        )
 
     def _adapter(self):
         folder = self.root / "adapter"
@@ -164,25 +221,49 @@ class Stage:
     def baseline_generate(self):
         """Write the class's images."""
         with tempfile.TemporaryDirectory(dir=self.root) as target:
-            baseline.generate(self._generator(), self.adapter, self.text, self.size.images, self.recipe.generate, self.side, Path(target),
-                              self.device)
+            baseline.generate(
+                self._generator(),
+                self.adapter,
+                self.text,
+                self.size.images,
+                self.recipe.generate,
+                self.side,
+                Path(target),
+                self.device,
+            )
             self.written = len(list(Path(target).glob("*.png")))
 
     def prepare_product_generate(self):
         """Make the class's adapter, and load the pipeline."""
         self.prepare_baseline_generate()
-        models.load_generator(self.recipe.generator, models.dtype_for(self.recipe.precision, training=False))
+        models.load_generator(
+            self.recipe.generator, models.dtype_for(self.recipe.precision, training=False)
+        )
 
     def product_generate(self):
         """Write the class's images."""
-        with tempfile.TemporaryDirectory(dir=self.root) as target, sampling.adapted(self.recipe, self.adapter) as pipe:
-            generate.sample_range(pipe, self.recipe, self.dataset, 0, range(self.recipe.generate.images), Path(target), _Silent(),
-                                  generate.batch_size(self.recipe))
+        with (
+            tempfile.TemporaryDirectory(dir=self.root) as target,
+            sampling.adapted(self.recipe, self.adapter) as pipe,
+        ):
+            generate.sample_range(
+                pipe,
+                self.recipe,
+                self.dataset,
+                0,
+                range(self.recipe.generate.images),
+                Path(target),
+                _Silent(),
+                generate.batch_size(self.recipe),
+            )
             self.written = len(list(Path(target).glob("*.png")))
 
     # Exchanging the adapter.
 
-    prepare_baseline_exchange, prepare_product_exchange = prepare_baseline_generate, prepare_product_generate
+    prepare_baseline_exchange, prepare_product_exchange = (
+        prepare_baseline_generate,
+        prepare_product_generate,
+    )
 
     def baseline_exchange(self):
         """Read the pipeline and an adapter from disk for each class."""
@@ -200,7 +281,10 @@ class Stage:
     def prepare_baseline_decode(self):
         """Write the synthetic images."""
         (self.files, labels), _ = self._sets()
-        self.images, self.bytes = Images(tuple(self.files), tuple(labels)), len(self.files) * 3 * self.side ** 2
+        self.images, self.bytes = (
+            Images(tuple(self.files), tuple(labels)),
+            len(self.files) * 3 * self.side**2,
+        )
 
     prepare_product_decode = prepare_baseline_decode
 
@@ -216,7 +300,9 @@ class Stage:
     # Training the classifier for one epoch.
 
     def _sets(self):
-        many = self.dataset.train.pick([i % len(self.dataset.train) for i in range(self.size.train)])
+        many = self.dataset.train.pick(
+            [i % len(self.dataset.train) for i in range(self.size.train)]
+        )
         test = self.dataset.test.pick(range(self.size.test))
         train = as_files(many, self.root / "train", self.side), [int(y) for y in many.labels]
         return train, (as_files(test, self.root / "test", self.side), [int(y) for y in test.labels])
@@ -224,38 +310,65 @@ class Stage:
     def prepare_baseline_train(self):
         """Write the synthetic and the test images, load the classifier and attach its LoRA."""
         self.train, self.test = self._sets()
-        self.model, self.parameters = baseline.classifier(self.recipe.classifier, self.recipe.classify)
+        self.model, self.parameters = baseline.classifier(
+            self.recipe.classifier, self.recipe.classify
+        )
         self.texts = [data.prompt("", name) for name in self.dataset.classes]
         self.workers = 0 if self.device.type == "cpu" else 8
 
     def baseline_train(self):
         """Train for an epoch and judge the whole test set, as the released code does after each."""
-        baseline.train_epoch(self.model, self.parameters, self.train, self.test, self.texts, self.recipe.classify, self.workers)
+        baseline.train_epoch(
+            self.model,
+            self.parameters,
+            self.train,
+            self.test,
+            self.texts,
+            self.recipe.classify,
+            self.workers,
+        )
 
     def prepare_product_train(self):
         """Write the images, and do a first epoch, which decodes them for all later ones."""
         self.prepare_baseline_train()
-        self.validation, self.judged = data.validation_images(self.recipe, self.dataset), Images(tuple(self.test[0]), tuple(self.test[1]))
+        self.validation, self.judged = (
+            data.validation_images(self.recipe, self.dataset),
+            Images(tuple(self.test[0]), tuple(self.test[1])),
+        )
         images = Images(tuple(self.train[0]), tuple(self.train[1]))
-        self.batches = batches.Batches(None, images, self.recipe.classify, len(self.texts), self.model.size, 0, self.device)
+        self.batches = batches.Batches(
+            None, images, self.recipe.classify, len(self.texts), self.model.size, 0, self.device
+        )
         self.steps, self.epoch = self.size.train // self.recipe.classify.batch, 0
         self.product_train()
 
     def product_train(self):
-        """Train for an epoch and judge its share of what a whole training judges: validation at every evaluation, both sets at the end."""
-        tokens, parameters, options = self.model.prompts(self.texts), self.parameters, self.recipe.classify
+        """Train for an epoch and judge its share of what a whole training judges: validation at
+        every evaluation, both sets at the end.
+        """
+        tokens, parameters, options = (
+            self.model.prompts(self.texts),
+            self.parameters,
+            self.recipe.classify,
+        )
 
         def loss_at(step):
             self.model.train()
             images, targets, real = self.batches.at(self.epoch * self.steps + step)
-            return classify.mixed_loss(self.model(images, tokens), targets, real, options.real_weight)
+            return classify.mixed_loss(
+                self.model(images, tokens), targets, real, options.real_weight
+            )
 
         classify.fit(parameters, loss_at, steps=self.steps, lr=options.lr)
         self.epoch += 1
         seen = torch.cat(views.validation_batches(self.validation, self.model.size))
         again = math.ceil(len(seen) * (options.evaluations + 1) / options.epochs)
         test = self.judged.pick(range(math.ceil(len(self.judged) / options.epochs)))
-        classify.predict(self.model, tokens, [*seen[:again].split(views.BATCH), *views.evaluation_batches(test, self.model.size)])
+        classify.predict(
+            self.model,
+            tokens,
+            [*seen[:again].split(views.BATCH), *views.evaluation_batches(test, self.model.size)],
+        )
 
 
 class _Silent:
@@ -264,21 +377,33 @@ class _Silent:
 
 
 def peak_bytes():
-    """Return the largest memory that this process has had resident; what `resource` tells of it is its parent's until it outgrows that."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
+    """Return the largest memory that this process has had resident; what `resource` tells of it
+    is its parent's until it outgrows that.
+    """
+    line = next(
+        line
+        for line in Path("/proc/self/status").read_text().splitlines()
+        if line.startswith("VmHWM:")
+    )
     return 1024 * int(line.split()[1])
 
 
 def _changed(recipe):
     preset = config.as_dict(config.recipe(recipe.profile))
-    return {name: value for name, value in config.as_dict(recipe).items() if value != preset[name] and name != "profile"}
+    return {
+        name: value
+        for name, value in config.as_dict(recipe).items()
+        if value != preset[name] and name != "profile"
+    }
 
 
 _stage = None  # of a worker process
 
 
 def prepare(name, way, profile, root, overrides):
-    """Set up a stage in this worker process and run it once: a first run is slower, memory is allocated and kernels are chosen."""
+    """Set up a stage in this worker process and run it once: a first run is slower, memory is
+    allocated and kernels are chosen.
+    """
     global _stage
     _stage = Stage(name, way, profile, root, overrides)
     _stage.measure()
@@ -290,7 +415,9 @@ def measure():
 
 
 def count():
-    """Return what one run asks of the machine: the operations of its matrix products and convolutions, and the bytes that it decodes."""
+    """Return what one run asks of the machine: the operations of its matrix products and
+    convolutions, and the bytes that it decodes.
+    """
     from torch.utils.flop_counter import FlopCounterMode
 
     with FlopCounterMode(display=False) as counter:

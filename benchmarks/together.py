@@ -1,7 +1,9 @@
-"""Would class adapters gain from training in one batched pass? Their UNet's optimiser step, together and one after the other, in turn.
+"""Would class adapters gain from training in one batched pass? Their UNet's optimiser step,
+together and one after the other, in turn.
 
-The frozen weights are the same for all adapters, so one pass over the images of several classes can share their products; only the
-low-rank products stay apart, as batched ones. `python -m benchmarks.together --help`.
+The frozen weights are the same for all adapters, so one pass over the images of several classes can
+share their products; only the low-rank products stay apart, as batched ones. `python -m
+benchmarks.together --help`.
 """
 
 import argparse
@@ -21,18 +23,29 @@ from datadream.store import provenance, write_json
 
 
 class Together(torch.nn.Module):
-    """A linear layer whose batch holds the images of several adapters, a block each: the shared product, and every block's own LoRA."""
+    """A linear layer whose batch holds the images of several adapters, a block each: the shared
+    product, and every block's own LoRA.
+    """
 
     def __init__(self, layer, count):
         super().__init__()
         self.base, self.scale = layer.base_layer, layer.scaling["default"]
-        # The stack of what `count` separate adapters would hold: (count, in, rank) and (count, rank, out).
-        self.down = torch.nn.Parameter(layer.lora_A["default"].weight.detach().T.repeat(count, 1, 1))
+        # The stack of what `count` separate adapters would hold: (count, in, rank) and (count,
+        # rank, out).
+        self.down = torch.nn.Parameter(
+            layer.lora_A["default"].weight.detach().T.repeat(count, 1, 1)
+        )
         self.up = torch.nn.Parameter(layer.lora_B["default"].weight.detach().T.repeat(count, 1, 1))
 
     def forward(self, x):
         """Return the layer's product of `x`, (count * images, ..., in)."""
-        own = torch.bmm(torch.bmm(x.flatten(0, -2).view(len(self.down), -1, x.shape[-1]).to(self.down.dtype), self.down), self.up)
+        own = torch.bmm(
+            torch.bmm(
+                x.flatten(0, -2).view(len(self.down), -1, x.shape[-1]).to(self.down.dtype),
+                self.down,
+            ),
+            self.up,
+        )
         return self.base(x) + self.scale * own.view(*x.shape[:-1], -1).to(x.dtype)
 
 
@@ -44,19 +57,27 @@ def stack(unet, count):
 
 
 def problem(pipe, options, count):
-    """Return (latents, noise, times, texts) of one step of `count` class adapters: batch `options.batch` each."""
+    """Return (latents, noise, times, texts) of one step of `count` class adapters: batch
+    `options.batch` each.
+    """
     torch.manual_seed(0)
     size, images = pipe.unet.config.sample_size, count * options.batch
     shape = (images, pipe.unet.config.in_channels, size, size)
-    text = torch.randn(images, pipe.tokenizer.model_max_length, pipe.unet.config.cross_attention_dim)
+    text = torch.randn(
+        images, pipe.tokenizer.model_max_length, pipe.unet.config.cross_attention_dim
+    )
     kind = {"device": pipe.unet.device, "dtype": pipe.unet.dtype}
     latents, noise = torch.randn(shape).to(**kind), torch.randn(shape).to(**kind)
-    times = torch.randint(pipe.scheduler.config.num_train_timesteps, (images,), device=pipe.unet.device)
+    times = torch.randint(
+        pipe.scheduler.config.num_train_timesteps, (images,), device=pipe.unet.device
+    )
     return latents, noise, times, text.to(**kind)
 
 
 def step(unet, optimiser, latents, noise, times, text, count=1):
-    """Do one optimiser step of `count` adapters; the sum of their mean losses gives each the gradient that it has alone."""
+    """Do one optimiser step of `count` adapters; the sum of their mean losses gives each the
+    gradient that it has alone.
+    """
     optimiser.zero_grad()
     predicted = unet(latents, times, text).sample
     (count * F.mse_loss(predicted.float(), noise.float())).backward()
@@ -79,20 +100,26 @@ def ways(profile, count, generator=None):
     `generator` None is the profile's.
     """
     options = recipe(profile).adapt
-    pipe = load_generator(generator or recipe(profile).generator, dtype_for(recipe(profile).precision, training=True))
+    pipe = load_generator(
+        generator or recipe(profile).generator, dtype_for(recipe(profile).precision, training=True)
+    )
     work = problem(pipe, options, count)
     parts = list(zip(*(part.split(options.batch) for part in work), strict=True))
 
     def apart():
         parameters = add_generator_lora(pipe, options)
-        single = torch.optim.AdamW([p for n, p in parameters.items() if n.startswith("unet")], lr=options.lr, fused=True)
+        single = torch.optim.AdamW(
+            [p for n, p in parameters.items() if n.startswith("unet")], lr=options.lr, fused=True
+        )
         seconds = timed(lambda: [step(pipe.unet, single, *part) for part in parts])
         remove_lora(pipe)
         return seconds
 
     def together():
         add_generator_lora(pipe, options)
-        originals = {name: layer for name, layer in pipe.unet.named_modules() if isinstance(layer, Linear)}
+        originals = {
+            name: layer for name, layer in pipe.unet.named_modules() if isinstance(layer, Linear)
+        }
         optimiser = torch.optim.AdamW(stack(pipe.unet, count), lr=options.lr, fused=True)
         seconds = timed(lambda: step(pipe.unet, optimiser, *work, count))
         for name, layer in originals.items():
@@ -106,9 +133,21 @@ def ways(profile, count, generator=None):
 def main(arguments=None):
     """Measure, print and write benchmarks/results/together.json."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.together", description=__doc__)
-    parser.add_argument("--profile", default="mini", choices=("mini", "paper"), help="whose generator and batch (default: %(default)s)")
-    parser.add_argument("--count", type=int, action="append", help="adapters at once; may be repeated (default: 2 and 4)")
-    parser.add_argument("--rounds", type=int, default=20, help="alternating measurements (default: %(default)s)")
+    parser.add_argument(
+        "--profile",
+        default="mini",
+        choices=("mini", "paper"),
+        help="whose generator and batch (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--count",
+        type=int,
+        action="append",
+        help="adapters at once; may be repeated (default: 2 and 4)",
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=20, help="alternating measurements (default: %(default)s)"
+    )
     options, rows = parser.parse_args(arguments), []
     for count in options.count or (2, 4):
         runs, seconds = ways(options.profile, count), {"apart": [], "together": []}
@@ -117,9 +156,22 @@ def main(arguments=None):
                 seconds[way].append(run())
         logs = {way: np.log(values[1:]) for way, values in seconds.items()}  # the first warms up
         ratio = [math.exp(x) for x in mean_interval(logs["apart"] - logs["together"])]
-        rows.append({"adapters": count, "ratio": ratio, "seconds": {way: float(np.median(values[1:])) for way, values in seconds.items()}})
-        print(f"{count} adapters: {ratio[0]:.2f} times as fast together ({ratio[1]:.2f} to {ratio[2]:.2f})", flush=True)
-    write_json(paths()["together"], {"profile": options.profile, "rounds": options.rounds, "together": rows, **provenance()})
+        rows.append(
+            {
+                "adapters": count,
+                "ratio": ratio,
+                "seconds": {way: float(np.median(values[1:])) for way, values in seconds.items()},
+            }
+        )
+        print(
+            f"{count} adapters: {ratio[0]:.2f} times as fast together ({ratio[1]:.2f} to "
+            f"{ratio[2]:.2f})",
+            flush=True,
+        )
+    write_json(
+        paths()["together"],
+        {"profile": options.profile, "rounds": options.rounds, "together": rows, **provenance()},
+    )
     return 0
 
 

@@ -1,4 +1,6 @@
-"""A cluster without machines: what `engine._drive` asks of Ray, answered by a list of ends, so that a table of weeks runs in seconds."""
+"""A cluster without machines: what `engine._drive` asks of Ray, answered by a list of ends, so
+that a table of weeks runs in seconds.
+"""
 
 import heapq
 import itertools
@@ -7,10 +9,11 @@ from collections import deque
 
 
 class VirtualRay:
-    """Stands for the module `ray` with `workers` GPUs: a task takes `seconds(task)` on the first free one, in the order of submission.
+    """Stands for the module `ray` with `workers` GPUs: a task takes `seconds(task)` on the first
+    free one, in the order of submission.
 
-    Each submission costs the driver `overhead` seconds. `now` is the driver's time, `busy` the seconds of all workers, `ends` has
-    the end of each task by name.
+    Each submission costs the driver `overhead` seconds. `now` is the driver's time, `busy` the
+    seconds of all workers, `ends` has the end of each task by name.
     """
 
     exceptions = types.SimpleNamespace(RayError=RuntimeError)
@@ -25,13 +28,17 @@ class VirtualRay:
         return {"GPU": float(self.workers)}
 
     def remote(self, do):
-        """Return what `ray.remote` does of a function, with the options and the call that the engine uses."""
+        """Return what `ray.remote` does of a function, with the options and the call that the
+        engine uses.
+        """
         function = types.SimpleNamespace(remote=self._submit)
         function.options = lambda **options: function
         return function
 
     def wait(self, refs, num_returns, timeout):
-        """Return (refs that have ended, the others); with a timeout time goes on to the next end."""
+        """Return (refs that have ended, the others); with a timeout time goes on to the next
+        end.
+        """
         if timeout and self.running and not self.finished.intersection(refs):
             self.now = max(self.now, self.running[0][0])
             self._end()

@@ -1,7 +1,9 @@
-"""DataDream, reproduced: few-shot guided dataset generation (Kim et al., ECCV 2024, arXiv 2407.10910).
+"""DataDream, reproduced: few-shot guided dataset generation (Kim et al., ECCV 2024, arXiv
+2407.10910).
 
-`recipe` describes a cell of the study, `run` and `run_cells` compute some and return their records, `load_records`
-reads those that are there, and `Store` is where the artifacts lie. Each is imported at its first use.
+`recipe` describes a cell of the study, `run` and `run_cells` compute some and return their records,
+`load_records` reads those that are there, and `Store` is where the artifacts lie. Each is imported
+at its first use.
 """
 
 from importlib import import_module
@@ -17,7 +19,10 @@ __version__ = "0.1.0"
 __all__ = ["Store", "__version__", "load_records", "recipe", "run", "run_cells"]
 
 _HOMES = {
-    "Store": "store", "load_records": "records", "recipe": "config", "run": "study",
+    "Store": "store",
+    "load_records": "records",
+    "recipe": "config",
+    "run": "study",
     "run_cells": "study",
 }
 

@@ -9,7 +9,8 @@ from .study import sample_rows as first_images
 
 
 def points(axis, values):
-    """Return label -> overrides of each point: `values` is a list for the setting `axis`, or such a mapping for a free title `axis`.
+    """Return label -> overrides of each point: `values` is a list for the setting `axis`, or such a
+    mapping for a free title `axis`.
 
     Raises ConfigError on anything else.
     """
@@ -17,20 +18,30 @@ def points(axis, values):
         return {str(label): dict(overrides) for label, overrides in values.items()}
     if isinstance(values, list) and values:
         return {str(value): {axis: value} for value in values}
-    raise ConfigError(f"values={values!r} is neither a list of values of {axis!r} nor a mapping of a label to its overrides, "
-                      f"e.g. {{'PNDM, 50 steps': {{'generate.scheduler': 'pipeline', 'generate.steps': 50}}}}")
+    raise ConfigError(
+        f"values={values!r} is neither a list of values of {axis!r} nor a mapping of a label to "
+        f"its overrides, e.g. {{'PNDM, 50 steps': {{'generate.scheduler': 'pipeline', "
+        f"'generate.steps': 50}}}}"
+    )
 
 
 def axis_cells(axis, values, overrides=None, **parameters):
-    """Return label -> the recipes of that point; `parameters` are those of `study.cells`, and a point's settings override them."""
-    return {label: cells(overrides={**(overrides or {}), **own}, **parameters) for label, own in points(axis, values).items()}
+    """Return label -> the recipes of that point; `parameters` are those of `study.cells`, and a
+    point's settings override them.
+    """
+    return {
+        label: cells(overrides={**(overrides or {}), **own}, **parameters)
+        for label, own in points(axis, values).items()
+    }
 
 
-SHOWN = ("question", "baseline", "helped")  # parameters of a notebook that say what its page shows of the cells
+# Parameters of a notebook that say what its page shows of the cells.
+SHOWN = ("question", "baseline", "helped")
 
 
 def cells_of(entry):
-    """Return label -> recipes of a named run of study.yaml: the points of an ablation, and one label '' for a page of one set of cells.
+    """Return label -> recipes of a named run of study.yaml: the points of an ablation, and one
+    label '' for a page of one set of cells.
 
     A notebook whose cells are only known once it runs has none.
     """
@@ -42,17 +53,26 @@ def cells_of(entry):
 
 
 def run_axis(by_label, store=None, workers=1, engine="local"):
-    """Run the cells of `axis_cells` and return their tidy table with a column `value`, the point's label, in the order of the points.
+    """Run the cells of `axis_cells` and return their tidy table with a column `value`, the point's
+    label, in the order of the points.
 
-    A stage that two points share, as `real` shares everything along a setting of the generator, is computed once.
+    A stage that two points share, as `real` shares everything along a setting of the generator, is
+    computed once.
     """
     store = store or Store()
-    run_cells([recipe for recipes in by_label.values() for recipe in recipes], store, workers, engine)
-    return pd.concat([find(recipes, store).assign(value=label) for label, recipes in by_label.items()], ignore_index=True)
+    run_cells(
+        [recipe for recipes in by_label.values() for recipe in recipes], store, workers, engine
+    )
+    return pd.concat(
+        [find(recipes, store).assign(value=label) for label, recipes in by_label.items()],
+        ignore_index=True,
+    )
 
 
 def sample_rows(by_label, store=None):
-    """Return title -> one list of one PIL image per class: at every value the first method's that has a generator, once if they are equal."""
+    """Return title -> one list of one PIL image per class: at every value the first method's
+    that has a generator, once if they are equal.
+    """
     rows, seen = {}, set()
     for label, recipes in by_label.items():
         made = [recipe for recipe in recipes if recipe.row.generator]

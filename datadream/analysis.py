@@ -1,4 +1,6 @@
-"""Describe synthetic sets against held-out real images, and set that beside the accuracy that they bring: one tidy table."""
+"""Describe synthetic sets against held-out real images, and set that beside the accuracy that
+they bring: one tidy table.
+"""
 
 from dataclasses import replace
 from functools import lru_cache
@@ -17,77 +19,120 @@ from .metrics import mean_interval, spearman
 from .records import _one_record_each, verdict
 from .store import Store
 
-REFERENCE = 500  # real images per class and part at most: as many as the paper's synthetic ones; the measures cost its square
+# real images per class and part at most: as many as the paper's synthetic ones; the measures cost
+# its square
+REFERENCE = 500
 
 
 @lru_cache(maxsize=8)
 def reference(dataset, shots, seed):
-    """Return the real images that synthetic ones are compared with: the validation part and the few-shot pool without the shots drawn.
+    """Return the real images that synthetic ones are compared with: the validation part and the
+    few-shot pool without the shots drawn.
 
-    None of them was seen by the generator, so that a copy of the few shots is no success; and none is a test image, so that a measure
-    may be used to choose a setting. A part that is also the test part, as in the released protocol, is left out, and one that is both pool
-    and validation counts once. At most REFERENCE images per class of each, drawn once for all seeds. Raises ValueError if none is left.
+    None of them was seen by the generator, so that a copy of the few shots is no success; and none
+    is a test image, so that a measure may be used to choose a setting. A part that is also the test
+    part, as in the released protocol, is left out, and one that is both pool and validation counts
+    once. At most REFERENCE images per class of each, drawn once for all seeds. Raises ValueError if
+    none is left.
     """
-    classes, taken, parts = tuple(range(len(dataset.classes))), set(_draw_shots(dataset, shots, seed, None)[0]), []
+    classes, taken, parts = (
+        tuple(range(len(dataset.classes))),
+        set(_draw_shots(dataset, shots, seed, None)[0]),
+        [],
+    )
     for part in dict.fromkeys((dataset.train, dataset.val)):
         if part is not dataset.test:
             rows, _ = _draw(part, classes, REFERENCE, ("reference",))
-            parts.append(part.pick([row for row in rows if part is not dataset.train or row not in taken]))
-    found = Images(tuple(source for part in parts for source in part.sources),
-                   tuple(label for part in parts for label in part.labels))
+            parts.append(
+                part.pick([row for row in rows if part is not dataset.train or row not in taken])
+            )
+    found = Images(
+        tuple(source for part in parts for source in part.sources),
+        tuple(label for part in parts for label in part.labels),
+    )
     if not len(found):
-        raise ValueError(f"{dataset.name!r} has no real image beside the {shots or 'all'} shots per class and the test part; lower shots, or give "
-                         f"a validation part")
+        raise ValueError(
+            f"{dataset.name!r} has no real image beside the {shots or 'all'} shots per class and "
+            "the test part; lower shots, or give a validation part"
+        )
     return found
 
 
 def _images(recipe, dataset, store):
-    """Return the set that a cell is about, the synthetic one or for method 'real' the few shots, and the name of its content."""
+    """Return the set that a cell is about, the synthetic one or for method 'real' the few shots,
+    and the name of its content.
+    """
     if not recipe.row.generator:
         shots = few_shots(dataset, recipe.shots, recipe.seed)
         return shots, fingerprint(shots)
     artifact = key("generate", **generation_inputs(recipe, dataset))
     if not store.done(artifact):
-        raise LookupError(f"the synthetic set of {recipe.dataset}, {recipe.method}, seed {recipe.seed} is not in {store.address}; run that cell "
-                          f"first, with `python -m datadream study` or by its notebook")
+        raise LookupError(
+            f"the synthetic set of {recipe.dataset}, {recipe.method}, seed {recipe.seed} is not "
+            f"in {store.address}; run that cell first, with `python -m datadream study` or by its "
+            "notebook"
+        )
     return replace(read(store.folder(artifact)), stamp=artifact), artifact
 
 
 def _measure(unit, real, synthetic, shots=None):
-    """Return every measure of one extractor's features by name; NaN where a set is too small for it or it wants unit features."""
+    """Return every measure of one extractor's features by name; NaN where a set is too small for
+    it or it wants unit features.
+    """
     row: dict[str, float] = {"n": len(synthetic), "reference": len(real)}
     for name, measure in MEASURES.items():
         fits = min(len(real), len(synthetic)) >= measure.least and (unit or not measure.unit)
         row[name] = measure.function(real, synthetic) if fits else np.nan
-    return row | (copying(real, synthetic, shots) if shots is not None and len(real) and len(synthetic) else {})
+    return row | (
+        copying(real, synthetic, shots)
+        if shots is not None and len(real) and len(synthetic)
+        else {}
+    )
 
 
 def _rows(sets, found, classes, unit):
     """Return one row per class and one for "all", whose centroid is the mean over the classes."""
     rows = []
     for label, name in enumerate(classes):
-        own = {part: values[np.asarray(sets[part].labels) == label] for part, values in found.items()}
+        own = {
+            part: values[np.asarray(sets[part].labels) == label] for part, values in found.items()
+        }
         rows.append({"class": name, "label": label, **_measure(unit, **own)})
-    whole = {"class": "all", **_measure(unit, **found), "centroid": pd.Series([row["centroid"] for row in rows]).mean()}
+    whole = {
+        "class": "all",
+        **_measure(unit, **found),
+        "centroid": pd.Series([row["centroid"] for row in rows]).mean(),
+    }
     return [whole, *rows]
 
 
 def describe(recipes, store=None, names=None):
-    """Return the tidy table of measures: one row per dataset, method, seed, extractor and class, and one for class "all".
+    """Return the tidy table of measures: one row per dataset, method, seed, extractor and class,
+    and one for class "all".
 
-    A method with real images shares its synthetic set with the one without, whose name the rows bear. 'real' describes the few shots
-    themselves, which tells what fresh real images score: by KID, CMMD, precision and density, while the Frechet distance and coverage
-    depend on the number of images. 'clip' has no images. `label` is the class's index, missing for "all";
-    `n` and `reference` count the images, `artifact` names the set, and distances.TITLES tells what the other columns are: NaN where a set
-    is too small for a measure. The real images are `reference`'s, never test images. `names` are rows of EXTRACTORS; None takes the
-    recipe's two. Raises LookupError on a synthetic set that has not been made.
+    A method with real images shares its synthetic set with the one without, whose name the rows
+    bear. 'real' describes the few shots themselves, which tells what fresh real images score: by
+    KID, CMMD, precision and density, while the Frechet distance and coverage depend on the number
+    of images. 'clip' has no images. `label` is the class's index, missing for "all"; `n` and
+    `reference` count the images, `artifact` names the set, and distances.TITLES tells what the
+    other columns are: NaN where a set is too small for a measure. The real images are
+    `reference`'s, never test images. `names` are rows of EXTRACTORS; None takes the recipe's two.
+    Raises LookupError on a synthetic set that has not been made.
     """
     store, rows, done = store or Store(), [], set()
-    for recipe in progress.each([r for r in recipes if r.row.generator or r.row.real], "describe", "set"):
+    for recipe in progress.each(
+        [r for r in recipes if r.row.generator or r.row.real], "describe", "set"
+    ):
         dataset = load_for(recipe)
         images, artifact = _images(recipe, dataset, store)
-        cell = {"dataset": recipe.dataset, "method": recipe.method.removesuffix("+real"), "shots": recipe.shots,
-                "images": recipe.generate.images, "seed": recipe.seed, "artifact": artifact}
+        cell = {
+            "dataset": recipe.dataset,
+            "method": recipe.method.removesuffix("+real"),
+            "shots": recipe.shots,
+            "images": recipe.generate.images,
+            "seed": recipe.seed,
+            "artifact": artifact,
+        }
         if tuple(cell.values()) in done:
             continue
         done.add(tuple(cell.values()))
@@ -96,18 +141,39 @@ def describe(recipes, store=None, names=None):
             sets["shots"] = few_shots(dataset, recipe.shots, recipe.seed)
         for name in names or extractors(recipe):
             found = {part: features(some, name, recipe, store) for part, some in sets.items()}
-            rows += [{**cell, "extractor": name, **row} for row in _rows(sets, found, dataset.classes, EXTRACTORS[name].unit)]
-    columns = ["dataset", "method", "shots", "images", "seed", "extractor", "class", "label", "n", "reference", *TITLES, "artifact"]
+            rows += [
+                {**cell, "extractor": name, **row}
+                for row in _rows(sets, found, dataset.classes, EXTRACTORS[name].unit)
+            ]
+    columns = [
+        "dataset",
+        "method",
+        "shots",
+        "images",
+        "seed",
+        "extractor",
+        "class",
+        "label",
+        "n",
+        "reference",
+        *TITLES,
+        "artifact",
+    ]
     return pd.DataFrame(rows, columns=columns).astype({"label": "Int64"})
 
 
 def over_seeds(table, measures=tuple(MEASURES)):
-    """Return one row per method and measure: title, seeds, mean and 95 % interval over seeds (Student's t), for plots.plot_measures.
+    """Return one row per method and measure: title, seeds, mean and 95 % interval over seeds
+    (Student's t), for plots.plot_measures.
 
-    Raises ValueError on several rows of one method and seed, e.g. of two extractors or of classes beside "all".
+    Raises ValueError on several rows of one method and seed, e.g. of two extractors or of classes
+    beside "all".
     """
     if table.duplicated(["method", "seed"]).any():
-        raise ValueError("several rows of one method and seed; narrow the table with `select`, e.g. by extractor, class and dataset")
+        raise ValueError(
+            "several rows of one method and seed; narrow the table with `select`, e.g. by "
+            "extractor, class and dataset"
+        )
     rows = []
     for measure in measures:
         for method in (m for m in METHODS if (table["method"] == m).any()):
@@ -115,54 +181,110 @@ def over_seeds(table, measures=tuple(MEASURES)):
             if len(values):
                 mean, low, high = mean_interval(values)
                 title = METHODS[method].title if METHODS[method].generator else SHOTS_TITLE
-                rows.append({"measure": measure, "method": method, "title": title, "seeds": len(values), "mean": mean, "low": low, "high": high})
-    return pd.DataFrame(rows, columns=["measure", "method", "title", "seeds", "mean", "low", "high"])
+                rows.append(
+                    {
+                        "measure": measure,
+                        "method": method,
+                        "title": title,
+                        "seeds": len(values),
+                        "mean": mean,
+                        "low": low,
+                        "high": high,
+                    }
+                )
+    return pd.DataFrame(
+        rows, columns=["measure", "method", "title", "seeds", "mean", "low", "high"]
+    )
 
 
 def gains(table, records, method, baseline):
-    """Return one row per class: the accuracy that `method` gains over `baseline`, in points, beside the measures of its synthetic set.
+    """Return one row per class: the accuracy that `method` gains over `baseline`, in points, beside
+    the measures of its synthetic set.
 
-    `table` is of `describe`, narrowed to one extractor and dataset, and `records` of `study.find` or `load_records`. All values are means
-    over the seeds that table and both methods have: the seeds share their classes and are no further pairs for a correlation. `low` and
-    `high` are the gain's 95 % interval over seeds. Raises ValueError where something is missing or ambiguous.
+    `table` is of `describe`, narrowed to one extractor and dataset, and `records` of `study.find`
+    or `load_records`. All values are means over the seeds that table and both methods have: the
+    seeds share their classes and are no further pairs for a correlation. `low` and `high` are the
+    gain's 95 % interval over seeds. Raises ValueError where something is missing or ambiguous.
     """
     own = table[(table["method"] == method.removesuffix("+real")) & table["label"].notna()]
     _one_record_each(records)
     accuracy = records.pivot(index="seed", columns="method", values="per_class")
-    missing = [m for m in (method, baseline) if m not in accuracy] + ([] if len(own) else [f"the images of {method}"])
+    missing = [m for m in (method, baseline) if m not in accuracy] + (
+        [] if len(own) else [f"the images of {method}"]
+    )
     if missing:
-        raise ValueError(f"no record or row of {', '.join(missing)}; run and describe those methods on the same seeds first")
+        raise ValueError(
+            f"no record or row of {', '.join(missing)}; run and describe those methods on the "
+            "same seeds first"
+        )
     if own.duplicated(["label", "seed"]).any() or len({*own["dataset"], *records["dataset"]}) > 1:
-        raise ValueError("several rows of one class and seed, or several datasets; narrow both tables with `select`, e.g. by extractor and dataset")
+        raise ValueError(
+            "several rows of one class and seed, or several datasets; narrow both tables with "
+            "`select`, e.g. by extractor and dataset"
+        )
     accuracy = accuracy[[method, baseline]].dropna()
     accuracy = accuracy[accuracy.index.isin(own["seed"])]
     if accuracy.empty:
-        raise ValueError(f"{method}, {baseline} and the described images have no seed in common; run them on the same seeds")
+        raise ValueError(
+            f"{method}, {baseline} and the described images have no seed in common; run them on "
+            "the same seeds"
+        )
     means = own[own["seed"].isin(accuracy.index)].groupby("label")[[*TITLES]].mean()
     names = own.drop_duplicates("label").set_index("label")["class"]
     differences = 100 * (np.stack(accuracy[method]) - np.stack(accuracy[baseline]))
-    rows = [{"method": method, "baseline": baseline, "class": names[label], "label": label, "seeds": len(accuracy),
-             **dict(zip(("gain", "low", "high"), mean_interval(differences[:, label]), strict=True)), **means.loc[label]} for label in means.index]
+    rows = [
+        {
+            "method": method,
+            "baseline": baseline,
+            "class": names[label],
+            "label": label,
+            "seeds": len(accuracy),
+            **dict(zip(("gain", "low", "high"), mean_interval(differences[:, label]), strict=True)),
+            **means.loc[label],
+        }
+        for label in means.index
+    ]
     return pd.DataFrame(rows)
 
 
 def copying_sentence(table, method, extractor, share=0.05):
-    """Return one plain sentence on whether a method's images are copies of its few shots: see `distances.copying`, whose quantile leaves `share`."""
-    own = table[(table["class"] == "all") & (table["method"] == method) & (table["extractor"] == extractor)]
+    """Return one plain sentence on whether a method's images are copies of its few shots: see
+    `distances.copying`, whose quantile leaves `share`.
+    """
+    own = table[
+        (table["class"] == "all") & (table["method"] == method) & (table["extractor"] == extractor)
+    ]
     mean, low, high = mean_interval(100 * own["closer"])
     if np.isnan(low):
-        return f"{METHODS[method].title}, {extractor}: {mean:.1f} % of the images on one seed, which has no interval over seeds."
+        return (
+            f"{METHODS[method].title}, {extractor}: {mean:.1f} % of the images on one seed, "
+            "which has no interval over seeds."
+        )
     said = "more than without copying" if low > 100 * share else "no copying is shown"
-    return (f"{METHODS[method].title}, {extractor}: {mean:.1f} % of the images, 95 % interval {max(0, low):.1f} to {high:.1f} over {len(own)} seeds, where "
-            f"real images have {100 * share:g} %; {said}.")
+    return (
+        f"{METHODS[method].title}, {extractor}: {mean:.1f} % of the images, 95 % interval "
+        f"{max(0, low):.1f} to {high:.1f} over {len(own)} seeds, where real images have "
+        f"{100 * share:g} %; {said}."
+    )
 
 
 def correlation_sentence(joined, measure="centroid"):
-    """Return one plain sentence on the rank correlation of `measure` with the gain over the classes of `gains`' table."""
+    """Return one plain sentence on the rank correlation of `measure` with the gain over the
+    classes of `gains`' table.
+    """
     pairs = joined.dropna(subset=[measure, "gain"])
     first, title = joined.iloc[0], TITLES[measure].partition(" (")[0]
-    what = f"{title} and the gain of {METHODS[first['method']].title} over {METHODS[first['baseline']].title}, {len(pairs)} classes"
+    what = (
+        f"{title} and the gain of {METHODS[first['method']].title} over "
+        f"{METHODS[first['baseline']].title}, {len(pairs)} classes"
+    )
     rho, low, high = spearman(pairs[measure], pairs["gain"]) if len(pairs) > 1 else (np.nan,) * 3
     if np.isnan(low):
-        return f"{what}: too few classes, or too many equal values, for an interval of their rank correlation."
-    return f"{what}: Spearman's rank correlation {rho:+.2f}, 95 % interval {low:+.2f} to {high:+.2f}; {verdict(low, high, 'relation')}."
+        return (
+            f"{what}: too few classes, or too many equal values, for an interval of their rank "
+            "correlation."
+        )
+    return (
+        f"{what}: Spearman's rank correlation {rho:+.2f}, 95 % interval {low:+.2f} to "
+        f"{high:+.2f}; {verdict(low, high, 'relation')}."
+    )

@@ -1,7 +1,9 @@
-"""The classifier's augmentation on batches of tensors: torchvision's operations, drawn anew for each image (paper, section 3.4).
+"""The classifier's augmentation on batches of tensors: torchvision's operations, drawn anew for
+each image (paper, section 3.4).
 
-torchvision draws one operation and one strength for a whole batch, so per-image draws would need a loop over images. Here the draws
-are vectors: images that drew the same operation pass through it together, and crops are two products with resampling matrices.
+torchvision draws one operation and one strength for a whole batch, so per-image draws would need a
+loop over images. Here the draws are vectors: images that drew the same operation pass through it
+together, and crops are two products with resampling matrices.
 """
 
 import math
@@ -17,7 +19,9 @@ MAGNITUDE = 9 / 30  # of RandAugment: the tenth of 31 bins (torchvision's defaul
 
 
 def _warp(images, translate=(0, 0), shear=(0.0, 0.0), center=None):
-    return TF.affine(images, 0.0, list(translate), 1.0, list(shear), InterpolationMode.NEAREST, center=center)
+    return TF.affine(
+        images, 0.0, list(translate), 1.0, list(shear), InterpolationMode.NEAREST, center=center
+    )
 
 
 def _shear(images, tangent, axis):
@@ -32,7 +36,8 @@ def _translate(images, share, axis):
     return _warp(images, translate=way)
 
 
-# RandAugment's fourteen operations at its one magnitude, uint8 -> uint8; `way` is +1 or -1 where the operation has a direction.
+# RandAugment's fourteen operations at its one magnitude, uint8 -> uint8; `way` is +1 or -1 where
+# the operation has a direction.
 OPERATIONS = {
     "Identity": lambda x, way: x,
     "ShearX": lambda x, way: _shear(x, way * 0.3 * MAGNITUDE, 0),
@@ -53,10 +58,15 @@ ONE_WAY = {"Identity", "Posterize", "Solarize", "AutoContrast", "Equalize"}
 
 
 def rand_augment(images, operations=2):
-    """Return uint8 images (B, 3, H, W) after `operations` random operations each (Cubuk et al., 2020; torchvision's defaults)."""
+    """Return uint8 images (B, 3, H, W) after `operations` random operations each (Cubuk et al.,
+    2020; torchvision's defaults).
+    """
     names = list(OPERATIONS)
     for _ in range(operations):
-        drawn, ways = torch.randint(len(names), (len(images),)), torch.randint(2, (len(images),)) * 2 - 1
+        drawn, ways = (
+            torch.randint(len(names), (len(images),)),
+            torch.randint(2, (len(images),)) * 2 - 1,
+        )
         changed = images.clone()
         for i in drawn.unique().tolist():
             for way in (1,) if names[i] in ONE_WAY else (1, -1):
@@ -68,27 +78,38 @@ def rand_augment(images, operations=2):
 
 
 def draw_boxes(count, height, width, low, tries=10):
-    """Return `count` crops (top, left, height, width) in pixels, (count, 4) floats, as torchvision's RandomResizedCrop draws them.
+    """Return `count` crops (top, left, height, width) in pixels, (count, 4) floats, as
+    torchvision's RandomResizedCrop draws them.
 
-    Of `tries` random areas in [low, 1] and aspect ratios the first that fits; if none does, the largest centre crop of an accepted ratio.
+    Of `tries` random areas in [low, 1] and aspect ratios the first that fits; if none does, the
+    largest centre crop of an accepted ratio.
     """
     area = height * width * (low + (1 - low) * torch.rand(count, tries))
-    ratio = torch.exp(math.log(RATIOS[0]) + (math.log(RATIOS[1]) - math.log(RATIOS[0])) * torch.rand(count, tries))
+    ratio = torch.exp(
+        math.log(RATIOS[0]) + (math.log(RATIOS[1]) - math.log(RATIOS[0])) * torch.rand(count, tries)
+    )
     wide, tall = (area * ratio).sqrt().round(), (area / ratio).sqrt().round()
     fits = (wide > 0) & (wide <= width) & (tall > 0) & (tall <= height)
     first, rows = fits.int().argmax(1), torch.arange(count)
     wide, tall, fits = wide[rows, first], tall[rows, first], fits[rows, first]
-    top, left = (torch.rand(count) * (height - tall + 1)).floor(), (torch.rand(count) * (width - wide + 1)).floor()
+    top, left = (
+        (torch.rand(count) * (height - tall + 1)).floor(),
+        (torch.rand(count) * (width - wide + 1)).floor(),
+    )
     limited = min(max(width / height, RATIOS[0]), RATIOS[1])
     whole = (min(height, round(width / limited)), min(width, round(height * limited)))
-    centre = torch.tensor([(height - whole[0]) // 2, (width - whole[1]) // 2, *whole], dtype=torch.float32)
+    centre = torch.tensor(
+        [(height - whole[0]) // 2, (width - whole[1]) // 2, *whole], dtype=torch.float32
+    )
     return torch.where(fits[:, None], torch.stack([top, left, tall, wide], 1), centre)
 
 
 def resampling(start, length, size, out):
-    """Return the matrices (B, out, size) of an antialiased bicubic resize of [start, start + length) of `size` pixels to `out`.
+    """Return the matrices (B, out, size) of an antialiased bicubic resize of [start, start +
+    length) of `size` pixels to `out`.
 
-    Pillow's kernel, which torchvision's antialiased resize uses too: a cubic of a = -0.5, widened when it shrinks.
+    Pillow's kernel, which torchvision's antialiased resize uses too: a cubic of a = -0.5, widened
+    when it shrinks.
     """
     scale = (length / out)[:, None, None]
     place = torch.arange(size, device=start.device) - start[:, None]  # of each pixel in the crop
@@ -101,10 +122,12 @@ def resampling(start, length, size, out):
 
 
 def random_resized_crop(images, size, low, flip):
-    """Return images (B, 3, H, W), uint8, as random crops (B, 3, size, size) in [0, 1], each flipped with probability `flip`.
+    """Return images (B, 3, H, W), uint8, as random crops (B, 3, size, size) in [0, 1], each flipped
+    with probability `flip`.
 
-    The boxes are drawn on the CPU, the same on every device. Their matrices are made where the images are: for a batch of 256
-    large images that takes one core longer than the model's whole step takes an H200.
+    The boxes are drawn on the CPU, the same on every device. Their matrices are made where the
+    images are: for a batch of 256 large images that takes one core longer than the model's whole
+    step takes an H200.
     """
     height, width = images.shape[-2:]
     boxes = draw_boxes(len(images), height, width, low)
@@ -133,52 +156,78 @@ def _saturation(images, factor):
 
 
 def _hue(images, turn):
-    """Turn the hue of images (B, 3, H, W) in [0, 1] by `turn` (B, 1, 1, 1) of the circle, with value and saturation kept."""
+    """Turn the hue of images (B, 3, H, W) in [0, 1] by `turn` (B, 1, 1, 1) of the circle, with
+    value and saturation kept.
+    """
     value, low = images.amax(1), images.amin(1)
     chroma = value - low
     red, green, blue = images.unbind(1)
     safe = chroma.clamp(min=1e-8)
-    hue = torch.where(value == red, (green - blue) / safe, torch.where(value == green, (blue - red) / safe + 2, (red - green) / safe + 4))
+    hue = torch.where(
+        value == red,
+        (green - blue) / safe,
+        torch.where(value == green, (blue - red) / safe + 2, (red - green) / safe + 4),
+    )
     sector = hue + 6 * turn[:, 0]
     places = [(n + sector) % 6 for n in (5, 3, 1)]
     return torch.stack([value - chroma * torch.minimum(k, 4 - k).clamp(0, 1) for k in places], 1)
 
 
 def color_jitter(images, brightness, contrast, saturation, hue):
-    """Return images (B, 3, S, S) in [0, 1] with the four changes in a random order each, strengths uniform (torchvision)."""
-    def factors(strength, middle=1.0):
-        return (middle + strength * (2 * torch.rand(len(images)) - 1)).clamp(min=0 if middle else -0.5)
+    """Return images (B, 3, S, S) in [0, 1] with the four changes in a random order each,
+    strengths uniform (torchvision).
+    """
 
-    drawn = {_brightness: factors(brightness), _contrast: factors(contrast), _saturation: factors(saturation), _hue: factors(hue, 0.0)}
+    def factors(strength, middle=1.0):
+        return (middle + strength * (2 * torch.rand(len(images)) - 1)).clamp(
+            min=0 if middle else -0.5
+        )
+
+    drawn = {
+        _brightness: factors(brightness),
+        _contrast: factors(contrast),
+        _saturation: factors(saturation),
+        _hue: factors(hue, 0.0),
+    }
     order = torch.rand(len(images), len(drawn)).argsort(1)
     for place in range(len(drawn)):
         for number, (change, strength) in enumerate(drawn.items()):
             rows = order[:, place] == number
             if rows.any():
-                images[rows] = change(images[rows], strength[rows].to(images.device).view(-1, 1, 1, 1))
+                images[rows] = change(
+                    images[rows], strength[rows].to(images.device).view(-1, 1, 1, 1)
+                )
     return images
 
 
 def blur_kernel(size):
-    """Return the side of the blur's window for images of `size` pixels: an odd tenth of it (released code)."""
+    """Return the side of the blur's window for images of `size` pixels: an odd tenth of it
+    (released code).
+    """
     return max(3, size // 10 // 2 * 2 + 1)
 
 
 def gaussian_blur(images, kernel, sigma):
-    """Return images (B, 3, S, S) blurred by a window of `kernel` pixels, each with its own `sigma` (B,) in pixels."""
+    """Return images (B, 3, S, S) blurred by a window of `kernel` pixels, each with its own
+    `sigma` (B,) in pixels.
+    """
     offsets = torch.arange(kernel) - kernel // 2
     window = torch.exp(-0.5 * (offsets / sigma[:, None]) ** 2)
     window = (window / window.sum(1, keepdim=True)).to(images.device).repeat_interleave(3, 0)
     pad = kernel // 2
     flat = torch.nn.functional.pad(images, [pad] * 4, mode="reflect").flatten(0, 1)[None]
     flat = torch.nn.functional.conv2d(flat, window[:, None, :, None], groups=len(window))
-    return torch.nn.functional.conv2d(flat, window[:, None, None, :], groups=len(window))[0].unflatten(0, (-1, 3))
+    return torch.nn.functional.conv2d(flat, window[:, None, None, :], groups=len(window))[
+        0
+    ].unflatten(0, (-1, 3))
 
 
 class Augmentation:
-    """The released code's augmentation in its order: a list of uint8 images (3, H, W) -> (B, 3, size, size) in [0, 1].
+    """The released code's augmentation in its order: a list of uint8 images (3, H, W) -> (B, 3,
+    size, size) in [0, 1].
 
-    `options` is a recipe's `classify`. All draws come from torch's global generator on the CPU, whatever device the images are on.
+    `options` is a recipe's `classify`. All draws come from torch's global generator on the CPU,
+    whatever device the images are on.
     """
 
     def __init__(self, options, size):
@@ -192,9 +241,21 @@ class Augmentation:
             rows = [i for i, other in enumerate(shapes) if other == shape]
             views[rows] = self._crop(torch.stack([images[i] for i in rows]))
         options = self.options
-        self._some(views, options.jitter, lambda x: color_jitter(x, options.brightness, options.contrast, options.saturation, options.hue))
+        self._some(
+            views,
+            options.jitter,
+            lambda x: color_jitter(
+                x, options.brightness, options.contrast, options.saturation, options.hue
+            ),
+        )
         self._some(views, options.grayscale, lambda x: TF.rgb_to_grayscale(x, 3))
-        self._some(views, options.blur, lambda x: gaussian_blur(x, self.kernel, BLUR[0] + (BLUR[1] - BLUR[0]) * torch.rand(len(x))))
+        self._some(
+            views,
+            options.blur,
+            lambda x: gaussian_blur(
+                x, self.kernel, BLUR[0] + (BLUR[1] - BLUR[0]) * torch.rand(len(x))
+            ),
+        )
         self._some(views, options.solarize, lambda x: torch.where(x >= THRESHOLD, 1 - x, x))
         return views
 

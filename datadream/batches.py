@@ -1,4 +1,6 @@
-"""The classifier's training batches: real and synthetic images, augmented and mixed (paper, section 3.4)."""
+"""The classifier's training batches: real and synthetic images, augmented and mixed (paper,
+section 3.4).
+"""
 
 import torch
 import torch.nn.functional as F
@@ -10,19 +12,30 @@ from .training import seed_for, stream
 
 
 class Batches:
-    """Augmented training batches: `at(step)` gives images (B, 3, S, S) in [0, 1], soft targets (B, C) and a real mask (B,).
+    """Augmented training batches: `at(step)` gives images (B, 3, S, S) in [0, 1], soft targets (B,
+    C) and a real mask (B,).
 
-    With both kinds, half of each batch is real: the paper repeats the few shots until both kinds are as many.
+    With both kinds, half of each batch is real: the paper repeats the few shots until both kinds
+    are as many.
     """
 
-    def __init__(self, real, synthetic, options, classes, size, seed, device: torch.device | str = "cpu"):
-        self.sets = {kind: images for kind, images in ((True, real), (False, synthetic)) if images is not None}
+    def __init__(
+        self, real, synthetic, options, classes, size, seed, device: torch.device | str = "cpu"
+    ):
+        self.sets = {
+            kind: images
+            for kind, images in ((True, real), (False, synthetic))
+            if images is not None
+        }
         self.options, self.classes, self.seed, self.device = options, classes, seed, device
         self.augment, self.decoded = Augmentation(options, size), Decoded(self.sets)
 
     def _keys(self, step):
         count = self.options.batch // len(self.sets)
-        return {kind: [(kind, i) for i in stream(len(images), count, step, seed_for(self.seed, kind))] for kind, images in self.sets.items()}
+        return {
+            kind: [(kind, i) for i in stream(len(images), count, step, seed_for(self.seed, kind))]
+            for kind, images in self.sets.items()
+        }
 
     def _mix(self, images, labels):
         targets = F.one_hot(labels, self.classes).float()
@@ -32,14 +45,20 @@ class Batches:
         return kind(num_classes=self.classes)(images, labels)
 
     def at(self, step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return the batch of `step`; the augmentation draws from torch's global generator, which `fit` seeds per step."""
+        """Return the batch of `step`; the augmentation draws from torch's global generator,
+        which `fit` seeds per step.
+        """
         parts, keys = [], self._keys(step)
         pictures = {kind: self.decoded.take(own) for kind, own in keys.items()}
         for own in self._keys(step + 1).values():
             self.decoded.start(own)
         for kind, own in keys.items():
-            views = self.augment([image.to(self.device, non_blocking=True) for image in pictures[kind]])
-            views, targets = self._mix(views, torch.tensor([self.sets[kind].labels[i] for _, i in own], device=self.device))
+            views = self.augment(
+                [image.to(self.device, non_blocking=True) for image in pictures[kind]]
+            )
+            views, targets = self._mix(
+                views, torch.tensor([self.sets[kind].labels[i] for _, i in own], device=self.device)
+            )
             parts.append((views, targets, torch.full((len(own),), kind, device=self.device)))
         images, targets, real = (torch.cat(column) for column in zip(*parts, strict=True))
         return images, targets, real

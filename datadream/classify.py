@@ -23,9 +23,11 @@ from .views import BATCH, evaluation_batches, validation_batches
 
 
 def mixed_loss(logits, targets, real, weight):
-    """Return weight * CE(real) + (1 - weight) * CE(synthetic) (paper, eq. 3), for soft targets (B, C) and a mask (B,).
+    """Return weight * CE(real) + (1 - weight) * CE(synthetic) (paper, eq. 3), for soft targets (B,
+    C) and a mask (B,).
 
-    A batch that holds one kind only gives that kind's mean, so that no weight is lost and no NaN appears.
+    A batch that holds one kind only gives that kind's mean, so that no weight is lost and no NaN
+    appears.
     """
     losses = F.cross_entropy(logits, targets, reduction="none")
     if real.all() or not real.any():
@@ -34,9 +36,11 @@ def mixed_loss(logits, targets, real, weight):
 
 
 def loss_parts(model, tokens, images, targets, real, weight, size):
-    """Yield the `mixed_loss` of a batch in parts of `size` images, whose graphs need not be held together.
+    """Yield the `mixed_loss` of a batch in parts of `size` images, whose graphs need not be held
+    together.
 
-    They sum to it but for rounding, other draws of the dropout, and in a ResNet the statistics of its batches.
+    They sum to it but for rounding, other draws of the dropout, and in a ResNet the statistics of
+    its batches.
     """
     if size >= len(images):
         yield mixed_loss(model(images, tokens), targets, real, weight)
@@ -45,11 +49,16 @@ def loss_parts(model, tokens, images, targets, real, weight, size):
     if real.any() and not real.all():
         shares = torch.where(real, weight / real.sum(), (1 - weight) / (~real).sum())
     for rows in torch.arange(len(images), device=images.device).split(size):
-        yield (shares[rows] * F.cross_entropy(model(images[rows], tokens), targets[rows], reduction="none")).sum()
+        yield (
+            shares[rows]
+            * F.cross_entropy(model(images[rows], tokens), targets[rows], reduction="none")
+        ).sum()
 
 
 def optimiser_steps(recipe, classes):
-    """Return (steps, those of them that warm up) of one training, the same for every method: epochs over images * classes."""
+    """Return (steps, those of them that warm up) of one training, the same for every method:
+    epochs over images * classes.
+    """
     options = recipe.classify
     per_epoch = math.ceil(recipe.generate.images * classes / options.batch)
     steps = options.steps or options.epochs * per_epoch
@@ -63,7 +72,8 @@ def _read(model, part, text, count):
 
 @torch.no_grad()
 def predict(model, tokens, batches, counted=lambda number: None):
-    """Return the predicted class of each image of some uint8 batches (B, 3, S, S), as an int array (n,); batches that do not fit are halved.
+    """Return the predicted class of each image of some uint8 batches (B, 3, S, S), as an int array
+    (n,); batches that do not fit are halved.
 
     `counted` is called with the number of images of each batch.
     """
@@ -73,63 +83,106 @@ def predict(model, tokens, batches, counted=lambda number: None):
         while len(part):
             predicted = size.run(partial(_read, model, part, text), len(part))
             found += predicted
-            part = part[len(predicted):]
+            part = part[len(predicted) :]
             counted(len(predicted))
     return np.asarray(found, int)
 
 
 def evaluate(model, dataset, images, views=evaluation_batches, counted=lambda number: None):
-    """Return top-1 with its 95 % Wilson interval, the accuracy per class, and the confusion matrix, over all `images` as `views` gives them."""
+    """Return top-1 with its 95 % Wilson interval, the accuracy per class, and the confusion
+    matrix, over all `images` as `views` gives them.
+    """
     tokens = model.prompts(prompt(dataset.noun, name) for name in dataset.classes)
     predictions = predict(model, tokens, views(images, model.size), counted)
     matrix = confusion(images.labels, predictions, len(dataset.classes))
     correct, total = int(matrix.trace()), int(matrix.sum())
     low, high = wilson(correct, total)
     per_class = (matrix.diagonal() / np.maximum(matrix.sum(1), 1)).round(4).tolist()
-    return {"top1": correct / total, "low": low, "high": high, "total": total, "per_class": per_class, "confusion": matrix.tolist()}
+    return {
+        "top1": correct / total,
+        "low": low,
+        "high": high,
+        "total": total,
+        "per_class": per_class,
+        "confusion": matrix.tolist(),
+    }
 
 
 def train_inputs(recipe, dataset, synthetic_key):
-    """Return what a trained classifier depends on; `synthetic_key` is None where the method uses no synthetic images."""
+    """Return what a trained classifier depends on; `synthetic_key` is None where the method uses
+    no synthetic images.
+    """
     steps, warmup = optimiser_steps(recipe, len(dataset.classes))
-    chosen = {"select": "validation", "evaluations": recipe.classify.epochs} if recipe.protocol == "released" else {}
-    options = {k: v for k, v in dataclasses.asdict(recipe.classify).items() if k not in ("epochs", "warmup", "steps")} | chosen  # the steps say it
+    chosen = (
+        {"select": "validation", "evaluations": recipe.classify.epochs}
+        if recipe.protocol == "released"
+        else {}
+    )
+    # The steps say it.
+    options = {
+        k: v
+        for k, v in dataclasses.asdict(recipe.classify).items()
+        if k not in ("epochs", "warmup", "steps")
+    } | chosen
     if not (recipe.row.real and synthetic_key):  # lambda weighs two kinds against each other
         options["real_weight"] = None
-    return {"classifier": identity(recipe.classifier, "clip"), "precision": str(dtype_for(recipe.precision, training=True)), "classify": options,
-            "prompts": [prompt(dataset.noun, name) for name in dataset.classes], "steps": steps, "warmup": warmup,
-            "seed": recipe.seed, "val": fingerprint(validation_images(recipe, dataset)), "synthetic": synthetic_key,
-            "shots": fingerprint(few_shots(dataset, recipe.shots, recipe.seed)) if recipe.row.real else None}
+    return {
+        "classifier": identity(recipe.classifier, "clip"),
+        "precision": str(dtype_for(recipe.precision, training=True)),
+        "classify": options,
+        "prompts": [prompt(dataset.noun, name) for name in dataset.classes],
+        "steps": steps,
+        "warmup": warmup,
+        "seed": recipe.seed,
+        "val": fingerprint(validation_images(recipe, dataset)),
+        "synthetic": synthetic_key,
+        "shots": fingerprint(few_shots(dataset, recipe.shots, recipe.seed))
+        if recipe.row.real
+        else None,
+    }
 
 
 def train(recipe, dataset, real, synthetic, synthetic_key, store):
-    """Return the artifact folder of a trained classifier: adapter.safetensors, adapter.json and curve.json.
+    """Return the artifact folder of a trained classifier: adapter.safetensors, adapter.json and
+    curve.json.
 
-    `real` and `synthetic` are Images or None. The folder's curve holds validation accuracy and training loss by step.
+    `real` and `synthetic` are Images or None. The folder's curve holds validation accuracy and
+    training loss by step.
     """
     inputs = train_inputs(recipe, dataset, synthetic_key)
-    options = dataclasses.replace(recipe.classify, **{k: inputs["classify"][k] for k in ("select", "evaluations")})
+    options = dataclasses.replace(
+        recipe.classify, **{k: inputs["classify"][k] for k in ("select", "evaluations")}
+    )
     if recipe.classify.select == "validation" and dataset.val is dataset.train:
-        raise ConfigError("classify.select='validation' would choose the epoch on the training images, since with fold or test_folder no others are "
-                          "set aside; give classify.select='last'")
-    texts, steps, warmup, size = inputs["prompts"], inputs["steps"], inputs["warmup"], BatchSize(options.batch)
+        raise ConfigError(
+            "classify.select='validation' would choose the epoch on the training images, since "
+            "with fold or test_folder no others are set aside; give classify.select='last'"
+        )
+    texts, size = inputs["prompts"], BatchSize(options.batch)
 
     def build(folder):
         torch.manual_seed(seed_for("classifier", recipe.seed))
         model = load_classifier(recipe.classifier, len(texts), recipe.precision)
         parameters = model.attach(options)
-        batches = Batches(real, synthetic, options, len(texts), model.size, seed_for("batches", recipe.seed), model.mean.device)
-        val = validation_images(recipe, dataset)
-        optimise(model, parameters, batches, texts, val, options, steps, warmup, folder, seed_for("train", recipe.seed), size)
-        config = {"classifier": recipe.classifier, "precision": recipe.precision, "rank": options.rank, "alpha": options.alpha,
-                  "dropout": options.dropout, "classes": list(dataset.classes), "prompts": texts}
+        seed = seed_for("batches", recipe.seed)
+        batches = Batches(real, synthetic, options, len(texts), model.size, seed, model.mean.device)
+        val, seed = validation_images(recipe, dataset), seed_for("train", recipe.seed)
+        length = inputs["steps"], inputs["warmup"]
+        optimise(model, parameters, batches, texts, val, options, *length, folder, seed, size)
+        config = {
+            **{name: getattr(recipe, name) for name in ("classifier", "precision")},
+            **{name: getattr(options, name) for name in ("rank", "alpha", "dropout")},
+            "classes": list(dataset.classes), "prompts": texts,
+        }  # fmt: skip
         save_classifier_lora(model, folder, config)
 
     return store.make(key("train", **inputs), inputs, build, batches=size.notes)
 
 
 def _curve(folder, *states):
-    """Return the curve's rows by step that a killed training left in its folder; where they are damaged its `states` go too, to begin anew."""
+    """Return the curve's rows by step that a killed training left in its folder; where they are
+    damaged its `states` go too, to begin anew.
+    """
     file = folder / "curve.json"
     try:
         return {row["step"]: row for row in json.loads(file.read_text())}
@@ -142,12 +195,18 @@ def _curve(folder, *states):
 
 
 def optimise(model, parameters, batches, texts, val, options, steps, warmup, folder, seed, size):
-    """Train in place; the validation images `val` draw the curve and, only if `select` says so, choose the weights that are kept.
+    """Train in place; the validation images `val` draw the curve and, only if `select` says so,
+    choose the weights that are kept.
 
-    `size` is a BatchSize: a step that does not fit into memory is done again in halves, as its notes say.
+    `size` is a BatchSize: a step that does not fit into memory is done again in halves, as its
+    notes say.
     """
     tokens, views = model.prompts(texts), validation_batches(val, model.size)
-    labels, best, checkpoint = np.asarray(val.labels), folder / "best.safetensors", folder / "checkpoint.safetensors"
+    labels, best, checkpoint = (
+        np.asarray(val.labels),
+        folder / "best.safetensors",
+        folder / "checkpoint.safetensors",
+    )
     points = {round(steps * (i + 1) / options.evaluations) - 1 for i in range(options.evaluations)}
     curve = _curve(folder, best, checkpoint)
 
@@ -166,9 +225,21 @@ def optimise(model, parameters, batches, texts, val, options, steps, warmup, fol
         curve[step + 1] = {"step": step + 1, "val": accuracy, "loss": loss}
         write_json(folder / "curve.json", sorted(curve.values(), key=lambda row: row["step"]))
 
-    fit(parameters, loss_at, steps=steps, lr=options.lr, warmup=warmup, minimum_lr=options.minimum_lr,
-        weight_decay=options.weight_decay, seed=seed, checkpoint=checkpoint, after=after, buffers=model.state(),
-        halve=size.halve, description="train classifier")
+    fit(
+        parameters,
+        loss_at,
+        steps=steps,
+        lr=options.lr,
+        warmup=warmup,
+        minimum_lr=options.minimum_lr,
+        weight_decay=options.weight_decay,
+        seed=seed,
+        checkpoint=checkpoint,
+        after=after,
+        buffers=model.state(),
+        halve=size.halve,
+        description="train classifier",
+    )
     if best.exists():
         _take(model, best, checkpoint)
     for file in (best, checkpoint):
@@ -176,11 +247,16 @@ def optimise(model, parameters, batches, texts, val, options, steps, warmup, fol
 
 
 def _take(model, best, checkpoint):
-    """Give the model the weights of the file `best`. Raises DataError, and lets the next run begin anew, if it is damaged."""
+    """Give the model the weights of the file `best`. Raises DataError, and lets the next run
+    begin anew, if it is damaged.
+    """
     state = load_state(best)
     if state is None:
         checkpoint.unlink(missing_ok=True)
-        raise DataError(f"{best}, the weights that validation chose, is damaged and was removed; run again, and the training begins anew")
+        raise DataError(
+            f"{best}, the weights that validation chose, is damaged and was removed; run again, "
+            "and the training begins anew"
+        )
     with torch.no_grad():
         for name, value in state[0].items():
             model.state()[name].copy_(value)
@@ -188,23 +264,33 @@ def _take(model, best, checkpoint):
 
 def judge_inputs(recipe, dataset, trained_key):
     """Return what a result depends on; `trained_key` is None for the untouched classifier."""
-    return {"trained": trained_key or identity(recipe.classifier, "clip"), "precision": str(dtype_for(recipe.precision, training=True)), "test": fingerprint(dataset.test),
-            "val": fingerprint(validation_images(recipe, dataset)),
-            "prompts": [prompt(dataset.noun, name) for name in dataset.classes]}
+    return {
+        "trained": trained_key or identity(recipe.classifier, "clip"),
+        "precision": str(dtype_for(recipe.precision, training=True)),
+        "test": fingerprint(dataset.test),
+        "val": fingerprint(validation_images(recipe, dataset)),
+        "prompts": [prompt(dataset.noun, name) for name in dataset.classes],
+    }
 
 
 def judge(recipe, dataset, trained, store):
-    """Return the artifact folder of result.json = {'val': ..., 'test': ...}, each as `evaluate` gives it.
+    """Return the artifact folder of result.json = {'val': ..., 'test': ...}, each as `evaluate`
+    gives it.
 
     `trained` is an artifact of `train`, or None for the untouched classifier.
     """
     inputs = judge_inputs(recipe, dataset, trained.name if trained else None)
 
     def build(folder):
-        model = load_classifier_lora(trained)[0] if trained else load_classifier(recipe.classifier, precision=recipe.precision)
+        model = (
+            load_classifier_lora(trained)[0]
+            if trained
+            else load_classifier(recipe.classifier, precision=recipe.precision)
+        )
         seen = validation_images(recipe, dataset)
         with progress.track("judge", "image", len(seen) + len(dataset.test)) as counter:
-            validation = evaluate(model, dataset, seen, validation_batches, counter.update)  # the training has just seen the same
+            # The training has just seen the same.
+            validation = evaluate(model, dataset, seen, validation_batches, counter.update)
             test = evaluate(model, dataset, dataset.test, counted=counter.update)
         write_json(folder / "result.json", {"val": validation, "test": test})
 

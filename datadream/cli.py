@@ -1,4 +1,6 @@
-"""The command line, `datadream` or `python -m datadream`: `study | adapt | plan | doctor | export | download | gc | keep | outcome | contents`."""
+"""The command line, `datadream` or `python -m datadream`: `study | adapt | plan | doctor |
+export | download | gc | keep | outcome | contents`.
+"""
 
 import argparse
 import contextlib
@@ -19,53 +21,18 @@ def _program() -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse the command line, call the package, and return the exit code: 0 if every run ended well, 1 if one failed, 2 on bad use, 128 + its number on a signal."""
+    """Parse the command line, call the package, and return the exit code: 0 if every run ended
+    well, 1 if one failed, 2 on bad use, 128 + its number on a signal.
+    """
     parser = argparse.ArgumentParser(prog=_program(), description=__doc__)
     parser.add_argument("--version", action="version", version=f"datadream {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
-    study = commands.add_parser("study", help="execute the pending named runs of notebooks/study.yaml")
-    study.add_argument("names", nargs="*", help="run only these (default: all of the group)")
-    study.add_argument("--group", default="default", help="which group of runs (default: %(default)s)")
-    study.add_argument("--smoke", action="store_true", help="shrink every run to the study file's tiny parameters, in a copy under _build/smoke")
-    study.add_argument("--jobs", type=int, default=1, help="runs executed at once, the cores shared out (default: %(default)s)")
-    study.add_argument("--engine", default="local", help="local; ray: the cells on this machine's cores and GPUs, or the cluster that RAY_ADDRESS "
-                       "names; ray:<address>, as ray:auto: on that cluster (default: %(default)s)")
-    study.set_defaults(call=_study)
-    download = commands.add_parser("download", help="fetch a model into the hub's cache, or a dataset's images through torchvision")
-    download.add_argument("name", help="e.g. sd2.1-base, ViT-B-16-quickgelu/openai, a hub id, or dtd")
-    download.set_defaults(call=_download)
-    export = commands.add_parser("export", help="write a synthetic dataset as an image folder, WebDataset shards and Parquet, with a card")
-    export.add_argument("key", help="its artifact, generate-..., as the dataset notebook names it")
-    export.add_argument("target", help="the folder to write to")
-    export.add_argument("--format", action="append", help="imagefolder, webdataset or parquet; may be repeated (default: all)")
-    export.add_argument("--licence", "--license", default="unknown", help="of the images, an identifier of the hub for the cards (default: %(default)s)")
-    export.set_defaults(call=_export)
-    plan = commands.add_parser("plan", help="print what a set of runs needs before anything runs")
-    plan.set_defaults(call=_plan)
-    adapt = commands.add_parser("adapt", help="make the dataset-wise adapters of a set of runs, each with all processes (GPUs) that "
-                                "`accelerate launch -m datadream adapt ...` starts")
-    adapt.set_defaults(call=_adapt)
-    for command in (plan, adapt):
-        command.add_argument("names", nargs="*", help="runs of notebooks/study.yaml (default: all of the group)")
-        command.add_argument("--group", default="default", help="which group of runs (default: %(default)s)")
-        command.add_argument("--profile", help="instead of named runs: the main table in this profile, e.g. paper")
-        command.add_argument("--dataset", action="append", help="with --profile: a dataset, may be repeated (default: the paper's ten)")
-        command.add_argument("--seeds", type=int, help="with --profile: how many seeds (default: 1)")
-    doctor = commands.add_parser("doctor", help="check device, memory, disk, packages, models and datasets, and name each fix")
-    doctor.set_defaults(call=_doctor)
-    collect = commands.add_parser("gc", help="list the artifacts that no record in the store refers to, and ask whether to remove them")
-    collect.add_argument("--yes", action="store_true", help="remove them without a question")
-    collect.set_defaults(call=_gc)
-    kept = commands.add_parser("keep", help="copy the executed pages of a group and their records to book/study, which git holds")
-    kept.add_argument("--group", default="full", help="which group of runs (default: %(default)s)")
-    kept.set_defaults(call=_keep)
-    outcome = commands.add_parser("outcome", help="tell which named runs did not end well when they were last executed, and where their pages are")
-    outcome.set_defaults(call=_outcome)
-    contents = commands.add_parser("contents", help="write the book's contents with the pages in book/runs, and print the file for jupyter-book's --toc")
-    contents.set_defaults(call=_contents)
+    _add_runs(commands)
+    _add_cells(commands)
+    _add_upkeep(commands)
     options = parser.parse_args(arguments)
     if options.command in ("plan", "adapt"):
-        _check_choice(plan if options.command == "plan" else adapt, options)
+        _check_choice(options)
     try:
         return options.call(options)
     except (ConfigError, DataError, ModelMissingError, StoreError) as error:
@@ -79,12 +46,139 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 128 + signal.SIGINT
 
 
+def _add_runs(commands):
+    """Commands that run or fetch something."""
+    study = commands.add_parser(
+        "study", help="execute the pending named runs of notebooks/study.yaml"
+    )
+    study.add_argument("names", nargs="*", help="run only these (default: all of the group)")
+    study.add_argument(
+        "--group", default="default", help="which group of runs (default: %(default)s)"
+    )
+    study.add_argument(
+        "--smoke",
+        action="store_true",
+        help="shrink every run to the study file's tiny parameters, in a copy under _build/smoke",
+    )
+    study.add_argument(
+        "--jobs",
+        type=int,
+        default=1,
+        help="runs executed at once, the cores shared out (default: %(default)s)",
+    )
+    study.add_argument(
+        "--engine",
+        default="local",
+        help="local; ray: the cells on this machine's cores and GPUs, or the cluster that "
+        "RAY_ADDRESS names; ray:<address>, as ray:auto: on that cluster (default: %(default)s)",
+    )
+    study.set_defaults(call=_study)
+    download = commands.add_parser(
+        "download",
+        help="fetch a model into the hub's cache, or a dataset's images through torchvision",
+    )
+    download.add_argument(
+        "name", help="e.g. sd2.1-base, ViT-B-16-quickgelu/openai, a hub id, or dtd"
+    )
+    download.set_defaults(call=_download)
+
+
+def _add_cells(commands):
+    """Commands on the cells of named runs or of a profile's main table."""
+    plan = commands.add_parser("plan", help="print what a set of runs needs before anything runs")
+    plan.set_defaults(call=_plan)
+    adapt = commands.add_parser(
+        "adapt",
+        help="make the dataset-wise adapters of a set of runs, each with all processes (GPUs) that "
+        "`accelerate launch -m datadream adapt ...` starts",
+    )
+    adapt.set_defaults(call=_adapt)
+    for command in (plan, adapt):
+        command.add_argument(
+            "names", nargs="*", help="runs of notebooks/study.yaml (default: all of the group)"
+        )
+        command.add_argument(
+            "--group", default="default", help="which group of runs (default: %(default)s)"
+        )
+        command.add_argument(
+            "--profile", help="instead of named runs: the main table in this profile, e.g. paper"
+        )
+        command.add_argument(
+            "--dataset",
+            action="append",
+            help="with --profile: a dataset, may be repeated (default: the paper's ten)",
+        )
+        command.set_defaults(refuse=command.error)
+        command.add_argument(
+            "--seeds", type=int, help="with --profile: how many seeds (default: 1)"
+        )
+
+
+def _add_upkeep(commands):
+    """Commands that check, keep or clear what is there."""
+    export = commands.add_parser(
+        "export",
+        help="write a synthetic dataset as an image folder, WebDataset shards and Parquet, with a "
+        "card",
+    )
+    export.add_argument("key", help="its artifact, generate-..., as the dataset notebook names it")
+    export.add_argument("target", help="the folder to write to")
+    export.add_argument(
+        "--format",
+        action="append",
+        help="imagefolder, webdataset or parquet; may be repeated (default: all)",
+    )
+    export.add_argument(
+        "--licence",
+        "--license",
+        default="unknown",
+        help="of the images, an identifier of the hub for the cards (default: %(default)s)",
+    )
+    export.set_defaults(call=_export)
+    doctor = commands.add_parser(
+        "doctor",
+        help="check device, memory, disk, packages, models and datasets, and name each fix",
+    )
+    doctor.set_defaults(call=_doctor)
+    collect = commands.add_parser(
+        "gc",
+        help="list the artifacts that no record in the store refers to, and ask whether to remove "
+        "them",
+    )
+    collect.add_argument("--yes", action="store_true", help="remove them without a question")
+    collect.set_defaults(call=_gc)
+    kept = commands.add_parser(
+        "keep",
+        help="copy the executed pages of a group and their records to book/study, which git holds",
+    )
+    kept.add_argument("--group", default="full", help="which group of runs (default: %(default)s)")
+    kept.set_defaults(call=_keep)
+    outcome = commands.add_parser(
+        "outcome",
+        help="tell which named runs did not end well when they were last executed, and where "
+        "their pages are",
+    )
+    outcome.set_defaults(call=_outcome)
+    contents = commands.add_parser(
+        "contents",
+        help="write the book's contents with the pages in book/runs, and print the file for "
+        "jupyter-book's --toc",
+    )
+    contents.set_defaults(call=_contents)
+
+
 def _study(options):
     from .study import run_study, smoke_home
 
     if options.smoke:
         smoke_home()
-    table = run_study(options.names, options.group, options.smoke, jobs=max(1, options.jobs), engine=options.engine)
+    table = run_study(
+        options.names,
+        options.group,
+        options.smoke,
+        jobs=max(1, options.jobs),
+        engine=options.engine,
+    )
     print(table.drop(columns="note").to_string(index=False))
     return int("failed" in set(table["status"]))
 
@@ -96,19 +190,29 @@ def _outcome(options):
     return int(bool(failures()))
 
 
-def _check_choice(parser, options):
+def _check_choice(options):
     if options.profile and options.names:
-        parser.error(f"--profile stands for the main table, and {options.names[0]!r} names a run of study.yaml; give one of the two")
+        options.refuse(
+            f"--profile stands for the main table, and {options.names[0]!r} names a run of "
+            "study.yaml; give one of the two"
+        )
     if not options.profile and (options.dataset or options.seeds is not None):
-        parser.error("--dataset and --seeds go with --profile; without it, runs of study.yaml are taken as they stand there")
+        options.refuse(
+            "--dataset and --seeds go with --profile; without it, runs of study.yaml are taken as "
+            "they stand there"
+        )
     if options.seeds is not None and options.seeds < 1:
-        parser.error(f"--seeds {options.seeds}: give 1 or more")
+        options.refuse(f"--seeds {options.seeds}: give 1 or more")
 
 
 def _chosen_cells(options):
     from .plan import named_cells, profile_cells
 
-    return profile_cells(options.profile, options.dataset, options.seeds or 1) if options.profile else named_cells(options.names, options.group)
+    return (
+        profile_cells(options.profile, options.dataset, options.seeds or 1)
+        if options.profile
+        else named_cells(options.names, options.group)
+    )
 
 
 def _plan(options):
@@ -122,10 +226,15 @@ def _adapt(options):
     from .team import adapt_together, gather
 
     team, store = gather(), Store()
-    with stopping.listening(signal.SIGTERM, signal.SIGINT), store.in_use() if team.leads else contextlib.nullcontext():
+    with (
+        stopping.listening(signal.SIGTERM, signal.SIGINT),
+        store.in_use() if team.leads else contextlib.nullcontext(),
+    ):
         for key in adapt_together(_chosen_cells(options), store, team):
             if team.leads:
-                print(f"{store.folder(key)}, {team.size} process{'es' * (team.size > 1)}", flush=True)
+                print(
+                    f"{store.folder(key)}, {team.size} process{'es' * (team.size > 1)}", flush=True
+                )
     return 0
 
 
@@ -151,11 +260,18 @@ def _gc(options):
     store, asked = Store(), sys.stdin.isatty() and not options.yes
     found = unused(store)
     print(listing(store, found))
-    if found and (options.yes or (asked and input(f"Remove these {len(found)}? [y/N] ").strip().lower() in ("y", "yes"))):
+    if found and (
+        options.yes
+        or (asked and input(f"Remove these {len(found)}? [y/N] ").strip().lower() in ("y", "yes"))
+    ):
         clear(store, found)
         print(f"removed {len(found)}")
     elif found:
-        print("nothing was removed" if asked else "nothing was removed: no terminal to ask on; --yes removes them without a question")
+        print(
+            "nothing was removed"
+            if asked
+            else "nothing was removed: no terminal to ask on; --yes removes them without a question"
+        )
     return 0
 
 
@@ -182,7 +298,10 @@ def _download(options):
         return 0
     known = [*hub.GENERATORS, *hub.CLASSIFIERS, *readers.SOURCES]
     if options.name not in known and "/" not in options.name:
-        raise ConfigError(f"{options.name!r} is no model or dataset to download; accepted: a hub id, or one of {', '.join(known)}{_near(options.name, known)}")
+        raise ConfigError(
+            f"{options.name!r} is no model or dataset to download; accepted: a hub id, or one of "
+            f"{', '.join(known)}{_near(options.name, known)}"
+        )
     print(f"downloading {options.name} into {hub.cache()}, if it is not there", flush=True)
     hub.download(options.name)
     print(f"{options.name} is on this machine")

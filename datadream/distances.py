@@ -1,11 +1,14 @@
-"""Pure functions of two feature matrices (images, features): how far a synthetic set is from a real one, and whether it copies."""
+"""Pure functions of two feature matrices (images, features): how far a synthetic set is from a
+real one, and whether it copies.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
-BLOCK = 2**24  # entries of a pairwise matrix held at once, 128 MB: of 50,000 images a side it would need 20 GB
+# Entries of a pairwise matrix held at once, 128 MB: of 50,000 images a side it would need 20 GB.
+BLOCK = 2**24
 ROUNDING = 1e-9  # relative error allowed to a squared distance, which is a difference of products
 
 
@@ -15,20 +18,30 @@ def _pair(x, y, least=1, names=("real", "synthetic")):
         if s.ndim != 2 or 0 in s.shape[1:]:
             raise ValueError(f"the {name} features have shape {s.shape}; give (images, features)")
         if len(s) < least:
-            raise ValueError(f"the {name} features are of {len(s)} image(s); this measure needs {least} or more")
+            raise ValueError(
+                f"the {name} features are of {len(s)} image(s); this measure needs {least} or more"
+            )
         if not np.isfinite(s).all():
-            raise ValueError(f"the {name} features of image {np.flatnonzero(~np.isfinite(s).all(1))[0]} are not finite; look at that image")
+            raise ValueError(
+                f"the {name} features of image {np.flatnonzero(~np.isfinite(s).all(1))[0]} are "
+                "not finite; look at that image"
+            )
     if x.shape[1] != y.shape[1]:
-        raise ValueError(f"the {names[0]} features are {x.shape[1]} wide and the {names[1]} ones {y.shape[1]}; take both from one extractor")
+        raise ValueError(
+            f"the {names[0]} features are {x.shape[1]} wide and the {names[1]} ones {y.shape[1]}; "
+            "take both from one extractor"
+        )
     return x, y
 
 
 def frechet(real, synthetic):
-    """Return the squared Frechet distance (>= 0) of the Gaussians fitted to two sets of features, FID's formula (Heusel et al., 2017).
+    """Return the squared Frechet distance (>= 0) of the Gaussians fitted to two sets of features,
+    FID's formula (Heusel et al., 2017).
 
-    Each set needs two rows. The trace of (C_1 C_2)^(1/2) is the sum of the singular values of A B^T, where C_1 = A^T A and
-    C_2 = B^T B: no matrix root is taken, nothing is squared, and fewer images than features do no harm to it. The estimate itself is
-    too high for small sets, so compare sets of one size only.
+    Each set needs two rows. The trace of (C_1 C_2)^(1/2) is the sum of the singular values of A
+    B^T, where C_1 = A^T A and C_2 = B^T B: no matrix root is taken, nothing is squared, and fewer
+    images than features do no harm to it. The estimate itself is too high for small sets, so
+    compare sets of one size only.
     """
     x, y = _pair(real, synthetic, 2)
     a, b = ((s - s.mean(0)) / np.sqrt(len(s) - 1) for s in (x, y))
@@ -48,9 +61,11 @@ def _kernel_sum(kernel, x, y):
 
 
 def kid(real, synthetic):
-    """Return the unbiased squared MMD of two sets by the kernel (x . y / d + 1)^3 (Binkowski et al., 2018); below zero by chance.
+    """Return the unbiased squared MMD of two sets by the kernel (x . y / d + 1)^3 (Binkowski et
+    al., 2018); below zero by chance.
 
-    Each set needs two rows. All pairs are used rather than random subsets, which gives the same expectation with less variance.
+    Each set needs two rows. All pairs are used rather than random subsets, which gives the same
+    expectation with less variance.
     """
     x, y = _pair(real, synthetic, 2)
 
@@ -65,16 +80,20 @@ def kid(real, synthetic):
 
 
 def cmmd(real, synthetic, sigma=10.0, scale=1000.0):
-    """Return `scale` times the squared MMD (>= 0) of unit CLIP features by a Gaussian kernel of width `sigma` (Jayasumana et al., 2024).
+    """Return `scale` times the squared MMD (>= 0) of unit CLIP features by a Gaussian kernel of
+    width `sigma` (Jayasumana et al., 2024).
 
-    As in their code an image is also paired with itself: identical sets give 0, and small sets a little too much. Raises ValueError
-    on features that are not of length one, which the width is made for.
+    As in their code an image is also paired with itself: identical sets give 0, and small sets a
+    little too much. Raises ValueError on features that are not of length one, which the width is
+    made for.
     """
     x, y = _pair(real, synthetic)
     lengths = np.linalg.norm(np.concatenate([x, y]), axis=1)
     if np.abs(lengths - 1).max() > 1e-3:
-        raise ValueError(f"a feature vector has length {lengths[np.abs(lengths - 1).argmax()]:.3g}; CMMD needs unit features, "
-                         f"so divide each row by it")
+        raise ValueError(
+            f"a feature vector has length {lengths[np.abs(lengths - 1).argmax()]:.3g}; CMMD needs "
+            "unit features, so divide each row by it"
+        )
 
     def kernel(a, b):
         squares = (a * a).sum(1)[:, None] + (b * b).sum(1) - 2 * a @ b.T
@@ -85,8 +104,11 @@ def cmmd(real, synthetic, sigma=10.0, scale=1000.0):
 
 
 def _squares(x, y):
-    """Yield the squared distances (rows, len(y)) of some rows of x at a time; a distance within rounding is 0."""
-    centre = y.mean(0)  # about the centre the products are small, and so is what their difference loses
+    """Yield the squared distances (rows, len(y)) of some rows of x at a time; a distance within
+    rounding is 0.
+    """
+    # About the centre the products are small, and so is what their difference loses.
+    centre = y.mean(0)
     x, y = x - centre, y - centre
     long, wide = (x * x).sum(1)[:, None], (y * y).sum(1)
     for rows in _blocks(x, y):
@@ -97,12 +119,15 @@ def _squares(x, y):
 
 
 def _reach(x, k):
-    """Return the squared distance (n,) of each row to its k-th nearest other row; position 0 is the row itself."""
+    """Return the squared distance (n,) of each row to its k-th nearest other row; position 0 is
+    the row itself.
+    """
     return np.concatenate([np.partition(squares, k, axis=1)[:, k] for squares in _squares(x, x)])
 
 
 def precision(real, synthetic, k=3):
-    """Return the share of synthetic images in the real manifold: within the k-th neighbour's reach of a real one (Kynkaanniemi et al., 2019).
+    """Return the share of synthetic images in the real manifold: within the k-th neighbour's reach
+    of a real one (Kynkaanniemi et al., 2019).
 
     The balls hold their border, as in their eq. 2. Raises ValueError on sets of k images or fewer.
     """
@@ -112,15 +137,19 @@ def precision(real, synthetic, k=3):
 
 
 def recall(real, synthetic, k=3):
-    """Return the share of real images in the synthetic manifold: precision with the sets exchanged (Kynkaanniemi et al., 2019)."""
+    """Return the share of real images in the synthetic manifold: precision with the sets
+    exchanged (Kynkaanniemi et al., 2019).
+    """
     _pair(real, synthetic, k + 1)
     return precision(synthetic, real, k)
 
 
 def density(real, synthetic, k=5):
-    """Return the mean number of real k-neighbour balls around a synthetic image, over k: 0 or more, about 1 for equal laws (Naeem et al., 2020).
+    """Return the mean number of real k-neighbour balls around a synthetic image, over k: 0 or more,
+    about 1 for equal laws (Naeem et al., 2020).
 
-    The balls lack their border, as in their code, so that identical sets give 1. Raises ValueError on sets of k images or fewer.
+    The balls lack their border, as in their code, so that identical sets give 1. Raises ValueError
+    on sets of k images or fewer.
     """
     x, y = _pair(real, synthetic, k + 1)
     reach = _reach(x, k) * (1 - ROUNDING)
@@ -128,10 +157,12 @@ def density(real, synthetic, k=5):
 
 
 def coverage(real, synthetic, k=5):
-    """Return the share of real images with a synthetic one in their k-neighbour ball (Naeem et al., 2020); as `density` otherwise.
+    """Return the share of real images with a synthetic one in their k-neighbour ball (Naeem et al.,
+    2020); as `density` otherwise.
 
-    For equal laws n real and m synthetic images give 1 - (n - 1) ... (n - k) / ((n + m - 1) ... (n + m - k)) on average, so compare sets of
-    one size only: with 2,340 and 1,000 images that is 0.83, with 2,340 and 160 only 0.28.
+    For equal laws n real and m synthetic images give 1 - (n - 1) ... (n - k) / ((n + m - 1) ... (n
+    + m - k)) on average, so compare sets of one size only: with 2,340 and 1,000 images that is
+    0.83, with 2,340 and 160 only 0.28.
     """
     x, y = _pair(real, synthetic, k + 1)
     nearest = np.concatenate([squares.min(1) for squares in _squares(x, y)])
@@ -141,39 +172,55 @@ def coverage(real, synthetic, k=5):
 def _unit(x):
     lengths = np.linalg.norm(x, axis=-1, keepdims=True)
     if not lengths.all():
-        raise ValueError("a feature vector is zero and has no direction; cosine similarity needs features of another extractor")
+        raise ValueError(
+            "a feature vector is zero and has no direction; cosine similarity needs features of "
+            "another extractor"
+        )
     return x / lengths
 
 
 def centroid(real, synthetic):
-    """Return the cosine similarity, in [-1, 1], of the mean features of two sets, as a rule those of one class."""
+    """Return the cosine similarity, in [-1, 1], of the mean features of two sets, as a rule
+    those of one class.
+    """
     x, y = (_unit(s.mean(0)) for s in _pair(real, synthetic))
     return float(np.clip(x @ y, -1, 1))
 
 
 def nearest(images, shots):
-    """Return (index, cosine similarity) of the nearest row of `shots` (m, d) for each row of `images` (n, d), two arrays (n,)."""
+    """Return (index, cosine similarity) of the nearest row of `shots` (m, d) for each row of
+    `images` (n, d), two arrays (n,).
+    """
     x, y = map(_unit, _pair(images, shots, names=("given", "few-shot")))
     blocks = [x[rows] @ y.T for rows in _blocks(x, y)]
-    return np.concatenate([b.argmax(1) for b in blocks]), np.concatenate([np.clip(b.max(1), -1, 1) for b in blocks])
+    return np.concatenate([b.argmax(1) for b in blocks]), np.concatenate(
+        [np.clip(b.max(1), -1, 1) for b in blocks]
+    )
 
 
 def copying(real, synthetic, shots, quantile=0.95):
-    """Return how near synthetic images come to the few shots that their generator saw, beside `real` images that are not among them.
+    """Return how near synthetic images come to the few shots that their generator saw, beside
+    `real` images that are not among them.
 
-    `nearest` and `nearest_real` are the mean cosine similarities to the nearest shot, `closer` the share of synthetic images that are
-    nearer to a shot than the `quantile` of real images: about 1 - quantile if the generator does not copy, 1 if it copies all.
+    `nearest` and `nearest_real` are the mean cosine similarities to the nearest shot, `closer` the
+    share of synthetic images that are nearer to a shot than the `quantile` of real images: about 1
+    - quantile if the generator does not copy, 1 if it copies all.
     """
     ours, theirs = (nearest(s, shots)[1] for s in (synthetic, real))
-    return {"nearest": float(ours.mean()), "nearest_real": float(theirs.mean()),
-            "closer": float(np.mean(ours > np.quantile(theirs, quantile)))}
+    return {
+        "nearest": float(ours.mean()),
+        "nearest_real": float(theirs.mean()),
+        "closer": float(np.mean(ours > np.quantile(theirs, quantile))),
+    }
 
 
 @dataclass(frozen=True)
 class Measure:
-    """One row of the table: its title with the better direction, the function of (real, synthetic), and what it needs.
+    """One row of the table: its title with the better direction, the function of (real, synthetic),
+    and what it needs.
 
-    `least` is the number of images in the smaller set; `unit` says that only unit CLIP features will do.
+    `least` is the number of images in the smaller set; `unit` says that only unit CLIP features
+    will do.
     """
 
     title: str
@@ -193,7 +240,9 @@ MEASURES = {
     "centroid": Measure("Class-centroid cosine (higher is nearer)", centroid),
 }
 
-TITLES = {name: row.title for name, row in MEASURES.items()} | {  # of every column that describes a set; the last three are `copying`'s
-    "nearest": "Cosine to the nearest few shot", "nearest_real": "Held-out real: cosine to the nearest few shot",
+# Of every column that describes a set; the last three are `copying`'s.
+TITLES = {name: row.title for name, row in MEASURES.items()} | {
+    "nearest": "Cosine to the nearest few shot",
+    "nearest_real": "Held-out real: cosine to the nearest few shot",
     "closer": "Share nearer to a shot than 95 % of real",
 }

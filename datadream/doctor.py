@@ -1,4 +1,6 @@
-"""Check this machine: device, memory, disk, packages, models and datasets, and say how to mend what is missing."""
+"""Check this machine: device, memory, disk, packages, models and datasets, and say how to mend
+what is missing.
+"""
 
 import os
 import shutil
@@ -17,12 +19,15 @@ from .store import Store, StoreError
 MEMORY = 4.0  # GB that the default study needs at most
 DISK = 1.0  # GB that it writes at most
 ENVIRONMENT = 7.0  # GB of the installed packages
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")  # as tests/test_site.py looks for one
+# As tests/test_site.py looks for one.
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the report: its state is 'ok', 'optional' (missing, and only some runs need it) or 'problem'."""
+    """One line of the report: its state is 'ok', 'optional' (missing, and only some runs need
+    it) or 'problem'.
+    """
 
     what: str
     state: str
@@ -30,8 +35,22 @@ class Check:
 
 
 def examine():
-    """Return all checks of this machine, without loading a model or touching a network, unless the store lies on one."""
-    return [_python(), *_packages(), _make(), _browser(), _device(), _memory(), _disk(), _environment(), *_store(), *_models(), *_datasets()]
+    """Return all checks of this machine, without loading a model or touching a network, unless
+    the store lies on one.
+    """
+    return [
+        _python(),
+        *_packages(),
+        _make(),
+        _browser(),
+        _device(),
+        _memory(),
+        _disk(),
+        _environment(),
+        *_store(),
+        *_models(),
+        *_datasets(),
+    ]
 
 
 def report(checks):
@@ -43,7 +62,11 @@ def report(checks):
 
 def _python():
     version = ".".join(map(str, sys.version_info[:3]))
-    return Check("Python", "ok" if sys.version_info >= (3, 11) else "problem", f"{version} (3.11 or later is needed)")
+    return Check(
+        "Python",
+        "ok" if sys.version_info >= (3, 11) else "problem",
+        f"{version} (3.11 or later is needed)",
+    )
 
 
 def _packages():
@@ -60,8 +83,18 @@ def _packages():
         if not requirement.specifier.contains(version, prereleases=True):
             wrong.append(f"{requirement.name} {version} does not fit {requirement.specifier}")
     if not wrong:
-        return [Check("packages", "ok", f"torch {metadata.version('torch')}, diffusers {metadata.version('diffusers')}, and the rest")]
-    return [Check("packages", "problem", f"{text}; `make venv` installs the locked versions") for text in wrong]
+        return [
+            Check(
+                "packages",
+                "ok",
+                f"torch {metadata.version('torch')}, diffusers {metadata.version('diffusers')}, "
+                "and the rest",
+            )
+        ]
+    return [
+        Check("packages", "problem", f"{text}; `make venv` installs the locked versions")
+        for text in wrong
+    ]
 
 
 def _make() -> Check:
@@ -74,7 +107,8 @@ def _browser() -> Check:
     named = os.environ.get("CHROMIUM")
     found = shutil.which(named) if named else next(filter(None, map(shutil.which, BROWSERS)), None)
     detail = found or (f"CHROMIUM={named} is no program" if named else "no Chromium on PATH") + (
-        "; only `make site-test` needs one: install chromium, or name it with CHROMIUM")
+        "; only `make site-test` needs one: install chromium, or name it with CHROMIUM"
+    )
     return Check("browser", "ok" if found else "optional", detail)
 
 
@@ -82,7 +116,9 @@ def _environment() -> Check:
     """Tell whether there is room to install anew; what is installed goes on to work without."""
     free = shutil.disk_usage(sys.prefix).free / 1e9
     enough = free > ENVIRONMENT
-    detail = f"{free:.0f} GB free for {shown(sys.prefix)} ({ENVIRONMENT:g} GB to install the packages)"
+    detail = (
+        f"{free:.0f} GB free for {shown(sys.prefix)} ({ENVIRONMENT:g} GB to install the packages)"
+    )
     fix = "" if enough else "; free some before `make venv` installs them anew"
     return Check("environment", "ok" if enough else "optional", detail + fix)
 
@@ -91,24 +127,46 @@ def _device():
     import torch
 
     if device().type == "cpu":
-        return Check("device", "optional", f"no GPU, {os.cpu_count()} CPU cores: enough for profile mini; profile paper wants a GPU that "
-                                           f"PyTorch sees (torch.cuda.is_available())")
+        return Check(
+            "device",
+            "optional",
+            f"no GPU, {os.cpu_count()} CPU cores: enough for profile mini; profile paper wants a "
+            "GPU that PyTorch sees (torch.cuda.is_available())",
+        )
     free, total = (value / 1e9 for value in torch.cuda.mem_get_info())
-    return Check("device", "ok", f"{torch.cuda.get_device_name()}, {free:.0f} of {total:.0f} GB free")
+    return Check(
+        "device", "ok", f"{torch.cuda.get_device_name()}, {free:.0f} of {total:.0f} GB free"
+    )
 
 
 def _memory():
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9 if hasattr(os, "sysconf") else float("nan")
+    total = (
+        os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+        if hasattr(os, "sysconf")
+        else float("nan")
+    )
     enough = not total < MEMORY
-    return Check("memory", "ok" if enough else "problem", f"{total:.0f} GB ({MEMORY:g} GB are needed)" + ("" if enough else "; use --jobs 1"))
+    return Check(
+        "memory",
+        "ok" if enough else "problem",
+        f"{total:.0f} GB ({MEMORY:g} GB are needed)" + ("" if enough else "; use --jobs 1"),
+    )
 
 
 def _disk():
     folder = paths()["store"]
     place = next(p for p in (folder, *folder.parents) if p.exists())
     free = shutil.disk_usage(place).free / 1e9
-    fix = "" if free > DISK else f"; free some, or {(RemoteStore if is_address(store_place()) else Store).fix}"
-    return Check("disk", "ok" if free > DISK else "problem", f"{free:.0f} GB free for {folder} ({DISK:g} GB for the default study){fix}")
+    fix = (
+        ""
+        if free > DISK
+        else f"; free some, or {(RemoteStore if is_address(store_place()) else Store).fix}"
+    )
+    return Check(
+        "disk",
+        "ok" if free > DISK else "problem",
+        f"{free:.0f} GB free for {folder} ({DISK:g} GB for the default study){fix}",
+    )
 
 
 def _store():
@@ -121,17 +179,32 @@ def _store():
         count = sum(bool(ARTIFACT.fullmatch(name)) for name in store.keys())
     except (ConfigError, StoreError) as error:
         return [Check("store", "problem", str(error))]
-    return [Check("store", "ok", f"{store_place()} can be read and written and holds {count} artifacts; they are copied to {paths()['store']}")]
+    return [
+        Check(
+            "store",
+            "ok",
+            f"{store_place()} can be read and written and holds {count} artifacts; they are "
+            f"copied to {paths()['store']}",
+        )
+    ]
 
 
 def _models():
-    for kind, part, table in (("generator", "generator", GENERATORS), ("classifier", "clip", CLASSIFIERS)):
+    for kind, part, table in (
+        ("generator", "generator", GENERATORS),
+        ("classifier", "clip", CLASSIFIERS),
+    ):
         for name, row in table.items():
             way = absent(name, part)
             if not way:
                 yield Check(f"{kind} {name}", "ok", row.about)
             elif name == "mini":
-                yield Check(f"{kind} {name}", "problem", f"{paths()['mini']} is incomplete; `git checkout -- datadream/mini` restores it")
+                yield Check(
+                    f"{kind} {name}",
+                    "problem",
+                    f"{paths()['mini']} is incomplete; `git checkout -- datadream/mini` restores "
+                    "it",
+                )
             else:
                 yield Check(f"{kind} {name}", "optional", f"not in the cache of HF_HOME; {way}")
 

@@ -1,7 +1,8 @@
-"""The study's tasks on a Ray cluster: adapt one class, generate one slice of one class, train and judge one classifier.
+"""The study's tasks on a Ray cluster: adapt one class, generate one slice of one class, train and
+judge one classifier.
 
-A task is small and may be done twice: what it makes lies in the store under its key, so one whose worker or node died is simply done
-again elsewhere, and goes on from what the dead one left.
+A task is small and may be done twice: what it makes lies in the store under its key, so one whose
+worker or node died is simply done again elsewhere, and goes on from what the dead one left.
 """
 
 import heapq
@@ -28,17 +29,23 @@ from .store import Store, write_json, writing
 from .study import artifact_keys, compute, record_file
 
 RETRIES = 5  # times that a task is given to another worker after its own died
-GRACE = 20  # seconds that a task has to save its state; batch schedulers give 30 from SIGTERM to SIGKILL
-AHEAD = 8  # tasks given to Ray over two for each worker, so that none waits for the next and little is decided early
-MEMORY = {"mini": 1.5e9, "paper": 12e9}  # bytes of a task's process, at most; measured by benchmarks and tests/test_full_size.py
+# seconds that a task has to save its state; batch schedulers give 30 from SIGTERM to SIGKILL
+GRACE = 20
+# tasks given to Ray over two for each worker, so that none waits for the next and little is decided
+# early
+AHEAD = 8
+# Bytes of a task's process, at most; measured by benchmarks and tests/test_full_size.py.
+MEMORY = {"mini": 1.5e9, "paper": 12e9}
 
 
 @dataclass(frozen=True)
 class Task:
-    """A unit of work: `name` is what it makes, `kind` one of "adapt", "slice" and "cell", `needs` the names that must be there first.
+    """A unit of work: `name` is what it makes, `kind` one of "adapt", "slice" and "cell", `needs`
+    the names that must be there first.
 
-    `where` is for "adapt" the (label, image) of `adapt`, for "slice" (label, position in `slices`), and empty for "cell". `length`
-    says about how long it takes beside the others, in seconds of the embedded models on one core.
+    `where` is for "adapt" the (label, image) of `adapt`, for "slice" (label, position in `slices`),
+    and empty for "cell". `length` says about how long it takes beside the others, in seconds of the
+    embedded models on one core.
     """
 
     name: str
@@ -50,7 +57,8 @@ class Task:
 
 
 def tasks(recipes, store, load=load_for):
-    """Return name -> Task for what the cells need and the store has not, each once, in an order in which needs come first.
+    """Return name -> Task for what the cells need and the store has not, each once, in an order in
+    which needs come first.
 
     `load` gives the Dataset of a recipe; `plan.load_or_describe` needs no images.
     """
@@ -59,25 +67,47 @@ def tasks(recipes, store, load=load_for):
         dataset = load(recipe)
         keys, lengths = artifact_keys(recipe, dataset), seconds(recipe, dataset, PROXY)
         name, needs = record_file(recipe, keys, store).name, []
-        if recipe.row.generator and not store.whole(keys["generate"]):  # not `done`: the cell's task checks the bytes, where it reads them
-            trained = {which: keys[f"adapt{i}"] for i, which in enumerate(adapters(recipe, dataset))}
+        # Not `done`: the cell's task checks the bytes, where it reads them.
+        if recipe.row.generator and not store.whole(keys["generate"]):
+            trained = {
+                which: keys[f"adapt{i}"] for i, which in enumerate(adapters(recipe, dataset))
+            }
             for which, adapter in trained.items():
                 if not store.whole(adapter):
-                    found.setdefault(adapter, Task(adapter, "adapt", recipe, which, (), lengths["adapt"]))
+                    found.setdefault(
+                        adapter, Task(adapter, "adapt", recipe, which, (), lengths["adapt"])
+                    )
             for label in range(len(dataset.classes)):
                 for position, groups in enumerate(slices(recipe, dataset, label)):
                     part = f"{keys['generate']}/{label}/{position}"
                     own = dict.fromkeys(trained[which] for _, used in groups for which in used)
-                    share = sum(len(indices) for indices, _ in groups) / recipe.generate.images / len(dataset.classes)
-                    found.setdefault(part, Task(part, "slice", recipe, (label, position), tuple(a for a in own if a in found),
-                                                lengths["generate"] * share))
+                    share = (
+                        sum(len(indices) for indices, _ in groups)
+                        / recipe.generate.images
+                        / len(dataset.classes)
+                    )
+                    found.setdefault(
+                        part,
+                        Task(
+                            part,
+                            "slice",
+                            recipe,
+                            (label, position),
+                            tuple(a for a in own if a in found),
+                            lengths["generate"] * share,
+                        ),
+                    )
                     needs.append(part)
-        found[name] = Task(name, "cell", recipe, (), tuple(needs), lengths["train"] if recipe.row.trained else 0.0)
+        found[name] = Task(
+            name, "cell", recipe, (), tuple(needs), lengths["train"] if recipe.row.trained else 0.0
+        )
     return found
 
 
 class Agenda:
-    """Which task is next: of those whose needs are done the one that the longest chain waits for, so that no long one is left for the end."""
+    """Which task is next: of those whose needs are done the one that the longest chain waits
+    for, so that no long one is left for the end.
+    """
 
     def __init__(self, todo):
         self.after, self.lost, chain = defaultdict(list), set(), {}
@@ -86,7 +116,9 @@ class Agenda:
             for need in task.needs:
                 self.after[need].append(name)
         for name in reversed(todo):  # what comes after a task stands after it
-            chain[name] = todo[name].length + max((chain[later] for later in self.after[name]), default=0.0)
+            chain[name] = todo[name].length + max(
+                (chain[later] for later in self.after[name]), default=0.0
+            )
         self.place = {name: (-chain[name], position) for position, name in enumerate(todo)}
         self.ready = [(*self.place[name], name) for name, count in self.left.items() if not count]
         heapq.heapify(self.ready)
@@ -103,7 +135,9 @@ class Agenda:
                 heapq.heappush(self.ready, (*self.place[later], later))
 
     def failed(self, name):
-        """Return the names of all that waited for this task, directly or not, each once: they will never be next."""
+        """Return the names of all that waited for this task, directly or not, each once: they
+        will never be next.
+        """
         found, more = [], [name]
         while more:
             new = [later for later in self.after.pop(more.pop(), ()) if later not in self.lost]
@@ -114,14 +148,22 @@ class Agenda:
 
 
 def generate_slice(recipe, dataset, shots, store, label, position):
-    """Write one of the `slices` of a class into the work folder of its synthetic set and share it, so that `generate` finds it there.
+    """Write one of the `slices` of a class into the work folder of its synthetic set and share it,
+    so that `generate` finds it there.
 
     Raises StoreError where nothing can be written.
     """
     artifact, name = key("generate", **generation_inputs(recipe, dataset)), f"{label}-{position}"
-    folder, part = store.work(artifact) / "train" / class_folders(dataset.classes)[label], slices(recipe, dataset, label)[position]
+    folder, part = (
+        store.work(artifact) / "train" / class_folders(dataset.classes)[label],
+        slices(recipe, dataset, label)[position],
+    )
     files = [folder / f"{i:06d}.png" for indices, _ in part for i in indices]
-    size, judge, notes = batch_size(recipe), reader(recipe, dataset), store.work(artifact) / NOTES / f"{name}.json"
+    size, judge, notes = (
+        batch_size(recipe),
+        reader(recipe, dataset),
+        store.work(artifact) / NOTES / f"{name}.json",
+    )
     with writing(store.root, store.fix), store.lock(f"{artifact}-{name}"):
         # Another study may have made the slice, and the artifact of it, while this one waited.
         if store.done(artifact) or store.gather(artifact, name):
@@ -130,8 +172,12 @@ def generate_slice(recipe, dataset, shots, store, label, position):
         folder.mkdir(parents=True, exist_ok=True)
         missing = not all(whole(file) for file in files)
         for indices, own in part if missing else ():
-            with adapted(recipe, *(adapt(recipe, dataset, shots, store, *which) for which in own)) as pipe, \
-                    progress.track("slice", "image", len(indices), shown=False) as counter:
+            with (
+                adapted(
+                    recipe, *(adapt(recipe, dataset, shots, store, *which) for which in own)
+                ) as pipe,
+                progress.track("slice", "image", len(indices), shown=False) as counter,
+            ):
                 sample_range(pipe, recipe, dataset, label, indices, folder, counter, size, judge)
         if missing and size.notes:
             notes.parent.mkdir(exist_ok=True)
@@ -142,8 +188,9 @@ def generate_slice(recipe, dataset, shots, store, label, position):
 def work(task, address):
     """Do one task of the store at `address` in this process and return its name.
 
-    SIGINT, which `ray.cancel` stands for, ends the task once its state is saved. SIGTERM, by which a batch scheduler takes a machine
-    away, ends the worker then, and Ray has the task done elsewhere.
+    SIGINT, which `ray.cancel` stands for, ends the task once its state is saved. SIGTERM, by which
+    a batch scheduler takes a machine away, ends the worker then, and Ray has the task done
+    elsewhere.
     """
     _take_gpu()
     try:
@@ -152,12 +199,15 @@ def work(task, address):
     except stopping.Stopped as error:
         if error.number == signal.SIGTERM:
             os._exit(128 + error.number)
-        raise RuntimeError(str(error)) from None  # a SystemExit would look to Ray like the end of the worker
+        # A SystemExit would look to Ray like the end of the worker.
+        raise RuntimeError(str(error)) from None
     return task.name
 
 
 def _take_gpu():
-    """Work on the GPU that Ray gave this task: of a node with several it may be another one than the worker's last task had."""
+    """Work on the GPU that Ray gave this task: of a node with several it may be another one than
+    the worker's last task had.
+    """
     import ray
 
     if torch.cuda.is_available() and (ids := ray.get_gpu_ids()):
@@ -175,25 +225,44 @@ def _do(kind, recipe, store, where):
 
 
 def run_ray(recipes, store, address=None):
-    """Run the cells on a Ray cluster: this machine's cores and GPUs, or the one at `address` ("auto": the one that this node is in).
+    """Run the cells on a Ray cluster: this machine's cores and GPUs, or the one at `address`
+    ("auto": the one that this node is in).
 
-    Raises RuntimeError with the failures once all other tasks are done; a task that needs a failed one is not tried. Ctrl-C and
-    SIGTERM let what runs save its state, for GRACE seconds, and leave the store ready to go on.
+    Raises RuntimeError with the failures once all other tasks are done; a task that needs a failed
+    one is not tried. Ctrl-C and SIGTERM let what runs save its state, for GRACE seconds, and leave
+    the store ready to go on.
     """
     try:
         import ray
     except ImportError as error:
-        raise ConfigError("engine='ray' needs Ray, which is not installed; `pip install 'datadream[ray]'`, or set engine='local'") from error
+        raise ConfigError(
+            "engine='ray' needs Ray, which is not installed; `pip install 'datadream[ray]'`, or "
+            "set engine='local'"
+        ) from error
 
     for recipe in recipes:
         fetch(recipe)
     own = not ray.is_initialized()
     if own:
         # The tasks' states are told by this process, since a worker may be on another machine.
-        names = {name: value for name, value in os.environ.items() if name.startswith(("DATADREAM_", "HF_")) and name != progress.PLACE}
+        names = {
+            name: value
+            for name, value in os.environ.items()
+            if name.startswith(("DATADREAM_", "HF_")) and name != progress.PLACE
+        }
         # Ray would hide all GPUs but the first task's from a worker that lives on.
-        env = {**names, "DATADREAM_HOME": str(paths()["home"]), "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1"}
-        ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, runtime_env={"env_vars": env})
+        env = {
+            **names,
+            "DATADREAM_HOME": str(paths()["home"]),
+            "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1",
+        }
+        ray.init(
+            address=address,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            runtime_env={"env_vars": env},
+        )
     try:
         with stopping.interruptible():  # after `init`, which has a handler of its own for SIGTERM
             todo = tasks(recipes, store)
@@ -209,33 +278,52 @@ def _scarce(ray):
 
 
 def _demand(task, resource):
-    """Return what a task asks of a node: a core, a GPU where the cluster has some, and memory in bytes."""
-    return {"num_cpus": 1, "num_gpus": int(resource == "GPU"), "memory": MEMORY.get(task.recipe.profile, 0)}
+    """Return what a task asks of a node: a core, a GPU where the cluster has some, and memory in
+    bytes.
+    """
+    return {
+        "num_cpus": 1,
+        "num_gpus": int(resource == "GPU"),
+        "memory": MEMORY.get(task.recipe.profile, 0),
+    }
 
 
 def _require_room(ray, todo, resource):
-    """Raise ConfigError if no node that has joined the cluster can take a task, which Ray would wait for without a word."""
+    """Raise ConfigError if no node that has joined the cluster can take a task, which Ray would
+    wait for without a word.
+    """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     for task in {task.recipe.profile: task for task in todo.values()}.values():
         wanted = dict(zip(("CPU", "GPU", "memory"), _demand(task, resource).values(), strict=True))
-        if not any(all(node.get(name, 0) >= amount for name, amount in wanted.items()) for node in nodes):
+        if not any(
+            all(node.get(name, 0) >= amount for name, amount in wanted.items()) for node in nodes
+        ):
             most = max((node.get("memory", 0) for node in nodes), default=0)
-            raise ConfigError(f"no node of the Ray cluster has a core{' and a GPU' * wanted['GPU']} and {wanted['memory'] / 1e9:g} GB of memory, which a task "
-                              f"of profile {task.recipe.profile!r} asks for; the most that a node offers is {most / 1e9:.1f} GB. Start a larger one, or, if "
-                              f"its memory suffices, `ray start --memory <bytes>`")
+            raise ConfigError(
+                f"no node of the Ray cluster has a core{' and a GPU' * wanted['GPU']} and "
+                f"{wanted['memory'] / 1e9:g} GB of memory, which a task of profile "
+                f"{task.recipe.profile!r} asks for; the most that a node offers is "
+                f"{most / 1e9:.1f} GB. Start a larger one, or, if its memory suffices, `ray start "
+                "--memory <bytes>`"
+            )
 
 
 def _drive(ray, todo, store, do=work):
-    """Have `do(task, address)` done for every task. Ray is given few at a time: a wait takes a time that grows with what it waits for."""
+    """Have `do(task, address)` done for every task. Ray is given few at a time: a wait takes a
+    time that grows with what it waits for.
+    """
     resource = _scarce(ray)
     remote, agenda, flying, failures = ray.remote(do), Agenda(todo), {}, {}
 
     def hand_out():
-        room = 2 * int(ray.cluster_resources().get(resource, 0)) + AHEAD  # asked again each time: nodes come and go
+        # Asked again each time: nodes come and go.
+        room = 2 * int(ray.cluster_resources().get(resource, 0)) + AHEAD
         while len(flying) < room and (name := agenda.next()):
             task = todo[name]
             options = {**_demand(task, resource), "max_retries": RETRIES}
-            flying[remote.options(name=f"{task.kind} {name}", **options).remote(task, store.address)] = name
+            flying[
+                remote.options(name=f"{task.kind} {name}", **options).remote(task, store.address)
+            ] = name
 
     def end(ref):
         name = flying.pop(ref)
@@ -247,8 +335,15 @@ def _drive(ray, todo, store, do=work):
         return {name: None}
 
     try:
-        progress.announce([{"key": name, "stage": task.kind, "seconds": task.length, "done": False} for name, task in todo.items()])
-        with progress.Progress([task.kind for task in todo.values()], store.root / "progress.txt") as counted:
+        progress.announce(
+            [
+                {"key": name, "stage": task.kind, "seconds": task.length, "done": False}
+                for name, task in todo.items()
+            ]
+        )
+        with progress.Progress(
+            [task.kind for task in todo.values()], store.root / "progress.txt"
+        ) as counted:
             hand_out()
             while flying:
                 ray.wait(list(flying), num_returns=1, timeout=1)
@@ -266,7 +361,9 @@ def _drive(ray, todo, store, do=work):
 
 
 def _cancel(ray, pending):
-    """Ask the tasks that run to save their state and end, and end those that have not after GRACE seconds or at a second Ctrl-C."""
+    """Ask the tasks that run to save their state and end, and end those that have not after
+    GRACE seconds or at a second Ctrl-C.
+    """
     for ref in pending:
         ray.cancel(ref)
     end = time.monotonic() + GRACE
@@ -278,7 +375,21 @@ def _cancel(ray, pending):
 
 def _report(todo, failures):
     """Return what failed of itself, one line each; what only waited for it is counted."""
-    first = {name: error for name, error in failures.items() if not any(need in failures for need in todo[name].needs)}
-    lines = [f"{todo[name].kind} {name} ({todo[name].recipe.dataset}, {todo[name].recipe.method}, seed {todo[name].recipe.seed}): "
-             f"{str(getattr(error, 'cause', None) or error).strip().splitlines()[-1]}" for name, error in first.items()]
-    return "\n".join([f"{len(first)} of {len(todo)} tasks failed, {len(failures) - len(first)} waited for them; the others are done:", *lines])
+    first = {
+        name: error
+        for name, error in failures.items()
+        if not any(need in failures for need in todo[name].needs)
+    }
+    lines = [
+        f"{todo[name].kind} {name} ({todo[name].recipe.dataset}, {todo[name].recipe.method}, seed "
+        f"{todo[name].recipe.seed}): "
+        f"{str(getattr(error, 'cause', None) or error).strip().splitlines()[-1]}"
+        for name, error in first.items()
+    ]
+    return "\n".join(
+        [
+            f"{len(first)} of {len(todo)} tasks failed, {len(failures) - len(first)} waited for "
+            "them; the others are done:",
+            *lines,
+        ]
+    )

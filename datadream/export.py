@@ -1,4 +1,6 @@
-"""Export a synthetic dataset: an image folder, WebDataset shards or Parquet, each with a dataset card."""
+"""Export a synthetic dataset: an image folder, WebDataset shards or Parquet, each with a dataset
+card.
+"""
 
 import io
 import json
@@ -19,31 +21,50 @@ SHARD = 1000  # images in a WebDataset shard
 
 
 def export(key, target, formats=None, store=None, licence="unknown"):
-    """Write the synthetic set of artifact `key` into folders of `target`, one per format, and return them.
+    """Write the synthetic set of artifact `key` into folders of `target`, one per format, and
+    return them.
 
-    `formats` are names of FORMATS (None: all), `licence` is what the cards say of the images, an identifier of the hub. A folder that exists
-    is left alone. Raises ConfigError on an unknown artifact or format, a licence that is no identifier or a folder that is in the way,
-    and StoreError where the target cannot be written.
+    `formats` are names of FORMATS (None: all), `licence` is what the cards say of the images, an
+    identifier of the hub. A folder that exists is left alone. Raises ConfigError on an unknown
+    artifact or format, a licence that is no identifier or a folder that is in the way, and
+    StoreError where the target cannot be written.
     """
     store, formats = store or Store(), list(FORMATS) if formats is None else list(formats)
     unknown = [f for f in formats if f not in FORMATS]
     if unknown:
-        raise ConfigError(f"format {unknown[0]!r} is unknown; accepted: {', '.join(FORMATS)}{_near(unknown[0], FORMATS)}")
+        raise ConfigError(
+            f"format {unknown[0]!r} is unknown; accepted: "
+            f"{', '.join(FORMATS)}{_near(unknown[0], FORMATS)}"
+        )
     if not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", licence):
-        raise ConfigError(f"licence {licence!r} is no identifier of the hub; give one such as cc-by-4.0, apache-2.0, other or unknown")
+        raise ConfigError(
+            f"licence {licence!r} is no identifier of the hub; give one such as cc-by-4.0, "
+            "apache-2.0, other or unknown"
+        )
     if not key.startswith("generate-") or not store.done(key):
         sets = [name for name in store.keys() if name.startswith("generate-") and store.whole(name)]
-        raise ConfigError(f"{key!r} is no finished synthetic set in {store.address}; there are: {', '.join(sets) or 'none'}")
+        raise ConfigError(
+            f"{key!r} is no finished synthetic set in {store.address}; there are: "
+            f"{', '.join(sets) or 'none'}"
+        )
     if "parquet" in formats and find_spec("datasets") is None:
-        raise ConfigError("Parquet needs the package datasets: `pip install datasets`, or leave it out with --format imagefolder --format webdataset")
+        raise ConfigError(
+            "Parquet needs the package datasets: `pip install datasets`, or leave it out with "
+            "--format imagefolder --format webdataset"
+        )
     folders = [Path(target) / f for f in formats]
     taken = [folder for folder in folders if folder.exists()]
     if taken:
         raise ConfigError(f"{taken[0]} exists already; remove it or choose another target")
     source = store.folder(key)
-    rows = [json.loads(line) for line in (source / "train" / "metadata.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line) for line in (source / "train" / "metadata.jsonl").read_text().splitlines()
+    ]
     by_folder = json.loads((source / "classes.json").read_text())
-    classes = list(by_folder.values() if len(set(by_folder.values())) == len(by_folder) else by_folder)  # two classes may share a name
+    # Two classes may share a name.
+    classes = list(
+        by_folder.values() if len(set(by_folder.values())) == len(by_folder) else by_folder
+    )
     for folder, name in zip(folders, formats, strict=True):
         with writing(Path(target), "choose another target"):
             part = folder.with_name(f"{folder.name}.partial")
@@ -56,9 +77,11 @@ def export(key, target, formats=None, store=None, licence="unknown"):
 
 
 def write_imagefolder(source, rows, classes, folder):
-    """Copy the images as train/<class>/<index>.png with their metadata, which `imagefolder` of datasets and torchvision read.
+    """Copy the images as train/<class>/<index>.png with their metadata, which `imagefolder` of
+    datasets and torchvision read.
 
-    Only Parquet can tell `datasets` the names of the labels; without that package the metadata stay JSON lines and the labels numbers.
+    Only Parquet can tell `datasets` the names of the labels; without that package the metadata stay
+    JSON lines and the labels numbers.
     """
     shutil.copytree(source / "train", folder / "train")
     shutil.copy2(source / "classes.json", folder)
@@ -78,78 +101,142 @@ def _label(classes):
 
 
 def write_webdataset(source, rows, classes, folder):
-    """Write shards of SHARD images: <number>.png, .cls (the label) and .json (the metadata), shuffled by nothing, dated by nothing."""
+    """Write shards of SHARD images: <number>.png, .cls (the label) and .json (the metadata),
+    shuffled by nothing, dated by nothing.
+    """
     for start in range(0, len(rows), SHARD):
         with tarfile.open(folder / f"train-{start // SHARD:06d}.tar", "w") as tar:
-            for number, row in enumerate(rows[start:start + SHARD], start):
+            for number, row in enumerate(rows[start : start + SHARD], start):
                 image = (source / "train" / row["file_name"]).read_bytes()
-                for suffix, content in (("png", image), ("cls", str(row["label"]).encode()), ("json", json.dumps(row).encode())):
+                for suffix, content in (
+                    ("png", image),
+                    ("cls", str(row["label"]).encode()),
+                    ("json", json.dumps(row).encode()),
+                ):
                     entry = tarfile.TarInfo(f"{number:08d}.{suffix}")
                     entry.size = len(content)
                     tar.addfile(entry, io.BytesIO(content))
 
 
 def write_parquet(source, rows, classes, folder):
-    """Write one Parquet file as `datasets` does: image bytes, label with the class names, prompt, seed, adapter."""
+    """Write one Parquet file as `datasets` does: image bytes, label with the class names,
+    prompt, seed, adapter.
+    """
     from datasets import Dataset, Features, Image, Value
 
-    features = Features({"image": Image(), "label": _label(classes), "prompt": Value("string"), "seed": Value("int64"),
-                         "adapter": Value("string")})
+    features = Features(
+        {
+            "image": Image(),
+            "label": _label(classes),
+            "prompt": Value("string"),
+            "seed": Value("int64"),
+            "adapter": Value("string"),
+        }
+    )
 
     def entries():  # one image in memory at a time
         for row in rows:
-            image = {"bytes": (source / "train" / row["file_name"]).read_bytes(), "path": row["file_name"]}
-            yield {"image": image, **{name: row[name] for name in ("label", "prompt", "seed", "adapter")}}
+            image = {
+                "bytes": (source / "train" / row["file_name"]).read_bytes(),
+                "path": row["file_name"],
+            }
+            yield {
+                "image": image,
+                **{name: row[name] for name in ("label", "prompt", "seed", "adapter")},
+            }
 
     with tempfile.TemporaryDirectory() as cache:
         made = Dataset.from_generator(entries, features=features, cache_dir=cache)
         made.to_parquet(folder / "train-00000-of-00001.parquet")
 
 
-FORMATS = {"imagefolder": write_imagefolder, "webdataset": write_webdataset, "parquet": write_parquet}
+FORMATS = {
+    "imagefolder": write_imagefolder,
+    "webdataset": write_webdataset,
+    "parquet": write_parquet,
+}
 
 
 def card(key, rows, classes, form, store, licence):
-    """Return the dataset card: method, base model and licences, recipe, seeds and known faults, as Markdown with YAML in front.
+    """Return the dataset card: method, base model and licences, recipe, seeds and known faults, as
+    Markdown with YAML in front.
 
-    Class names and prompts come from users: in front they are YAML's business, in the text they stand in code spans.
+    Class names and prompts come from users: in front they are YAML's business, in the text they
+    stand in code spans.
     """
     manifest = store.manifest(key)
     recipe, inputs = manifest["recipe"], manifest["inputs"]
     row, adapted = GENERATORS.get(recipe["generator"]), len(inputs["adapters"])
-    options = "\n".join(f"| {name} | {json.dumps(value)} |" for name, value in sorted({**inputs["generate"], **_tuning(recipe)}.items()))
-    kind = {0: "none: the base model as it is", 1: "one adapter for the dataset (DataDream_dset)"}.get(adapted, f"{adapted} adapters, one per {METHODS[recipe['method']].generator}")
-    front = {"pretty_name": f"DataDream synthetic set {key}", "license": licence, "task_categories": ["image-classification"],
-             "tags": ["synthetic", "few-shot", "datadream"], "class_names": dict(enumerate(classes))}
-    return CARD.format(front=yaml.safe_dump(front, sort_keys=False, allow_unicode=True), key=key, form=form, count=len(rows), classes=len(classes),
-                       kind=kind, options=options, seed=inputs["seed"], base=_text(recipe["generator"]), prompt=_text(rows[0]["prompt"]),
-                       model=row.licence if row else "see the model's own card", hub=f" ({row.hub})" if row and row.hub else "",
-                       created=manifest["created"], commit=manifest["commit"], shots=recipe["shots"] or "all", columns=COLUMNS[form],
-                       data="a folder of photos" if recipe["dataset"] == "folder" else f"the dataset {_text(recipe['dataset'])}",
-                       licence=LICENCE if licence == "unknown" else f"{licence}, as whoever exported it says")
+    options = "\n".join(
+        f"| {name} | {json.dumps(value)} |"
+        for name, value in sorted({**inputs["generate"], **_tuning(recipe)}.items())
+    )
+    kind = {
+        0: "none: the base model as it is",
+        1: "one adapter for the dataset (DataDream_dset)",
+    }.get(adapted, f"{adapted} adapters, one per {METHODS[recipe['method']].generator}")
+    front = {
+        "pretty_name": f"DataDream synthetic set {key}",
+        "license": licence,
+        "task_categories": ["image-classification"],
+        "tags": ["synthetic", "few-shot", "datadream"],
+        "class_names": dict(enumerate(classes)),
+    }
+    return CARD.format(
+        front=yaml.safe_dump(front, sort_keys=False, allow_unicode=True),
+        key=key,
+        form=form,
+        count=len(rows),
+        classes=len(classes),
+        kind=kind,
+        options=options,
+        seed=inputs["seed"],
+        base=_text(recipe["generator"]),
+        prompt=_text(rows[0]["prompt"]),
+        model=row.licence if row else "see the model's own card",
+        hub=f" ({row.hub})" if row and row.hub else "",
+        created=manifest["created"],
+        commit=manifest["commit"],
+        shots=recipe["shots"] or "all",
+        columns=COLUMNS[form],
+        data="a folder of photos"
+        if recipe["dataset"] == "folder"
+        else f"the dataset {_text(recipe['dataset'])}",
+        licence=LICENCE if licence == "unknown" else f"{licence}, as whoever exported it says",
+    )
 
 
 def _text(value):
-    """Return a value as JSON in a code span, whose fence is longer than any run of backticks within, so that nothing in it is markup."""
+    """Return a value as JSON in a code span, whose fence is longer than any run of backticks
+    within, so that nothing in it is markup.
+    """
     text = json.dumps(value, ensure_ascii=False)
     fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
     return f"{fence}{text}{fence}"
 
 
 def _tuning(recipe):
-    return {name: value for name, value in recipe.items() if name.startswith("adapt.") and METHODS[recipe["method"]].generator != "base"}
+    return {
+        name: value
+        for name, value in recipe.items()
+        if name.startswith("adapt.") and METHODS[recipe["method"]].generator != "base"
+    }
 
 
 LICENCE = "nobody has chosen one yet (`--licence` of the export)"
-COLUMNS = {"imagefolder": "image, label, prompt, class, seed, adapter", "webdataset": "png, cls (the label), json (prompt, class, seed, adapter)",
-           "parquet": "image, label, prompt, seed, adapter"}
+COLUMNS = {
+    "imagefolder": "image, label, prompt, class, seed, adapter",
+    "webdataset": "png, cls (the label), json (prompt, class, seed, adapter)",
+    "parquet": "image, label, prompt, seed, adapter",
+}
 CARD = """---
 {front}---
 
 # Synthetic training set {key}
 
-{count} images of {classes} classes, made by a text-to-image model with the method of *DataDream: Few-shot Guided Dataset Generation*
-(Kim et al., ECCV 2024). No image is a photograph. Format: {form}.
+{count} images of {classes} classes, made by a text-to-image model with the method of
+*DataDream: Few-shot Guided Dataset Generation* (Kim et al., ECCV 2024). No image
+is a photograph. Format: {form}.
 
 ```python
 from datasets import load_dataset
@@ -173,7 +260,7 @@ images = load_dataset("path/to/{form}", split="train")  # columns: {columns}
 ## Known faults
 
 - Nothing was filtered: some images do not show the class that their label names.
-- Images resemble the few real ones that the adapter was tuned on, and may copy parts of them; whoever publishes this set should know
-  whether those may be published.
+- Images resemble the few real ones that the adapter was tuned on, and may copy parts of
+  them; whoever publishes this set should know whether those may be published.
 - The base model's own biases are in the images.
 """

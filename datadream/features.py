@@ -18,12 +18,16 @@ from .store import digest
 from .views import evaluation_batches
 
 SHARD = 1000  # images in a file: what a killed extraction does again at most
-DINOV2, DINOV2_SIDE = "vit_base_patch14_dinov2.lvd142m", 224  # pixels; a multiple of its patch of 14
+# Pixels; a multiple of its patch of 14.
+DINOV2, DINOV2_SIDE = ("vit_base_patch14_dinov2.lvd142m", 224)
 
 
 def _load_clip(recipe):
     if recipe.classifier == "resnet50":
-        raise ConfigError("classifier='resnet50' starts from random weights, which see nothing; leave out the extractor 'clip'")
+        raise ConfigError(
+            "classifier='resnet50' starts from random weights, which see nothing; leave out the "
+            "extractor 'clip'"
+        )
     model = load_classifier(recipe.classifier, precision="float32").eval()
     return model.image, model.size
 
@@ -40,19 +44,24 @@ def _load_dinov2(recipe):
     try:
         model = timm.create_model(DINOV2, pretrained=True, num_classes=0, img_size=DINOV2_SIDE)
     except (OSError, RuntimeError, ValueError) as error:
-        raise ModelMissingError(f"the extractor 'dinov2' (timm/{DINOV2}, about 0.4 GB, Apache-2.0) cannot be loaded. Where a network is at hand, "
-                                f"`hf download timm/{DINOV2}` fetches it; point HF_HOME to that cache, or take the extractor 'clip' alone. "
-                                f"Cause: {error}") from error
-    config = cast("dict[str, Any]", model.pretrained_cfg)  # nn.Module takes every attribute for a tensor
+        raise ModelMissingError(
+            f"the extractor 'dinov2' (timm/{DINOV2}, about 0.4 GB, Apache-2.0) cannot be loaded. "
+            f"Where a network is at hand, `hf download timm/{DINOV2}` fetches it; point HF_HOME "
+            f"to that cache, or take the extractor 'clip' alone. Cause: {error}"
+        ) from error
+    # Nn.Module takes every attribute for a tensor.
+    config = cast("dict[str, Any]", model.pretrained_cfg)
     normalise = Normalize(config["mean"], config["std"])
     return torch.nn.Sequential(normalise, model.eval()).to(device()), DINOV2_SIDE
 
 
 @dataclass(frozen=True)
 class Extractor:
-    """One row of the table: what it is, what a key knows of it, and how it is loaded, each for a recipe.
+    """One row of the table: what it is, what a key knows of it, and how it is loaded, each for a
+    recipe.
 
-    `load` returns (function of images (B, 3, S, S) in [0, 1] to features (B, d), S); `unit` features have length one.
+    `load` returns (function of images (B, 3, S, S) in [0, 1] to features (B, d), S); `unit`
+    features have length one.
     """
 
     about: str
@@ -62,19 +71,31 @@ class Extractor:
 
 
 EXTRACTORS = {
-    "clip": Extractor("the recipe's classifier, untouched: its image features",
-                      lambda recipe: identity(recipe.classifier, "clip"), _load_clip, unit=True),
-    "reader": Extractor("the embedded reader of print, before its last layer",
-                        lambda recipe: digest(paths()["mini"] / "reader.safetensors"), _load_reader),
-    "dinov2": Extractor("DINOv2 ViT-B/14, trained without labels or texts (Oquab et al., 2024)",
-                        lambda recipe: f"{DINOV2} {DINOV2_SIDE}", _load_dinov2),
+    "clip": Extractor(
+        "the recipe's classifier, untouched: its image features",
+        lambda recipe: identity(recipe.classifier, "clip"),
+        _load_clip,
+        unit=True,
+    ),
+    "reader": Extractor(
+        "the embedded reader of print, before its last layer",
+        lambda recipe: digest(paths()["mini"] / "reader.safetensors"),
+        _load_reader,
+    ),
+    "dinov2": Extractor(
+        "DINOv2 ViT-B/14, trained without labels or texts (Oquab et al., 2024)",
+        lambda recipe: f"{DINOV2} {DINOV2_SIDE}",
+        _load_dinov2,
+    ),
 }
 
 
 def extractors(recipe):
-    """Return the names of a recipe's two extractors: its own CLIP, and one that neither its generator nor its classifier is made of.
+    """Return the names of a recipe's two extractors: its own CLIP, and one that neither its
+    generator nor its classifier is made of.
 
-    DINOv2 agrees with people's judgement better than Inception's features do (Stein et al., 2023), and a mini model draws characters.
+    DINOv2 agrees with people's judgement better than Inception's features do (Stein et al., 2023),
+    and a mini model draws characters.
     """
     return ("clip", "reader" if recipe.profile == "mini" else "dinov2")
 
@@ -84,7 +105,13 @@ def _extract(images, row, recipe, folder):
     for start in progress.each(range(0, len(images), SHARD), "features", "part"):
         file = folder / f"{start:08d}.safetensors"
         if not file.exists():
-            _write(file, encode, evaluation_batches(images.pick(range(start, min(start + SHARD, len(images)))), side))
+            _write(
+                file,
+                encode,
+                evaluation_batches(
+                    images.pick(range(start, min(start + SHARD, len(images)))), side
+                ),
+            )
 
 
 @torch.inference_mode()
@@ -98,19 +125,28 @@ def _write(file, encode, batches):
 
 
 def features(images, name, recipe, store):
-    """Return the features (n, d) of `images`, float32, by the extractor `name` of the table, from the evaluation view of each image.
+    """Return the features (n, d) of `images`, float32, by the extractor `name` of the table, from
+    the evaluation view of each image.
 
-    They are computed once: the key holds the images' fingerprint, which is `images.stamp` where that is set, and the extractor. What a
-    killed run finished is kept. Raises ConfigError on an unknown name, ValueError on no image, ModelMissingError on missing weights.
+    They are computed once: the key holds the images' fingerprint, which is `images.stamp` where
+    that is set, and the extractor. What a killed run finished is kept. Raises ConfigError on an
+    unknown name, ValueError on no image, ModelMissingError on missing weights.
     """
     from safetensors.numpy import load_file
 
     if name not in EXTRACTORS:
-        raise ConfigError(f"the extractor {name!r} is unknown; accepted: {', '.join(EXTRACTORS)}{_near(name, EXTRACTORS)}")
+        raise ConfigError(
+            f"the extractor {name!r} is unknown; accepted: "
+            f"{', '.join(EXTRACTORS)}{_near(name, EXTRACTORS)}"
+        )
     if not len(images):
         raise ValueError("there are no images to take features of; give a set of one or more")
     row = EXTRACTORS[name]
     inputs = {"images": fingerprint(images), "extractor": name, "model": row.identity(recipe)}
     with store.in_use():
-        folder = store.make(key("features", **inputs), inputs, lambda work: _extract(images, row, recipe, work))
-        return np.concatenate([load_file(file)["features"] for file in sorted(folder.glob("*.safetensors"))])
+        folder = store.make(
+            key("features", **inputs), inputs, lambda work: _extract(images, row, recipe, work)
+        )
+        return np.concatenate(
+            [load_file(file)["features"] for file in sorted(folder.glob("*.safetensors"))]
+        )

@@ -1,4 +1,6 @@
-"""What the store holds for nobody: artifacts that no record refers to, builds that never ended, locks that nobody holds."""
+"""What the store holds for nobody: artifacts that no record refers to, builds that never ended,
+locks that nobody holds.
+"""
 
 import json
 import re
@@ -13,8 +15,10 @@ from .leases import running
 from .remote import RemoteStore, reaching
 from .store import CLEARING, IN_USE, SALVAGE, remove, writing
 
-ARTIFACT = re.compile(r"[a-z]+-[0-9a-f]{16}")  # a key; a folder of another name is not this program's to remove
-HELD = rf"({ARTIFACT.pattern}(-\d+-\d+|-{SALVAGE})?|{IN_USE}\w+)"  # an artifact, a slice or the salvage of one, a study
+# A key; a folder of another name is not this program's to remove.
+ARTIFACT = re.compile(r"[a-z]+-[0-9a-f]{16}")
+# an artifact, a slice or the salvage of one, a study
+HELD = rf"({ARTIFACT.pattern}(-\d+-\d+|-{SALVAGE})?|{IN_USE}\w+)"
 LOCK, LEASE = re.compile(rf"\.{HELD}\.lock"), re.compile(rf"{HELD}\.lease(\.dead)?")
 
 PART = re.compile(r".+\.[0-9a-f]{32}\.part")  # what a process that was killed meanwhile wrote
@@ -22,7 +26,8 @@ PART = re.compile(r".+\.[0-9a-f]{32}\.part")  # what a process that was killed m
 
 @dataclass(frozen=True)
 class Entry:
-    """One thing that could go: its path, its kind ('artifact', 'unfinished', 'lock' or 'copy') and its size in bytes.
+    """One thing that could go: its path, its kind ('artifact', 'unfinished', 'lock' or 'copy') and
+    its size in bytes.
 
     `away`: it lies on the store's address rather than on this machine.
     """
@@ -42,29 +47,58 @@ def referred(store):
     for file in [*store.refresh_all(store.records), *store.refresh_all(store.kept)]:
         try:
             keys |= {str(name) for name in json.loads(file.read_text())["artifacts"].values()}
-        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-            raise DataError(f"{file} is damaged ({error!r}), so that nobody knows what it needs; remove it, or run its cell again") from error
+        except (
+            OSError,
+            ValueError,
+            LookupError,
+            TypeError,
+            AttributeError,
+            RecursionError,
+        ) as error:
+            raise DataError(
+                f"{file} is damaged ({error!r}), so that nobody knows what it needs; remove it, "
+                "or run its cell again"
+            ) from error
     return keys
 
 
 def unused(store):
-    """Return the entries that could go, by name: artifacts without a record, `.partial` folders and locks that nobody holds.
+    """Return the entries that could go, by name: artifacts without a record, `.partial` folders and
+    locks that nobody holds.
 
-    Whatever else lies in the store is left out. Of a store on an address both the address and the copies on this machine are looked
-    through; where leases are left there, this watches their heartbeats for up to leases.PATIENCE seconds. Raises ConfigError while a study
-    runs or a process is making an artifact: those of a cell that is not finished have no record yet.
+    Whatever else lies in the store is left out. Of a store on an address both the address and the
+    copies on this machine are looked through; where leases are left there, this watches their
+    heartbeats for up to leases.PATIENCE seconds. Raises ConfigError while a study runs or a process
+    is making an artifact: those of a cell that is not finished have no record yet.
     """
-    needed, own, found = referred(store), "copy" if isinstance(store, RemoteStore) else "artifact", []
+    needed, own, found = (
+        referred(store),
+        "copy" if isinstance(store, RemoteStore) else "artifact",
+        [],
+    )
     for path in sorted(store.root.iterdir()) if store.root.is_dir() else []:
         if LOCK.fullmatch(path.name):
             _require_free(path)
             found.append(Entry(path, "lock", path.lstat().st_size))
-        elif path.suffix in (".partial", ".fetched") and ARTIFACT.fullmatch(path.stem) and path.stem not in needed:
+        elif (
+            path.suffix in (".partial", ".fetched")
+            and ARTIFACT.fullmatch(path.stem)
+            and path.stem not in needed
+        ):
             found.append(Entry(path, "unfinished", _size(path)))
         elif ARTIFACT.fullmatch(path.name) and path.name not in needed:
             found.append(Entry(path, own, _size(path)))
-    parts = [path for folder in (store.root, store.records, store.kept) if folder.is_dir() for path in sorted(folder.iterdir())]
-    found += [Entry(path, "unfinished", path.lstat().st_size) for path in parts if PART.fullmatch(path.name)]
+    parts = [
+        path
+        for folder in (store.root, store.records, store.kept)
+        if folder.is_dir()
+        for path in sorted(folder.iterdir())
+    ]
+    found += [
+        Entry(path, "unfinished", path.lstat().st_size)
+        for path in parts
+        if PART.fullmatch(path.name)
+    ]
     return found + (_away(store, needed) if isinstance(store, RemoteStore) else [])
 
 
@@ -78,30 +112,49 @@ def _away(store, needed):
     with reaching(store.address):
         busy = running(store.fs, [store.at(name) for name in leases])
     if busy:
-        what = "a study runs" if PurePosixPath(busy).name.startswith(IN_USE) else f"a process is making {PurePosixPath(busy).name}"
-        raise ConfigError(f"{what} in {store.address}; wait for it to end, since what it has made so far has no record yet")
+        what = (
+            "a study runs"
+            if PurePosixPath(busy).name.startswith(IN_USE)
+            else f"a process is making {PurePosixPath(busy).name}"
+        )
+        raise ConfigError(
+            f"{what} in {store.address}; wait for it to end, since what it has made so far has no "
+            "record yet"
+        )
     kinds = dict.fromkeys(leases, "lock")
     for name, files in groups.items():
         if name.endswith(".partial") and ARTIFACT.fullmatch(name.removesuffix(".partial")):
             kinds[name] = "unfinished"
         elif ARTIFACT.fullmatch(name) and name not in needed:
             kinds[name] = "artifact" if "manifest.json" in files else "unfinished"
-    return [Entry(PurePosixPath(store.at(name)), kinds[name], sum(groups[name].values()), True) for name in sorted(kinds)]
+    return [
+        Entry(PurePosixPath(store.at(name)), kinds[name], sum(groups[name].values()), True)
+        for name in sorted(kinds)
+    ]
 
 
 def listing(store, entries):
     """Return the entries as text, a line each but one for all locks, and their total."""
-    lines = [f"{entry.size / 1e6:10.2f} MB  {entry.kind:10s}  {entry.path.name}" for entry in entries if entry.kind != "lock"]
+    lines = [
+        f"{entry.size / 1e6:10.2f} MB  {entry.kind:10s}  {entry.path.name}"
+        for entry in entries
+        if entry.kind != "lock"
+    ]
     locks = sum(entry.kind == "lock" for entry in entries)
     lines += [f"{0:10.2f} MB  {'lock':10s}  {locks} files that no process holds"] if locks else []
-    total = f"{sum(entry.size for entry in entries) / 1e6:.2f} MB in {len(entries)} of {store.address} that no record refers to"
+    total = (
+        f"{sum(entry.size for entry in entries) / 1e6:.2f} MB in {len(entries)} of "
+        f"{store.address} that no record refers to"
+    )
     return "\n".join([*lines, total])
 
 
 def clear(store, entries):
-    """Remove those of the entries that are still unused; a link is removed and what it leads to is not.
+    """Remove those of the entries that are still unused; a link is removed and what it leads to is
+    not.
 
-    A study that begins meanwhile waits. Raises ConfigError if one has begun since, StoreError where the store cannot be written.
+    A study that begins meanwhile waits. Raises ConfigError if one has begun since, StoreError where
+    the store cannot be written.
     """
     with writing(store.root, store.fix), store.lock(CLEARING):
         still = {entry.path for entry in unused(store)}
@@ -121,5 +174,12 @@ def _require_free(path):
         with writing(path.parent), FileLock(path, timeout=0):
             pass
     except Timeout as error:
-        what = "a study runs" if path.name.startswith(f".{IN_USE}") else f"a process is making {path.stem[1:]}"
-        raise ConfigError(f"{what} in {path.parent}; wait for it to end, since what it has made so far has no record yet") from error
+        what = (
+            "a study runs"
+            if path.name.startswith(f".{IN_USE}")
+            else f"a process is making {path.stem[1:]}"
+        )
+        raise ConfigError(
+            f"{what} in {path.parent}; wait for it to end, since what it has made so far has no "
+            "record yet"
+        ) from error

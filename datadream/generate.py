@@ -1,10 +1,12 @@
-"""Synthesise a dataset with the base or the adapted generator, one seed per image (paper, section 3.3)."""
+"""Synthesise a dataset with the base or the adapted generator, one seed per image (paper,
+section 3.3).
+"""
 
 import dataclasses
 import json
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from functools import lru_cache
+from functools import lru_cache, partial
 
 from . import progress, stopping
 from .adapt import adapt, adapter_inputs
@@ -18,35 +20,29 @@ from .sampling import adapted, check, embed, sample, save, whole
 from .store import remove
 from .views import square
 
-NOTES = "notes"  # the work folder's sub-folder in which a cluster's slices tell how their batches fitted
+# the work folder's sub-folder in which a cluster's slices tell how their batches fitted
+NOTES = "notes"
 
 
 def sample_range(pipe, recipe, dataset, label, indices, folder, counter, size, judge=None):
-    """Write the images of a class that are missing in `folder`, in batches of fixed membership, so that a resumed run is the same where the size is given.
+    """Write the images of a class that are missing in `folder`, in batches of fixed membership, so
+    that a resumed run is the same where the size is given.
 
-    One batch is written while the next is sampled. `size` is a `BatchSize`, shared by the classes; `judge` says which class each of
-    some images is read as, and what it misreads is drawn again (DISEF).
+    One batch is written while the next is sampled. `size` is a `BatchSize`, shared by the classes;
+    `judge` says which class each of some images is read as, and what it misreads is drawn again
+    (DISEF).
     """
-    options, side, start, writing = recipe.generate, image_side(pipe, recipe.resolution), indices.start, []
-    words = embed(pipe, texts(recipe, dataset, label), options)
-    shots = few_shots(dataset, recipe.shots, recipe.seed, label) if options.strength else None
-
-    def draw(rows, *again):
-        own = {name: tensor[[i % len(tensor) for i in rows]] for name, tensor in words.items()}
-        starts = [square(shots.open(i % len(shots)), side) for i in rows] if shots else None
-        seeds = [image_seed(recipe.seed, label, i, *again) for i in rows]
-        images = sample(pipe, own, seeds, options, side, starts)
-        for image, seed in zip(images, seeds, strict=True) if judge else ():
-            image.info["seed"] = seed
-        return images
+    start, writing = indices.start, []
+    draw = _drawing(pipe, recipe, dataset, label, bool(judge))
 
     def make(count):
         rows = range(start, start + count)
         images, misread = {}, rows
-        for again in range(options.redraws + 1 if judge else 1):
+        for again in range(recipe.generate.redraws + 1 if judge else 1):
             drawn = dict(zip(misread, draw(misread, *([again] if again else [])), strict=True))
             images |= drawn
-            misread = [i for i, found in zip(drawn, judge(list(drawn.values())), strict=True) if found != label] if judge else []
+            seen = zip(drawn, judge(list(drawn.values())), strict=True) if judge else ()
+            misread = [i for i, found in seen if found != label]
             if not misread:
                 break
         return [images[i] for i in rows]
@@ -59,21 +55,53 @@ def sample_range(pipe, recipe, dataset, label, indices, folder, counter, size, j
             if not all(whole(f) for f in files):
                 images = size.run(make, count, len(indices))
                 count = len(images)
-                for written in writing:  # at most one batch waits; an error of the writer ends the run here
+                # At most one batch waits; an error of the writer ends the run here.
+                for written in writing:
                     written.result()
-                writing = [writer.submit(save, image, file) for image, file in zip(images, files[:count], strict=True)]
+                pairs = zip(images, files[:count], strict=True)
+                writing = [writer.submit(save, image, file) for image, file in pairs]
             counter.update(count)
             start += count
         for written in writing:
             written.result()
 
 
+def _drawing(pipe, recipe, dataset, label, seeded):
+    """Return a function from image indices of a class to the images; `seeded` ones know their
+    seed.
+    """
+    options, side = recipe.generate, image_side(pipe, recipe.resolution)
+    words = embed(pipe, texts(recipe, dataset, label), options)
+    shots = few_shots(dataset, recipe.shots, recipe.seed, label) if options.strength else None
+
+    def draw(rows, *again):
+        own = {name: tensor[[i % len(tensor) for i in rows]] for name, tensor in words.items()}
+        starts = [square(shots.open(i % len(shots)), side) for i in rows] if shots else None
+        seeds = [image_seed(recipe.seed, label, i, *again) for i in rows]
+        images = sample(pipe, own, seeds, options, side, starts)
+        for image, seed in zip(images, seeds, strict=True) if seeded else ():
+            image.info["seed"] = seed
+        return images
+
+    return draw
+
+
 def batch_size(recipe):
-    """Return the BatchSize of a set or a slice: where it is searched for this process's, so that what one slice found holds for the next."""
+    """Return the BatchSize of a set or a slice: where it is searched for this process's, so that
+    what one slice found holds for the next.
+    """
     options = recipe.generate
     if options.batch:
         return BatchSize(options.batch)
-    return _searched(recipe.generator, recipe.resolution, recipe.precision, options.compile, options.guidance > 1, options.images, recipe.row.generator)
+    return _searched(
+        recipe.generator,
+        recipe.resolution,
+        recipe.precision,
+        options.compile,
+        options.guidance > 1,
+        options.images,
+        recipe.row.generator,
+    )
 
 
 @lru_cache(maxsize=1)
@@ -82,54 +110,104 @@ def _searched(*settings):
 
 
 def generation_inputs(recipe, dataset):
-    """Return what a synthetic set depends on; the batch size and compilation are left out, since they change no image's noise."""
-    options = {k: v for k, v in dataclasses.asdict(recipe.generate).items() if k not in ("batch", "compile")}
-    started = fingerprint(few_shots(dataset, recipe.shots, recipe.seed)) if recipe.generate.strength else None
-    return {"generator": identity(recipe.generator, "generator"), "generate": options, "resolution": recipe.resolution,
-            "precision": str(dtype_for(recipe.precision, training=False)),
-            "prompts": [texts(recipe, dataset, label) for label in range(len(dataset.classes))], "seed": recipe.seed,
-            "adapters": [key("adapt", **adapter_inputs(recipe, dataset, *which)) for which in adapters(recipe, dataset)], "starts": started,
-            "judge": identity(recipe.classifier, "clip") if recipe.generate.redraws else None}
+    """Return what a synthetic set depends on; the batch size and compilation are left out, since
+    they change no image's noise.
+    """
+    options = {
+        k: v
+        for k, v in dataclasses.asdict(recipe.generate).items()
+        if k not in ("batch", "compile")
+    }
+    started = (
+        fingerprint(few_shots(dataset, recipe.shots, recipe.seed))
+        if recipe.generate.strength
+        else None
+    )
+    return {
+        "generator": identity(recipe.generator, "generator"),
+        "generate": options,
+        "resolution": recipe.resolution,
+        "precision": str(dtype_for(recipe.precision, training=False)),
+        "prompts": [texts(recipe, dataset, label) for label in range(len(dataset.classes))],
+        "seed": recipe.seed,
+        "adapters": [
+            key("adapt", **adapter_inputs(recipe, dataset, *which))
+            for which in adapters(recipe, dataset)
+        ],
+        "starts": started,
+        "judge": identity(recipe.classifier, "clip") if recipe.generate.redraws else None,
+    }
 
 
 def generate(recipe, dataset, shots, store):
-    """Return the artifact folder `train/<class>/<index>.png` with `metadata.jsonl` and `classes.json`, adapting first if needed.
+    """Return the artifact folder `train/<class>/<index>.png` with `metadata.jsonl` and
+    `classes.json`, adapting first if needed.
 
-    Image i of a class keeps its seed whatever the batch size; images that a killed run left are kept. Raises ConfigError on a
-    sampler or a resolution that the generator cannot use, before anything is adapted.
+    Image i of a class keeps its seed whatever the batch size; images that a killed run left are
+    kept. Raises ConfigError on a sampler or a resolution that the generator cannot use, before
+    anything is adapted.
     """
     inputs, folders = generation_inputs(recipe, dataset), class_folders(dataset.classes)
     if store.done(key("generate", **inputs)):
         progress.found(key("generate", **inputs))
         return store.folder(key("generate", **inputs))
     check(recipe)
-    trained = {which: adapt(recipe, dataset, shots, store, *which) for which in adapters(recipe, dataset)}
+    trained = {
+        which: adapt(recipe, dataset, shots, store, *which) for which in adapters(recipe, dataset)
+    }
     judge, notes = reader(recipe, dataset), []
 
     def build(root):
         rows, size = [], batch_size(recipe)
-        with progress.track(f"generate {recipe.method}", "image", len(folders) * recipe.generate.images) as counter:
-            for label, folder in enumerate(folders):
-                (root / "train" / folder).mkdir(parents=True, exist_ok=True)
-                for position, (indices, own) in ((p, group) for p, part in enumerate(slices(recipe, dataset, label)) for group in part):
-                    used = [trained[which] for which in own]
-                    with store.lock(f"{root.stem}-{label}-{position}"):  # a cluster may be making the same slice
-                        if not all(whole(root / "train" / folder / f"{i:06d}.png") for i in indices):
-                            with adapted(recipe, *used) as pipe:
-                                sample_range(pipe, recipe, dataset, label, indices, root / "train" / folder, counter, size, judge)
-                    rows += [describe(recipe, dataset, label, i, root / "train", folder, used) for i in indices]
-        (root / "train" / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        (root / "classes.json").write_text(json.dumps(dict(zip(folders, dataset.classes, strict=True)), indent=1))
+        total = len(folders) * recipe.generate.images
+        with progress.track(f"generate {recipe.method}", "image", total) as counter:
+            for label, name in enumerate(folders):
+                folder = root / "train" / name
+                folder.mkdir(parents=True, exist_ok=True)
+                for position, part in enumerate(slices(recipe, dataset, label)):
+                    for indices, own in part:
+                        used = [trained[which] for which in own]
+                        # A cluster may be making the same slice.
+                        with store.lock(f"{root.stem}-{label}-{position}"):
+                            if not all(whole(folder / f"{i:06d}.png") for i in indices):
+                                with adapted(recipe, *used) as pipe:
+                                    where = label, indices, folder, counter
+                                    sample_range(pipe, recipe, dataset, *where, size, judge)
+                        row = partial(describe, recipe, dataset, label)
+                        rows += [row(i, root / "train", name, used) for i in indices]
+        _write_index(root, rows, dict(zip(folders, dataset.classes, strict=True)))
         notes.extend(size.notes)
-        for file in sorted((root / NOTES).glob("*.json")):
-            with suppress(ValueError):  # a power cut left it empty
-                notes.extend(note for note in json.loads(file.read_text()) if note not in notes)
-        remove(root / NOTES)
+        notes.extend(note for note in _slice_notes(root) if note not in notes)
 
-    return store.make(key("generate", **inputs), inputs, build, batches=notes, recipe=as_dict(recipe))  # the recipe is for the card
+    # The recipe is for the card.
+    return store.make(
+        key("generate", **inputs), inputs, build, batches=notes, recipe=as_dict(recipe)
+    )
+
+
+def _write_index(root, rows, classes):
+    """Write metadata.jsonl and classes.json, folder name -> class name, of a set."""
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (root / "train" / "metadata.jsonl").write_text(lines)
+    (root / "classes.json").write_text(json.dumps(classes, indent=1))
+
+
+def _slice_notes(root):
+    """Take away, and return, what a cluster's slices noted of their batches, each note once."""
+    notes = {}
+    for file in sorted((root / NOTES).glob("*.json")):
+        with suppress(ValueError):  # a power cut left it empty
+            notes |= {json.dumps(note): note for note in json.loads(file.read_text())}
+    remove(root / NOTES)
+    return list(notes.values())
 
 
 def read(folder):
     """Return the images of a generated artifact as `data.Images`, in the order of its metadata."""
-    rows = [json.loads(line) for line in (folder / "train" / "metadata.jsonl").read_text().splitlines()]
-    return Images(tuple(str(folder / "train" / row["file_name"]) for row in rows), tuple(row["label"] for row in rows))
+    rows = [
+        json.loads(line) for line in (folder / "train" / "metadata.jsonl").read_text().splitlines()
+    ]
+    return Images(
+        tuple(str(folder / "train" / row["file_name"]) for row in rows),
+        tuple(row["label"] for row in rows),
+    )

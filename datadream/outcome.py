@@ -1,4 +1,6 @@
-"""How each named run ended last: a small file beside the executed pages, told last after a long build."""
+"""How each named run ended last: a small file beside the executed pages, told last after a long
+build.
+"""
 
 from __future__ import annotations
 
@@ -24,18 +26,23 @@ def status_file() -> Path:
 
 
 def load() -> dict[str, dict[str, Any]]:
-    """Return run -> `status`, `minutes`, `note`, `time` of each run's last execution; a damaged file counts as none."""
+    """Return run -> `status`, `minutes`, `note`, `time` of each run's last execution; a damaged
+    file counts as none.
+    """
     try:
         content = json.loads(status_file().read_text())
     except (OSError, ValueError):
         return {}
-    sound = isinstance(content, dict) and all(isinstance(one, dict) and {"status", "minutes", "note", "time"} <= one.keys()
-                                              for one in content.values())
+    sound = isinstance(content, dict) and all(
+        isinstance(one, dict) and {"status", "minutes", "note", "time"} <= one.keys()
+        for one in content.values()
+    )
     return content if sound else {}
 
 
 def save(row: dict[str, Any], known: set[str]) -> None:
-    """Note how a run ended, and forget the runs that are not `known`; where nothing can be written, say so and go on.
+    """Note how a run ended, and forget the runs that are not `known`; where nothing can be written,
+    say so and go on.
 
     `row` is one of run_study's table.
     """
@@ -44,18 +51,40 @@ def save(row: dict[str, Any], known: set[str]) -> None:
         with FileLock(f"{file}.lock", timeout=10):  # another study may end a run at this moment
             content = {name: one for name, one in load().items() if name in known}
             when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-            write_json(file, content | {row["run"]: {**{name: row[name] for name in ("status", "minutes", "note")}, "time": when}})
+            write_json(
+                file,
+                content
+                | {
+                    row["run"]: {
+                        **{name: row[name] for name in ("status", "minutes", "note")},
+                        "time": when,
+                    }
+                },
+            )
     except (OSError, Timeout) as error:
-        print(f"{shown(file)} cannot be written ({error}); `datadream outcome` will not know of the run {row['run']}", file=sys.stderr)
+        print(
+            f"{shown(file)} cannot be written ({error}); `datadream outcome` will not know of the "
+            f"run {row['run']}",
+            file=sys.stderr,
+        )
 
 
 def failures() -> list[dict[str, Any]]:
-    """Return the runs that failed or were stopped when last executed, by name, each with `run` and the `page` kept of it (or None)."""
+    """Return the runs that failed or were stopped when last executed, by name, each with `run`
+    and the `page` kept of it (or None).
+    """
     found = []
     for name, one in sorted(load().items()):
         if one["status"] in BAD:
             page = paths()["runs"] / f"{name}.failed.ipynb"
-            found.append({"run": name, **one, "page": shown(page) if page.exists() else None, "html": _html(name)})
+            found.append(
+                {
+                    "run": name,
+                    **one,
+                    "page": shown(page) if page.exists() else None,
+                    "html": _html(name),
+                }
+            )
     return found
 
 
@@ -65,7 +94,9 @@ def _html(name: str) -> str | None:
 
 
 def report() -> str:
-    """Return what did not end well, a paragraph per run with the way to its page, or one line that all is well."""
+    """Return what did not end well, a paragraph per run with the way to its page, or one line
+    that all is well.
+    """
     outcomes, bad = load(), failures()
     if not outcomes:
         return f"no run has been executed here yet: {shown(status_file())} is not there"
@@ -73,8 +104,15 @@ def report() -> str:
         return f"all {len(outcomes)} runs ended well"
     lines = [f"{len(bad)} of {len(outcomes)} runs did not end well:"]
     for one in bad:
-        lines.append(f"  {one['run']}: {one['status']} after {one['minutes']} min: {' '.join(one['note'].split())}")
-        lines += [f"    {what}: {one[name]}" for name, what in (("page", "what it had done"), ("html", "in the book")) if one[name]]
+        lines.append(
+            f"  {one['run']}: {one['status']} after {one['minutes']} min: "
+            f"{' '.join(one['note'].split())}"
+        )
+        lines += [
+            f"    {what}: {one[name]}"
+            for name, what in (("page", "what it had done"), ("html", "in the book"))
+            if one[name]
+        ]
         lines.append(f"    again: python -m datadream study {one['run']}")
     return "\n".join(lines)
 
@@ -84,8 +122,13 @@ def notice() -> Markdown | None:
     lines = []
     for one in failures():
         way = f" Its page, up to there, is {one['page']}." if one["page"] else ""
-        lines.append(f"{one['run']} {one['status']} after {one['minutes']} minutes: {one['note']}.{way}")
+        lines.append(
+            f"{one['run']} {one['status']} after {one['minutes']} minutes: {one['note']}.{way}"
+        )
     if not lines:
         return None
-    head = f"**{len(lines)} of {len(load())} runs on this machine did not end well.** Pages of your own run may be older."
+    head = (
+        f"**{len(lines)} of {len(load())} runs on this machine did not end well.** Pages of "
+        "your own run may be older."
+    )
     return Markdown(f"{head}\n\n{bullets(lines).data}")

@@ -1,4 +1,6 @@
-"""A user's own photos: check them, estimate what a classifier makes of them, and train the one that is kept."""
+"""A user's own photos: check them, estimate what a classifier makes of them, and train the one
+that is kept.
+"""
 
 import hashlib
 import json
@@ -32,30 +34,47 @@ ROTATED = range(2, 9)  # EXIF orientations other than upright
 
 
 def inspect(folder, test_folder="", side=0):
-    """Return a table of what is noticed in a folder of class folders: level ('error' or 'note'), where, what.
+    """Return a table of what is noticed in a folder of class folders: level ('error' or 'note'),
+    where, what.
 
-    Errors stop a training: unreadable images, links out of the folder, class names that are no text or alike, the same image in two
-    classes or in the test. Notes do not: counts, duplicates within a class, images smaller than `side` pixels, EXIF rotation,
-    transparency, further frames, files that are not used. Raises DataError if there are no class folders.
+    Errors stop a training: unreadable images, links out of the folder, class names that are no text
+    or alike, the same image in two classes or in the test. Notes do not: counts, duplicates within
+    a class, images smaller than `side` pixels, EXIF rotation, transparency, further frames, files
+    that are not used. Raises DataError if there are no class folders.
     """
     if not folder or not Path(folder).is_dir() or not _class_names(Path(folder)):
-        raise DataError(f"folder={str(folder)!r} has no class folders; put the photos of each class into a folder named after it")
+        raise DataError(
+            f"folder={str(folder)!r} has no class folders; put the photos of each class into a "
+            "folder named after it"
+        )
     if test_folder and not Path(test_folder).is_dir():
-        raise DataError(f"test_folder={str(test_folder)!r} is no directory; give one with the same class folders, or leave it empty")
+        raise DataError(
+            f"test_folder={str(test_folder)!r} is no directory; give one with the same class "
+            "folders, or leave it empty"
+        )
     found, seen = _beside(Path(folder)), defaultdict(list)
     for part, root in (("", Path(folder)), ("test: ", Path(test_folder) if test_folder else None)):
         for name in _class_names(root) if root else []:
             found += _class(root, name, part, seen, side)
     found += [("error", name, what) for name, what in name_faults(_class_names(Path(folder)))]
     found += _alike(_class_names(Path(folder))) + _duplicates(seen)
-    found = [(level, *(text if printable(text) else ascii(text) for text in words)) for level, *words in found]
-    return pd.DataFrame(found, columns=["level", "where", "what"]).sort_values("level", kind="stable", ignore_index=True)
+    found = [
+        (level, *(text if printable(text) else ascii(text) for text in words))
+        for level, *words in found
+    ]
+    return pd.DataFrame(found, columns=["level", "where", "what"]).sort_values(
+        "level", kind="stable", ignore_index=True
+    )
 
 
 def drawn_side(**fields):
-    """Return the side in pixels of what the generator of a recipe's `fields` draws, 0 if it is not in the table of models."""
+    """Return the side in pixels of what the generator of a recipe's `fields` draws, 0 if it is
+    not in the table of models.
+    """
     chosen = recipe(dataset="folder", **fields)
-    return chosen.resolution or (GENERATORS[chosen.generator].side if chosen.generator in GENERATORS else 0)
+    return chosen.resolution or (
+        GENERATORS[chosen.generator].side if chosen.generator in GENERATORS else 0
+    )
 
 
 def require(table):
@@ -63,20 +82,47 @@ def require(table):
     errors = table[table["level"] == "error"]
     if len(errors):
         count, them = (f"{len(errors)} errors", "them") if len(errors) > 1 else ("1 error", "it")
-        raise DataError(f"{count} in the photos; mend {them} and run again:\n" + "\n".join(f"- {r.where}: {r.what}" for r in errors.itertuples()))
+        raise DataError(
+            f"{count} in the photos; mend {them} and run again:\n"
+            + "\n".join(f"- {r.where}: {r.what}" for r in errors.itertuples())
+        )
 
 
 def _beside(root):
     names = _class_names(root)
     others = sorted(p.name for p in root.iterdir() if p.name not in names)
-    return [("note", "the folder itself", f"{len(others)} entries beside the class folders are not used, such as {others[0]!r}")] if others else []
+    return (
+        [
+            (
+                "note",
+                "the folder itself",
+                f"{len(others)} entries beside the class folders are not used, such as "
+                f"{others[0]!r}",
+            )
+        ]
+        if others
+        else []
+    )
 
 
 def _class(root, folder, part, seen, side):
     (images, others), name = image_files(root / folder), part + folder
-    found = [("note" if images else "error", name, f"{len(images)} image{'' if len(images) == 1 else 's'}")]
+    found = [
+        (
+            "note" if images else "error",
+            name,
+            f"{len(images)} image{'' if len(images) == 1 else 's'}",
+        )
+    ]
     if others:
-        found.append(("note", name, f"{len(others)} other file{' is' if len(others) == 1 else 's are'} not used, such as {others[0]!r}"))
+        found.append(
+            (
+                "note",
+                name,
+                f"{len(others)} other file{' is' if len(others) == 1 else 's are'} not used, such "
+                f"as {others[0]!r}",
+            )
+        )
     for file in images:
         try:
             require_inside(file, root)
@@ -84,7 +130,9 @@ def _class(root, folder, part, seen, side):
             with opened(file) as image:
                 notes = _notes(image, side)
         except DataError as error:
-            found.append(("error", f"{name}/{file.name}", str(error).removeprefix(f"{str(file)!r} ")))
+            found.append(
+                ("error", f"{name}/{file.name}", str(error).removeprefix(f"{str(file)!r} "))
+            )
             continue
         seen[hashlib.sha256(file.read_bytes()).hexdigest()].append((name, file.name))
         found += [("note", f"{name}/{file.name}", what) for what in notes]
@@ -94,19 +142,34 @@ def _class(root, folder, part, seen, side):
 def _notes(image, side):
     """Return how a readable image is used otherwise than as it is, or why it may serve badly."""
     (width, height), frames = image.size, getattr(image, "n_frames", 1)
-    notes = {"is turned by its EXIF entry; it is used upright": image.getexif().get(0x0112, 1) in ROTATED,
-             "is transparent in places; it is used on white": image.has_transparency_data,
-             f"has {frames} frames; the first is used": frames > 1,
-             f"is {width} x {height} pixels, less than the {side} that the generator draws": min(width, height) < side}
+    notes = {
+        "is turned by its EXIF entry; it is used upright": image.getexif().get(0x0112, 1)
+        in ROTATED,
+        "is transparent in places; it is used on white": image.has_transparency_data,
+        f"has {frames} frames; the first is used": frames > 1,
+        f"is {width} x {height} pixels, less than the {side} that the generator draws": min(
+            width, height
+        )
+        < side,
+    }
     return [what for what, holds in notes.items() if holds]
 
 
 def _alike(names):
     groups = defaultdict(list)
     for name in names:
-        groups["".join(c for c in name.casefold() if c.isalnum()) or name].append(name)  # a name may be a lone emoji
-    return [("error", ", ".join(group), "are named alike; merge them, or give them names that differ in more than case and punctuation")
-            for group in groups.values() if len(group) > 1]
+        # A name may be a lone emoji.
+        groups["".join(c for c in name.casefold() if c.isalnum()) or name].append(name)
+    return [
+        (
+            "error",
+            ", ".join(group),
+            "are named alike; merge them, or give them names that differ in more than case and "
+            "punctuation",
+        )
+        for group in groups.values()
+        if len(group) > 1
+    ]
 
 
 def _duplicates(seen):
@@ -114,36 +177,66 @@ def _duplicates(seen):
     for copies in (c for c in seen.values() if len(c) > 1):
         classes = sorted({name for name, _ in copies})
         where = ", ".join(f"{name}/{file}" for name, file in copies)
-        found.append(("note", where, "are the same image") if len(classes) == 1 else
-                     ("error", where, "are the same image in two classes, or in training and test; keep it in one place"))
+        found.append(
+            ("note", where, "are the same image")
+            if len(classes) == 1
+            else (
+                "error",
+                where,
+                "are the same image in two classes, or in training and test; keep it in one place",
+            )
+        )
     return found
 
 
 def estimate(folder, test_folder="", folds=4, methods=("real", "dset+real"), store=None, **fields):
-    """Return the table of the methods' accuracy on photos that they were not trained on: one row per method.
+    """Return the table of the methods' accuracy on photos that they were not trained on: one row
+    per method.
 
-    With a `test_folder` each method is trained once on all photos. Else `folds`-fold cross-validation: the generator, too, is tuned
-    without the held-out part, and every photo is tested once. The interval is Wilson's over all tested photos. `fields` go to the recipe.
-    Raises ConfigError on fewer than two folds.
+    With a `test_folder` each method is trained once on all photos. Else `folds`-fold
+    cross-validation: the generator, too, is tuned without the held-out part, and every photo is
+    tested once. The interval is Wilson's over all tested photos. `fields` go to the recipe. Raises
+    ConfigError on fewer than two folds.
     """
     if not test_folder and (not isinstance(folds, int) or folds < 2):
-        raise ConfigError(f"folds={folds!r} cannot hold out anything; give a whole number of 2 or more, or a test_folder")
-    parts = [{"test_folder": test_folder}] if test_folder else [{"fold": f"{i + 1}/{folds}"} for i in range(folds)]
+        raise ConfigError(
+            f"folds={folds!r} cannot hold out anything; give a whole number of 2 or more, or a "
+            "test_folder"
+        )
+    parts = (
+        [{"test_folder": test_folder}]
+        if test_folder
+        else [{"fold": f"{i + 1}/{folds}"} for i in range(folds)]
+    )
     rows = []
     for method in methods:
-        records = [run(recipe(dataset="folder", folder=folder, method=method, **part, **fields), store) for part in parts]
+        records = [
+            run(recipe(dataset="folder", folder=folder, method=method, **part, **fields), store)
+            for part in parts
+        ]
         tests = [record["result"]["test"] for record in records]
         total = sum(test["total"] for test in tests)
         correct = round(sum(test["top1"] * test["total"] for test in tests))
         low, high = wilson(correct, total)
-        rows.append({"method": method, "tested": total, "correct": correct, "top1": 100 * correct / total, "low": 100 * low, "high": 100 * high})
+        rows.append(
+            {
+                "method": method,
+                "tested": total,
+                "correct": correct,
+                "top1": 100 * correct / total,
+                "low": 100 * low,
+                "high": 100 * high,
+            }
+        )
     return pd.DataFrame(rows)
 
 
 def keep(folder, test_folder="", method="dset+real", store=None, **fields):
-    """Train on all photos and return (folder of the synthetic set or None, folder of the classifier's adapter, few shots, synthetic images).
+    """Train on all photos and return (folder of the synthetic set or None, folder of the
+    classifier's adapter, few shots, synthetic images).
 
-    A note in the store's folder `kept` names the artifacts: nothing is measured here, so that no record does.
+    A note in the store's folder `kept` names the artifacts: nothing is measured here, so that no
+    record does.
     """
     store, part = store or Store(), {"test_folder": test_folder} if test_folder else {"fold": "0/2"}
     chosen = recipe(dataset="folder", folder=folder, method=method, **part, **fields)
@@ -158,13 +251,16 @@ def _keep(chosen, store):
     if row.generator:
         made = generate(chosen, dataset, shots, store)
         synthetic = read(made)
-    trained = train(chosen, dataset, shots if row.real else None, synthetic, keys.get("generate"), store)
+    trained = train(
+        chosen, dataset, shots if row.real else None, synthetic, keys.get("generate"), store
+    )
     store.save(store.kept / f"{trained.name}.json", {"artifacts": keys})
     return made, trained, shots, synthetic
 
 
 def classify_files(adapter, files):
-    """Return the class name of each image file, by the classifier adapter in a folder (what `keep` returns).
+    """Return the class name of each image file, by the classifier adapter in a folder (what `keep`
+    returns).
 
     Raises DataError on a damaged adapter and on an unreadable image.
     """
@@ -177,16 +273,28 @@ def classify_files(adapter, files):
     except (OSError, KeyError, ValueError, SafetensorError) as error:
         if isinstance(error, ConfigError):
             raise
-        raise DataError(f"{adapter} holds no whole classifier adapter ({error}); run the page again, which makes it anew") from error
+        raise DataError(
+            f"{adapter} holds no whole classifier adapter ({error}); run the page again, which "
+            "makes it anew"
+        ) from error
     images = Images(tuple(str(f) for f in files), (0,) * len(files))
-    return [config["classes"][i] for i in predict(model, model.prompts(config["prompts"]), evaluation_batches(images, model.size))]
+    return [
+        config["classes"][i]
+        for i in predict(
+            model, model.prompts(config["prompts"]), evaluation_batches(images, model.size)
+        )
+    ]
 
 
 def how_to_classify(adapter):
-    """Return a script that classifies a photo with the adapter in a folder, and the command that runs it, for a page."""
-    return (f"# classify.py, in the project's folder; run it there: {interpreter()} classify.py\n"
-            f"from datadream.photos import classify_files\n\n"
-            f"print(classify_files({shown(adapter)!r}, ['a photo.jpg']))")
+    """Return a script that classifies a photo with the adapter in a folder, and the command that
+    runs it, for a page.
+    """
+    return (
+        f"# classify.py, in the project's folder; run it there: {interpreter()} classify.py\n"
+        f"from datadream.photos import classify_files\n\n"
+        f"print(classify_files({shown(adapter)!r}, ['a photo.jpg']))"
+    )
 
 
 def how_to_export(made):
@@ -195,14 +303,23 @@ def how_to_export(made):
 
 
 def answers(adapter, shots, count=4):
-    """Return a table of a few of the photos that a classifier was trained on, spread over the classes, and what it takes them for."""
+    """Return a table of a few of the photos that a classifier was trained on, spread over the
+    classes, and what it takes them for.
+    """
     count = min(count, len(shots))
     files = [Path(shots.sources[i * len(shots) // count]) for i in range(count)]
-    return pd.DataFrame({"training photo": [f"{file.parent.name}/{file.name}" for file in files], "taken for": classify_files(adapter, files)})
+    return pd.DataFrame(
+        {
+            "training photo": [f"{file.parent.name}/{file.name}" for file in files],
+            "taken for": classify_files(adapter, files),
+        }
+    )
 
 
 def demonstration(classes=3, per_class=16):
-    """Write a few handwritten digits as photos into the store's folder `demonstration` and return it: what a user's folder looks like."""
+    """Write a few handwritten digits as photos into the store's folder `demonstration` and
+    return it: what a user's folder looks like.
+    """
     from .data import load
 
     dataset, root = load("optdigits"), Store().root / "demonstration"
@@ -211,25 +328,38 @@ def demonstration(classes=3, per_class=16):
         folder.mkdir(parents=True, exist_ok=True)
         rows = [i for i, y in enumerate(dataset.train.labels) if y == label][:per_class]
         for number, i in enumerate(rows):
-            dataset.train.open(i).resize((64, 64), Image.Resampling.BICUBIC).save(folder / f"{number:02d}.png")
+            dataset.train.open(i).resize((64, 64), Image.Resampling.BICUBIC).save(
+                folder / f"{number:02d}.png"
+            )
     return str(root)
 
 
 def what_to_expect(profile):
     """Return a paragraph on what the models of a profile can do with photos."""
     if profile == "mini":
-        return ("**The embedded generator knows printed digits and capital letters, and nothing else.** On photos of other things this page "
-                "shows the mechanics and not the quality: run it with `profile=\"paper\"` on a GPU for the latter.")
+        return (
+            "**The embedded generator knows printed digits and capital letters, and nothing "
+            "else.** On photos of other things this page "
+            'shows the mechanics and not the quality: run it with `profile="paper"` on a GPU for '
+            "the latter."
+        )
     return "Full-size models: adapting and generating take a GPU, and hours for many classes."
 
 
 def verdict(table):
     """Return one sentence per method of an `estimate`, and what the intervals allow to say."""
-    lines = [f"- **{row.method}**: {row.correct} of {row.tested} held-out photos right, {row.top1:.1f} %, 95 % interval {row.low:.1f} to {row.high:.1f}."
-             for row in table.itertuples()]
+    lines = [
+        f"- **{row.method}**: {row.correct} of {row.tested} held-out photos right, {row.top1:.1f} "
+        f"%, 95 % interval {row.low:.1f} to {row.high:.1f}."
+        for row in table.itertuples()
+    ]
     apart = len(table) > 1 and (table["low"].max() > table["high"].min())
-    lines.append("The intervals do not overlap." if apart else f"The intervals overlap: with {table['tested'].min()} photos no method is shown to be "
-                 "better. More photos, or a test folder, would tell.")
+    lines.append(
+        "The intervals do not overlap."
+        if apart
+        else f"The intervals overlap: with {table['tested'].min()} photos no method is shown to be "
+        "better. More photos, or a test folder, would tell."
+    )
     return "\n".join(lines[:-1]) + "\n\n" + lines[-1]
 
 
@@ -239,6 +369,18 @@ def class_names(adapter):
 
 
 def columns(sets, classes, depth=3):
-    """Return title -> one list of `depth` images per class, for plots.plot_samples; a set that is None is left out."""
-    return {title: [[ImageOps.contain(images.open(i), (256, 256)) for i, y in enumerate(images.labels) if y == label][:depth] for label in range(classes)]
-            for title, images in sets.items() if images is not None}
+    """Return title -> one list of `depth` images per class, for plots.plot_samples; a set that
+    is None is left out.
+    """
+    return {
+        title: [
+            [
+                ImageOps.contain(images.open(i), (256, 256))
+                for i, y in enumerate(images.labels)
+                if y == label
+            ][:depth]
+            for label in range(classes)
+        ]
+        for title, images in sets.items()
+        if images is not None
+    }

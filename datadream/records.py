@@ -1,4 +1,6 @@
-"""One row per measured cell, one tidy table, seeds aggregated; every number in the book is read through here."""
+"""One row per measured cell, one tidy table, seeds aggregated; every number in the book is read
+through here.
+"""
 
 import json
 import math
@@ -16,10 +18,12 @@ RELEASED = "[RELEASED PROTOCOL, for comparison only: the epoch is chosen on the 
 
 
 def load_records(source=None):
-    """Return one row per record: dataset, method, shots, images, seed, top1, low, high, val_top1, seconds and the rest, sorted.
+    """Return one row per record: dataset, method, shots, images, seed, top1, low, high, val_top1,
+    seconds and the rest, sorted.
 
-    `source` is a folder of records or a list of files; None is the store's. Accuracies are shares in [0, 1]. No record
-    gives an empty table with these columns. Raises DataError on a damaged record.
+    `source` is a folder of records or a list of files; None is the store's. Accuracies are shares
+    in [0, 1]. No record gives an empty table with these columns. Raises DataError on a damaged
+    record.
     """
     if source is None:
         store = Store()
@@ -30,35 +34,84 @@ def load_records(source=None):
 
 def tidy(records):
     """Return some records as `load_records` returns those of a folder."""
-    columns = ["profile", "protocol", "dataset", "method", "shots", "images", "seed", "top1", "low", "high", "total", "val_top1", "seconds", "stages",
-               "curve", "per_class", "confusion", "artifacts", "recipe", "commit", "dirty", "device", "created", "key"]
+    columns = [
+        "profile",
+        "protocol",
+        "dataset",
+        "method",
+        "shots",
+        "images",
+        "seed",
+        "top1",
+        "low",
+        "high",
+        "total",
+        "val_top1",
+        "seconds",
+        "stages",
+        "curve",
+        "per_class",
+        "confusion",
+        "artifacts",
+        "recipe",
+        "commit",
+        "dirty",
+        "device",
+        "created",
+        "key",
+    ]
     table = pd.DataFrame([_row(record) for record in records], columns=columns)
     order = {name: i for i, name in enumerate(METHODS)}
-    return table.sort_values(["dataset", "method", "seed", "created"], key=lambda c: c.map(order) if c.name == "method" else c,
-                             ignore_index=True)
+    return table.sort_values(
+        ["dataset", "method", "seed", "created"],
+        key=lambda c: c.map(order) if c.name == "method" else c,
+        ignore_index=True,
+    )
 
 
 def read_record(file):
-    """Return the record in a file. Raises DataError, with the fix, on one that is damaged: a table without it would be a smaller one."""
+    """Return the record in a file. Raises DataError, with the fix, on one that is damaged: a
+    table without it would be a smaller one.
+    """
     try:
         record = json.loads(file.read_text())
         _row(record)
         return record
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise DataError(f"the record {file} is damaged ({error!r}); remove it and run its cell again, which reads the stored artifacts") from error
+        raise DataError(
+            f"the record {file} is damaged ({error!r}); remove it and run its cell again, which "
+            "reads the stored artifacts"
+        ) from error
 
 
 def _row(record):
     recipe, test = record["recipe"], record["result"]["test"]
-    return {"profile": recipe["profile"], "protocol": recipe["protocol"], "dataset": recipe["dataset"], "method": recipe["method"], "shots": recipe["shots"],
-            "images": recipe["generate.images"], "seed": recipe["seed"], **{k: test[k] for k in ("top1", "low", "high", "total")},
-            "val_top1": record["result"]["val"]["top1"], "seconds": sum(record["seconds"].values()), "stages": record["seconds"],
-            "curve": record["curve"], "per_class": test["per_class"], "confusion": test["confusion"],
-            **{k: record[k] for k in ("artifacts", "recipe", "commit", "dirty", "device", "created", "key")}}
+    return {
+        "profile": recipe["profile"],
+        "protocol": recipe["protocol"],
+        "dataset": recipe["dataset"],
+        "method": recipe["method"],
+        "shots": recipe["shots"],
+        "images": recipe["generate.images"],
+        "seed": recipe["seed"],
+        **{k: test[k] for k in ("top1", "low", "high", "total")},
+        "val_top1": record["result"]["val"]["top1"],
+        "seconds": sum(record["seconds"].values()),
+        "stages": record["seconds"],
+        "curve": record["curve"],
+        "per_class": test["per_class"],
+        "confusion": test["confusion"],
+        **{
+            k: record[k]
+            for k in ("artifacts", "recipe", "commit", "dirty", "device", "created", "key")
+        },
+    }
 
 
 def select(table, **values):
-    """Return the rows whose columns equal `values`, e.g. select(table, dataset="mnist", shots=16)."""
+    """Return the rows whose columns equal `values`, e.g. select(table, dataset="mnist",
+    shots=16).
+    """
     for column, value in values.items():
         table = table[table[column] == value]
     return table.reset_index(drop=True)
@@ -71,75 +124,126 @@ def protocol_note(table):
 
 def _one_record_each(table):
     if table.duplicated(["dataset", "method", "seed"]).any():
-        raise ValueError("several records of one method and seed; narrow the table with `select`, e.g. by shots or images")
+        raise ValueError(
+            "several records of one method and seed; narrow the table with `select`, e.g. by "
+            "shots or images"
+        )
 
 
 def summary(table):
     """Return one row per method: seeds, mean top-1 and interval in percent.
 
-    The interval is Student's over seeds, and Wilson's over test images where all seeds have the same accuracy, as a single one does.
+    The interval is Student's over seeds, and Wilson's over test images where all seeds have the
+    same accuracy, as a single one does.
     """
     _one_record_each(table)
     rows = []
     for method, group in table.groupby("method", sort=False):
         mean, low, high = mean_interval(group["top1"])
-        if group["top1"].nunique() == 1:  # one seed, or a method without chance: what is left is which test images there are
+        # One seed, or a method without chance: what is left is which test images there are.
+        if group["top1"].nunique() == 1:
             low, high = group["low"].iloc[0], group["high"].iloc[0]
-        rows.append({"method": method, "title": f"{METHODS[method].title} {protocol_note(group)}".strip(), "seeds": len(group), "top1": 100 * mean, "low": 100 * low,
-                     "high": 100 * high, "validation": 100 * group["val_top1"].mean()})
+        rows.append(
+            {
+                "method": method,
+                "title": f"{METHODS[method].title} {protocol_note(group)}".strip(),
+                "seeds": len(group),
+                "top1": 100 * mean,
+                "low": 100 * low,
+                "high": 100 * high,
+                "validation": 100 * group["val_top1"].mean(),
+            }
+        )
     return pd.DataFrame(rows)
 
 
 def paired(table, better, baseline):
-    """Return mean and 95 % interval of top-1 differences better - baseline over the seeds that both have, in points."""
+    """Return mean and 95 % interval of top-1 differences better - baseline over the seeds that
+    both have, in points.
+    """
     _one_record_each(table)
     wide = table.pivot(index="seed", columns="method", values="top1")
     missing = [m for m in (better, baseline) if m not in wide]
     if missing:
-        raise KeyError(f"no record of {', '.join(missing)}; run those methods on the same seeds first")
+        raise KeyError(
+            f"no record of {', '.join(missing)}; run those methods on the same seeds first"
+        )
     pairs = wide[[better, baseline]].dropna()
     mean, low, high = mean_interval(100 * (pairs[better] - pairs[baseline]))
-    return {"better": better, "baseline": baseline, "seeds": len(pairs), "difference": mean, "low": low, "high": high}
+    return {
+        "better": better,
+        "baseline": baseline,
+        "seeds": len(pairs),
+        "difference": mean,
+        "low": low,
+        "high": high,
+    }
 
 
 def best_by_validation(table, methods):
-    """Return the one of `methods` with the highest mean validation accuracy; the test set has no say."""
+    """Return the one of `methods` with the highest mean validation accuracy; the test set has no
+    say.
+    """
     means = table[table["method"].isin(methods)].groupby("method")["val_top1"].mean()
     return max((m for m in methods if m in means), key=lambda m: means[m])
 
 
 def show(table):
     """Return a summary as a table for people: method, seeds, top-1 with its interval."""
-    rows = [{"Method": row["title"], "Seeds": row["seeds"], "Top-1 %": f"{row['top1']:.1f}",
-             "95 % interval": f"{row['low']:.1f} to {row['high']:.1f}"}
-            for row in summary(table).to_dict("records")]
+    rows = [
+        {
+            "Method": row["title"],
+            "Seeds": row["seeds"],
+            "Top-1 %": f"{row['top1']:.1f}",
+            "95 % interval": f"{row['low']:.1f} to {row['high']:.1f}",
+        }
+        for row in summary(table).to_dict("records")
+    ]
     return show_table(pd.DataFrame(rows))
 
 
 def verdict(low, high, what):
-    """Return in words whether an interval shows a `what`, such as a difference: whether it is clear of zero."""
-    return "the interval is clear of zero" if low > 0 or high < 0 else f"the interval includes zero, so no {what} is shown"
+    """Return in words whether an interval shows a `what`, such as a difference: whether it is
+    clear of zero.
+    """
+    return (
+        "the interval is clear of zero"
+        if low > 0 or high < 0
+        else f"the interval includes zero, so no {what} is shown"
+    )
 
 
 def shown(low, high):
-    """Return what an interval of a difference says: "shown", "the opposite is shown" or "not shown"."""
+    """Return what an interval of a difference says: "shown", "the opposite is shown" or "not
+    shown".
+    """
     return "shown" if low > 0 else "the opposite is shown" if high < 0 else "not shown"
 
 
 def _bound(value):
-    return f"{value:+.1f}" if abs(value) >= 0.05 else f"{value:+.2f}"  # +0.0 would hide on which side of zero it is
+    # +0.0 would hide on which side of zero it is.
+    return f"{value:+.1f}" if abs(value) >= 0.05 else f"{value:+.2f}"
 
 
 def sentence(difference, better, baseline):
     """Return one plain sentence on a paired difference: what is shown, or that nothing is."""
     if difference["seeds"] < 2:
-        return f"{better} minus {baseline}: {difference['difference']:+.1f} points on one seed, which has no interval over seeds."
-    return (f"{better} minus {baseline}: {difference['difference']:+.1f} points on average over {difference['seeds']} seeds, "
-            f"95 % interval {_bound(difference['low'])} to {_bound(difference['high'])}; {verdict(difference['low'], difference['high'], 'difference')}.")
+        return (
+            f"{better} minus {baseline}: {difference['difference']:+.1f} points on one seed, "
+            "which has no interval over seeds."
+        )
+    return (
+        f"{better} minus {baseline}: {difference['difference']:+.1f} points on average over "
+        f"{difference['seeds']} seeds, 95 % interval {_bound(difference['low'])} to "
+        f"{_bound(difference['high'])}; "
+        f"{verdict(difference['low'], difference['high'], 'difference')}."
+    )
 
 
 def finding(table, variants, baseline):
-    """Return "shown", "the opposite is shown" or "not shown": what the interval of the difference says, as `compare` has it."""
+    """Return "shown", "the opposite is shown" or "not shown": what the interval of the
+    difference says, as `compare` has it.
+    """
     best = best_by_validation(table, variants)
     found = paired(table, best, baseline)
     return shown(found["low"], found["high"])
@@ -148,7 +252,10 @@ def finding(table, variants, baseline):
 def compare(table, variants, baseline):
     """Return the sentence on the variant that validation prefers against `baseline`."""
     best = best_by_validation(table, variants)
-    return f"{sentence(paired(table, best, baseline), METHODS[best].title, METHODS[baseline].title)} {protocol_note(table)}".strip()
+    return (
+        f"{sentence(paired(table, best, baseline), METHODS[best].title, METHODS[baseline].title)} "
+        f"{protocol_note(table)}"
+    ).strip()
 
 
 def load_benchmarks(folder):
@@ -163,117 +270,241 @@ def _measured(folder: Path, field: str) -> list[dict]:
 
 
 def benchmark_table(results):
-    """Return one benchmark's rows for people: images per second of both ways, ratio with interval, share of the machine's peak, memory.
+    """Return one benchmark's rows for people: images per second of both ways, ratio with interval,
+    share of the machine's peak, memory.
 
-    The peak is that of matrix products, or for a row that decodes and multiplies nothing that of decoding on all cores.
-    The ratio "at peak" is what a product that ran at the peak would reach: no way of doing the same work gains more.
+    The peak is that of matrix products, or for a row that decodes and multiplies nothing that of
+    decoding on all cores. The ratio "at peak" is what a product that ran at the peak would reach:
+    no way of doing the same work gains more.
     """
     limits, rows = results["limits"], []
     for row in results["rows"]:
         mean, low, high = row["ratio"]
-        least = row["flops"] / max(limits["flops"].values()) or row.get("bytes", 0) / limits["decoded_bytes"] / results["cores"]  # seconds
-        rows.append({"stage": row["row"], **{f"{way}, images/s": row["images"] / s for way, s in row["seconds"].items()}, "ratio": mean,
-                     "95 % interval": "" if low is None else f"{low:.2f} to {high:.2f}",
-                     "ratio at peak": row["seconds"]["baseline"] / least if least else None,
-                     "share of peak, %": 100 * least / row["seconds"]["product"] if least else None,
-                     "peak GB": f"{row['peak_bytes']['baseline'] / 1e9:.1f} / {row['peak_bytes']['product'] / 1e9:.1f}"})
+        # Seconds.
+        least = (
+            row["flops"] / max(limits["flops"].values())
+            or row.get("bytes", 0) / limits["decoded_bytes"] / results["cores"]
+        )
+        rows.append(
+            {
+                "stage": row["row"],
+                **{f"{way}, images/s": row["images"] / s for way, s in row["seconds"].items()},
+                "ratio": mean,
+                "95 % interval": "" if low is None else f"{low:.2f} to {high:.2f}",
+                "ratio at peak": row["seconds"]["baseline"] / least if least else None,
+                "share of peak, %": 100 * least / row["seconds"]["product"] if least else None,
+                "peak GB": f"{row['peak_bytes']['baseline'] / 1e9:.1f} / "
+                f"{row['peak_bytes']['product'] / 1e9:.1f}",
+            }
+        )
     return pd.DataFrame(rows)
 
 
 def stage_table(table):
-    """Return one row per stage: its artifacts in the records of `table`, their seconds, and the share of the whole; what records share counts once."""
+    """Return one row per stage: its artifacts in the records of `table`, their seconds, and the
+    share of the whole; what records share counts once.
+    """
     seconds = {}
     for stages, artifacts in zip(table["stages"], table["artifacts"], strict=True):
         for stage, value in stages.items():
-            seconds[stage, tuple(sorted(key for name, key in artifacts.items() if name.rstrip("0123456789") == stage))] = value
-    found = pd.DataFrame([{"stage": stage, "artifacts": len(keys), "seconds": value} for (stage, keys), value in seconds.items()])
-    rows = found.groupby("stage", sort=False).agg("sum").reset_index().sort_values("seconds", ascending=False)
-    return rows.assign(**{"share, %": 100 * rows["seconds"] / rows["seconds"].sum()}).reset_index(drop=True)
+            seconds[
+                stage,
+                tuple(
+                    sorted(
+                        key for name, key in artifacts.items() if name.rstrip("0123456789") == stage
+                    )
+                ),
+            ] = value
+    found = pd.DataFrame(
+        [
+            {"stage": stage, "artifacts": len(keys), "seconds": value}
+            for (stage, keys), value in seconds.items()
+        ]
+    )
+    rows = (
+        found.groupby("stage", sort=False)
+        .agg("sum")
+        .reset_index()
+        .sort_values("seconds", ascending=False)
+    )
+    return rows.assign(**{"share, %": 100 * rows["seconds"] / rows["seconds"].sum()}).reset_index(
+        drop=True
+    )
 
 
 def load_together(file=None):
-    """Return a row per number of adapters that `python -m benchmarks.together` trained at once: ratio with interval, device, commit."""
+    """Return a row per number of adapters that `python -m benchmarks.together` trained at once:
+    ratio with interval, device, commit.
+    """
     file = Path(file or paths()["together"])
     results = json.loads(file.read_text()) if file.exists() else {"together": []}
-    return pd.DataFrame([{"adapters at once": row["adapters"], "times as fast": row["ratio"][0],
-                          "95 % interval": "{1:.2f} to {2:.2f}".format(*row["ratio"]), "device": results["device"], "commit": results["commit"][:10]}
-                         for row in results["together"]])
+    return pd.DataFrame(
+        [
+            {
+                "adapters at once": row["adapters"],
+                "times as fast": row["ratio"][0],
+                "95 % interval": "{1:.2f} to {2:.2f}".format(*row["ratio"]),
+                "device": results["device"],
+                "commit": results["commit"][:10],
+            }
+            for row in results["together"]
+        ]
+    )
 
 
 def load_gpus(folder: Path) -> list[dict]:
-    """Return what `python -m benchmarks.gpu` wrote, as it is kept in `folder`: one dict per card."""
+    """Return what `python -m benchmarks.gpu` wrote, as it is kept in `folder`: one dict per
+    card.
+    """
     return _measured(folder, "gpu")
 
 
 # The stages of a run on a GPU: part of its results, what is counted, what a second has of it.
-GPU_STAGES = {"adapt_steps": ("adapt, batch 8", "optimiser steps"), "generate_images": ("generate, 50 guided steps", "images"),
-              "classifier_epoch": ("train and judge an epoch", "images")}
+GPU_STAGES = {
+    "adapt_steps": ("adapt, batch 8", "optimiser steps"),
+    "generate_images": ("generate, 50 guided steps", "images"),
+    "classifier_epoch": ("train and judge an epoch", "images"),
+}
 
 
 def gpu_table(results: dict) -> pd.DataFrame:
-    """Return the rates of a run on a GPU by stage and way of doing it, with its peak memory and the ratio to the first way."""
+    """Return the rates of a run on a GPU by stage and way of doing it, with its peak memory and
+    the ratio to the first way.
+    """
     rows = []
     for part, (title, unit) in GPU_STAGES.items():
-        ways = {way: found for way, found in results["parts"].get(part, {}).items() if isinstance(found, dict) and "per_s" in found}
+        ways = {
+            way: found
+            for way, found in results["parts"].get(part, {}).items()
+            if isinstance(found, dict) and "per_s" in found
+        }
         first = next((found["per_s"] for found in ways.values()), math.nan)
-        rows += [{"stage": title, "way": way, "a second": f"{found['per_s']:.3g} {unit}", "times as fast": found["per_s"] / first,
-                  "peak GB": found["peak_GB"]} for way, found in ways.items()]
+        rows += [
+            {
+                "stage": title,
+                "way": way,
+                "a second": f"{found['per_s']:.3g} {unit}",
+                "times as fast": found["per_s"] / first,
+                "peak GB": found["peak_GB"],
+            }
+            for way, found in ways.items()
+        ]
     return pd.DataFrame(rows)
 
 
 def gpu_findings(results: dict, steps: int = 50) -> list[str]:
-    """Return what a run on a GPU says of where time goes, a sentence or two a stage; `steps` of sampling make an image."""
+    """Return what a run on a GPU says of where time goes, a sentence or two a stage; `steps` of
+    sampling make an image.
+    """
     parts = results["parts"]
-    sampling, compiled, batch = (parts[name] for name in ("sampling_pass", "sampling_compiled", "classifier_parts"))
+    sampling, compiled, batch = (
+        parts[name] for name in ("sampling_pass", "sampling_compiled", "classifier_parts")
+    )
     adapt, four, images = parts["adapt_parts"], parts["four_adapters"], sampling["images"]
-    plain, rate = sampling["ms"]["as shipped"], 1e3 * sampling["TFLOP"] / sampling["ms"]["as shipped"]
-    pays = f", which pays from about {1e3 * compiled['compile_s'] * images / steps / (plain - compiled['ms']):,.0f} images of {steps} steps on"
-    moved = batch.get("batch_ms, matrices on the device")  # measured while the product made them on the CPU
+    plain, rate = (
+        sampling["ms"]["as shipped"],
+        1e3 * sampling["TFLOP"] / sampling["ms"]["as shipped"],
+    )
+    pays = (
+        ", which pays from about "
+        f"{1e3 * compiled['compile_s'] * images / steps / (plain - compiled['ms']):,.0f} images "
+        f"of {steps} steps on"
+    )
+    # Measured while the product made them on the CPU.
+    moved = batch.get("batch_ms, matrices on the device")
     return [
-        f"**Sampling.** A guided pass of {images} images takes {plain:.0f} ms, {rate:.0f} TFLOP/s. Compiled it takes {compiled['ms']:.0f} ms, after "
-        f"{compiled['compile_s']:.0f} s of compiling{pays if compiled['ms'] < plain else ''}.",
-        f"**Adapting.** Of the UNet's {adapt['unet_ms']['as shipped']:.0f} ms a step the GPU works {adapt['unet_profile']['gpu_ms']:.0f} ms, on "
-        f"{adapt['unet_profile']['kernels']:,.0f} kernels; the rest is the host's. Four adapters in one batched pass take {four['together']:.2f} s, one "
-        f"after the other {four['apart']:.2f} s.",
-        f"**The classifier.** A step of {batch['batch']} images takes the model {batch['model_ms']:.0f} ms, and making the batch {batch['batch_ms']:.0f} ms"
-        + (f", with the resampling matrices made on one core. On the GPU, where they are made since, it was {moved:.0f} ms." if moved else "."),
-        f"**The host** writes a PNG of 512 pixels in {sampling['host_ms_an_image']['PNG, level 6']:.0f} ms of one core.",
+        f"**Sampling.** A guided pass of {images} images takes {plain:.0f} ms, {rate:.0f} "
+        f"TFLOP/s. Compiled it takes {compiled['ms']:.0f} ms, after {compiled['compile_s']:.0f} s "
+        f"of compiling{pays if compiled['ms'] < plain else ''}.",
+        f"**Adapting.** Of the UNet's {adapt['unet_ms']['as shipped']:.0f} ms a step the GPU "
+        f"works {adapt['unet_profile']['gpu_ms']:.0f} ms, on "
+        f"{adapt['unet_profile']['kernels']:,.0f} kernels; the rest is the host's. Four adapters "
+        f"in one batched pass take {four['together']:.2f} s, one after the other "
+        f"{four['apart']:.2f} s.",
+        f"**The classifier.** A step of {batch['batch']} images takes the model "
+        f"{batch['model_ms']:.0f} ms, and making the batch {batch['batch_ms']:.0f} ms"
+        + (
+            ", with the resampling matrices made on one core. On the GPU, where they are made "
+            f"since, it was {moved:.0f} ms."
+            if moved
+            else "."
+        ),
+        "**The host** writes a PNG of 512 pixels in "
+        f"{sampling['host_ms_an_image']['PNG, level 6']:.0f} ms of one core.",
     ]
 
 
 def load_scale(file=None):
-    """Return what `python -m benchmarks.simulate` wrote: the paper's table simulated on many GPUs, with all that goes into it."""
+    """Return what `python -m benchmarks.simulate` wrote: the paper's table simulated on many
+    GPUs, with all that goes into it.
+    """
     return json.loads(Path(file or paths()["scale"]).read_text())
 
 
 def load_engines(file=None):
-    """Return what `python -m benchmarks.engines` wrote: the seconds of one study on either engine, and their ratio with its 95 % interval."""
+    """Return what `python -m benchmarks.engines` wrote: the seconds of one study on either
+    engine, and their ratio with its 95 % interval.
+    """
     return json.loads(Path(file or paths()["engines"]).read_text())
 
 
-BOUNDS = {"work": "the work of all tasks", "chain": "the longest chain of tasks", "driver": "the driver"}
+BOUNDS = {
+    "work": "the work of all tasks",
+    "chain": "the longest chain of tasks",
+    "driver": "the driver",
+}
 
 
 def scale_table(results, run="engine"):
-    """Return one row per number of GPUs for people: hours, utilisation, the bound that no schedule can beat, and what it is."""
-    return pd.DataFrame([{"GPUs": row["gpus"], "hours": row["seconds"] / 3600, "utilisation, %": 100 * row["utilisation"],
-                          "no schedule beats, hours": row["bounds"][row["bottleneck"]] / 3600, "bottleneck": BOUNDS[row["bottleneck"]]}
-                         for row in results["runs"][run]])
+    """Return one row per number of GPUs for people: hours, utilisation, the bound that no
+    schedule can beat, and what it is.
+    """
+    return pd.DataFrame(
+        [
+            {
+                "GPUs": row["gpus"],
+                "hours": row["seconds"] / 3600,
+                "utilisation, %": 100 * row["utilisation"],
+                "no schedule beats, hours": row["bounds"][row["bottleneck"]] / 3600,
+                "bottleneck": BOUNDS[row["bottleneck"]],
+            }
+            for row in results["runs"][run]
+        ]
+    )
 
 
 def remedy_table(results):
-    """Return the hours of each simulated run, one row each, by number of GPUs, the longest first."""
+    """Return the hours of each simulated run, one row each, by number of GPUs, the longest
+    first.
+    """
     many = {row["gpus"] for row in results["runs"]["order of the table"]}
     runs = sorted(results["runs"].items(), key=lambda run: -run[1][-1]["seconds"])
-    return pd.DataFrame([{"run": name, **{f"{row['gpus']} GPUs": row["seconds"] / 3600 for row in rows if row["gpus"] in many}}
-                         for name, rows in runs])
+    return pd.DataFrame(
+        [
+            {
+                "run": name,
+                **{
+                    f"{row['gpus']} GPUs": row["seconds"] / 3600
+                    for row in rows
+                    if row["gpus"] in many
+                },
+            }
+            for name, rows in runs
+        ]
+    )
 
 
 def operation_table(results):
-    """Return one row per kind of task for people: its operations on the store, as `fixed + each x images`."""
+    """Return one row per kind of task for people: its operations on the store, as `fixed + each
+    x images`.
+    """
     kinds = ("exists", "list", "get", "put", "lock")
-    return pd.DataFrame([{"what": what, **{kind: _linear(*counts.get(kind, (0, 0))) for kind in kinds}}
-                         for what, counts in results["operations"].items()])
+    return pd.DataFrame(
+        [
+            {"what": what, **{kind: _linear(*counts.get(kind, (0, 0))) for kind in kinds}}
+            for what, counts in results["operations"].items()
+        ]
+    )
 
 
 def _linear(fixed, each):
@@ -281,34 +512,76 @@ def _linear(fixed, each):
 
 
 def load_faults(file=None):
-    """Return what `python -m benchmarks.faults` wrote: `cases`, `inputs`, and where they were run; {} where nothing was."""
+    """Return what `python -m benchmarks.faults` wrote: `cases`, `inputs`, and where they were
+    run; {} where nothing was.
+    """
     file = Path(file or paths()["faults"])
     return json.loads(file.read_text()) if file.exists() else {}
 
 
 def fault_table(results):
-    """Return one row per fault and engine for people: stages tried, survived, equal records and bytes, and the seconds lost, least to most."""
+    """Return one row per fault and engine for people: stages tried, survived, equal records and
+    bytes, and the seconds lost, least to most.
+    """
     rows = []
-    for _, group in pd.DataFrame(results["cases"], columns=CASE).groupby(["fault", "engine"], sort=False):
+    for _, group in pd.DataFrame(results["cases"], columns=CASE).groupby(
+        ["fault", "engine"], sort=False
+    ):
         lost, first = group["lost"], group.iloc[0]
-        rows.append({"fault": first["fault"], "engine": first["engine"], "in": ", ".join(group["stage"]), "survived": f"{group['survived'].sum()} of {len(group)}",
-                     "records equal": _equal(group), "bytes": f"{group['bytes'].sum()} of {len(group)}",
-                     "seconds lost": f"{lost.min():.1f} to {lost.max():.1f}", "of": f"{group['undisturbed'].mean():.1f}",
-                     "load": f"{group['load'].mean():.1f}"})
+        rows.append(
+            {
+                "fault": first["fault"],
+                "engine": first["engine"],
+                "in": ", ".join(group["stage"]),
+                "survived": f"{group['survived'].sum()} of {len(group)}",
+                "records equal": _equal(group),
+                "bytes": f"{group['bytes'].sum()} of {len(group)}",
+                "seconds lost": f"{lost.min():.1f} to {lost.max():.1f}",
+                "of": f"{group['undisturbed'].mean():.1f}",
+                "load": f"{group['load'].mean():.1f}",
+            }
+        )
     return pd.DataFrame(rows)
 
 
 def _equal(cases):
     halved = cases[~cases["equal"] & cases["split"].map(bool)]
-    note = f"; {len(halved)} with halved batches, {halved['apart'].max():.1f} points apart at most" if len(halved) else ""
+    note = (
+        f"; {len(halved)} with halved batches, {halved['apart'].max():.1f} points apart at most"
+        if len(halved)
+        else ""
+    )
     return f"{cases['equal'].sum()} of {len(cases)}{note}"
 
 
 # What the script writes of a case, and is shown.
-CASE = ["fault", "stage", "engine", "survived", "equal", "bytes", "split", "apart", "seconds", "undisturbed", "lost", "load"]
+CASE = [
+    "fault",
+    "stage",
+    "engine",
+    "survived",
+    "equal",
+    "bytes",
+    "split",
+    "apart",
+    "seconds",
+    "undisturbed",
+    "lost",
+    "load",
+]
 
 
 def input_table(results):
-    """Return one row per class of bad input for people: how many were tried, and how many ended in which way."""
-    return pd.DataFrame([{"input": group, "tried": sum(ends.values()), "ended": ", ".join(f"{end} ({n})" for end, n in ends.items())}
-                         for group, ends in results["inputs"].items()])
+    """Return one row per class of bad input for people: how many were tried, and how many ended
+    in which way.
+    """
+    return pd.DataFrame(
+        [
+            {
+                "input": group,
+                "tried": sum(ends.values()),
+                "ended": ", ".join(f"{end} ({n})" for end, n in ends.items()),
+            }
+            for group, ends in results["inputs"].items()
+        ]
+    )

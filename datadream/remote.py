@@ -1,4 +1,6 @@
-"""A store on an address that fsspec resolves, such as object storage: uploaded with the manifest last, read through copies on this machine."""
+"""A store on an address that fsspec resolves, such as object storage: uploaded with the manifest
+last, read through copies on this machine.
+"""
 
 import json
 import os
@@ -31,7 +33,9 @@ PARALLEL = 16  # objects under way at once: most are small, so that the time goe
 
 
 def resolve(address):
-    """Return (fsspec file system, path in it) of an address. Raises ConfigError, with the fix, on one that cannot be resolved here."""
+    """Return (fsspec file system, path in it) of an address. Raises ConfigError, with the fix,
+    on one that cannot be resolved here.
+    """
     from fsspec import available_protocols
     from fsspec.core import url_to_fs
 
@@ -42,38 +46,52 @@ def resolve(address):
         fs, path = url_to_fs(address, **options)
     except ImportError as error:
         package = getattr(error.__cause__, "name", None) or protocol
-        raise ConfigError(f"the store {address} needs the package {package}, which is not installed here; `pip install {package}`, or set "
-                          f"DATADREAM_STORE to a folder ({error})") from error
+        raise ConfigError(
+            f"the store {address} needs the package {package}, which is not installed here; `pip "
+            f"install {package}`, or set DATADREAM_STORE to a folder ({error})"
+        ) from error
     except ValueError as error:
         if protocol in available_protocols():
-            raise ConfigError(f"the store {address} is no address: {error}; give one such as s3://bucket/prefix, or a folder") from error
-        raise ConfigError(f"the store {address} has the protocol {protocol!r}, which fsspec does not know; give one such as s3://, gs://, abfs:// "
-                          f"or file://, or a folder, in DATADREAM_STORE") from error
+            raise ConfigError(
+                f"the store {address} is no address: {error}; give one such as "
+                "s3://bucket/prefix, or a folder"
+            ) from error
+        raise ConfigError(
+            f"the store {address} has the protocol {protocol!r}, which fsspec does not know; give "
+            "one such as s3://, gs://, abfs:// or file://, or a folder, in DATADREAM_STORE"
+        ) from error
     return fs, path.rstrip("/")
 
 
 @contextmanager
 def reaching(address, own=()):
-    """Turn whatever a file system raises into a StoreError that names the address; error numbers in `own` are of this machine's disk."""
+    """Turn whatever a file system raises into a StoreError that names the address; error numbers
+    in `own` are of this machine's disk.
+    """
     try:
         yield
     except StoreError:
         raise
-    except Exception as error:  # beside OSError, each backend has its own for credentials, time-outs and refusals
+    except Exception as error:
+        # Beside OSError, each backend has its own for credentials, time-outs and refusals.
         if getattr(error, "errno", None) in own:
             raise
-        raise StoreError(f"{address} cannot be read or written ({type(error).__name__}: {error}). Check that it exists, its credentials and the "
-                         f"network, and run again; what is finished is kept") from error
+        raise StoreError(
+            f"{address} cannot be read or written ({type(error).__name__}: {error}). Check that "
+            "it exists, its credentials and the network, and run again; what is finished is kept"
+        ) from error
 
 
 class RemoteStore(Store):
-    """A store on an address; `root` is a folder of this machine, in which artifacts are made and to which finished ones are copied.
+    """A store on an address; `root` is a folder of this machine, in which artifacts are made and to
+    which finished ones are copied.
 
-    An artifact is its files under `<key>/` and, uploaded last, their manifest: object stores rename nothing, and without its manifest
-    an artifact is not done. A copy is checked against the manifest's sizes and digests when it is fetched, and is read from then on; one
-    that does not agree is not done, and made again. Two machines that want one artifact make it once, by leases; where a lease
-    fails they make the same bytes twice. A killed build goes on from what it left only on the machine where it ran, except for the parts
-    that `share` has uploaded.
+    An artifact is its files under `<key>/` and, uploaded last, their manifest: object stores rename
+    nothing, and without its manifest an artifact is not done. A copy is checked against the
+    manifest's sizes and digests when it is fetched, and is read from then on; one that does not
+    agree is not done, and made again. Two machines that want one artifact make it once, by leases;
+    where a lease fails they make the same bytes twice. A killed build goes on from what it left
+    only on the machine where it ran, except for the parts that `share` has uploaded.
     """
 
     fix = "move the copies of what lies elsewhere with DATADREAM_CACHE"
@@ -84,7 +102,9 @@ class RemoteStore(Store):
         self.address, (self.fs, self.base) = address, resolve(address)
 
     def probe(self):
-        """Write and remove a small object, to see that the address can be used. Raises StoreError where it cannot."""
+        """Write and remove a small object, to see that the address can be used. Raises
+        StoreError where it cannot.
+        """
         path = self.at(f"probe-{uuid.uuid4().hex}")
         with reaching(self.address):
             self.fs.pipe_file(path, b"")
@@ -103,7 +123,7 @@ class RemoteStore(Store):
                 found = self.fs.find(top, detail=True)
             except FileNotFoundError:
                 found = {}
-        return {name[len(top) + 1:]: info["size"] for name, info in found.items()}
+        return {name[len(top) + 1 :]: info["size"] for name, info in found.items()}
 
     def _content(self, *parts):
         with reaching(self.address):
@@ -113,13 +133,17 @@ class RemoteStore(Store):
                 return None
 
     def manifest(self, key):
-        """Return an artifact's manifest as it is on the address, or None if it is missing or damaged."""
+        """Return an artifact's manifest as it is on the address, or None if it is missing or
+        damaged.
+        """
         content = self._content(key, "manifest.json")
         manifest = None if content is None else parse(content)
         return manifest if manifest and all(inside(name) for name in manifest["files"]) else None
 
     def whole(self, key):
-        """Return whether an artifact looks complete on the address: its manifest is readable and every object has the recorded size."""
+        """Return whether an artifact looks complete on the address: its manifest is readable and
+        every object has the recorded size.
+        """
         return self._listed(key, self.manifest(key))
 
     def _listed(self, key, manifest):
@@ -129,12 +153,18 @@ class RemoteStore(Store):
         return all(sizes.get(name) == size for name, (size, _) in manifest["files"].items())
 
     def done(self, key):
-        """Return whether an artifact is complete, `whole` and copied to this machine with the recorded digests; it is copied for that."""
+        """Return whether an artifact is complete, `whole` and copied to this machine with the
+        recorded digests; it is copied for that.
+        """
         manifest = self.manifest(key)
-        return self._listed(key, manifest) and (self._sound(key, manifest) or self._fetch(key, manifest))
+        return self._listed(key, manifest) and (
+            self._sound(key, manifest) or self._fetch(key, manifest)
+        )
 
     def _fetch(self, key, manifest):
-        """Copy an artifact to this machine, and return whether its bytes are those of the manifest; others leave nothing."""
+        """Copy an artifact to this machine, and return whether its bytes are those of the
+        manifest; others leave nothing.
+        """
         part, folder = self.root / f"{key}.fetched", self.folder(key)
         with writing(self.root, self.fix):
             self.root.mkdir(parents=True, exist_ok=True)
@@ -153,7 +183,10 @@ class RemoteStore(Store):
         return right
 
     def _download(self, name, folder, files):
-        """Fetch `files` (path -> size and digest) below `name` into a folder, and return whether all are what they should be."""
+        """Fetch `files` (path -> size and digest) below `name` into a folder, and return whether
+        all are what they should be.
+        """
+
         def get(file):
             target = folder / file
             part = Path(part_of(target))
@@ -173,16 +206,28 @@ class RemoteStore(Store):
             return all(list(pool.map(get, files)))  # what is right is fetched in any case
 
     def salvage(self, key):
-        """Fetch what is undamaged of an artifact that is not `done` into its work folder, for `build` to go on from."""
+        """Fetch what is undamaged of an artifact that is not `done` into its work folder, for
+        `build` to go on from.
+        """
         super().salvage(key)
         manifest, work = self.manifest(key), self.work(key)
         if manifest is None:  # as of every set that is made for the first time
             return
-        with Store.lock(self, f"{key}-{SALVAGE}"):  # of several slices that find it damaged one fetches
-            self._download(key, work, {name: file for name, file in manifest["files"].items() if not _holds(work / name, file[1])})
+        # Of several slices that find it damaged one fetches.
+        with Store.lock(self, f"{key}-{SALVAGE}"):
+            self._download(
+                key,
+                work,
+                {
+                    name: file
+                    for name, file in manifest["files"].items()
+                    if not _holds(work / name, file[1])
+                },
+            )
 
     def _build(self, key, inputs, build, notes):
-        if not self._sound(key, super().manifest(key)):  # else made here before, and not uploaded, or damaged since
+        # Else made here before, and not uploaded, or damaged since.
+        if not self._sound(key, super().manifest(key)):
             for file in self.objects(self.work(key).name):
                 if file.endswith(".json") and "/" not in file:
                     self.gather(key, file.removesuffix(".json"))
@@ -204,7 +249,9 @@ class RemoteStore(Store):
             list(pool.map(put, files))
 
     def _put(self, file, *parts):
-        """Upload a small file under another name and move it: also where an upload is seen before it has ended, nobody reads half of it."""
+        """Upload a small file under another name and move it: also where an upload is seen
+        before it has ended, nobody reads half of it.
+        """
         path = self.at(*parts)
         part = part_of(path)  # another machine may write the same
         with reaching(self.address):
@@ -212,7 +259,9 @@ class RemoteStore(Store):
             self.fs.mv(part, path)
 
     def drop(self, name):
-        """Remove an artifact, the shared parts of one, or a lease from the address, if it is there; a manifest goes first."""
+        """Remove an artifact, the shared parts of one, or a lease from the address, if it is
+        there; a manifest goes first.
+        """
         with reaching(self.address):
             self.fs.invalidate_cache()
             for path, below in ((self.at(name, "manifest.json"), False), (self.at(name), True)):
@@ -221,13 +270,17 @@ class RemoteStore(Store):
 
     @contextmanager
     def lock(self, name):
-        """Hold the lock of this name: of this machine's processes by a file lock, of all machines by a lease on the address."""
+        """Hold the lock of this name: of this machine's processes by a file lock, of all
+        machines by a lease on the address.
+        """
         with super().lock(name), self._leased(name):
             yield
 
     @contextmanager
     def mark(self, name):
-        """Show others, within, that something of this name goes on, by a file lock on this machine and a lease on the address."""
+        """Show others, within, that something of this name goes on, by a file lock on this
+        machine and a lease on the address.
+        """
         with super().mark(name), self._leased(name):
             yield
 
@@ -242,9 +295,13 @@ class RemoteStore(Store):
             lease.release()
 
     def share(self, key, part, files):
-        """Upload `files` of an artifact's work folder as its `part`, with a list of their sizes and digests last."""
+        """Upload `files` of an artifact's work folder as its `part`, with a list of their sizes
+        and digests last.
+        """
         work = self.work(key)
-        found = {file.relative_to(work).as_posix(): (file.stat().st_size, digest(file)) for file in files}
+        found = {
+            file.relative_to(work).as_posix(): (file.stat().st_size, digest(file)) for file in files
+        }
         self._upload(work, work.name, found)
         listing = self.root / f".{key}-{part}.json"
         write_json(listing, found)
@@ -252,12 +309,16 @@ class RemoteStore(Store):
         listing.unlink()
 
     def gather(self, key, part):
-        """Fetch a part of an artifact that a machine has shared into the work folder, and return whether all of it is there, undamaged."""
+        """Fetch a part of an artifact that a machine has shared into the work folder, and return
+        whether all of it is there, undamaged.
+        """
         work, content = self.work(key), self._content(self.work(key).name, f"{part}.json")
         files = _files(content)
         if not files:
             return False
-        missing = {name: value for name, value in files.items() if not _holds(work / name, value[1])}
+        missing = {
+            name: value for name, value in files.items() if not _holds(work / name, value[1])
+        }
         with writing(self.root, self.fix):
             return self._download(work.name, work, missing)
 
@@ -266,12 +327,16 @@ class RemoteStore(Store):
         with reaching(self.address):
             self.fs.invalidate_cache()
             try:
-                return sorted(PurePosixPath(name).name for name in self.fs.ls(self.base, detail=False))
+                return sorted(
+                    PurePosixPath(name).name for name in self.fs.ls(self.base, detail=False)
+                )
             except FileNotFoundError:
                 return []
 
     def save(self, file, value):
-        """Write a record or a note here and to the address. Raises StoreError where one of them cannot be written."""
+        """Write a record or a note here and to the address. Raises StoreError where one of them
+        cannot be written.
+        """
         super().save(file, value)
         self._put(file, *file.relative_to(self.root).parts)
 
@@ -289,8 +354,12 @@ class RemoteStore(Store):
         return file
 
     def refresh_all(self, folder):
-        """Return the files of all records or of all notes on the address, sorted; copies of others are removed."""
-        names = {name for name in self.objects(folder.name) if name.endswith(".json") and "/" not in name}
+        """Return the files of all records or of all notes on the address, sorted; copies of
+        others are removed.
+        """
+        names = {
+            name for name in self.objects(folder.name) if name.endswith(".json") and "/" not in name
+        }
         for file in folder.glob("*.json"):
             if file.name not in names:
                 file.unlink(missing_ok=True)
@@ -299,9 +368,15 @@ class RemoteStore(Store):
 
 
 def _files(content):
-    """Return the list that `share` wrote, path -> (size, digest); {} if there is none or it is damaged."""
+    """Return the list that `share` wrote, path -> (size, digest); {} if there is none or it is
+    damaged.
+    """
     try:
         files = json.loads(content)
-        return files if all(inside(name) and isinstance(sha, str) for name, (_, sha) in files.items()) else {}
+        return (
+            files
+            if all(inside(name) and isinstance(sha, str) for name, (_, sha) in files.items())
+            else {}
+        )
     except (ValueError, TypeError, AttributeError, RecursionError):
         return {}

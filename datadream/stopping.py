@@ -1,4 +1,6 @@
-"""End at a safe place: a batch scheduler's SIGTERM leaves a mark, and what computes saves its state at the next step and ends."""
+"""End at a safe place: a batch scheduler's SIGTERM leaves a mark, and what computes saves its
+state at the next step and ends.
+"""
 
 import contextlib
 import os
@@ -7,12 +9,15 @@ import threading
 from multiprocessing import active_children, connection, parent_process
 from pathlib import Path
 
-CAUSE = "DATADREAM_CAUSE"  # names a file with the number of the signal for which this process is sent SIGTERM
+# names a file with the number of the signal for which this process is sent SIGTERM
+CAUSE = "DATADREAM_CAUSE"
 _asked = []  # the numbers of the signals that came
 
 
 class Stopped(SystemExit):
-    """The process was asked to end by a signal, and what it has made is in the store; `code` is 128 + its number, as shells count."""
+    """The process was asked to end by a signal, and what it has made is in the store; `code` is
+    128 + its number, as shells count.
+    """
 
     def __init__(self, number, cause=None):
         super().__init__(128 + number)
@@ -27,7 +32,9 @@ class Stopped(SystemExit):
 
 
 def _cause(number):
-    """Return the signal that a user or a scheduler sent, where this process only got SIGTERM for it."""
+    """Return the signal that a user or a scheduler sent, where this process only got SIGTERM for
+    it.
+    """
     try:
         return int(Path(os.environ[CAUSE]).read_text()) if number == signal.SIGTERM else number
     except (KeyError, OSError, ValueError):
@@ -51,7 +58,9 @@ def asked():
 
 
 def check():
-    """Raise Stopped if this process was asked to end; called where all that is worth keeping has been written."""
+    """Raise Stopped if this process was asked to end; called where all that is worth keeping has
+    been written.
+    """
     if _asked:
         raise Stopped(_asked[0])
 
@@ -71,7 +80,8 @@ def forward():
 def end_kernels(cause=None):
     """Ask the kernels of this process's workers to end, and after a second Ctrl-C do not ask.
 
-    `cause` is the file that $DATADREAM_CAUSE names for them, so that they tell of the signal that came here.
+    `cause` is the file that $DATADREAM_CAUSE names for them, so that they tell of the signal that
+    came here.
     """
     import psutil
 
@@ -87,9 +97,11 @@ def end_kernels(cause=None):
 
 @contextlib.contextmanager
 def listening(*numbers):
-    """Within, these signals (default: SIGTERM) leave a mark instead of ending the process, for `check`, which is called at the end too.
+    """Within, these signals (default: SIGTERM) leave a mark instead of ending the process, for
+    `check`, which is called at the end too.
 
-    In a thread other than the main one, where Python sets no handlers, the process keeps those that it has.
+    In a thread other than the main one, where Python sets no handlers, the process keeps those that
+    it has.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -107,12 +119,17 @@ def listening(*numbers):
 
 @contextlib.contextmanager
 def interruptible():
-    """Within, SIGTERM and Ctrl-C leave a mark for `check`, which is called at the end too; a second Ctrl-C interrupts at once.
+    """Within, SIGTERM and Ctrl-C leave a mark for `check`, which is called at the end too; a second
+    Ctrl-C interrupts at once.
 
-    An exception that a signal's handler raises in a callback or a finaliser is ignored there, and Ctrl-C would be lost. Raises
-    KeyboardInterrupt for it all the same, which consoles and notebooks go on after; a process that has another way with Ctrl-C keeps that.
+    An exception that a signal's handler raises in a callback or a finaliser is ignored there, and
+    Ctrl-C would be lost. Raises KeyboardInterrupt for it all the same, which consoles and notebooks
+    go on after; a process that has another way with Ctrl-C keeps that.
     """
-    alone = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    alone = (
+        threading.current_thread() is threading.main_thread()
+        and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    )
     with listening():
         if alone:
             signal.signal(signal.SIGINT, _note_or_interrupt)
@@ -129,9 +146,11 @@ def interruptible():
 
 
 def serve():
-    """Make a pool's worker stop at a safe place on SIGTERM and Ctrl-C, for good, and end once its parent is gone.
+    """Make a pool's worker stop at a safe place on SIGTERM and Ctrl-C, for good, and end once its
+    parent is gone.
 
-    Without a parent it would wait for work for ever; and one that Ctrl-C only interrupted would take up the next piece.
+    Without a parent it would wait for work for ever; and one that Ctrl-C only interrupted would
+    take up the next piece.
     """
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _note)
@@ -139,7 +158,9 @@ def serve():
 
 
 def shelter():
-    """Make a worker that only waits for another process deaf to SIGTERM and Ctrl-C, and end it once its parent is gone."""
+    """Make a worker that only waits for another process deaf to SIGTERM and Ctrl-C, and end it
+    once its parent is gone.
+    """
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)  # unlike SIG_IGN not inherited
     _leave_with_parent()

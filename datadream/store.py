@@ -1,4 +1,6 @@
-"""Artifact folders: written under a temporary name, listed in a manifest, renamed, and never made twice."""
+"""Artifact folders: written under a temporary name, listed in a manifest, renamed, and never
+made twice.
+"""
 
 import errno
 import hashlib
@@ -26,19 +28,33 @@ PACKAGES = ("torch", "torchvision", "diffusers", "transformers", "peft", "open_c
 
 @lru_cache
 def provenance():
-    """Return where a result comes from: commit, dirty flag, package versions, Python, device; asked once a process."""
+    """Return where a result comes from: commit, dirty flag, package versions, Python, device;
+    asked once a process.
+    """
+
     def git(*words):
         try:
-            done = subprocess.run(["git", "-C", str(home()), *words], capture_output=True, text=True, check=False)
+            done = subprocess.run(
+                ["git", "-C", str(home()), *words], capture_output=True, text=True, check=False
+            )
         except OSError:  # git is not installed, or may not be run
             return ""
         return done.stdout.strip() if done.returncode == 0 else ""
 
     import torch
 
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()} CPU, {os.cpu_count()} cores"
-    return {"commit": git("rev-parse", "HEAD") or "unknown", "dirty": bool(git("status", "--porcelain", "--untracked-files=no")),
-            "versions": {name: metadata.version(name) for name in PACKAGES}, "python": platform.python_version(), "device": device}
+    device = (
+        torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else f"{platform.machine()} CPU, {os.cpu_count()} cores"
+    )
+    return {
+        "commit": git("rev-parse", "HEAD") or "unknown",
+        "dirty": bool(git("status", "--porcelain", "--untracked-files=no")),
+        "versions": {name: metadata.version(name) for name in PACKAGES},
+        "python": platform.python_version(),
+        "device": device,
+    }
 
 
 def digest(path):
@@ -61,7 +77,9 @@ def inside(name):
 
 
 def remove(path):
-    """Remove a file or a folder with all that is in it, if it is there; of a link the link alone."""
+    """Remove a file or a folder with all that is in it, if it is there; of a link the link
+    alone.
+    """
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -69,12 +87,16 @@ def remove(path):
 
 
 def part_of(path):
-    """Return a name that nobody else has for what is written beside `path` and then renamed to it, here or on an address."""
+    """Return a name that nobody else has for what is written beside `path` and then renamed to
+    it, here or on an address.
+    """
     return f"{path}.{uuid.uuid4().hex}.part"
 
 
 def write_json(path, value):
-    """Write JSON atomically: a reader sees the old file or the new one, never half of it, even where two processes write it at once."""
+    """Write JSON atomically: a reader sees the old file or the new one, never half of it, even
+    where two processes write it at once.
+    """
     part = Path(part_of(path))
     try:
         part.write_text(json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n")
@@ -84,10 +106,16 @@ def write_json(path, value):
 
 
 class StoreError(RuntimeError):
-    """A folder or an address cannot be read or written; the message names it, the cause and the fix."""
+    """A folder or an address cannot be read or written; the message names it, the cause and the
+    fix.
+    """
 
 
-FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up", errno.EFBIG: "a file may not become that large here"}
+FULL = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "a file may not become that large here",
+}
 CLOSED = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
@@ -96,22 +124,35 @@ MOVE = "move the artifacts with DATADREAM_STORE"
 
 @contextmanager
 def writing(root, fix=MOVE):
-    """Turn what a full disk or a read-only folder raises, in whatever words, into a StoreError on `root` that names the `fix`."""
+    """Turn what a full disk or a read-only folder raises, in whatever words, into a StoreError
+    on `root` that names the `fix`.
+    """
     try:
         yield
     except Exception as error:
         # safetensors and shutil.copytree tell the number in their text only.
-        told = re.search(r"\[Errno (\d+)\]" if isinstance(error, shutil.Error) else r"\(os error (\d+)\)", str(error))
+        told = re.search(
+            r"\[Errno (\d+)\]" if isinstance(error, shutil.Error) else r"\(os error (\d+)\)",
+            str(error),
+        )
         code = int(told[1]) if told else getattr(error, "errno", None)
         if code in FULL:
-            raise StoreError(f"{root} cannot take more: {FULL[code]}. Free some space, or {fix}, and run again; what is finished is kept") from error
-        own = str(getattr(error, "filename", None) or root)  # a file elsewhere that is not ours to write is another matter
+            raise StoreError(
+                f"{root} cannot take more: {FULL[code]}. Free some space, or {fix}, and run "
+                "again; what is finished is kept"
+            ) from error
+        # A file elsewhere that is not ours to write is another matter.
+        own = str(getattr(error, "filename", None) or root)
         if code in CLOSED and Path(own).absolute().is_relative_to(Path(root).absolute()):
-            raise StoreError(f"{root} cannot be written ({os.strerror(code)}: {own}). Give yourself the right to, or {fix}") from error
+            raise StoreError(
+                f"{root} cannot be written ({os.strerror(code)}: {own}). Give yourself the right "
+                f"to, or {fix}"
+            ) from error
         raise
 
 
-IN_USE, CLEARING = "in-use-", "clearing"  # the names of the locks by which studies and `gc` keep out of each other's way
+# The names of the locks by which studies and `gc` keep out of each other's way.
+IN_USE, CLEARING = ("in-use-", "clearing")
 SALVAGE = "salvage"  # of the lock on taking a damaged artifact apart
 
 
@@ -119,19 +160,26 @@ def parse(text):
     """Return the manifest in the bytes of a manifest.json, None if it is damaged."""
     try:
         manifest = json.loads(text)
-        sound = all(isinstance(size, int) and isinstance(sha, str) for size, sha in manifest["files"].values())
+        sound = all(
+            isinstance(size, int) and isinstance(sha, str)
+            for size, sha in manifest["files"].values()
+        )
         return manifest if sound and isinstance(manifest["seconds"], float) else None
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return None
 
 
-_verified = {}  # folder of an artifact -> digests, and sizes and times of its files, when this process found the digests right
+# folder of an artifact -> digests, and sizes and times of its files, when this process found the
+# digests right
+_verified = {}
 
 
 class Store:
-    """A directory of artifacts; an artifact is a folder named by its key, whose manifest.json is written last.
+    """A directory of artifacts; an artifact is a folder named by its key, whose manifest.json is
+    written last.
 
-    `Store(address)` is a remote.RemoteStore, which has the same methods; without a root it is the store that $DATADREAM_STORE names.
+    `Store(address)` is a remote.RemoteStore, which has the same methods; without a root it is the
+    store that $DATADREAM_STORE names.
     """
 
     fix = MOVE  # what helps against a full disk
@@ -147,7 +195,8 @@ class Store:
         self.root = Path(root or paths()["store"])
         self.address = str(self.root.absolute())  # what `Store` takes, on whatever machine
         self.records = self.root / paths()["records"].name  # one JSON file per measured cell
-        self.kept = self.root / paths()["kept"].name  # one JSON file per classifier that a user keeps without a measurement
+        # One JSON file per classifier that a user keeps without a measurement.
+        self.kept = self.root / paths()["kept"].name
 
     def folder(self, key):
         """Return the folder of a finished artifact; whether it exists is for `done` to say."""
@@ -165,11 +214,14 @@ class Store:
             return None
 
     def whole(self, key):
-        """Return whether an artifact looks complete: its manifest is readable and every file has the recorded size."""
+        """Return whether an artifact looks complete: its manifest is readable and every file has
+        the recorded size.
+        """
         return self._state(key, self.manifest(key)) is not None
 
     def done(self, key):
-        """Return whether an artifact is complete, `whole` and with the recorded digests, which are computed once a process.
+        """Return whether an artifact is complete, `whole` and with the recorded digests, which are
+        computed once a process.
 
         They are computed again when the size or the time of a file has changed since.
         """
@@ -180,27 +232,43 @@ class Store:
         if state is None or _verified.get(folder) == state:
             return state is not None
         with ThreadPoolExecutor() as pool:
-            right = all(pool.map(lambda file: _holds(folder / file[0], file[1][1]), manifest["files"].items()))
+            right = all(
+                pool.map(
+                    lambda file: _holds(folder / file[0], file[1][1]), manifest["files"].items()
+                )
+            )
         if right:
             _verified[folder] = state
         return right
 
     def _state(self, key, manifest):
-        """Return a number for the digests, sizes and times of an artifact's files, None if it is not complete."""
+        """Return a number for the digests, sizes and times of an artifact's files, None if it is
+        not complete.
+        """
         if manifest is None:
             return None
         try:
-            stats = [(self.folder(key) / name).stat() for name in ("manifest.json", *manifest["files"])]
+            stats = [
+                (self.folder(key) / name).stat() for name in ("manifest.json", *manifest["files"])
+            ]
         except (OSError, ValueError):
             return None
-        sizes, digests = zip(*manifest["files"].values(), strict=True) if manifest["files"] else ((), ())
-        return hash((digests, *((s.st_size, s.st_mtime_ns) for s in stats))) if tuple(s.st_size for s in stats[1:]) == sizes else None
+        sizes, digests = (
+            zip(*manifest["files"].values(), strict=True) if manifest["files"] else ((), ())
+        )
+        return (
+            hash((digests, *((s.st_size, s.st_mtime_ns) for s in stats)))
+            if tuple(s.st_size for s in stats[1:]) == sizes
+            else None
+        )
 
     def make(self, key, inputs, build, **notes):
-        """Return the artifact's folder, calling `build(work_folder)` first unless it is done; `notes` go into its manifest, not its key.
+        """Return the artifact's folder, calling `build(work_folder)` first unless it is done;
+        `notes` go into its manifest, not its key.
 
-        The work folder `<key>.partial` survives a kill, so that `build` can go on from what it finds there. A second process
-        that wants the same artifact waits for the first, and then finds it done. Raises StoreError where nothing can be written.
+        The work folder `<key>.partial` survives a kill, so that `build` can go on from what it
+        finds there. A second process that wants the same artifact waits for the first, and then
+        finds it done. Raises StoreError where nothing can be written.
         """
         if not self.done(key):
             with writing(self.root, self.fix), self.lock(key):
@@ -213,7 +281,9 @@ class Store:
 
     @contextmanager
     def lock(self, name):
-        """Hold the lock of this name, which one process at a time has; raises Stopped if this one is asked to end while it waits."""
+        """Hold the lock of this name, which one process at a time has; raises Stopped if this
+        one is asked to end while it waits.
+        """
         self.root.mkdir(parents=True, exist_ok=True)
         file = self.root / f".{name}.lock"
         lock = FileLock(file)
@@ -225,7 +295,10 @@ class Store:
                 stopping.check()
             except OSError as error:
                 if file.is_symlink() or file.is_dir():
-                    raise StoreError(f"{file} is a {'link' if file.is_symlink() else 'folder'}, where a lock is a plain file; remove it") from error
+                    raise StoreError(
+                        f"{file} is a {'link' if file.is_symlink() else 'folder'}, where a lock "
+                        "is a plain file; remove it"
+                    ) from error
                 raise
         try:
             yield
@@ -234,14 +307,19 @@ class Store:
 
     @contextmanager
     def in_use(self):
-        """Within, `gc` removes nothing: what a cell has made so far has no record yet. Where nothing can be written, nothing is marked."""
+        """Within, `gc` removes nothing: what a cell has made so far has no record yet. Where
+        nothing can be written, nothing is marked.
+        """
         with ExitStack() as marks:
             try:
                 with self.lock(CLEARING):  # a removal that has begun ends first
                     marks.enter_context(self.mark(f"{IN_USE}{uuid.uuid4().hex}"))
             except (OSError, StoreError) as error:
                 cause = error.__cause__ or error
-                if not isinstance(cause, PermissionError) and getattr(cause, "errno", None) not in (*FULL, *CLOSED):
+                if not isinstance(cause, PermissionError) and getattr(cause, "errno", None) not in (
+                    *FULL,
+                    *CLOSED,
+                ):
                     raise
             yield
 
@@ -262,53 +340,82 @@ class Store:
         self.salvage(key)
         start = time.perf_counter()
         build(work)
-        for stale in [*work.rglob("*.part"), work / "manifest.json"]:  # left by a process that was killed while it wrote
+        # Left by a process that was killed while it wrote.
+        for stale in [*work.rglob("*.part"), work / "manifest.json"]:
             stale.unlink(missing_ok=True)
-        files = {str(p.relative_to(work)): (p.stat().st_size, digest(p)) for p in sorted(work.rglob("*")) if p.is_file()}
-        manifest = {"key": key, "inputs": inputs, "files": files, "seconds": round(time.perf_counter() - start, 2),
-                    "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **notes, **provenance()}
+        files = {
+            str(p.relative_to(work)): (p.stat().st_size, digest(p))
+            for p in sorted(work.rglob("*"))
+            if p.is_file()
+        }
+        manifest = {
+            "key": key,
+            "inputs": inputs,
+            "files": files,
+            "seconds": round(time.perf_counter() - start, 2),
+            "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            **notes,
+            **provenance(),
+        }
         write_json(work / "manifest.json", manifest)
         remove(final)  # nothing, unless somebody else made it too
         os.replace(work, final)
         _verified[final.absolute()] = self._state(key, manifest)
 
     def salvage(self, key):
-        """Move what is undamaged of an artifact that is not `done` into its work folder, for `build` to go on from, and remove the rest.
+        """Move what is undamaged of an artifact that is not `done` into its work folder, for
+        `build` to go on from, and remove the rest.
 
-        It may have been finished meanwhile, by a process that does not wait for this one: then it stays.
+        It may have been finished meanwhile, by a process that does not wait for this one: then it
+        stays.
         """
         folder, work = self.folder(key), self.work(key)
         if not folder.exists() and not folder.is_symlink():
             return
-        with Store.lock(self, f"{key}-{SALVAGE}"):  # a build salvages before it begins, so that none ends while this goes on
+        # A build salvages before it begins, so that none ends while this goes on.
+        with Store.lock(self, f"{key}-{SALVAGE}"):
             manifest = Store.manifest(self, key)
             if self._sound(key, manifest):
                 return
-            for name, (_, sha) in manifest["files"].items() if manifest and not folder.is_symlink() else ():
+            for name, (_, sha) in (
+                manifest["files"].items() if manifest and not folder.is_symlink() else ()
+            ):
                 if inside(name) and not _holds(work / name, sha) and _holds(folder / name, sha):
                     (work / name).parent.mkdir(parents=True, exist_ok=True)
                     os.replace(folder / name, work / name)
             remove(folder)
 
     def share(self, key, part, files):
-        """Let other machines have `files` of an artifact's work folder, as its `part`; in a folder they have them already."""
+        """Let other machines have `files` of an artifact's work folder, as its `part`; in a
+        folder they have them already.
+        """
 
     def gather(self, key, part):
-        """Fetch a part of an artifact that another machine has shared into the work folder; return whether it was there, False in a folder."""
+        """Fetch a part of an artifact that another machine has shared into the work folder;
+        return whether it was there, False in a folder.
+        """
         return False
 
     def keys(self):
         """Return the names of what may be finished artifacts, sorted."""
-        return sorted(path.name for path in self.root.iterdir() if path.is_dir()) if self.root.is_dir() else []
+        return (
+            sorted(path.name for path in self.root.iterdir() if path.is_dir())
+            if self.root.is_dir()
+            else []
+        )
 
     def save(self, file, value):
-        """Write a record or a note, a JSON file in `records` or `kept`. Raises StoreError where it cannot be written."""
+        """Write a record or a note, a JSON file in `records` or `kept`. Raises StoreError where
+        it cannot be written.
+        """
         with writing(self.root, self.fix):
             file.parent.mkdir(parents=True, exist_ok=True)
             write_json(file, value)
 
     def refresh(self, file):
-        """Return the file of a record or a note, as the store has it now; whether it exists is the caller's to look."""
+        """Return the file of a record or a note, as the store has it now; whether it exists is
+        the caller's to look.
+        """
         return file
 
     def refresh_all(self, folder):

@@ -111,9 +111,8 @@ def _settings() -> Any:  # a dict whose keys are matplotlib's
         "axes.prop_cycle": cycler(color=colours),
         "lines.linewidth": 1.6,
         "lines.markersize": 7,
-        "font.sans-serif": [
-            "DejaVu Sans"
-        ],  # the one that matplotlib brings: the same figure on every machine
+        # The one that matplotlib brings: the same figure on every machine.
+        "font.sans-serif": ["DejaVu Sans"],
         "font.size": BASE,
         "axes.titlesize": BASE,
         "figure.titlesize": BASE,

@@ -1,7 +1,8 @@
-"""One adapter trained by several processes at once, each on its part of every batch: `accelerate launch -m datadream adapt`.
+"""One adapter trained by several processes at once, each on its part of every batch: `accelerate
+launch -m datadream adapt`.
 
-For a dataset-wise adapter of many images, whose training is one chain that more workers do not shorten. Adapters of single classes are
-tasks of their own, which `engine` hands to one GPU each.
+For a dataset-wise adapter of many images, whose training is one chain that more workers do not
+shorten. Adapters of single classes are tasks of their own, which `engine` hands to one GPU each.
 """
 
 from dataclasses import dataclass
@@ -11,12 +12,15 @@ import torch
 
 from .config import ConfigError
 
-PATIENCE = timedelta(days=1)  # the others wait while the first one waits for a lock; a dead one is the launcher's to notice
+# The others wait while the first one waits for a lock; a dead one is the launcher's to notice.
+PATIENCE = timedelta(days=1)
 
 
 @dataclass(frozen=True)
 class Team:
-    """The `size` processes that train one adapter, of which this is number `rank`; without others nothing is sent."""
+    """The `size` processes that train one adapter, of which this is number `rank`; without
+    others nothing is sent.
+    """
 
     rank: int = 0
     size: int = 1
@@ -28,7 +32,7 @@ class Team:
 
     def share(self, rows):
         """Return this process's part of a step's rows."""
-        return rows[self.rank::self.size]
+        return rows[self.rank :: self.size]
 
     def add(self, tensors):
         """Replace each of the tensors, of one device and dtype, by its sum over the processes."""
@@ -38,7 +42,9 @@ class Team:
 
         flat = reduce(torch.cat([tensor.flatten() for tensor in tensors]), "sum")
         assert isinstance(flat, torch.Tensor)  # a mapping only where it is given one
-        for tensor, own in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+        for tensor, own in zip(
+            tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True
+        ):
             tensor.copy_(own.view_as(tensor))
 
     def first(self, number):
@@ -53,9 +59,11 @@ class Team:
         return int(sent)
 
     def make(self, store, key, inputs, build, **notes):
-        """Return the artifact's folder as `store.make` does; the first process makes it, and the others call `build` beside it.
+        """Return the artifact's folder as `store.make` does; the first process makes it, and the
+        others call `build` beside it.
 
-        They must see the work folder too, in which they write nothing. Raises what `store.make` and `build` do.
+        They must see the work folder too, in which they write nothing. Raises what `store.make` and
+        `build` do.
         """
         begun = []
 
@@ -64,7 +72,9 @@ class Team:
             build(folder)
 
         if self.leads:
-            store.make(key, inputs, lead, **notes, **({"processes": self.size} if self.size > 1 else {}))
+            store.make(
+                key, inputs, lead, **notes, **({"processes": self.size} if self.size > 1 else {})
+            )
         if not begun and self.first(0):  # the first process found it finished, or has begun
             build(store.work(key))
         return store.folder(key)
@@ -74,7 +84,9 @@ ALONE = Team()
 
 
 def gather():
-    """Return the team of the processes that `accelerate launch` or `torchrun` started: this one alone where neither did."""
+    """Return the team of the processes that `accelerate launch` or `torchrun` started: this one
+    alone where neither did.
+    """
     from accelerate import PartialState
 
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
@@ -82,7 +94,8 @@ def gather():
 
 
 def adapt_together(recipes, store, team):
-    """Make the dataset-wise adapters of these cells that the store lacks, one after the other, and return their keys.
+    """Make the dataset-wise adapters of these cells that the store lacks, one after the other, and
+    return their keys.
 
     Raises ConfigError where the cells have none, and what `adapt` raises.
     """
@@ -101,7 +114,12 @@ def adapt_together(recipes, store, team):
             if team.leads:
                 fetch(recipe)
             team.first(0)  # the others find the models in the cache
-            made[name] = adapt(recipe, dataset, few_shots(dataset, recipe.shots, recipe.seed), store, team=team)
+            made[name] = adapt(
+                recipe, dataset, few_shots(dataset, recipe.shots, recipe.seed), store, team=team
+            )
     if not made:
-        raise ConfigError(f"none of these {len(recipes)} cells has a dataset-wise adapter; name runs or a profile with a method such as 'dset'")
+        raise ConfigError(
+            f"none of these {len(recipes)} cells has a dataset-wise adapter; name runs or a "
+            "profile with a method such as 'dset'"
+        )
     return list(made)

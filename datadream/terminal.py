@@ -1,4 +1,6 @@
-"""What `datadream study` shows of its runs: a live line each on a terminal, else a plain line a minute."""
+"""What `datadream study` shows of its runs: a live line each on a terminal, else a plain line a
+minute.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +22,20 @@ WIDE = 100  # columns from which numbers stand in words, "7 of 10" for "7/10"
 
 
 class Terminal:
-    """Shows runs on `console` (None: the standard output). Use it as a context; `clock` gives seconds."""
+    """Shows runs on `console` (None: the standard output). Use it as a context; `clock` gives
+    seconds.
+    """
 
     def __init__(self, console: Console | None = None, clock: Callable[[], float] = time.monotonic):
         self.console, self.clock = console or Console(), clock
-        self.live = self.console.is_terminal and not self.console.is_dumb_terminal and not self.console.is_jupyter
-        self.lines = Live(console=self.console, auto_refresh=False, transient=True) if self.live else None
+        self.live = (
+            self.console.is_terminal
+            and not self.console.is_dumb_terminal
+            and not self.console.is_jupyter
+        )
+        self.lines = (
+            Live(console=self.console, auto_refresh=False, transient=True) if self.live else None
+        )
         self.told: dict[str, float] = {}  # when a plain line of a run was last printed
 
     def __enter__(self) -> Terminal:
@@ -76,6 +86,11 @@ def _table(runs: list[Run], width: int) -> Table:
     for run in runs:
         share, left = run.estimate.share, run.time_left()
         where = run.where if width >= WIDE else run.where.replace(" of ", "/")
-        table.add_row(Text(f"  {run.name}"), ProgressBar(1.0, share, width=BAR), Text(f"{share:.0%}"), Text(where),
-                      Text(left and f"{left} left"))
+        table.add_row(
+            Text(f"  {run.name}"),
+            ProgressBar(1.0, share, width=BAR),
+            Text(f"{share:.0%}"),
+            Text(where),
+            Text(left and f"{left} left"),
+        )
     return table

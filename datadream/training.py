@@ -1,4 +1,6 @@
-"""One optimisation loop for every stage: AdamW, a schedule, and a checkpoint that resumes to the same bytes."""
+"""One optimisation loop for every stage: AdamW, a schedule, and a checkpoint that resumes to the
+same bytes.
+"""
 
 import hashlib
 import math
@@ -18,25 +20,36 @@ from .team import ALONE
 
 
 class DivergedError(RuntimeError):
-    """A loss or an image became NaN or infinite; the state before that step, if there was one, and the images before it are kept."""
+    """A loss or an image became NaN or infinite; the state before that step, if there was one,
+    and the images before it are kept.
+    """
 
 
 def seed_for(*parts):
-    """Return a 63-bit seed that depends on every integer or string in `parts`, stable across machines and versions."""
+    """Return a 63-bit seed that depends on every integer or string in `parts`, stable across
+    machines and versions.
+    """
     digest = hashlib.sha256(repr(parts).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 
 def stream(n, count, step, seed):
-    """Return positions step * count ... of an endless sequence of permutations of range(n): a sampler that needs no state."""
+    """Return positions step * count ... of an endless sequence of permutations of range(n): a
+    sampler that needs no state.
+    """
     first = step * count
     epochs = range(first // n, (first + count - 1) // n + 1)
-    orders = [torch.randperm(n, generator=torch.Generator().manual_seed(seed_for(seed, "order", e))) for e in epochs]
-    return torch.cat(orders)[first - epochs[0] * n:][:count].tolist()
+    orders = [
+        torch.randperm(n, generator=torch.Generator().manual_seed(seed_for(seed, "order", e)))
+        for e in epochs
+    ]
+    return torch.cat(orders)[first - epochs[0] * n :][:count].tolist()
 
 
 def cosine_schedule(step, steps, warmup, minimum=0.0):
-    """Return the learning-rate factor in [minimum, 1] at `step`: linear warm-up, then half a cosine (paper, section 4)."""
+    """Return the learning-rate factor in [minimum, 1] at `step`: linear warm-up, then half a
+    cosine (paper, section 4).
+    """
     if step < warmup:
         return (step + 1) / (warmup + 1)
     gone = (step - warmup) / max(1, steps - warmup)
@@ -44,7 +57,9 @@ def cosine_schedule(step, steps, warmup, minimum=0.0):
 
 
 def _digest(tensors):
-    """Return the SHA-256 of tensors on the CPU, name -> tensor: safetensors files have no check sum of their own."""
+    """Return the SHA-256 of tensors on the CPU, name -> tensor: safetensors files have no check
+    sum of their own.
+    """
     found = hashlib.sha256()
     for name, value in sorted(tensors.items()):
         found.update(name.encode() + value.flatten().view(torch.uint8).numpy().tobytes())
@@ -52,17 +67,27 @@ def _digest(tensors):
 
 
 def save_state(path, tensors, step):
-    """Write `tensors` (name -> tensor) and the number of finished steps to one safetensors file, atomically."""
-    part, tensors = Path(f"{path}.part"), {name: value.detach().contiguous().cpu() for name, value in tensors.items()}
+    """Write `tensors` (name -> tensor) and the number of finished steps to one safetensors file,
+    atomically.
+    """
+    part, tensors = (
+        Path(f"{path}.part"),
+        {name: value.detach().contiguous().cpu() for name, value in tensors.items()},
+    )
     save_file(tensors, part, {"step": str(step), "sha256": _digest(tensors)})
     os.replace(part, path)
 
 
 def load_state(path):
-    """Return (tensors, finished steps) of a file that `save_state` wrote; None of one that is not there or damaged, which is removed."""
+    """Return (tensors, finished steps) of a file that `save_state` wrote; None of one that is
+    not there or damaged, which is removed.
+    """
     try:
         with safe_open(path, "pt") as file:
-            tensors, notes = {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
+            tensors, notes = (
+                {name: file.get_tensor(name) for name in file.keys()},
+                file.metadata() or {},
+            )
         if _digest(tensors) != notes.get("sha256"):
             raise ValueError("its content has not the digest that it was written with")
         return tensors, int(notes["step"])
@@ -75,7 +100,9 @@ def load_state(path):
 
 
 def _state(parameters, buffers, optimiser, losses):
-    tensors = {f"parameter.{name}": value for name, value in {**parameters, **buffers}.items()} | {"losses": torch.tensor(losses)}
+    tensors = {f"parameter.{name}": value for name, value in {**parameters, **buffers}.items()} | {
+        "losses": torch.tensor(losses)
+    }
     for name, value in parameters.items():
         for key, moment in optimiser.state.get(value, {}).items():
             tensors[f"{key}.{name}"] = moment
@@ -89,14 +116,20 @@ def _restore(parameters, buffers, optimiser, state):
             value.copy_(tensors[f"parameter.{name}"])
         for name, value in parameters.items():
             keys = ("step", "exp_avg", "exp_avg_sq")
-            optimiser.state[value] = {key: tensors[f"{key}.{name}"].to(value.device) for key in keys}
+            optimiser.state[value] = {
+                key: tensors[f"{key}.{name}"].to(value.device) for key in keys
+            }
     return step, tensors["losses"].tolist()
 
 
-def _diverged(loss, norm, description, step, steps, lr, warmup, checkpoint):
+def _diverged(loss, norm, step, steps, lr, warmup, checkpoint):
     what, value = ("gradient's norm", norm) if math.isfinite(loss) else ("loss", loss)
-    return (f"{description}: the {what} is {value} at step {step} of {steps}; lower lr={lr} or raise warmup={warmup}. "
-            f"{f'The last good state is {checkpoint}.' if checkpoint and Path(checkpoint).exists() else 'No state had been written yet.'}")
+    written = checkpoint and Path(checkpoint).exists()
+    kept = f"The last good state is {checkpoint}." if written else "No state had been written yet."
+    return (
+        f"the {what} is {value} at step {step} of {steps}; lower lr={lr} or raise "
+        f"warmup={warmup}. {kept}"
+    )
 
 
 def _backward(loss_at, step, seed, optimiser, halve, team):
@@ -106,7 +139,9 @@ def _backward(loss_at, step, seed, optimiser, halve, team):
         values = [value for group in optimiser.param_groups for value in group["params"]]
         for value in values:
             value.grad = torch.zeros_like(value) if value.grad is None else value.grad
-        sums = [value.grad for value in values] + [torch.tensor([loss], device=values[0].device, dtype=values[0].dtype)]
+        sums = [value.grad for value in values] + [
+            torch.tensor([loss], device=values[0].device, dtype=values[0].dtype)
+        ]
         team.add(sums)
         loss = sums[-1].item()
     return loss
@@ -127,26 +162,32 @@ def _own_backward(loss_at, step, seed, optimiser, halve):
                 raise
 
 
-def fit(parameters, loss_at, *, steps, lr, warmup=0, minimum_lr=0.0, betas=(0.9, 0.999), weight_decay=1e-2, eps=1e-8,
-        clip=None, seed=0, checkpoint=None, every=200, after=None, buffers=None, halve=None, team=ALONE, description="training"):
-    """Minimise `loss_at(step)` over `parameters` (name -> Parameter) in place and return all losses, one float a step.
+def fit(
+    parameters, loss_at, *, steps, lr, warmup=0, minimum_lr=0.0, betas=(0.9, 0.999),
+    weight_decay=1e-2, eps=1e-8, clip=None, seed=0, checkpoint=None, every=200, after=None,
+    buffers=None, halve=None, team=ALONE, description="training",
+):  # fmt: skip
+    """Minimise `loss_at(step)` over `parameters` (name -> Parameter) in place and return all
+    losses, one float a step.
 
-    The loss is a tensor, or an iterable of parts that sum to it, whose graphs are not held together. Where memory ends and
-    `halve(error)` says that the parts are smaller now, the step is done again.
+    The loss is a tensor, or an iterable of parts that sum to it, whose graphs are not held
+    together. Where memory ends and `halve(error)` says that the parts are smaller now, the step is
+    done again.
 
-    Every step reseeds torch's global generator from (seed, step), so a run that was killed and resumed from `checkpoint`
-    (written every `every` steps) draws the same noise, dropout and augmentation as one that was not. `buffers` are further tensors
-    that a step changes (running statistics), kept with the parameters. `after(step, loss)` is called once a step is done. Each process of a
-    `team` has its share of the loss; they read the checkpoint alike, and the first one writes it. Raises DivergedError on a loss that is
-    not finite, ConfigError where a process of the team does not find the checkpoint that the first one found, and Stopped, once the
-    state is saved, where the process was asked to end.
+    Every step reseeds torch's global generator from (seed, step), so a run that was killed and
+    resumed from `checkpoint` (written every `every` steps) draws the same noise, dropout and
+    augmentation as one that was not. `buffers` are further tensors that a step changes (running
+    statistics), kept with the parameters. `after(step, loss)` is called once a step is done. Each
+    process of a `team` has its share of the loss; they read the checkpoint alike, and the first one
+    writes it. Raises DivergedError on a loss that is not finite, ConfigError where a process of the
+    team does not find the checkpoint that the first one found, and Stopped, once the state is
+    saved, where the process was asked to end.
     """
-    optimiser = torch.optim.AdamW(list(parameters.values()), lr=lr, betas=betas, weight_decay=weight_decay, eps=eps, fused=True)
-    state, buffers = checkpoint and load_state(checkpoint), buffers or {}
-    first, losses = _restore(parameters, buffers, optimiser, state) if state else (0, [])
-    if team.first(first) != first:
-        raise ConfigError(f"{description}: process {team.rank} would begin at step {first}, the first one at another: {checkpoint} must be the "
-                          f"same for all processes; start them on one machine, or on machines that share the store's folder")
+    values, buffers = list(parameters.values()), buffers or {}
+    optimiser = torch.optim.AdamW(
+        values, lr=lr, betas=betas, weight_decay=weight_decay, eps=eps, fused=True
+    )
+    first, losses = _begin(parameters, buffers, optimiser, checkpoint, team, description)
     with torch.random.fork_rng(), progress.track(description, "step", steps, first) as count:
         for step in range(first, steps):
             for group in optimiser.param_groups:
@@ -154,12 +195,15 @@ def fit(parameters, loss_at, *, steps, lr, warmup=0, minimum_lr=0.0, betas=(0.9,
             losses.append(_backward(loss_at, step, seed_for(seed, step), optimiser, halve, team))
             norm = torch.nn.utils.clip_grad_norm_(parameters.values(), clip or math.inf)
             if not (math.isfinite(losses[-1]) and torch.isfinite(norm)):
-                if checkpoint and team.leads and step and buffers.keys() <= parameters.keys():  # which no bad number has reached
-                    with suppress(OSError, SafetensorError):  # a full disk, of which the error below must not be silent
-                        save_state(checkpoint, _state(parameters, buffers, optimiser, losses[:-1]), step)
-                raise DivergedError(_diverged(losses[-1], norm.item(), description, step, steps, lr, warmup, checkpoint))
+                # The parameters are still good; running statistics a bad number may have reached.
+                if checkpoint and team.leads and step and buffers.keys() <= parameters.keys():
+                    with suppress(OSError, SafetensorError):  # a full disk may not hide the error
+                        state = _state(parameters, buffers, optimiser, losses[:-1])
+                        save_state(checkpoint, state, step)
+                what = _diverged(losses[-1], norm.item(), step, steps, lr, warmup, checkpoint)
+                raise DivergedError(f"{description}: {what}")
             optimiser.step()
-            if after:  # before the checkpoint: a run killed in `after` does it again when it resumes
+            if after:  # before the checkpoint: a run killed in it does it again when it resumes
                 after(step, losses[-1])
             stop, more = team.first(stopping.asked()), step + 1 < steps
             if checkpoint and team.leads and more and (stop or (step + 1) % every == 0):
@@ -168,3 +212,16 @@ def fit(parameters, loss_at, *, steps, lr, warmup=0, minimum_lr=0.0, betas=(0.9,
                 raise stopping.Stopped(stop)
             count.update(loss=f"{losses[-1]:.4f}")
     return losses
+
+
+def _begin(parameters, buffers, optimiser, checkpoint, team, description):
+    """Return (first step, losses so far) after restoring the checkpoint, if there is one."""
+    state = checkpoint and load_state(checkpoint)
+    first, losses = _restore(parameters, buffers, optimiser, state) if state else (0, [])
+    if team.first(first) != first:
+        raise ConfigError(
+            f"{description}: process {team.rank} would begin at step {first}, the first one at "
+            f"another: {checkpoint} must be the same for all processes; start them on one "
+            "machine, or on machines that share the store's folder"
+        )
+    return first, losses

@@ -17,33 +17,52 @@ def square(image, side):
 
 
 def resized(image, side):
-    """Return a PIL image with its short side resized to `side` pixels (bilinear): what every crop of it for the generator is cut from."""
+    """Return a PIL image with its short side resized to `side` pixels (bilinear): what every
+    crop of it for the generator is cut from.
+    """
     return v2.Resize(side, InterpolationMode.BILINEAR)(image)
 
 
 def generator_image(image, resolution, crop):
-    """Resize the short side to `resolution` (bilinear), crop a square, scale to [-1, 1]: a tensor (3, resolution, resolution)."""
+    """Resize the short side to `resolution` (bilinear), crop a square, scale to [-1, 1]: a
+    tensor (3, resolution, resolution).
+    """
     cut = v2.RandomCrop(resolution) if crop == "random" else v2.CenterCrop(resolution)
-    return v2.Compose([cut, v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])(resized(image, resolution)) * 2 - 1
+    return (
+        v2.Compose([cut, v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])(
+            resized(image, resolution)
+        )
+        * 2
+        - 1
+    )
 
 
 def evaluation_tensor(image, size):
-    """Resize the short side to `size` (bicubic), centre-crop: uint8 (3, size, size), the paper's evaluation view."""
-    return v2.Compose([v2.Resize(size, InterpolationMode.BICUBIC), v2.CenterCrop(size), v2.PILToTensor()])(image)
+    """Resize the short side to `size` (bicubic), centre-crop: uint8 (3, size, size), the paper's
+    evaluation view.
+    """
+    return v2.Compose(
+        [v2.Resize(size, InterpolationMode.BICUBIC), v2.CenterCrop(size), v2.PILToTensor()]
+    )(image)
 
 
 BATCH = 250  # images judged at once
 
 
 def evaluation_batches(images, size, batch=BATCH):
-    """Yield the evaluation views of all images in order, uint8 (up to batch, 3, size, size): a test set need not fit in memory.
+    """Yield the evaluation views of all images in order, uint8 (up to batch, 3, size, size): a test
+    set need not fit in memory.
 
-    Of large files threads decode the next batch while the caller works on this one. Raises DataError on an unreadable file.
+    Of large files threads decode the next batch while the caller works on this one. Raises
+    DataError on an unreadable file.
     """
+
     def views(part):
         return torch.stack([evaluation_tensor(images.open(i), size) for i in part])
 
-    parts = [range(start, min(start + batch, len(images))) for start in range(0, len(images), batch)]
+    parts = [
+        range(start, min(start + batch, len(images))) for start in range(0, len(images), batch)
+    ]
     if not large(images):
         yield from map(views, parts)
         return
@@ -51,12 +70,20 @@ def evaluation_batches(images, size, batch=BATCH):
     share, coming = math.ceil(batch / cores), []
     with ThreadPoolExecutor(cores) as pool:
         for part in [*parts, ()]:
-            due, coming = coming, [pool.submit(views, part[start:start + share]) for start in range(0, len(part), share)]
+            due, coming = (
+                coming,
+                [
+                    pool.submit(views, part[start : start + share])
+                    for start in range(0, len(part), share)
+                ],
+            )
             if due:
                 yield torch.cat([one.result() for one in due])
 
 
 @lru_cache(maxsize=1)
 def validation_batches(images, size):
-    """Return `evaluation_batches` as a list, kept for the next call: a training looks at its validation images again and again."""
+    """Return `evaluation_batches` as a list, kept for the next call: a training looks at its
+    validation images again and again.
+    """
     return list(evaluation_batches(images, size))

@@ -1,4 +1,6 @@
-"""Bad input: one table of what is tried and how each must end. tests/test_bad_input.py holds to it, `python -m benchmarks.faults` counts it."""
+"""Bad input: one table of what is tried and how each must end. tests/test_bad_input.py holds to
+it, `python -m benchmarks.faults` counts it.
+"""
 
 import contextlib
 import io
@@ -54,7 +56,9 @@ EVIL = pickle.dumps(Payload())
 
 
 def saved(image, **options):
-    """Return a function that writes `image` to a path in the format of its suffix, or as `options` say."""
+    """Return a function that writes `image` to a path in the format of its suffix, or as
+    `options` say.
+    """
     return lambda file: image.save(file, **options)
 
 
@@ -67,11 +71,22 @@ def coded(image, form, **options):
 
 def bomb():
     """Return a PNG of a few bytes that says it has 3.6 thousand million pixels."""
+
     def chunk(kind, content):
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        return (
+            struct.pack(">I", len(content))
+            + kind
+            + content
+            + struct.pack(">I", zlib.crc32(kind + content))
+        )
 
     header = struct.pack(">IIBBBBB", 60000, 60000, 8, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b"\0" * 1000))
+        + chunk(b"IEND", b"")
+    )
 
 
 def turned():
@@ -87,47 +102,86 @@ RED = Image.new("CMYK", (16, 16), (0, 255, 255, 0))
 
 
 def photo(name, write, end, tone=None):
-    """Return a case: a file of the class `cat`, beside three good ones; `tone` is the mean colour that it must have where it is used."""
+    """Return a case: a file of the class `cat`, beside three good ones; `tone` is the mean
+    colour that it must have where it is used.
+    """
+
     def attempt(box):
         write_classes(box.photos, ["cat", "dog"], 3)
         file = box.photos / "cat" / name
         file.write_bytes(write) if isinstance(write, bytes) else write(file)
         table = photos.inspect(str(box.photos))
-        about = table[table["where"].str.startswith("cat") & table["what"].str.contains("not used", regex=False)]
+        about = table[
+            table["where"].str.startswith("cat")
+            & table["what"].str.contains("not used", regex=False)
+        ]
         errors = table[table["level"] == "error"]
         read = data.load("folder", str(box.photos))
         assert errors.empty, "what is an error to the check is one to the reader"
         if not about.empty:
-            assert len(read.train) + len(read.val) + len(read.test) == 6 and "1 other file is" in about["what"].iloc[0]
+            assert (
+                len(read.train) + len(read.val) + len(read.test) == 6
+                and "1 other file is" in about["what"].iloc[0]
+            )
             return "skipped and counted"
-        found = next(part.open(i) for part in (read.train, read.val, read.test) for i, s in enumerate(part.sources) if Path(s).name == name)
-        assert found.mode == "RGB" and (tone is None or np.abs(np.asarray(found).mean((0, 1)) - tone).max() < 4)
+        found = next(
+            part.open(i)
+            for part in (read.train, read.val, read.test)
+            for i, s in enumerate(part.sources)
+            if Path(s).name == name
+        )
+        assert found.mode == "RGB" and (
+            tone is None or np.abs(np.asarray(found).mean((0, 1)) - tone).max() < 4
+        )
         return "used"
 
-    return Case("image files", f"{name} ({end})" if isinstance(write, bytes) else name, end, attempt)
+    return Case(
+        "image files", f"{name} ({end})" if isinstance(write, bytes) else name, end, attempt
+    )
 
 
 def link(target):
-    """Return a function that makes a link to `target`, relative to the folder `outside` of the box."""
+    """Return a function that makes a link to `target`, relative to the folder `outside` of the
+    box.
+    """
     return lambda file: file.symlink_to(file.parents[2] / "outside" / target)
 
 
 FILES = [
-    photo("truncated.jpg", coded(draw_image(0, 9), "JPEG")[:400], "DataError"), photo("header only.png", coded(draw_image(0, 9), "PNG")[:20], "DataError"),
-    photo("bomb.png", bomb(), "DataError"), photo("nothing.png", b"", "DataError"), photo("text.png", b"I am no image\n", "DataError"),
-    photo("page.jpg", b"<html><script>alert(1)</script></html>", "DataError"), photo("pickle.png", EVIL, "DataError"),
-    photo("strip.png", saved(Image.new("RGB", (2, 300))), "DataError"), photo("float.tiff", saved(Image.new("F", (16, 16))), "DataError"),
-    photo("exif.jpg", coded(draw_image(0, 9), "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff" + b"\xff" * 40), "used"),
-    photo("cmyk.jpg", saved(RED), "used", (254, 0, 0)), photo("grey16.png", saved(GREY), "used", (100, 100, 100)),
-    photo("grey16.tif", saved(GREY), "used", (100, 100, 100)), photo("two-tone.png", saved(Image.new("1", (16, 16), 1)), "used", (255, 255, 255)),
-    photo("palette.png", saved(CLEAR.quantize(), transparency=0), "used", (255, 255, 255)), photo("clear.png", saved(CLEAR), "used", (255, 255, 255)),
+    photo("truncated.jpg", coded(draw_image(0, 9), "JPEG")[:400], "DataError"),
+    photo("header only.png", coded(draw_image(0, 9), "PNG")[:20], "DataError"),
+    photo("bomb.png", bomb(), "DataError"),
+    photo("nothing.png", b"", "DataError"),
+    photo("text.png", b"I am no image\n", "DataError"),
+    photo("page.jpg", b"<html><script>alert(1)</script></html>", "DataError"),
+    photo("pickle.png", EVIL, "DataError"),
+    photo("strip.png", saved(Image.new("RGB", (2, 300))), "DataError"),
+    photo("float.tiff", saved(Image.new("F", (16, 16))), "DataError"),
+    photo(
+        "exif.jpg",
+        coded(draw_image(0, 9), "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff" + b"\xff" * 40),
+        "used",
+    ),
+    photo("cmyk.jpg", saved(RED), "used", (254, 0, 0)),
+    photo("grey16.png", saved(GREY), "used", (100, 100, 100)),
+    photo("grey16.tif", saved(GREY), "used", (100, 100, 100)),
+    photo("two-tone.png", saved(Image.new("1", (16, 16), 1)), "used", (255, 255, 255)),
+    photo("palette.png", saved(CLEAR.quantize(), transparency=0), "used", (255, 255, 255)),
+    photo("clear.png", saved(CLEAR), "used", (255, 255, 255)),
     photo("grey and clear.png", saved(Image.new("LA", (16, 16), (0, 0))), "used", (255, 255, 255)),
-    photo("animated.gif", saved(draw_image(0, 9), **FRAMES), "skipped and counted"), photo("animation.png", saved(draw_image(0, 9), format="GIF", **FRAMES), "used"),
-    photo("animated.webp", saved(draw_image(0, 9), **FRAMES), "used"), photo("turned.jpg", turned(), "used"),
-    photo(".hidden.png", saved(draw_image(0, 9)), "skipped and counted"), photo("._photo.jpg", b"\0\5\x16\7 of a Mac", "skipped and counted"),
-    photo("notes.txt", b"mine", "skipped and counted"), photo("folder.png", Path.mkdir, "skipped and counted"),
-    photo("pipe.png", os.mkfifo, "skipped and counted"), photo("out.png", link("secret.png"), "DataError"), photo("nowhere.png", link("missing.png"), "DataError"),
-    photo("loop.png", lambda file: file.symlink_to(file), "DataError"), photo("device.png", lambda file: file.symlink_to("/dev/zero"), "skipped and counted"),
+    photo("animated.gif", saved(draw_image(0, 9), **FRAMES), "skipped and counted"),
+    photo("animation.png", saved(draw_image(0, 9), format="GIF", **FRAMES), "used"),
+    photo("animated.webp", saved(draw_image(0, 9), **FRAMES), "used"),
+    photo("turned.jpg", turned(), "used"),
+    photo(".hidden.png", saved(draw_image(0, 9)), "skipped and counted"),
+    photo("._photo.jpg", b"\0\5\x16\7 of a Mac", "skipped and counted"),
+    photo("notes.txt", b"mine", "skipped and counted"),
+    photo("folder.png", Path.mkdir, "skipped and counted"),
+    photo("pipe.png", os.mkfifo, "skipped and counted"),
+    photo("out.png", link("secret.png"), "DataError"),
+    photo("nowhere.png", link("missing.png"), "DataError"),
+    photo("loop.png", lambda file: file.symlink_to(file), "DataError"),
+    photo("device.png", lambda file: file.symlink_to("/dev/zero"), "skipped and counted"),
     photo("within.png", lambda file: file.symlink_to(file.with_name("image 0.png")), "used"),
 ]
 
@@ -141,38 +195,65 @@ def class_link(box):
 
 FILES.append(Case("image files", "a class folder that is a link out", "DataError", class_link))
 
-SPAN = re.compile(r"(?<!`)(`+)(?!`)(.*?)(?<!`)\1(?!`)", re.DOTALL)  # code of Markdown, in as many backticks before as behind
+# Code of Markdown, in as many backticks before as behind.
+SPAN = re.compile(r"(?<!`)(`+)(?!`)(.*?)(?<!`)\1(?!`)", re.DOTALL)
 
-# Names of class folders. A name is text wherever it goes: prompt, folder, card, page, figure, command.
+# Names of class folders. A name is text wherever it goes: prompt, folder, card, page, figure,
+# command.
 
 
 def markup(box, names, noun=""):
-    """Put class names through everything that writes them, and return 'used' if they stayed text."""
+    """Put class names through everything that writes them, and return 'used' if they stayed
+    text.
+    """
     loaded = data.load("folder", str(box.photos), noun)
     assert sorted(loaded.classes) == sorted(names)
     safe = images.class_folders(loaded.classes)
-    assert len({f.lower() for f in safe}) == len(names) and not any(set(f) & set("/\\<>:\"|?*$`;&'") or f.startswith(".") for f in safe)
-    rows = [{"file_name": f"{f}/000000.png", "prompt": data.prompt(noun, n), "class": n, "label": i, "seed": i, "adapter": None}
-            for i, (f, n) in enumerate(zip(safe, loaded.classes, strict=True))]
+    assert len({f.lower() for f in safe}) == len(names) and not any(
+        set(f) & set("/\\<>:\"|?*$`;&'") or f.startswith(".") for f in safe
+    )
+    rows = [
+        {
+            "file_name": f"{f}/000000.png",
+            "prompt": data.prompt(noun, n),
+            "class": n,
+            "label": i,
+            "seed": i,
+            "adapter": None,
+        }
+        for i, (f, n) in enumerate(zip(safe, loaded.classes, strict=True))
+    ]
 
     def build(root):
         for row in rows:
             (root / "train" / row["file_name"]).parent.mkdir(parents=True)
             draw_image(0, 0).save(root / "train" / row["file_name"])
-        (root / "train" / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (root / "train" / "metadata.jsonl").write_text(
+            "".join(json.dumps(row) + "\n" for row in rows)
+        )
         (root / "classes.json").write_text(json.dumps(dict(zip(safe, loaded.classes, strict=True))))
 
     recipe = config.recipe(dataset="folder", folder=str(box.photos), method="base", noun=noun)
     key = "generate-0123456789abcdef"
-    box.store.make(key, {"generate": {}, "seed": 0, "adapters": []}, build, recipe=config.as_dict(recipe))
-    front, body = (export.export(key, box.root / "out", ["imagefolder"], box.store)[0] / "README.md").read_text().split("\n---\n", 1)
-    assert yaml.safe_load(front.removeprefix("---\n"))["class_names"] == dict(enumerate(loaded.classes))
+    box.store.make(
+        key, {"generate": {}, "seed": 0, "adapters": []}, build, recipe=config.as_dict(recipe)
+    )
+    front, body = (
+        (export.export(key, box.root / "out", ["imagefolder"], box.store)[0] / "README.md")
+        .read_text()
+        .split("\n---\n", 1)
+    )
+    assert yaml.safe_load(front.removeprefix("---\n"))["class_names"] == dict(
+        enumerate(loaded.classes)
+    )
     shown = SPAN.sub("", body)  # Markdown reads nothing within
     assert not [word for word in ("<script", "<img", "](", "`", "${", "alert(") if word in shown]
     table = show_table(photos.inspect(str(box.photos))).to_html()
     assert not [word for word in ("<script", "<img", "<b>") if word in table]
     plots.plot_confusion(np.eye(len(names)), loaded.classes).savefig(io.BytesIO())
-    plots.plot_samples({"x": [[draw_image(0, 0)] for _ in names]}, loaded.classes).savefig(io.BytesIO())
+    plots.plot_samples({"x": [[draw_image(0, 0)] for _ in names]}, loaded.classes).savefig(
+        io.BytesIO()
+    )
     return "used as text"
 
 
@@ -185,14 +266,62 @@ def named(*names, end="used as text", noun=""):
     return Case("class names and prompts", ascii(names[0] if names else noun)[:60], end, attempt)
 
 
-TEXTS = ["two words", "it's", 'say "x"', "a\u2215b", "a\\b", "\U0001f431", "\U0001f468\u200d\U0001f469\u200d\U0001f467", "x" * 255, "\U0001f431" * 63,
-         "<img src=x onerror=alert(1)>", "<script>alert(1)<\u2215script>", "[x](javascript:alert(1))", "`id`", "$(touch ran)", "; touch ran",
-         "-rf", "--yes", "x...", "- {a: b}", "!!python-object x", "key: [value", "--- x", "{{ x }}", "{0}", "%s%n", "$\\frac$", "${HOME}", "# x",
-         "| a | b |", "*x*", "CON", "nul.", "~", "null", "1e3", "yes", "\u202etxt", "\ufeffx", "e\u0301", "\u0660", "&amp;", "<b>x<"]
+TEXTS = [
+    "two words",
+    "it's",
+    'say "x"',
+    "a\u2215b",
+    "a\\b",
+    "\U0001f431",
+    "\U0001f468\u200d\U0001f469\u200d\U0001f467",
+    "x" * 255,
+    "\U0001f431" * 63,
+    "<img src=x onerror=alert(1)>",
+    "<script>alert(1)<\u2215script>",
+    "[x](javascript:alert(1))",
+    "`id`",
+    "$(touch ran)",
+    "; touch ran",
+    "-rf",
+    "--yes",
+    "x...",
+    "- {a: b}",
+    "!!python-object x",
+    "key: [value",
+    "--- x",
+    "{{ x }}",
+    "{0}",
+    "%s%n",
+    "$\\frac$",
+    "${HOME}",
+    "# x",
+    "| a | b |",
+    "*x*",
+    "CON",
+    "nul.",
+    "~",
+    "null",
+    "1e3",
+    "yes",
+    "\u202etxt",
+    "\ufeffx",
+    "e\u0301",
+    "\u0660",
+    "&amp;",
+    "<b>x<",
+]
 NAMES = [named(text) for text in TEXTS] + [
-    named("Dog", end="DataError"), named("DOG ", end="DataError"), named("\u00e9", "e\u0301", end="DataError"), named("stra\u00dfe", "STRASSE", end="DataError"),
-    named("a\nb", end="DataError"), named("\x1b[31mred", end="DataError"), named("a\u2028b", end="DataError"), named(os.fsdecode(b"\xff\xfe"), end="DataError"),
-    named(noun="<script>alert(1)</script>"), named(noun="](javascript:alert(1))"), named(noun="`touch ran`"),
+    named("Dog", end="DataError"),
+    named("DOG ", end="DataError"),
+    named("\u00e9", "e\u0301", end="DataError"),
+    named("stra\u00dfe", "STRASSE", end="DataError"),
+    named("a\nb", end="DataError"),
+    named("\x1b[31mred", end="DataError"),
+    named("a\u2028b", end="DataError"),
+    named(os.fsdecode(b"\xff\xfe"), end="DataError"),
+    named(noun="<script>alert(1)</script>"),
+    named(noun="](javascript:alert(1))"),
+    named(noun="`touch ran`"),
     named(noun="bird\nclass_names: {0: x}", end="ConfigError"),
 ]
 
@@ -201,23 +330,70 @@ def hidden_class(box):
     write_classes(box.photos, ["cat", "dog", ".git"], 3)
     (box.photos / "readme.md").write_text("mine")
     assert "2 entries beside the class folders" in " ".join(photos.inspect(str(box.photos))["what"])
-    return "skipped and counted" if data.load("folder", str(box.photos)).classes == ("cat", "dog") else "used"
+    return (
+        "skipped and counted"
+        if data.load("folder", str(box.photos)).classes == ("cat", "dog")
+        else "used"
+    )
 
 
-NAMES.append(Case("class names and prompts", "a hidden folder and a loose file", "skipped and counted", hidden_class))
+NAMES.append(
+    Case(
+        "class names and prompts",
+        "a hidden folder and a loose file",
+        "skipped and counted",
+        hidden_class,
+    )
+)
 
 # Recipes.
 
 RECIPES = [
-    {"profile": []}, {"profile": None}, {"profile": "mini\ud800"}, {"overrides": [1]}, {"overrides": "adapt.rank=4"}, {"overrides": {1: 2}},
-    {"overrides": {"adapt": {"rank": 4}}}, {"overrides": {"adapt.rank": "4"}}, {"overrides": {"adapt.rank": 4.0}}, {"overrides": {"adapt.rank": None}},
-    {"overrides": {"adapt.rank": [4]}}, {"overrides": {"adapt.rank": True}}, {"overrides": {"adapt.rank": 0}}, {"overrides": {"adapt.rank": -1}},
-    {"overrides": {"adapt.rank": 10**9}}, {"overrides": {"adapt.lr": float("nan")}}, {"overrides": {"adapt.lr": float("inf")}},
-    {"overrides": {"adapt.lr": -float("inf")}}, {"overrides": {"adapt.lr": -1e-300}}, {"overrides": {"adapt.lr": 10**400}}, {"overrides": {"adapt.lr": 1j}},
-    {"overrides": {"adapt.text_encoder": 1}}, {"overrides": {"adapt.crop": []}}, {"overrides": {"generate.images": 10**12}}, {"overrides": {"generate.steps": 10**6}},
-    {"overrides": {"generate.guidance": 1e300}}, {"overrides": {"classify.epochs": 10**30}}, {"overrides": {"classify.hue": 0.6}}, {"seed": 10**5000},
-    {"seed": -1}, {"seed": 2**63}, {"shots": 2**31}, {"shots": -1}, {"resolution": 10**6}, {"dataset": ["mnist"]}, {"dataset": "a\0b"}, {"folder": "\x1b]0;x\x07"},
-    {"folder": "x" * 300}, {"generator": "y" * 300}, {"noun": "a\r\nb"}, {"noun": "\ud800"}, {"method": {}}, {"adapt": 5}, {"x" * 10_000: 1}, {"a\x1bb": 1},
+    {"profile": []},
+    {"profile": None},
+    {"profile": "mini\ud800"},
+    {"overrides": [1]},
+    {"overrides": "adapt.rank=4"},
+    {"overrides": {1: 2}},
+    {"overrides": {"adapt": {"rank": 4}}},
+    {"overrides": {"adapt.rank": "4"}},
+    {"overrides": {"adapt.rank": 4.0}},
+    {"overrides": {"adapt.rank": None}},
+    {"overrides": {"adapt.rank": [4]}},
+    {"overrides": {"adapt.rank": True}},
+    {"overrides": {"adapt.rank": 0}},
+    {"overrides": {"adapt.rank": -1}},
+    {"overrides": {"adapt.rank": 10**9}},
+    {"overrides": {"adapt.lr": float("nan")}},
+    {"overrides": {"adapt.lr": float("inf")}},
+    {"overrides": {"adapt.lr": -float("inf")}},
+    {"overrides": {"adapt.lr": -1e-300}},
+    {"overrides": {"adapt.lr": 10**400}},
+    {"overrides": {"adapt.lr": 1j}},
+    {"overrides": {"adapt.text_encoder": 1}},
+    {"overrides": {"adapt.crop": []}},
+    {"overrides": {"generate.images": 10**12}},
+    {"overrides": {"generate.steps": 10**6}},
+    {"overrides": {"generate.guidance": 1e300}},
+    {"overrides": {"classify.epochs": 10**30}},
+    {"overrides": {"classify.hue": 0.6}},
+    {"seed": 10**5000},
+    {"seed": -1},
+    {"seed": 2**63},
+    {"shots": 2**31},
+    {"shots": -1},
+    {"resolution": 10**6},
+    {"dataset": ["mnist"]},
+    {"dataset": "a\0b"},
+    {"folder": "\x1b]0;x\x07"},
+    {"folder": "x" * 300},
+    {"generator": "y" * 300},
+    {"noun": "a\r\nb"},
+    {"noun": "\ud800"},
+    {"method": {}},
+    {"adapt": 5},
+    {"x" * 10_000: 1},
+    {"a\x1bb": 1},
 ]
 
 
@@ -235,47 +411,105 @@ def lists(name, **values):
 
 
 SETTINGS = [settings_case(fields) for fields in RECIPES] + [
-    lists("methods as a text", methods="real"), lists("no seeds", seeds=[]), lists("overrides as a text", overrides="x"), lists("a method that is a list", methods=[["real"]]),
-    Case("recipes", "workers='2'", "ConfigError", lambda box: study.run_cells([], box.store, "2") and "used"),
-    Case("recipes", "folds=0", "ConfigError", lambda box: len(photos.estimate(str(box.photos), folds=0)) and "used"),
-    Case("recipes", "a test folder that is missing", "DataError", lambda box: (write_classes(box.photos, ["a", "b"], 1),
-                                                                                photos.inspect(str(box.photos), str(box.root / "no"))) and "used"),
+    lists("methods as a text", methods="real"),
+    lists("no seeds", seeds=[]),
+    lists("overrides as a text", overrides="x"),
+    lists("a method that is a list", methods=[["real"]]),
+    Case(
+        "recipes",
+        "workers='2'",
+        "ConfigError",
+        lambda box: study.run_cells([], box.store, "2") and "used",
+    ),
+    Case(
+        "recipes",
+        "folds=0",
+        "ConfigError",
+        lambda box: len(photos.estimate(str(box.photos), folds=0)) and "used",
+    ),
+    Case(
+        "recipes",
+        "a test folder that is missing",
+        "DataError",
+        lambda box: (
+            (
+                write_classes(box.photos, ["a", "b"], 1),
+                photos.inspect(str(box.photos), str(box.root / "no")),
+            )
+            and "used"
+        ),
+    ),
 ]
 
 # What the store holds.
 
 
 def junk(name, content):
-    """Return (name, function that puts `content`, bytes or a function of the old ones, into a file)."""
-    return name, lambda file: file.write_bytes(content(file.read_bytes()) if callable(content) else content)
+    """Return (name, function that puts `content`, bytes or a function of the old ones, into a
+    file).
+    """
+    return name, lambda file: file.write_bytes(
+        content(file.read_bytes()) if callable(content) else content
+    )
 
 
 def flipped(content):
     return content[:-9] + bytes([content[-9] ^ 1]) + content[-8:]
 
 
-JUNK = [junk("empty", b""), junk("cut", lambda b: b[:len(b) // 2]), junk("of zeros", lambda b: bytes(len(b))), junk("with one bit flipped", flipped),
-        junk("a pickle", EVIL), junk("a pickle of its length", lambda b: EVIL.ljust(len(b), b"\0")[:max(len(b), len(EVIL))])]
-ODD = [junk("null", b"null"), junk("[]", b"[]"), junk("no UTF-8", b"\xff\xfe\0"), junk("deep", b"[" * 100_000), junk("NaN", b"NaN"), junk("of digits", b"9" * 5000)]
-SHAPES = [junk("with numbers for files", b'{"files": {"a": 5}, "seconds": 1.0}'), junk("with a list of files", b'{"files": [], "seconds": 1.0}'),
-          junk("with a file outside", b'{"files": {"../../outside/secret.png": [1, "0"]}, "seconds": 1.0}'),
-          junk("with a name of no file", b'{"files": {"a\\u0000b": [1, "0"]}, "seconds": 1.0}'), junk("without seconds", b'{"files": {}}')]
+JUNK = [
+    junk("empty", b""),
+    junk("cut", lambda b: b[: len(b) // 2]),
+    junk("of zeros", lambda b: bytes(len(b))),
+    junk("with one bit flipped", flipped),
+    junk("a pickle", EVIL),
+    junk("a pickle of its length", lambda b: EVIL.ljust(len(b), b"\0")[: max(len(b), len(EVIL))]),
+]
+ODD = [
+    junk("null", b"null"),
+    junk("[]", b"[]"),
+    junk("no UTF-8", b"\xff\xfe\0"),
+    junk("deep", b"[" * 100_000),
+    junk("NaN", b"NaN"),
+    junk("of digits", b"9" * 5000),
+]
+SHAPES = [
+    junk("with numbers for files", b'{"files": {"a": 5}, "seconds": 1.0}'),
+    junk("with a list of files", b'{"files": [], "seconds": 1.0}'),
+    junk(
+        "with a file outside", b'{"files": {"../../outside/secret.png": [1, "0"]}, "seconds": 1.0}'
+    ),
+    junk("with a name of no file", b'{"files": {"a\\u0000b": [1, "0"]}, "seconds": 1.0}'),
+    junk("without seconds", b'{"files": {}}'),
+]
 
 
 def damaged(stage, file, title, write):
-    """Return a case: a finished cell, one of whose files is damaged; it must be made again, and nothing else, with the same record."""
+    """Return a case: a finished cell, one of whose files is damaged; it must be made again, and
+    nothing else, with the same record.
+    """
+
     def attempt(box):
         first, store = box.cell()
         key = first["artifacts"][stage]
-        mended, before = store.folder(key) / file, {p: p.read_bytes() for p in sorted(store.root.rglob("*.[js]*")) if p.is_file()}
+        mended, before = (
+            store.folder(key) / file,
+            {p: p.read_bytes() for p in sorted(store.root.rglob("*.[js]*")) if p.is_file()},
+        )
         write(mended)
         built, build = [], Store._build
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("datadream.store._verified", {})
-            patch.setattr(Store, "_build", lambda self, key, *rest: (built.append(key), build(self, key, *rest)))
+            patch.setattr(
+                Store,
+                "_build",
+                lambda self, key, *rest: (built.append(key), build(self, key, *rest)),
+            )
             second = study.run(box.recipe, store)
         assert built == [key] and second == first
-        assert all(p.read_bytes() == content for p, content in before.items() if p.name != "manifest.json"), "the same bytes again"
+        assert all(
+            p.read_bytes() == content for p, content in before.items() if p.name != "manifest.json"
+        ), "the same bytes again"
         return "made again"
 
     return Case(f"damaged {file}", title, "made again", attempt)
@@ -287,11 +521,16 @@ def record(title, write, end):
         (file,) = store.records.glob("*.json")
         write(file)
         if end == "made again":
-            assert study.run(box.recipe, store)["result"] == first["result"] and len(study.find([box.recipe], store)) == 1
+            assert (
+                study.run(box.recipe, store)["result"] == first["result"]
+                and len(study.find([box.recipe], store)) == 1
+            )
             return end
         return study.load_records(store.records) is not None and "used"
 
-    return Case("damaged record", f"{title}, {'run' if end == 'made again' else 'read'}", end, attempt)
+    return Case(
+        "damaged record", f"{title}, {'run' if end == 'made again' else 'read'}", end, attempt
+    )
 
 
 def adapter(title, write):
@@ -301,20 +540,35 @@ def adapter(title, write):
         write(folder / "adapter.safetensors")
         return photos.classify_files(folder, [box.outside / "secret.png"]) and "used"
 
-    return Case("damaged adapter.safetensors", f"{title}, given to classify_files", "DataError", attempt)
+    return Case(
+        "damaged adapter.safetensors", f"{title}, given to classify_files", "DataError", attempt
+    )
 
 
 MANIFESTS = [damaged("train", "manifest.json", *one) for one in [*JUNK[:3], JUNK[4], *ODD, *SHAPES]]
-WEIGHTS = [damaged("train", "adapter.safetensors", *one) for one in JUNK] + [adapter(*one) for one in [*JUNK[:3], *JUNK[4:]]]
+WEIGHTS = [damaged("train", "adapter.safetensors", *one) for one in JUNK] + [
+    adapter(*one) for one in [*JUNK[:3], *JUNK[4:]]
+]
 RESULTS = [damaged("judge", "result.json", *one) for one in JUNK]
-RECORDS = [record(*one, end) for one in [*JUNK[:3], *JUNK[4:5], *ODD, junk("without numbers", b'{"recipe": {}}')] for end in ("DataError", "made again")]
-RECORDS.append(record("with another number", lambda file: file.write_text(file.read_text().replace('"top1": ', '"top1": 1')), "made again"))
+RECORDS = [
+    record(*one, end)
+    for one in [*JUNK[:3], *JUNK[4:5], *ODD, junk("without numbers", b'{"recipe": {}}')]
+    for end in ("DataError", "made again")
+]
+RECORDS.append(
+    record(
+        "with another number",
+        lambda file: file.write_text(file.read_text().replace('"top1": ', '"top1": 1')),
+        "made again",
+    )
+)
 
 # Locks, leases, and what a killed training left.
 
 
 def lock(title, write, end="used"):
     """Return a case: the content of a lock has no say; what is no plain file is named."""
+
     def attempt(box):
         file = box.store.root / ".draw-1.lock"
         file.parent.mkdir(parents=True)
@@ -333,6 +587,7 @@ def replaced(make_other):
 
 def lease(title, write):
     """Return a case: a lease of whatever content that no heartbeat changes is a dead one's."""
+
     def attempt(box):
         fs, path = url_to_fs(f"file://{box.root}/address/draw-1.lease", auto_mkdir=True)
         with pytest.MonkeyPatch.context() as patch:
@@ -359,8 +614,14 @@ def checkpoint(title, write):
     return Case("damaged checkpoint.safetensors", title, "removed, begun anew", attempt)
 
 
-LOCKS = [lock(*one) for one in JUNK] + [lock("a folder", replaced(Path.mkdir), "StoreError"), lock("a link out", replaced(
-    lambda file: file.symlink_to(file.parents[1] / "outside" / "other")), "StoreError")]
+LOCKS = [lock(*one) for one in JUNK] + [
+    lock("a folder", replaced(Path.mkdir), "StoreError"),
+    lock(
+        "a link out",
+        replaced(lambda file: file.symlink_to(file.parents[1] / "outside" / "other")),
+        "StoreError",
+    ),
+]
 LEFT = LOCKS + [lease(*one) for one in JUNK] + [checkpoint(*one) for one in JUNK]
 
 # Split files of the paper's datasets.
@@ -379,18 +640,46 @@ def split_file(name, content, dataset="eurosat", file=None):
     return Case("split files", name, "DataError", attempt)
 
 
-SPLITS = [split_file(f"JSON {name}", content) for name, content in [
-    ("empty", b""), ("cut", b'{"train": [["a", '), ("no UTF-8", b"\xff\xfe"), ("a list", b"[]"), ("deep", b"[" * 100_000), ("a pickle", EVIL),
-    ("without a part", b'{"train": []}'), ("with short rows", b'{"train": [["a"]], "val": [], "test": []}'), ("with numbers for rows", b'{"train": 5, "val": [], "test": []}'),
-    *[(f"with {what}", b'{"train": [%s], "val": [], "test": []}' % row) for what, row in [
-        ("an infinite label", b'["a.jpg", Infinity, "a"]'), ("a label that is text", b'["a.jpg", "x", "a"]'), ("a missing image", ROW),
-        ("a path out", b'["../../outside/secret.png", 0, "a"]'), ("an absolute path", b'["/etc/passwd", 0, "a"]'), ("a path by the folder's name out", b'["2750/../x.jpg", 0, "a"]'),
-        ("a NUL", b'["a\\u0000b", 0, "a"]'), ("an escape sequence", b'["\\u001b[2J", 0, "a"]'), ("a path that is too long", b'["%s", 0, "a"]' % (b"x" * 5000)),
-        ("a null path", b'[null, 0, "a"]')]]]] + [
-    split_file(f"CSV {name}", content, *rest, file="split_coop.csv") for name, content, *rest in [
-        ("empty of columns", b"a,b\n1,2\n"), ("with a short row", b"split,filename\ntrain\n"), ("no UTF-8", b"split,filename\ntrain,\xff\xfe\n"),
-        ("a pickle", EVIL), ("with a NUL", b"split,filename\ntrain,a\0b\n"), ("with a path out", b"split,filename\ntrain,../../outside/secret.png\n"),
-        ("a flower without number", b"split,filename\ntrain,x.jpg\n", "flowers102")]]
+SPLITS = [
+    split_file(f"JSON {name}", content)
+    for name, content in [
+        ("empty", b""),
+        ("cut", b'{"train": [["a", '),
+        ("no UTF-8", b"\xff\xfe"),
+        ("a list", b"[]"),
+        ("deep", b"[" * 100_000),
+        ("a pickle", EVIL),
+        ("without a part", b'{"train": []}'),
+        ("with short rows", b'{"train": [["a"]], "val": [], "test": []}'),
+        ("with numbers for rows", b'{"train": 5, "val": [], "test": []}'),
+        *[
+            (f"with {what}", b'{"train": [%s], "val": [], "test": []}' % row)
+            for what, row in [
+                ("an infinite label", b'["a.jpg", Infinity, "a"]'),
+                ("a label that is text", b'["a.jpg", "x", "a"]'),
+                ("a missing image", ROW),
+                ("a path out", b'["../../outside/secret.png", 0, "a"]'),
+                ("an absolute path", b'["/etc/passwd", 0, "a"]'),
+                ("a path by the folder's name out", b'["2750/../x.jpg", 0, "a"]'),
+                ("a NUL", b'["a\\u0000b", 0, "a"]'),
+                ("an escape sequence", b'["\\u001b[2J", 0, "a"]'),
+                ("a path that is too long", b'["%s", 0, "a"]' % (b"x" * 5000)),
+                ("a null path", b'[null, 0, "a"]'),
+            ]
+        ],
+    ]
+] + [
+    split_file(f"CSV {name}", content, *rest, file="split_coop.csv")
+    for name, content, *rest in [
+        ("empty of columns", b"a,b\n1,2\n"),
+        ("with a short row", b"split,filename\ntrain\n"),
+        ("no UTF-8", b"split,filename\ntrain,\xff\xfe\n"),
+        ("a pickle", EVIL),
+        ("with a NUL", b"split,filename\ntrain,a\0b\n"),
+        ("with a path out", b"split,filename\ntrain,../../outside/secret.png\n"),
+        ("a flower without number", b"split,filename\ntrain,x.jpg\n", "flowers102"),
+    ]
+]
 
 
 def labels(name, content):
@@ -405,15 +694,28 @@ def labels(name, content):
 def variants(box):
     (box.root / "images").mkdir()
     (box.root / "images_variant_train.txt").write_bytes(b"0034309\n\xff\xfe\n")
-    return readers.read_variants("fgvc_aircraft", ("707",), box.root, box.root / "images") and "used"
+    return (
+        readers.read_variants("fgvc_aircraft", ("707",), box.root, box.root / "images") and "used"
+    )
 
 
-SPLITS += [labels("empty", b""), labels("a pickle", EVIL), labels("text", b"x" * 200), Case("split files", "a list of variants of no two words", "DataError", variants)]
+SPLITS += [
+    labels("empty", b""),
+    labels("a pickle", EVIL),
+    labels("text", b"x" * 200),
+    Case("split files", "a list of variants of no two words", "DataError", variants),
+]
 
 # Study files.
 
-LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 10)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True))
-MERGES = "a: &a {x: 1}\n" + "".join(f"{b}: &{b} {{<<: [{', '.join([f'*{a}'] * 10)}]}}\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True))
+LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{b}: &{b} [{', '.join([f'*{a}'] * 10)}]\n"
+    for a, b in zip("abcdefgh", "bcdefghi", strict=True)
+)
+MERGES = "a: &a {x: 1}\n" + "".join(
+    f"{b}: &{b} {{<<: [{', '.join([f'*{a}'] * 10)}]}}\n"
+    for a, b in zip("abcdefgh", "bcdefghi", strict=True)
+)
 RUN = "runs: {%s}\nsmoke: {}\n"
 
 
@@ -426,37 +728,93 @@ def study_file(name, content):
     return Case("study files", name, "ConfigError", attempt)
 
 
-STUDIES = [study_file(name, content) for name, content in [
-    ("empty", ""), ("cut", "runs: {mnist: {noteb"), ("no UTF-8", b"\xff\xfe\0"), ("a NUL", "runs: \0"), ("a pickle", EVIL), ("a list", "[]"), ("a tab", "runs:\n\t- x"),
-    ("another key", "runs: {}\nsmoke: {}\nx: 1"), ("deep", "[" * 5000), ("billion laughs", LAUGHS), ("billion laughs of merges", MERGES), ("a list in itself", "runs: &a [*a]\nsmoke: {}"),
-    ("a mapping in itself", "runs: &a {x: *a}\nsmoke: {}"), ("bombs in the parameters", LAUGHS.replace("a: &a", "runs: &a", 1)),
-    ("python/object/apply", RUN % "x: !!python/object/apply:os.system ['touch ran']"), ("python/object/new", RUN % "x: !!python/object/new:os.system ['touch ran']"),
-    ("python/name", RUN % "x: !!python/name:os.system"), ("python/module", RUN % "x: !!python/module:os"), ("another tag", RUN % "x: !evil y"),
-    ("an int of nothing", RUN % "x: !!int ''"), ("a bool of a word", RUN % "x: !!bool maybe"), ("a date that is none", RUN % "x: 2024-99-99"), ("a time of a word", RUN % "x: !!timestamp x"),
-    ("5,000 digits", RUN % f"x: {'9' * 5000}"), ("a list as a key", RUN % "? [a] : b"), ("a run that leads out", RUN % "../../evil: {notebook: dataset}"),
-    ("a run with a slash", RUN % "a/b: {notebook: dataset}"), ("a run that is a command", RUN % "'; touch ran': {notebook: dataset}"), ("a run of markup", RUN % "<script>: {notebook: dataset}"),
-    ("a run that is a number", RUN % "1: {notebook: dataset}"), ("a hidden run", RUN % ".x: {notebook: dataset}"), ("a notebook that leads out", RUN % "x: {notebook: ../outside/dataset}"),
-    ("an absolute notebook", RUN % "x: {notebook: /etc/passwd}"), ("no notebook", RUN % "x: {}"), ("a null run", RUN % "x: null"), ("a list for a notebook", RUN % "x: {notebook: [dataset]}"),
-    ("a missing notebook", RUN % "x: {notebook: datset}"), ("groups of mappings", RUN % "x: {notebook: dataset, groups: [{a: b}]}"), ("a text for groups", RUN % "x: {notebook: dataset, groups: a}"),
-    ("a list of parameters", RUN % "x: {notebook: dataset, parameters: [shots]}"), ("a null for parameters", RUN % "x: {notebook: dataset, parameters: null}"),
-    ("numbers for parameters", RUN % "x: {notebook: dataset, parameters: {1: 2, shot: 4}}"), ("a parameter that is none", RUN % "x: {notebook: dataset, parameters: {shot: 4}}"),
-    ("a number for smoke", "runs: {x: {notebook: dataset}}\nsmoke: {dataset: 5}"), ("a list for smoke", "runs: {}\nsmoke: []")]]
+STUDIES = [
+    study_file(name, content)
+    for name, content in [
+        ("empty", ""),
+        ("cut", "runs: {mnist: {noteb"),
+        ("no UTF-8", b"\xff\xfe\0"),
+        ("a NUL", "runs: \0"),
+        ("a pickle", EVIL),
+        ("a list", "[]"),
+        ("a tab", "runs:\n\t- x"),
+        ("another key", "runs: {}\nsmoke: {}\nx: 1"),
+        ("deep", "[" * 5000),
+        ("billion laughs", LAUGHS),
+        ("billion laughs of merges", MERGES),
+        ("a list in itself", "runs: &a [*a]\nsmoke: {}"),
+        ("a mapping in itself", "runs: &a {x: *a}\nsmoke: {}"),
+        ("bombs in the parameters", LAUGHS.replace("a: &a", "runs: &a", 1)),
+        ("python/object/apply", RUN % "x: !!python/object/apply:os.system ['touch ran']"),
+        ("python/object/new", RUN % "x: !!python/object/new:os.system ['touch ran']"),
+        ("python/name", RUN % "x: !!python/name:os.system"),
+        ("python/module", RUN % "x: !!python/module:os"),
+        ("another tag", RUN % "x: !evil y"),
+        ("an int of nothing", RUN % "x: !!int ''"),
+        ("a bool of a word", RUN % "x: !!bool maybe"),
+        ("a date that is none", RUN % "x: 2024-99-99"),
+        ("a time of a word", RUN % "x: !!timestamp x"),
+        ("5,000 digits", RUN % f"x: {'9' * 5000}"),
+        ("a list as a key", RUN % "? [a] : b"),
+        ("a run that leads out", RUN % "../../evil: {notebook: dataset}"),
+        ("a run with a slash", RUN % "a/b: {notebook: dataset}"),
+        ("a run that is a command", RUN % "'; touch ran': {notebook: dataset}"),
+        ("a run of markup", RUN % "<script>: {notebook: dataset}"),
+        ("a run that is a number", RUN % "1: {notebook: dataset}"),
+        ("a hidden run", RUN % ".x: {notebook: dataset}"),
+        ("a notebook that leads out", RUN % "x: {notebook: ../outside/dataset}"),
+        ("an absolute notebook", RUN % "x: {notebook: /etc/passwd}"),
+        ("no notebook", RUN % "x: {}"),
+        ("a null run", RUN % "x: null"),
+        ("a list for a notebook", RUN % "x: {notebook: [dataset]}"),
+        ("a missing notebook", RUN % "x: {notebook: datset}"),
+        ("groups of mappings", RUN % "x: {notebook: dataset, groups: [{a: b}]}"),
+        ("a text for groups", RUN % "x: {notebook: dataset, groups: a}"),
+        ("a list of parameters", RUN % "x: {notebook: dataset, parameters: [shots]}"),
+        ("a null for parameters", RUN % "x: {notebook: dataset, parameters: null}"),
+        ("numbers for parameters", RUN % "x: {notebook: dataset, parameters: {1: 2, shot: 4}}"),
+        ("a parameter that is none", RUN % "x: {notebook: dataset, parameters: {shot: 4}}"),
+        ("a number for smoke", "runs: {x: {notebook: dataset}}\nsmoke: {dataset: 5}"),
+        ("a list for smoke", "runs: {}\nsmoke: []"),
+    ]
+]
 
-CASES = [*FILES, *NAMES, *SETTINGS, *MANIFESTS, *WEIGHTS, *RESULTS, *RECORDS, *LEFT, *SPLITS, *STUDIES]
-
+CASES = [
+    *FILES,
+    *NAMES,
+    *SETTINGS,
+    *MANIFESTS,
+    *WEIGHTS,
+    *RESULTS,
+    *RECORDS,
+    *LEFT,
+    *SPLITS,
+    *STUDIES,
+]
 
 
 def attempt(case, root, finished):
-    """Try a case in the empty folder `root` and return how it ended: "used ...", "skipped ...", or the name of the house's error.
+    """Try a case in the empty folder `root` and return how it ended: "used ...", "skipped ...", or
+    the name of the house's error.
 
-    `finished` is (recipe, store, record) of one finished cell, which is copied where a case damages it. Raises AssertionError where a
-    message is no message, or where something was run, or written outside.
+    `finished` is (recipe, store, record) of one finished cell, which is copied where a case damages
+    it. Raises AssertionError where a message is no message, or where something was run, or written
+    outside.
     """
-    box = types.SimpleNamespace(root=root / "box", photos=root / "photos", outside=root / "outside", store=Store(root / "artifacts"), recipe=finished[0])
+    box = types.SimpleNamespace(
+        root=root / "box",
+        photos=root / "photos",
+        outside=root / "outside",
+        store=Store(root / "artifacts"),
+        recipe=finished[0],
+    )
     for folder in (box.root, box.photos, box.outside, root / "work"):
         folder.mkdir()
     draw_image(2, 2).save(box.outside / "secret.png")
-    box.cell = lambda: (shutil.copytree(finished[1].root, box.store.root), (finished[2], box.store))[1]
+    box.cell = lambda: (
+        shutil.copytree(finished[1].root, box.store.root),
+        (finished[2], box.store),
+    )[1]
     secret = (box.outside / "secret.png").read_bytes()
     PICKLED.clear()
     try:
@@ -464,7 +822,16 @@ def attempt(case, root, finished):
             end = case.attempt(box)
     except HOUSE as error:
         end, message = type(error).__name__, str(error)
-        assert printable(message) and 20 < len(message) < 12_000 and "Errno" not in message.split("(")[0]
-    assert ("posix", "system") not in PICKLED and list((root / "work").iterdir()) == [], "nothing was run"
-    assert sorted(p.name for p in box.outside.iterdir()) == ["secret.png"] and (box.outside / "secret.png").read_bytes() == secret
+        assert (
+            printable(message)
+            and 20 < len(message) < 12_000
+            and "Errno" not in message.split("(")[0]
+        )
+    assert ("posix", "system") not in PICKLED and list((root / "work").iterdir()) == [], (
+        "nothing was run"
+    )
+    assert (
+        sorted(p.name for p in box.outside.iterdir()) == ["secret.png"]
+        and (box.outside / "secret.png").read_bytes() == secret
+    )
     return end

@@ -1,9 +1,12 @@
-"""Fixtures: models even smaller than the embedded ones (the true classes and file formats, random weights), and tiny data."""
+"""Fixtures: models even smaller than the embedded ones (the true classes and file formats,
+random weights), and tiny data.
+"""
 
 import os
 
-# Before any import of torch or the hub: nothing here may touch a network, and two workers with a thread pool each would be
-# slower than two single threads. Processes that a test starts inherit both, so they compute the same numbers.
+# Before any import of torch or the hub: nothing here may touch a network, and two workers with a
+# thread pool each would be slower than two single threads. Processes that a test starts inherit
+# both, so they compute the same numbers.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -31,21 +34,51 @@ ROOT = Path(__file__).resolve().parents[1]
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
 
 # No deadline: a slow machine is no failure. Derandomised: the same code gives the same verdict.
-settings.register_profile("suite", deadline=None, derandomize=True, max_examples=50,
-                          suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+settings.register_profile(
+    "suite",
+    deadline=None,
+    derandomize=True,
+    max_examples=50,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 settings.load_profile("suite")
 
 TOKENS = 24
-CLIP = {"embed_dim": 32, "quick_gelu": True,
-        "vision_cfg": {"image_size": 16, "patch_size": 8, "width": 32, "layers": 2, "head_width": 16},
-        "text_cfg": {"context_length": TOKENS, "width": 16, "heads": 2, "layers": 1, "hf_tokenizer_name": "local",
-                     "tokenizer_kwargs": {"clean": "lower"}}}
-TINY = {"resolution": 16,
-        "adapt.rank": 2, "adapt.alpha": 6, "adapt.lr": 5e-2, "adapt.batch": 4, "adapt.epochs": 2, "adapt.warmup": 1,
-        "generate.images": 5, "generate.steps": 2, "generate.scheduler": "pipeline", "generate.batch": 2,
-        "classify.rank": 2, "classify.alpha": 6, "classify.lr": 1e-2, "classify.batch": 6, "classify.epochs": 3,
-        "classify.warmup": 1, "classify.evaluations": 3}
-CLASSES = ("Boeing 747", "old truck", "red fox")  # of the folder data set; spaces, capitals and figures as users have them
+CLIP = {
+    "embed_dim": 32,
+    "quick_gelu": True,
+    "vision_cfg": {"image_size": 16, "patch_size": 8, "width": 32, "layers": 2, "head_width": 16},
+    "text_cfg": {
+        "context_length": TOKENS,
+        "width": 16,
+        "heads": 2,
+        "layers": 1,
+        "hf_tokenizer_name": "local",
+        "tokenizer_kwargs": {"clean": "lower"},
+    },
+}
+TINY = {
+    "resolution": 16,
+    "adapt.rank": 2,
+    "adapt.alpha": 6,
+    "adapt.lr": 5e-2,
+    "adapt.batch": 4,
+    "adapt.epochs": 2,
+    "adapt.warmup": 1,
+    "generate.images": 5,
+    "generate.steps": 2,
+    "generate.scheduler": "pipeline",
+    "generate.batch": 2,
+    "classify.rank": 2,
+    "classify.alpha": 6,
+    "classify.lr": 1e-2,
+    "classify.batch": 6,
+    "classify.epochs": 3,
+    "classify.warmup": 1,
+    "classify.evaluations": 3,
+}
+# Of the folder data set; spaces, capitals and figures as users have them.
+CLASSES = ("Boeing 747", "old truck", "red fox")
 
 
 class Killed(BaseException):
@@ -65,7 +98,8 @@ def dies_at(function, call):
     return wrapper
 
 
-# A process that makes an artifact as soon as another one is ready for the same, with copies of its own of what lies on an address.
+# A process that makes an artifact as soon as another one is ready for the same, with copies of its
+# own of what lies on an address.
 MAKE = """
 import os, sys, time
 from pathlib import Path
@@ -95,16 +129,27 @@ print(folder)
 
 
 def make_at_once(root, address):
-    """Let the processes x and y make one artifact of the store at `address`; return how many built it, and the folder that each has it in."""
-    processes = [subprocess.Popen([sys.executable, "-c", MAKE, str(root), name, str(address)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                                  text=True) for name in "xy"]
+    """Let the processes x and y make one artifact of the store at `address`; return how many
+    built it, and the folder that each has it in.
+    """
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", MAKE, str(root), name, str(address)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for name in "xy"
+    ]
     ends = [process.communicate(timeout=120) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], ends
     return len(list(root.glob("built-*"))), [Path(printed.strip()) for printed, _ in ends]
 
 
 def build_generator(folder):
-    """Write a StableDiffusionPipeline of 16 px, 64 thousand UNet parameters and random weights to `folder`."""
+    """Write a StableDiffusionPipeline of 16 px, 64 thousand UNet parameters and random weights
+    to `folder`.
+    """
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -113,20 +158,50 @@ def build_generator(folder):
     tokens.write_vocabulary(folder.parent / "vocabulary")
     tokenizer = tokens.clip_tokenizer(folder.parent / "vocabulary", TOKENS)
     torch.manual_seed(0)
-    vae = AutoencoderKL(in_channels=3, out_channels=3, latent_channels=4, sample_size=16, layers_per_block=1, norm_num_groups=4,
-                        block_out_channels=(8, 16), down_block_types=("DownEncoderBlock2D",) * 2,
-                        up_block_types=("UpDecoderBlock2D",) * 2, mid_block_add_attention=False)
-    text = CLIPTextModel(CLIPTextConfig(hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-                                        max_position_embeddings=TOKENS, vocab_size=len(tokenizer), bos_token_id=tokenizer.bos_token_id,
-                                        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id))
-    unet = UNet2DConditionModel(sample_size=8, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=(16,),
-                                norm_num_groups=8, down_block_types=("CrossAttnDownBlock2D",), up_block_types=("CrossAttnUpBlock2D",),
-                                cross_attention_dim=16, attention_head_dim=2)
+    vae = AutoencoderKL(
+        in_channels=3,
+        out_channels=3,
+        latent_channels=4,
+        sample_size=16,
+        layers_per_block=1,
+        norm_num_groups=4,
+        block_out_channels=(8, 16),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        mid_block_add_attention=False,
+    )
+    text = CLIPTextModel(
+        CLIPTextConfig(
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            max_position_embeddings=TOKENS,
+            vocab_size=len(tokenizer),
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        layers_per_block=1,
+        block_out_channels=(16,),
+        norm_num_groups=8,
+        down_block_types=("CrossAttnDownBlock2D",),
+        up_block_types=("CrossAttnUpBlock2D",),
+        cross_attention_dim=16,
+        attention_head_dim=2,
+    )
     base.save_generator(folder, vae, text, tokenizer, unet)
 
 
 def build_xl(folder, source):
-    """Write a StableDiffusionXLPipeline of two text encoders to `folder`, with the autoencoder and the tokenizer of `source`."""
+    """Write a StableDiffusionXLPipeline of two text encoders to `folder`, with the autoencoder
+    and the tokenizer of `source`.
+    """
     from diffusers import (
         EulerDiscreteScheduler,
         StableDiffusionPipeline,
@@ -136,36 +211,71 @@ def build_xl(folder, source):
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     small = StableDiffusionPipeline.from_pretrained(source, safety_checker=None)
-    ids = {name: getattr(small.text_encoder.config, name) for name in ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")}
-    sizes = dict(intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=TOKENS, **ids)
+    ids = {
+        name: getattr(small.text_encoder.config, name)
+        for name in ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
+    }
+    sizes = dict(
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=TOKENS,
+        **ids,
+    )
     torch.manual_seed(1)
     one = CLIPTextModel(CLIPTextConfig(hidden_size=16, **sizes))
     two = CLIPTextModelWithProjection(CLIPTextConfig(hidden_size=24, projection_dim=8, **sizes))
-    unet = UNet2DConditionModel(sample_size=8, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=(16,), norm_num_groups=8,
-                                down_block_types=("CrossAttnDownBlock2D",), up_block_types=("CrossAttnUpBlock2D",), cross_attention_dim=40,
-                                attention_head_dim=2, addition_embed_type="text_time", addition_time_embed_dim=4,
-                                projection_class_embeddings_input_dim=8 + 6 * 4)
-    StableDiffusionXLPipeline(small.vae, one, two, small.tokenizer, small.tokenizer, unet, EulerDiscreteScheduler()).save_pretrained(folder)
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        layers_per_block=1,
+        block_out_channels=(16,),
+        norm_num_groups=8,
+        down_block_types=("CrossAttnDownBlock2D",),
+        up_block_types=("CrossAttnUpBlock2D",),
+        cross_attention_dim=40,
+        attention_head_dim=2,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=4,
+        projection_class_embeddings_input_dim=8 + 6 * 4,
+    )
+    StableDiffusionXLPipeline(
+        small.vae, one, two, small.tokenizer, small.tokenizer, unet, EulerDiscreteScheduler()
+    ).save_pretrained(folder)
 
 
 def build_classifier(folder):
-    """Write an open_clip folder of 16 px, two vision blocks, one text block and random weights to `folder`."""
+    """Write an open_clip folder of 16 px, two vision blocks, one text block and random weights
+    to `folder`.
+    """
     import open_clip
 
     from datadream.mini import base, tokens
 
     tokens.write_vocabulary(folder)
     tokenizer = tokens.clip_tokenizer(folder, TOKENS)
-    text = {name: value for name, value in CLIP["text_cfg"].items() if not name.startswith(("hf_", "tokenizer_"))}
+    text = {
+        name: value
+        for name, value in CLIP["text_cfg"].items()
+        if not name.startswith(("hf_", "tokenizer_"))
+    }
     torch.manual_seed(0)
-    model = open_clip.CLIP(CLIP["embed_dim"], CLIP["vision_cfg"], dict(text, vocab_size=len(tokenizer)), quick_gelu=True)
+    model = open_clip.CLIP(
+        CLIP["embed_dim"],
+        CLIP["vision_cfg"],
+        dict(text, vocab_size=len(tokenizer)),
+        quick_gelu=True,
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(base, "CLIP", CLIP)
         base.save_clip(folder, model, tokenizer)
 
 
 def draw_image(label, index):
-    """Return a 24 x 16 picture: the class's colour on one side, noise that differs from image to image."""
+    """Return a 24 x 16 picture: the class's colour on one side, noise that differs from image to
+    image.
+    """
     noise = np.random.RandomState(100 * label + index).randint(0, 120, (16, 24, 3)).astype(np.uint8)
     noise[:, :12, label % 3] += 120
     return Image.fromarray(noise)
@@ -181,21 +291,30 @@ def write_classes(root, names, count):
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory):
-    """Return the folders of the tiny generators and classifier: `generator`, `velocity`, `xl` and `classifier`."""
+    """Return the folders of the tiny generators and classifier: `generator`, `velocity`, `xl`
+    and `classifier`.
+    """
     root = tmp_path_factory.mktemp("models")
     build_generator(root / "generator")
     build_classifier(root / "clip")
     build_xl(root / "xl", root / "generator")
-    shutil.copytree(root / "generator", root / "velocity")  # Stable Diffusion 2.1: the scheduler says what the UNet predicts
+    # Stable Diffusion 2.1: the scheduler says what the UNet predicts.
+    shutil.copytree(root / "generator", root / "velocity")
     file = root / "velocity" / "scheduler" / "scheduler_config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "prediction_type": "v_prediction"}))
-    return types.SimpleNamespace(generator=str(root / "generator"), classifier=str(root / "clip"), xl=str(root / "xl"),
-                                 velocity=str(root / "velocity"))
+    return types.SimpleNamespace(
+        generator=str(root / "generator"),
+        classifier=str(root / "clip"),
+        xl=str(root / "xl"),
+        velocity=str(root / "velocity"),
+    )
 
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory):
-    """Return a directory of three class folders with twelve images each; tests must not change it."""
+    """Return a directory of three class folders with twelve images each; tests must not change
+    it.
+    """
     root = tmp_path_factory.mktemp("photos")
     write_classes(root, CLASSES, 12)
     return str(root)
@@ -203,16 +322,24 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tiny(models):
-    """Return the overrides that make every stage take a blink on the tiny models; alpha is unlike rank on purpose."""
+    """Return the overrides that make every stage take a blink on the tiny models; alpha is
+    unlike rank on purpose.
+    """
     return {"generator": models.generator, "classifier": models.classifier, **TINY}
 
 
 @pytest.fixture(scope="session")
 def make(folder, tiny):
-    """Return make(method, overrides, **fields): a recipe on the folder data set and the tiny models."""
+    """Return make(method, overrides, **fields): a recipe on the folder data set and the tiny
+    models.
+    """
+
     def build(method="dset", overrides=None, **fields):
-        return recipe(overrides={**tiny, **(overrides or {})}, **{"dataset": "folder", "folder": folder, "shots": 2,
-                                                                   "method": method, **fields})
+        return recipe(
+            overrides={**tiny, **(overrides or {})},
+            **{"dataset": "folder", "folder": folder, "shots": 2, "method": method, **fields},
+        )
+
     return build
 
 
@@ -224,19 +351,25 @@ def dataset(folder):
 
 @pytest.fixture(scope="session")
 def slashed(dataset):
-    """Return the same images with class names that are no safe folder names: a slash, a dot file, twins on a Mac."""
+    """Return the same images with class names that are no safe folder names: a slash, a dot
+    file, twins on a Mac.
+    """
     return dataclasses.replace(dataset, classes=("A/C unit", ".hidden", "a_c unit"))
 
 
 @pytest.fixture(autouse=True)
 def separate_folders(tmp_path, monkeypatch):
-    """Point the artifacts away from the checkout, so that no test reads or writes a user's results."""
+    """Point the artifacts away from the checkout, so that no test reads or writes a user's
+    results.
+    """
     monkeypatch.setenv("DATADREAM_STORE", str(tmp_path / "artifacts"))
 
 
 @pytest.fixture
 def ctrl_c():
-    """Let Ctrl-C interrupt, as it does at a terminal: a shell's background job, which the tests may be, ignores it."""
+    """Let Ctrl-C interrupt, as it does at a terminal: a shell's background job, which the tests
+    may be, ignores it.
+    """
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)

@@ -1,4 +1,6 @@
-"""One axis: its points, what they share, the differences and the trend along it, and the notebook."""
+"""One axis: its points, what they share, the differences and the trend along it, and the
+notebook.
+"""
 
 import base64
 import io
@@ -24,12 +26,21 @@ def measured(rows):
     """Return a table as `run_axis` gives it, of (value, method, seed, top-1)."""
     columns = ["value", "method", "seed", "top1"]
     table = pd.DataFrame(rows, columns=columns)
-    return table.assign(dataset="mnist", protocol="strict", val_top1=table["top1"], low=table["top1"] - 0.01, high=table["top1"] + 0.01)
+    return table.assign(
+        dataset="mnist",
+        protocol="strict",
+        val_top1=table["top1"],
+        low=table["top1"] - 0.01,
+        high=table["top1"] + 0.01,
+    )
 
 
 def test_a_list_sets_the_axis_and_a_mapping_sets_what_it_says():
     assert ablation.points("shots", [1, 2]) == {"1": {"shots": 1}, "2": {"shots": 2}}
-    assert ablation.points("sampler", {"fast": {"generate.steps": 8}, "plain": {}}) == {"fast": {"generate.steps": 8}, "plain": {}}
+    assert ablation.points("sampler", {"fast": {"generate.steps": 8}, "plain": {}}) == {
+        "fast": {"generate.steps": 8},
+        "plain": {},
+    }
 
 
 @pytest.mark.parametrize("values", [[], {}, 3, "1, 2", {"fast": 8}, None])
@@ -44,50 +55,99 @@ def test_an_unknown_axis_names_the_near_miss():
 
 
 def test_a_point_overrides_what_holds_for_all():
-    by_label = ablation.axis_cells("generate.images", [10, 20], {"generate.images": 5, "classify.steps": 7}, methods=["dset"], seeds=[0, 1])
-    assert {label: [r.generate.images for r in recipes] for label, recipes in by_label.items()} == {"10": [10, 10], "20": [20, 20]}
+    by_label = ablation.axis_cells(
+        "generate.images",
+        [10, 20],
+        {"generate.images": 5, "classify.steps": 7},
+        methods=["dset"],
+        seeds=[0, 1],
+    )
+    assert {label: [r.generate.images for r in recipes] for label, recipes in by_label.items()} == {
+        "10": [10, 10],
+        "20": [20, 20],
+    }
     assert all(r.classify.steps == 7 for recipes in by_label.values() for r in recipes)
 
 
 def test_a_value_is_compared_with_another_on_the_same_seeds():
-    """By hand: 0.5 and 0.7 against 0.4 and 0.5 are +10 and +20 points, 15 on average; t for one degree of freedom is 12.706."""
-    table = measured([("a", "dset", 0, 0.4), ("a", "dset", 1, 0.5), ("b", "dset", 1, 0.7), ("b", "dset", 0, 0.5)])
-    found = curves.against(table.assign(key=["k0", "k1", "k2", "k3"]), "dset", "a").to_dict("records")
+    """By hand: 0.5 and 0.7 against 0.4 and 0.5 are +10 and +20 points, 15 on average; t for one
+    degree of freedom is 12.706.
+    """
+    table = measured(
+        [("a", "dset", 0, 0.4), ("a", "dset", 1, 0.5), ("b", "dset", 1, 0.7), ("b", "dset", 0, 0.5)]
+    )
+    found = curves.against(table.assign(key=["k0", "k1", "k2", "k3"]), "dset", "a").to_dict(
+        "records"
+    )
     assert [(row["value"], row["reference"], row["seeds"]) for row in found] == [("b", "a", 2)]
-    assert found[0]["difference"] == pytest.approx(15) and found[0]["high"] == pytest.approx(15 + 12.706 * 5, abs=1e-2)
-    line, = curves.against_lines(table.assign(key=["k0", "k1", "k2", "k3"]), "dset", "a")
+    assert found[0]["difference"] == pytest.approx(15) and found[0]["high"] == pytest.approx(
+        15 + 12.706 * 5, abs=1e-2
+    )
+    (line,) = curves.against_lines(table.assign(key=["k0", "k1", "k2", "k3"]), "dset", "a")
     assert "'b' minus 'a': +15.0 points on average over 2 seeds" in line and "includes zero" in line
 
 
 def test_the_last_value_is_compared_with_the_one_before_alone():
-    table = measured([(value, "dset", seed, top1 + seed / 100) for value, top1 in (("1", 0.4), ("2", 0.6), ("4", 0.7)) for seed in (0, 1)])
-    line, = curves.last_lines(table.assign(key=[f"k{n}" for n in range(6)]), "dset")
+    table = measured(
+        [
+            (value, "dset", seed, top1 + seed / 100)
+            for value, top1 in (("1", 0.4), ("2", 0.6), ("4", 0.7))
+            for seed in (0, 1)
+        ]
+    )
+    (line,) = curves.last_lines(table.assign(key=[f"k{n}" for n in range(6)]), "dset")
     assert "'4' minus '2': +10.0 points on average over 2 seeds" in line
 
 
 def test_a_method_that_the_setting_does_not_reach_is_not_compared_with_itself():
-    table = measured([("a", "real", 0, 0.4), ("a", "real", 1, 0.5), ("b", "real", 0, 0.4), ("b", "real", 1, 0.5)])
+    table = measured(
+        [("a", "real", 0, 0.4), ("a", "real", 1, 0.5), ("b", "real", 0, 0.4), ("b", "real", 1, 0.5)]
+    )
     assert curves.against(table.assign(key=["k0", "k1", "k0", "k1"]), "real", "a").empty
 
 
 def test_what_the_points_share_is_computed_once(tiny, folder, tmp_path):
     """Real only ignores the guidance, and both guidances sample the same adapters."""
     store = Store(tmp_path / "store")
-    by_label = ablation.axis_cells("generate.guidance", [1.0, 3.0], tiny, dataset="folder", folder=folder, shots=2,
-                                   methods=["real", "cls"], seeds=[0, 1])
+    by_label = ablation.axis_cells(
+        "generate.guidance",
+        [1.0, 3.0],
+        tiny,
+        dataset="folder",
+        folder=folder,
+        shots=2,
+        methods=["real", "cls"],
+        seeds=[0, 1],
+    )
     table = ablation.run_axis(by_label, store)
-    assert table[["value", "method", "seed"]].values.tolist() == [[v, m, s] for v in ("1.0", "3.0") for m in ("real", "cls") for s in (0, 1)]
+    assert table[["value", "method", "seed"]].values.tolist() == [
+        [v, m, s] for v in ("1.0", "3.0") for m in ("real", "cls") for s in (0, 1)
+    ]
     made = [path.name.split("-")[0] for path in store.root.iterdir() if path.is_dir()]
     counts = {stage: made.count(stage) for stage in ("adapt", "generate", "train")}
     assert counts == {"adapt": 3 * 2, "generate": 2 * 2, "train": 2 + 2 * 2}
     rows = ablation.sample_rows(by_label, store)
-    assert list(rows) == ["DataDream (class), 1.0", "DataDream (class), 3.0"] and all(len(columns) == 3 for columns in rows.values())
+    assert list(rows) == ["DataDream (class), 1.0", "DataDream (class), 3.0"] and all(
+        len(columns) == 3 for columns in rows.values()
+    )
     figure = plots.plot_along(curves.along(table), "generate.guidance")
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["Real only", "DataDream (class)"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [
+        "Real only",
+        "DataDream (class)",
+    ]
 
 
 def test_one_set_of_images_is_shown_once(tiny, folder, tmp_path):
-    by_label = ablation.axis_cells("classify.real_weight", [0.2, 0.8], tiny, dataset="folder", folder=folder, shots=2, methods=["dset+real"], seeds=[0])
+    by_label = ablation.axis_cells(
+        "classify.real_weight",
+        [0.2, 0.8],
+        tiny,
+        dataset="folder",
+        folder=folder,
+        shots=2,
+        methods=["dset+real"],
+        seeds=[0],
+    )
     ablation.run_axis(by_label, Store(tmp_path))
     assert len(ablation.sample_rows(by_label, Store(tmp_path))) == 1
 
@@ -98,12 +158,20 @@ def curve_of(rows):
 
 
 def test_a_set_is_worth_as_many_real_shots_as_train_equally_well():
-    """Points of 0.1 a doubling: 0.65 lies between 16 and 32 shots in the middle of their logarithms, 0.7 at 32."""
-    curve = curve_of([(shots, seed, 0.5 + 0.1 * i) for seed in (0, 1) for i, shots in enumerate((8, 16, 32, 64))])
-    mean, low, high = curves.worth(curve, measured([("", "dset+real", 0, 0.65), ("", "dset+real", 1, 0.65)]), "dset+real")
-    assert (mean, low, high) == pytest.approx((16 * 2 ** 0.5,) * 3)
-    mean, low, high = curves.worth(curve, measured([("", "dset+real", 0, 0.6), ("", "dset+real", 1, 0.7)]), "dset+real")
-    assert mean == pytest.approx(16 * 2 ** 0.5) and low < mean < high
+    """Points of 0.1 a doubling: 0.65 lies between 16 and 32 shots in the middle of their
+    logarithms, 0.7 at 32.
+    """
+    curve = curve_of(
+        [(shots, seed, 0.5 + 0.1 * i) for seed in (0, 1) for i, shots in enumerate((8, 16, 32, 64))]
+    )
+    mean, low, high = curves.worth(
+        curve, measured([("", "dset+real", 0, 0.65), ("", "dset+real", 1, 0.65)]), "dset+real"
+    )
+    assert (mean, low, high) == pytest.approx((16 * 2**0.5,) * 3)
+    mean, low, high = curves.worth(
+        curve, measured([("", "dset+real", 0, 0.6), ("", "dset+real", 1, 0.7)]), "dset+real"
+    )
+    assert mean == pytest.approx(16 * 2**0.5) and low < mean < high
 
 
 @pytest.mark.parametrize("top1", [0.4, 0.9])
@@ -119,39 +187,85 @@ def test_a_curve_that_falls_once_is_made_to_rise():
 
 
 def test_differences_are_paired_within_a_value():
-    table = measured([(v, m, s, 0.5 + 0.1 * s + gain * (m == "dset")) for v, gain in (("1", 0.2), ("2", 0.1)) for m in ("real", "dset")
-                      for s in range(3)])
+    table = measured(
+        [
+            (v, m, s, 0.5 + 0.1 * s + gain * (m == "dset"))
+            for v, gain in (("1", 0.2), ("2", 0.1))
+            for m in ("real", "dset")
+            for s in range(3)
+        ]
+    )
     found = curves.differences(table, ["dset"], "real")
-    assert found["value"].tolist() == ["1", "2"] and found["difference"].tolist() == pytest.approx([20, 10])
+    assert found["value"].tolist() == ["1", "2"] and found["difference"].tolist() == pytest.approx(
+        [20, 10]
+    )
     assert found["low"].tolist() == pytest.approx([20, 10]), "the seeds' own levels cancel"
     lines = curves.difference_lines(table, ["dset"], "real")
-    assert lines[0].startswith("1: DataDream (dataset) minus Real only: +20.0 points") and "clear of zero" in lines[0]
+    assert (
+        lines[0].startswith("1: DataDream (dataset) minus Real only: +20.0 points")
+        and "clear of zero" in lines[0]
+    )
 
 
 @given(st.lists(st.floats(-5, 5), min_size=2, max_size=5), st.floats(10, 60))
 def test_a_trend_is_the_mean_slope_per_doubling(slopes, level):
     values = [1, 2, 4, 16]
-    table = measured([(str(v), "dset", s, (level + slope * np.log2(v)) / 100) for s, slope in enumerate(slopes) for v in values])
+    table = measured(
+        [
+            (str(v), "dset", s, (level + slope * np.log2(v)) / 100)
+            for s, slope in enumerate(slopes)
+            for v in values
+        ]
+    )
     mean, low, high = curves.trend(table, "dset")
-    assert mean == pytest.approx(np.mean(slopes), abs=1e-6) and low <= mean + 1e-9 and mean - 1e-9 <= high
+    assert (
+        mean == pytest.approx(np.mean(slopes), abs=1e-6)
+        and low <= mean + 1e-9
+        and mean - 1e-9 <= high
+    )
     assert high - mean == pytest.approx(mean - low, abs=1e-6)
 
 
-@pytest.mark.parametrize("values, words", [(["1", "2"], "three or more"), (["0", "1", "2"], "positive"), (["a", "b", "c"], "no numbers")])
+@pytest.mark.parametrize(
+    "values, words",
+    [(["1", "2"], "three or more"), (["0", "1", "2"], "positive"), (["a", "b", "c"], "no numbers")],
+)
 def test_no_trend_where_nothing_doubles(values, words):
     with pytest.raises(ValueError, match=words):
         curves.trend(measured([(v, "dset", 0, 0.5) for v in values]), "dset")
 
 
 def test_the_line_says_whether_a_trend_is_shown():
-    rising = measured([(str(v), "dset", s, 0.5 + 0.02 * i + 0.001 * s * i) for i, v in enumerate((1, 2, 4)) for s in range(3)])
-    flat = measured([(str(v), "dset", s, 0.5 + 0.02 * (s - 1) * i) for i, v in enumerate((1, 2, 4)) for s in range(3)])
-    assert "+2.1 points on average over 3 seeds" in curves.trend_line(rising, "dset", "images") and "clear of zero" in curves.trend_line(rising, "dset", "images")
+    rising = measured(
+        [
+            (str(v), "dset", s, 0.5 + 0.02 * i + 0.001 * s * i)
+            for i, v in enumerate((1, 2, 4))
+            for s in range(3)
+        ]
+    )
+    flat = measured(
+        [
+            (str(v), "dset", s, 0.5 + 0.02 * (s - 1) * i)
+            for i, v in enumerate((1, 2, 4))
+            for s in range(3)
+        ]
+    )
+    assert "+2.1 points on average over 3 seeds" in curves.trend_line(
+        rising, "dset", "images"
+    ) and "clear of zero" in curves.trend_line(rising, "dset", "images")
     assert "no trend is shown" in curves.trend_line(flat, "dset", "images")
     assert "no interval" in curves.trend_line(rising[rising["seed"] == 0], "dset", "images")
 
 
-@pytest.mark.parametrize("labels, log", [(["1", "2", "4"], True), (["1.0", "1.5", "2.0"], False), (["0.0", "0.5"], False), (["a", "b"], False)])
+@pytest.mark.parametrize(
+    "labels, log",
+    [
+        (["1", "2", "4"], True),
+        (["1.0", "1.5", "2.0"], False),
+        (["0.0", "0.5"], False),
+        (["a", "b"], False),
+    ],
+)
 def test_numbers_that_span_a_factor_of_four_stand_on_a_logarithmic_scale(labels, log):
     table = measured([(v, "dset", s, 0.5 + 0.01 * s) for v in labels for s in range(2)])
     figure = plots.plot_along(curves.along(table), "x")
@@ -161,16 +275,39 @@ def test_numbers_that_span_a_factor_of_four_stand_on_a_logarithmic_scale(labels,
 
 def test_the_notebook_runs_under_papermill(folder, tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("DATADREAM_STORE", str(tmp_path / "store"))
-    parameters = {"axis": "classify.real_weight", "values": [0.0, 1.0], "dataset": "folder", "folder": folder, "shots": 2, "seeds": [0, 1],
-                  "methods": ["real", "dset+real"], "overrides": tiny}
-    papermill.execute_notebook(NOTEBOOK, tmp_path / "out.ipynb", parameters, progress_bar=False, start_timeout=300)
+    parameters = {
+        "axis": "classify.real_weight",
+        "values": [0.0, 1.0],
+        "dataset": "folder",
+        "folder": folder,
+        "shots": 2,
+        "seeds": [0, 1],
+        "methods": ["real", "dset+real"],
+        "overrides": tiny,
+    }
+    papermill.execute_notebook(
+        NOTEBOOK, tmp_path / "out.ipynb", parameters, progress_bar=False, start_timeout=300
+    )
     page = json.loads((tmp_path / "out.ipynb").read_text())
     assert not page["metadata"]["papermill"]["exception"]
     text = json.dumps(page["cells"])
-    assert "8 cells in" in text and text.count('"image/png": "') == 2 and "No trend is computed" in text
+    assert (
+        "8 cells in" in text
+        and text.count('"image/png": "') == 2
+        and "No trend is computed" in text
+    )
     assert study.Store(tmp_path / "store").records.is_dir()
-    for output in (output for cell in page["cells"] for output in cell.get("outputs", []) if "image/png" in output.get("data", {})):
+    for output in (
+        output
+        for cell in page["cells"]
+        for output in cell.get("outputs", [])
+        if "image/png" in output.get("data", {})
+    ):
         pixels = Image.open(io.BytesIO(base64.b64decode(output["data"]["image/png"]))).size
         shown = output["metadata"]["image/png"]
-        assert pixels == pytest.approx((2 * shown["width"], 2 * shown["height"]), abs=1), "sharp on a dense screen"
-        assert shown["width"] == pytest.approx(100 * plots.WIDTH, abs=20), "as wide as at 100 dots an inch"
+        assert pixels == pytest.approx((2 * shown["width"], 2 * shown["height"]), abs=1), (
+            "sharp on a dense screen"
+        )
+        assert shown["width"] == pytest.approx(100 * plots.WIDTH, abs=20), (
+            "as wide as at 100 dots an inch"
+        )

@@ -1,4 +1,6 @@
-"""LoRA-tuning the generator: the loss against its formula, what a run is trained on, and that a kill changes nothing."""
+"""LoRA-tuning the generator: the loss against its formula, what a run is trained on, and that a
+kill changes nothing.
+"""
 
 import dataclasses
 import functools
@@ -45,8 +47,12 @@ def same(one, other):
 def test_an_adapter_is_a_folder_that_load_lora_weights_reads(make, dataset, shots, store):
     recipe = make("dset")
     folder = adapt(recipe, dataset, shots, store)
-    assert folder == store.folder(key("adapt", **adapter_inputs(recipe, dataset))) and store.done(folder.name)
-    assert sorted(file.name for file in folder.iterdir()) == ["manifest.json", FILE], "no checkpoint is left"
+    assert folder == store.folder(key("adapt", **adapter_inputs(recipe, dataset))) and store.done(
+        folder.name
+    )
+    assert sorted(file.name for file in folder.iterdir()) == ["manifest.json", FILE], (
+        "no checkpoint is left"
+    )
     found = tensors(folder)
     assert {name.split(".")[0] for name in found} == {"unet", "text_encoder"}
     assert all(value.any() for value in found.values()), "every second matrix has left zero"
@@ -57,7 +63,9 @@ def test_an_adapter_is_a_folder_that_load_lora_weights_reads(make, dataset, shot
 
     from diffusers import StableDiffusionPipeline
 
-    pipe = StableDiffusionPipeline.from_pretrained(recipe.generator, safety_checker=None, requires_safety_checker=False)
+    pipe = StableDiffusionPipeline.from_pretrained(
+        recipe.generator, safety_checker=None, requires_safety_checker=False
+    )
     pipe.load_lora_weights(folder)
     assert len(pipe.get_active_adapters()) == 1
 
@@ -68,18 +76,27 @@ def test_the_text_encoder_is_left_alone_on_request(make, dataset, shots, store):
 
 
 def test_training_lowers_the_loss_on_the_few_shots(make, dataset, shots, tmp_path):
-    recipe, pipe = make("dset", {"adapt.epochs": 30, "adapt.batch": 6, "adapt.lr": 2e-2}), load_generator(make("dset").generator)
+    recipe, pipe = (
+        make("dset", {"adapt.epochs": 30, "adapt.batch": 6, "adapt.lr": 2e-2}),
+        load_generator(make("dset").generator),
+    )
     parameters = package.add_generator_lora(pipe, recipe.adapt)
     try:
-        losses = package.train_adapter(pipe, parameters, recipe, dataset, shots, tmp_path / "checkpoint", BatchSize(2), (None,))
+        losses = package.train_adapter(
+            pipe, parameters, recipe, dataset, shots, tmp_path / "checkpoint", BatchSize(2), (None,)
+        )
     finally:
         package.remove_lora(pipe)
     assert len(losses) == 30
     assert sum(losses[-10:]) < 0.95 * sum(losses[:10])
 
 
-def test_every_epoch_sees_every_image_once_with_its_own_prompt(make, dataset, shots, tmp_path, monkeypatch):
-    """Seven images in batches of two: three full batches and a rest of one an epoch, each image beside its class's text."""
+def test_every_epoch_sees_every_image_once_with_its_own_prompt(
+    make, dataset, shots, tmp_path, monkeypatch
+):
+    """Seven images in batches of two: three full batches and a rest of one an epoch, each image
+    beside its class's text.
+    """
     recipe = make("dset", {"adapt.batch": 2, "adapt.epochs": 3, "adapt.crop": "center"})
     images = Images((*shots.sources, shots.sources[0]), (*shots.labels, shots.labels[0]))
     pipe, seen = load_generator(recipe.generator), []
@@ -88,22 +105,43 @@ def test_every_epoch_sees_every_image_once_with_its_own_prompt(make, dataset, sh
         return tuple(picture.flatten()[::97].tolist())
 
     def loss(pipe, scheduler, moments, tokens, side, *_):
-        seen.append([(look(picture), pipe.tokenizer.decode(row, skip_special_tokens=True))
-                     for picture, row in zip(moments, tokens[0].tolist(), strict=True)])
+        seen.append(
+            [
+                (look(picture), pipe.tokenizer.decode(row, skip_special_tokens=True))
+                for picture, row in zip(moments, tokens[0].tolist(), strict=True)
+            ]
+        )
         return next(p for p in pipe.unet.parameters() if p.requires_grad).sum()
 
     monkeypatch.setattr(latents, "latent_moments", lambda pipe, images: images)
     monkeypatch.setattr(package, "diffusion_losses", loss)
     parameters = package.add_generator_lora(pipe, recipe.adapt)
     try:
-        package.train_adapter(pipe, parameters, recipe, dataset, images, tmp_path / "checkpoint", BatchSize(2), (None,))
+        package.train_adapter(
+            pipe,
+            parameters,
+            recipe,
+            dataset,
+            images,
+            tmp_path / "checkpoint",
+            BatchSize(2),
+            (None,),
+        )
     finally:
         package.remove_lora(pipe)
     assert [len(batch) for batch in seen] == [2, 2, 2, 1] * 3
-    epochs = [[pair for batch in seen[start:start + 4] for pair in batch] for start in (0, 4, 8)]
-    expected = [(look(generator_image(images.open(i), 16, "center")), f"a photo of a {dataset.classes[y].lower()}")
-                for i, y in enumerate(images.labels)]
-    normal = [sorted((value, text.replace(" ", "")) for value, text in epoch) for epoch in [expected, *epochs]]
+    epochs = [[pair for batch in seen[start : start + 4] for pair in batch] for start in (0, 4, 8)]
+    expected = [
+        (
+            look(generator_image(images.open(i), 16, "center")),
+            f"a photo of a {dataset.classes[y].lower()}",
+        )
+        for i, y in enumerate(images.labels)
+    ]
+    normal = [
+        sorted((value, text.replace(" ", "")) for value, text in epoch)
+        for epoch in [expected, *epochs]
+    ]
     assert normal[1] == normal[2] == normal[3] == normal[0]
     assert len({tuple(epoch) for epoch in epochs}) == 3, "each epoch has its own order"
 
@@ -114,12 +152,16 @@ def test_a_class_adapter_sees_its_own_class_only(make, dataset, shots, store, mo
     monkeypatch.setattr(package, "train_adapter", lambda *args: (seen.append(args[4]), real(*args)))
     folders = [adapt(make("cls"), dataset, shots, store, label) for label in range(3)]
     assert [set(images.labels) for images in seen] == [{0}, {1}, {2}]
-    assert [images.sources for images in seen] == [shots.sources[2 * c:2 * c + 2] for c in range(3)]
+    assert [images.sources for images in seen] == [
+        shots.sources[2 * c : 2 * c + 2] for c in range(3)
+    ]
     assert not any(same(folders[a], folders[b]) for a, b in ((0, 1), (0, 2), (1, 2)))
 
 
 def test_the_seed_changes_the_adapter_and_nothing_else_does(make, dataset, shots, tmp_path):
-    """Two seeds on the same images differ; the same seed gives the same bytes in another store, after other work."""
+    """Two seeds on the same images differ; the same seed gives the same bytes in another store,
+    after other work.
+    """
     one = adapt(make("dset"), dataset, shots, Store(tmp_path / "one"))
     other = adapt(make("dset", seed=1), dataset, shots, Store(tmp_path / "one"))
     torch.manual_seed(99)
@@ -129,9 +171,12 @@ def test_the_seed_changes_the_adapter_and_nothing_else_does(make, dataset, shots
 
 # The loss.
 
+
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 def test_the_loss_is_the_mean_square_of_the_error_in_the_predicted_noise(prediction):
-    """DDPM (paper, equation 2): x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) e, and the target is e, or v for v-prediction."""
+    """DDPM (paper, equation 2): x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) e, and the target is
+    e, or v for v-prediction.
+    """
     from types import SimpleNamespace
 
     scheduler = DDPMScheduler(num_train_timesteps=20, prediction_type=prediction)
@@ -142,38 +187,70 @@ def test_the_loss_is_the_mean_square_of_the_error_in_the_predicted_noise(predict
         return SimpleNamespace(sample=torch.full_like(noisy, 0.25))
 
     unet.dtype = torch.float32
-    pipe = SimpleNamespace(unet=unet, text_encoder=lambda tokens: (tokens * 2,), vae=SimpleNamespace(config=SimpleNamespace(scaling_factor=0.5)))
+    pipe = SimpleNamespace(
+        unet=unet,
+        text_encoder=lambda tokens: (tokens * 2,),
+        vae=SimpleNamespace(config=SimpleNamespace(scaling_factor=0.5)),
+    )
     torch.manual_seed(0)
     (loss,) = diffusion_losses(pipe, scheduler, moments, (torch.arange(64),), 4)
     torch.manual_seed(0)
-    clean = 0.5 * (moments[:, 0] + moments[:, 1] * torch.randn(64, 4, 2, 2))  # the latent is sampled from the posterior, not its mean
+    # The latent is sampled from the posterior, not its mean.
+    clean = 0.5 * (moments[:, 0] + moments[:, 1] * torch.randn(64, 4, 2, 2))
     share = scheduler.alphas_cumprod[seen["times"]].view(-1, 1, 1, 1)
     noise = (seen["noisy"] - share.sqrt() * clean) / (1 - share).sqrt()
     target = noise if prediction == "epsilon" else share.sqrt() * noise - (1 - share).sqrt() * clean
     torch.testing.assert_close(loss, (target - 0.25).square().mean())
     assert torch.equal(seen["text"], 2 * torch.arange(64)) and seen["extra"] is None
-    assert seen["times"].shape == (64,) and len(set(seen["times"].tolist())) > 12, "each image has its own timestep"
+    assert seen["times"].shape == (64,) and len(set(seen["times"].tolist())) > 12, (
+        "each image has its own timestep"
+    )
     assert 0 <= seen["times"].min() and seen["times"].max() <= 19
     assert 0.8 < noise.std() < 1.2 and abs(noise.mean()) < 0.2
 
 
-@pytest.mark.parametrize("crop, crops, square, views, encoded", [
-    ("random", 0, False, 5, 5),  # the paper's: a new crop every epoch
-    ("random", 2, False, 2, 2),
-    ("random", 0, True, 1, 1),
-    ("center", 0, False, 1, 1),
-])
-def test_each_view_is_encoded_once(make, tmp_path, monkeypatch, crop, crops, square, views, encoded):
-    """Five epochs of one picture: how many different views it has, and how often the autoencoder is asked."""
+@pytest.mark.parametrize(
+    "crop, crops, square, views, encoded",
+    [
+        ("random", 0, False, 5, 5),  # the paper's: a new crop every epoch
+        ("random", 2, False, 2, 2),
+        ("random", 0, True, 1, 1),
+        ("center", 0, False, 1, 1),
+    ],
+)
+def test_each_view_is_encoded_once(
+    make, tmp_path, monkeypatch, crop, crops, square, views, encoded
+):
+    """Five epochs of one picture: how many different views it has, and how often the autoencoder
+    is asked.
+    """
     pipe, calls = load_generator(make("dset").generator), []
-    one_picture = Images((np.random.RandomState(0).randint(0, 255, (16, 16 if square else 64, 3), np.uint8),), (0,))
+    one_picture = Images(
+        (np.random.RandomState(0).randint(0, 255, (16, 16 if square else 64, 3), np.uint8),), (0,)
+    )
     moments = latents.latent_moments
-    monkeypatch.setattr(latents, "latent_moments", lambda pipe, images: (calls.append(len(images)), moments(pipe, images))[1])
-    source = latents.Views(pipe, one_picture, 16, make("dset", {"adapt.crop": crop, "adapt.crops": crops}).adapt, seed=3)
+    monkeypatch.setattr(
+        latents,
+        "latent_moments",
+        lambda pipe, images: (calls.append(len(images)), moments(pipe, images))[1],
+    )
+    source = latents.Views(
+        pipe,
+        one_picture,
+        16,
+        make("dset", {"adapt.crop": crop, "adapt.crops": crops}).adapt,
+        seed=3,
+    )
     seen = [source.at([0], epoch) for epoch in range(5)]
     assert len({tuple(one.flatten().tolist()) for one in seen}) == views and sum(calls) == encoded
     torch.manual_seed(4)
-    again = latents.Views(pipe, one_picture, 16, make("dset", {"adapt.crop": crop, "adapt.crops": crops}).adapt, seed=3)
+    again = latents.Views(
+        pipe,
+        one_picture,
+        16,
+        make("dset", {"adapt.crop": crop, "adapt.crops": crops}).adapt,
+        seed=3,
+    )
     assert torch.equal(again.at([0], 4), seen[4]), "a resumed run sees the same crop"
     assert seen[0].shape == (1, 2, 4, 8, 8) and (seen[0][:, 1] > 0).all()
 
@@ -182,18 +259,33 @@ def test_a_large_photo_is_kept_at_the_size_that_its_crops_are_cut_from(make, tmp
     """What a camera makes would fill the memory; the views are those of the file."""
     Image.effect_noise((900, 600), 60).convert("RGB").save(tmp_path / "photo.png")
     photo = Images((str(tmp_path / "photo.png"),), (0,))
-    source = latents.Views(load_generator("mini"), photo, 16, make("dset", {"adapt.crop": "random"}).adapt, seed=3)
+    source = latents.Views(
+        load_generator("mini"), photo, 16, make("dset", {"adapt.crop": "random"}).adapt, seed=3
+    )
     seen = source.at([0], epoch=1)
     torch.manual_seed(seed_for(3, "crop", 0, 2))
     wanted = generator_image(photo.open(0), 16, "random")
-    assert torch.equal(seen[0], latents.latent_moments(source.pipe, wanted[None])[0]) and source.open(0).size == (24, 16)
+    assert torch.equal(
+        seen[0], latents.latent_moments(source.pipe, wanted[None])[0]
+    ) and source.open(0).size == (24, 16)
 
 
 def test_a_batch_in_parts_has_the_same_gradient(make, dataset, shots):
-    """Half the images at once, or activations computed twice, as a block that is passed twice shows: what is drawn and the sum are the same."""
+    """Half the images at once, or activations computed twice, as a block that is passed twice
+    shows: what is drawn and the sum are the same.
+    """
     recipe = make("dset")
     pipe = load_generator(recipe.generator)
-    tokens = tokenize(pipe, ["a photo of a seven", "a photo of a one", "a photo of a seven", "a photo of a two", "a photo of a two"])
+    tokens = tokenize(
+        pipe,
+        [
+            "a photo of a seven",
+            "a photo of a one",
+            "a photo of a seven",
+            "a photo of a two",
+            "a photo of a two",
+        ],
+    )
     moments, found, passes = torch.rand(5, 2, 4, 8, 8), [], []
     hook = pipe.unet.up_blocks[0].resnets[0].register_forward_pre_hook(lambda *_: passes.append(1))
     torch.manual_seed(0)
@@ -203,7 +295,16 @@ def test_a_batch_in_parts_has_the_same_gradient(make, dataset, shots):
             if checkpointing:
                 pipe.unet.enable_gradient_checkpointing()
             torch.manual_seed(1)
-            parts = list(diffusion_losses(pipe, DDPMScheduler.from_config(pipe.scheduler.config), moments, tokens, 16, micro))
+            parts = list(
+                diffusion_losses(
+                    pipe,
+                    DDPMScheduler.from_config(pipe.scheduler.config),
+                    moments,
+                    tokens,
+                    16,
+                    micro,
+                )
+            )
             assert len(parts) == -(-5 // (micro or 5))
             passes.clear()
             found.append([sum(parts), *torch.autograd.grad(sum(parts), parameters)])
@@ -217,12 +318,22 @@ def test_a_batch_in_parts_has_the_same_gradient(make, dataset, shots):
 
 
 def test_memory_options_share_the_adapter(make, dataset):
-    keys = {key("adapt", **adapter_inputs(make("dset", {"adapt.micro": micro, "adapt.checkpointing": again}), dataset))
-            for micro in (0, 1) for again in (False, True)}
+    keys = {
+        key(
+            "adapt",
+            **adapter_inputs(
+                make("dset", {"adapt.micro": micro, "adapt.checkpointing": again}), dataset
+            ),
+        )
+        for micro in (0, 1)
+        for again in (False, True)
+    }
     assert len(keys) == 1
 
 
-def test_an_adaptation_that_runs_out_of_memory_goes_on_in_parts_and_says_so(make, dataset, shots, tmp_path, monkeypatch):
+def test_an_adaptation_that_runs_out_of_memory_goes_on_in_parts_and_says_so(
+    make, dataset, shots, tmp_path, monkeypatch
+):
     recipe = make("dset", {"adapt.batch": 4})
     whole = adapt(recipe, dataset, shots, Store(tmp_path / "whole"))
     forward = load_generator(recipe.generator).unet.forward
@@ -235,9 +346,13 @@ def test_an_adaptation_that_runs_out_of_memory_goes_on_in_parts_and_says_so(make
     monkeypatch.setattr(load_generator(recipe.generator).unet, "forward", small)
     store = Store(tmp_path / "small")
     folder = adapt(recipe, dataset, shots, store)
-    assert store.manifest(folder.name)["batches"] == [f"out of memory with {n} images at once, went on with {n // 2}" for n in (4, 2)]
+    assert store.manifest(folder.name)["batches"] == [
+        f"out of memory with {n} images at once, went on with {n // 2}" for n in (4, 2)
+    ]
     one, other = (load_file(f / "pytorch_lora_weights.safetensors") for f in (whole, folder))
-    assert one.keys() == other.keys() and all(torch.allclose(one[name], other[name], atol=1e-3) for name in one)
+    assert one.keys() == other.keys() and all(
+        torch.allclose(one[name], other[name], atol=1e-3) for name in one
+    )
 
 
 def test_one_image_too_many_is_an_error(make, dataset, shots, store, monkeypatch):
@@ -260,14 +375,28 @@ def test_all_timesteps_are_drawn_equally_often():
 
     unet.dtype = torch.float32
 
-    pipe = SimpleNamespace(unet=unet, text_encoder=lambda tokens: (tokens,), vae=SimpleNamespace(config=SimpleNamespace(scaling_factor=1.0)))
+    pipe = SimpleNamespace(
+        unet=unet,
+        text_encoder=lambda tokens: (tokens,),
+        vae=SimpleNamespace(config=SimpleNamespace(scaling_factor=1.0)),
+    )
     torch.manual_seed(0)
-    list(diffusion_losses(pipe, DDPMScheduler(num_train_timesteps=10), torch.zeros(4000, 2, 1, 1, 1), (torch.zeros(4000),), 1))
+    list(
+        diffusion_losses(
+            pipe,
+            DDPMScheduler(num_train_timesteps=10),
+            torch.zeros(4000, 2, 1, 1, 1),
+            (torch.zeros(4000),),
+            1,
+        )
+    )
     counts = torch.bincount(torch.tensor(times), minlength=10)
-    assert len(counts) == 10 and counts.min() > 300 and counts.max() < 500  # 400 expected, a standard deviation of 19
+    # 400 expected, a standard deviation of 19.
+    assert len(counts) == 10 and counts.min() > 300 and counts.max() < 500
 
 
 # Killed and continued.
+
 
 @pytest.fixture
 def often(monkeypatch):
@@ -277,8 +406,13 @@ def often(monkeypatch):
 
 @pytest.mark.parametrize("label", [None, 1])
 @pytest.mark.parametrize("call", [1, 4, 6])
-def test_a_killed_adaptation_continues_to_the_same_bytes(make, dataset, shots, tmp_path, often, label, call):
-    recipe = make("dset" if label is None else "cls", {"adapt.epochs": 3 if label is None else 9, "adapt.batch": 2})
+def test_a_killed_adaptation_continues_to_the_same_bytes(
+    make, dataset, shots, tmp_path, often, label, call
+):
+    recipe = make(
+        "dset" if label is None else "cls",
+        {"adapt.epochs": 3 if label is None else 9, "adapt.batch": 2},
+    )
     whole = adapt(recipe, dataset, shots, Store(tmp_path / "whole"), label)
     store = Store(tmp_path / "killed")
     with pytest.MonkeyPatch.context() as patch:
@@ -289,13 +423,17 @@ def test_a_killed_adaptation_continues_to_the_same_bytes(make, dataset, shots, t
     torch.manual_seed(call)  # the next session starts with other random numbers
     done = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(package, "diffusion_losses", lambda *args: (done.append(1), diffusion_losses(*args))[1])
+        patch.setattr(
+            package, "diffusion_losses", lambda *args: (done.append(1), diffusion_losses(*args))[1]
+        )
         folder = adapt(recipe, dataset, shots, store, label)
     assert same(folder, whole)
     assert len(done) == 9 - 3 * ((call - 1) // 3), "finished steps are not computed again"
 
 
-def test_a_kill_while_the_checkpoint_is_written_leaves_no_trace(make, dataset, shots, tmp_path, often, monkeypatch):
+def test_a_kill_while_the_checkpoint_is_written_leaves_no_trace(
+    make, dataset, shots, tmp_path, often, monkeypatch
+):
     recipe, store = make("dset", {"adapt.epochs": 3, "adapt.batch": 2}), Store(tmp_path / "killed")
     whole = adapt(recipe, dataset, shots, Store(tmp_path / "whole"))
     with pytest.MonkeyPatch.context() as patch:
@@ -329,17 +467,23 @@ package.adapt(one, dataset, data.few_shots(dataset, one.shots, one.seed), Store(
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no kill -9")
-def test_after_a_real_kill_9_another_process_continues_to_the_same_bytes(make, dataset, shots, tmp_path, often):
+def test_after_a_real_kill_9_another_process_continues_to_the_same_bytes(
+    make, dataset, shots, tmp_path, often
+):
     from datadream.config import as_dict
 
     recipe = make("dset", {"adapt.epochs": 3, "adapt.batch": 2})
     whole = adapt(recipe, dataset, shots, Store(tmp_path / "whole"))
     values = {name: value for name, value in as_dict(recipe).items() if name != "profile"}
-    script = KILL.replace("OVERRIDES", repr(values)).replace("STORE", repr(str(tmp_path / "killed")))
+    script = KILL.replace("OVERRIDES", repr(values)).replace(
+        "STORE", repr(str(tmp_path / "killed"))
+    )
     killed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     partial = tmp_path / "killed" / f"{whole.name}.partial"
-    assert (partial / "checkpoint.safetensors").exists(), "the first checkpoint outlives the process"
+    assert (partial / "checkpoint.safetensors").exists(), (
+        "the first checkpoint outlives the process"
+    )
     assert training.load_state(partial / "checkpoint.safetensors")[1] == 3
     folder = adapt(recipe, dataset, shots, Store(tmp_path / "killed"))
     assert same(folder, whole)
@@ -353,14 +497,23 @@ def test_a_finished_adapter_is_not_made_again(make, dataset, shots, store, monke
 
 # Failures.
 
-def test_a_diverged_adaptation_names_the_class_and_leaves_no_artifact_and_no_residue(make, dataset, shots, store, monkeypatch):
+
+def test_a_diverged_adaptation_names_the_class_and_leaves_no_artifact_and_no_residue(
+    make, dataset, shots, store, monkeypatch
+):
     recipe, pipe = make("cls"), load_generator(make("cls").generator)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(package, "diffusion_losses", lambda *args: sum(diffusion_losses(*args)) * float("nan"))
+        patch.setattr(
+            package, "diffusion_losses", lambda *args: sum(diffusion_losses(*args)) * float("nan")
+        )
         with pytest.raises(DivergedError, match=f"adapt {dataset.classes[2]}.*lr=0.05"):
             adapt(recipe, dataset, shots, store, 2)
     assert not store.done(key("adapt", **adapter_inputs(recipe, dataset, 2)))
-    assert not any("lora" in name for part in (pipe.unet, pipe.text_encoder) for name, _ in part.named_parameters())
+    assert not any(
+        "lora" in name
+        for part in (pipe.unet, pipe.text_encoder)
+        for name, _ in part.named_parameters()
+    )
     adapt(recipe, dataset, shots, store, 2)
 
 

@@ -1,4 +1,6 @@
-"""The description of synthetic sets: what they are compared with, one row per set and class, and the join with accuracy."""
+"""The description of synthetic sets: what they are compared with, one row per set and class, and
+the join with accuracy.
+"""
 
 import dataclasses
 import json
@@ -22,14 +24,23 @@ from datadream.store import Store
 
 @pytest.fixture(scope="module")
 def finished(make, tmp_path_factory):
-    """Return three methods' cells on two seeds, run and described once for this file: store, recipes, records and table."""
+    """Return three methods' cells on two seeds, run and described once for this file: store,
+    recipes, records and table.
+    """
     store = Store(tmp_path_factory.mktemp("finished"))
-    recipes = [make(method, seed=seed) for seed in (0, 1) for method in ("clip", "real", "base", "dset", "dset+real")]
+    recipes = [
+        make(method, seed=seed)
+        for seed in (0, 1)
+        for method in ("clip", "real", "base", "dset", "dset+real")
+    ]
     records = study.run_cells(recipes, store)
-    return SimpleNamespace(store=store, recipes=recipes, records=records, table=analysis.describe(recipes, store))
+    return SimpleNamespace(
+        store=store, recipes=recipes, records=records, table=analysis.describe(recipes, store)
+    )
 
 
 # What the sets are compared with.
+
 
 def test_the_reference_is_neither_the_shots_nor_a_test_image(dataset):
     shots, found = few_shots(dataset, 2, 0), analysis.reference(dataset, 2, 0)
@@ -59,7 +70,9 @@ def test_validation_that_is_the_pool_counts_once_and_without_the_shots(dataset):
 def test_the_released_protocol_s_test_part_is_left_out(dataset, part):
     released = dataclasses.replace(dataset, val=getattr(dataset, part), test=getattr(dataset, part))
     if part == "train":
-        with pytest.raises(ValueError, match="no real image beside the 2 shots per class and the test part"):
+        with pytest.raises(
+            ValueError, match="no real image beside the 2 shots per class and the test part"
+        ):
             analysis.reference(released, 2, 0)
     else:
         assert set(analysis.reference(released, 2, 0).sources) < set(dataset.train.sources)
@@ -75,11 +88,15 @@ def test_all_shots_leave_the_validation_part(dataset):
 
 # The table.
 
+
 def test_a_row_per_set_extractor_and_class(finished):
     table = finished.table
     assert len(table) == 2 * 3 * 2 * (1 + 3), "seeds, sets, extractors, classes and all"
     assert not table.duplicated(["dataset", "method", "seed", "extractor", "class"]).any()
-    assert set(table["method"]) == {"real", "base", "dset"} and set(table["extractor"]) == {"clip", "reader"}
+    assert set(table["method"]) == {"real", "base", "dset"} and set(table["extractor"]) == {
+        "clip",
+        "reader",
+    }
     synthetic = table[table["method"] != "real"]
     whole = synthetic["class"] == "all"
     assert set(synthetic[whole]["n"]) == {15} and set(synthetic[~whole]["n"]) == {5}
@@ -92,73 +109,142 @@ def test_a_measure_is_there_where_its_set_is_large_enough_and_its_features_fit(f
     assert whole[[m for m in MEASURES if m != "cmmd"]].notna().all(axis=None)
     assert (whole["cmmd"].isna() == (whole["extractor"] != "clip")).all()
     classes = select(finished.table, method="dset", extractor="clip").query("label.notna()")
-    assert classes[["frechet", "kid", "cmmd", "precision", "recall", "centroid", "nearest", "closer"]].notna().all(axis=None)
-    assert classes[["density", "coverage"]].isna().all(axis=None), "five images have no fifth neighbour"
-    assert select(finished.table, method="real")[["nearest", "nearest_real", "closer"]].isna().all(axis=None)
+    assert (
+        classes[["frechet", "kid", "cmmd", "precision", "recall", "centroid", "nearest", "closer"]]
+        .notna()
+        .all(axis=None)
+    )
+    assert classes[["density", "coverage"]].isna().all(axis=None), (
+        "five images have no fifth neighbour"
+    )
+    assert (
+        select(finished.table, method="real")[["nearest", "nearest_real", "closer"]]
+        .isna()
+        .all(axis=None)
+    )
 
 
 def test_the_numbers_are_the_measures_of_the_stored_images(finished, make, dataset):
     row = select(finished.table, method="dset", seed=1, extractor="reader", label=2).iloc[0]
-    parts = {"real": analysis.reference(dataset, 2, 1), "synthetic": analysis.read(finished.store.folder(row["artifact"])),
-             "shots": few_shots(dataset, 2, 1)}
-    found = {part: features.features(images, "reader", make(), finished.store)[np.asarray(images.labels) == 2] for part, images in parts.items()}
+    parts = {
+        "real": analysis.reference(dataset, 2, 1),
+        "synthetic": analysis.read(finished.store.folder(row["artifact"])),
+        "shots": few_shots(dataset, 2, 1),
+    }
+    found = {
+        part: features.features(images, "reader", make(), finished.store)[
+            np.asarray(images.labels) == 2
+        ]
+        for part, images in parts.items()
+    }
     for name in ("frechet", "kid", "precision", "centroid"):
-        assert row[name] == pytest.approx(MEASURES[name].function(found["real"], found["synthetic"]), rel=1e-5)
-    assert row[["nearest", "nearest_real", "closer"]].tolist() == pytest.approx(list(copying(**found).values()), abs=1e-6)
+        assert row[name] == pytest.approx(
+            MEASURES[name].function(found["real"], found["synthetic"]), rel=1e-5
+        )
+    assert row[["nearest", "nearest_real", "closer"]].tolist() == pytest.approx(
+        list(copying(**found).values()), abs=1e-6
+    )
     rows = select(finished.table, method="dset", seed=1, extractor="reader")
-    assert rows["centroid"][0] == pytest.approx(rows["centroid"][1:].mean()), "of all: the mean over the classes"
+    assert rows["centroid"][0] == pytest.approx(rows["centroid"][1:].mean()), (
+        "of all: the mean over the classes"
+    )
 
 
 def test_a_second_description_extracts_nothing(finished, monkeypatch):
     monkeypatch.setattr(features, "_extract", None)
-    pd.testing.assert_frame_equal(analysis.describe(finished.recipes, finished.store), finished.table)
+    pd.testing.assert_frame_equal(
+        analysis.describe(finished.recipes, finished.store), finished.table
+    )
 
 
 def test_the_extractors_can_be_chosen_and_no_recipe_is_an_empty_table(finished, make, store):
     table = analysis.describe(finished.recipes[:3], finished.store, names=["clip"])
-    pd.testing.assert_frame_equal(table, select(finished.table[finished.table["seed"] == 0], extractor="clip").head(len(table)))
+    pd.testing.assert_frame_equal(
+        table,
+        select(finished.table[finished.table["seed"] == 0], extractor="clip").head(len(table)),
+    )
     empty = analysis.describe([make("clip")], store)
     assert len(empty) == 0 and set(TITLES) < set(empty.columns)
 
 
 def test_a_set_that_was_not_made_is_named(make, store):
-    with pytest.raises(LookupError, match="synthetic set of folder, base, seed 7 is not in .*run that cell first"):
+    with pytest.raises(
+        LookupError, match="synthetic set of folder, base, seed 7 is not in .*run that cell first"
+    ):
         analysis.describe([make("base", seed=7)], store)
 
 
 def test_over_seeds_is_the_mean_with_its_interval(finished):
     whole = select(finished.table, extractor="clip", **{"class": "all"})
     found = analysis.over_seeds(whole, ["kid", "closer"])
-    assert found[["measure", "method"]].values.tolist() == [["kid", m] for m in ("real", "base", "dset")] + [["closer", m] for m in ("base", "dset")]
+    assert found[["measure", "method"]].values.tolist() == [
+        ["kid", m] for m in ("real", "base", "dset")
+    ] + [["closer", m] for m in ("base", "dset")]
     row = found.iloc[1]
-    assert (row["mean"], row["low"], row["high"]) == pytest.approx(mean_interval(select(whole, method="base")["kid"]))
-    assert found["title"][:3].tolist() == ["Real few shots", METHODS["base"].title, METHODS["dset"].title] and row["seeds"] == 2
+    assert (row["mean"], row["low"], row["high"]) == pytest.approx(
+        mean_interval(select(whole, method="base")["kid"])
+    )
+    assert (
+        found["title"][:3].tolist()
+        == ["Real few shots", METHODS["base"].title, METHODS["dset"].title]
+        and row["seeds"] == 2
+    )
     with pytest.raises(ValueError, match="several rows of one method and seed; narrow"):
         analysis.over_seeds(finished.table)
 
 
 # The join with accuracy.
 
+
 def described(values, seeds=(0, 1), method="dset", **fields):
-    """Return a table as `describe` gives it, with one centroid per class (values) that is 0.01 higher on each further seed."""
-    rows = [{"dataset": "mnist", "method": method, "seed": seed, "extractor": "clip", "class": f"c{label}", "label": label,
-             "centroid": value + seed / 100, **{name: 0.0 for name in TITLES if name != "centroid"}, **fields} for seed in seeds for label, value in enumerate(values)]
+    """Return a table as `describe` gives it, with one centroid per class (values) that is 0.01
+    higher on each further seed.
+    """
+    rows = [
+        {
+            "dataset": "mnist",
+            "method": method,
+            "seed": seed,
+            "extractor": "clip",
+            "class": f"c{label}",
+            "label": label,
+            "centroid": value + seed / 100,
+            **{name: 0.0 for name in TITLES if name != "centroid"},
+            **fields,
+        }
+        for seed in seeds
+        for label, value in enumerate(values)
+    ]
     whole = [{**rows[0], "seed": seed, "class": "all", "label": pd.NA} for seed in seeds]
     return pd.DataFrame(whole + rows).astype({"label": "Int64"})
 
 
 def recorded(cells):
     """Return records as `load_records` gives them: (method, seed) -> accuracy per class."""
-    return pd.DataFrame([{"dataset": "mnist", "method": m, "seed": s, "per_class": values} for (m, s), values in cells.items()])
+    return pd.DataFrame(
+        [
+            {"dataset": "mnist", "method": m, "seed": s, "per_class": values}
+            for (m, s), values in cells.items()
+        ]
+    )
 
 
-CELLS = {("real", 0): [0.5, 0.5, 0.5], ("real", 1): [0.6, 0.5, 0.4], ("dset+real", 0): [0.6, 0.5, 0.9], ("dset+real", 1): [0.8, 0.5, 0.7],
-         ("dset+real", 2): [0.0, 0.0, 0.0]}
+CELLS = {
+    ("real", 0): [0.5, 0.5, 0.5],
+    ("real", 1): [0.6, 0.5, 0.4],
+    ("dset+real", 0): [0.6, 0.5, 0.9],
+    ("dset+real", 1): [0.8, 0.5, 0.7],
+    ("dset+real", 2): [0.0, 0.0, 0.0],
+}
 
 
 def test_a_class_s_gain_stands_beside_the_measures_of_its_images():
-    found = analysis.gains(described([0.7, 0.2, 0.9], seeds=(0, 1, 2)), recorded(CELLS), "dset+real", "real")
-    assert found["class"].tolist() == ["c0", "c1", "c2"] and set(found["seeds"]) == {2}, "seed 2 has no baseline"
+    found = analysis.gains(
+        described([0.7, 0.2, 0.9], seeds=(0, 1, 2)), recorded(CELLS), "dset+real", "real"
+    )
+    assert found["class"].tolist() == ["c0", "c1", "c2"] and set(found["seeds"]) == {2}, (
+        "seed 2 has no baseline"
+    )
     assert found["gain"].tolist() == pytest.approx([15, 0, 35])
     assert found["centroid"].tolist() == pytest.approx([0.705, 0.205, 0.905])
     assert found[["low", "high"]].iloc[0].tolist() == pytest.approx(mean_interval([10, 20])[1:])
@@ -166,43 +252,84 @@ def test_a_class_s_gain_stands_beside_the_measures_of_its_images():
 
 def test_the_gains_of_a_run_study(finished):
     own = select(finished.table, extractor="reader")
-    found, by_method = analysis.gains(own, finished.records, "dset+real", "real"), finished.records.groupby("method")["per_class"]
-    mean = {method: np.mean(np.stack(list(by_method.get_group(method))), 0) for method in ("dset+real", "real")}
-    assert len(found) == 3 and found["gain"].tolist() == pytest.approx((100 * (mean["dset+real"] - mean["real"])).tolist())
-    centroids = own[(own["method"] == "dset") & own["label"].notna()].groupby("label")["centroid"].mean()
+    found, by_method = (
+        analysis.gains(own, finished.records, "dset+real", "real"),
+        finished.records.groupby("method")["per_class"],
+    )
+    mean = {
+        method: np.mean(np.stack(list(by_method.get_group(method))), 0)
+        for method in ("dset+real", "real")
+    }
+    assert len(found) == 3 and found["gain"].tolist() == pytest.approx(
+        (100 * (mean["dset+real"] - mean["real"])).tolist()
+    )
+    centroids = (
+        own[(own["method"] == "dset") & own["label"].notna()].groupby("label")["centroid"].mean()
+    )
     assert found["centroid"].tolist() == pytest.approx(centroids.tolist())
     assert "3 classes: too few classes" in analysis.correlation_sentence(found)
 
 
-@pytest.mark.parametrize("closer, words", [
-    ([0.2, 0.25, 0.3], "25.0 % of the images, 95 % interval 12.6 to 37.4 over 3 seeds, where real images have 5 %; more than without copying."),
-    ([0.0, 0.01, 0.0], "0.3 % of the images, 95 % interval 0.0 to 1.8 over 3 seeds, where real images have 5 %; no copying is shown."),
-    ([0.5], "50.0 % of the images on one seed, which has no interval over seeds.")])
+@pytest.mark.parametrize(
+    "closer, words",
+    [
+        (
+            [0.2, 0.25, 0.3],
+            "25.0 % of the images, 95 % interval 12.6 to 37.4 over 3 seeds, where real images "
+            "have 5 %; more than without copying.",
+        ),
+        (
+            [0.0, 0.01, 0.0],
+            "0.3 % of the images, 95 % interval 0.0 to 1.8 over 3 seeds, where real images have 5 "
+            "%; no copying is shown.",
+        ),
+        ([0.5], "50.0 % of the images on one seed, which has no interval over seeds."),
+    ],
+)
 def test_the_sentence_on_copying(closer, words):
     table = pd.DataFrame({"class": "all", "method": "dset", "extractor": "clip", "closer": closer})
     other = table.assign(closer=1.0, extractor="reader")
-    assert analysis.copying_sentence(pd.concat([table, other]), "dset", "clip") == f"DataDream (dataset), clip: {words}"
+    assert (
+        analysis.copying_sentence(pd.concat([table, other]), "dset", "clip")
+        == f"DataDream (dataset), clip: {words}"
+    )
 
 
-@pytest.mark.parametrize("table, cells, words", [
-    (described([0.1] * 3), {("real", 0): [0.5] * 3}, "no record or row of dset"),
-    (described([0.1] * 3, method="base"), CELLS, "no record or row of the images of dset"),
-    (pd.concat([described([0.1] * 3), described([0.1] * 3, extractor="reader")]), CELLS, "narrow both tables"),
-    (described([0.1] * 3, dataset="optdigits"), CELLS, "several datasets"),
-    (described([0.1] * 3, seeds=(5,)), CELLS, "no seed in common"),
-])
+@pytest.mark.parametrize(
+    "table, cells, words",
+    [
+        (described([0.1] * 3), {("real", 0): [0.5] * 3}, "no record or row of dset"),
+        (described([0.1] * 3, method="base"), CELLS, "no record or row of the images of dset"),
+        (
+            pd.concat([described([0.1] * 3), described([0.1] * 3, extractor="reader")]),
+            CELLS,
+            "narrow both tables",
+        ),
+        (described([0.1] * 3, dataset="optdigits"), CELLS, "several datasets"),
+        (described([0.1] * 3, seeds=(5,)), CELLS, "no seed in common"),
+    ],
+)
 def test_a_join_that_is_missing_or_ambiguous_is_refused(table, cells, words):
     with pytest.raises(ValueError, match=words):
         analysis.gains(table, recorded(cells), "dset+real", "real")
 
 
-@pytest.mark.parametrize("gain, words", [
-    ([1, 2, 3, 5, 4, 6, 7, 8, 9, 10], r"Class-centroid cosine and the gain of .* over Real only, 10 classes: .* \+0.99, 95 % interval \+0.9"),
-    ([1, 10, 2, 9, 3, 8, 4, 7, 5, 6], "includes zero, so no relation is shown"),
-    ([0] * 10, "too few classes, or too many equal values"),
-])
+@pytest.mark.parametrize(
+    "gain, words",
+    [
+        (
+            [1, 2, 3, 5, 4, 6, 7, 8, 9, 10],
+            r"Class-centroid cosine and the gain of .* over Real only, 10 classes: .* \+0.99, 95 "
+            r"% interval \+0.9",
+        ),
+        ([1, 10, 2, 9, 3, 8, 4, 7, 5, 6], "includes zero, so no relation is shown"),
+        ([0] * 10, "too few classes, or too many equal values"),
+    ],
+)
 def test_the_sentence_claims_no_more_than_the_interval(gain, words):
-    joined = pd.DataFrame({"method": "dset+real", "baseline": "real", "gain": gain, "centroid": np.arange(10) / 10})
+    joined = pd.DataFrame(
+        {"method": "dset+real", "baseline": "real", "gain": gain, "centroid": np.arange(10) / 10}
+    )
     assert pd.Series([analysis.correlation_sentence(joined)]).str.contains(words).all()
 
 
@@ -214,10 +341,19 @@ def test_the_embedded_study_s_reference_is_held_out():
 
 def test_the_analysis_notebook_runs_under_papermill(folder, tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("DATADREAM_STORE", str(tmp_path / "store"))
-    parameters = {"dataset": "folder", "folder": folder, "shots": 2, "seeds": [0, 1], "methods": ["real", "dset", "dset+real"],
-                  "helped": ["dset+real"], "overrides": tiny}
+    parameters = {
+        "dataset": "folder",
+        "folder": folder,
+        "shots": 2,
+        "seeds": [0, 1],
+        "methods": ["real", "dset", "dset+real"],
+        "helped": ["dset+real"],
+        "overrides": tiny,
+    }
     notebook = Path(__file__).resolve().parents[1] / "notebooks" / "analysis.ipynb"
-    papermill.execute_notebook(notebook, tmp_path / "out.ipynb", parameters, progress_bar=False, start_timeout=300)
+    papermill.execute_notebook(
+        notebook, tmp_path / "out.ipynb", parameters, progress_bar=False, start_timeout=300
+    )
     page = json.loads((tmp_path / "out.ipynb").read_text())
     assert not page["metadata"]["papermill"]["exception"]
     text = json.dumps(page["cells"])

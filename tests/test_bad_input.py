@@ -1,4 +1,6 @@
-"""Bad input: every case of the table in bad_input.py ends as it says, and so do further ones that hypothesis makes."""
+"""Bad input: every case of the table in bad_input.py ends as it says, and so do further ones
+that hypothesis makes.
+"""
 
 import contextlib
 import json
@@ -36,15 +38,24 @@ def test_odd_class_names_go_through_the_whole_study(make, tmp_path, store):
     write_classes(tmp_path / "photos", names, 6)
     recipe = make("base+real", folder=str(tmp_path / "photos"))
     key = study.run(recipe, store)["artifacts"]["generate"]
-    assert sorted(images for images in study.sample_rows([recipe], store)) == ["Real few shots", "Un-adapted generator"]
+    assert sorted(images for images in study.sample_rows([recipe], store)) == [
+        "Real few shots",
+        "Un-adapted generator",
+    ]
     assert len(list((store.folder(key) / "train").glob("*/*.png"))) == 25
-    rows = [json.loads(line) for line in (store.folder(key) / "train" / "metadata.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line)
+        for line in (store.folder(key) / "train" / "metadata.jsonl").read_text().splitlines()
+    ]
     assert {row["class"] for row in rows} == set(names)
 
 
-EXAMPLES = {"image files": 150, "class names and prompts": 100, "recipes": 100, "study files": 100}  # further ones of each class, made by hypothesis
+# Further ones of each class, made by hypothesis.
+EXAMPLES = {"image files": 150, "class names and prompts": 100, "recipes": 100, "study files": 100}
 
-FORMS = {form: coded(draw_image(0, 9), form) for form in ("PNG", "JPEG", "BMP", "WEBP", "TIFF", "GIF")}
+FORMS = {
+    form: coded(draw_image(0, 9), form) for form in ("PNG", "JPEG", "BMP", "WEBP", "TIFF", "GIF")
+}
 EDITS = st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), min_size=1, max_size=12)
 
 
@@ -65,14 +76,28 @@ def test_any_class_names_are_refused_or_stay_text(names):
     if images.name_faults(names):
         return
     safe = images.class_folders(names)
-    assert len({f.lower() for f in safe}) == len(names) and all(f == Path(f).name and f.isascii() for f in safe)
+    assert len({f.lower() for f in safe}) == len(names) and all(
+        f == Path(f).name and f.isascii() for f in safe
+    )
     for name in names:
         assert json.loads(SPAN.fullmatch(export._text(name))[2]) == name, "all of it is code"
 
 
 @settings(max_examples=EXAMPLES["recipes"])
-@given(st.dictionaries(st.sampled_from(sorted(config.as_dict(config.recipe()))), st.none() | st.booleans() | st.integers() | st.floats() | st.text()
-                       | st.lists(st.integers(), max_size=2) | st.binary(max_size=3), min_size=1, max_size=3))
+@given(
+    st.dictionaries(
+        st.sampled_from(sorted(config.as_dict(config.recipe()))),
+        st.none()
+        | st.booleans()
+        | st.integers()
+        | st.floats()
+        | st.text()
+        | st.lists(st.integers(), max_size=2)
+        | st.binary(max_size=3),
+        min_size=1,
+        max_size=3,
+    )
+)
 def test_any_settings_are_a_recipe_with_a_key_or_a_config_error(values):
     try:
         one = config.recipe(overrides=values)
@@ -83,8 +108,31 @@ def test_any_settings_are_a_recipe_with_a_key_or_a_config_error(values):
 
 
 @settings(max_examples=EXAMPLES["study files"])
-@given(st.text(max_size=60) | st.lists(st.sampled_from(["runs: ", "smoke: ", "{", "}", "[", "]", "&a ", "*a", "<<: ", "!!int ", "!!python/name:os.system ", "x: ", "\n", "- ", "1"]),
-                                       max_size=14).map("".join))
+@given(
+    st.text(max_size=60)
+    | st.lists(
+        st.sampled_from(
+            [
+                "runs: ",
+                "smoke: ",
+                "{",
+                "}",
+                "[",
+                "]",
+                "&a ",
+                "*a",
+                "<<: ",
+                "!!int ",
+                "!!python/name:os.system ",
+                "x: ",
+                "\n",
+                "- ",
+                "1",
+            ]
+        ),
+        max_size=14,
+    ).map("".join)
+)
 def test_any_study_file_is_a_study_or_a_config_error(tmp_path, text):
     (tmp_path / "study.yaml").write_text(text)
     with contextlib.suppress(ConfigError):
@@ -93,4 +141,8 @@ def test_any_study_file_is_a_study_or_a_config_error(tmp_path, text):
 
 def test_the_table_has_no_case_twice():
     groups = Counter(case.group for case in CASES)
-    assert len({(case.group, case.name) for case in CASES}) == len(CASES) and len(groups) == 12 and min(groups.values()) >= 6
+    assert (
+        len({(case.group, case.name) for case in CASES}) == len(CASES)
+        and len(groups) == 12
+        and min(groups.values()) >= 6
+    )

@@ -1,4 +1,6 @@
-"""The benchmarks: that both ways do the same work, and that the command measures, prints and writes."""
+"""The benchmarks: that both ways do the same work, and that the command measures, prints and
+writes.
+"""
 
 import json
 import math
@@ -23,8 +25,12 @@ from datadream.training import seed_for
 
 
 def test_the_product_has_the_baselines_loss_curve(tmp_path):
-    """The same seed, images, prompts and noise in float32: a cached posterior and tokens change nothing but the time."""
-    recipe = config.recipe(overrides={"adapt.epochs": 3, "adapt.warmup": 2}, dataset="mnist", method="cls", shots=16)
+    """The same seed, images, prompts and noise in float32: a cached posterior and tokens change
+    nothing but the time.
+    """
+    recipe = config.recipe(
+        overrides={"adapt.epochs": 3, "adapt.warmup": 2}, dataset="mnist", method="cls", shots=16
+    )
     dataset = data.load("mnist")
     shots = data.few_shots(dataset, 16, 0, label=0)
     files = [str(tmp_path / f"{i}.png") for i in range(16)]
@@ -36,28 +42,48 @@ def test_the_product_has_the_baselines_loss_curve(tmp_path):
         torch.manual_seed(5)
         parameters = models.add_generator_lora(pipe, recipe.adapt)
         if way == "product":
-            curves[way] = train_adapter(pipe, parameters, recipe, dataset, shots, None, BatchSize(8), (0,))
+            curves[way] = train_adapter(
+                pipe, parameters, recipe, dataset, shots, None, BatchSize(8), (0,)
+            )
             continue
         seed = seed_for("adapt", 0, 0)
 
         def rows_at(step, seed=seed):
             epoch, part = divmod(step, 2)
-            order = torch.randperm(16, generator=torch.Generator().manual_seed(seed_for(seed, "epoch", epoch)))
+            order = torch.randperm(
+                16, generator=torch.Generator().manual_seed(seed_for(seed, "epoch", epoch))
+            )
             torch.manual_seed(seed_for(seed, step))
-            return order[8 * part:8 * part + 8].tolist()
+            return order[8 * part : 8 * part + 8].tolist()
 
-        curves[way] = baseline.adapt(pipe, parameters, files, [data.prompt("", dataset.classes[0])] * 16, recipe.adapt, 32, 6, rows_at)
-    assert curves["product"] == pytest.approx(curves["baseline"], rel=1e-3) and len(set(curves["product"])) == 6
+        curves[way] = baseline.adapt(
+            pipe,
+            parameters,
+            files,
+            [data.prompt("", dataset.classes[0])] * 16,
+            recipe.adapt,
+            32,
+            6,
+            rows_at,
+        )
+    assert (
+        curves["product"] == pytest.approx(curves["baseline"], rel=1e-3)
+        and len(set(curves["product"])) == 6
+    )
 
 
 @pytest.fixture
 def own_pipeline():
-    """Forget the loaded pipelines afterwards: a stage leaves its LoRA attached, since it has a process of its own."""
+    """Forget the loaded pipelines afterwards: a stage leaves its LoRA attached, since it has a
+    process of its own.
+    """
     yield
     models.forget_generators()
 
 
-@pytest.mark.parametrize("name, way", [("adapt", "baseline"), ("adapt", "product"), ("exchange", "baseline")])
+@pytest.mark.parametrize(
+    "name, way", [("adapt", "baseline"), ("adapt", "product"), ("exchange", "baseline")]
+)
 def test_a_way_of_a_stage_runs_and_is_timed(name, way, tmp_path, own_pipeline, monkeypatch):
     """Those that the next test does not run."""
     stage = Stage(name, way, "tiny", tmp_path, {})
@@ -76,7 +102,14 @@ def test_both_ways_make_and_see_the_same_images(tmp_path, own_pipeline, monkeypa
     assert not list(tmp_path.glob("tmp*")), "the images that were made to be timed are removed"
 
     seen, forward = [], models.Classifier.forward
-    monkeypatch.setattr(models.Classifier, "forward", lambda self, images, tokens: (self.training and seen.append(len(images)), forward(self, images, tokens))[1])
+    monkeypatch.setattr(
+        models.Classifier,
+        "forward",
+        lambda self, images, tokens: (
+            self.training and seen.append(len(images)),
+            forward(self, images, tokens),
+        )[1],
+    )
     trained = []
     for way in ("baseline", "product"):
         stage = Stage("train", way, "tiny", tmp_path, {})
@@ -86,7 +119,9 @@ def test_both_ways_make_and_see_the_same_images(tmp_path, own_pipeline, monkeypa
     assert trained == [64, 64]
 
     opened, open_ = [], Image.open
-    monkeypatch.setattr(Image, "open", lambda file, *rest: (opened.append(str(file)), open_(file, *rest))[1])
+    monkeypatch.setattr(
+        Image, "open", lambda file, *rest: (opened.append(str(file)), open_(file, *rest))[1]
+    )
     for way in ("baseline", "product"):
         Stage("decode", way, "tiny", tmp_path, {}).run()
     assert sorted(opened[:64]) == sorted(opened[64:]) and len(opened) == 128
@@ -99,7 +134,10 @@ def test_both_ways_make_and_see_the_same_images(tmp_path, own_pipeline, monkeypa
 
 def test_the_papers_images_are_noise_of_a_photographs_shape(tmp_path):
     _, dataset, shots = work("paper", tmp_path)
-    assert len(dataset.test) == 2500 and len({shots.open(i).tobytes() for i in range(len(shots))}) == 160
+    assert (
+        len(dataset.test) == 2500
+        and len({shots.open(i).tobytes() for i in range(len(shots))}) == 160
+    )
     (file,) = as_files(shots.pick([0]), tmp_path / "shots", 512, 4 / 3)
     with Image.open(file) as photo:
         assert photo.size == (683, 512) and 2e5 < Path(file).stat().st_size < 1.2e6
@@ -116,14 +154,33 @@ def test_every_epoch_has_the_same_share_of_a_trainings_work(tmp_path):
 
 def test_a_process_has_its_own_peak_and_not_its_parents():
     large = np.ones(400_000_000, np.float32)
-    done = subprocess.run([sys.executable, "-c", "from benchmarks.stages import peak_bytes; print(peak_bytes())"], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", "from benchmarks.stages import peak_bytes; print(peak_bytes())"],
+        capture_output=True,
+        text=True,
+    )
     assert 1e7 < int(done.stdout) < large.nbytes < peak_bytes()
 
 
 def test_the_command_measures_prints_and_writes(tmp_path):
     out = tmp_path / "out.json"
-    done = subprocess.run([sys.executable, "-m", "benchmarks", "--profile", "tiny", "--rounds", "2", "--row", "adapt", "--out", str(out)],
-                          capture_output=True, text=True)
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "benchmarks",
+            "--profile",
+            "tiny",
+            "--rounds",
+            "2",
+            "--row",
+            "adapt",
+            "--out",
+            str(out),
+        ],
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     results = json.loads(out.read_text())
     (row,) = results["rows"]
@@ -136,11 +193,16 @@ def test_the_command_measures_prints_and_writes(tmp_path):
 
 
 def test_adapters_that_train_together_have_the_gradients_that_each_has_alone():
-    """Two adapters of the embedded UNet over a batch of two blocks, against each block by itself."""
+    """Two adapters of the embedded UNet over a batch of two blocks, against each block by
+    itself.
+    """
     pipe = baseline.load_pipeline(config.paths()["mini"] / "generator", torch.device("cpu"))
     options = config.recipe(overrides={"adapt.rank": 2, "adapt.batch": 1}).adapt
-    still = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.0)  # leaves the weights as they are
-    own = [p for name, p in models.add_generator_lora(pipe, options).items() if name.startswith("unet")]
+    # Leaves the weights as they are.
+    still = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.0)
+    own = [
+        p for name, p in models.add_generator_lora(pipe, options).items() if name.startswith("unet")
+    ]
     torch.manual_seed(1)
     for p in own:
         p.data.normal_(0, 0.05)
@@ -163,45 +225,101 @@ def graph(make, store):
 
 
 def test_a_virtual_cluster_runs_the_engine_s_loop(graph, tmp_path):
-    """One worker does everything in turn; many are bounded by the longest chain; the driver's time is added to each task."""
-    seconds = {name: {"adapt": 100.0, "slice": 10.0, "cell": 1.0}[task.kind] for name, task in graph.items()}
+    """One worker does everything in turn; many are bounded by the longest chain; the driver's
+    time is added to each task.
+    """
+    seconds = {
+        name: {"adapt": 100.0, "slice": 10.0, "cell": 1.0}[task.kind]
+        for name, task in graph.items()
+    }
     one, many = (simulate.simulate(graph, workers, seconds, 0.0) for workers in (1, 100))
-    assert one["seconds"] == sum(seconds.values()) and one["utilisation"] == 1 and one["bottleneck"] == "work"
+    assert (
+        one["seconds"] == sum(seconds.values())
+        and one["utilisation"] == 1
+        and one["bottleneck"] == "work"
+    )
     assert many["seconds"] == 111 and many["bottleneck"] == "chain"
-    assert [graph[name].kind for name in simulate.chain(graph, seconds)] == ["adapt", "slice", "cell"]
+    assert [graph[name].kind for name in simulate.chain(graph, seconds)] == [
+        "adapt",
+        "slice",
+        "cell",
+    ]
     slow = simulate.simulate(graph, 100, seconds, 20.0)
     assert slow["bottleneck"] == "driver" and slow["seconds"] >= 20 * len(graph)
 
 
 def test_long_tasks_first_end_sooner(make, store):
-    """Two workers: the adapter of the last method, about as long as all else, begins at once and not after it."""
+    """Two workers: the adapter of the last method, about as long as all else, begins at once and
+    not after it.
+    """
     graph = engine.tasks([make("base"), make("cls"), make("dset", {"adapt.epochs": 4})], store)
     seconds = {name: task.length + 1e-3 for name, task in graph.items()}
-    ordered, plain = (simulate.simulate(todo, 2, seconds, 0.0)["seconds"] for todo in (graph, simulate.unordered(graph)))
+    ordered, plain = (
+        simulate.simulate(todo, 2, seconds, 0.0)["seconds"]
+        for todo in (graph, simulate.unordered(graph))
+    )
     assert sum(seconds.values()) / 2 <= ordered < 0.95 * plain
 
 
 def test_the_papers_lengths_are_counted_from_the_full_size_models(store):
-    """SD 2.1's UNet has about 0.8 TFLOP a pass; a training pass asks for more than two of them, a slice for 100 images of 50 guided steps."""
+    """SD 2.1's UNet has about 0.8 TFLOP a pass; a training pass asks for more than two of them,
+    a slice for 100 images of 50 guided steps.
+    """
     flops = lengths.generator_flops()
-    assert 0.7e12 < flops["unet"] < 0.9e12 and 2 * flops["unet"] < flops["trained view"] < 3 * flops["unet"]
+    assert (
+        0.7e12 < flops["unet"] < 0.9e12
+        and 2 * flops["unet"] < flops["trained view"] < 3 * flops["unet"]
+    )
     todo = engine.tasks(profile_cells("paper", ["eurosat"], 1), store, load_or_describe)
-    first = {kind: next(task for task in todo.values() if task.kind == kind and task.recipe.row.generator) for kind in ("adapt", "slice", "cell")}
-    assert lengths.length(first["slice"]) == pytest.approx(100 * (100 * flops["unet"] + flops["decode"]) / lengths.PEAK / lengths.SHARE)
-    assert lengths.length(first["adapt"]) > 16 * 200 * flops["trained view"] / lengths.PEAK / lengths.SHARE
-    assert set(lengths.parts(first["cell"])) == {"digests", "products", "decoding", "test"} and lengths.length(first["cell"]) > 0
+    first = {
+        kind: next(
+            task for task in todo.values() if task.kind == kind and task.recipe.row.generator
+        )
+        for kind in ("adapt", "slice", "cell")
+    }
+    assert lengths.length(first["slice"]) == pytest.approx(
+        100 * (100 * flops["unet"] + flops["decode"]) / lengths.PEAK / lengths.SHARE
+    )
+    assert (
+        lengths.length(first["adapt"])
+        > 16 * 200 * flops["trained view"] / lengths.PEAK / lengths.SHARE
+    )
+    assert (
+        set(lengths.parts(first["cell"])) == {"digests", "products", "decoding", "test"}
+        and lengths.length(first["cell"]) > 0
+    )
 
 
 @pytest.mark.worked
 def test_every_part_of_the_run_on_a_gpu_goes_through_on_a_cpu(tmp_path):
     """With the embedded models, and compiled by a backend that compiles nothing: a minute."""
     out = tmp_path / "out"
-    words = ["--tiny", "--backend", "eager", "--seconds", "9999", "--out", str(out), "--root", str(tmp_path / "models")]
-    done = subprocess.run([sys.executable, "-m", "benchmarks.gpu", *words], capture_output=True, text=True)
+    words = [
+        "--tiny",
+        "--backend",
+        "eager",
+        "--seconds",
+        "9999",
+        "--out",
+        str(out),
+        "--root",
+        str(tmp_path / "models"),
+    ]
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.gpu", *words], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     results = json.loads((out / "results.json").read_text())
-    assert {"whole_cell", "adapt_steps", "generate_images", "classifier_epoch", "adapt_compiled"} <= set(results["parts"])
-    assert not [name for name, found in results["parts"].items() if {"error", "skipped"} & set(found)]
+    assert {
+        "whole_cell",
+        "adapt_steps",
+        "generate_images",
+        "classifier_epoch",
+        "adapt_compiled",
+    } <= set(results["parts"])
+    assert not [
+        name for name, found in results["parts"].items() if {"error", "skipped"} & set(found)
+    ]
     table = records.gpu_table(results)
     assert table["stage"].nunique() == 3 and (table["times as fast"] > 0).all()
     assert all("ms" in line for line in records.gpu_findings(results))
@@ -210,15 +328,27 @@ def test_every_part_of_the_run_on_a_gpu_goes_through_on_a_cpu(tmp_path):
 
 def test_the_kept_run_on_a_gpu_is_read():
     (results,) = records.load_gpus(config.paths()["benchmarks"])
-    assert results["gpu"] == "NVIDIA H200" and set(records.gpu_table(results)["way"]) >= {"ours", "released way"}
+    assert results["gpu"] == "NVIDIA H200" and set(records.gpu_table(results)["way"]) >= {
+        "ours",
+        "released way",
+    }
     assert "54 s of compiling" in records.gpu_findings(results)[0]
 
 
-def test_a_part_that_fails_or_does_not_fit_leaves_the_others_their_results(tmp_path, monkeypatch, capsys):
+def test_a_part_that_fails_or_does_not_fit_leaves_the_others_their_results(
+    tmp_path, monkeypatch, capsys
+):
     ran = []
-    parts = {"broken": (1, lambda bench: 1 / 0), "long": (500, lambda bench: ran.append("long")), "fine": (1, lambda bench: {"n": 1})}
+    parts = {
+        "broken": (1, lambda bench: 1 / 0),
+        "long": (500, lambda bench: ran.append("long")),
+        "fine": (1, lambda bench: {"n": 1}),
+    }
     monkeypatch.setattr(gpu, "PARTS", parts)
-    assert gpu.main(["--out", str(tmp_path), "--root", str(tmp_path / "models"), "--seconds", "400"]) == 1
+    assert (
+        gpu.main(["--out", str(tmp_path), "--root", str(tmp_path / "models"), "--seconds", "400"])
+        == 1
+    )
     found = json.loads((tmp_path / "results.json").read_text())["parts"]
     assert "ZeroDivisionError" in found["broken"]["error"] and found["fine"]["n"] == 1 and not ran
     assert "it takes about 500 s" in found["long"]["skipped"]

@@ -1,4 +1,6 @@
-"""The classifier: the loss that weighs real against synthetic images, the batches, what is evaluated on what, and resumption."""
+"""The classifier: the loss that weighs real against synthetic images, the batches, what is
+evaluated on what, and resumption.
+"""
 
 import collections
 import dataclasses
@@ -33,41 +35,65 @@ from datadream.models import load_classifier, load_classifier_lora
 from datadream.store import Store, digest
 from datadream.training import DivergedError, load_state, stream
 
-PLAIN = {f"classify.{name}": 0.0 for name in ("flip", "jitter", "grayscale", "blur", "solarize", "mix")}
+PLAIN = {
+    f"classify.{name}": 0.0 for name in ("flip", "jitter", "grayscale", "blur", "solarize", "mix")
+}
 PLAIN |= {"classify.randaugment": False, "classify.crop_low": 1.0}  # no augmentation at all
 
 
 def constant(value, count, classes=3):
     """Return `count` images of one tone, the classes in turn."""
-    return Images((np.full((16, 16), value, np.uint8),) * count, tuple(i % classes for i in range(count)))
+    return Images(
+        (np.full((16, 16), value, np.uint8),) * count, tuple(i % classes for i in range(count))
+    )
 
 
 # The loss.
+
 
 @given(st.integers(1, 6), st.integers(1, 6), st.floats(0, 1), st.integers(0, 1000), st.booleans())
 def test_the_mixed_loss_is_the_papers_formula(real_count, synthetic_count, weight, seed, soft):
     torch.manual_seed(seed)
     n = real_count + synthetic_count
-    logits, real = torch.randn(n, 4, dtype=torch.float64), torch.tensor([True] * real_count + [False] * synthetic_count)[torch.randperm(n)]
-    targets = torch.softmax(torch.randn(n, 4, dtype=torch.float64), 1) if soft else F.one_hot(torch.randint(4, (n,)), 4).double()
+    logits, real = (
+        torch.randn(n, 4, dtype=torch.float64),
+        torch.tensor([True] * real_count + [False] * synthetic_count)[torch.randperm(n)],
+    )
+    targets = (
+        torch.softmax(torch.randn(n, 4, dtype=torch.float64), 1)
+        if soft
+        else F.one_hot(torch.randint(4, (n,)), 4).double()
+    )
     each = [-(targets[i] * (logits[i] - logits[i].exp().sum().log())).sum() for i in range(n)]
-    kinds = [[loss for loss, is_real in zip(each, real, strict=True) if bool(is_real) == kind] for kind in (True, False)]
+    kinds = [
+        [loss for loss, is_real in zip(each, real, strict=True) if bool(is_real) == kind]
+        for kind in (True, False)
+    ]
     expected = weight * sum(kinds[0]) / real_count + (1 - weight) * sum(kinds[1]) / synthetic_count
     torch.testing.assert_close(mixed_loss(logits, targets, real, weight), expected)
 
 
-@given(st.integers(0, 6), st.integers(0, 6), st.floats(0, 1), st.integers(1, 12), st.integers(0, 1000))
+@given(
+    st.integers(0, 6), st.integers(0, 6), st.floats(0, 1), st.integers(1, 12), st.integers(0, 1000)
+)
 def test_the_parts_of_a_batch_sum_to_its_loss(real_count, synthetic_count, weight, size, seed):
     """Whatever memory holds at once, and whichever kinds the parts have."""
     torch.manual_seed(seed)
     n = real_count + synthetic_count
     if not n:
         return
-    logits, real = torch.randn(n, 4, dtype=torch.float64), torch.tensor([True] * real_count + [False] * synthetic_count)[torch.randperm(n)]
+    logits, real = (
+        torch.randn(n, 4, dtype=torch.float64),
+        torch.tensor([True] * real_count + [False] * synthetic_count)[torch.randperm(n)],
+    )
     targets, rows = torch.softmax(torch.randn(n, 4, dtype=torch.float64), 1), torch.arange(n)
-    parts = list(loss_parts(lambda images, tokens: logits[images], None, rows, targets, real, weight, size))
+    parts = list(
+        loss_parts(lambda images, tokens: logits[images], None, rows, targets, real, weight, size)
+    )
     assert len(parts) == -(-n // size)
-    torch.testing.assert_close(sum(parts), mixed_loss(logits, targets, real, weight), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(
+        sum(parts), mixed_loss(logits, targets, real, weight), rtol=1e-6, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("kind", [True, False])
@@ -79,19 +105,28 @@ def test_a_batch_of_one_kind_has_the_plain_loss(kind, weight):
 
 
 def test_lambda_zero_and_one_leave_one_kind_out():
-    logits, targets, real = torch.randn(4, 3), F.one_hot(torch.tensor([0, 1, 2, 0]), 3).float(), torch.tensor([True, True, False, False])
-    torch.testing.assert_close(mixed_loss(logits, targets, real, 1.0), F.cross_entropy(logits[:2], targets[:2]))
-    torch.testing.assert_close(mixed_loss(logits, targets, real, 0.0), F.cross_entropy(logits[2:], targets[2:]))
+    logits, targets, real = (
+        torch.randn(4, 3),
+        F.one_hot(torch.tensor([0, 1, 2, 0]), 3).float(),
+        torch.tensor([True, True, False, False]),
+    )
+    torch.testing.assert_close(
+        mixed_loss(logits, targets, real, 1.0), F.cross_entropy(logits[:2], targets[:2])
+    )
+    torch.testing.assert_close(
+        mixed_loss(logits, targets, real, 0.0), F.cross_entropy(logits[2:], targets[2:])
+    )
 
 
 # The order of the images.
+
 
 @given(st.integers(1, 30), st.integers(1, 40), st.integers(0, 1000))
 def test_the_stream_is_one_permutation_after_another(n, count, seed):
     steps = -(-3 * n // count)
     drawn = [i for step in range(steps) for i in stream(n, count, step, seed)]
     assert len(drawn) == steps * count
-    epochs = [drawn[e * n:(e + 1) * n] for e in range(3)]
+    epochs = [drawn[e * n : (e + 1) * n] for e in range(3)]
     assert all(sorted(epoch) == list(range(n)) for epoch in epochs)
     if n > 8:
         assert epochs[0] != epochs[1] != epochs[2]
@@ -100,7 +135,9 @@ def test_the_stream_is_one_permutation_after_another(n, count, seed):
 @given(st.integers(1, 30), st.integers(1, 40), st.integers(0, 50), st.integers(0, 1000))
 def test_the_stream_needs_no_state(n, count, step, seed):
     assert stream(n, count, step, seed) == stream(n, count, step, seed)
-    assert stream(n, 2 * count, step, seed) == stream(n, count, 2 * step, seed) + stream(n, count, 2 * step + 1, seed)
+    assert stream(n, 2 * count, step, seed) == stream(n, count, 2 * step, seed) + stream(
+        n, count, 2 * step + 1, seed
+    )
 
 
 def test_the_stream_follows_its_seed():
@@ -109,15 +146,26 @@ def test_the_stream_follows_its_seed():
 
 # The batches.
 
+
 def batches(real, synthetic, seed=0, **changes):
     """Return Batches of 16 px without augmentation but for `changes`."""
-    options = recipe(overrides={**PLAIN, "classify.batch": 8, **{f"classify.{name}": v for name, v in changes.items()}}).classify
+    options = recipe(
+        overrides={
+            **PLAIN,
+            "classify.batch": 8,
+            **{f"classify.{name}": v for name, v in changes.items()},
+        }
+    ).classify
     return Batches(real, synthetic, options, 3, 16, seed)
 
 
 def test_half_of_a_batch_is_real_and_the_mask_says_which():
     images, targets, real = batches(constant(255, 5), constant(0, 40)).at(0)
-    assert images.shape == (8, 3, 16, 16) and targets.shape == (8, 3) and real.tolist() == [True] * 4 + [False] * 4
+    assert (
+        images.shape == (8, 3, 16, 16)
+        and targets.shape == (8, 3)
+        and real.tolist() == [True] * 4 + [False] * 4
+    )
     assert torch.equal(images.mean((1, 2, 3)), real.float())
     assert torch.equal(targets.sum(1), torch.ones(8))
 
@@ -130,7 +178,9 @@ def test_one_kind_alone_fills_the_batch(real, synthetic):
 
 @pytest.mark.parametrize("seed", range(6))
 def test_real_and_synthetic_images_are_mixed_among_themselves_only(seed):
-    """Real images are white and synthetic ones black: a mixture of both would be grey, or white with a black patch."""
+    """Real images are white and synthetic ones black: a mixture of both would be grey, or white
+    with a black patch.
+    """
     torch.manual_seed(seed)
     images, targets, real = batches(constant(255, 6), constant(0, 6), mix=1.0).at(seed)
     torch.testing.assert_close(images, real.float().view(-1, 1, 1, 1).expand_as(images))
@@ -139,14 +189,21 @@ def test_real_and_synthetic_images_are_mixed_among_themselves_only(seed):
 
 
 def test_mixed_targets_follow_the_mixed_pixels():
-    """Each class has its own tone, so the share of a class in the target is read from the pixels."""
+    """Each class has its own tone, so the share of a class in the target is read from the
+    pixels.
+    """
     tones = (0, 100, 255)
-    images = Images(tuple(np.full((16, 16), tones[i % 3], np.uint8) for i in range(30)), tuple(i % 3 for i in range(30)))
+    images = Images(
+        tuple(np.full((16, 16), tones[i % 3], np.uint8) for i in range(30)),
+        tuple(i % 3 for i in range(30)),
+    )
     mixed = 0
     for step in range(12):
         torch.manual_seed(step)
         pictures, targets, _ = batches(images, None, mix=1.0).at(step)
-        torch.testing.assert_close(pictures.mean((1, 2, 3)), targets @ (torch.tensor(tones) / 255.0), rtol=0, atol=1e-4)
+        torch.testing.assert_close(
+            pictures.mean((1, 2, 3)), targets @ (torch.tensor(tones) / 255.0), rtol=0, atol=1e-4
+        )
         mixed += int(((targets > 0).sum(1) > 1).sum())
     assert mixed > 20
 
@@ -157,14 +214,20 @@ def test_the_share_of_mixed_batches(share):
     for step in range(300):
         torch.manual_seed(step)
         _, targets, _ = source.at(step)
-        # MixUp and CutMix pair each image with its neighbour; with a ratio of nearly one the target stays all but one class.
+        # MixUp and CutMix pair each image with its neighbour; with a ratio of nearly one the target
+        # stays all but one class.
         mixed += not torch.equal(targets, targets.round())
     assert abs(mixed / 300 - share) < 0.08  # three standard deviations of 300 draws are 0.07
 
 
 def test_both_mixup_and_cutmix_are_used():
-    """MixUp blends tones, CutMix keeps them: white and black images of one kind tell which was used."""
-    source = Images(tuple(np.full((16, 16), 255 * (i % 2), np.uint8) for i in range(20)), tuple(i % 3 for i in range(20)))
+    """MixUp blends tones, CutMix keeps them: white and black images of one kind tell which was
+    used.
+    """
+    source = Images(
+        tuple(np.full((16, 16), 255 * (i % 2), np.uint8) for i in range(20)),
+        tuple(i % 3 for i in range(20)),
+    )
     seen = collections.Counter()
     for step in range(40):
         torch.manual_seed(step)
@@ -176,7 +239,9 @@ def test_both_mixup_and_cutmix_are_used():
 
 def test_a_label_stays_with_its_image():
     tones = tuple(range(0, 240, 20))
-    images = Images(tuple(np.full((16, 16), t, np.uint8) for t in tones), tuple(i % 3 for i in range(12)))
+    images = Images(
+        tuple(np.full((16, 16), t, np.uint8) for t in tones), tuple(i % 3 for i in range(12))
+    )
     for step in range(4):
         pictures, targets, _ = batches(images, None).at(step)
         places = (pictures.mean((1, 2, 3)) * 255 / 20).round().long()
@@ -192,6 +257,7 @@ def test_every_image_comes_once_in_each_epoch_of_its_kind():
 
 
 # Evaluation.
+
 
 class Reader(torch.nn.Module):
     """A classifier that reads the class from the first pixel: tone 10 c means class c."""
@@ -216,7 +282,9 @@ def toned(labels, read):
 
 def as_dataset(images, classes=3):
     """Return a Dataset whose three parts are `images`."""
-    return Dataset("stub", "bird", tuple(f"class {c}" for c in range(classes)), images, images, images)
+    return Dataset(
+        "stub", "bird", tuple(f"class {c}" for c in range(classes)), images, images, images
+    )
 
 
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=1, max_size=30))
@@ -227,7 +295,9 @@ def test_an_evaluation_counts_every_image_once(pairs):
     correct = sum(a == b for a, b in pairs)
     assert result["total"] == len(pairs) and result["top1"] == correct / len(pairs)
     assert (result["low"], result["high"]) == wilson(correct, len(pairs))
-    assert result["confusion"] == [[sum(pair == (t, p) for pair in pairs) for p in range(3)] for t in range(3)]
+    assert result["confusion"] == [
+        [sum(pair == (t, p) for pair in pairs) for p in range(3)] for t in range(3)
+    ]
     for c in range(3):
         own = [a == b for a, b in pairs if a == c]
         assert result["per_class"][c] == (round(sum(own) / len(own), 4) if own else 0.0)
@@ -237,7 +307,10 @@ def test_an_evaluation_counts_every_image_once(pairs):
 def test_the_last_incomplete_batch_has_no_more_weight_than_its_images():
     """251 images, the last one wrong: the mean over batches of 250 would be one half."""
     labels, read = [0] * 251, [0] * 250 + [1]
-    assert evaluate(Reader(), as_dataset(toned(labels, read)), toned(labels, read))["top1"] == 250 / 251
+    assert (
+        evaluate(Reader(), as_dataset(toned(labels, read)), toned(labels, read))["top1"]
+        == 250 / 251
+    )
 
 
 @pytest.mark.parametrize("batch", [1, 3, 7, 100])
@@ -255,6 +328,7 @@ def test_predictions_are_made_in_evaluation_mode():
 
 # Training.
 
+
 @pytest.fixture
 def synthetic(dataset):
     """Return a stand-in for a synthetic set: fifteen images of the data set's classes."""
@@ -267,42 +341,79 @@ def folders_equal(one, other):
     return all(digest(one / name) == digest(other / name) for name in names)
 
 
-def test_a_trained_classifier_is_an_adapter_its_config_and_its_curve(make, dataset, shots, synthetic, store):
+def test_a_trained_classifier_is_an_adapter_its_config_and_its_curve(
+    make, dataset, shots, synthetic, store
+):
     one = make("base+real")
     folder = train(one, dataset, shots, synthetic, "set", store)
-    assert sorted(file.name for file in folder.iterdir()) == ["adapter.json", "adapter.safetensors", "curve.json", "manifest.json"]
+    assert sorted(file.name for file in folder.iterdir()) == [
+        "adapter.json",
+        "adapter.safetensors",
+        "curve.json",
+        "manifest.json",
+    ]
     model, config = load_classifier_lora(folder)
-    assert config == {"classifier": one.classifier, "precision": "auto", "rank": 2, "alpha": 6.0, "dropout": 0.1, "classes": list(dataset.classes),
-                      "prompts": [f"a photo of a {name}" for name in dataset.classes]}
+    assert config == {
+        "classifier": one.classifier,
+        "precision": "auto",
+        "rank": 2,
+        "alpha": 6.0,
+        "dropout": 0.1,
+        "classes": list(dataset.classes),
+        "prompts": [f"a photo of a {name}" for name in dataset.classes],
+    }
     curve = json.loads((folder / "curve.json").read_text())
-    assert [row["step"] for row in curve] == [3, 6, 9]  # three epochs of ceil(5 * 3 / 6) steps, three evaluations
-    predictions = predict(model, model.prompts(config["prompts"]), package.validation_batches(dataset.val, model.size))
+    # Three epochs of ceil(5 * 3 / 6) steps, three evaluations.
+    assert [row["step"] for row in curve] == [3, 6, 9]
+    predictions = predict(
+        model, model.prompts(config["prompts"]), package.validation_batches(dataset.val, model.size)
+    )
     assert curve[-1]["val"] == (predictions == np.array(dataset.val.labels)).mean()
-    assert any(p.any() for name, p in model.named_parameters() if name.endswith("_up")), "something was learnt"
+    assert any(p.any() for name, p in model.named_parameters() if name.endswith("_up")), (
+        "something was learnt"
+    )
 
 
 def test_training_learns(make, dataset, store):
-    one = make("real", {**PLAIN, "classify.epochs": 12, "classify.lr": 2e-2, "classify.batch": 8}, shots=6)
+    one = make(
+        "real", {**PLAIN, "classify.epochs": 12, "classify.lr": 2e-2, "classify.batch": 8}, shots=6
+    )
     folder = train(one, dataset, dataset.train, None, None, store)
     curve = json.loads((folder / "curve.json").read_text())
     assert curve[-1]["loss"] < 0.7 * curve[0]["loss"]
     result = json.loads((judge(one, dataset, folder, store) / "result.json").read_text())
     zero_shot = json.loads((judge(make("clip"), dataset, None, store) / "result.json").read_text())
-    assert result["test"]["top1"] > 0.9 > zero_shot["test"]["top1"]  # the classes differ in their colour
+    # The classes differ in their colour.
+    assert result["test"]["top1"] > 0.9 > zero_shot["test"]["top1"]
 
 
 @pytest.mark.parametrize("method", ["real", "base", "base+real"])
-def test_every_method_takes_the_same_number_of_steps(make, dataset, shots, synthetic, store, monkeypatch, method):
+def test_every_method_takes_the_same_number_of_steps(
+    make, dataset, shots, synthetic, store, monkeypatch, method
+):
     one, sizes = make(method), []
-    monkeypatch.setattr(package, "mixed_loss", lambda *args: (sizes.append(len(args[0])), mixed_loss(*args))[1])
+    monkeypatch.setattr(
+        package, "mixed_loss", lambda *args: (sizes.append(len(args[0])), mixed_loss(*args))[1]
+    )
     real, drawn = shots if one.row.real else None, synthetic if one.row.generator else None
     train(one, dataset, real, drawn, "set" if drawn else None, store)
     assert sizes == [6] * 9 and optimiser_steps(one, 3) == (9, 3)
 
 
-@given(st.integers(1, 50), st.integers(1, 12), st.integers(2, 64), st.integers(1, 9), st.integers(0, 9))
-def test_the_number_of_steps_covers_the_synthetic_set_in_each_epoch(images, classes, batch, epochs, warmup):
-    one = recipe(overrides={"generate.images": images, "classify.batch": batch, "classify.epochs": epochs, "classify.warmup": warmup})
+@given(
+    st.integers(1, 50), st.integers(1, 12), st.integers(2, 64), st.integers(1, 9), st.integers(0, 9)
+)
+def test_the_number_of_steps_covers_the_synthetic_set_in_each_epoch(
+    images, classes, batch, epochs, warmup
+):
+    one = recipe(
+        overrides={
+            "generate.images": images,
+            "classify.batch": batch,
+            "classify.epochs": epochs,
+            "classify.warmup": warmup,
+        }
+    )
     steps, warm = optimiser_steps(one, classes)
     assert (steps - epochs) * batch < images * classes * epochs <= steps * batch
     assert warm * epochs == steps * warmup
@@ -317,7 +428,9 @@ class Forbidden(Images):
 
 @pytest.mark.parametrize("select", ["last", "validation"])
 def test_no_test_image_is_opened_in_training(make, dataset, shots, synthetic, store, select):
-    guarded = dataclasses.replace(dataset, test=Forbidden(dataset.test.sources, dataset.test.labels))
+    guarded = dataclasses.replace(
+        dataset, test=Forbidden(dataset.test.sources, dataset.test.labels)
+    )
     one = make("base+real", {"classify.select": select})
     trained = train(one, guarded, shots, synthetic, "set", store)
     with pytest.raises(AssertionError, match="a test image"):  # the guard works
@@ -331,36 +444,55 @@ def test_test_images_are_opened_once_at_the_end(make, dataset, shots, store):
     result = json.loads((judge(one, dataset, trained, store) / "result.json").read_text())
     model, _ = load_classifier_lora(trained)
     assert set(result) == {"val", "test"}
-    assert result["test"] == evaluate(model, dataset, dataset.test) and result["test"]["total"] == len(dataset.test)
+    assert result["test"] == evaluate(model, dataset, dataset.test) and result["test"][
+        "total"
+    ] == len(dataset.test)
     assert result["val"] == evaluate(model, dataset, dataset.val)
 
 
 def scripted(patch, dataset, accuracies, weights):
-    """Make validation give `accuracies` in turn, and keep what the parameters were at each in `weights`."""
+    """Make validation give `accuracies` in turn, and keep what the parameters were at each in
+    `weights`.
+    """
     labels = np.array(dataset.val.labels)
 
     def fake(model, tokens, pictures):
-        weights.append({name: p.detach().cpu().clone() for name, p in model.named_parameters() if p.requires_grad})
+        weights.append(
+            {
+                name: p.detach().cpu().clone()
+                for name, p in model.named_parameters()
+                if p.requires_grad
+            }
+        )
         right = round(accuracies[len(weights) - 1] * len(labels))
         return np.where(np.arange(len(labels)) < right, labels, (labels + 1) % 3)
 
     patch.setattr(package, "predict", fake)
 
 
-@pytest.mark.parametrize("select, accuracies, kept", [
-    ("validation", [0.5, 1.0, 0.5], 1),
-    ("validation", [0.5, 1.0, 1.0], 1),  # of equal ones the earlier
-    ("validation", [1.0, 0.5, 0.0], 0),
-    ("validation", [0.0, 0.0, 0.5], 2),
-    ("last", [0.5, 1.0, 0.5], 2),
-])
+@pytest.mark.parametrize(
+    "select, accuracies, kept",
+    [
+        ("validation", [0.5, 1.0, 0.5], 1),
+        ("validation", [0.5, 1.0, 1.0], 1),  # of equal ones the earlier
+        ("validation", [1.0, 0.5, 0.0], 0),
+        ("validation", [0.0, 0.0, 0.5], 2),
+        ("last", [0.5, 1.0, 0.5], 2),
+    ],
+)
 def test_the_weights_that_are_kept(make, dataset, shots, store, select, accuracies, kept):
     weights = []
     with pytest.MonkeyPatch.context() as patch:
         scripted(patch, dataset, accuracies, weights)
         folder = train(make("real", {"classify.select": select}), dataset, shots, None, None, store)
-    saved = {name: p.cpu() for name, p in load_classifier_lora(folder)[0].named_parameters() if p.requires_grad}
-    assert [all(torch.equal(saved[name], at[name]) for name in saved) for at in weights] == [i == kept for i in range(3)]
+    saved = {
+        name: p.cpu()
+        for name, p in load_classifier_lora(folder)[0].named_parameters()
+        if p.requires_grad
+    }
+    assert [all(torch.equal(saved[name], at[name]) for name in saved) for at in weights] == [
+        i == kept for i in range(3)
+    ]
     assert [row["val"] for row in json.loads((folder / "curve.json").read_text())] == accuracies
     assert not list(folder.glob("best*"))
 
@@ -369,11 +501,16 @@ def test_lambda_reaches_the_loss(make, dataset, shots, synthetic, tmp_path):
     first = {}
     for weight in (0.2, 0.8):
         one = make("base+real", {"classify.real_weight": weight})
-        first[weight] = train(one, dataset, shots, synthetic, "set", Store(tmp_path / str(weight))) / "adapter.safetensors"
+        first[weight] = (
+            train(one, dataset, shots, synthetic, "set", Store(tmp_path / str(weight)))
+            / "adapter.safetensors"
+        )
     assert digest(first[0.2]) != digest(first[0.8])
 
 
-def test_the_seed_changes_the_classifier_and_the_callers_random_state_does_not(make, dataset, shots, tmp_path):
+def test_the_seed_changes_the_classifier_and_the_callers_random_state_does_not(
+    make, dataset, shots, tmp_path
+):
     one = train(make("real"), dataset, shots, None, None, Store(tmp_path / "one"))
     torch.manual_seed(77)
     np.random.seed(77)
@@ -384,14 +521,33 @@ def test_the_seed_changes_the_classifier_and_the_callers_random_state_does_not(m
 
 # Killed and continued.
 
+
 @pytest.mark.parametrize("method, select", [("base+real", "last"), ("real", "validation")])
-@pytest.mark.parametrize("where, call", [("mixed_loss", 1), ("mixed_loss", 4), ("mixed_loss", 8), ("predict", 2), ("write_json", 2),
-                                         ("save_classifier_lora", 1)])
-def test_a_killed_training_continues_to_the_same_bytes(make, dataset, shots, synthetic, tmp_path, monkeypatch, method, select, where, call):
-    # Checkpoints every third step, and an evaluation after each: the kill in `predict` falls right behind a checkpoint.
+@pytest.mark.parametrize(
+    "where, call",
+    [
+        ("mixed_loss", 1),
+        ("mixed_loss", 4),
+        ("mixed_loss", 8),
+        ("predict", 2),
+        ("write_json", 2),
+        ("save_classifier_lora", 1),
+    ],
+)
+def test_a_killed_training_continues_to_the_same_bytes(
+    make, dataset, shots, synthetic, tmp_path, monkeypatch, method, select, where, call
+):
+    # Checkpoints every third step, and an evaluation after each: the kill in `predict` falls right
+    # behind a checkpoint.
     monkeypatch.setattr(package, "fit", functools.partial(package.fit, every=3))
     one = make(method, {"classify.select": select})
-    arguments = (one, dataset, shots, synthetic if one.row.generator else None, "set" if one.row.generator else None)
+    arguments = (
+        one,
+        dataset,
+        shots,
+        synthetic if one.row.generator else None,
+        "set" if one.row.generator else None,
+    )
     whole, store = train(*arguments, Store(tmp_path / "whole")), Store(tmp_path / "killed")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(package, where, dies_at(getattr(package, where), call))
@@ -401,11 +557,17 @@ def test_a_killed_training_continues_to_the_same_bytes(make, dataset, shots, syn
     torch.manual_seed(call)
     folder = train(*arguments, store)
     assert folders_equal(folder, whole)
-    assert sorted(file.name for file in folder.iterdir()) == sorted(file.name for file in whole.iterdir())
+    assert sorted(file.name for file in folder.iterdir()) == sorted(
+        file.name for file in whole.iterdir()
+    )
 
 
-def test_a_killed_training_does_not_forget_the_best_weights(make, dataset, shots, tmp_path, monkeypatch):
-    """The best validation comes before the checkpoint, the kill after it: the resumed run must still know them."""
+def test_a_killed_training_does_not_forget_the_best_weights(
+    make, dataset, shots, tmp_path, monkeypatch
+):
+    """The best validation comes before the checkpoint, the kill after it: the resumed run must
+    still know them.
+    """
     monkeypatch.setattr(package, "fit", functools.partial(package.fit, every=4))
     one = make("real", {"classify.select": "validation"})
     seen, store = [], Store(tmp_path / "killed")
@@ -420,7 +582,11 @@ def test_a_killed_training_does_not_forget_the_best_weights(make, dataset, shots
     with pytest.MonkeyPatch.context() as patch:
         scripted(patch, dataset, [0.5, 0.0], later)
         folder = train(one, dataset, shots, None, None, store)
-    saved = {name: p.cpu() for name, p in load_classifier_lora(folder)[0].named_parameters() if p.requires_grad}
+    saved = {
+        name: p.cpu()
+        for name, p in load_classifier_lora(folder)[0].named_parameters()
+        if p.requires_grad
+    }
     assert len(seen) == 1 and len(later) == 2
     assert all(torch.equal(saved[name], seen[0][name]) for name in saved)
 
@@ -437,20 +603,34 @@ def small(monkeypatch, limit):
     monkeypatch.setattr("datadream.models.Classifier.image", within)
 
 
-def test_a_step_that_does_not_fit_is_done_in_halves_and_noted(make, dataset, shots, synthetic, tmp_path, monkeypatch):
-    """Nothing is dropped, so that the halves have the loss of the whole; the evaluations are halved too, and have the same classes."""
-    one, stores = make("base+real", {"classify.dropout": 0.0}), [Store(tmp_path / "whole"), Store(tmp_path / "halves")]
+def test_a_step_that_does_not_fit_is_done_in_halves_and_noted(
+    make, dataset, shots, synthetic, tmp_path, monkeypatch
+):
+    """Nothing is dropped, so that the halves have the loss of the whole; the evaluations are
+    halved too, and have the same classes.
+    """
+    one, stores = (
+        make("base+real", {"classify.dropout": 0.0}),
+        [Store(tmp_path / "whole"), Store(tmp_path / "halves")],
+    )
     whole = train(one, dataset, shots, synthetic, "set", stores[0])
     small(monkeypatch, 4)
     halves = train(one, dataset, shots, synthetic, "set", stores[1])
     curves = [json.loads((folder / "curve.json").read_text()) for folder in (whole, halves)]
-    assert [row["loss"] for row in curves[1]] == pytest.approx([row["loss"] for row in curves[0]], rel=1e-4)
+    assert [row["loss"] for row in curves[1]] == pytest.approx(
+        [row["loss"] for row in curves[0]], rel=1e-4
+    )
     assert [row["val"] for row in curves[1]] == [row["val"] for row in curves[0]]
-    assert [store.manifest(whole.name)["batches"] for store in stores] == [[], ["out of memory with 6 images at once, went on with 3"]]
+    assert [store.manifest(whole.name)["batches"] for store in stores] == [
+        [],
+        ["out of memory with 6 images at once, went on with 3"],
+    ]
 
 
 @pytest.mark.parametrize("name", ["curve.json", "checkpoint.safetensors", "best.safetensors"])
-def test_what_a_killed_training_left_is_not_trusted_where_it_is_damaged(make, dataset, shots, tmp_path, monkeypatch, name):
+def test_what_a_killed_training_left_is_not_trusted_where_it_is_damaged(
+    make, dataset, shots, tmp_path, monkeypatch, name
+):
     monkeypatch.setattr(package, "fit", functools.partial(package.fit, every=2))
     one, store = make("real", {"classify.select": "validation"}), Store(tmp_path / "killed")
     whole = train(one, dataset, shots, None, None, Store(tmp_path / "whole"))
@@ -481,13 +661,18 @@ def test_a_training_that_diverges_says_so(make, dataset, shots, store, monkeypat
 
 # The record of a judgement.
 
+
 def test_zero_shot_is_the_untouched_classifier(make, dataset, store):
     result = json.loads((judge(make("clip"), dataset, None, store) / "result.json").read_text())
-    assert result["test"] == evaluate(load_classifier(make("clip").classifier), dataset, dataset.test)
+    assert result["test"] == evaluate(
+        load_classifier(make("clip").classifier), dataset, dataset.test
+    )
 
 
 def test_zero_shot_with_other_class_names_is_another_result(make, dataset, store):
-    """The pixels are the same, the prompts are not: a renamed folder of photos must not show the old accuracy."""
+    """The pixels are the same, the prompts are not: a renamed folder of photos must not show the
+    old accuracy.
+    """
     renamed = dataclasses.replace(dataset, classes=("aeroplane", "lorry", "vixen"))
     assert judge(make("clip"), dataset, None, store) != judge(make("clip"), renamed, None, store)
     nouned = dataclasses.replace(dataset, noun="toy")
@@ -496,11 +681,22 @@ def test_zero_shot_with_other_class_names_is_another_result(make, dataset, store
 
 def test_zero_shot_does_not_depend_on_what_only_training_uses(make, dataset, store):
     first = judge(make("clip"), dataset, None, store)
-    assert judge(make("clip", {"classify.lr": 1.0, "generate.images": 9}, seed=3, shots=4), dataset, None, store) == first
+    assert (
+        judge(
+            make("clip", {"classify.lr": 1.0, "generate.images": 9}, seed=3, shots=4),
+            dataset,
+            None,
+            store,
+        )
+        == first
+    )
 
 
 def test_each_trained_classifier_has_its_own_result(make, dataset, shots, store):
-    folders = [judge(one, dataset, train(one, dataset, shots, None, None, store), store) for one in (make("real"), make("real", seed=1))]
+    folders = [
+        judge(one, dataset, train(one, dataset, shots, None, None, store), store)
+        for one in (make("real"), make("real", seed=1))
+    ]
     assert folders[0] != folders[1]
 
 
@@ -514,14 +710,19 @@ def test_what_a_training_depends_on_can_be_written_down(method):
 
 
 @pytest.mark.parametrize("select", ["last", "validation"])
-def test_a_killed_resnet_continues_with_its_running_statistics(make, dataset, shots, tmp_path, monkeypatch, select):
+def test_a_killed_resnet_continues_with_its_running_statistics(
+    make, dataset, shots, tmp_path, monkeypatch, select
+):
     """The paper's second classifier has state beyond its parameters: the batch normalisations'."""
     from datadream import models
 
     monkeypatch.setattr(models.ResNet, "size", 32)
     monkeypatch.setattr(package, "fit", functools.partial(package.fit, every=2))
     one = make("real", {"classifier": "resnet50", "classify.epochs": 2, "classify.select": select})
-    whole, store = train(one, dataset, shots, None, None, Store(tmp_path / "whole")), Store(tmp_path / "killed")
+    whole, store = (
+        train(one, dataset, shots, None, None, Store(tmp_path / "whole")),
+        Store(tmp_path / "killed"),
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(package, "mixed_loss", dies_at(mixed_loss, 5))
         with pytest.raises(Killed):
@@ -533,7 +734,9 @@ def test_a_killed_resnet_continues_with_its_running_statistics(make, dataset, sh
     assert judge(one, dataset, folder, store).is_dir()
 
 
-def test_the_released_protocol_reports_the_best_epoch_on_the_test_images(make, dataset, shots, store):
+def test_the_released_protocol_reports_the_best_epoch_on_the_test_images(
+    make, dataset, shots, store
+):
     """What the released code does, for comparison only: no honest number comes from it."""
     one = make("real", {"protocol": "released", "classify.lr": 2e-2, "classify.epochs": 5})
     faulty = data.released(dataset)
@@ -542,12 +745,25 @@ def test_the_released_protocol_reports_the_best_epoch_on_the_test_images(make, d
     curve = [row["val"] for row in json.loads((folder / "curve.json").read_text())]
     result = json.loads((judge(one, faulty, folder, store) / "result.json").read_text())
     assert len(curve) == 5 and result["test"]["top1"] == max(curve) == result["val"]["top1"]
-    assert train(make("real", {"classify.lr": 2e-2, "classify.epochs": 5}), dataset, shots, None, None, store) != folder
+    assert (
+        train(
+            make("real", {"classify.lr": 2e-2, "classify.epochs": 5}),
+            dataset,
+            shots,
+            None,
+            None,
+            store,
+        )
+        != folder
+    )
 
 
 def test_no_epoch_is_chosen_on_training_images(make, store):
     """With `fold` all other images are trained on, and validation is those again."""
     one = make("real", {"classify.select": "validation"}, fold="1/4")
     folds = load_for(one)
-    with pytest.raises(ConfigError, match="classify.select='validation' would choose the epoch on the training images"):
+    with pytest.raises(
+        ConfigError,
+        match="classify.select='validation' would choose the epoch on the training images",
+    ):
         train(one, folds, few_shots(folds, 2, 0), None, None, store)

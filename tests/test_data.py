@@ -1,4 +1,6 @@
-"""Datasets: sizes, disjoint parts, the few-shot draw, folders of a user's own photos, prompts, and the image transforms."""
+"""Datasets: sizes, disjoint parts, the few-shot draw, folders of a user's own photos, prompts,
+and the image transforms.
+"""
 
 import re
 import shutil
@@ -22,26 +24,37 @@ DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight"
 
 def identities(images):
     """Return what tells one source from another: the path, or the pixels of an array."""
-    return [source.tobytes() if isinstance(source, np.ndarray) else source for source in images.sources]
+    return [
+        source.tobytes() if isinstance(source, np.ndarray) else source for source in images.sources
+    ]
 
 
-@pytest.mark.parametrize("name, total, test, pool", [("mnist", 5000, 2000, 16), ("optdigits", 1797, 800, 16)])
+@pytest.mark.parametrize(
+    "name, total, test, pool", [("mnist", 5000, 2000, 16), ("optdigits", 1797, 800, 16)]
+)
 def test_the_embedded_digits_have_three_disjoint_parts_of_a_useful_size(name, total, test, pool):
     dataset = load(name)
     parts = [identities(part) for part in (dataset.train, dataset.val, dataset.test)]
-    assert sum(len(part) for part in parts) == total == len(set().union(*parts)), "an image is in two parts, or lost"
+    assert sum(len(part) for part in parts) == total == len(set().union(*parts)), (
+        "an image is in two parts, or lost"
+    )
     assert len(dataset.test) >= test
     for part in (dataset.train, dataset.val, dataset.test):
         assert set(part.labels) == set(range(10))
     assert min(np.bincount(dataset.train.labels)) >= pool
-    assert dataset.classes == load("mnist").classes == tuple(DIGITS), "both sets have the same prompts"
+    assert dataset.classes == load("mnist").classes == tuple(DIGITS), (
+        "both sets have the same prompts"
+    )
 
 
 def test_the_digits_have_their_own_labels():
     from sklearn.datasets import load_digits
 
     digits = load_digits()
-    known = {np.rint(image * 255 / 16).astype(np.uint8).tobytes(): int(label) for image, label in zip(digits.images, digits.target, strict=True)}
+    known = {
+        np.rint(image * 255 / 16).astype(np.uint8).tobytes(): int(label)
+        for image, label in zip(digits.images, digits.target, strict=True)
+    }
     dataset = load("optdigits")
     for part in (dataset.train, dataset.val, dataset.test):
         assert [known[source.tobytes()] for source in part.sources] == list(part.labels)
@@ -50,7 +63,10 @@ def test_the_digits_have_their_own_labels():
 def test_digits_use_the_whole_range_of_tones():
     for name in ("mnist", "optdigits"):
         images = load(name).train.sources[:50]
-        assert min(image.min() for image in images) == 0 and max(image.max() for image in images) == 255
+        assert (
+            min(image.min() for image in images) == 0
+            and max(image.max() for image in images) == 255
+        )
 
 
 @given(st.lists(st.integers(0, 6), min_size=1))
@@ -68,10 +84,16 @@ def test_a_thousand_classes_are_drawn_from_one_sort_of_the_labels():
     dataset = data.Dataset("many", "", tuple(map(str, range(classes))), pool, pool, pool)
     before = images._by_label.cache_info().misses
     drawn = few_shots(dataset, 16, 0)
-    assert [few_shots(dataset, 16, 0, label).labels for label in range(classes)] == [(label,) * 16 for label in range(classes)]
+    assert [few_shots(dataset, 16, 0, label).labels for label in range(classes)] == [
+        (label,) * 16 for label in range(classes)
+    ]
     assert images._by_label.cache_info().misses == before + 1 and len(drawn) == 16 * classes
-    own = np.random.RandomState(data.seed_for("shots", 0, 7) % 2**32).choice(np.flatnonzero(np.asarray(labels) == 7), 16, replace=False)
-    assert few_shots(dataset, 16, 0, 7).sources == (7,) * 16 and data._draw_shots(dataset, 16, 0, 7)[0] == sorted(own.tolist()), "the draw of before"
+    own = np.random.RandomState(data.seed_for("shots", 0, 7) % 2**32).choice(
+        np.flatnonzero(np.asarray(labels) == 7), 16, replace=False
+    )
+    assert few_shots(dataset, 16, 0, 7).sources == (7,) * 16 and data._draw_shots(
+        dataset, 16, 0, 7
+    )[0] == sorted(own.tolist()), "the draw of before"
 
 
 @given(st.integers(1, 60), st.integers(0, 2**40))
@@ -88,18 +110,21 @@ def test_few_shots_are_drawn_by_seed_without_repetition_from_the_pool(shots, see
 
 
 def test_the_draw_of_a_seed_never_changes():
-    # Positions in the pool of the first class, written down: a change here would change every published number.
+    # Positions in the pool of the first class, written down: a change here would change every
+    # published number.
     dataset = load("optdigits")
     place = {source: i for i, source in enumerate(identities(dataset.train))}
     assert [place[source] for source in identities(few_shots(dataset, 4, 0))[:4]] == [0, 10, 17, 44]
 
 
 def test_two_classes_are_drawn_independently():
-    """One draw for all classes would pick the same positions of each, and two seeds would share their noise."""
+    """One draw for all classes would pick the same positions of each, and two seeds would share
+    their noise.
+    """
     dataset = load("mnist")
     drawn = identities(few_shots(dataset, 16, 0))
     place = {source: i % 200 for i, source in enumerate(identities(dataset.train))}
-    rows = [tuple(place[source] for source in drawn[16 * c:16 * c + 16]) for c in range(10)]
+    rows = [tuple(place[source] for source in drawn[16 * c : 16 * c + 16]) for c in range(10)]
     assert len(set(rows)) == 10
 
 
@@ -113,10 +138,15 @@ def test_too_few_images_for_the_shots(dataset):
 def test_an_unknown_dataset_names_the_near_miss():
     with pytest.raises(ConfigError) as caught:
         load("minst")
-    assert "'minst'" in str(caught.value) and "optdigits" in str(caught.value) and "Did you mean 'mnist'" in str(caught.value)
+    assert (
+        "'minst'" in str(caught.value)
+        and "optdigits" in str(caught.value)
+        and "Did you mean 'mnist'" in str(caught.value)
+    )
 
 
 # A user's own folder.
+
 
 def test_a_folder_of_classes_is_split_per_class(folder, dataset):
     assert dataset.classes == CLASSES
@@ -130,7 +160,9 @@ def test_a_folder_of_classes_is_split_per_class(folder, dataset):
 
 
 @pytest.mark.parametrize("count", range(3, 13))
-def test_every_class_has_an_image_in_every_part_from_the_smallest_accepted_folder_on(tmp_path, count):
+def test_every_class_has_an_image_in_every_part_from_the_smallest_accepted_folder_on(
+    tmp_path, count
+):
     write_classes(tmp_path / "photos", ["a", "b"], count)
     dataset = load("folder", str(tmp_path / "photos"))
     for part in (dataset.train, dataset.val, dataset.test):
@@ -152,7 +184,10 @@ def test_the_users_own_split_is_kept(tmp_path):
 def test_a_users_validation_and_test_may_have_one_image_a_class(tmp_path):
     for part, count in (("train", 2), ("val", 1), ("test", 1)):
         write_classes(tmp_path / part, ["cat", "dog"], count)
-    assert [len(part) for part in (load("folder", str(tmp_path)).train, load("folder", str(tmp_path)).test)] == [4, 2]
+    assert [
+        len(part)
+        for part in (load("folder", str(tmp_path)).train, load("folder", str(tmp_path)).test)
+    ] == [4, 2]
 
 
 def test_a_damaged_test_image_is_found_before_anything_is_trained(tmp_path):
@@ -180,16 +215,38 @@ def test_hidden_folders_and_other_files_are_no_data(tmp_path):
     assert len(dataset.train) + len(dataset.val) + len(dataset.test) == 8
 
 
-@pytest.mark.parametrize("prepare, words", [
-    (lambda root: None, ["nothing", "no directory", "sub-folder"]),
-    (lambda root: (root / "nothing").mkdir(), ["0 class folder", "two or more"]),
-    (lambda root: write_classes(root / "nothing", ["cat"], 4), ["1 class folder", "two or more"]),
-    (lambda root: (write_classes(root / "nothing", ["cat", "dog"], 4), (root / "nothing" / "eel").mkdir()), ["'eel'", "0 image"]),
-    (lambda root: (write_classes(root / "nothing", ["dog"], 4), write_classes(root / "nothing", ["cat"], 2)),
-     ["'cat'", "2 image", "3 or more"]),
-    (lambda root: [write_classes(root / "nothing" / part, ["cat", "dog"], 2) for part in ("train", "test")],
-     ["a split without val", "train, val and test"]),
-])
+@pytest.mark.parametrize(
+    "prepare, words",
+    [
+        (lambda root: None, ["nothing", "no directory", "sub-folder"]),
+        (lambda root: (root / "nothing").mkdir(), ["0 class folder", "two or more"]),
+        (
+            lambda root: write_classes(root / "nothing", ["cat"], 4),
+            ["1 class folder", "two or more"],
+        ),
+        (
+            lambda root: (
+                write_classes(root / "nothing", ["cat", "dog"], 4),
+                (root / "nothing" / "eel").mkdir(),
+            ),
+            ["'eel'", "0 image"],
+        ),
+        (
+            lambda root: (
+                write_classes(root / "nothing", ["dog"], 4),
+                write_classes(root / "nothing", ["cat"], 2),
+            ),
+            ["'cat'", "2 image", "3 or more"],
+        ),
+        (
+            lambda root: [
+                write_classes(root / "nothing" / part, ["cat", "dog"], 2)
+                for part in ("train", "test")
+            ],
+            ["a split without val", "train, val and test"],
+        ),
+    ],
+)
 def test_an_unusable_folder_says_why(tmp_path, prepare, words):
     prepare(tmp_path)
     with pytest.raises(DataError) as caught:
@@ -220,7 +277,9 @@ def test_the_fingerprint_sees_pixels_labels_and_the_split(tmp_path):
         seen.add(seen_in(load("folder", str(tmp_path / name))))
     assert len(seen) == 4
     shutil.copytree(tmp_path / "a", tmp_path / "copy")
-    assert seen_in(load("folder", str(tmp_path / "copy"))) in seen, "a moved folder is the same data"
+    assert seen_in(load("folder", str(tmp_path / "copy"))) in seen, (
+        "a moved folder is the same data"
+    )
 
 
 def test_the_fingerprint_sees_the_shape_of_an_image():
@@ -229,7 +288,9 @@ def test_the_fingerprint_sees_the_shape_of_an_image():
 
 
 def test_an_image_that_was_repaired_is_read_again(tmp_path):
-    """The message asks to replace or remove the file; a notebook's user then runs the same cell again."""
+    """The message asks to replace or remove the file; a notebook's user then runs the same cell
+    again.
+    """
     write_classes(tmp_path, ["cat", "dog"], 4)
     for file in (tmp_path / "cat").iterdir():
         file.write_bytes(b"no image")
@@ -246,6 +307,7 @@ def test_an_image_that_was_repaired_is_read_again(tmp_path):
 
 # One image.
 
+
 def encoded(tmp_path, suffix):
     """Return the bytes of a picture in a file format."""
     file = tmp_path / f"whole{suffix}"
@@ -257,14 +319,15 @@ def encoded(tmp_path, suffix):
 @pytest.mark.parametrize("suffix", sorted(SUFFIXES - {".jpeg", ".tiff"}))
 def test_a_broken_file_is_named(tmp_path, suffix):
     whole, file = encoded(tmp_path, suffix), tmp_path / f"broken{suffix}"
-    for content in (b"", b"no image at all", whole[:20], whole[:len(whole) // 2]):
+    for content in (b"", b"no image at all", whole[:20], whole[: len(whole) // 2]):
         file.write_bytes(content)
         with pytest.raises(DataError) as caught:
             Images((str(file),), (0,)).open(0)
         assert str(file) in str(caught.value) and "replace or remove" in str(caught.value)
 
 
-# Pillow raises a SyntaxError on the first and a ValueError on the second: found by damaging thousands of files as above.
+# Pillow raises a SyntaxError on the first and a ValueError on the second: found by damaging
+# thousands of files as above.
 @pytest.mark.parametrize("place", [35, 11], ids=["length of the data", "length of the header"])
 def test_a_png_with_a_damaged_header_is_named(tmp_path, place):
     content, file = bytearray(encoded(tmp_path, ".png")), tmp_path / "damaged.png"
@@ -277,7 +340,11 @@ def test_a_png_with_a_damaged_header_is_named(tmp_path, place):
 @pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's own remarks on what it could not read
 @pytest.mark.parametrize("suffix", sorted(SUFFIXES - {".jpeg", ".tiff"}))
 def test_a_damaged_file_opens_or_is_named_but_never_raises_anything_else(tmp_path, suffix):
-    whole, file, random = encoded(tmp_path, suffix), tmp_path / f"damaged{suffix}", np.random.RandomState(0)
+    whole, file, random = (
+        encoded(tmp_path, suffix),
+        tmp_path / f"damaged{suffix}",
+        np.random.RandomState(0),
+    )
     for _ in range(60):
         content = bytearray(whole)
         for place in random.randint(0, min(len(content), 200), 4):  # the headers are at the front
@@ -320,12 +387,16 @@ def test_pick_keeps_sources_with_labels():
 
 # Names.
 
-@pytest.mark.parametrize("noun, name, text", [
-    ("", "seven", "a photo of a seven"),
-    ("pet", "Abyssinian", "a pet photo of a Abyssinian"),
-    ("satellite", "annual crop land", "a satellite photo of a annual crop land"),
-    ("food", "apple_pie", "a food photo of a apple_pie"),  # raw, as in the released code
-])
+
+@pytest.mark.parametrize(
+    "noun, name, text",
+    [
+        ("", "seven", "a photo of a seven"),
+        ("pet", "Abyssinian", "a pet photo of a Abyssinian"),
+        ("satellite", "annual crop land", "a satellite photo of a annual crop land"),
+        ("food", "apple_pie", "a food photo of a apple_pie"),  # raw, as in the released code
+    ],
+)
 def test_the_prompt_is_the_papers(noun, name, text):
     assert prompt(noun, name) == text
 
@@ -341,15 +412,20 @@ def test_folders_of_class_names_are_safe_and_distinct(classes):
     assert len({folder.lower() for folder in folders}) == len(classes), "a Mac's disk ignores case"
     for folder in folders:
         assert re.fullmatch(r"[A-Za-z0-9_. -]{1,100}", folder), folder
-        assert folder.strip(" .") == folder, f"{folder!r}: Windows drops a final dot or space, a leading dot hides"
+        assert folder.strip(" .") == folder, (
+            f"{folder!r}: Windows drops a final dot or space, a leading dot hides"
+        )
 
 
-@given(st.lists(st.from_regex(r"[A-Za-z0-9_-]{1,40}", fullmatch=True), unique_by=str.lower, max_size=8))
+@given(
+    st.lists(st.from_regex(r"[A-Za-z0-9_-]{1,40}", fullmatch=True), unique_by=str.lower, max_size=8)
+)
 def test_safe_names_stay_as_they_are(classes):
     assert class_folders(classes) == classes
 
 
 # Transforms.
+
 
 def test_the_generators_view_is_a_square_of_minus_one_to_one():
     image = Image.new("RGB", (40, 20), "black")
@@ -360,7 +436,9 @@ def test_the_generators_view_is_a_square_of_minus_one_to_one():
     crops = [views.generator_image(image, 16, "random") for _ in range(8)]
     assert all(crop.shape == (3, 16, 16) and crop.min() >= -1 for crop in crops)
     assert len({crop.mean().item() for crop in crops}) > 1, "a random crop moves"
-    assert torch.equal(views.generator_image(Image.new("RGB", (16, 16)), 16, "random"), -torch.ones(3, 16, 16))
+    assert torch.equal(
+        views.generator_image(Image.new("RGB", (16, 16)), 16, "random"), -torch.ones(3, 16, 16)
+    )
 
 
 def test_the_evaluation_view_is_the_centre_and_keeps_bytes():
@@ -374,8 +452,16 @@ def test_the_evaluation_view_is_the_centre_and_keeps_bytes():
 def test_the_evaluation_batches_keep_order(dataset):
     batches = list(views.evaluation_batches(dataset.test, 16, batch=5))
     stack = torch.cat(batches)
-    assert [len(part) for part in batches] == [5, 5, 2] and stack.shape == (len(dataset.test), 3, 16, 16)
-    assert all(torch.equal(stack[i], views.evaluation_tensor(dataset.test.open(i), 16)) for i in range(len(dataset.test)))
+    assert [len(part) for part in batches] == [5, 5, 2] and stack.shape == (
+        len(dataset.test),
+        3,
+        16,
+        16,
+    )
+    assert all(
+        torch.equal(stack[i], views.evaluation_tensor(dataset.test.open(i), 16))
+        for i in range(len(dataset.test))
+    )
 
 
 def test_a_tensor_becomes_an_image_of_the_same_tones():
@@ -385,11 +471,21 @@ def test_a_tensor_becomes_an_image_of_the_same_tones():
 
 # Decoding ahead.
 
-@pytest.mark.parametrize("room, spare, kept, filed", [(10**9, 0, 6, 0), (3 * 16 * 24 * 2, 0, 2, 4), (0, 0, 0, 6), (0, 2**62, 0, 0)])
-def test_decoded_images_are_the_same_wherever_they_are_kept(dataset, monkeypatch, room, spare, kept, filed):
-    """In memory, in the temporary file, or nowhere since the disk has no room: what has a place is decoded once."""
+
+@pytest.mark.parametrize(
+    "room, spare, kept, filed",
+    [(10**9, 0, 6, 0), (3 * 16 * 24 * 2, 0, 2, 4), (0, 0, 0, 6), (0, 2**62, 0, 0)],
+)
+def test_decoded_images_are_the_same_wherever_they_are_kept(
+    dataset, monkeypatch, room, spare, kept, filed
+):
+    """In memory, in the temporary file, or nowhere since the disk has no room: what has a place
+    is decoded once.
+    """
     opened = []
-    monkeypatch.setattr(Images, "open", lambda self, i, real=Images.open: (opened.append(i), real(self, i))[1])
+    monkeypatch.setattr(
+        Images, "open", lambda self, i, real=Images.open: (opened.append(i), real(self, i))[1]
+    )
     monkeypatch.setattr(images, "CACHE_BYTES", room)
     monkeypatch.setattr(images, "SPARE_BYTES", spare)
     sets = {True: dataset.train.pick([0, 1, 2]), False: dataset.train.pick([3, 4, 5])}
@@ -405,19 +501,30 @@ def test_decoded_images_are_the_same_wherever_they_are_kept(dataset, monkeypatch
 
 
 @pytest.mark.parametrize("least, threads", [(1, True), (10**9, False)])
-def test_small_files_are_decoded_by_one_thread_and_large_ones_by_several(dataset, tmp_path, monkeypatch, least, threads):
+def test_small_files_are_decoded_by_one_thread_and_large_ones_by_several(
+    dataset, tmp_path, monkeypatch, least, threads
+):
     """The same images and evaluation views either way."""
     monkeypatch.setattr(images, "LARGE", least)
     files = [str(tmp_path / f"{i}.png") for i in range(7)]
     for i, file in enumerate(files):
         dataset.test.open(i).save(file)
     sets, seen = {True: Images(tuple(files), (0,) * 7)}, set()
-    monkeypatch.setattr(Images, "open", lambda self, i, real=Images.open: (seen.add(threading.current_thread()), real(self, i))[1])
+    monkeypatch.setattr(
+        Images,
+        "open",
+        lambda self, i, real=Images.open: (seen.add(threading.current_thread()), real(self, i))[1],
+    )
     source, keys = images.Decoded(sets), [(True, i) for i in range(7)]
     source.start(keys)
-    assert all(np.array_equal(image.permute(1, 2, 0), np.asarray(dataset.test.open(i))) for i, image in enumerate(source.take(keys)))
+    assert all(
+        np.array_equal(image.permute(1, 2, 0), np.asarray(dataset.test.open(i)))
+        for i, image in enumerate(source.take(keys))
+    )
     made = torch.cat(list(views.evaluation_batches(sets[True], 16, batch=3)))
-    assert torch.equal(made, torch.cat(list(views.evaluation_batches(dataset.test.pick(range(7)), 16))))
+    assert torch.equal(
+        made, torch.cat(list(views.evaluation_batches(dataset.test.pick(range(7)), 16)))
+    )
     assert (seen != {threading.current_thread()}) == threads
 
 
@@ -427,21 +534,29 @@ def test_a_disk_that_no_longer_reads_ends_no_training(dataset, monkeypatch):
     source, keys = images.Decoded({True: dataset.train}), [(True, 0), (True, 1)]
     first = source.take(keys)
     monkeypatch.setattr(images.os, "preadv", lambda *_: 5)
-    assert len(source.places) == 2 and all(torch.equal(one, other) for one, other in zip(first, source.take(keys), strict=True))
+    assert len(source.places) == 2 and all(
+        torch.equal(one, other) for one, other in zip(first, source.take(keys), strict=True)
+    )
 
 
 def test_a_disk_that_is_full_ends_no_training(dataset, monkeypatch):
     monkeypatch.setattr(images, "CACHE_BYTES", 0)
-    monkeypatch.setattr(images.os, "pwrite", lambda *_: 1)  # as where the last block is taken: a part is written
+    # As where the last block is taken: a part is written.
+    monkeypatch.setattr(images.os, "pwrite", lambda *_: 1)
     source, keys = images.Decoded({True: dataset.train}), [(True, 0), (True, 1)]
     for _ in range(2):
-        assert [np.array_equal(image.permute(1, 2, 0), np.asarray(dataset.train.open(i))) for (_, i), image in zip(keys, source.take(keys), strict=True)] == [True] * 2
+        assert [
+            np.array_equal(image.permute(1, 2, 0), np.asarray(dataset.train.open(i)))
+            for (_, i), image in zip(keys, source.take(keys), strict=True)
+        ] == [True] * 2
     assert source.full and not source.places
 
 
 def test_an_image_that_a_batch_wants_twice_is_decoded_once(dataset, monkeypatch):
     opened = []
-    monkeypatch.setattr(Images, "open", lambda self, i, real=Images.open: (opened.append(i), real(self, i))[1])
+    monkeypatch.setattr(
+        Images, "open", lambda self, i, real=Images.open: (opened.append(i), real(self, i))[1]
+    )
     one, two = images.Decoded({True: dataset.train}).take([(True, 0), (True, 0)])
     assert torch.equal(one, two) and opened == [0]
 

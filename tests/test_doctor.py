@@ -26,12 +26,27 @@ def test_this_machine_has_no_problem(capsys):
     assert main(["doctor"]) == 0
     text = capsys.readouterr().out
     assert text.endswith("0 problems\n") and "problem   " not in text
-    for what in ("Python", "packages", "device", "memory", "disk", "generator mini", "datasets mnist, optdigits"):
+    for what in (
+        "Python",
+        "packages",
+        "device",
+        "memory",
+        "disk",
+        "generator mini",
+        "datasets mnist, optdigits",
+    ):
         assert what in text
 
 
-@pytest.mark.parametrize("kind, name, row", [(kind, name, row) for kind, table in (("generator", GENERATORS), ("classifier", CLASSIFIERS))
-                                             for name, row in table.items() if row.hub])
+@pytest.mark.parametrize(
+    "kind, name, row",
+    [
+        (kind, name, row)
+        for kind, table in (("generator", GENERATORS), ("classifier", CLASSIFIERS))
+        for name, row in table.items()
+        if row.hub
+    ],
+)
 def test_a_model_that_is_not_there_comes_with_its_download(kind, name, row):
     check = find(f"{kind} {name}")
     assert check.state == "optional"
@@ -42,18 +57,26 @@ def test_a_model_that_is_not_there_comes_with_its_download(kind, name, row):
 @pytest.mark.parametrize("name", SOURCES)
 def test_a_dataset_that_is_not_there_says_what_to_fetch(name):
     check = find(f"dataset {name}")
-    assert check.state == "optional" and ("datadream download" in check.detail or "Get " in check.detail)
+    assert check.state == "optional" and (
+        "datadream download" in check.detail or "Get " in check.detail
+    )
 
 
 def test_how_to_name_another_place_is_said_once(tmp_path):
     text = doctor.report(doctor.examine())
-    assert text.count("Images that lie elsewhere") == text.count(f"DATADREAM_DATA moves {tmp_path / 'data'}") == 1
+    assert (
+        text.count("Images that lie elsewhere")
+        == text.count(f"DATADREAM_DATA moves {tmp_path / 'data'}")
+        == 1
+    )
 
 
 def test_a_dataset_that_is_there_is_found(tmp_path):
     (tmp_path / "data" / "eurosat" / "2750").mkdir(parents=True)
     lacking = find("dataset eurosat")
-    assert lacking.state == "optional" and "split_zhou_EuroSAT.json" in lacking.detail, "images without their split cannot be read"
+    assert lacking.state == "optional" and "split_zhou_EuroSAT.json" in lacking.detail, (
+        "images without their split cannot be read"
+    )
     (tmp_path / "data" / "eurosat" / "split_zhou_EuroSAT.json").write_text("{}")
     assert find("dataset eurosat").state == "ok"
 
@@ -66,13 +89,24 @@ def test_a_dataset_without_a_split_file_needs_none(tmp_path):
 def test_problems_are_counted_and_make_the_exit_code(monkeypatch, capsys, tmp_path):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda place: usage(1, 1, 10**6))
-    monkeypatch.setattr(doctor.metadata, "requires", lambda name: ["torch>=99", "no-such-package>=1", "ray>=2 ; extra == 'ray'"])
+    monkeypatch.setattr(
+        doctor.metadata,
+        "requires",
+        lambda name: ["torch>=99", "no-such-package>=1", "ray>=2 ; extra == 'ray'"],
+    )
     monkeypatch.setattr(doctor, "absent", lambda name, part: "gone" if name == "mini" else "")
     monkeypatch.setattr(doctor, "MEMORY", 10**9)
     assert main(["doctor"]) == 1
     text = capsys.readouterr().out
     assert "6 problems" in text
-    for word in ("DATADREAM_STORE", "no-such-package is missing", "does not fit >=99", "make venv", "git checkout -- datadream/mini", "--jobs 1"):
+    for word in (
+        "DATADREAM_STORE",
+        "no-such-package is missing",
+        "does not fit >=99",
+        "make venv",
+        "git checkout -- datadream/mini",
+        "--jobs 1",
+    ):
         assert word in text
 
 
@@ -84,7 +118,10 @@ def test_a_gpu_is_named_with_its_memory(monkeypatch):
 
 
 def test_the_doctor_loads_no_model_and_is_quick_to_import():
-    code = "import datadream.doctor as d, sys; d.examine(); assert 'diffusers' not in sys.modules and 'open_clip' not in sys.modules"
+    code = (
+        "import datadream.doctor as d, sys; d.examine(); assert 'diffusers' not in sys.modules "
+        "and 'open_clip' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

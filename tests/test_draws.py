@@ -1,4 +1,6 @@
-"""What each method samples with: templates in turn, starts from few shots, pairs of per-image adapters, and what is drawn again."""
+"""What each method samples with: templates in turn, starts from few shots, pairs of per-image
+adapters, and what is drawn again.
+"""
 
 import json
 from collections import Counter
@@ -16,41 +18,73 @@ from datadream.store import Store
 
 def rows(folder):
     """Return the metadata of a synthetic set."""
-    return [json.loads(line) for line in (folder / "train" / "metadata.jsonl").read_text().splitlines()]
+    return [
+        json.loads(line) for line in (folder / "train" / "metadata.jsonl").read_text().splitlines()
+    ]
 
 
 @pytest.mark.parametrize("method", [name for name in METHODS if name != "clip"])
 def test_every_method_runs_to_a_record(make, tmp_path, method):
-    record = study.run(make(method, {"generate.redraws": 1} if "disef" in method else None), Store(tmp_path))
+    record = study.run(
+        make(method, {"generate.redraws": 1} if "disef" in method else None), Store(tmp_path)
+    )
     test = record["result"]["test"]
     matrix = np.array(test["confusion"])
-    assert record["recipe"]["method"] == method and test["total"] == matrix.sum() > 0 and test["top1"] == matrix.trace() / matrix.sum()
+    assert (
+        record["recipe"]["method"] == method
+        and test["total"] == matrix.sum() > 0
+        and test["top1"] == matrix.trace() / matrix.sum()
+    )
     made = {name.rstrip("0123456789") for name in record["artifacts"]}
     assert made >= {"train", "judge"} and ("generate" in made) == bool(METHODS[method].generator)
     assert ("adapt" in made) == (METHODS[method].generator not in (None, "base"))
 
 
 def test_a_method_s_settings_are_overrides_that_a_reader_may_override():
-    assert recipe(method="loft").adapt.rank == 2 and not recipe(method="loft+real").adapt.text_encoder
-    assert recipe("paper", method="loft").adapt.epochs == 600 and recipe("paper", method="dset").adapt.epochs == 200
+    assert (
+        recipe(method="loft").adapt.rank == 2 and not recipe(method="loft+real").adapt.text_encoder
+    )
+    assert (
+        recipe("paper", method="loft").adapt.epochs == 600
+        and recipe("paper", method="dset").adapt.epochs == 200
+    )
     assert recipe(method="loft", overrides={"adapt.rank": 5}).adapt.rank == 5
     for name, row in METHODS.items():
         if name.endswith("+real"):
-            assert row.settings == METHODS[name.removesuffix("+real")].settings, "they share the synthetic set"
+            assert row.settings == METHODS[name.removesuffix("+real")].settings, (
+                "they share the synthetic set"
+            )
 
 
 def test_templates_are_taken_in_turn_and_the_first_is_the_papers(make, dataset, shots, store):
     one = make("issynth", {"generate.templates": 3})
     found = rows(generate.generate(one, dataset, shots, store))
     expected = [prompt("", name, i % 3) for name in dataset.classes for i in range(5)]
-    assert [row["prompt"] for row in found] == expected and expected[0] == f"a photo of a {dataset.classes[0]}"
-    assert len({prompt("bird", "owl", i) for i in range(7)}) == 7 and all("bird" in prompt("bird", "owl", i) for i in range(7))
+    assert [row["prompt"] for row in found] == expected and expected[
+        0
+    ] == f"a photo of a {dataset.classes[0]}"
+    assert len({prompt("bird", "owl", i) for i in range(7)}) == 7 and all(
+        "bird" in prompt("bird", "owl", i) for i in range(7)
+    )
 
 
-def test_an_image_does_not_depend_on_what_its_neighbours_are_asked_for(make, dataset, shots, tmp_path):
+def test_an_image_does_not_depend_on_what_its_neighbours_are_asked_for(
+    make, dataset, shots, tmp_path
+):
     """The second image of a class has the second template whatever the batch."""
-    folders = [generate.generate(make("issynth", {"generate.templates": 2, "generate.batch": b}), dataset, shots, Store(tmp_path / str(b))) for b in (1, 5)]
-    one, other = ([np.asarray(Image.open(f)).astype(int) for f in sorted(folder.rglob("*.png"))] for folder in folders)
+    folders = [
+        generate.generate(
+            make("issynth", {"generate.templates": 2, "generate.batch": b}),
+            dataset,
+            shots,
+            Store(tmp_path / str(b)),
+        )
+        for b in (1, 5)
+    ]
+    one, other = (
+        [np.asarray(Image.open(f)).astype(int) for f in sorted(folder.rglob("*.png"))]
+        for folder in folders
+    )
     assert all(np.abs(a - b).max() <= 1 for a, b in zip(one, other, strict=True))
 
 
@@ -58,7 +92,12 @@ def test_a_weak_noise_leaves_the_few_shot_and_a_full_one_does_not(make, dataset,
     """Image i starts from few shot i of its class, in turn."""
     distance = {}
     for strength in (0.1, 1.0):
-        options = {"generate.strength": strength, "generate.redraws": 0, "generate.steps": 10, "generate.scheduler": "DDIMScheduler"}
+        options = {
+            "generate.strength": strength,
+            "generate.redraws": 0,
+            "generate.steps": 10,
+            "generate.scheduler": "DDIMScheduler",
+        }
         one = make("disef", options)
         folder = generate.generate(one, dataset, shots, Store(tmp_path / str(strength)))
         images = generate.read(folder)
@@ -68,40 +107,77 @@ def test_a_weak_noise_leaves_the_few_shot_and_a_full_one_does_not(make, dataset,
         seeds = [draws.image_seed(0, 0, i) for i in range(4)]
         with sampling.adapted(one) as pipe:
             text = sampling.embed(pipe, [prompt("", dataset.classes[0])], one.generate)
-            expected = sampling.sample(pipe, text, seeds, one.generate, 16, [generate.square(s, 16) for s in starts])
-        assert all(np.abs(a - np.asarray(b)).max() <= 1 for a, b in zip(found, expected, strict=True))
+            expected = sampling.sample(
+                pipe, text, seeds, one.generate, 16, [generate.square(s, 16) for s in starts]
+            )
+        assert all(
+            np.abs(a - np.asarray(b)).max() <= 1 for a, b in zip(found, expected, strict=True)
+        )
         with sampling.adapted(one) as pipe:
-            swapped = sampling.sample(pipe, text, seeds, one.generate, 16, [generate.square(s, 16) for s in starts[::-1]])
-        distance[strength] = np.mean([np.abs(np.asarray(a).astype(float) - np.asarray(b)).mean() for a, b in zip(expected, swapped, strict=True)])
+            swapped = sampling.sample(
+                pipe, text, seeds, one.generate, 16, [generate.square(s, 16) for s in starts[::-1]]
+            )
+        distance[strength] = np.mean(
+            [
+                np.abs(np.asarray(a).astype(float) - np.asarray(b)).mean()
+                for a, b in zip(expected, swapped, strict=True)
+            ]
+        )
     assert distance[0.1] > 3 * distance[1.0], "the less noise, the more of the start is left"
 
 
-def test_what_is_misread_is_drawn_again_with_another_seed_which_is_kept(make, dataset, shots, tmp_path, monkeypatch):
-    """A reader that takes every first drawing of class 1 for class 0: those images get the seed of the second."""
+def test_what_is_misread_is_drawn_again_with_another_seed_which_is_kept(
+    make, dataset, shots, tmp_path, monkeypatch
+):
+    """A reader that takes every first drawing of class 1 for class 0: those images get the seed
+    of the second.
+    """
     first = []
 
     def reader(recipe, dataset):
         def judge(images):
             known = [image.info["seed"] for image in images]
             first.extend(known)
-            return [0 if seed in {draws.image_seed(0, 1, i) for i in range(5)} else label_of[seed] for seed in known]
+            return [
+                0 if seed in {draws.image_seed(0, 1, i) for i in range(5)} else label_of[seed]
+                for seed in known
+            ]
+
         return judge
 
-    label_of = {draws.image_seed(0, label, i, *again): label for label in range(3) for i in range(5) for again in ((), (1,))}
+    label_of = {
+        draws.image_seed(0, label, i, *again): label
+        for label in range(3)
+        for i in range(5)
+        for again in ((), (1,))
+    }
     monkeypatch.setattr(generate, "reader", reader)
     one = make("base", {"generate.redraws": 3})
     folder = generate.generate(one, dataset, shots, Store(tmp_path / "again"))
     seeds = {(row["label"], int(row["file_name"][-10:-4])): row["seed"] for row in rows(folder)}
-    assert seeds == {(label, i): draws.image_seed(0, label, i, *([1] if label == 1 else [])) for label in range(3) for i in range(5)}
+    assert seeds == {
+        (label, i): draws.image_seed(0, label, i, *([1] if label == 1 else []))
+        for label in range(3)
+        for i in range(5)
+    }
     plain = generate.generate(make("base"), dataset, shots, Store(tmp_path / "plain"))
-    pairs = [(np.asarray(generate.read(folder).open(i)), np.asarray(generate.read(plain).open(i))) for i in range(15)]
+    pairs = [
+        (np.asarray(generate.read(folder).open(i)), np.asarray(generate.read(plain).open(i)))
+        for i in range(15)
+    ]
     assert [np.array_equal(a, b) for a, b in pairs] == [True] * 5 + [False] * 5 + [True] * 5
 
 
 def test_redraws_end_and_the_last_image_is_kept(make, dataset, shots, tmp_path, monkeypatch):
-    monkeypatch.setattr(generate, "reader", lambda recipe, dataset: lambda images: [-1] * len(images))
-    folder = generate.generate(make("base", {"generate.redraws": 2}), dataset, shots, Store(tmp_path))
-    assert [row["seed"] for row in rows(folder)] == [draws.image_seed(0, label, i, 2) for label in range(3) for i in range(5)]
+    monkeypatch.setattr(
+        generate, "reader", lambda recipe, dataset: lambda images: [-1] * len(images)
+    )
+    folder = generate.generate(
+        make("base", {"generate.redraws": 2}), dataset, shots, Store(tmp_path)
+    )
+    assert [row["seed"] for row in rows(folder)] == [
+        draws.image_seed(0, label, i, 2) for label in range(3) for i in range(5)
+    ]
 
 
 def test_the_untouched_classifier_is_the_reader(make, dataset):
@@ -116,11 +192,20 @@ def test_lofts_pairs_are_two_images_of_the_class_and_all_are_used(make, dataset)
     for label in range(3):
         found = draws.groups(one, dataset, label)
         assert [i for indices, _ in found for i in indices] == list(range(400))
-        assert all(len(own) == len(set(own)) == 2 and {which[0] for which in own} == {label} for _, own in found)
+        assert all(
+            len(own) == len(set(own)) == 2 and {which[0] for which in own} == {label}
+            for _, own in found
+        )
         counts = Counter(image for _, own in found for _, image in own)
-        assert set(counts) == {0, 1, 2, 3} and len({own for _, own in found}) == 6, "every pair of four"
-    assert draws.groups(make("loft", seed=1, shots=4), dataset, 0) != draws.groups(make("loft", shots=4), dataset, 0)
-    assert [own for _, own in draws.groups(make("loft", shots=1), dataset, 2)] == [((2, 0),)] * 2, "one shot has no pair"
+        assert set(counts) == {0, 1, 2, 3} and len({own for _, own in found}) == 6, (
+            "every pair of four"
+        )
+    assert draws.groups(make("loft", seed=1, shots=4), dataset, 0) != draws.groups(
+        make("loft", shots=4), dataset, 0
+    )
+    assert [own for _, own in draws.groups(make("loft", shots=1), dataset, 2)] == [((2, 0),)] * 2, (
+        "one shot has no pair"
+    )
 
 
 def test_an_adapter_per_image_sees_that_image_only(make, dataset, shots, store):
@@ -130,8 +215,10 @@ def test_an_adapter_per_image_sees_that_image_only(make, dataset, shots, store):
     for row in rows(folder):
         names = row["adapter"].split(" + ")
         assert len(names) == 2 and set(names) <= set(made)
-        assert {(store.manifest(name)["inputs"]["label"], store.manifest(name)["inputs"]["image"]) for name in names} == {
-            (row["label"], 0), (row["label"], 1)}
+        assert {
+            (store.manifest(name)["inputs"]["label"], store.manifest(name)["inputs"]["image"])
+            for name in names
+        } == {(row["label"], 0), (row["label"], 1)}
 
 
 def test_two_fused_adapters_have_half_a_weight_each(make, dataset, shots, store):
@@ -153,4 +240,9 @@ def test_two_fused_adapters_have_half_a_weight_each(make, dataset, shots, store)
 
 def test_heavy_augmentation_differs_from_real_only_in_its_classifier(make):
     plain, heavy = recipe(method="real"), recipe(method="heavy")
-    assert plain.adapt == heavy.adapt and plain.generate == heavy.generate and heavy.classify.randaugment and not plain.classify.randaugment
+    assert (
+        plain.adapt == heavy.adapt
+        and plain.generate == heavy.generate
+        and heavy.classify.randaugment
+        and not plain.classify.randaugment
+    )

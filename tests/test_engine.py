@@ -1,4 +1,6 @@
-"""The Ray engine: the same tasks as the local one, in the same bytes, and what a kill of a worker costs."""
+"""The Ray engine: the same tasks as the local one, in the same bytes, and what a kill of a
+worker costs.
+"""
 
 import errno
 import json
@@ -47,10 +49,16 @@ def undisturbed(make, tmp_path_factory):
 
 
 def contents(store):
-    """Return the digest of every file of every artifact but the manifests, which have times in them."""
-    return {f"{folder.name}/{file.relative_to(folder)}": digest(file) for folder in sorted(store.root.iterdir())
-            if folder.is_dir() and folder.name != "records" and not folder.name.endswith(".partial")
-            for file in sorted(folder.rglob("*")) if file.is_file() and file.name != "manifest.json"}
+    """Return the digest of every file of every artifact but the manifests, which have times in
+    them.
+    """
+    return {
+        f"{folder.name}/{file.relative_to(folder)}": digest(file)
+        for folder in sorted(store.root.iterdir())
+        if folder.is_dir() and folder.name != "records" and not folder.name.endswith(".partial")
+        for file in sorted(folder.rglob("*"))
+        if file.is_file() and file.name != "manifest.json"
+    }
 
 
 def same_results(one, other):
@@ -61,7 +69,9 @@ def same_results(one, other):
 def test_the_tasks_of_a_cell(make, store):
     found = engine.tasks([make("cls"), make("cls+real"), make("real")], store)
     kinds = [task.kind for task in found.values()]
-    assert {kind: kinds.count(kind) for kind in kinds} == {"adapt": 3, "slice": 3, "cell": 3}, "shared tasks stand there once"
+    assert {kind: kinds.count(kind) for kind in kinds} == {"adapt": 3, "slice": 3, "cell": 3}, (
+        "shared tasks stand there once"
+    )
     done = []
     for name, task in found.items():
         assert set(task.needs) <= set(done), "what a task needs comes first"
@@ -69,7 +79,9 @@ def test_the_tasks_of_a_cell(make, store):
     for task in found.values():
         if task.kind == "slice":
             (adapter,) = task.needs
-            assert found[adapter].where == (task.where[0], None), "a class waits for its own adapter only"
+            assert found[adapter].where == (task.where[0], None), (
+                "a class waits for its own adapter only"
+            )
     cells = [task for task in found.values() if task.kind == "cell"]
     assert [len(task.needs) for task in cells] == [3, 3, 0]
 
@@ -93,7 +105,9 @@ def drained(agenda, todo, fails=()):
 
 
 def test_the_longest_chain_goes_first_and_needs_before_it(make, store):
-    todo = engine.tasks([make("real"), make("base"), make("cls"), make("dset", {"adapt.epochs": 90})], store)
+    todo = engine.tasks(
+        [make("real"), make("base"), make("cls"), make("dset", {"adapt.epochs": 90})], store
+    )
     order, lost = drained(engine.Agenda(todo), todo)
     assert sorted(order) == sorted(todo) and not lost
     kinds = [(todo[name].kind, todo[name].recipe.method) for name in order]
@@ -107,18 +121,29 @@ def test_what_waits_for_failed_tasks_is_lost_once(make, store):
     failed = [name for name, task in todo.items() if task.kind == "adapt"][:2]
     order, lost = drained(engine.Agenda(todo), todo, failed)
     assert sorted([*order, *lost, *failed]) == sorted(todo), "each ends once"
-    assert sorted((todo[name].kind, todo[name].recipe.method) for name in lost) == [("cell", "cls"), ("cell", "cls+real"), *[("slice", "cls")] * 2]
+    assert sorted((todo[name].kind, todo[name].recipe.method) for name in lost) == [
+        ("cell", "cls"),
+        ("cell", "cls+real"),
+        *[("slice", "cls")] * 2,
+    ]
 
 
-@pytest.mark.parametrize("images, batch, expected", [(250, 10, [100, 100, 50]), (250, 64, [64, 64, 64, 58]), (30, 50, [30]), (120, 0, [100, 20])])
+@pytest.mark.parametrize(
+    "images, batch, expected",
+    [(250, 10, [100, 100, 50]), (250, 64, [64, 64, 64, 58]), (30, 50, [30]), (120, 0, [100, 20])],
+)
 def test_slices_end_with_a_batch(make, dataset, images, batch, expected):
-    parts = draws.slices(make("base", {"generate.images": images, "generate.batch": batch}), dataset, 0)
+    parts = draws.slices(
+        make("base", {"generate.images": images, "generate.batch": batch}), dataset, 0
+    )
     assert [sum(len(indices) for indices, _ in part) for part in parts] == expected
     assert [i for part in parts for indices, _ in part for i in indices] == list(range(images))
 
 
 def test_lofts_pairs_are_gathered_to_slices(make, dataset):
-    parts = draws.slices(make("loft", {"generate.images": 250, "generate.batch": 10}, shots=4), dataset, 0)
+    parts = draws.slices(
+        make("loft", {"generate.images": 250, "generate.batch": 10}, shots=4), dataset, 0
+    )
     assert [sum(len(indices) for indices, _ in part) for part in parts] == [100, 100, 50]
 
 
@@ -132,7 +157,9 @@ def test_ray_gives_the_same_bytes_and_records(cluster, undisturbed, tmp_path):
 @pytest.mark.cluster
 @pytest.mark.parametrize("stage", ["generate", "train"])
 def test_a_killed_worker_costs_time_only(cluster, make, tiny, tmp_path, stage):
-    """kill -9 of every worker while the stage is being made: the records are the undisturbed run's. `benchmarks.faults` has all stages."""
+    """kill -9 of every worker while the stage is being made: the records are the undisturbed
+    run's. `benchmarks.faults` has all stages.
+    """
     recipes = [make("dset+real", {"adapt.epochs": 30, "generate.images": 60, "classify.steps": 60})]
     store, killed = Store(tmp_path / "ray"), []
 
@@ -140,7 +167,9 @@ def test_a_killed_worker_costs_time_only(cluster, make, tiny, tmp_path, stage):
         while not killed:
             if list(store.root.glob(f"{stage}-*.partial")):
                 time.sleep(0.3)  # into the stage
-                found = subprocess.run(["pgrep", "-f", "^ray::(adapt|slice|cell) "], capture_output=True, text=True).stdout.split()
+                found = subprocess.run(
+                    ["pgrep", "-f", "^ray::(adapt|slice|cell) "], capture_output=True, text=True
+                ).stdout.split()
                 for worker in found:  # busy workers only: Ray's agents bear such names too
                     os.kill(int(worker), signal.SIGKILL)
                     killed.append(worker)
@@ -152,12 +181,16 @@ def test_a_killed_worker_costs_time_only(cluster, make, tiny, tmp_path, stage):
     thread.join(10)
     assert killed, "the worker died"
     local = Store(tmp_path / "local")
-    assert same_results(disturbed, study.run_cells(recipes, local)) and contents(store) == contents(local)
+    assert same_results(disturbed, study.run_cells(recipes, local)) and contents(store) == contents(
+        local
+    )
 
 
 @pytest.mark.cluster
 def test_a_stopped_cluster_saves_its_state_and_goes_on(cluster, make, tmp_path):
-    """SIGTERM to the driver: the task that runs writes its checkpoint, which none has done by itself before its 200th step."""
+    """SIGTERM to the driver: the task that runs writes its checkpoint, which none has done by
+    itself before its 200th step.
+    """
     recipes, store = [make("dset+real", {"adapt.epochs": 90})], Store(tmp_path / "ray")
 
     def stop():
@@ -171,17 +204,26 @@ def test_a_stopped_cluster_saves_its_state_and_goes_on(cluster, make, tmp_path):
     with pytest.raises(Stopped):
         study.run_cells(recipes, store, engine="ray")
     (checkpoint,) = store.root.glob("adapt-*.partial/checkpoint.safetensors")
-    assert 0 < load_state(checkpoint)[1] < 180 and "adapt 0/1" in (store.root / "progress.txt").read_text()
+    assert (
+        0 < load_state(checkpoint)[1] < 180
+        and "adapt 0/1" in (store.root / "progress.txt").read_text()
+    )
     table = study.run_cells(recipes, store, engine="ray")
     local = Store(tmp_path / "local")
-    assert same_results(table, study.run_cells(recipes, local)) and contents(store) == contents(local)
+    assert same_results(table, study.run_cells(recipes, local)) and contents(store) == contents(
+        local
+    )
 
 
-def test_a_slice_of_a_set_that_another_study_has_finished_meanwhile_leaves_nothing(make, dataset, shots, tmp_path):
+def test_a_slice_of_a_set_that_another_study_has_finished_meanwhile_leaves_nothing(
+    make, dataset, shots, tmp_path
+):
     recipe, store = make("base"), Store(tmp_path)
     whole = generate(recipe, dataset, shots, Store(tmp_path / "other"))
     with store.lock(f"{whole.name}-1-0"):  # the other has the slice
-        thread = threading.Thread(target=engine.generate_slice, args=(recipe, dataset, shots, store, 1, 0))
+        thread = threading.Thread(
+            target=engine.generate_slice, args=(recipe, dataset, shots, store, 1, 0)
+        )
         thread.start()
         time.sleep(0.3)
         assert thread.is_alive() and not store.work(whole.name).exists()
@@ -200,7 +242,12 @@ def test_a_slice_on_a_full_disk_is_the_store_s_error(make, dataset, shots, store
 
 
 def test_a_slice_and_a_whole_set_are_not_made_at_once(make, dataset, shots, tmp_path, monkeypatch):
-    recipe, store, reached, sample = make("base"), Store(tmp_path), threading.Event(), package.sample
+    recipe, store, reached, sample = (
+        make("base"),
+        Store(tmp_path),
+        threading.Event(),
+        package.sample,
+    )
     monkeypatch.setattr(package, "sample", lambda *args: (reached.set(), sample(*args))[1])
     artifact = key("generate", **generation_inputs(recipe, dataset))
     with store.lock(f"{artifact}-0-0"):
@@ -215,22 +262,31 @@ def test_a_slice_and_a_whole_set_are_not_made_at_once(make, dataset, shots, tmp_
 def test_a_failed_task_is_reported_and_the_others_are_done(cluster, make, tmp_path):
     store = Store(tmp_path)
     recipes = [make("real"), make("dset", {"adapt.lr": 1e30}), make("base")]
-    with pytest.raises(RuntimeError, match="(?s)1 of 10 tasks failed, 4 waited for them; the others are done.*adapt .*lr=1e"):
+    with pytest.raises(
+        RuntimeError,
+        match="(?s)1 of 10 tasks failed, 4 waited for them; the others are done.*adapt .*lr=1e",
+    ):
         study.run_cells(recipes, store, engine="ray")
     assert sorted(study.find([recipes[0], recipes[2]], store)["method"]) == ["base", "real"]
 
 
 class Interrupts:
-    """Sends Ctrl-C where an exception is lost, as in a function that Ray calls back: while it is deleted."""
+    """Sends Ctrl-C where an exception is lost, as in a function that Ray calls back: while it is
+    deleted.
+    """
 
     def __del__(self):
         signal.raise_signal(signal.SIGINT)
 
 
 @pytest.mark.cluster
-def test_ctrl_c_is_not_lost_where_an_exception_would_be(ctrl_c, cluster, make, tmp_path, monkeypatch):
+def test_ctrl_c_is_not_lost_where_an_exception_would_be(
+    ctrl_c, cluster, make, tmp_path, monkeypatch
+):
     store, ended_one = Store(tmp_path), progress.Progress.ended_one
-    monkeypatch.setattr(progress.Progress, "ended_one", lambda *args: (Interrupts(), ended_one(*args))[1])
+    monkeypatch.setattr(
+        progress.Progress, "ended_one", lambda *args: (Interrupts(), ended_one(*args))[1]
+    )
     with pytest.raises(KeyboardInterrupt):
         study.run_cells([make("real"), make("base")], store, engine="ray")
     assert len(list((store.root / "records").glob("*.json"))) < 2 and not stopping.asked()
@@ -239,12 +295,24 @@ def test_ctrl_c_is_not_lost_where_an_exception_would_be(ctrl_c, cluster, make, t
 
 
 def nodes_of(page, port, folder):
-    """Return the commands by which a page of the book starts its nodes, on this port and with Ray's files in `folder`, where none looks."""
-    lines = re.findall(r"^ray start .*", (paths()["home"] / "book" / page).read_text(), re.MULTILINE)
+    """Return the commands by which a page of the book starts its nodes, on this port and with
+    Ray's files in `folder`, where none looks.
+    """
+    lines = re.findall(
+        r"^ray start .*", (paths()["home"] / "book" / page).read_text(), re.MULTILINE
+    )
     assert len(lines) == 2 and "--head" in lines[0]
     ray_ = str(Path(sys.executable).parent / "ray")
-    return [[ray_, *shlex.split(line.replace("6379", str(port)))[1:], "--object-store-memory", "80000000",
-             *(["--temp-dir", folder, "--include-dashboard", "false"] if "--head" in line else [])] for line in lines]
+    return [
+        [
+            ray_,
+            *shlex.split(line.replace("6379", str(port)))[1:],
+            "--object-store-memory",
+            "80000000",
+            *(["--temp-dir", folder, "--include-dashboard", "false"] if "--head" in line else []),
+        ]
+        for line in lines
+    ]
 
 
 DRIVER = """
@@ -265,7 +333,8 @@ def when_both_are_there(ray, todo, store, drive=engine._drive):
     drive(ray, todo, store, noting)
 
 engine._drive = when_both_are_there
-study.run_cells([recipe(overrides=json.loads(text)) for text in sys.argv[2:]], Store(sys.argv[1]), engine="ray:auto")
+recipes = [recipe(overrides=json.loads(text)) for text in sys.argv[2:]]
+study.run_cells(recipes, Store(sys.argv[1]), engine="ray:auto")
 """
 
 
@@ -274,19 +343,40 @@ def test_two_nodes_that_the_book_s_commands_start_share_a_study(make, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    recipes, folder, nodes = [make("base"), make("real")], tempfile.mkdtemp(prefix="ray-"), []  # a short path: sockets lie in it
+    # A short path: sockets lie in it.
+    recipes, folder, nodes = ([make("base"), make("real")], tempfile.mkdtemp(prefix="ray-"), [])
     store, token = Store(tmp_path / "nodes"), tmp_path / "token"
     token.write_text("0" * 64)  # of this cluster; Ray would make one in the home folder
-    environment = {**os.environ, "RAY_ADDRESS": f"127.0.0.1:{port}", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token),
-                   "RAY_USAGE_STATS_ENABLED": "0"}
+    environment = {
+        **os.environ,
+        "RAY_ADDRESS": f"127.0.0.1:{port}",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token),
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
     try:
         for command in nodes_of("scale.md", port, folder):
             started = {name: value for name, value in environment.items() if name != "RAY_ADDRESS"}
-            nodes.append(subprocess.Popen(command, env=started, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+            nodes.append(
+                subprocess.Popen(
+                    command, env=started, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+                )
+            )
             while nodes[-1].poll() is None and not Path(folder, "ray_current_cluster").exists():
                 time.sleep(0.2)
-        done = subprocess.run([sys.executable, "-c", DRIVER, str(store.root), *(json.dumps(as_dict(r)) for r in recipes)],
-                              env=environment, capture_output=True, text=True, timeout=280)
+        done = subprocess.run(
+            [
+                sys.executable,
+                "-c",
+                DRIVER,
+                str(store.root),
+                *(json.dumps(as_dict(r)) for r in recipes),
+            ],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=280,
+        )
         assert done.returncode == 0, done.stderr
         assert len(list(store.root.glob("on-*"))) == 2, "each node did some of it"
     finally:
@@ -296,19 +386,27 @@ def test_two_nodes_that_the_book_s_commands_start_share_a_study(make, tmp_path):
             node.wait(60)
         shutil.rmtree(folder, ignore_errors=True)
     local = Store(tmp_path / "local")
-    assert same_results(study.find(recipes, store), study.run_cells(recipes, local)) and contents(store) == contents(local)
+    assert same_results(study.find(recipes, store), study.run_cells(recipes, local)) and contents(
+        store
+    ) == contents(local)
 
 
 @pytest.mark.cluster
-def test_a_worker_that_is_told_to_end_saves_its_state_and_the_task_is_done_elsewhere(cluster, make, tmp_path):
-    """SIGTERM to the workers, as of a machine that a scheduler takes away: no checkpoint is due before the 200th step, and one is written."""
+def test_a_worker_that_is_told_to_end_saves_its_state_and_the_task_is_done_elsewhere(
+    cluster, make, tmp_path
+):
+    """SIGTERM to the workers, as of a machine that a scheduler takes away: no checkpoint is due
+    before the 200th step, and one is written.
+    """
     recipes, store, found = [make("dset+real", {"adapt.epochs": 90})], Store(tmp_path / "ray"), []
 
     def end():
         while not list(store.root.glob("adapt-*.partial")):
             time.sleep(0.02)
         time.sleep(1)
-        for worker in subprocess.run(["pgrep", "-f", "^ray::adapt "], capture_output=True, text=True).stdout.split():
+        for worker in subprocess.run(
+            ["pgrep", "-f", "^ray::adapt "], capture_output=True, text=True
+        ).stdout.split():
             os.kill(int(worker), signal.SIGTERM)
         while not (saved := list(store.root.glob("adapt-*.partial/checkpoint.safetensors"))):
             time.sleep(0.01)
@@ -319,32 +417,49 @@ def test_a_worker_that_is_told_to_end_saves_its_state_and_the_task_is_done_elsew
     table = study.run_cells(recipes, store, engine="ray")
     assert found and 0 < found[0] < 180
     local = Store(tmp_path / "local")
-    assert same_results(table, study.run_cells(recipes, local)) and contents(store) == contents(local)
+    assert same_results(table, study.run_cells(recipes, local)) and contents(store) == contents(
+        local
+    )
 
 
 @pytest.mark.cluster
-def test_a_task_that_no_node_can_ever_take_is_an_error_and_no_endless_wait(cluster, make, store, monkeypatch):
+def test_a_task_that_no_node_can_ever_take_is_an_error_and_no_endless_wait(
+    cluster, make, store, monkeypatch
+):
     monkeypatch.setitem(engine.MEMORY, "mini", 1e15)
-    with pytest.raises(ConfigError, match="no node of the Ray cluster.* 1e\\+06 GB of memory.*'mini'.*the most that a node offers is [0-9.]+ GB"):
+    with pytest.raises(
+        ConfigError,
+        match="no node of the Ray cluster.* 1e\\+06 GB of memory.*'mini'.*the most that a node "
+        "offers is [0-9.]+ GB",
+    ):
         study.run_cells([make("real")], store, engine="ray")
 
 
-@pytest.mark.parametrize("visible, given, expected", [("", 3, 3), ("4,6", "6", 1), ("6", "6", 0), ("0,1", "1", 1)])
+@pytest.mark.parametrize(
+    "visible, given, expected", [("", 3, 3), ("4,6", "6", 1), ("6", "6", 0), ("0,1", "1", 1)]
+)
 def test_a_task_works_on_the_gpu_that_it_was_given(monkeypatch, visible, given, expected):
-    """Of a node with several GPUs a worker may be given another one than before: the models on the old one are let go."""
+    """Of a node with several GPUs a worker may be given another one than before: the models on
+    the old one are let go.
+    """
     taken, cleared = [0], []
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: taken[-1])
     monkeypatch.setattr(torch.cuda, "set_device", taken.append)
-    monkeypatch.setattr(models._load_generator, "cache_clear", lambda: cleared.append(1), raising=False)
+    monkeypatch.setattr(
+        models._load_generator, "cache_clear", lambda: cleared.append(1), raising=False
+    )
     monkeypatch.setattr(ray, "get_gpu_ids", lambda: [given])
     engine._take_gpu()
     engine._take_gpu()
     assert taken[-1] == expected and len(cleared) == int(expected != 0)
 
 
-@pytest.mark.parametrize("engine_, word", [("rai:auto", "Did you mean 'ray'"), ("local:auto", "give 'local', or 'ray:auto'")])
+@pytest.mark.parametrize(
+    "engine_, word",
+    [("rai:auto", "Did you mean 'ray'"), ("local:auto", "give 'local', or 'ray:auto'")],
+)
 def test_an_engine_with_an_address_is_checked(make, store, engine_, word):
     with pytest.raises(ConfigError, match=word):
         study.run_cells([make("real")], store, engine=engine_)

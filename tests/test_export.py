@@ -19,11 +19,16 @@ from datadream.store import Store
 
 @pytest.fixture(scope="module")
 def made(make, tmp_path_factory):
-    """Return (store, key, rows of its metadata, the exported folders by format) of one small synthetic set."""
+    """Return (store, key, rows of its metadata, the exported folders by format) of one small
+    synthetic set.
+    """
     store = Store(tmp_path_factory.mktemp("store"))
     key = study.run(make("dset"), store)["artifacts"]["generate"]
     folders = export(key, tmp_path_factory.mktemp("out") / "set", store=store)
-    rows = [json.loads(line) for line in (store.folder(key) / "train" / "metadata.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line)
+        for line in (store.folder(key) / "train" / "metadata.jsonl").read_text().splitlines()
+    ]
     return store, key, rows, dict(zip(FORMATS, folders, strict=True))
 
 
@@ -46,13 +51,24 @@ def test_datasets_reads_every_format_back(made, form, tmp_path):
     store, key, rows, folders = made
     loaded = load_dataset(str(folders[form]), split="train", cache_dir=str(tmp_path / "cache"))
     assert len(loaded) == len(rows) == 15
-    image, label = {"imagefolder": ("image", "label"), "webdataset": ("png", "cls"), "parquet": ("image", "label")}[form]
-    found = sorted((int(row[label]), np.asarray(row[image].convert("RGB")).tobytes()) for row in loaded)
+    image, label = {
+        "imagefolder": ("image", "label"),
+        "webdataset": ("png", "cls"),
+        "parquet": ("image", "label"),
+    }[form]
+    found = sorted(
+        (int(row[label]), np.asarray(row[image].convert("RGB")).tobytes()) for row in loaded
+    )
     assert found == sorted((row["label"], pixels(store, key, row).tobytes()) for row in rows)
     if form != "webdataset":
-        assert loaded.features["label"].names == list(CLASSES) and loaded[0]["prompt"] == f"a photo of a {CLASSES[0]}"
+        assert (
+            loaded.features["label"].names == list(CLASSES)
+            and loaded[0]["prompt"] == f"a photo of a {CLASSES[0]}"
+        )
     example = (folders[form] / "README.md").read_text().split("```python\n")[1].split("```")[0]
-    assert set(re.sub(r"\(.*?\)|,", "", example.split("columns: ")[1]).split()) == set(loaded.features) - {"__key__", "__url__"}
+    assert set(re.sub(r"\(.*?\)|,", "", example.split("columns: ")[1]).split()) == set(
+        loaded.features
+    ) - {"__key__", "__url__"}
     scope = {}
     exec(example.replace("path/to", str(folders[form].parent)), scope)
     assert len(scope["images"]) == 15, "the card's own lines read it"
@@ -76,7 +92,9 @@ def test_shards_are_cut_and_the_same_bytes_again(made, tmp_path, monkeypatch):
     assert names == ["train-000000.tar", "train-000001.tar", "train-000002.tar"]
     assert all((one / name).read_bytes() == (two / name).read_bytes() for name in names)
     with tarfile.open(one / names[2]) as tar:
-        assert tar.getnames() == [f"{n:08d}.{suffix}" for n in (12, 13, 14) for suffix in ("png", "cls", "json")]
+        assert tar.getnames() == [
+            f"{n:08d}.{suffix}" for n in (12, 13, 14) for suffix in ("png", "cls", "json")
+        ]
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -84,10 +102,24 @@ def test_the_card_tells_method_licence_recipe_and_faults(made, form, models):
     _store, key, _rows, folders = made
     text = (folders[form] / "README.md").read_text()
     front = yaml.safe_load(text.split("---")[1])
-    assert front["class_names"] == dict(enumerate(CLASSES)) and "synthetic" in front["tags"] and front["license"] == "unknown"
+    assert (
+        front["class_names"] == dict(enumerate(CLASSES))
+        and "synthetic" in front["tags"]
+        and front["license"] == "unknown"
+    )
     assert "&quot;" not in text
-    for word in ("15 images of 3 classes", "ECCV 2024", "licence", "one adapter for the dataset", "adapt.rank", "guidance", "Seed of the study: 0",
-                 "2 real images per class", "Known faults", key):
+    for word in (
+        "15 images of 3 classes",
+        "ECCV 2024",
+        "licence",
+        "one adapter for the dataset",
+        "adapt.rank",
+        "guidance",
+        "Seed of the study: 0",
+        "2 real images per class",
+        "Known faults",
+        key,
+    ):
         assert word in text
 
 
@@ -95,7 +127,7 @@ def test_a_class_name_is_never_markup_in_the_card(make, tmp_path, store):
     from conftest import write_classes
     from markdown_it import MarkdownIt
 
-    names = ['`` a"b: [x](y)', "<script>alert(1)</script>".replace("/", "∕"), "- {y} \U0001F436"]
+    names = ['`` a"b: [x](y)', "<script>alert(1)</script>".replace("/", "∕"), "- {y} \U0001f436"]
     write_classes(tmp_path / "photos", names, 6)
     key = study.run(make("base", folder=str(tmp_path / "photos")), store)["artifacts"]["generate"]
     text = (export(key, tmp_path / "out", ["imagefolder"], store)[0] / "README.md").read_text()
@@ -120,9 +152,17 @@ def test_what_cannot_be_exported_is_refused(made, tmp_path):
 def test_the_command_line_exports(made, tmp_path, monkeypatch, capsys):
     store, key, _, _ = made
     monkeypatch.setenv("DATADREAM_STORE", str(store.root))
-    assert main(["export", key, str(tmp_path / "out"), "--format", "webdataset", "--license", "cc0-1.0"]) == 0
+    assert (
+        main(
+            ["export", key, str(tmp_path / "out"), "--format", "webdataset", "--license", "cc0-1.0"]
+        )
+        == 0
+    )
     text = (tmp_path / "out" / "webdataset" / "README.md").read_text()
-    assert yaml.safe_load(text.split("---")[1])["license"] == "cc0-1.0" and "Licence of these images: cc0-1.0" in text
+    assert (
+        yaml.safe_load(text.split("---")[1])["license"] == "cc0-1.0"
+        and "Licence of these images: cc0-1.0" in text
+    )
     assert capsys.readouterr().out.strip() == str(tmp_path / "out" / "webdataset")
     assert main(["export", "generate-0", str(tmp_path / "out")]) == 2
 
@@ -144,9 +184,16 @@ def test_the_card_of_a_users_own_photos_knows_its_recipe(make, tmp_path, store):
     from datadream import photos
 
     chosen = make("dset+real")
-    fields = {"overrides": {name: value for name, value in as_dict(chosen).items() if "." in name}, "shots": 2, "resolution": 16,
-              "generator": chosen.generator, "classifier": chosen.classifier}
+    fields = {
+        "overrides": {name: value for name, value in as_dict(chosen).items() if "." in name},
+        "shots": 2,
+        "resolution": 16,
+        "generator": chosen.generator,
+        "classifier": chosen.classifier,
+    }
     set_folder = photos.keep(chosen.folder, store=store, **fields)[0]
-    text = (export(set_folder.name, tmp_path / "out", ["imagefolder"], store)[0] / "README.md").read_text()
+    text = (
+        export(set_folder.name, tmp_path / "out", ["imagefolder"], store)[0] / "README.md"
+    ).read_text()
     assert text.count("unknown") == 1, "the licence"
     assert "adapt.rank" in text and "2 real images per class of a folder of photos" in text

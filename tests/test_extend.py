@@ -1,4 +1,6 @@
-"""The book's page on adding things: what it works through is put into a copy of the package, and every command of it is run."""
+"""The book's page on adding things: what it works through is put into a copy of the package, and
+every command of it is run.
+"""
 
 import os
 import re
@@ -13,15 +15,25 @@ import yaml
 from conftest import ROOT, draw_image, write_classes
 
 PAGE = (ROOT / "book" / "extend.md").read_text()
-COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL) for line in block.splitlines() if line.strip()]
+COMMANDS = [
+    line
+    for block in re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL)
+    for line in block.splitlines()
+    if line.strip()
+]
 BLOCKS = re.findall(r"```\{code-block\} python\n:caption: (\S+)\n\n(.*?)```", PAGE, re.DOTALL)
-TABLES = {"data.DATASETS": ("datadream/data.py", "DATASETS = {\n"), "config.METHODS": ("datadream/config.py", "METHODS = {\n")}
+TABLES = {
+    "data.DATASETS": ("datadream/data.py", "DATASETS = {\n"),
+    "config.METHODS": ("datadream/config.py", "METHODS = {\n"),
+}
 pytestmark = pytest.mark.worked
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """Return a copy of the project with what the page works through, and the folders that its commands name."""
+    """Return a copy of the project with what the page works through, and the folders that its
+    commands name.
+    """
     home = tmp_path_factory.mktemp("copy")
     for name in ("datadream", "notebooks"):
         shutil.copytree(ROOT / name, home / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -29,9 +41,19 @@ def home(tmp_path_factory):
         file, start = TABLES.get(where, (where, None))
         text = (home / file).read_text()
         if start is None:
-            start, code = ("\nfrom .training", f"\n{code.strip()}") if code.startswith("from ") else (None, code)
-        place = len(text) if start is None else text.index(start) + (0 if start.startswith("\nfrom") else len(start))
-        (home / file).write_text(text[:place] + ("\n\n" if start is None else "") + code + text[place:])
+            start, code = (
+                ("\nfrom .training", f"\n{code.strip()}")
+                if code.startswith("from ")
+                else (None, code)
+            )
+        place = (
+            len(text)
+            if start is None
+            else text.index(start) + (0 if start.startswith("\nfrom") else len(start))
+        )
+        (home / file).write_text(
+            text[:place] + ("\n\n" if start is None else "") + code + text[place:]
+        )
     write_classes(home / "birds", ["robin", "wren"], 24)
     (home / "scans").mkdir()
     for label, name in enumerate(("cat", "dog")):
@@ -41,29 +63,70 @@ def home(tmp_path_factory):
 
 
 def shrunk(words):
-    """Return the words of a papermill command at the study file's tiny size, with only its own methods and values."""
-    tiny = yaml.safe_load((ROOT / "notebooks" / "study.yaml").read_text())["smoke"][Path(words[1]).stem]
+    """Return the words of a papermill command at the study file's tiny size, with only its own
+    methods and values.
+    """
+    tiny = yaml.safe_load((ROOT / "notebooks" / "study.yaml").read_text())["smoke"][
+        Path(words[1]).stem
+    ]
     own = next((yaml.safe_load(words[i + 1]) for i, word in enumerate(words) if word == "-y"), {})
-    merged = {**tiny, **own, "overrides": {**tiny["overrides"], **own.get("overrides", {})}, "seeds": [0]}
+    merged = {
+        **tiny,
+        **own,
+        "overrides": {**tiny["overrides"], **own.get("overrides", {})},
+        "seeds": [0],
+    }
     if "axis" in words and isinstance(merged["values"], list):
         merged["values"] = own.get("values", tiny["values"])[:2]
-    shots = {name: value for name, value in (("shots", 2),) if "axis" not in words or words[words.index("axis") + 1] != "shots"}
-    return [*words, "-y", yaml.safe_dump({**merged, **shots}, default_flow_style=True, width=10**6).strip()]
+    shots = {
+        name: value
+        for name, value in (("shots", 2),)
+        if "axis" not in words or words[words.index("axis") + 1] != "shots"
+    }
+    return [
+        *words,
+        "-y",
+        yaml.safe_dump({**merged, **shots}, default_flow_style=True, width=10**6).strip(),
+    ]
 
 
 def test_the_page_works_through_a_dataset_and_a_method():
-    assert [where for where, _ in BLOCKS] == ["datadream/readers.py", "datadream/data.py", "data.DATASETS", "config.METHODS"] and len(COMMANDS) >= 6
+    assert [where for where, _ in BLOCKS] == [
+        "datadream/readers.py",
+        "datadream/data.py",
+        "data.DATASETS",
+        "config.METHODS",
+    ] and len(COMMANDS) >= 6
 
 
-@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.split()[2] if "papermill" in command else command)
+@pytest.mark.parametrize(
+    "command",
+    COMMANDS,
+    ids=lambda command: command.split()[2] if "papermill" in command else command,
+)
 def test_a_command_of_the_page_runs(home, command):
     words = shlex.split(command)
     assert words[0] == ".venv/bin/papermill"
-    place = {"DATADREAM_HOME": str(home), "DATADREAM_STORE": str(home / "artifacts"), "PYTHONPATH": str(home), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-m", "papermill", "--no-progress-bar", *shrunk(words)[1:]], cwd=home, env={**os.environ, **place},
-                          capture_output=True, text=True)
+    place = {
+        "DATADREAM_HOME": str(home),
+        "DATADREAM_STORE": str(home / "artifacts"),
+        "PYTHONPATH": str(home),
+        "OMP_NUM_THREADS": "1",
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "papermill", "--no-progress-bar", *shrunk(words)[1:]],
+        cwd=home,
+        env={**os.environ, **place},
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0 and (home / words[2]).is_file(), done.stderr[-3000:]
-    made = "".join(file.read_text() for file in home.glob("artifacts/generate-*/train/metadata.jsonl"))
-    expected = {"scans": ("a scanned photo of a cat", made), "words": ("DataDream, seven prompts + real", (home / words[2]).read_text())}
+    made = "".join(
+        file.read_text() for file in home.glob("artifacts/generate-*/train/metadata.jsonl")
+    )
+    expected = {
+        "scans": ("a scanned photo of a cat", made),
+        "words": ("DataDream, seven prompts + real", (home / words[2]).read_text()),
+    }
     word, text = expected.get(Path(words[2]).stem, ("", ""))
     assert word in text

@@ -1,4 +1,6 @@
-"""The faults of `python -m benchmarks.faults` that take a moment, on real processes; the script does all of them in every engine."""
+"""The faults of `python -m benchmarks.faults` that take a moment, on real processes; the script
+does all of them in every engine.
+"""
 
 import multiprocessing
 import types
@@ -11,11 +13,17 @@ from datadream import records
 
 @pytest.fixture(scope="module")
 def common(folder, tiny):
-    """Return what the cases have in common: shorter stages than the script's, in processes that need no start."""
+    """Return what the cases have in common: shorter stages than the script's, in processes that
+    need no start.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(disturb, "forked", multiprocessing.get_context("fork"))
-        patch.setitem(disturb.SIGNS, "adapt", "adapt-*.partial")  # its first checkpoint would come after 200 steps
-        yield {"folder": folder, "overrides": {**tiny, "adapt.epochs": 60, "generate.images": 20, "classify.steps": 40}}
+        # Its first checkpoint would come after 200 steps.
+        patch.setitem(disturb.SIGNS, "adapt", "adapt-*.partial")
+        yield {
+            "folder": folder,
+            "overrides": {**tiny, "adapt.epochs": 60, "generate.images": 20, "classify.steps": 40},
+        }
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +36,12 @@ def reference(common, tmp_path_factory):
 
 
 @pytest.mark.cluster
-@pytest.mark.parametrize("name, stage", [("kill -9 of the driver", "generate"), ("SIGTERM", "adapt")])
-def test_what_is_disturbed_and_started_again_has_the_same_records(common, reference, tmp_path, monkeypatch, name, stage):
+@pytest.mark.parametrize(
+    "name, stage", [("kill -9 of the driver", "generate"), ("SIGTERM", "adapt")]
+)
+def test_what_is_disturbed_and_started_again_has_the_same_records(
+    common, reference, tmp_path, monkeypatch, name, stage
+):
     monkeypatch.setitem(disturb.CALLS, stage, (*disturb.CALLS[stage][:2], 7))
     found = faults.run_case(name, stage, "one process", tmp_path / "case", common, None, reference)
     assert found["survived"] and not found["notes"], found
@@ -47,7 +59,10 @@ def test_a_case_that_is_not_met_or_ends_otherwise_has_not_survived(common, tmp_p
 
         assert not box.reaches("adapt", Ended)
         box.end(Ended, 0, 143)
-    assert not box.sound and box.notes == ["the stage was not met", "exit status 1, not 0 or 143: KeyError: 'x'"]
+    assert not box.sound and box.notes == [
+        "the stage was not met",
+        "exit status 1, not 0 or 143: KeyError: 'x'",
+    ]
 
 
 def test_every_fault_is_tried_in_one_stage_before_the_second_stage_of_any():
@@ -55,33 +70,100 @@ def test_every_fault_is_tried_in_one_stage_before_the_second_stage_of_any():
     results = {"cases": [], "commit": "now"}
     cases = faults.pending(results, every)
     pairs = [(name, engine) for name, _, engine in cases]
-    assert len(set(cases)) == len(cases) == results["planned"] == sum(len(e) * len(s) for _, e, s in faults.FAULTS.values())
-    assert len(set(pairs[:len(set(pairs))])) == len(set(pairs))
-    results["cases"] = [{**dict(zip(("fault", "stage", "engine"), case, strict=True)), "commit": "now"} for case in cases[5:]]
+    assert (
+        len(set(cases))
+        == len(cases)
+        == results["planned"]
+        == sum(len(e) * len(s) for _, e, s in faults.FAULTS.values())
+    )
+    assert len(set(pairs[: len(set(pairs))])) == len(set(pairs))
+    results["cases"] = [
+        {**dict(zip(("fault", "stage", "engine"), case, strict=True)), "commit": "now"}
+        for case in cases[5:]
+    ]
     assert faults.pending(results, every) == cases[:5]
-    assert faults.pending(results, types.SimpleNamespace(fault=["NaN"], stage=["all"], engine=None)) == []
+    assert (
+        faults.pending(results, types.SimpleNamespace(fault=["NaN"], stage=["all"], engine=None))
+        == []
+    )
 
 
 def test_what_another_commit_measured_is_kept_where_it_is_not_asked_for():
-    every, only = (types.SimpleNamespace(fault=fault, stage=None, engine=None) for fault in (None, ["NaN"]))
+    every, only = (
+        types.SimpleNamespace(fault=fault, stage=None, engine=None) for fault in (None, ["NaN"])
+    )
     results = {"cases": [], "commit": "then"}
     cases = faults.pending(results, every)
-    results = {"cases": [{**dict(zip(("fault", "stage", "engine"), case, strict=True)), "commit": "then"} for case in cases], "commit": "now"}
+    results = {
+        "cases": [
+            {**dict(zip(("fault", "stage", "engine"), case, strict=True)), "commit": "then"}
+            for case in cases
+        ],
+        "commit": "now",
+    }
     again = faults.pending(results, only)
-    assert {fault for fault, _, _ in again} == {"NaN"} and len(results["cases"]) == len(cases) - len(again)
+    assert {fault for fault, _, _ in again} == {"NaN"} and len(results["cases"]) == len(
+        cases
+    ) - len(again)
     assert faults.pending(results, every) == cases and not results["cases"]
 
 
 def test_the_tables_count_what_the_script_wrote(tmp_path):
-    case = {"survived": True, "equal": True, "bytes": True, "split": [],
-            "apart": 0.0, "seconds": 3.0, "undisturbed": 2.0, "lost": 1.0, "load": 2.5, "notes": []}
-    cases = [{**case, "fault": "kill", "engine": "ray", "stage": stage} for stage in ("adapt", "train")]
-    cases.append({**case, "fault": "NaN", "engine": "ray", "stage": "adapt", "survived": False, "equal": False, "bytes": False, "lost": -0.5})
-    cases.append({**case, "fault": "memory", "engine": "ray", "stage": "adapt", "equal": False, "split": ["went on with 2"], "apart": 8.31})
+    case = {
+        "survived": True,
+        "equal": True,
+        "bytes": True,
+        "split": [],
+        "apart": 0.0,
+        "seconds": 3.0,
+        "undisturbed": 2.0,
+        "lost": 1.0,
+        "load": 2.5,
+        "notes": [],
+    }
+    cases = [
+        {**case, "fault": "kill", "engine": "ray", "stage": stage} for stage in ("adapt", "train")
+    ]
+    cases.append(
+        {
+            **case,
+            "fault": "NaN",
+            "engine": "ray",
+            "stage": "adapt",
+            "survived": False,
+            "equal": False,
+            "bytes": False,
+            "lost": -0.5,
+        }
+    )
+    cases.append(
+        {
+            **case,
+            "fault": "memory",
+            "engine": "ray",
+            "stage": "adapt",
+            "equal": False,
+            "split": ["went on with 2"],
+            "apart": 8.31,
+        }
+    )
     results = {"cases": cases, "inputs": {"recipes": {"ConfigError": 3, "used": 1}}}
     table = records.fault_table(results).set_index("fault")
-    assert table.loc["kill", "survived"] == "2 of 2" and table.loc["NaN", "survived"] == "0 of 1" and table.loc["NaN", "records equal"] == "0 of 1"
-    assert table.loc["memory", "records equal"] == "0 of 1; 1 with halved batches, 8.3 points apart at most"
-    assert table.loc["kill", "in"] == "adapt, train" and table.loc["kill", "seconds lost"] == "1.0 to 1.0" and table.loc["NaN", "of"] == "2.0"
-    assert records.input_table(results).values.tolist() == [["recipes", 4, "ConfigError (3), used (1)"]]
+    assert (
+        table.loc["kill", "survived"] == "2 of 2"
+        and table.loc["NaN", "survived"] == "0 of 1"
+        and table.loc["NaN", "records equal"] == "0 of 1"
+    )
+    assert (
+        table.loc["memory", "records equal"]
+        == "0 of 1; 1 with halved batches, 8.3 points apart at most"
+    )
+    assert (
+        table.loc["kill", "in"] == "adapt, train"
+        and table.loc["kill", "seconds lost"] == "1.0 to 1.0"
+        and table.loc["NaN", "of"] == "2.0"
+    )
+    assert records.input_table(results).values.tolist() == [
+        ["recipes", 4, "ConfigError (3), used (1)"]
+    ]
     assert records.load_faults(tmp_path / "none.json") == {}

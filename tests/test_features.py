@@ -1,4 +1,6 @@
-"""Features: what they are, that they are computed once and go on after a kill, and what a missing model says."""
+"""Features: what they are, that they are computed once and go on after a kill, and what a
+missing model says.
+"""
 
 import dataclasses
 import json
@@ -44,7 +46,9 @@ def test_reader_features_are_what_its_last_layer_sees(digits, make, store):
     reader = quality.load_reader(paths()["mini"])
     logits = reader(views(digits, 32))
     assert found.shape == (5, reader[-1].in_features)
-    assert reader[-1](torch.tensor(found)).detach().numpy() == pytest.approx(logits.detach().numpy(), abs=1e-4)
+    assert reader[-1](torch.tensor(found)).detach().numpy() == pytest.approx(
+        logits.detach().numpy(), abs=1e-4
+    )
 
 
 def test_features_are_computed_once_and_per_image(make, shots, store, monkeypatch):
@@ -59,13 +63,19 @@ def test_features_are_computed_once_and_per_image(make, shots, store, monkeypatc
         monkeypatch.setitem(features.EXTRACTORS, name, dataclasses.replace(row, load=refuse))
     again = Images(shots.sources, shots.labels)  # another object with the same content
     assert (features.features(again, "clip", make(seed=3), store) == first).all()
-    for other in (("reader", make(), shots), ("clip", make(), shots.pick([0])), ("clip", make(overrides={"classifier": "mini"}), shots)):
+    for other in (
+        ("reader", make(), shots),
+        ("clip", make(), shots.pick([0])),
+        ("clip", make(overrides={"classifier": "mini"}), shots),
+    ):
         with pytest.raises(AssertionError, match="computed again"):
             features.features(other[2], other[0], other[1], store)
 
 
 def test_a_stamp_stands_for_the_content(make, shots, store):
-    """A synthetic set is known by its artifact's key, so that thousands of files need not be read to find the features."""
+    """A synthetic set is known by its artifact's key, so that thousands of files need not be
+    read to find the features.
+    """
     stamped = dataclasses.replace(shots, stamp="generate-1")
     first = features.features(stamped, "clip", make(), store)
     missing = Images(("gone.png",) * 6, shots.labels, "generate-1")
@@ -84,7 +94,9 @@ def test_a_killed_extraction_goes_on(make, shots, store, monkeypatch):
     assert len(times) == 2
     assert features.features(stamped, "clip", make(), store) == pytest.approx(whole, abs=1e-6)
     folder = store.root / partial.name.removesuffix(".partial")
-    assert {name: (folder / name).stat().st_mtime_ns for name in times} == times, "what was finished is not computed again"
+    assert {name: (folder / name).stat().st_mtime_ns for name in times} == times, (
+        "what was finished is not computed again"
+    )
     assert not [f for f in folder.iterdir() if f.suffix not in (".safetensors", ".json")]
     assert json.loads((folder / "manifest.json").read_text())["inputs"]["extractor"] == "clip"
 
@@ -96,12 +108,18 @@ def test_each_profile_has_an_extractor_of_its_own_beside_clip():
 
 def test_missing_weights_say_how_to_get_them(make, shots, store, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(ModelMissingError, match="`hf download timm/vit_base_patch14_dinov2.lvd142m`.*HF_HOME"):
+    with pytest.raises(
+        ModelMissingError, match="`hf download timm/vit_base_patch14_dinov2.lvd142m`.*HF_HOME"
+    ):
         features.features(shots, "dinov2", make(), store)
 
 
-def test_dinov2_features_are_its_class_token_of_the_normalised_view(make, shots, store, monkeypatch):
-    """Random weights of a small relative stand for the download: same call, same normalisation, no head."""
+def test_dinov2_features_are_its_class_token_of_the_normalised_view(
+    make, shots, store, monkeypatch
+):
+    """Random weights of a small relative stand for the download: same call, same normalisation,
+    no head.
+    """
     import timm
 
     small = timm.create_model("vit_tiny_patch16_224", num_classes=0, img_size=32).eval()
@@ -113,10 +131,23 @@ def test_dinov2_features_are_its_class_token_of_the_normalised_view(make, shots,
         assert found == pytest.approx(small((views(shots, 32) - mean) / std).numpy(), abs=1e-4)
 
 
-@pytest.mark.parametrize("name, fields, error, words", [
-    ("clop", {}, ConfigError, "'clop' is unknown; accepted: clip, reader, dinov2. Did you mean 'clip'"),
-    ("clip", {"classifier": "resnet50"}, ConfigError, "resnet50.*leave out the extractor 'clip'"),
-])
+@pytest.mark.parametrize(
+    "name, fields, error, words",
+    [
+        (
+            "clop",
+            {},
+            ConfigError,
+            "'clop' is unknown; accepted: clip, reader, dinov2. Did you mean 'clip'",
+        ),
+        (
+            "clip",
+            {"classifier": "resnet50"},
+            ConfigError,
+            "resnet50.*leave out the extractor 'clip'",
+        ),
+    ],
+)
 def test_what_cannot_be_extracted_is_named(name, fields, error, words, make, shots, store):
     with pytest.raises(error, match=words):
         features.features(shots, name, make(overrides=fields), store)

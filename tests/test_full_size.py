@@ -1,4 +1,6 @@
-"""The method at its true size: shapes and counts without weights, and on request one pass through the paper profile."""
+"""The method at its true size: shapes and counts without weights, and on request one pass
+through the paper profile.
+"""
 
 import types
 
@@ -19,27 +21,45 @@ def without_weights():
 
     with torch.device("meta"):
         unet, text = UNet2DConditionModel(**UNET), CLIPTextModel(CLIPTextConfig(**TEXT))
-    return types.SimpleNamespace(unet=unet.requires_grad_(False), text_encoder=text.requires_grad_(False), vae_scale_factor=8)
+    return types.SimpleNamespace(
+        unet=unet.requires_grad_(False), text_encoder=text.requires_grad_(False), vae_scale_factor=8
+    )
 
 
 def test_the_papers_adapter_has_its_targets_and_its_size():
-    """Rank 16 on q, k, v and out: of 16 transformer blocks with two attentions each, and of 23 text layers."""
+    """Rank 16 on q, k, v and out: of 16 transformer blocks with two attentions each, and of 23
+    text layers.
+    """
     pipe = without_weights()
     assert image_side(pipe, 0) == 512
     found = add_generator_lora(pipe, Adapt())
-    counts = {part: sum(p.numel() for name, p in found.items() if name.startswith(f"{part}.")) for part in ("unet", "text_encoder")}
+    counts = {
+        part: sum(p.numel() for name, p in found.items() if name.startswith(f"{part}."))
+        for part in ("unet", "text_encoder")
+    }
     blocks = {320: 5, 640: 5, 1280: 6}  # two down, three up for each width, and one in the middle
-    assert counts["unet"] == 16 * sum(n * (14 * width + 2 * 1024) for width, n in blocks.items()) == 3_319_808
+    assert (
+        counts["unet"]
+        == 16 * sum(n * (14 * width + 2 * 1024) for width, n in blocks.items())
+        == 3_319_808
+    )
     assert counts["text_encoder"] == 16 * 23 * 4 * 2 * 1024 == 3_014_656
     layers = {name.split(".lora_")[0] for name in found if name.startswith("unet.")}
-    assert len(layers) == 16 * 2 * 4 and all(any(layer.endswith(t) for t in UNET_TARGETS) and (".attn1." in layer or ".attn2." in layer)
-                                             for layer in layers)
-    assert not any(name.startswith("text_encoder.") for name in add_generator_lora(without_weights(), Adapt(text_encoder=False)))
+    assert len(layers) == 16 * 2 * 4 and all(
+        any(layer.endswith(t) for t in UNET_TARGETS) and (".attn1." in layer or ".attn2." in layer)
+        for layer in layers
+    )
+    assert not any(
+        name.startswith("text_encoder.")
+        for name in add_generator_lora(without_weights(), Adapt(text_encoder=False))
+    )
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """Return folders of a generator and a classifier of the true size with random weights, in the hub's layout."""
+    """Return folders of a generator and a classifier of the true size with random weights, in
+    the hub's layout.
+    """
     root = tmp_path_factory.mktemp("whole")
     save_models(root)
     return root
@@ -47,7 +67,9 @@ def whole(tmp_path_factory):
 
 @pytest.mark.full_size
 def test_the_paper_profile_runs_at_full_size(whole, tmp_path, monkeypatch):
-    """Two steps of adaptation, one image of two steps, two steps of training: minutes and less than 24 GB on a CPU."""
+    """Two steps of adaptation, one image of two steps, two steps of training: minutes and less
+    than 24 GB on a CPU.
+    """
     import resource
 
     from datadream.store import Store
@@ -58,12 +80,35 @@ def test_the_paper_profile_runs_at_full_size(whole, tmp_path, monkeypatch):
         for i in range(6):
             noise = np.random.RandomState(10 * label + i).randint(0, 255, (300, 400, 3), np.uint8)
             Image.fromarray(noise).save(tmp_path / "photos" / name / f"{i}.jpg")
-    small = {"adapt.epochs": 2, "adapt.batch": 2, "generate.images": 1, "generate.steps": 2, "classify.epochs": 2, "classify.warmup": 1,
-             "classify.batch": 4, "classify.evaluations": 1}
-    cell = recipe("paper", small, dataset="folder", folder=str(tmp_path / "photos"), method="dset+real", shots=1, noun="bird",
-                  generator=str(whole / "generator"), classifier=str(whole / "clip"))
+    small = {
+        "adapt.epochs": 2,
+        "adapt.batch": 2,
+        "generate.images": 1,
+        "generate.steps": 2,
+        "classify.epochs": 2,
+        "classify.warmup": 1,
+        "classify.batch": 4,
+        "classify.evaluations": 1,
+    }
+    cell = recipe(
+        "paper",
+        small,
+        dataset="folder",
+        folder=str(tmp_path / "photos"),
+        method="dset+real",
+        shots=1,
+        noun="bird",
+        generator=str(whole / "generator"),
+        classifier=str(whole / "clip"),
+    )
     record = run(cell, Store(tmp_path / "store"))
-    assert record["result"]["test"]["total"] == 4 and set(record["seconds"]) == {"shots", "adapt", "generate", "train", "judge"}
+    assert record["result"]["test"]["total"] == 4 and set(record["seconds"]) == {
+        "shots",
+        "adapt",
+        "generate",
+        "train",
+        "judge",
+    }
     folder = next((tmp_path / "store").glob("generate-*"))
     assert Image.open(folder / "train" / "heron" / "000000.png").size == (512, 512)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

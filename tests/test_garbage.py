@@ -22,7 +22,9 @@ LONE = "generate-0123456789abcdef"
 
 @pytest.fixture
 def filled(make, store):
-    """Return (store, record): a finished cell, an artifact that no record names, an unfinished one, and what is not gc's business."""
+    """Return (store, record): a finished cell, an artifact that no record names, an unfinished
+    one, and what is not gc's business.
+    """
     record = study.run(make("real"), store)
     store.make(LONE, {}, lambda folder: (folder / "a.bin").write_bytes(bytes(500_000)))
     work = store.root / "adapt-0123456789abcdef.partial"
@@ -40,19 +42,34 @@ def names(entries, kind):
 def test_what_no_record_refers_to_is_listed_with_its_size(filled):
     store, record = filled
     found = unused(store)
-    assert names(found, "artifact") == [LONE] and names(found, "unfinished") == ["adapt-0123456789abcdef.partial"]
-    assert set(names(found, "lock")) == {f".{key}.lock" for key in [LONE, *record["artifacts"].values()]}
+    assert names(found, "artifact") == [LONE] and names(found, "unfinished") == [
+        "adapt-0123456789abcdef.partial"
+    ]
+    assert set(names(found, "lock")) == {
+        f".{key}.lock" for key in [LONE, *record["artifacts"].values()]
+    }
     sizes = {entry.path.name: entry.size for entry in found}
     assert sizes[LONE] > 500_000 and sizes["adapt-0123456789abcdef.partial"] == 1000
     text = listing(store, found)
-    assert f"0.50 MB  artifact    {LONE}" in text and "files that no process holds" in text and text.splitlines()[-1].startswith("0.50 MB in ")
+    assert (
+        f"0.50 MB  artifact    {LONE}" in text
+        and "files that no process holds" in text
+        and text.splitlines()[-1].startswith("0.50 MB in ")
+    )
 
 
 def test_what_is_removed_is_gone_and_the_rest_is_as_it_was(filled, make):
     store, record = filled
     clear(store, unused(store))
-    assert sorted(p.name for p in store.root.iterdir()) == sorted([*set(record["artifacts"].values()), ".clearing.lock", "demonstration", "notes.txt",
-                                                                      "records"])
+    assert sorted(p.name for p in store.root.iterdir()) == sorted(
+        [
+            *set(record["artifacts"].values()),
+            ".clearing.lock",
+            "demonstration",
+            "notes.txt",
+            "records",
+        ]
+    )
     assert unused(store) == [] and study.run(make("real"), store) == record
 
 
@@ -74,7 +91,10 @@ def test_a_damaged_record_stops_it(filled):
 
 def test_nothing_is_listed_while_a_process_makes_something(filled):
     store, _ = filled
-    with FileLock(store.root / f".{LONE}.lock"), pytest.raises(ConfigError, match=f"a process is making {LONE}"):
+    with (
+        FileLock(store.root / f".{LONE}.lock"),
+        pytest.raises(ConfigError, match=f"a process is making {LONE}"),
+    ):
         unused(store)
 
 
@@ -94,10 +114,20 @@ def test_an_empty_or_missing_store_has_nothing(store):
     assert unused(store) == [] and "0.00 MB in 0" in listing(store, [])
 
 
-@pytest.mark.parametrize("arguments, terminal, answer, gone, words", [
-    ([], False, None, False, "no terminal to ask on; --yes"), (["--yes"], False, None, True, "removed 2"), (["--yes"], True, None, True, "removed 2"),
-    ([], True, "y", True, "removed 2"), ([], True, "n", False, "nothing was removed"), ([], True, "", False, "nothing was removed")])
-def test_the_command_asks_before_it_removes(monkeypatch, capsys, arguments, terminal, answer, gone, words):
+@pytest.mark.parametrize(
+    "arguments, terminal, answer, gone, words",
+    [
+        ([], False, None, False, "no terminal to ask on; --yes"),
+        (["--yes"], False, None, True, "removed 2"),
+        (["--yes"], True, None, True, "removed 2"),
+        ([], True, "y", True, "removed 2"),
+        ([], True, "n", False, "nothing was removed"),
+        ([], True, "", False, "nothing was removed"),
+    ],
+)
+def test_the_command_asks_before_it_removes(
+    monkeypatch, capsys, arguments, terminal, answer, gone, words
+):
     store, asked = Store(), []
     store.make(LONE, {}, lambda folder: (folder / "a.txt").write_text("x"))
     monkeypatch.setattr(sys.stdin, "isatty", lambda: terminal, raising=False)
@@ -110,8 +140,14 @@ def test_the_command_asks_before_it_removes(monkeypatch, capsys, arguments, term
 
 def test_a_pipe_is_no_terminal(tmp_path):
     Store().make(LONE, {}, lambda folder: (folder / "a.txt").write_text("x"))
-    done = subprocess.run([sys.executable, "-m", "datadream", "gc"], input="y\n", capture_output=True, text=True)
-    assert done.returncode == 0 and "nothing was removed: no terminal" in done.stdout and Store().done(LONE)
+    done = subprocess.run(
+        [sys.executable, "-m", "datadream", "gc"], input="y\n", capture_output=True, text=True
+    )
+    assert (
+        done.returncode == 0
+        and "nothing was removed: no terminal" in done.stdout
+        and Store().done(LONE)
+    )
 
 
 def test_a_record_of_an_older_version_still_protects(store):
@@ -122,6 +158,7 @@ def test_a_record_of_an_older_version_still_protects(store):
 
 
 # While a study runs.
+
 
 def test_nothing_is_listed_between_two_stages_of_a_study(filled, make, monkeypatch):
     """No lock of a stage is held then, and what the study has made so far has no record."""
@@ -135,7 +172,9 @@ def test_nothing_is_listed_between_two_stages_of_a_study(filled, make, monkeypat
 
     monkeypatch.setattr(study, "train", between)
     record = study.run(make("dset+real"), store)
-    assert refused and set(record["artifacts"].values()).isdisjoint(names(unused(store), "artifact"))
+    assert refused and set(record["artifacts"].values()).isdisjoint(
+        names(unused(store), "artifact")
+    )
 
 
 def test_what_a_study_has_begun_to_need_since_the_list_is_not_removed(filled, make):
@@ -148,7 +187,10 @@ def test_what_a_study_has_begun_to_need_since_the_list_is_not_removed(filled, ma
         clear(store, listed)
     again = study.run(make("dset"), store)  # it finds what was listed
     clear(store, listed)
-    assert all(store.done(key) for key in again["artifacts"].values()) and not store.folder(LONE).exists()
+    assert (
+        all(store.done(key) for key in again["artifacts"].values())
+        and not store.folder(LONE).exists()
+    )
 
 
 def test_a_study_that_begins_waits_for_a_removal_to_end(store):
@@ -168,12 +210,18 @@ def test_the_mark_of_a_killed_study_is_a_lock_that_nobody_holds(store):
     assert not list(store.root.glob(".in-use-*"))
     (store.root / ".in-use-0123abcd.lock").touch()
     (store.root / ".generate-0123456789abcdef-2-10.lock").touch()
-    assert names(unused(store), "lock") == [".generate-0123456789abcdef-2-10.lock", ".in-use-0123abcd.lock"]
+    assert names(unused(store), "lock") == [
+        ".generate-0123456789abcdef-2-10.lock",
+        ".in-use-0123abcd.lock",
+    ]
 
 
 def test_nothing_is_listed_while_a_slice_is_made(filled):
     store, _ = filled
-    with store.lock(f"{LONE}-2-0"), pytest.raises(ConfigError, match=f"a process is making {LONE}-2-0"):
+    with (
+        store.lock(f"{LONE}-2-0"),
+        pytest.raises(ConfigError, match=f"a process is making {LONE}-2-0"),
+    ):
         unused(store)
 
 

@@ -1,4 +1,6 @@
-"""Synthesis: one seed per image, per-class adapters, no residue, and a folder that other libraries read."""
+"""Synthesis: one seed per image, per-class adapters, no residue, and a folder that other
+libraries read.
+"""
 
 import dataclasses
 import json
@@ -30,37 +32,59 @@ from datadream.training import DivergedError
 
 def pixels(folder):
     """Return the PNG files of an artifact as arrays by relative path."""
-    return {str(file.relative_to(folder)): np.asarray(Image.open(file)).astype(int) for file in sorted(folder.rglob("*.png"))}
+    return {
+        str(file.relative_to(folder)): np.asarray(Image.open(file)).astype(int)
+        for file in sorted(folder.rglob("*.png"))
+    }
 
 
 def digests(folder):
     """Return the digest of every file of an artifact but its manifest, which has the time in it."""
-    files = (file for file in sorted(folder.rglob("*")) if file.is_file() and file.name != "manifest.json")
+    files = (
+        file
+        for file in sorted(folder.rglob("*"))
+        if file.is_file() and file.name != "manifest.json"
+    )
     return {str(file.relative_to(folder)): digest(file) for file in files}
 
 
 def metadata(folder):
     """Return the rows of an artifact's metadata."""
-    return [json.loads(line) for line in (folder / "train" / "metadata.jsonl").read_text().splitlines()]
+    return [
+        json.loads(line) for line in (folder / "train" / "metadata.jsonl").read_text().splitlines()
+    ]
 
 
 def draw(recipe, adapter=None, text="a photo of a seven", seeds=(1, 2, 3)):
     """Return images sampled with an adapter, as one array."""
     with adapted(recipe, *([adapter] if adapter else [])) as pipe:
-        found = sample(pipe, embed(pipe, [text], recipe.generate), list(seeds), recipe.generate, recipe.resolution)
+        found = sample(
+            pipe,
+            embed(pipe, [text], recipe.generate),
+            list(seeds),
+            recipe.generate,
+            recipe.resolution,
+        )
     return np.stack([np.asarray(image).astype(int) for image in found])
 
 
 # One seed per image.
 
+
 def test_an_image_is_the_same_whatever_the_batch_size(make, dataset, shots, tmp_path):
-    """The noise is the same to the bit; a matrix product rounds a little differently with the number of rows, so that a pixel
-    at the edge between two of its 256 values may fall to the other side."""
+    """The noise is the same to the bit; a matrix product rounds a little differently with the
+    number of rows, so that a pixel at the edge between two of its 256 values may fall to the
+    other side.
+    """
     found = {}
     for batch in (1, 2, 5, 64):
-        folder = generate(make("base", {"generate.batch": batch}), dataset, shots, Store(tmp_path / str(batch)))
+        folder = generate(
+            make("base", {"generate.batch": batch}), dataset, shots, Store(tmp_path / str(batch))
+        )
         found[batch] = pixels(folder)
-        assert digest(folder / "train" / "metadata.jsonl") == digest(tmp_path / "1" / folder.name / "train" / "metadata.jsonl")
+        assert digest(folder / "train" / "metadata.jsonl") == digest(
+            tmp_path / "1" / folder.name / "train" / "metadata.jsonl"
+        )
     assert len(found[1]) == 15
     for batch in (2, 5, 64):
         assert found[batch].keys() == found[1].keys()
@@ -76,7 +100,12 @@ def test_an_image_is_the_same_whatever_stands_beside_it(make):
 
 
 def test_images_and_classes_and_seeds_all_differ_in_their_seed():
-    seeds = {image_seed(seed, label, index) for seed in range(3) for label in range(4) for index in range(50)}
+    seeds = {
+        image_seed(seed, label, index)
+        for seed in range(3)
+        for label in range(4)
+        for index in range(50)
+    }
     assert len(seeds) == 3 * 4 * 50
 
 
@@ -84,7 +113,8 @@ def test_more_images_leave_the_first_ones_as_they_are(make, dataset, shots, stor
     few = pixels(generate(make("base", {"generate.images": 2}), dataset, shots, store))
     many = pixels(generate(make("base", {"generate.images": 4}), dataset, shots, store))
     assert len(few) == 6 and len(many) == 12
-    assert all(np.array_equal(few[name], many[name]) for name in few)  # the batch is two, so the first batches are the same
+    # The batch is two, so the first batches are the same.
+    assert all(np.array_equal(few[name], many[name]) for name in few)
 
 
 def test_the_callers_random_state_has_no_say(make, dataset, shots, tmp_path):
@@ -95,82 +125,142 @@ def test_the_callers_random_state_has_no_say(make, dataset, shots, tmp_path):
     assert found[0] == found[1]
 
 
-@pytest.mark.parametrize("field, value", [("generate.guidance", 4.0), ("generate.steps", 3), ("generate.scheduler", "DDIMScheduler")])
+@pytest.mark.parametrize(
+    "field, value",
+    [("generate.guidance", 4.0), ("generate.steps", 3), ("generate.scheduler", "DDIMScheduler")],
+)
 def test_each_option_reaches_the_pipeline(make, field, value):
     recipe = make("base", {field: value})
     assert not np.array_equal(draw(recipe), draw(make("base")))
 
 
 def test_guidance_one_is_the_conditional_prediction_alone(make):
-    """At scale 1 the prompt still matters and the empty prompt does not: the pipeline runs the network on no other text."""
+    """At scale 1 the prompt still matters and the empty prompt does not: the pipeline runs the
+    network on no other text.
+    """
     recipe, texts = make("base", {"generate.guidance": 1.0}), []
     pipe = load_generator(recipe.generator)
     handle = pipe.text_encoder.register_forward_pre_hook(
-        lambda module, args, kwargs: texts.extend((args[0] if args else kwargs["input_ids"]).tolist()), with_kwargs=True)
+        lambda module, args, kwargs: texts.extend(
+            (args[0] if args else kwargs["input_ids"]).tolist()
+        ),
+        with_kwargs=True,
+    )
     try:
         draw(recipe, seeds=(1,))
     finally:
         handle.remove()
-    assert [pipe.tokenizer.decode(row, skip_special_tokens=True).replace(" ", "") for row in texts] == ["aphotoofaseven"]
+    assert [
+        pipe.tokenizer.decode(row, skip_special_tokens=True).replace(" ", "") for row in texts
+    ] == ["aphotoofaseven"]
 
 
 @pytest.mark.parametrize("generator", ["generator", "xl"])
-@pytest.mark.parametrize("guided, calls", [(1.0, [6, 6, 6, 6]), (0.5, [6, 6, 3, 3]), (0.0, [3, 3, 3, 3])])
-def test_guidance_on_a_share_of_the_steps_asks_the_network_once_on_the_others(make, models, generator, guided, calls):
-    """The sizes of the batches that the network sees: under guidance each image stands there twice."""
-    options = {"generator": getattr(models, generator), "generate.guidance": 3.0, "generate.guided": guided, "generate.steps": 4,
-               "generate.scheduler": "DDIMScheduler"}
+@pytest.mark.parametrize(
+    "guided, calls", [(1.0, [6, 6, 6, 6]), (0.5, [6, 6, 3, 3]), (0.0, [3, 3, 3, 3])]
+)
+def test_guidance_on_a_share_of_the_steps_asks_the_network_once_on_the_others(
+    make, models, generator, guided, calls
+):
+    """The sizes of the batches that the network sees: under guidance each image stands there
+    twice.
+    """
+    options = {
+        "generator": getattr(models, generator),
+        "generate.guidance": 3.0,
+        "generate.guided": guided,
+        "generate.steps": 4,
+        "generate.scheduler": "DDIMScheduler",
+    }
     recipe = make("base", options)
     sizes = []
-    handle = load_generator(recipe.generator).unet.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
+    handle = load_generator(recipe.generator).unet.register_forward_pre_hook(
+        lambda module, args: sizes.append(len(args[0]))
+    )
     try:
         images = draw(recipe)
     finally:
         handle.remove()
     assert sizes == calls
-    assert np.array_equal(images, draw(make("base", {**options, "generate.guided": 1.0}))) == (guided == 1.0)
-    assert np.array_equal(images, draw(make("base", {**options, "generate.guidance": 1.0}))) == (guided == 0.0)
+    assert np.array_equal(images, draw(make("base", {**options, "generate.guided": 1.0}))) == (
+        guided == 1.0
+    )
+    assert np.array_equal(images, draw(make("base", {**options, "generate.guidance": 1.0}))) == (
+        guided == 0.0
+    )
 
 
-def test_a_compiled_network_survives_a_change_of_adapters(make, dataset, shots, tmp_path, monkeypatch):
-    """The backend counts what it compiles and runs it as it is, so the images are those of the plain network."""
+def test_a_compiled_network_survives_a_change_of_adapters(
+    make, dataset, shots, tmp_path, monkeypatch
+):
+    """The backend counts what it compiles and runs it as it is, so the images are those of the
+    plain network.
+    """
     graphs = []
-    monkeypatch.setattr(sampling, "BACKEND", lambda graph, inputs: (graphs.append(graph), graph.forward)[1])
+    monkeypatch.setattr(
+        sampling, "BACKEND", lambda graph, inputs: (graphs.append(graph), graph.forward)[1]
+    )
     plain = pixels(generate(make("cls"), dataset, shots, Store(tmp_path / "plain")))
     pipe = load_generator(make("cls").generator)
     try:
-        fast = pixels(generate(make("cls", {"generate.compile": True, "generate.batch": 5}), dataset, shots, Store(tmp_path / "fast")))
+        fast = pixels(
+            generate(
+                make("cls", {"generate.compile": True, "generate.batch": 5}),
+                dataset,
+                shots,
+                Store(tmp_path / "fast"),
+            )
+        )
     finally:
         del pipe.unet.compiled_once
     assert len(graphs) == 1, "three adapters, one compilation"
-    assert fast.keys() == plain.keys() and all(np.abs(fast[name] - plain[name]).max() <= 1 for name in plain)
+    assert fast.keys() == plain.keys() and all(
+        np.abs(fast[name] - plain[name]).max() <= 1 for name in plain
+    )
     assert pipe.unet._compiled_call_impl is None
 
 
 # What is written.
+
 
 def test_the_folder_its_metadata_and_its_map_of_names(make, slashed, store):
     recipe, shots = make("dset"), few_shots(slashed, 2, 0)
     folder = generate(recipe, slashed, shots, store)
     names = json.loads((folder / "classes.json").read_text())
     assert list(names.values()) == list(slashed.classes)
-    assert sorted(path.name for path in (folder / "train").iterdir()) == sorted([*names, "metadata.jsonl"])
+    assert sorted(path.name for path in (folder / "train").iterdir()) == sorted(
+        [*names, "metadata.jsonl"]
+    )
     rows = metadata(folder)
     adapter = key("adapt", **adapter_inputs(recipe, slashed))
-    expected = [{"file_name": f"{directory}/{index:06d}.png", "prompt": f"a photo of a {name}", "class": name, "label": label,
-                 "seed": image_seed(0, label, index), "adapter": adapter}
-                for label, (directory, name) in enumerate(names.items()) for index in range(5)]
+    expected = [
+        {
+            "file_name": f"{directory}/{index:06d}.png",
+            "prompt": f"a photo of a {name}",
+            "class": name,
+            "label": label,
+            "seed": image_seed(0, label, index),
+            "adapter": adapter,
+        }
+        for label, (directory, name) in enumerate(names.items())
+        for index in range(5)
+    ]
     assert rows == expected
     for row in rows:
         with Image.open(folder / "train" / row["file_name"]) as image:
             assert image.size == (16, 16) and image.mode == "RGB" and image.format == "PNG"
-    assert folder.name == key("generate", **generation_inputs(recipe, slashed)) and store.done(folder.name)
+    assert folder.name == key("generate", **generation_inputs(recipe, slashed)) and store.done(
+        folder.name
+    )
 
 
 def test_reading_a_set_back_keeps_images_with_labels(make, dataset, shots, store):
     images = read(generate(make("base"), dataset, shots, store))
     assert images.labels == (0,) * 5 + (1,) * 5 + (2,) * 5
-    assert all(f"/{CLASSES[label]}/" in source for source, label in zip(images.sources, images.labels, strict=True))
+    assert all(
+        f"/{CLASSES[label]}/" in source
+        for source, label in zip(images.sources, images.labels, strict=True)
+    )
     assert images.open(14).size == (16, 16)
 
 
@@ -181,23 +271,34 @@ def test_torchvision_reads_the_set(make, slashed, store):
     names = json.loads((folder / "classes.json").read_text())
     found = ImageFolder(folder / "train")
     assert found.classes == sorted(names) and len(found) == 15
-    assert sorted(names[found.classes[label]] for _, label in found.samples) == sorted(list(slashed.classes) * 5)
+    assert sorted(names[found.classes[label]] for _, label in found.samples) == sorted(
+        list(slashed.classes) * 5
+    )
 
 
 def test_the_datasets_library_reads_the_set_with_its_metadata(make, slashed, store, tmp_path):
     import datasets
 
     folder = generate(make("base"), slashed, few_shots(slashed, 2, 0), store)
-    table = datasets.load_dataset("imagefolder", data_dir=str(folder), split="train", cache_dir=str(tmp_path / "cache"))
+    table = datasets.load_dataset(
+        "imagefolder", data_dir=str(folder), split="train", cache_dir=str(tmp_path / "cache")
+    )
     assert len(table) == 15
     rows = {row["seed"]: row for row in metadata(folder)}
     for row in table:
         known = rows[row["seed"]]
-        assert (row["prompt"], row["class"], row["label"]) == (known["prompt"], known["class"], known["label"])
-        assert np.array_equal(np.asarray(row["image"]), np.asarray(Image.open(folder / "train" / known["file_name"])))
+        assert (row["prompt"], row["class"], row["label"]) == (
+            known["prompt"],
+            known["class"],
+            known["label"],
+        )
+        assert np.array_equal(
+            np.asarray(row["image"]), np.asarray(Image.open(folder / "train" / known["file_name"]))
+        )
 
 
 # Adapters.
+
 
 def test_the_base_generator_is_the_same_before_and_after_an_adapter(make, dataset, shots, store):
     recipe, pipe = make("dset"), load_generator(make("dset").generator)
@@ -209,7 +310,11 @@ def test_the_base_generator_is_the_same_before_and_after_an_adapter(make, datase
         assert np.array_equal(draw(make("base")), before), "bit for bit"
         assert np.array_equal(draw(recipe, adapter), tuned)
     assert pipe.scheduler is own
-    assert not any("lora" in name for part in (pipe.unet, pipe.text_encoder) for name, _ in part.named_parameters())
+    assert not any(
+        "lora" in name
+        for part in (pipe.unet, pipe.text_encoder)
+        for name, _ in part.named_parameters()
+    )
 
 
 def test_a_failure_while_sampling_leaves_no_residue_either(make, dataset, shots, store):
@@ -217,7 +322,10 @@ def test_a_failure_while_sampling_leaves_no_residue_either(make, dataset, shots,
     pipe = load_generator(recipe.generator)
     own = pipe.scheduler
 
-    with pytest.raises(RuntimeError, match="no memory"), adapted(recipe, adapt(recipe, dataset, shots, store)):
+    with (
+        pytest.raises(RuntimeError, match="no memory"),
+        adapted(recipe, adapt(recipe, dataset, shots, store)),
+    ):
         raise RuntimeError("no memory")
     assert pipe.scheduler is own and np.array_equal(draw(make("base")), before)
 
@@ -227,14 +335,18 @@ def test_class_wise_generation_uses_each_classs_own_adapter(make, dataset, shots
     folder = generate(recipe, dataset, shots, store)
     keys = [key("adapt", **adapter_inputs(recipe, dataset, label)) for label in range(3)]
     rows = metadata(folder)
-    assert [row["adapter"] for row in rows] == [k for k in keys for _ in range(5)] and len(set(keys)) == 3
+    assert [row["adapter"] for row in rows] == [k for k in keys for _ in range(5)] and len(
+        set(keys)
+    ) == 3
     found = pixels(folder)
     for label, name in enumerate(CLASSES):
         seeds = [image_seed(0, label, i) for i in range(2)]  # the first batch
         images = [draw(recipe, store.folder(k), f"a photo of a {name}", seeds) for k in keys]
         written = np.stack([found[f"train/{name}/{i:06d}.png"] for i in range(2)])
         assert np.array_equal(images[label], written)
-        assert all(np.abs(images[other] - written).max() > 1 for other in range(3) if other != label)
+        assert all(
+            np.abs(images[other] - written).max() > 1 for other in range(3) if other != label
+        )
 
 
 def test_the_data_sets_adapter_is_one(make, dataset, shots, store):
@@ -250,22 +362,33 @@ def test_the_un_adapted_generator_trains_nothing(make, dataset, shots, store):
 
 
 def test_the_time_of_the_adapters_is_counted_once(make, dataset, shots, store, monkeypatch):
-    """A record adds up the seconds of its artifacts; here the clock moves by ten in each adaptation and stands still else."""
+    """A record adds up the seconds of its artifacts; here the clock moves by ten in each
+    adaptation and stands still else.
+    """
     from datadream import adapt as adaptation
     from datadream import store as clockwork
 
     clock = [0.0]
     monkeypatch.setattr(clockwork.time, "perf_counter", lambda: clock[0])
-    monkeypatch.setattr(adaptation, "train_adapter", lambda *args: clock.__setitem__(0, clock[0] + 10))
+    monkeypatch.setattr(
+        adaptation, "train_adapter", lambda *args: clock.__setitem__(0, clock[0] + 10)
+    )
     folder = generate(make("cls"), dataset, shots, store)
-    assert [store.manifest(path.name)["seconds"] for path in sorted(store.root.glob("adapt-*"))] == [10, 10, 10]
+    assert [
+        store.manifest(path.name)["seconds"] for path in sorted(store.root.glob("adapt-*"))
+    ] == [10, 10, 10]
     assert store.manifest(folder.name)["seconds"] == 0
 
 
 # Killed and continued.
 
-@pytest.mark.parametrize("method, call", [("base", 1), ("base", 2), ("base", 8), ("base", 15), ("cls", 8)])
-def test_a_killed_generation_continues_to_the_same_bytes(make, dataset, shots, tmp_path, method, call):
+
+@pytest.mark.parametrize(
+    "method, call", [("base", 1), ("base", 2), ("base", 8), ("base", 15), ("cls", 8)]
+)
+def test_a_killed_generation_continues_to_the_same_bytes(
+    make, dataset, shots, tmp_path, method, call
+):
     recipe, store = make(method), Store(tmp_path / "killed")
     whole = generate(recipe, dataset, shots, Store(tmp_path / "whole"))
     with pytest.MonkeyPatch.context() as patch:
@@ -279,7 +402,9 @@ def test_a_killed_generation_continues_to_the_same_bytes(make, dataset, shots, t
         patch.setattr(package, "sample", lambda *args: (calls.append(1), sample(*args))[1])
         folder = generate(recipe, dataset, shots, store)
     assert digests(folder) == digests(whole)
-    assert len(calls) == {1: 9, 2: 9, 8: 5, 15: 1}[call], "finished batches are not sampled again; an unfinished one is, whole"
+    assert len(calls) == {1: 9, 2: 9, 8: 5, 15: 1}[call], (
+        "finished batches are not sampled again; an unfinished one is, whole"
+    )
 
 
 def test_a_kill_while_an_image_is_written_leaves_no_half_image(make, dataset, shots, tmp_path):
@@ -292,16 +417,25 @@ def test_a_kill_while_an_image_is_written_leaves_no_half_image(make, dataset, sh
     assert digests(generate(recipe, dataset, shots, store)) == digests(whole)
 
 
-@pytest.mark.parametrize("spoil", [Path.unlink, lambda image: image.write_bytes(b"")], ids=["missing", "left empty by a power cut"])
-def test_an_image_that_is_missing_or_empty_among_those_left_is_made_again(make, dataset, shots, tmp_path, monkeypatch, spoil):
-    """A batch is finished if all its files are there, with their ends: peers look at its last one only."""
+@pytest.mark.parametrize(
+    "spoil",
+    [Path.unlink, lambda image: image.write_bytes(b"")],
+    ids=["missing", "left empty by a power cut"],
+)
+def test_an_image_that_is_missing_or_empty_among_those_left_is_made_again(
+    make, dataset, shots, tmp_path, monkeypatch, spoil
+):
+    """A batch is finished if all its files are there, with their ends: peers look at its last
+    one only.
+    """
     recipe, store = make("base"), Store(tmp_path / "killed")
     whole = generate(recipe, dataset, shots, Store(tmp_path / "whole"))
     with monkeypatch.context() as patch:
         patch.setattr(package, "save", dies_at(package.save, 8))
         with pytest.raises(Killed):
             generate(recipe, dataset, shots, store)
-    spoil(store.work(whole.name) / "train" / CLASSES[0] / "000002.png")  # the first of the second batch
+    # The first of the second batch.
+    spoil(store.work(whole.name) / "train" / CLASSES[0] / "000002.png")
     assert digests(generate(recipe, dataset, shots, store)) == digests(whole)
 
 
@@ -319,22 +453,37 @@ def damage(image, how):
     os.utime(image, ns=(times.st_atime_ns, times.st_mtime_ns))
 
 
-@pytest.mark.parametrize("how, as_slices", [("cut", False), ("empty", True), ("a bit", False), ("a bit", True)])
-def test_of_a_damaged_set_only_what_is_damaged_is_made_again(make, dataset, shots, store, monkeypatch, how, as_slices):
-    """By the batch that the image belongs to, whose members are fixed; in one process, or as a cluster's slices."""
+@pytest.mark.parametrize(
+    "how, as_slices", [("cut", False), ("empty", True), ("a bit", False), ("a bit", True)]
+)
+def test_of_a_damaged_set_only_what_is_damaged_is_made_again(
+    make, dataset, shots, store, monkeypatch, how, as_slices
+):
+    """By the batch that the image belongs to, whose members are fixed; in one process, or as a
+    cluster's slices.
+    """
     folder = generate(make("base"), dataset, shots, store)
     found, image = digests(folder), sorted(folder.rglob("*.png"))[6]
     damage(image, how)
     monkeypatch.setattr("datadream.store._verified", {})  # as in another process
     seeds = []
-    monkeypatch.setattr(package, "sample", lambda pipe, text, own, *rest: (seeds.extend(own), sample(pipe, text, own, *rest))[1])
+    monkeypatch.setattr(
+        package,
+        "sample",
+        lambda pipe, text, own, *rest: (seeds.extend(own), sample(pipe, text, own, *rest))[1],
+    )
     for label in range(3) if as_slices else ():
         engine.generate_slice(make("base"), dataset, shots, store, label, 0)
     assert digests(generate(make("base"), dataset, shots, store)) == found and len(seeds) == 2
 
 
-def test_what_a_slice_notes_of_its_batches_comes_into_the_manifest(make, dataset, shots, tmp_path, monkeypatch):
-    recipe, stores = make("base", {"generate.batch": 4}), [Store(tmp_path / "slices"), Store(tmp_path / "whole")]
+def test_what_a_slice_notes_of_its_batches_comes_into_the_manifest(
+    make, dataset, shots, tmp_path, monkeypatch
+):
+    recipe, stores = (
+        make("base", {"generate.batch": 4}),
+        [Store(tmp_path / "slices"), Store(tmp_path / "whole")],
+    )
 
     def small(pipe, text, seeds, *rest):
         if len(seeds) > 2:
@@ -346,19 +495,31 @@ def test_what_a_slice_notes_of_its_batches_comes_into_the_manifest(make, dataset
         engine.generate_slice(recipe, dataset, shots, stores[0], label, 0)
     folders = [generate(recipe, dataset, shots, store) for store in stores]
     assert digests(folders[0]) == digests(folders[1])
-    assert [store.manifest(folder.name)["batches"] for store, folder in zip(stores, folders, strict=True)] == [["out of memory with 4 images at once, went on with 2"]] * 2
+    assert [
+        store.manifest(folder.name)["batches"]
+        for store, folder in zip(stores, folders, strict=True)
+    ] == [["out of memory with 4 images at once, went on with 2"]] * 2
 
 
 # Failures.
 
-def test_an_unknown_scheduler_names_the_near_miss_before_anything_is_trained(make, dataset, shots, store):
+
+def test_an_unknown_scheduler_names_the_near_miss_before_anything_is_trained(
+    make, dataset, shots, store
+):
     with pytest.raises(ConfigError) as caught:
         generate(make("dset", {"generate.scheduler": "DDIMSchedular"}), dataset, shots, store)
-    assert "'DDIMSchedular'" in str(caught.value) and "Did you mean 'DDIMScheduler'" in str(caught.value)
-    assert not list(store.root.glob("adapt-*")), "hours of adaptation must not come before the message"
+    assert "'DDIMSchedular'" in str(caught.value) and "Did you mean 'DDIMScheduler'" in str(
+        caught.value
+    )
+    assert not list(store.root.glob("adapt-*")), (
+        "hours of adaptation must not come before the message"
+    )
 
 
-def test_a_resolution_that_the_autoencoder_cannot_make_is_refused_before_anything_is_trained(make, dataset, shots, store):
+def test_a_resolution_that_the_autoencoder_cannot_make_is_refused_before_anything_is_trained(
+    make, dataset, shots, store
+):
     with pytest.raises((ConfigError, ValueError), match="20"):
         generate(make("dset", {"resolution": 20}), dataset, shots, store)
     assert not list(store.root.glob("adapt-*"))
@@ -368,7 +529,9 @@ def test_a_scheduler_keeps_the_pipelines_noise_schedule(make):
     pipe = load_generator(make("base").generator)
     for name in ("pipeline", "DPMSolverMultistepScheduler", "DDIMScheduler"):
         scheduler = make_scheduler(pipe, name)
-        assert scheduler is not pipe.scheduler and torch.equal(scheduler.alphas_cumprod, pipe.scheduler.alphas_cumprod)
+        assert scheduler is not pipe.scheduler and torch.equal(
+            scheduler.alphas_cumprod, pipe.scheduler.alphas_cumprod
+        )
         assert type(scheduler).__name__ == {"pipeline": "PNDMScheduler"}.get(name, name)
 
 
@@ -383,62 +546,107 @@ def test_no_scheduler_clips_latents_to_the_range_of_pixels(make, name):
     torch.testing.assert_close(found, large / scheduler.alphas_cumprod[time] ** 0.5)
     own = make_scheduler(pipe, "pipeline")
     own.register_to_config(clip_sample=True)
-    assert make_scheduler(types.SimpleNamespace(scheduler=own), name).config.clip_sample, "what the pipeline says of itself holds"
+    assert make_scheduler(types.SimpleNamespace(scheduler=own), name).config.clip_sample, (
+        "what the pipeline says of itself holds"
+    )
 
 
 def test_the_recipes_seed_changes_every_image(make, dataset, shots, tmp_path):
-    one, other = (pixels(generate(make("base", seed=seed), dataset, shots, Store(tmp_path / "store"))) for seed in (0, 1))
+    one, other = (
+        pixels(generate(make("base", seed=seed), dataset, shots, Store(tmp_path / "store")))
+        for seed in (0, 1)
+    )
     assert all(not np.array_equal(one[name], other[name]) for name in one)
 
 
 # Other generators.
 
+
 @pytest.mark.parametrize("kind", ["generator", "velocity", "xl"])
 @pytest.mark.parametrize("method", ["dset", "cls"])
-def test_every_kind_of_pipeline_is_adapted_and_sampled_by_the_same_code(kind, method, make, models, dataset, shots, store):
-    recipe = make(method, {"generator": getattr(models, kind), "resolution": 0, "adapt.lr": 0.05, "adapt.epochs": 6})
+def test_every_kind_of_pipeline_is_adapted_and_sampled_by_the_same_code(
+    kind, method, make, models, dataset, shots, store
+):
+    recipe = make(
+        method,
+        {"generator": getattr(models, kind), "resolution": 0, "adapt.lr": 0.05, "adapt.epochs": 6},
+    )
     images = read(generate(recipe, dataset, shots, store))
     plain = read(generate(dataclasses.replace(recipe, method="base"), dataset, shots, store))
     assert len(images) == len(plain) == 15 and images.open(0).size == (16, 16)
-    assert any(not np.array_equal(images.open(i), plain.open(i)) for i in range(15)), "the adapter does something"
-    parts = {"generator": {"unet", "text_encoder"}, "velocity": {"unet", "text_encoder"}, "xl": {"unet", "text_encoder", "text_encoder_2"}}
-    with safe_open(next(store.root.glob("adapt-*")) / "pytorch_lora_weights.safetensors", "pt") as file:
+    assert any(not np.array_equal(images.open(i), plain.open(i)) for i in range(15)), (
+        "the adapter does something"
+    )
+    parts = {
+        "generator": {"unet", "text_encoder"},
+        "velocity": {"unet", "text_encoder"},
+        "xl": {"unet", "text_encoder", "text_encoder_2"},
+    }
+    with safe_open(
+        next(store.root.glob("adapt-*")) / "pytorch_lora_weights.safetensors", "pt"
+    ) as file:
         assert {name.split(".")[0] for name in file.keys()} == parts[kind]
         assert all(file.get_tensor(name).dtype == torch.float32 for name in file.keys())
 
 
 def test_stable_diffusion_xl_is_conditioned_as_its_own_pipeline_does(models):
-    """The hidden states, the pooled text and the time ids that the pipeline hands to its UNet when it samples."""
-    pipe, seen, texts = load_generator(models.xl), {}, ["a photo of a red fox", "a photo of a old truck"]
+    """The hidden states, the pooled text and the time ids that the pipeline hands to its UNet
+    when it samples.
+    """
+    pipe, seen, texts = (
+        load_generator(models.xl),
+        {},
+        ["a photo of a red fox", "a photo of a old truck"],
+    )
     forward = pipe.unet.forward
 
     def spy(sample, timestep, encoder_hidden_states, added_cond_kwargs, **rest):
         seen.update(hidden=encoder_hidden_states, **added_cond_kwargs)
-        return forward(sample, timestep, encoder_hidden_states=encoder_hidden_states, added_cond_kwargs=added_cond_kwargs, **rest)
+        return forward(
+            sample,
+            timestep,
+            encoder_hidden_states=encoder_hidden_states,
+            added_cond_kwargs=added_cond_kwargs,
+            **rest,
+        )
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pipe.unet, "forward", spy)
         pipe(texts, num_inference_steps=1, guidance_scale=1.0, height=16, width=16)
     hidden, extra = condition(pipe, tokenize(pipe, texts), 16)
-    assert torch.allclose(hidden, seen["hidden"], atol=1e-6) and torch.allclose(extra["text_embeds"], seen["text_embeds"], atol=1e-6)
+    assert torch.allclose(hidden, seen["hidden"], atol=1e-6) and torch.allclose(
+        extra["text_embeds"], seen["text_embeds"], atol=1e-6
+    )
     assert torch.equal(extra["time_ids"], seen["time_ids"].to(extra["time_ids"].dtype))
 
 
 @pytest.mark.parametrize("kind", ["generator", "xl"])
-def test_half_precision_keeps_the_adapter_in_single(kind, make, models, dataset, shots, store, monkeypatch):
+def test_half_precision_keeps_the_adapter_in_single(
+    kind, make, models, dataset, shots, store, monkeypatch
+):
     """bfloat16 works on a CPU too, so that what a GPU does is tried here."""
     asked = []
-    monkeypatch.setattr(adapt_module, "dtype_for", lambda precision, training: asked.append((precision, training)) or torch.bfloat16)
+    monkeypatch.setattr(
+        adapt_module,
+        "dtype_for",
+        lambda precision, training: asked.append((precision, training)) or torch.bfloat16,
+    )
     recipe = make("dset", {"generator": getattr(models, kind), "resolution": 0})
     folder = adapt_module.adapt(recipe, dataset, shots, store)
     with safe_open(folder / "pytorch_lora_weights.safetensors", "pt") as file:
         tensors = [file.get_tensor(name) for name in file.keys()]
-    assert set(asked) == {("auto", True)} and all(t.dtype == torch.float32 and t.isfinite().all() for t in tensors)
+    assert set(asked) == {("auto", True)} and all(
+        t.dtype == torch.float32 and t.isfinite().all() for t in tensors
+    )
     assert load_generator(recipe.generator, torch.bfloat16).unet.dtype == torch.bfloat16
 
 
-def test_an_image_that_is_not_a_number_is_an_error_and_no_black_image(make, dataset, shots, store, monkeypatch):
-    """A decoder in half precision can overflow: the pipeline itself only warns, and writes black."""
+def test_an_image_that_is_not_a_number_is_an_error_and_no_black_image(
+    make, dataset, shots, store, monkeypatch
+):
+    """A decoder in half precision can overflow: the pipeline itself only warns, and writes
+    black.
+    """
     decode, calls = AutoencoderKL.decode, []
 
     def overflow(self, *args, **options):
@@ -448,7 +656,9 @@ def test_an_image_that_is_not_a_number_is_an_error_and_no_black_image(make, data
 
     with monkeypatch.context() as patch:
         patch.setattr(AutoencoderKL, "decode", overflow)
-        with pytest.raises(DivergedError, match="NaN for 1 of 1 images.*black.*precision='float32'"):
+        with pytest.raises(
+            DivergedError, match="NaN for 1 of 1 images.*black.*precision='float32'"
+        ):
             generate(make("base"), dataset, shots, store)
     assert len(list(store.root.rglob("*.png"))) == 4, "two batches of two"
     assert len(list(generate(make("base"), dataset, shots, store).rglob("*.png"))) == 15

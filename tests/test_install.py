@@ -1,4 +1,6 @@
-"""The installer behind `make venv`: pip's settings hold for uv, and pip takes over where uv cannot."""
+"""The installer behind `make venv`: pip's settings hold for uv, and pip takes over where uv
+cannot.
+"""
 
 import importlib.util
 import os

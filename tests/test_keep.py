@@ -1,4 +1,6 @@
-"""What the repository keeps of a study: pages without bulk, records with the runs that show them, the contents; and the numbers in prose."""
+"""What the repository keeps of a study: pages without bulk, records with the runs that show
+them, the contents; and the numbers in prose.
+"""
 
 import base64
 import io
@@ -21,19 +23,43 @@ from datadream.store import Store
 def png(side, seed=0):
     """Return a PNG of noise as a notebook holds it."""
     data = io.BytesIO()
-    Image.fromarray(np.random.RandomState(seed).randint(0, 256, (side, side, 3), np.uint8)).save(data, "PNG")
+    Image.fromarray(np.random.RandomState(seed).randint(0, 256, (side, side, 3), np.uint8)).save(
+        data, "PNG"
+    )
     return base64.b64encode(data.getvalue()).decode()
 
 
 def executed(parameters, side=16, exception=False):
     """Return an executed page as papermill leaves it, with one figure of noise."""
-    output = {"output_type": "display_data", "metadata": {"image/png": {"width": side // 2}},
-              "data": {"image/png": png(side), "text/plain": "<Figure>"}}
-    cell = {"cell_type": "code", "source": "plot()", "execution_count": 1, "outputs": [output],
-            "metadata": {"tags": ["hide-input"], "mystnb": {"image": {"alt": "noise"}}, "papermill": {"duration": 1.5},
-                         "execution": {"iopub.status.idle": "then"}}}
-    notes = {"parameters": parameters, "exception": exception, "duration": 3.5, "input_path": "/" + "home/somebody/page.ipynb"}
-    return {"cells": [cell], "metadata": {"kernelspec": {"name": "python3"}, "papermill": notes, "datadream": "0"}, "nbformat": 4, "nbformat_minor": 5}
+    output = {
+        "output_type": "display_data",
+        "metadata": {"image/png": {"width": side // 2}},
+        "data": {"image/png": png(side), "text/plain": "<Figure>"},
+    }
+    cell = {
+        "cell_type": "code",
+        "source": "plot()",
+        "execution_count": 1,
+        "outputs": [output],
+        "metadata": {
+            "tags": ["hide-input"],
+            "mystnb": {"image": {"alt": "noise"}},
+            "papermill": {"duration": 1.5},
+            "execution": {"iopub.status.idle": "then"},
+        },
+    }
+    notes = {
+        "parameters": parameters,
+        "exception": exception,
+        "duration": 3.5,
+        "input_path": "/" + "home/somebody/page.ipynb",
+    }
+    return {
+        "cells": [cell],
+        "metadata": {"kernelspec": {"name": "python3"}, "papermill": notes, "datadream": "0"},
+        "nbformat": 4,
+        "nbformat_minor": 5,
+    }
 
 
 @pytest.fixture
@@ -47,32 +73,63 @@ def home(tmp_path, monkeypatch):
 
 @pytest.fixture
 def runs(home, tiny, folder):
-    """Return the named runs of a small study, of which the pages are there and the cells computed."""
-    some = {"dataset": "folder", "folder": folder, "shots": 2, "methods": ["real"], "overrides": tiny}
-    found = {"table": {"notebook": "dataset", "groups": ["full"], "parameters": {**some, "seeds": [0, 1]}},
-             "weights": {"notebook": "ablation", "groups": ["full"], "parameters": {**some, "axis": "classify.lr", "values": [0.02, 0.01]}},
-             "late": {"notebook": "dataset", "groups": ["full"], "parameters": some}}
+    """Return the named runs of a small study, of which the pages are there and the cells
+    computed.
+    """
+    some = {
+        "dataset": "folder",
+        "folder": folder,
+        "shots": 2,
+        "methods": ["real"],
+        "overrides": tiny,
+    }
+    found = {
+        "table": {
+            "notebook": "dataset",
+            "groups": ["full"],
+            "parameters": {**some, "seeds": [0, 1]},
+        },
+        "weights": {
+            "notebook": "ablation",
+            "groups": ["full"],
+            "parameters": {**some, "axis": "classify.lr", "values": [0.02, 0.01]},
+        },
+        "late": {"notebook": "dataset", "groups": ["full"], "parameters": some},
+    }
     write(home, found)
     for name in ("table", "weights"):
-        (home / "book" / "runs" / f"{name}.ipynb").write_text(json.dumps(executed(found[name]["parameters"])))
-        study.run_cells([recipe for recipes in ablation.cells_of(found[name]).values() for recipe in recipes], Store())
+        (home / "book" / "runs" / f"{name}.ipynb").write_text(
+            json.dumps(executed(found[name]["parameters"]))
+        )
+        study.run_cells(
+            [recipe for recipes in ablation.cells_of(found[name]).values() for recipe in recipes],
+            Store(),
+        )
     return found
 
 
 def write(home, runs):
     """Write a study file of these runs."""
-    (home / "notebooks" / "study.yaml").write_text(yaml.safe_dump({"runs": runs, "smoke": {}}, sort_keys=False))
+    (home / "notebooks" / "study.yaml").write_text(
+        yaml.safe_dump({"runs": runs, "smoke": {}}, sort_keys=False)
+    )
 
 
 def test_what_has_ended_is_kept_and_read_back(home, runs):
     table = keep.keep()
-    assert dict(zip(table["run"], table["status"], strict=True)) == {"table": "kept", "weights": "kept", "late": "has not ended here"}
+    assert dict(zip(table["run"], table["status"], strict=True)) == {
+        "table": "kept",
+        "weights": "kept",
+        "late": "has not ended here",
+    }
     found = keep.load("table")
     wanted = study.find(ablation.cells_of(runs["table"])[""])
     columns = ["method", "seed", "top1", "val_top1", "key"]
     assert found[columns].to_dict() == wanted[columns].to_dict()
     along = keep.load("weights")
-    assert along["value"].tolist() == ["0.02", "0.01"], "the points keep the order of the study file"
+    assert along["value"].tolist() == ["0.02", "0.01"], (
+        "the points keep the order of the study file"
+    )
     assert [recipe["classify.lr"] for recipe in along["recipe"]] == [0.02, 0.01]
     times = keep.durations().set_index("run")["minutes"]
     assert set(times.index) == {"table", "weights"} and (times > 0).all()
@@ -84,7 +141,9 @@ def test_a_record_that_two_runs_show_is_kept_once(home, runs):
     keep.keep()
     lines = [json.loads(line) for line in paths()["kept_records"].read_text().splitlines()]
     shared = [line for line in lines if set(line["runs"]) == {"table", "weights"}]
-    assert len(lines) == 3 and len(shared) == 1, "two seeds of the table, two points of one seed, the second point as in the table"
+    assert len(lines) == 3 and len(shared) == 1, (
+        "two seeds of the table, two points of one seed, the second point as in the table"
+    )
 
 
 def test_what_another_machine_has_kept_stays(home, runs):
@@ -100,7 +159,9 @@ def test_what_another_machine_has_kept_stays(home, runs):
 def test_a_page_of_other_parameters_or_that_failed_is_not_kept(home, runs):
     for name, change in (("table", {"seeds": [0]}), ("weights", None)):
         parameters = runs[name]["parameters"]
-        page = executed({**parameters, **change} if change else parameters, exception=change is None)
+        page = executed(
+            {**parameters, **change} if change else parameters, exception=change is None
+        )
         (home / "book" / "runs" / f"{name}.ipynb").write_text(json.dumps(page))
     assert set(keep.keep()["status"]) == {"has not ended here"}
     assert not paths()["kept_records"].read_text()
@@ -116,20 +177,37 @@ def test_a_kept_page_names_no_machine_and_its_figure_is_the_same_to_the_eye(home
     keep.keep()
     text = (paths()["kept_pages"] / "table.ipynb").read_text()
     notebook = json.loads(text)
-    assert "somebody" not in text and notebook["metadata"]["papermill"] == {"parameters": runs["table"]["parameters"], "duration": 3.5}
-    assert notebook["cells"][0]["metadata"] == {"tags": ["hide-input"], "mystnb": {"image": {"alt": "noise"}}}
-    assert notebook["cells"][0]["outputs"][0]["metadata"] == {"image/png": {"width": 8}}, "half its pixels: it is shown in its size"
-    before, after = (np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB"), float)
-                     for data in (png(16), notebook["cells"][0]["outputs"][0]["data"]["image/png"]))
+    assert "somebody" not in text and notebook["metadata"]["papermill"] == {
+        "parameters": runs["table"]["parameters"],
+        "duration": 3.5,
+    }
+    assert notebook["cells"][0]["metadata"] == {
+        "tags": ["hide-input"],
+        "mystnb": {"image": {"alt": "noise"}},
+    }
+    assert notebook["cells"][0]["outputs"][0]["metadata"] == {"image/png": {"width": 8}}, (
+        "half its pixels: it is shown in its size"
+    )
+    before, after = (
+        np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB"), float)
+        for data in (png(16), notebook["cells"][0]["outputs"][0]["data"]["image/png"])
+    )
     assert np.abs(before - after).mean() < 16, "of 256 tones, on noise, the hardest of pictures"
 
 
 def test_pages_of_one_template_are_told_apart_by_their_question(home, runs):
-    """The heading of the ablations' template becomes the question of the run, taken as text and not as a pattern."""
-    asked = {**runs["weights"], "parameters": {**runs["weights"]["parameters"], "question": r"Is \1 the best weight?"}}
+    """The heading of the ablations' template becomes the question of the run, taken as text and
+    not as a pattern.
+    """
+    asked = {
+        **runs["weights"],
+        "parameters": {**runs["weights"]["parameters"], "question": r"Is \1 the best weight?"},
+    }
     write(home, {"weights": asked})
     page = executed(asked["parameters"])
-    page["cells"].insert(0, {"cell_type": "markdown", "source": "# One setting\n\nThis page.", "metadata": {}})
+    page["cells"].insert(
+        0, {"cell_type": "markdown", "source": "# One setting\n\nThis page.", "metadata": {}}
+    )
     (home / "book" / "runs" / "weights.ipynb").write_text(json.dumps(page))
     keep.keep()
     kept = json.loads((paths()["kept_pages"] / "weights.ipynb").read_text())
@@ -138,12 +216,20 @@ def test_pages_of_one_template_are_told_apart_by_their_question(home, runs):
 
 def test_pages_of_the_dataset_template_are_told_apart_by_their_dataset():
     text = "# One dataset, the main table\n\nAll of # it."
-    assert keep._headed(text, {"dataset": "optdigits"}) == "# optdigits: one dataset, the main table\n\nAll of # it."
-    assert keep._headed(text, {"dataset": "mnist", "question": "Why?"}) == "# Why?\n\nAll of # it." and keep._headed(text, {}) == text
+    assert (
+        keep._headed(text, {"dataset": "optdigits"})
+        == "# optdigits: one dataset, the main table\n\nAll of # it."
+    )
+    assert (
+        keep._headed(text, {"dataset": "mnist", "question": "Why?"}) == "# Why?\n\nAll of # it."
+        and keep._headed(text, {}) == text
+    )
 
 
 def test_a_page_too_large_for_git_is_refused(home, runs):
-    (home / "book" / "runs" / "table.ipynb").write_text(json.dumps(executed(runs["table"]["parameters"], side=1200)))
+    (home / "book" / "runs" / "table.ipynb").write_text(
+        json.dumps(executed(runs["table"]["parameters"], side=1200))
+    )
     with pytest.raises(DataError, match=r"table.ipynb takes [\d.]+ MB, at most 1 are kept"):
         keep.keep()
     assert not (paths()["kept_pages"] / "table.ipynb").exists()
@@ -160,7 +246,10 @@ def test_the_contents_end_with_the_readers_own_runs(home):
         (home / "book" / "runs" / f"{name}.ipynb").write_text("{}")
     *parts, own = yaml.safe_load(keep.write_contents().read_text())["parts"]
     assert parts == committed["parts"]
-    assert own == {"caption": "Your own run", "chapters": [{"file": "book/runs/mnist", "title": "mnist"}]}
+    assert own == {
+        "caption": "Your own run",
+        "chapters": [{"file": "book/runs/mnist", "title": "mnist"}],
+    }
 
 
 def test_a_failed_run_has_its_page_beside_the_earlier_one_s_and_the_front_page_says_so(home):
@@ -169,58 +258,117 @@ def test_a_failed_run_has_its_page_beside_the_earlier_one_s_and_the_front_page_s
         (home / "book" / "runs" / f"{name}.ipynb").write_text("{}")
     assert outcome.notice() is None
     known = {"mnist", "optdigits"}
-    outcome.save({"run": "mnist", "status": "failed", "minutes": 1.5, "note": "NameError: <b>"}, known)
+    outcome.save(
+        {"run": "mnist", "status": "failed", "minutes": 1.5, "note": "NameError: <b>"}, known
+    )
     outcome.save({"run": "optdigits", "status": "done", "minutes": 1.0, "note": ""}, known)
     *_, own = yaml.safe_load(keep.write_contents().read_text())["parts"]
     assert [(chapter["file"], chapter["title"]) for chapter in own["chapters"]] == [
-        ("book/runs/mnist.failed", "mnist (failed)"), ("book/runs/mnist", "mnist (an earlier run)"), ("book/runs/optdigits", "optdigits")]
+        ("book/runs/mnist.failed", "mnist (failed)"),
+        ("book/runs/mnist", "mnist (an earlier run)"),
+        ("book/runs/optdigits", "optdigits"),
+    ]
     text = outcome.notice().data
-    assert "**1 of 2 runs on this machine did not end well.**" in text and "mnist" in text and "\\<b\\>" in text
+    assert (
+        "**1 of 2 runs on this machine did not end well.**" in text
+        and "mnist" in text
+        and "\\<b\\>" in text
+    )
     outcome.save({"run": "mnist", "status": "done", "minutes": 2.0, "note": ""}, known)
     assert outcome.notice() is None
 
 
 def test_a_page_of_the_study_that_is_not_kept_is_left_out_of_the_contents(home):
-    (home / "_toc.yml").write_text(yaml.safe_dump({"parts": [{"chapters": [
-        {"file": "book/study/late"}, {"file": "book/analysis", "sections": [{"file": "book/study/late"}]}, {"file": "book/results", "sections": [{"file": "book/study/late"}, {"file": "book/study/done"}]}]}]}))
+    (home / "_toc.yml").write_text(
+        yaml.safe_dump(
+            {
+                "parts": [
+                    {
+                        "chapters": [
+                            {"file": "book/study/late"},
+                            {"file": "book/analysis", "sections": [{"file": "book/study/late"}]},
+                            {
+                                "file": "book/results",
+                                "sections": [
+                                    {"file": "book/study/late"},
+                                    {"file": "book/study/done"},
+                                ],
+                            },
+                        ]
+                    }
+                ]
+            }
+        )
+    )
     (home / "book" / "study").mkdir()
     (home / "book" / "study" / "done.ipynb").write_text("{}")
-    part, = yaml.safe_load(keep.write_contents().read_text())["parts"]
-    assert part["chapters"] == [{"file": "book/analysis"}, {"file": "book/results", "sections": [{"file": "book/study/done"}]}]
+    (part,) = yaml.safe_load(keep.write_contents().read_text())["parts"]
+    assert part["chapters"] == [
+        {"file": "book/analysis"},
+        {"file": "book/results", "sections": [{"file": "book/study/done"}]},
+    ]
 
 
 # What is committed.
+
 
 @pytest.fixture(scope="module")
 def committed():
     """Return run -> table of every run that book/study has records of."""
     lines = (ROOT / "book" / "study" / "records.jsonl").read_text().splitlines()
-    return {name: keep.load(name) for name in sorted({name for line in lines for name in json.loads(line)["runs"]})}
+    return {
+        name: keep.load(name)
+        for name in sorted({name for line in lines for name in json.loads(line)["runs"]})
+    }
 
 
 def test_the_committed_records_are_whole_and_of_clean_commits(committed):
     claim = committed["mnist_seeds"]
-    assert sorted(zip(claim["method"], claim["seed"], strict=True)) == sorted((m, s) for m, row in METHODS.items() if row.main for s in range(5))
+    assert sorted(zip(claim["method"], claim["seed"], strict=True)) == sorted(
+        (m, s) for m, row in METHODS.items() if row.main for s in range(5)
+    )
     for name, table in committed.items():
-        assert not table["dirty"].any() and set(table["protocol"]) == {"strict"}, name  # a study that was resumed may span commits
+        # A study that was resumed may span commits.
+        assert not table["dirty"].any() and set(table["protocol"]) == {"strict"}, name
         seeds = table.groupby(["value", "method"])["seed"].agg(lambda own: tuple(sorted(own)))
         assert len(set(seeds)) == 1, f"{name}: every method and value on the same seeds"
 
 
 def test_the_committed_records_are_those_of_the_study_file(committed):
     runs = study.load_study(ROOT / "notebooks" / "study.yaml")["runs"]
-    assert set(committed) == {name for name, entry in runs.items() if entry["notebook"] != "mini_base" and {"full", "seeds"} & set(entry.get("groups", []))}
+    assert set(committed) == {
+        name
+        for name, entry in runs.items()
+        if entry["notebook"] != "mini_base" and {"full", "seeds"} & set(entry.get("groups", []))
+    }
     for name, entry in runs.items():
         if name in committed:
-            wanted = {(label, r.method, r.seed) for label, recipes in ablation.cells_of(entry).items() for r in recipes}
-            assert set(zip(*(committed[name][column] for column in ("value", "method", "seed")), strict=True)) == wanted, name
+            wanted = {
+                (label, r.method, r.seed)
+                for label, recipes in ablation.cells_of(entry).items()
+                for r in recipes
+            }
+            assert (
+                set(
+                    zip(
+                        *(committed[name][column] for column in ("value", "method", "seed")),
+                        strict=True,
+                    )
+                )
+                == wanted
+            ), name
 
 
 def test_the_committed_pages_are_small_and_name_no_machine():
     pages = list((ROOT / "book" / "study").glob("*.ipynb"))
     full = study.choose(study.load_study(ROOT / "notebooks" / "study.yaml"), (), "full")
     assert {page.stem for page in pages} >= set(full), "each piece of the full study has its page"
-    assert len({"".join(json.loads(page.read_text())["cells"][0]["source"]).splitlines()[0] for page in pages}) == len(pages), "and its own heading"
+    assert len(
+        {
+            "".join(json.loads(page.read_text())["cells"][0]["source"]).splitlines()[0]
+            for page in pages
+        }
+    ) == len(pages), "and its own heading"
     for page in pages:
         assert page.stat().st_size <= keep.LIMIT, page.name
         assert "input_path" not in page.read_text(), page.name
@@ -229,37 +377,81 @@ def test_the_committed_pages_are_small_and_name_no_machine():
 def test_the_readme_says_what_the_records_say(committed):
     table, text = committed["mnist_seeds"], " ".join((ROOT / "README.md").read_text().split())
     gain = "they bring {difference:.1f} points ({low:.1f} to {high:.1f}) at 300 images per class"
-    tuned = "{difference:.1f} points better than those of the untuned one (95 % interval {low:.1f} to {high:.1f})"
-    for variants, baseline, words in ((["cls", "dset"], "base", tuned), (["cls+real", "dset+real"], "real", gain)):
+    tuned = (
+        "{difference:.1f} points better than those of the untuned one (95 % interval "
+        "{low:.1f} to {high:.1f})"
+    )
+    for variants, baseline, words in (
+        (["cls", "dset"], "base", tuned),
+        (["cls+real", "dset+real"], "real", gain),
+    ):
         found = records.paired(table, records.best_by_validation(table, variants), baseline)
         assert words.format(**found) in text
-    for name, words in (("mnist_methods", "and {difference:.1f} ({low:.1f} to {high:.1f}) at 100;"),
-                        ("optdigits_methods", "on optical digits we could not detect that gain ({difference:.1f}, {low:.1f} to {high:.1f})")):
+    for name, words in (
+        ("mnist_methods", "and {difference:.1f} ({low:.1f} to {high:.1f}) at 100;"),
+        (
+            "optdigits_methods",
+            "on optical digits we could not detect that gain ({difference:.1f}, {low:.1f} to "
+            "{high:.1f})",
+        ),
+    ):
         table = committed[name]
-        assert words.format(**records.paired(table, records.best_by_validation(table, ["cls+real", "dset+real"]), "real")) in text
+        assert (
+            words.format(
+                **records.paired(
+                    table, records.best_by_validation(table, ["cls+real", "dset+real"]), "real"
+                )
+            )
+            in text
+        )
 
 
-@pytest.mark.parametrize("page, words", [
-    ("index.md", "over five seeds, 300 synthetic images per class"), ("introduction.md", "seeds, 300 synthetic images per class"),
-    ("introduction.md", "16 handwritten digits of each class"), ("claim.md", "# The claim, over five seeds")])
+@pytest.mark.parametrize(
+    "page, words",
+    [
+        ("index.md", "over five seeds, 300 synthetic images per class"),
+        ("introduction.md", "seeds, 300 synthetic images per class"),
+        ("introduction.md", "16 handwritten digits of each class"),
+        ("claim.md", "# The claim, over five seeds"),
+    ],
+)
 def test_what_a_page_says_of_the_claim_s_settings_is_what_was_run(committed, page, words):
     claim = committed["mnist_seeds"]
     assert words in " ".join((ROOT / "book" / page).read_text().split())
-    assert set(claim["images"]) == {300} and set(claim["shots"]) == {16} and set(claim["seed"]) == set(range(5)) and set(claim["dataset"]) == {"mnist"}
+    assert (
+        set(claim["images"]) == {300}
+        and set(claim["shots"]) == {16}
+        and set(claim["seed"]) == set(range(5))
+        and set(claim["dataset"]) == {"mnist"}
+    )
 
 
-@pytest.mark.parametrize("page, words", [("results.md", "16 real images per class, 100 synthetic images per class, five seeds"),
-                                         ("index.md", "100 images per class:"), ("introduction.md", "the default's 100 images per class")])
+@pytest.mark.parametrize(
+    "page, words",
+    [
+        ("results.md", "16 real images per class, 100 synthetic images per class, five seeds"),
+        ("index.md", "100 images per class:"),
+        ("introduction.md", "the default's 100 images per class"),
+    ],
+)
 def test_what_a_page_says_of_the_main_study_s_settings_is_what_was_run(committed, page, words):
     assert words in " ".join((ROOT / "book" / page).read_text().split())
     for name in ("mnist_methods", "optdigits_methods"):
         table = committed[name]
-        assert set(table["images"]) == {100} and set(table["shots"]) == {16} and set(table["seed"]) == set(range(5))
+        assert (
+            set(table["images"]) == {100}
+            and set(table["shots"]) == {16}
+            and set(table["seed"]) == set(range(5))
+        )
 
 
 def test_the_ablations_have_the_seeds_that_their_page_names(committed):
     text = " ".join((ROOT / "book" / "ablations.md").read_text().split())
-    assert "over three seeds" in text and all(set(table["seed"]) == {0, 1, 2} for name, table in committed.items() if name.startswith("ablation_"))
+    assert "over three seeds" in text and all(
+        set(table["seed"]) == {0, 1, 2}
+        for name, table in committed.items()
+        if name.startswith("ablation_")
+    )
     images = committed["ablation_images"]["value"].astype(int)
     assert f"from a dozen to {images.max()} in doublings" in text and 10 <= images.min() <= 13
 
@@ -270,7 +462,10 @@ def test_the_measures_that_pages_read_are_of_the_committed_sets(committed):
         measures, records_ = keep.load_measures(f"{name}_analysis"), committed[f"{name}_methods"]
         for method in ("base", "cls", "dset"):
             own = measures[measures["method"] == method]
-            made = {row.seed: row.artifacts["generate"] for row in records_[records_["method"] == method].itertuples()}
+            made = {
+                row.seed: row.artifacts["generate"]
+                for row in records_[records_["method"] == method].itertuples()
+            }
             assert dict(zip(own["seed"], own["artifact"], strict=True)) == made
 
 
@@ -279,6 +474,8 @@ RESULT = re.compile(r"[+-]?\d+\.\d+ (?:points|%)|\d+(?:\.\d+)? % interval [+-]?\
 
 @pytest.mark.parametrize("page", sorted((ROOT / "book").glob("*.md")), ids=lambda page: page.name)
 def test_a_page_s_results_are_computed_and_not_typed(page):
-    """What a page says of accuracies it computes at every build; only the page of others' numbers, with its sources, types them."""
+    """What a page says of accuracies it computes at every build; only the page of others'
+    numbers, with its sources, types them.
+    """
     prose = re.sub(r"(?s)```.*?```", "", page.read_text())
     assert page.name == "published.md" or not RESULT.findall(prose)

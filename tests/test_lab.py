@@ -22,8 +22,16 @@ BAR = "application/vnd.jupyter.widget-view+json"
 def lab(tmp_path):
     """Start JupyterLab as `make lab` does, without a browser, and return its address."""
     folder = tmp_path / "runtime"
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--port=0",
-               f"--IdentityProvider.token={TOKEN}", "notebooks"]
+    command = [
+        sys.executable,
+        "-m",
+        "jupyterlab",
+        "--no-browser",
+        "--allow-root",
+        "--port=0",
+        f"--IdentityProvider.token={TOKEN}",
+        "notebooks",
+    ]
     env = {**os.environ, "JUPYTER_RUNTIME_DIR": str(folder), "HOME": str(tmp_path)}
     with subprocess.Popen(command, cwd=ROOT, env=env, stderr=subprocess.DEVNULL) as server:
         try:
@@ -62,9 +70,18 @@ def test_jupyterlab_offers_this_python_and_the_notebooks(lab):
 
 
 TINY = {
-    "images": 2, "shots": 2, "methods": ["dset+real"],
-    "overrides": {"adapt.epochs": 1, "adapt.warmup": 1, "generate.steps": 2, "generate.batch": 10,
-                  "classify.steps": 2, "classify.warmup": 0, "classify.evaluations": 1},
+    "images": 2,
+    "shots": 2,
+    "methods": ["dset+real"],
+    "overrides": {
+        "adapt.epochs": 1,
+        "adapt.warmup": 1,
+        "generate.steps": 2,
+        "generate.batch": 10,
+        "classify.steps": 2,
+        "classify.warmup": 0,
+        "classify.evaluations": 1,
+    },
 }
 
 
@@ -82,8 +99,12 @@ def test_a_notebook_run_by_hand_shows_bars(tmp_path):
         client.wait_for_ready(timeout=120)
         for source in [code[0], parameters, *code[1 : last + 1]]:
             reply = client.execute_interactive(
-                source, allow_stdin=True, stdin_hook=lambda message: None, timeout=300,
-                output_hook=lambda message: outputs.append(message["content"]))
+                source,
+                allow_stdin=True,
+                stdin_hook=lambda message: None,
+                timeout=300,
+                output_hook=lambda message: outputs.append(message["content"]),
+            )
             assert reply["content"]["status"] == "ok", reply["content"]
     finally:
         client.stop_channels()
@@ -96,6 +117,9 @@ def test_a_kernel_starts_without_a_warning():
     """The book's build and papermill start one per page, and would say so each time."""
     if not (Path(sys.prefix) / "etc" / "ipython" / "ipython_kernel_config.py").exists():
         pytest.skip("this environment was not made by make venv")
-    code = "import nbformat, nbclient\nv4 = nbformat.v4\nbook = v4.new_notebook(cells=[v4.new_code_cell('1')])\nnbclient.NotebookClient(book).execute()"
+    code = (
+        "import nbformat, nbclient\nv4 = nbformat.v4\nbook = "
+        "v4.new_notebook(cells=[v4.new_code_cell('1')])\nnbclient.NotebookClient(book).execute()"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0 and "WARNING" not in done.stderr, done.stderr

@@ -72,7 +72,9 @@ def test_of_many_that_come_at_once_each_holds_it_alone(place, monkeypatch):
     assert len(done) == 5 and set(most) == {1}
 
 
-@pytest.mark.parametrize("shift", [-10**8, 10**8], ids=["three years behind", "three years ahead"])
+@pytest.mark.parametrize(
+    "shift", [-(10**8), 10**8], ids=["three years behind", "three years ahead"]
+)
 def test_a_dead_one_s_lease_is_taken_over_whatever_the_clock_says(place, monkeypatch, shift):
     fs, path = place
     assert create(fs, path, "dead-1 7")
@@ -100,7 +102,9 @@ def test_of_two_that_find_it_dead_at_once_one_waits(place, monkeypatch):
 
 
 def test_one_that_found_the_holder_dead_too_late_leaves_the_new_one_its_lease(place, monkeypatch):
-    """Between its look and its removal the dead holder's lease is another's: the removal looks again, alone."""
+    """Between its look and its removal the dead holder's lease is another's: the removal looks
+    again, alone.
+    """
     fs, path = place
     assert create(fs, path, "dead-1 7")
     lease, look = Lease(fs, path), Lease._remove_dead
@@ -138,7 +142,9 @@ def test_a_holder_that_was_replaced_leaves_the_lease_to_the_other(place):
     assert read(fs, path) == "other-2 0"
 
 
-def test_a_network_that_is_gone_for_a_while_ends_neither_the_work_nor_the_heartbeat(place, monkeypatch):
+def test_a_network_that_is_gone_for_a_while_ends_neither_the_work_nor_the_heartbeat(
+    place, monkeypatch
+):
     fs, path = place
     lease = Lease(fs, path)
     lease.acquire()

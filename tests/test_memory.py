@@ -14,7 +14,9 @@ from datadream.store import Store
 
 
 def device(limit, seconds):
-    """Return (what makes n images, the sizes that it made, a clock): more than `limit` images do not fit; `seconds(n)` pass."""
+    """Return (what makes n images, the sizes that it made, a clock): more than `limit` images do
+    not fit; `seconds(n)` pass.
+    """
     clock, made = [0.0], []
 
     def make(n):
@@ -35,7 +37,9 @@ def test_a_batch_that_does_not_fit_halves_until_it_does(fixed, limit, count):
         while left:
             left -= len(size.run(make, left))
     assert sum(made) == count and max(made) <= limit
-    assert (size.size == fixed) == (not size.notes), "it stays as given, or the notes say why it does not"
+    assert (size.size == fixed) == (not size.notes), (
+        "it stays as given, or the notes say why it does not"
+    )
     assert size.size == fixed or size.size > limit // 4, "it is halved no further than needed"
 
 
@@ -55,10 +59,19 @@ def test_another_error_is_not_taken_for_a_lack_of_memory():
     assert size.size == 4
 
 
-@pytest.mark.parametrize("overhead, limit, most, found", [(1.0, 1000, None, 128), (0.0, 1000, None, SMALLEST), (1.0, 40, None, 32), (1.0, 1000, 100, 100),
-                                                          (1.0, 1000, 4, 4)])
+@pytest.mark.parametrize(
+    "overhead, limit, most, found",
+    [
+        (1.0, 1000, None, 128),
+        (0.0, 1000, None, SMALLEST),
+        (1.0, 40, None, 32),
+        (1.0, 1000, 100, 100),
+        (1.0, 1000, 4, 4),
+    ],
+)
 def test_a_search_doubles_while_that_pays_and_fits(monkeypatch, overhead, limit, most, found):
-    """Each batch costs `overhead` and 0.1 s an image: the larger, the faster, but less and less so. Nothing that was made is lost.
+    """Each batch costs `overhead` and 0.1 s an image: the larger, the faster, but less and less so.
+    Nothing that was made is lost.
 
     Slices of `most` images end the search: none is larger.
     """
@@ -92,13 +105,23 @@ def test_a_size_is_judged_by_its_second_batch(monkeypatch):
 
 def test_what_one_slice_found_out_holds_for_the_next(make):
     searched = make("base", {"generate.batch": 0})
-    assert package.batch_size(searched) is package.batch_size(make("base+real", {"generate.batch": 0}, seed=4))
-    assert package.batch_size(searched) is not package.batch_size(make("base", {"generate.batch": 0, "generate.images": 2})), "whose slices are smaller"
-    assert package.batch_size(searched) is not package.batch_size(make("base", {"generate.batch": 0, "generate.compile": True}))
-    assert package.batch_size(make("base")) is not package.batch_size(make("base")), "a given size is given anew"
+    assert package.batch_size(searched) is package.batch_size(
+        make("base+real", {"generate.batch": 0}, seed=4)
+    )
+    assert package.batch_size(searched) is not package.batch_size(
+        make("base", {"generate.batch": 0, "generate.images": 2})
+    ), "whose slices are smaller"
+    assert package.batch_size(searched) is not package.batch_size(
+        make("base", {"generate.batch": 0, "generate.compile": True})
+    )
+    assert package.batch_size(make("base")) is not package.batch_size(make("base")), (
+        "a given size is given anew"
+    )
 
 
-def test_a_generation_goes_on_with_smaller_batches_and_says_so(make, dataset, shots, tmp_path, monkeypatch):
+def test_a_generation_goes_on_with_smaller_batches_and_says_so(
+    make, dataset, shots, tmp_path, monkeypatch
+):
     recipe, sample = make("base", {"generate.batch": 4}), package.sample
 
     def small(pipe, text, seeds, *rest):
@@ -110,4 +133,6 @@ def test_a_generation_goes_on_with_smaller_batches_and_says_so(make, dataset, sh
     store = Store(tmp_path)
     folder = package.generate(recipe, dataset, shots, store)
     assert len(list(folder.rglob("*.png"))) == 15
-    assert store.manifest(folder.name)["batches"] == ["out of memory with 4 images at once, went on with 2"]
+    assert store.manifest(folder.name)["batches"] == [
+        "out of memory with 4 images at once, went on with 2"
+    ]

@@ -1,4 +1,6 @@
-"""Intervals, the confusion matrix and rank correlation, against published values and other libraries."""
+"""Intervals, the confusion matrix and rank correlation, against published values and other
+libraries.
+"""
 
 import math
 
@@ -10,28 +12,37 @@ from scipy import stats
 
 from datadream.metrics import confusion, mean_interval, spearman, wilson
 
-shares = st.integers(1, 3000).flatmap(lambda total: st.tuples(st.integers(0, total), st.just(total)))
+shares = st.integers(1, 3000).flatmap(
+    lambda total: st.tuples(st.integers(0, total), st.just(total))
+)
 
 
-@pytest.mark.parametrize("correct, total, low, high", [
-    (8, 10, 0.4902, 0.9433),
-    (0, 10, 0.0, 0.2775),
-    (10, 10, 0.7225, 1.0),
-    (81, 263, 0.2553, 0.3662),  # Newcombe (1998), table I
-    (15, 148, 0.0624, 0.1605),
-    (1, 29, 0.0061, 0.1718),
-])
+@pytest.mark.parametrize(
+    "correct, total, low, high",
+    [
+        (8, 10, 0.4902, 0.9433),
+        (0, 10, 0.0, 0.2775),
+        (10, 10, 0.7225, 1.0),
+        (81, 263, 0.2553, 0.3662),  # Newcombe (1998), table I
+        (15, 148, 0.0624, 0.1605),
+        (1, 29, 0.0061, 0.1718),
+    ],
+)
 def test_wilson_against_published_values(correct, total, low, high):
     assert wilson(correct, total) == pytest.approx((low, high), abs=5e-5)
 
 
 @given(shares, st.floats(0.5, 0.999))
 def test_wilson_solves_its_equation(share, confidence):
-    """An end p of the interval is where the score test is just at its limit: |p_hat - p| = z sqrt(p (1 - p) / n)."""
+    """An end p of the interval is where the score test is just at its limit: |p_hat - p| = z
+    sqrt(p (1 - p) / n).
+    """
     correct, total = share
     z = stats.norm.ppf(0.5 + confidence / 2)
     for end in wilson(correct, total, confidence):
-        assert abs(correct / total - end) == pytest.approx(z * math.sqrt(max(0.0, end * (1 - end)) / total), abs=1e-6)
+        assert abs(correct / total - end) == pytest.approx(
+            z * math.sqrt(max(0.0, end * (1 - end)) / total), abs=1e-6
+        )
 
 
 @given(shares)
@@ -39,7 +50,8 @@ def test_wilson_holds_the_share_stays_in_range_and_is_symmetric(share):
     correct, total = share
     low, high = wilson(correct, total)
     assert 0 <= low < high <= 1
-    assert low - 1e-12 <= correct / total <= high + 1e-12  # at 0 and 1 the ends touch the share, up to rounding
+    # At 0 and 1 the ends touch the share, up to rounding.
+    assert low - 1e-12 <= correct / total <= high + 1e-12
     assert wilson(total - correct, total) == pytest.approx((1 - high, 1 - low), abs=1e-12)
 
 
@@ -68,7 +80,9 @@ def test_the_mean_interval_is_scipys(values, confidence):
 
 def test_the_mean_interval_by_hand():
     # Three values 1, 2, 3: standard error 1 / sqrt(3), t of two degrees of freedom 4.3027.
-    assert mean_interval([1, 2, 3]) == pytest.approx((2, 2 - 4.3027 / math.sqrt(3), 2 + 4.3027 / math.sqrt(3)), abs=1e-4)
+    assert mean_interval([1, 2, 3]) == pytest.approx(
+        (2, 2 - 4.3027 / math.sqrt(3), 2 + 4.3027 / math.sqrt(3)), abs=1e-4
+    )
     assert mean_interval([5.0, 5.0, 5.0]) == (5.0, 5.0, 5.0)
 
 
@@ -95,20 +109,27 @@ def test_the_rank_correlation_is_scipys_and_lies_in_its_interval(pairs):
     rho, low, high = spearman(x, y)
     assert rho == pytest.approx(stats.spearmanr(x, y).statistic, abs=1e-12)
     assert math.isnan(low) or -1 <= low < rho < high <= 1
-    assert spearman(np.exp(x / 10), y)[0] == pytest.approx(rho), "a change that keeps the order keeps the ranks"
+    assert spearman(np.exp(x / 10), y)[0] == pytest.approx(rho), (
+        "a change that keeps the order keeps the ranks"
+    )
     assert spearman(x, -y) == pytest.approx((-rho, -high, -low), nan_ok=True)
 
 
 def test_the_interval_of_the_rank_correlation_by_hand():
-    """Ten pairs, two neighbours exchanged three times: rho = 1 - 6 * 6 / 990; z = 1.9945 +- 1.96 sqrt((1 + rho^2 / 2) / 7)."""
+    """Ten pairs, two neighbours exchanged three times: rho = 1 - 6 * 6 / 990; z = 1.9945 +- 1.96
+    sqrt((1 + rho^2 / 2) / 7).
+    """
     rho, low, high = spearman(range(10), [1, 0, 2, 4, 3, 5, 7, 6, 8, 9])
     half = 1.959964 * math.sqrt((1 + rho**2 / 2) / 7)
     assert rho == pytest.approx(1 - 36 / 990)
-    assert (low, high) == pytest.approx((math.tanh(math.atanh(rho) - half), math.tanh(math.atanh(rho) + half)), abs=1e-6)
+    assert (low, high) == pytest.approx(
+        (math.tanh(math.atanh(rho) - half), math.tanh(math.atanh(rho) + half)), abs=1e-6
+    )
 
 
 def test_the_interval_holds_the_true_correlation_about_as_often_as_it_says():
-    random, true = np.random.RandomState(0), 6 / math.pi * math.asin(0.5 / 2)  # of a normal pair with correlation 0.5
+    # Of a normal pair with correlation 0.5.
+    random, true = (np.random.RandomState(0), 6 / math.pi * math.asin(0.5 / 2))
     held = []
     for _ in range(1000):
         x, noise = random.randn(2, 10)

@@ -29,10 +29,14 @@ def test_a_failure_is_told_with_its_page_until_the_run_succeeds(home, capsys):
     (home / "book" / "runs" / "mnist.failed.ipynb").write_text("{}")
     assert main(["outcome"]) == 1
     lines = capsys.readouterr().out.splitlines()
-    assert lines == ["2 of 3 runs did not end well:",
-                     "  mini_base: stopped after 1.5 min: ValueError: nothing here", "    again: python -m datadream study mini_base",
-                     "  mnist: failed after 1.5 min: ValueError: nothing here", "    what it had done: book/runs/mnist.failed.ipynb",
-                     "    again: python -m datadream study mnist"]
+    assert lines == [
+        "2 of 3 runs did not end well:",
+        "  mini_base: stopped after 1.5 min: ValueError: nothing here",
+        "    again: python -m datadream study mini_base",
+        "  mnist: failed after 1.5 min: ValueError: nothing here",
+        "    what it had done: book/runs/mnist.failed.ipynb",
+        "    again: python -m datadream study mnist",
+    ]
     assert [one["run"] for one in outcome.failures()] == ["mini_base", "mnist"]
     outcome.save(row("mnist", "done"), known)
     outcome.save(row("mini_base", "done before"), known)
@@ -71,9 +75,22 @@ def test_a_place_that_cannot_be_written_is_told_and_ends_nothing(capsys):
 
 def test_a_study_keeps_the_outcome_of_the_runs_that_it_executed(home):
     write_notebook(home / "notebooks", "sometimes", "if x: raise ValueError('nothing here')")
-    write_study(home, {"first": {"notebook": "sometimes"}, "second": {"notebook": "sometimes", "parameters": {"x": 0}}})
+    write_study(
+        home,
+        {
+            "first": {"notebook": "sometimes"},
+            "second": {"notebook": "sometimes", "parameters": {"x": 0}},
+        },
+    )
     study.run_study(jobs=2)
-    assert [(one["run"], one["page"]) for one in outcome.failures()] == [("first", "book/runs/first.failed.ipynb")]
+    assert [(one["run"], one["page"]) for one in outcome.failures()] == [
+        ("first", "book/runs/first.failed.ipynb")
+    ]
     kept = json.loads(outcome.status_file().read_text())
-    assert {name: one["status"] for name, one in kept.items()} == {"first": "failed", "second": "done"}
-    assert "ValueError: nothing here" in kept["first"]["note"] and kept["first"]["time"].endswith("Z")
+    assert {name: one["status"] for name, one in kept.items()} == {
+        "first": "failed",
+        "second": "done",
+    }
+    assert "ValueError: nothing here" in kept["first"]["note"] and kept["first"]["time"].endswith(
+        "Z"
+    )

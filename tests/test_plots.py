@@ -1,4 +1,6 @@
-"""Figures: each plot draws what it is given, in the one palette, readable on a phone and in the dark."""
+"""Figures: each plot draws what it is given, in the one palette, readable on a phone and in the
+dark.
+"""
 
 import itertools
 import json
@@ -21,12 +23,34 @@ from datadream.config import METHODS
 from datadream.store import Store
 
 # Linear RGB as it is seen: Machado, Oliveira and Fernandes (2009), severity 1.
-SEEN = {"by most": np.eye(3),
-        "in deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
-        "in protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
-        "in tritanopia": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]]}
-XYZ = np.array([[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]])  # of linear sRGB
-TOLD_APART = {"light": 15, "dark": 10}  # CIE76: a difference of 2.3 is just seen side by side; dots and lines lie apart, and are small
+SEEN = {
+    "by most": np.eye(3),
+    "in deuteranopia": [
+        [0.367322, 0.860646, -0.227968],
+        [0.280085, 0.672501, 0.047413],
+        [-0.011820, 0.042940, 0.968881],
+    ],
+    "in protanopia": [
+        [0.152286, 1.052583, -0.204868],
+        [0.114503, 0.786281, 0.099216],
+        [-0.003882, -0.048116, 1.051998],
+    ],
+    "in tritanopia": [
+        [1.255528, -0.076749, -0.178779],
+        [-0.078411, 0.930809, 0.147602],
+        [0.004733, 0.691367, 0.303900],
+    ],
+}
+# Of linear sRGB.
+XYZ = np.array(
+    [
+        [0.4124564, 0.3575761, 0.1804375],
+        [0.2126729, 0.7151522, 0.0721750],
+        [0.0193339, 0.1191920, 0.9503041],
+    ]
+)
+# CIE76: a difference of 2.3 is just seen side by side; dots and lines lie apart, and are small.
+TOLD_APART = {"light": 15, "dark": 10}
 ON_GROUND = {"light": 2, "dark": 3}  # contrast of a method's colour, at least
 GROUND = {"light": style.GROUND, "dark": style.in_the_dark(style.GROUND)}
 PHONE = 350  # pixels of a page's text on a screen of 390
@@ -43,43 +67,99 @@ def theme(request):
 
 def summary(*methods):
     """Return a summary of these methods as records.summary gives it."""
-    return pd.DataFrame([{"method": m, "title": METHODS[m].title, "seeds": 2, "top1": 50.0 + i, "low": 48.0 + i, "high": 52.0 + i,
-                          "validation": 50.0} for i, m in enumerate(methods)])
+    return pd.DataFrame(
+        [
+            {
+                "method": m,
+                "title": METHODS[m].title,
+                "seeds": 2,
+                "top1": 50.0 + i,
+                "low": 48.0 + i,
+                "high": 52.0 + i,
+                "validation": 50.0,
+            }
+            for i, m in enumerate(methods)
+        ]
+    )
 
 
 def curves(*rows):
     """Return a table with the columns that plot_curves reads: (method, curve of accuracies)."""
-    points = [(m, [{"step": 10 * (i + 1), "val": v, "loss": 1.0} for i, v in enumerate(values)]) for m, values in rows]
+    points = [
+        (m, [{"step": 10 * (i + 1), "val": v, "loss": 1.0} for i, v in enumerate(values)])
+        for m, values in rows
+    ]
     return pd.DataFrame(points, columns=["method", "curve"])
 
 
 def measured(*methods):
-    """Return a table of two measures as analysis.over_seeds gives it; the second has one seed, and so no interval."""
-    return pd.DataFrame([{"measure": name, "method": m, "title": METHODS[m].title, "seeds": 3, "mean": i + 0.5, "low": i + low, "high": i + 1 - low}
-                         for name, low in (("kid", 0.25), ("coverage", np.nan), ("closer", 0.25)) for i, m in enumerate(methods)])
+    """Return a table of two measures as analysis.over_seeds gives it; the second has one seed,
+    and so no interval.
+    """
+    return pd.DataFrame(
+        [
+            {
+                "measure": name,
+                "method": m,
+                "title": METHODS[m].title,
+                "seeds": 3,
+                "mean": i + 0.5,
+                "low": i + low,
+                "high": i + 1 - low,
+            }
+            for name, low in (("kid", 0.25), ("coverage", np.nan), ("closer", 0.25))
+            for i, m in enumerate(methods)
+        ]
+    )
 
 
 def gained(method, n):
     """Return a table of n classes as analysis.gains gives it."""
-    return pd.DataFrame([{"method": method, "baseline": "real", "class": f"class {i}", "label": i, "seeds": 2, "gain": float(i), "low": i - 1.0,
-                          "high": i + 1.0, "centroid": 0.5 + i / 100} for i in range(n)])
+    return pd.DataFrame(
+        [
+            {
+                "method": method,
+                "baseline": "real",
+                "class": f"class {i}",
+                "label": i,
+                "seeds": 2,
+                "gain": float(i),
+                "low": i - 1.0,
+                "high": i + 1.0,
+                "centroid": 0.5 + i / 100,
+            }
+            for i in range(n)
+        ]
+    )
 
 
 FIGURES = {
     "measures": lambda: plots.plot_measures(measured("real", "base", "dset"), "title"),
     "gains": lambda: plots.plot_gains(gained("dset+real", 3)),
     "main table": lambda: plots.plot_main_table(summary(*METHODS), "title"),
-    "samples": lambda: plots.plot_samples({"Real": [[Image.new("L", (8, 8), 9)] * 2] * 3, "Base": [[Image.new("RGB", (16, 16))] * 2] * 3},
-                                          ["a", "b", "c"]),
+    "samples": lambda: plots.plot_samples(
+        {
+            "Real": [[Image.new("L", (8, 8), 9)] * 2] * 3,
+            "Base": [[Image.new("RGB", (16, 16))] * 2] * 3,
+        },
+        ["a", "b", "c"],
+    ),
     "confusion": lambda: plots.plot_confusion([[3, 1], [0, 4]], ["a", "b"]),
     "curves": lambda: plots.plot_curves(curves(("real", [0.4, 0.5]), ("dset", [0.3, 0.6]))),
-    "overview": lambda: plots.plot_overview({title: [[Image.new("L", (8, 8), 9)]] * 10 for title in ("Real", "Drawn")}, summary("clip", "dset+real")),
-    "lines": lambda: plots.plot_lines({"x": ([1, 2], [3, 4]), "y": ([1, 2], [4, 5])}, "step", "loss", log=True),
+    "overview": lambda: plots.plot_overview(
+        {title: [[Image.new("L", (8, 8), 9)]] * 10 for title in ("Real", "Drawn")},
+        summary("clip", "dset+real"),
+    ),
+    "lines": lambda: plots.plot_lines(
+        {"x": ([1, 2], [3, 4]), "y": ([1, 2], [4, 5])}, "step", "loss", log=True
+    ),
 }
 
 
 def texts(figure):
-    """Return the box in pixels of every text that drawing a figure writes; a tick beyond the axis is not written."""
+    """Return the box in pixels of every text that drawing a figure writes; a tick beyond the
+    axis is not written.
+    """
     found, draw = {}, Text.draw
 
     def noting(text, renderer):
@@ -93,15 +173,25 @@ def texts(figure):
 
 
 def faults(figure):
-    """Return what a reader on a phone could not read: texts on one another, beyond the figure, or too small."""
+    """Return what a reader on a phone could not read: texts on one another, beyond the figure,
+    or too small.
+    """
     boxes, (width, height) = texts(figure), figure.bbox.size
     assert boxes
     names = {text: repr(text.get_text()) for text in boxes}
-    covered = [(names[a], names[b]) for (a, x), (b, y) in itertools.combinations(boxes.items(), 2)
-               if min(x.x1, y.x1) - max(x.x0, y.x0) > 1 and min(x.y1, y.y1) - max(x.y0, y.y0) > 1]
-    beyond = [names[text] for text, box in boxes.items()
-              if box.x0 < -1 or box.y0 < -1 or box.x1 > width + 1 or box.y1 > height + 1]
-    small = [names[text] for text in boxes if text.get_fontsize() * figure.dpi / 72 * PHONE / width < 9]
+    covered = [
+        (names[a], names[b])
+        for (a, x), (b, y) in itertools.combinations(boxes.items(), 2)
+        if min(x.x1, y.x1) - max(x.x0, y.x0) > 1 and min(x.y1, y.y1) - max(x.y0, y.y0) > 1
+    ]
+    beyond = [
+        names[text]
+        for text, box in boxes.items()
+        if box.x0 < -1 or box.y0 < -1 or box.x1 > width + 1 or box.y1 > height + 1
+    ]
+    small = [
+        names[text] for text in boxes if text.get_fontsize() * figure.dpi / 72 * PHONE / width < 9
+    ]
     return covered + beyond + small
 
 
@@ -113,7 +203,7 @@ def test_a_plot_returns_a_figure_on_its_theme_s_ground_that_can_be_saved(name, t
         figure.savefig(tmp_path / "figure.png")
     assert isinstance(figure, Figure) and figure.get_figwidth() == style.WIDTH
     corner = np.asarray(Image.open(tmp_path / "figure.png").convert("RGBA"))[-1, -1].tolist()
-    ground = [int(GROUND[theme][i:i + 2], 16) for i in (1, 3, 5)]
+    ground = [int(GROUND[theme][i : i + 2], 16) for i in (1, 3, 5)]
     assert corner[3] == 0 if name in ("samples", "overview") else corner == [*ground, 255]
 
 
@@ -136,7 +226,10 @@ def test_every_text_stands_out_in_the_light_and_in_the_dark(name):
 
 def test_the_book_darkens_figures_as_the_dark_theme_is_computed():
     css = (ROOT / "book" / "_static" / "style.css").read_text()
-    assert f"filter: invert({style.INVERT}) hue-rotate({style.HUE}deg) saturate({style.SATURATE});" in css
+    assert (
+        f"filter: invert({style.INVERT}) hue-rotate({style.HUE}deg) saturate({style.SATURATE});"
+        in css
+    )
 
 
 def test_the_readme_s_picture_is_there_in_both_themes_and_small():
@@ -144,30 +237,57 @@ def test_the_readme_s_picture_is_there_in_both_themes_and_small():
         file = ROOT / "book" / "_static" / f"overview-{theme}.png"
         assert file.stat().st_size < 300_000
         with Image.open(file) as picture:
-            assert picture.width == 2 * style.DPI * style.WIDTH and picture.getpixel((picture.width - 1, picture.height - 1))[3] == 0
+            assert (
+                picture.width == 2 * style.DPI * style.WIDTH
+                and picture.getpixel((picture.width - 1, picture.height - 1))[3] == 0
+            )
 
 
 def test_the_readme_s_picture_is_drawn_by_its_script(folder, tiny, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "book")
     import overview
 
-    rows = overview.sample_rows(Store(tmp_path), dataset="folder", folder=folder, shots=2, overrides=tiny)
-    assert [title.partition(",")[0] for title in rows] == ["Real images: handwritten digits", METHODS["base"].title, METHODS["dset"].title]
-    assert all(len(column) == 1 for columns in rows.values() for column in columns) and len({len(columns) for columns in rows.values()}) == 1
+    rows = overview.sample_rows(
+        Store(tmp_path), dataset="folder", folder=folder, shots=2, overrides=tiny
+    )
+    assert [title.partition(",")[0] for title in rows] == [
+        "Real images: handwritten digits",
+        METHODS["base"].title,
+        METHODS["dset"].title,
+    ]
+    assert (
+        all(len(column) == 1 for columns in rows.values() for column in columns)
+        and len({len(columns) for columns in rows.values()}) == 1
+    )
     monkeypatch.setattr(overview, "sample_rows", lambda store: rows)
     light, dark = overview.draw(tmp_path)
     pixels = [np.asarray(Image.open(file).convert("RGBA")) for file in (light, dark)]
-    assert pixels[0].shape == pixels[1].shape and (pixels[0] != pixels[1]).any() and style.shade("#ffffff") == "#ffffff"
+    assert (
+        pixels[0].shape == pixels[1].shape
+        and (pixels[0] != pixels[1]).any()
+        and style.shade("#ffffff") == "#ffffff"
+    )
 
 
 def test_every_cell_that_shows_photos_says_so():
     """The book's dark theme would show them as negatives otherwise."""
     pages = [*(ROOT / "notebooks").glob("*.ipynb"), *(ROOT / "book" / "study").glob("*.ipynb")]
-    cells = [(page.name, cell) for page in pages for cell in json.loads(page.read_text())["cells"] if cell["cell_type"] == "code"]
+    cells = [
+        (page.name, cell)
+        for page in pages
+        for cell in json.loads(page.read_text())["cells"]
+        if cell["cell_type"] == "code"
+    ]
     photos = {True: [], False: []}
     for name, cell in cells:
-        photos["plot_samples(" in "".join(cell["source"])].append((name, cell["metadata"].get("mystnb", {}).get("image", {}).get("classes")))
-    assert len(photos[True]) >= 6 and {classes for _, classes in photos[True]} == {"photos"} and {classes for _, classes in photos[False]} == {None}
+        photos["plot_samples(" in "".join(cell["source"])].append(
+            (name, cell["metadata"].get("mystnb", {}).get("image", {}).get("classes"))
+        )
+    assert (
+        len(photos[True]) >= 6
+        and {classes for _, classes in photos[True]} == {"photos"}
+        and {classes for _, classes in photos[False]} == {None}
+    )
 
 
 def test_an_unknown_theme_is_refused():
@@ -176,7 +296,9 @@ def test_an_unknown_theme_is_refused():
 
 
 def test_a_figure_is_shown_once():
-    """pyplot keeps no figure open: a notebook would draw it twice, and a long study would fill the memory."""
+    """pyplot keeps no figure open: a notebook would draw it twice, and a long study would fill
+    the memory.
+    """
     import matplotlib.pyplot as plt
 
     for name in FIGURES:
@@ -215,7 +337,11 @@ def contrast(first, second):
 def test_colour_blind_readers_tell_the_methods_apart(eyes, theme):
     colours = dict.fromkeys(style.colour(method) for method in METHODS)
     seen = {colour: lab(np.array(SEEN[eyes]) @ linear(colour)) for colour in colours}
-    near = {(a, b): d for a, b in itertools.combinations(seen, 2) if (d := np.linalg.norm(seen[a] - seen[b])) < TOLD_APART[theme]}
+    near = {
+        (a, b): d
+        for a, b in itertools.combinations(seen, 2)
+        if (d := np.linalg.norm(seen[a] - seen[b])) < TOLD_APART[theme]
+    }
     assert not near
 
 
@@ -232,8 +358,14 @@ def test_lines_without_a_method_have_the_palettes_colours():
 
 def test_the_main_table_draws_each_method_at_its_number():
     axis = plots.plot_main_table(summary("real", "dset", "dset+real")).axes[0]
-    assert axis.yaxis_inverted() and len(axis.get_yticklabels()) == 3, "from top to bottom as in the table"
-    assert [label.get_text() for label in axis.get_yticklabels()] == ["Real only", "DataDream (dataset)", "DataDream (dataset) + real"]
+    assert axis.yaxis_inverted() and len(axis.get_yticklabels()) == 3, (
+        "from top to bottom as in the table"
+    )
+    assert [label.get_text() for label in axis.get_yticklabels()] == [
+        "Real only",
+        "DataDream (dataset)",
+        "DataDream (dataset) + real",
+    ]
     dots = {line.get_ydata()[0]: line for line in axis.lines if line.get_marker() == "o"}
     assert {y: line.get_xdata()[0] for y, line in dots.items()} == {0: 50.0, 1: 51.0, 2: 52.0}
     hollow = {y for y, line in dots.items() if line.get_markerfacecolor() == style.GROUND}
@@ -245,19 +377,30 @@ def test_the_main_table_draws_each_method_at_its_number():
 
 def test_samples_are_drawn_a_column_per_class():
     red, blue = (Image.new("RGB", (8, 8), colour) for colour in ("red", "blue"))
-    figure = plots.plot_samples({"Real": [[red, red], [blue, blue]], "Few": [[red], [blue, blue]]}, ["r", "b"])
+    figure = plots.plot_samples(
+        {"Real": [[red, red], [blue, blue]], "Few": [[red], [blue, blue]]}, ["r", "b"]
+    )
     canvas = np.asarray(figure.axes[0].images[0].get_array())
     assert canvas.shape[:2] == (18, 18)
-    assert [canvas[y, x].tolist() for y, x in ((4, 4), (4, 13), (13, 4))] == [[255, 0, 0, 255], [0, 0, 255, 255], [255, 0, 0, 255]]
+    assert [canvas[y, x].tolist() for y, x in ((4, 4), (4, 13), (13, 4))] == [
+        [255, 0, 0, 255],
+        [0, 0, 255, 255],
+        [255, 0, 0, 255],
+    ]
     few = np.asarray(figure.axes[1].images[0].get_array())
     assert few[13, 4, 3] == 0, "a class with fewer images leaves a hole"
     assert [text.get_text() for text in figure.axes[0].texts] == ["Real", "r", "b"]
 
 
-@given(st.lists(st.tuples(st.integers(1, 200), st.integers(1, 200)), min_size=1, max_size=4), st.integers(1, 3))
+@given(
+    st.lists(st.tuples(st.integers(1, 200), st.integers(1, 200)), min_size=1, max_size=4),
+    st.integers(1, 3),
+)
 @settings(max_examples=25, deadline=None)
 def test_no_image_is_stretched(sizes, classes):
-    """Whatever their shapes, images fill a square cell one way and are centred the other, and a pixel is as wide as high."""
+    """Whatever their shapes, images fill a square cell one way and are centred the other, and a
+    pixel is as wide as high.
+    """
     pictures = [Image.new("RGB", size, "red") for size in sizes]
     axis = plots.plot_samples({"x": [pictures] * classes}, ["a"] * classes).axes[0]
     canvas = np.asarray(axis.images[0].get_array())
@@ -265,40 +408,65 @@ def test_no_image_is_stretched(sizes, classes):
     assert box.width / box.height == pytest.approx(canvas.shape[1] / canvas.shape[0], rel=0.01)
     pitch = canvas.shape[0] // len(sizes)
     for i, (width, height) in enumerate(sizes):
-        ys, xs = np.nonzero(canvas[i * pitch:(i + 1) * pitch, :pitch, 3])
+        ys, xs = np.nonzero(canvas[i * pitch : (i + 1) * pitch, :pitch, 3])
         drawn, cell = (np.ptp(xs) + 1, np.ptp(ys) + 1), pitch - max(1, pitch // 21)
         assert max(drawn) == pytest.approx(cell, abs=1)
-        assert min(drawn) == pytest.approx(max(1, max(drawn) * min(width, height) / max(width, height)), abs=1)
-        assert xs.min() + xs.max() == pytest.approx(cell, abs=2) and ys.min() + ys.max() == pytest.approx(cell, abs=2)
+        assert min(drawn) == pytest.approx(
+            max(1, max(drawn) * min(width, height) / max(width, height)), abs=1
+        )
+        assert xs.min() + xs.max() == pytest.approx(
+            cell, abs=2
+        ) and ys.min() + ys.max() == pytest.approx(cell, abs=2)
 
 
 @pytest.mark.parametrize("n", [1, 2, 10, 12, 37, 102])
 def test_the_names_of_samples_never_cover_one_another(n):
-    figure = plots.plot_samples({title: [[Image.new("RGB", (9, 9))]] * n for title in ("Real few shots", "DataDream")}, LONG[:n])
+    figure = plots.plot_samples(
+        {title: [[Image.new("RGB", (9, 9))]] * n for title in ("Real few shots", "DataDream")},
+        LONG[:n],
+    )
     assert not faults(figure)
     titles = [axis.texts[0].get_text() for axis in figure.axes]
-    assert titles == [f"{title}, 12 of {n} classes" if n > 12 else title for title in ("Real few shots", "DataDream")]
+    assert titles == [
+        f"{title}, 12 of {n} classes" if n > 12 else title
+        for title in ("Real few shots", "DataDream")
+    ]
     assert len(figure.axes[-1].texts) == 1 + min(n, 12), "every class that is shown is named"
 
 
-@given(st.lists(st.text(st.characters(max_codepoint=0x24f, exclude_categories=["C"]), max_size=60), min_size=1, max_size=15))
+@given(
+    st.lists(
+        st.text(st.characters(max_codepoint=0x24F, exclude_categories=["C"]), max_size=60),
+        min_size=1,
+        max_size=15,
+    )
+)
 @settings(max_examples=15, deadline=None)
 def test_any_names_have_room_under_samples(names):
     assert not faults(plots.plot_samples({"x": [[Image.new("RGB", (4, 4))]] * len(names)}, names))
 
 
-@given(st.text(st.characters(max_codepoint=0x24f, exclude_categories=["C"]), max_size=80), st.floats(0.3, 4), st.integers(1, 4))
+@given(
+    st.text(st.characters(max_codepoint=0x24F, exclude_categories=["C"]), max_size=80),
+    st.floats(0.3, 4),
+    st.integers(1, 4),
+)
 @settings(max_examples=50, deadline=None)
 def test_a_fitted_text_has_its_width_and_its_lines_and_loses_nothing_unsaid(text, width, lines):
     found = style.fitted(text, width, lines=lines)
-    assert found.count("\n") < lines and all(style.text_width(line) <= width for line in found.split("\n"))
+    assert found.count("\n") < lines and all(
+        style.text_width(line) <= width for line in found.split("\n")
+    )
     squeezed = "".join(text.split())
-    assert "".join(found.split()) == squeezed or (found.endswith("\u2026") and squeezed.startswith("".join(found[:-1].split())))
+    assert "".join(found.split()) == squeezed or (
+        found.endswith("\u2026") and squeezed.startswith("".join(found[:-1].split()))
+    )
 
 
 def test_the_confusion_matrix_is_shown_as_shares_of_the_true_class():
     axis = plots.plot_confusion([[6, 2], [0, 0]], ["a", "b"]).axes[0]
-    assert np.asarray(axis.collections[0].get_array()).tolist() == [[75.0, 25.0], [0.0, 0.0]]  # an empty class is no division by zero
+    # An empty class is no division by zero.
+    assert np.asarray(axis.collections[0].get_array()).tolist() == [[75.0, 25.0], [0.0, 0.0]]
     assert sorted(text.get_text() for text in axis.texts if text.get_text()) == ["25", "75"]
     assert (axis.get_ylabel(), axis.get_xlabel()) == ("true", "predicted")
 
@@ -310,45 +478,78 @@ def test_a_confusion_matrix_of_any_size_can_be_read(n):
     numbers = [text for text in figure.axes[0].texts if text.get_text()]
     assert len(numbers) in (0, n) and bool(numbers) == (n <= 10), "numbers only where they fit"
     named = len(figure.axes[0].get_yticklabels())
-    assert named == n if n <= 10 else 10 <= named < n, "otherwise some of the classes are named, and the axis says which"
+    assert named == n if n <= 10 else 10 <= named < n, (
+        "otherwise some of the classes are named, and the axis says which"
+    )
     assert ("is named" in figure.axes[0].get_xlabel()) == (named < n)
 
 
 def test_fifteen_methods_have_room_in_every_figure():
     main = summary(*METHODS)
-    along = pd.concat([main.assign(value=value) for value in ("none", "the profile's", "stronger crops and mixing", "and RandAugment")])
-    for figure in (plots.plot_main_table(main, "A title that is too long to stand in a single line over a figure of this width"),
-                   plots.plot_along(along, "augmentation", "title"), plots.plot_measures(measured(*METHODS), "title"),
-                   plots.plot_curves(curves(*((method, [0.1, 0.2]) for method in METHODS)), "title")):
+    along = pd.concat(
+        [
+            main.assign(value=value)
+            for value in ("none", "the profile's", "stronger crops and mixing", "and RandAugment")
+        ]
+    )
+    for figure in (
+        plots.plot_main_table(
+            main, "A title that is too long to stand in a single line over a figure of this width"
+        ),
+        plots.plot_along(along, "augmentation", "title"),
+        plots.plot_measures(measured(*METHODS), "title"),
+        plots.plot_curves(curves(*((method, [0.1, 0.2]) for method in METHODS)), "title"),
+    ):
         assert not faults(figure)
 
 
-@pytest.mark.parametrize("values", [["PNDM, 50, the paper's", "DDIM, 25", "DPM-Solver++, 12", "UniPC, 6", "DPM-Solver++, 3"],
-                                    ["1", "2", "4", "8", "16"], ["12", "25", "50", "100", "200", "400"], ["True", "False"], ["0.8"]])
+@pytest.mark.parametrize(
+    "values",
+    [
+        ["PNDM, 50, the paper's", "DDIM, 25", "DPM-Solver++, 12", "UniPC, 6", "DPM-Solver++, 3"],
+        ["1", "2", "4", "8", "16"],
+        ["12", "25", "50", "100", "200", "400"],
+        ["True", "False"],
+        ["0.8"],
+    ],
+)
 def test_the_values_along_an_axis_have_room(values):
     table = pd.concat([summary("real", "dset").assign(value=value) for value in values])
     assert not faults(plots.plot_along(table, "x"))
 
 
 def test_the_released_protocol_is_named_in_full():
-    table = summary("real", "dset").assign(title="DataDream (dataset) + real [RELEASED PROTOCOL, for comparison only: the epoch is chosen on the "
-                                                 "test images]")
+    table = summary("real", "dset").assign(
+        title="DataDream (dataset) + real [RELEASED PROTOCOL, for comparison only: the epoch is "
+        "chosen on the test images]"
+    )
     figure = plots.plot_main_table(table)
-    assert not faults(figure) and "test images]" in " ".join(figure.axes[0].get_yticklabels()[0].get_text().split())
+    assert not faults(figure) and "test images]" in " ".join(
+        figure.axes[0].get_yticklabels()[0].get_text().split()
+    )
 
 
 def test_curves_are_averaged_over_seeds():
-    axis = plots.plot_curves(curves(("real", [0.4, 0.6]), ("real", [0.6, 0.8]), ("clip", []), ("dset", [0.1, 0.2]))).axes[0]
+    axis = plots.plot_curves(
+        curves(("real", [0.4, 0.6]), ("real", [0.6, 0.8]), ("clip", []), ("dset", [0.1, 0.2]))
+    ).axes[0]
     lines = {line.get_label(): line for line in axis.lines}
     assert set(lines) == {"Real only", "DataDream (dataset)"}
     assert lines["Real only"].get_xdata().tolist() == [10, 20]
     assert lines["Real only"].get_ydata().tolist() == pytest.approx([50.0, 70.0])
-    assert matplotlib.colors.same_color(lines["DataDream (dataset)"].get_color(), METHODS["dset"].colour)
-    assert lines["Real only"].get_linestyle() == "-" and lines["DataDream (dataset)"].get_linestyle() == "--"
+    assert matplotlib.colors.same_color(
+        lines["DataDream (dataset)"].get_color(), METHODS["dset"].colour
+    )
+    assert (
+        lines["Real only"].get_linestyle() == "-"
+        and lines["DataDream (dataset)"].get_linestyle() == "--"
+    )
 
 
 def test_curves_of_an_untrained_method_alone_are_an_empty_figure():
-    """`methods = ["clip"]` in the notebook: nothing was trained, so there is no curve, no legend and no warning."""
+    """`methods = ["clip"]` in the notebook: nothing was trained, so there is no curve, no legend
+    and no warning.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert not plots.plot_curves(curves(("clip", []))).axes[0].lines
@@ -359,34 +560,71 @@ def test_lines_have_their_labels_and_scale():
     assert not figure.legends and figure.axes[0].get_yscale() == "linear"
     figure = FIGURES["lines"]()
     axis = figure.axes[0]
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["x", "y"] and axis.get_yscale() == "log"
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [
+        "x",
+        "y",
+    ] and axis.get_yscale() == "log"
     assert (axis.get_xlabel(), axis.get_ylabel()) == ("step", "loss")
 
 
 def test_ratios_have_a_bar_each_and_an_interval_where_there_is_one():
-    rows = [{"row": "adapt", "ratio": [2.0, 1.5, 2.7]}, {"row": "train", "ratio": [3.0, None, None]}]
-    figure = plots.plot_ratios([{"device": "a CPU", "profile": "mini", "rows": rows}, {"device": "a GPU", "profile": "paper", "rows": rows[:1]}])
+    rows = [
+        {"row": "adapt", "ratio": [2.0, 1.5, 2.7]},
+        {"row": "train", "ratio": [3.0, None, None]},
+    ]
+    figure = plots.plot_ratios(
+        [
+            {"device": "a CPU", "profile": "mini", "rows": rows},
+            {"device": "a GPU", "profile": "paper", "rows": rows[:1]},
+        ]
+    )
     assert [axis.get_title("left") for axis in figure.axes] == ["a CPU, mini", "a GPU, paper"]
-    bars = [[(bar.get_x(), bar.get_x() + bar.get_width()) for bar in axis.patches] for axis in figure.axes]
-    assert bars == [[(1, 2), (1, 3)], [(1, 2)]] and figure.axes[0].get_xscale() == "log", "from the baseline on"
-    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["adapt", "train"] and figure.axes[0].yaxis_inverted()
+    bars = [
+        [(bar.get_x(), bar.get_x() + bar.get_width()) for bar in axis.patches]
+        for axis in figure.axes
+    ]
+    assert bars == [[(1, 2), (1, 3)], [(1, 2)]] and figure.axes[0].get_xscale() == "log", (
+        "from the baseline on"
+    )
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == [
+        "adapt",
+        "train",
+    ] and figure.axes[0].yaxis_inverted()
     assert not faults(figure)
 
 
 def test_a_measure_is_drawn_per_generator_at_its_number():
-    shown = [axis for axis in plots.plot_measures(measured("real", "dset")).axes if axis.get_visible()]
-    assert [" ".join(axis.get_title("left").split()) for axis in shown] == [plots.TITLES[name] for name in ("kid", "coverage", "closer")]
-    assert [" ".join(label.get_text().split()) for label in shown[0].get_yticklabels()] == ["Real only", "DataDream (dataset)"]
+    shown = [
+        axis for axis in plots.plot_measures(measured("real", "dset")).axes if axis.get_visible()
+    ]
+    assert [" ".join(axis.get_title("left").split()) for axis in shown] == [
+        plots.TITLES[name] for name in ("kid", "coverage", "closer")
+    ]
+    assert [" ".join(label.get_text().split()) for label in shown[0].get_yticklabels()] == [
+        "Real only",
+        "DataDream (dataset)",
+    ]
     dots = {line.get_ydata()[0]: line for line in shown[0].lines if line.get_marker() == "o"}
     assert {y: line.get_xdata()[0] for y, line in dots.items()} == {0: 0.5, 1: 1.5}
-    assert {y for y, line in dots.items() if line.get_markerfacecolor() == style.GROUND} == {1}, "a filled dot has real images"
-    assert sorted(tuple(line.get_xdata()) for line in shown[0].lines if line.get_marker() != "o") == [(0.25, 0.75), (1.25, 1.75)]
+    assert {y for y, line in dots.items() if line.get_markerfacecolor() == style.GROUND} == {1}, (
+        "a filled dot has real images"
+    )
+    assert sorted(
+        tuple(line.get_xdata()) for line in shown[0].lines if line.get_marker() != "o"
+    ) == [(0.25, 0.75), (1.25, 1.75)]
 
 
 def test_a_gain_is_drawn_against_its_measure_and_few_classes_are_named():
     axis = plots.plot_gains(gained("dset", 3)).axes[0]
     (dots,) = [line for line in axis.lines if line.get_marker() == "o"]
-    assert list(zip(dots.get_xdata(), dots.get_ydata(), strict=True)) == [(0.5, 0.0), (0.51, 1.0), (0.52, 2.0)]
+    assert list(zip(dots.get_xdata(), dots.get_ydata(), strict=True)) == [
+        (0.5, 0.0),
+        (0.51, 1.0),
+        (0.52, 2.0),
+    ]
     assert [text.get_text() for text in axis.texts] == ["class 0", "class 1", "class 2"]
-    assert axis.get_xlabel() == plots.TITLES["centroid"] and axis.get_ylabel() == "gain over Real only, points"
+    assert (
+        axis.get_xlabel() == plots.TITLES["centroid"]
+        and axis.get_ylabel() == "gain over Real only, points"
+    )
     assert not plots.plot_gains(gained("dset", plots.NAMED + 1)).axes[0].texts

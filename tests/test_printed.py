@@ -1,4 +1,6 @@
-"""The embedded base models: the print that they learn from, their small vocabulary, their training, and how good they are."""
+"""The embedded base models: the print that they learn from, their small vocabulary, their
+training, and how good they are.
+"""
 
 import inspect
 import json
@@ -24,8 +26,12 @@ from datadream.models import load_classifier, load_generator
 @pytest.fixture(scope="module")
 def bank():
     """Return the glyphs of two of matplotlib's faces: (2, 36, 64, 64)."""
-    fonts = printed.faces([path for path in printed.matplotlib_fonts() if path.stem in ("DejaVuSans", "STIXGeneral")])
-    return torch.from_numpy(np.stack([[printed.glyph(font, c) for c in printed.CHARACTERS] for font in fonts]))
+    fonts = printed.faces(
+        [path for path in printed.matplotlib_fonts() if path.stem in ("DejaVuSans", "STIXGeneral")]
+    )
+    return torch.from_numpy(
+        np.stack([[printed.glyph(font, c) for c in printed.CHARACTERS] for font in fonts])
+    )
 
 
 def masks(bank, n=20, seed=0):
@@ -36,16 +42,24 @@ def masks(bank, n=20, seed=0):
 
 # Glyphs.
 
+
 def test_names_stand_in_the_order_of_the_characters():
     assert len(printed.NAMES) == len(printed.CHARACTERS) == 36
     assert printed.NAMES[:10] == printed.DIGITS and printed.CHARACTERS[:10] == "0123456789"
-    assert all(name == f"letter {c.lower()}" for name, c in zip(printed.NAMES[10:], printed.CHARACTERS[10:], strict=True))
+    assert all(
+        name == f"letter {c.lower()}"
+        for name, c in zip(printed.NAMES[10:], printed.CHARACTERS[10:], strict=True)
+    )
 
 
 def test_held_out_families_are_families_and_train_nothing():
     default = inspect.signature(printed.glyph_bank).parameters["families"].default
-    assert set(printed.HELD_OUT) < set(printed.FAMILIES) and not set(default) & set(printed.HELD_OUT)
-    assert set(default) | set(printed.HELD_OUT) == set(printed.FAMILIES) and len(set(printed.FAMILIES)) == len(printed.FAMILIES)
+    assert set(printed.HELD_OUT) < set(printed.FAMILIES) and not set(default) & set(
+        printed.HELD_OUT
+    )
+    assert set(default) | set(printed.HELD_OUT) == set(printed.FAMILIES) and len(
+        set(printed.FAMILIES)
+    ) == len(printed.FAMILIES)
 
 
 def test_matplotlib_has_upright_and_slanted_text_faces():
@@ -55,7 +69,9 @@ def test_matplotlib_has_upright_and_slanted_text_faces():
 
 
 def test_a_family_that_is_not_installed_says_how_to_get_it():
-    with pytest.raises(ModuleNotFoundError, match=r"'no_such_family'.*pip install 'datadream\[fonts\]'"):
+    with pytest.raises(
+        ModuleNotFoundError, match=r"'no_such_family'.*pip install 'datadream\[fonts\]'"
+    ):
         printed.family_fonts("no_such_family")
 
 
@@ -83,6 +99,7 @@ def test_a_character_that_the_font_cannot_draw_is_named():
 
 # Variation.
 
+
 def test_no_distortion_is_the_mask_at_half_size(bank):
     whole = masks(bank)
     plain = printed.distort(whole, rotate=0.0, shear=0.0, scale=0.0, shift=0.0)
@@ -109,7 +126,10 @@ def test_strokes_become_thinner_or_thicker(bank, share, changed):
     assert after.shape == before.shape and after.min() >= 0 and after.max() <= 1
     differs = (after != before).flatten(1).any(1)
     assert differs.sum() == changed
-    assert all(bool((b >= a).all()) != bool((b <= a).all()) for a, b in zip(before[differs], after[differs], strict=True))
+    assert all(
+        bool((b >= a).all()) != bool((b <= a).all())
+        for a, b in zip(before[differs], after[differs], strict=True)
+    )
 
 
 @given(st.integers(0, 1000), st.floats(0.2, 0.9), st.floats(0, 1))
@@ -127,22 +147,37 @@ def test_tones_keep_their_contrast_and_their_side(bank, seed, contrast, extreme)
 def test_captions_name_the_character_and_on_request_its_tones():
     labels, light = torch.tensor([7, 10, 0]), torch.tensor([True, False, True])
     assert printed.captions(labels, light, torch.tensor([False, True, True])) == [
-        "a photo of a seven", "a photo of a dark letter a on a light background", "a photo of a light zero on a dark background"]
+        "a photo of a seven",
+        "a photo of a dark letter a on a light background",
+        "a photo of a light zero on a dark background",
+    ]
 
 
 def test_a_plain_caption_is_the_papers_prompt():
     """The base models and the study must speak of a character in the same words."""
     labels = torch.arange(36)
-    assert printed.captions(labels, labels > 0, labels < 0) == [data.prompt("", name) for name in printed.NAMES]
+    assert printed.captions(labels, labels > 0, labels < 0) == [
+        data.prompt("", name) for name in printed.NAMES
+    ]
 
 
 def test_drawing_follows_the_seed_and_the_labels(bank):
     torch.manual_seed(0)
     images, labels, light = printed.draw(bank, 9, strokes=0.5)
     torch.manual_seed(0)
-    assert all(torch.equal(a, b) for a, b in zip((images, labels, light), printed.draw(bank, 9, strokes=0.5), strict=True))
-    assert images.shape == (9, 3, 32, 32) and 0 <= images.min() and images.max() <= 1 and light.dtype == torch.bool
-    assert torch.equal(printed.draw(bank, 3, labels=torch.tensor([3, 1, 2]))[1], torch.tensor([3, 1, 2]))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip((images, labels, light), printed.draw(bank, 9, strokes=0.5), strict=True)
+    )
+    assert (
+        images.shape == (9, 3, 32, 32)
+        and 0 <= images.min()
+        and images.max() <= 1
+        and light.dtype == torch.bool
+    )
+    assert torch.equal(
+        printed.draw(bank, 3, labels=torch.tensor([3, 1, 2]))[1], torch.tensor([3, 1, 2])
+    )
 
 
 def test_examples_are_always_the_same_and_leave_the_random_state_alone(bank):
@@ -151,10 +186,13 @@ def test_examples_are_always_the_same_and_leave_the_random_state_alone(bank):
     torch.manual_seed(5)
     first = printed.examples(bank, 4, 2)
     assert torch.equal(torch.rand(3), expected)
-    assert torch.equal(first, printed.examples(bank, 4, 2)) and not torch.equal(first, printed.examples(bank, 5, 2))
+    assert torch.equal(first, printed.examples(bank, 4, 2)) and not torch.equal(
+        first, printed.examples(bank, 5, 2)
+    )
 
 
 # The vocabulary.
+
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
@@ -193,20 +231,25 @@ def test_every_caption_is_made_of_known_words_and_fits(tokenizer):
 
 @given(st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1, max_size=20))
 def test_any_other_word_is_spelt_not_lost(tokenizer, text):
-    """A user's class names are not in the vocabulary; they fall apart into letters, and none is unknown."""
+    """A user's class names are not in the vocabulary; they fall apart into letters, and none is
+    unknown.
+    """
     ids = tokenizer(text, add_special_tokens=False).input_ids
     assert tokenizer.unk_token_id not in ids
     assert tokenizer.decode(ids).replace(" ", "") == text.lower()
 
 
 def test_the_vocabulary_is_small_and_ends_with_the_end_token(tokenizer):
-    """open_clip pools the text at the largest id, which is the end token in CLIP's own table as here."""
+    """open_clip pools the text at the largest id, which is the end token in CLIP's own table as
+    here.
+    """
     assert len(tokenizer) < 800 and tokenizer.eos_token_id == len(tokenizer) - 1
     padded = tokenizer("a photo", padding="max_length").input_ids
     assert len(padded) == 24 and padded.index(tokenizer.eos_token_id) == 3
 
 
 # Training the base models: two steps each, in the true sizes.
+
 
 @pytest.fixture(scope="module")
 def work(bank, tmp_path_factory):
@@ -220,16 +263,24 @@ def work(bank, tmp_path_factory):
 
 def test_the_second_schedule_goes_on_from_the_first(work, bank, tmp_path):
     shutil.copytree(work, tmp_path / "work")
-    before = load_file(tmp_path / "work" / "generator" / "unet" / "diffusion_pytorch_model.safetensors")
+    before = load_file(
+        tmp_path / "work" / "generator" / "unet" / "diffusion_pytorch_model.safetensors"
+    )
     losses = base.refine_generator(tmp_path / "work", bank, steps=1, batch=4, pool=500, lr=1e-9)
-    after = load_file(tmp_path / "work" / "generator" / "unet" / "diffusion_pytorch_model.safetensors")
+    after = load_file(
+        tmp_path / "work" / "generator" / "unet" / "diffusion_pytorch_model.safetensors"
+    )
     assert len(losses) == 1 and set(before) == set(after)
-    assert all(torch.allclose(before[name].float(), after[name].float(), atol=1e-4) for name in before)
+    assert all(
+        torch.allclose(before[name].float(), after[name].float(), atol=1e-4) for name in before
+    )
 
 
 def test_a_smoke_training_ships_nothing(monkeypatch):
     trained, shipped = [], []
-    monkeypatch.setattr(base, "train_all", lambda work, seed, **options: trained.append((seed, options)))
+    monkeypatch.setattr(
+        base, "train_all", lambda work, seed, **options: trained.append((seed, options))
+    )
     monkeypatch.setattr(base, "ship", shipped.append)
     folder = base.prepare(retrain=True, smoke=True, seed=4)
     assert trained == [(4, base.SMOKE)] and not shipped and folder != paths()["mini"]
@@ -253,14 +304,24 @@ def test_a_second_training_from_nothing_starts_from_nothing(monkeypatch):
 
 def test_the_trained_parts_are_loaded_by_the_code_that_loads_the_real_ones(work):
     pipe, model = load_generator(str(work / "generator")), load_classifier(str(work / "clip"))
-    names = {part: type(getattr(pipe, part)).__name__ for part in ("vae", "text_encoder", "tokenizer", "unet", "scheduler")}
-    assert names == {"vae": "AutoencoderKL", "text_encoder": "CLIPTextModel", "tokenizer": "CLIPTokenizer", "unet": "UNet2DConditionModel",
-                     "scheduler": "PNDMScheduler"}
+    names = {
+        part: type(getattr(pipe, part)).__name__
+        for part in ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
+    }
+    assert names == {
+        "vae": "AutoencoderKL",
+        "text_encoder": "CLIPTextModel",
+        "tokenizer": "CLIPTokenizer",
+        "unet": "UNet2DConditionModel",
+        "scheduler": "PNDMScheduler",
+    }
     (image,) = pipe("a photo of a one", num_inference_steps=2, height=32, width=32).images
     assert image.size == (32, 32)
     assert type(model.clip).__name__ == "CLIP" and model.size == 32
     with torch.no_grad():
-        assert model(torch.rand(2, 3, 32, 32).to(model.mean.device), model.prompts(["a photo of a one"])).shape == (2, 1)
+        assert model(
+            torch.rand(2, 3, 32, 32).to(model.mean.device), model.prompts(["a photo of a one"])
+        ).shape == (2, 1)
 
 
 def test_latents_have_a_deviation_of_one(work, bank):
@@ -269,18 +330,27 @@ def test_latents_have_a_deviation_of_one(work, bank):
     vae = AutoencoderKL.from_pretrained(work / "generator" / "vae").eval()
     torch.manual_seed(1)
     with torch.no_grad():
-        latents = vae.encode(2 * printed.draw(bank, 200)[0] - 1).latent_dist.mean * vae.config.scaling_factor
+        latents = (
+            vae.encode(2 * printed.draw(bank, 200)[0] - 1).latent_dist.mean
+            * vae.config.scaling_factor
+        )
     assert latents.std() == pytest.approx(1.0, rel=0.1)
 
 
 def test_the_generators_text_encoder_starts_as_the_clips_text_tower(work):
     model = load_classifier(str(work / "clip")).to("cpu")
     tokenizer = tokens.clip_tokenizer(work / "clip", base.TOKENS)
-    ids = tokenizer(["a photo of a seven", "a photo of a letter q"], padding="max_length", return_tensors="pt").input_ids
+    ids = tokenizer(
+        ["a photo of a seven", "a photo of a letter q"], padding="max_length", return_tensors="pt"
+    ).input_ids
     with torch.no_grad():
         encoded = base.text_encoder(work / "clip", tokenizer).eval()(ids)
-        expected = model.clip.ln_final(model.clip.transformer(
-            model.clip.token_embedding(ids) + model.clip.positional_embedding, attn_mask=model.clip.attn_mask))
+        expected = model.clip.ln_final(
+            model.clip.transformer(
+                model.clip.token_embedding(ids) + model.clip.positional_embedding,
+                attn_mask=model.clip.attn_mask,
+            )
+        )
         torch.testing.assert_close(encoded.last_hidden_state, expected, rtol=1e-4, atol=1e-4)
         pooled = encoded.pooler_output @ model.clip.text_projection
         torch.testing.assert_close(pooled, model.clip.encode_text(ids), rtol=1e-4, atol=1e-4)
@@ -296,12 +366,14 @@ def test_timesteps_are_in_range_and_denser_in_the_middle():
 
 def fake_parts(patch, calls):
     """Replace the trainings by functions that note their call."""
+
     def part(name):
         def train(work, bank, seed=0, steps=4):
             calls.append((name, seed, steps))
             if name == "clip" and calls.count(calls[-1]) == 1 and seed == 9:
                 raise KeyboardInterrupt
             return [float(i) for i in range(steps)]
+
         return train
 
     patch.setattr(base, "PARTS", {name: part(name) for name in base.PARTS})
@@ -317,9 +389,15 @@ def test_all_parts_are_trained_in_order_noted_and_not_again(tmp_path, monkeypatc
     base.train_all(tmp_path, seed=9, clip={"steps": 120})
     base.train_all(tmp_path, seed=9)
     names = [name for name, _, _ in calls]
-    assert names == ["autoencoder", "clip", "clip", "generator", "generator_refined", "reader"], "the interrupted part again, the finished ones not"
+    assert names == ["autoencoder", "clip", "clip", "generator", "generator_refined", "reader"], (
+        "the interrupted part again, the finished ones not"
+    )
     notes = base.load_training(tmp_path)
-    assert list(notes) == sorted(base.PARTS) and notes["clip"]["steps"] == 120 and notes["clip"]["seed"] == 9
+    assert (
+        list(notes) == sorted(base.PARTS)
+        and notes["clip"]["steps"] == 120
+        and notes["clip"]["seed"] == 9
+    )
     assert {"seconds", "device", "torch"} <= set(notes["clip"])
 
 
@@ -327,7 +405,10 @@ def test_all_parts_are_trained_in_order_noted_and_not_again(tmp_path, monkeypatc
 def test_the_noted_losses_are_means_of_groups(steps):
     losses = [float(i) for i in range(steps)]
     noted = base.note(losses, 1.0, 0)
-    assert len(noted["loss"]) == len(noted["step"]) <= 50 and noted["step"][-1] == steps == noted["steps"]
+    assert (
+        len(noted["loss"]) == len(noted["step"]) <= 50
+        and noted["step"][-1] == steps == noted["steps"]
+    )
     sizes = np.diff([0, *noted["step"]])
     assert sum(noted["loss"] * sizes) == pytest.approx(sum(losses))
 
@@ -345,11 +426,16 @@ def test_shipping_replaces_what_shipped_before(tmp_path, monkeypatch):
     (target / "clip" / "stale").write_text("old")
     monkeypatch.setattr(base, "paths", lambda: {"mini": target})
     base.ship(work)
-    found = {str(file.relative_to(target)): file.read_text() for file in target.rglob("*") if file.is_file()}
+    found = {
+        str(file.relative_to(target)): file.read_text()
+        for file in target.rglob("*")
+        if file.is_file()
+    }
     assert found == {name if "." in name else f"{name}/weights": "new" for name in base.SHIPPED}
 
 
 # How good they are.
+
 
 def test_the_reader_is_counted_right(bank):
     class Perfect(torch.nn.Module):
@@ -363,7 +449,11 @@ def test_the_reader_is_counted_right(bank):
 
 def test_reconstruction_is_a_clipped_decoded_sample():
     latents = SimpleNamespace(sample=lambda: torch.tensor([3.0]))
-    vae = SimpleNamespace(device="cpu", encode=lambda images: SimpleNamespace(latent_dist=latents), decode=lambda z: SimpleNamespace(sample=z * 10))
+    vae = SimpleNamespace(
+        device="cpu",
+        encode=lambda images: SimpleNamespace(latent_dist=latents),
+        decode=lambda z: SimpleNamespace(sample=z * 10),
+    )
     assert quality.reconstruct(vae, torch.zeros(1)).tolist() == [1.0]
 
 
@@ -383,12 +473,24 @@ class Views:
 
 
 def test_the_gate_of_another_autoencoder_is_measured_anew(tiny, monkeypatch):
-    """The gate decides whether a generator is worth training; one that reads the stored result of an older autoencoder decides nothing."""
+    """The gate decides whether a generator is worth training; one that reads the stored result
+    of an older autoencoder decides nothing.
+    """
     judged, trained = [], []
-    monkeypatch.setattr(classify, "evaluate", lambda model, real, images: (judged.append(images is real.val), {"top1": 0.5})[1])
+    monkeypatch.setattr(
+        classify,
+        "evaluate",
+        lambda model, real, images: (judged.append(images is real.val), {"top1": 0.5})[1],
+    )
     real = classify.train
-    monkeypatch.setattr(classify, "train", lambda *args: (trained.append(real(*args)), trained[-1])[1])
-    overrides = {**{name: value for name, value in tiny.items() if name.startswith("classify")}, "shots": 1, "generate.images": 1}
+    monkeypatch.setattr(
+        classify, "train", lambda *args: (trained.append(real(*args)), trained[-1])[1]
+    )
+    overrides = {
+        **{name: value for name, value in tiny.items() if name.startswith("classify")},
+        "shots": 1,
+        "generate.images": 1,
+    }
     table = quality.gate(Views(0.0), [0], overrides, dataset="optdigits")
     assert table["seed"].tolist() == [0, "mean"] and table["difference"].tolist() == [0.0, 0.0]
     quality.gate(Views(0.5), [0], overrides, dataset="optdigits")
@@ -400,21 +502,40 @@ def test_the_gate_of_another_autoencoder_is_measured_anew(tiny, monkeypatch):
 
 @pytest.mark.worked
 def test_the_gate_takes_several_seeds_and_workers(tiny):
-    """The page has four seeds and two processes; a gate that is tried with one of each is another program."""
-    overrides = {**{name: value for name, value in tiny.items() if name.startswith("classify")}, "shots": 1, "generate.images": 1}
+    """The page has four seeds and two processes; a gate that is tried with one of each is
+    another program.
+    """
+    overrides = {
+        **{name: value for name, value in tiny.items() if name.startswith("classify")},
+        "shots": 1,
+        "generate.images": 1,
+    }
     vae = load_generator("mini").vae
     table = quality.gate(vae, [0, 1], overrides, dataset="optdigits", workers=2)
     assert table["seed"].tolist() == [0, 1, "mean"]
     rows, mean = table[table["seed"] != "mean"], table.iloc[-1]
     assert rows[["originals", "reconstructions"]].map(lambda top1: 0 <= top1 <= 100).all(axis=None)
     assert (rows["difference"] == rows["reconstructions"] - rows["originals"]).all()
-    assert mean["difference"] == pytest.approx(rows["difference"].mean()) and mean["low"] <= mean["difference"] <= mean["high"]
+    assert (
+        mean["difference"] == pytest.approx(rows["difference"].mean())
+        and mean["low"] <= mean["difference"] <= mean["high"]
+    )
 
 
-@pytest.mark.parametrize("difference, word", [(-0.9, "**passed**"), (0.4, "**passed**"), (-1.1, "**not passed**")])
+@pytest.mark.parametrize(
+    "difference, word", [(-0.9, "**passed**"), (0.4, "**passed**"), (-1.1, "**not passed**")]
+)
 def test_the_gate_says_whether_it_is_passed(difference, word):
-    row = {"originals": 90.0, "reconstructions": 90.0 + difference, "difference": difference, "low": difference - 1, "high": difference + 1}
-    text = quality.verdict(pd.DataFrame([{"seed": 0, **row}, {"seed": 1, **row}, {"seed": "mean", **row}]))
+    row = {
+        "originals": 90.0,
+        "reconstructions": 90.0 + difference,
+        "difference": difference,
+        "low": difference - 1,
+        "high": difference + 1,
+    }
+    text = quality.verdict(
+        pd.DataFrame([{"seed": 0, **row}, {"seed": 1, **row}, {"seed": "mean", **row}])
+    )
     assert word in text and f"{difference:+.1f} points on average over 2 seeds" in text
 
 
@@ -428,7 +549,9 @@ def test_zero_shot_images_come_with_their_labels_and_leave_the_pipeline_alone(wo
 
 
 def test_the_embedded_generator_draws_what_it_is_asked_for(bank):
-    """Two of each digit, judged by the embedded reader; the book shows the share on many more, which is 90 % or higher."""
+    """Two of each digit, judged by the embedded reader; the book shows the share on many more,
+    which is 90 % or higher.
+    """
     options = recipe(overrides={"generate.steps": 15, "generate.guidance": 2.0}).generate
     pipe, reader = load_generator("mini"), quality.load_reader(paths()["mini"])
     labels = [label for label in range(10) for _ in range(2)]

@@ -26,15 +26,24 @@ class Clock:
 
 
 KINDS = ["adapt"] * 2 + ["slice"] * 4 + ["cell"]
+
+
 def test_the_line_has_counts_rate_and_time_left(tmp_path):
     clock = Clock()
     with Progress(KINDS, tmp_path / "progress.txt", clock) as progress:
-        assert progress.line() == "adapt 0/2, slice 0/4, cell 0/1", "nothing is known of the rate yet"
+        assert progress.line() == "adapt 0/2, slice 0/4, cell 0/1", (
+            "nothing is known of the rate yet"
+        )
         for kind in ("adapt", "slice"):
             clock.now += 30
             progress.ended_one(kind, f"{kind}-1")
-        assert progress.line() == "adapt 1/2, slice 1/4, cell 0/1, 2.0 tasks a minute, about 2.5 minutes left"
-    assert (tmp_path / "progress.txt").read_text() == progress.line() + "\n" and [p.name for p in tmp_path.iterdir()] == ["progress.txt"]
+        assert (
+            progress.line()
+            == "adapt 1/2, slice 1/4, cell 0/1, 2.0 tasks a minute, about 2.5 minutes left"
+        )
+    assert (tmp_path / "progress.txt").read_text() == progress.line() + "\n" and [
+        p.name for p in tmp_path.iterdir()
+    ] == ["progress.txt"]
 
 
 def test_a_failure_is_in_the_file_at_once_with_its_cause(tmp_path):
@@ -43,9 +52,16 @@ def test_a_failure_is_in_the_file_at_once_with_its_cause(tmp_path):
         clock.now = INTERVAL / 2
         progress.ended_one("adapt", "adapt-1")
         assert "adapt 0/2" in file.read_text(), "written every few seconds only"
-        progress.ended_one("slice", "generate-1/0/0", RuntimeError("Traceback ...\nStoreError: the disk is full\n"))
-        assert file.read_text().splitlines()[1:] == ["failed: slice generate-1/0/0: StoreError: the disk is full"]
-        assert "adapt 1/2, slice 1/4" in file.read_text() and "1 failed" in file.read_text().splitlines()[0]
+        progress.ended_one(
+            "slice", "generate-1/0/0", RuntimeError("Traceback ...\nStoreError: the disk is full\n")
+        )
+        assert file.read_text().splitlines()[1:] == [
+            "failed: slice generate-1/0/0: StoreError: the disk is full"
+        ]
+        assert (
+            "adapt 1/2, slice 1/4" in file.read_text()
+            and "1 failed" in file.read_text().splitlines()[0]
+        )
         clock.now += INTERVAL
         progress.ended_one("cell", "record-1", ValueError())
         assert file.read_text().splitlines()[-1] == "failed: cell record-1: ValueError"
@@ -75,9 +91,17 @@ def test_the_share_never_falls_and_stays_within_its_bounds(looks):
     assert shares == sorted(shares) and 0 <= shares[-1] <= 1
 
 
-@given(speed=SPEEDS, planned=st.none() | SPEEDS, done=st.floats(0, 0.9), seconds=st.floats(SETTLED, 900), step=st.sampled_from([0.5, 3, 20]))
+@given(
+    speed=SPEEDS,
+    planned=st.none() | SPEEDS,
+    done=st.floats(0, 0.9),
+    seconds=st.floats(SETTLED, 900),
+    step=st.sampled_from([0.5, 3, 20]),
+)
 def test_the_time_left_is_right_after_a_minute_of_steady_work(speed, planned, done, seconds, step):
-    """Also where the plan expected another speed, and where the store had much of it before: that is no speed."""
+    """Also where the plan expected another speed, and where the store had much of it before:
+    that is no speed.
+    """
     clock, total = Clock(), 2000 * speed / (1 - done)
     estimate = Estimate(clock)
     while clock.now <= seconds:
@@ -112,6 +136,7 @@ def test_without_plan_and_progress_no_time_is_told():
 
 # The states of processes.
 
+
 @pytest.fixture
 def place(tmp_path, monkeypatch):
     """Return the folder that the states of this process go to."""
@@ -122,8 +147,11 @@ def place(tmp_path, monkeypatch):
     return tmp_path / "place"
 
 
-PLAN = [{"key": "adapt-1", "stage": "adapt", "seconds": 30.0, "done": True}, {"key": "adapt-2", "stage": "adapt", "seconds": 30.0, "done": False},
-        {"key": "train-1", "stage": "train", "seconds": 40.0, "done": False}]
+PLAN = [
+    {"key": "adapt-1", "stage": "adapt", "seconds": 30.0, "done": True},
+    {"key": "adapt-2", "stage": "adapt", "seconds": 30.0, "done": False},
+    {"key": "train-1", "stage": "train", "seconds": 40.0, "done": False},
+]
 
 
 def test_a_run_tells_its_stage_its_place_and_its_share(place, tmp_path):
@@ -141,10 +169,14 @@ def test_a_run_tells_its_stage_its_place_and_its_share(place, tmp_path):
 
     with progress.track("cells", "cell", 2):
         run.look()
-        assert run.line() == "mnist: 30%, cell 1 of 2, about 1.2 min left", "the store has one adapter"
+        assert run.line() == "mnist: 30%, cell 1 of 2, about 1.2 min left", (
+            "the store has one adapter"
+        )
         store.make("adapt-2", {}, build)
         assert lines[0].startswith("mnist: 41%, adapter 2 of 2, step 120 of 320, about ")
-        assert run.estimate.samples[-1][1] == pytest.approx(30 * 40 / 320), "what an earlier run had done is no speed"
+        assert run.estimate.samples[-1][1] == pytest.approx(30 * 40 / 320), (
+            "what an earlier run had done is no speed"
+        )
         run.look()
         assert run.estimate.share == pytest.approx(0.6)
         progress.found("train-1")  # by another run
@@ -159,14 +191,18 @@ def test_a_run_without_a_plan_goes_by_its_outermost_counter(place):
         assert run.line() == "mini_base: 38%, job 2 of 4, train classifier, step 5 of 10"
     with progress.track("features", "part", 4):
         run.look()
-        assert run.line().startswith("mini_base: 38%, features, part 0 of 4"), "the share does not fall"
+        assert run.line().startswith("mini_base: 38%, features, part 0 of 4"), (
+            "the share does not fall"
+        )
 
 
 def test_a_killed_process_leaves_no_line_and_what_it_finished_counts(place):
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     count = {"name": "adapt", "unit": "step", "done": 1, "total": 9, "key": "adapt-2"}
-    (place / f"{gone.pid}.json").write_text(json.dumps({"counts": [count], "artifacts": {"adapt-2": [0, 1]}, "time": time.time()}))
+    (place / f"{gone.pid}.json").write_text(
+        json.dumps({"counts": [count], "artifacts": {"adapt-2": [0, 1]}, "time": time.time()})
+    )
     (place / "1.json.part").write_text("{")
     run = Run("mnist", place)
     progress.announce(PLAN)
@@ -175,8 +211,11 @@ def test_a_killed_process_leaves_no_line_and_what_it_finished_counts(place):
 
 
 def test_the_workers_of_a_pool_report_to_the_same_folder(place):
-    code = ("from datadream import progress\n"
-            "with progress.making('train-1'), progress.track('train', 'step', 2) as count:\n    count.update(2)\nimport os; os._exit(0)")
+    code = (
+        "from datadream import progress\n"
+        "with progress.making('train-1'), progress.track('train', 'step', 2) as count:\n    "
+        "count.update(2)\nimport os; os._exit(0)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
     run = Run("mnist", place)
     progress.announce(PLAN)
@@ -184,8 +223,14 @@ def test_the_workers_of_a_pool_report_to_the_same_folder(place):
     assert run.estimate.share == pytest.approx(0.7)
 
 
-@pytest.mark.parametrize("spoil", [lambda place: place.rmdir(), lambda place: place.chmod(0o500),
-                                   lambda place: os.environ.update({PLACE: "/dev/full"})])
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda place: place.rmdir(),
+        lambda place: place.chmod(0o500),
+        lambda place: os.environ.update({PLACE: "/dev/full"}),
+    ],
+)
 def test_a_state_that_cannot_be_written_ends_nothing(place, spoil):
     spoil(place)
     with progress.making("a"), progress.track("work", "step", 2) as count:

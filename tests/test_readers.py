@@ -1,4 +1,6 @@
-"""The paper's ten datasets: each true layout in small, and what one is told when something is missing or wrong."""
+"""The paper's ten datasets: each true layout in small, and what one is told when something is
+missing or wrong.
+"""
 
 import csv
 import dataclasses
@@ -16,42 +18,75 @@ from datadream.images import DataError
 
 # Class folders (or what stands for them) in label order; the names are those of the true archives.
 CLASSES = {
-    "imagenet": ["n01440764", "n01443537", "n01484850"], "caltech101": ["Faces", "Leopards", "accordion"],
-    "dtd": ["banded", "blotchy", "braided"], "eurosat": ["AnnualCrop", "Forest", "SeaLake"],
-    "fgvc_aircraft": ["707-320", "F-16A/B", "F/A-18"], "pets": ["Abyssinian", "american_bulldog", "Bengal"],
+    "imagenet": ["n01440764", "n01443537", "n01484850"],
+    "caltech101": ["Faces", "Leopards", "accordion"],
+    "dtd": ["banded", "blotchy", "braided"],
+    "eurosat": ["AnnualCrop", "Forest", "SeaLake"],
+    "fgvc_aircraft": ["707-320", "F-16A/B", "F/A-18"],
+    "pets": ["Abyssinian", "american_bulldog", "Bengal"],
     "cars": ["AM General Hummer SUV 2000", "Acura RL Sedan 2012", "Ram C/V Cargo Van Minivan 2012"],
-    "sun397": ["a/abbey", "a/apartment_building/outdoor", "b/bakery/shop"], "food101": ["apple_pie", "baklava", "waffles"],
+    "sun397": ["a/abbey", "a/apartment_building/outdoor", "b/bakery/shop"],
+    "food101": ["apple_pie", "baklava", "waffles"],
     "flowers102": ["pink primrose", "sweet pea", "tiger lily"],
 }
 SIZES = (6, 3, 9)  # images in train, val and test of the small copies: two, one and three a class
 PLACES = {  # dataset -> layout -> the folder of the images under the data folder
-    "caltech101": {"torchvision": "caltech101/101_ObjectCategories", "coop": "caltech-101/101_ObjectCategories"},
+    "caltech101": {
+        "torchvision": "caltech101/101_ObjectCategories",
+        "coop": "caltech-101/101_ObjectCategories",
+    },
     "dtd": {"torchvision": "dtd/dtd/images", "coop": "dtd/images"},
     "eurosat": {"torchvision": "eurosat/2750", "coop": "eurosat/2750"},
-    "fgvc_aircraft": {"torchvision": "fgvc-aircraft-2013b/data/images", "coop": "fgvc_aircraft/images"},
+    "fgvc_aircraft": {
+        "torchvision": "fgvc-aircraft-2013b/data/images",
+        "coop": "fgvc_aircraft/images",
+    },
     "pets": {"torchvision": "oxford-iiit-pet/images", "coop": "oxford_pets/images"},
     "cars": {"torchvision": "stanford_cars", "coop": "stanford_cars"},
     "sun397": {"torchvision": "SUN397", "coop": "sun397/SUN397"},
     "food101": {"torchvision": "food-101/images", "coop": "food-101/images"},
     "flowers102": {"torchvision": "flowers-102/jpg", "coop": "oxford_flowers/jpg"},
 }
-SPLIT_BESIDE = {"caltech101": "..", "dtd": "..", "eurosat": "..", "pets": "..", "cars": ".", "sun397": "..", "food101": "..", "flowers102": ".."}
+SPLIT_BESIDE = {
+    "caltech101": "..",
+    "dtd": "..",
+    "eurosat": "..",
+    "pets": "..",
+    "cars": ".",
+    "sun397": "..",
+    "food101": "..",
+    "flowers102": "..",
+}
 
 
 def path_of(name, label, number, part):
     """Return the true relative path of image `number` of a class."""
     own = CLASSES[name][label]
-    return {"caltech101": f"{own}/image_{number:04d}.jpg", "dtd": f"{own}/{own}_{number:04d}.jpg", "eurosat": f"{own}/{own}_{number}.jpg",
-            "pets": f"{own}_{number}.jpg", "cars": f"cars_{'test' if part == 'test' else 'train'}/{3 * number + label:05d}.jpg",
-            "sun397": f"{own}/sun_{number}.jpg", "food101": f"{own}/{number}.jpg", "flowers102": f"image_{3 * number + label + 1:05d}.jpg",
-            "fgvc_aircraft": f"{3 * number + label:07d}.jpg", "imagenet": f"{own}/{own}_{number}.JPEG"}[name]
+    return {
+        "caltech101": f"{own}/image_{number:04d}.jpg",
+        "dtd": f"{own}/{own}_{number:04d}.jpg",
+        "eurosat": f"{own}/{own}_{number}.jpg",
+        "pets": f"{own}_{number}.jpg",
+        "cars": f"cars_{'test' if part == 'test' else 'train'}/{3 * number + label:05d}.jpg",
+        "sun397": f"{own}/sun_{number}.jpg",
+        "food101": f"{own}/{number}.jpg",
+        "flowers102": f"image_{3 * number + label + 1:05d}.jpg",
+        "fgvc_aircraft": f"{3 * number + label:07d}.jpg",
+        "imagenet": f"{own}/{own}_{number}.JPEG",
+    }[name]
 
 
 def rows_of(name):
     """Return part -> [(relative path, label)] of the small copy of a dataset."""
     numbers = iter(range(100))
-    parts = {part: [next(numbers) for _ in range(size // 3)] for part, size in zip(("train", "val", "test"), SIZES, strict=True)}
-    return {part: [(path_of(name, label, n, part), label) for label in range(3) for n in some] for part, some in parts.items()}
+    parts = {
+        part: [next(numbers) for _ in range(size // 3)]
+        for part, size in zip(("train", "val", "test"), SIZES, strict=True)
+    }
+    return {
+        part: [(path_of(name, label, n, part), label) for label in range(3) for n in some]
+        for part, some in parts.items()
+    }
 
 
 def draw(file, tone):
@@ -72,18 +107,32 @@ def build(root, name, layout, split="coop"):
         return folder
     beside = (folder / SPLIT_BESIDE[name]).resolve()
     if split == "coop":
-        content = {part: [[path, label, CLASSES[name][label].lower()] for path, label in some] for part, some in rows.items()}
+        content = {
+            part: [[path, label, CLASSES[name][label].lower()] for path, label in some]
+            for part, some in rows.items()
+        }
         (beside / readers.SOURCES[name].split).write_text(json.dumps(content))
     if split == "disef":
         with open(beside / "split_coop.csv", "w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["split", "filename", "class"])
-            # DISEF sorts the pets into folders; their images lie flat where torchvision unpacks them.
-            writer.writerows([part, f"{CLASSES[name][label]}/{path}" if name == "pets" else path, CLASSES[name][label]]
-                             for part, some in rows.items() for path, label in some)
+            # DISEF sorts the pets into folders; their images lie flat where torchvision unpacks
+            # them.
+            writer.writerows(
+                [
+                    part,
+                    f"{CLASSES[name][label]}/{path}" if name == "pets" else path,
+                    CLASSES[name][label],
+                ]
+                for part, some in rows.items()
+                for path, label in some
+            )
     if name == "flowers102":
         numbers = {int(path[6:11]): label for some in rows.values() for path, label in some}
-        savemat(beside / "imagelabels.mat", {"labels": np.array([[numbers.get(i + 1, 0) + 1 for i in range(max(numbers))]])})
+        savemat(
+            beside / "imagelabels.mat",
+            {"labels": np.array([[numbers.get(i + 1, 0) + 1 for i in range(max(numbers))]])},
+        )
     return folder
 
 
@@ -96,8 +145,13 @@ def small(monkeypatch, tmp_path):
     return tmp_path / "data"
 
 
-CASES = [(name, layout, split) for name, layouts in PLACES.items() for layout in layouts for split in ("coop", "disef")
-         if split == "coop" or name not in ("fgvc_aircraft", "cars")]
+CASES = [
+    (name, layout, split)
+    for name, layouts in PLACES.items()
+    for layout in layouts
+    for split in ("coop", "disef")
+    if split == "coop" or name not in ("fgvc_aircraft", "cars")
+]
 
 
 @pytest.mark.parametrize("name, layout, split", CASES)
@@ -111,25 +165,38 @@ def test_each_true_layout_is_read_with_the_labels_of_the_paper(small, name, layo
     assert len({source for part in parts for source in part.sources}) == sum(SIZES)
 
 
-def test_imagenet_validates_on_training_images_and_is_tested_on_the_official_validation(small, monkeypatch):
+def test_imagenet_validates_on_training_images_and_is_tested_on_the_official_validation(
+    small, monkeypatch
+):
     monkeypatch.setattr(readers, "HELD_OUT", 1)
-    monkeypatch.setitem(readers.SOURCES, "imagenet", dataclasses.replace(readers.SOURCES["imagenet"], sizes=(12, 0, 9)))
+    monkeypatch.setitem(
+        readers.SOURCES,
+        "imagenet",
+        dataclasses.replace(readers.SOURCES["imagenet"], sizes=(12, 0, 9)),
+    )
     for part, count in (("train", 4), ("val", 3)):
         for label, own in enumerate(CLASSES["imagenet"]):
             for i in range(count):
-                draw(small / "imagenet" / "images" / part / own / f"{own}_{i}.JPEG", 40 + 80 * label)
+                draw(
+                    small / "imagenet" / "images" / part / own / f"{own}_{i}.JPEG", 40 + 80 * label
+                )
     train, val, test = readers.read("imagenet", tuple(CLASSES["imagenet"]))
     assert [len(train), len(val), len(test)] == [9, 3, 9]
-    assert all("/train/" in source for source in train.sources + val.sources) and all("/val/" in source for source in test.sources)
+    assert all("/train/" in source for source in train.sources + val.sources) and all(
+        "/val/" in source for source in test.sources
+    )
     assert not set(train.sources) & set(val.sources)
 
 
 def test_a_folder_of_the_users_own_is_taken_for_the_dataset(small, tmp_path):
     build(tmp_path / "elsewhere", "dtd", "coop")
-    assert len(readers.read("dtd", tuple(CLASSES["dtd"]), str(tmp_path / "elsewhere" / "dtd"))[0]) == 6
+    assert (
+        len(readers.read("dtd", tuple(CLASSES["dtd"]), str(tmp_path / "elsewhere" / "dtd"))[0]) == 6
+    )
 
 
 # What one is told.
+
 
 @pytest.mark.parametrize("name", list(readers.SOURCES))
 def test_a_dataset_that_is_not_there_is_named_with_what_to_fetch_and_where_to_put_it(small, name):
@@ -137,10 +204,16 @@ def test_a_dataset_that_is_not_there_is_named_with_what_to_fetch_and_where_to_pu
     with pytest.raises(DataError) as caught:
         data.load(name)
     message = str(caught.value)
-    assert str(small / source.folders[0]) in message and "DATADREAM_DATA" in message and "`folder`" in message
+    assert (
+        str(small / source.folders[0]) in message
+        and "DATADREAM_DATA" in message
+        and "`folder`" in message
+    )
     assert (f"datadream download {name}" if source.torchvision else source.fetch) in message
     assert not source.split or source.split in message
-    assert (readers.DISEF in message) == bool(source.split and source.disef), "its list for cars does not tell the classes"
+    assert (readers.DISEF in message) == bool(source.split and source.disef), (
+        "its list for cars does not tell the classes"
+    )
 
 
 def test_a_missing_split_says_which_file_and_where(small):
@@ -161,14 +234,26 @@ def damaged(small, change):
     return str(caught.value)
 
 
-@pytest.mark.parametrize("change, words", [
-    (lambda c: "{", ["split_zhou_DescribableTextures.json", "no split file of CoOp"]),
-    (lambda c: c.pop("val"), ["no split file of CoOp", "'val'"]),
-    (lambda c: c["train"].pop(), ["train part of dtd has 5 images", "says 6"]),
-    (lambda c: [row.__setitem__(1, 0) for row in c["test"]] and None, ["test part of dtd has 1 classes", "the paper's has 3"]),
-    (lambda c: c["train"][0].__setitem__(0, "../../secret.jpg"), ["'../../secret.jpg'", "outside"]),
-    (lambda c: c["val"][0].__setitem__(0, "banded/lost.jpg"), ["banded/lost.jpg", "incomplete"]),
-])
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (lambda c: "{", ["split_zhou_DescribableTextures.json", "no split file of CoOp"]),
+        (lambda c: c.pop("val"), ["no split file of CoOp", "'val'"]),
+        (lambda c: c["train"].pop(), ["train part of dtd has 5 images", "says 6"]),
+        (
+            lambda c: [row.__setitem__(1, 0) for row in c["test"]] and None,
+            ["test part of dtd has 1 classes", "the paper's has 3"],
+        ),
+        (
+            lambda c: c["train"][0].__setitem__(0, "../../secret.jpg"),
+            ["'../../secret.jpg'", "outside"],
+        ),
+        (
+            lambda c: c["val"][0].__setitem__(0, "banded/lost.jpg"),
+            ["banded/lost.jpg", "incomplete"],
+        ),
+    ],
+)
 def test_a_split_that_does_not_fit_says_why(small, change, words):
     message = damaged(small, change)
     assert all(word in message for word in words), message
@@ -192,17 +277,27 @@ def test_a_flat_validation_folder_of_imagenet_says_what_to_do(small):
 
 @pytest.mark.parametrize("name", ["imagenet", "cars", "sun397"])
 def test_what_cannot_be_downloaded_says_what_to_get(small, name):
-    with pytest.raises(DataError, match=f"{name} cannot be downloaded; get .*{readers.SOURCES[name].folders[0]}"):
+    with pytest.raises(
+        DataError, match=f"{name} cannot be downloaded; get .*{readers.SOURCES[name].folders[0]}"
+    ):
         readers.download(name)
 
 
-@pytest.mark.parametrize("name", [name for name, source in readers.SOURCES.items() if source.torchvision])
+@pytest.mark.parametrize(
+    "name", [name for name, source in readers.SOURCES.items() if source.torchvision]
+)
 def test_torchvision_is_asked_for_the_rest(small, monkeypatch, name):
     from torchvision import datasets
 
     asked = []
-    monkeypatch.setattr(datasets, readers.SOURCES[name].torchvision, lambda root, download: asked.append((root, download)))
-    assert readers.download(name) == small / readers.SOURCES[name].folders[0] and asked == [(str(small), True)]
+    monkeypatch.setattr(
+        datasets,
+        readers.SOURCES[name].torchvision,
+        lambda root, download: asked.append((root, download)),
+    )
+    assert readers.download(name) == small / readers.SOURCES[name].folders[0] and asked == [
+        (str(small), True)
+    ]
 
     def offline(root, download):
         raise OSError("no route to host")
@@ -214,18 +309,39 @@ def test_torchvision_is_asked_for_the_rest(small, monkeypatch, name):
 
 # The table.
 
+
 def test_the_ten_datasets_are_the_paper_s():
-    counts = {"imagenet": 1000, "caltech101": 100, "dtd": 47, "eurosat": 10, "fgvc_aircraft": 100, "pets": 37, "cars": 196, "sun397": 397,
-              "food101": 101, "flowers102": 102}
+    counts = {
+        "imagenet": 1000,
+        "caltech101": 100,
+        "dtd": 47,
+        "eurosat": 10,
+        "fgvc_aircraft": 100,
+        "pets": 37,
+        "cars": 196,
+        "sun397": 397,
+        "food101": 101,
+        "flowers102": 102,
+    }
     assert {name: len(data.DATASETS[name].classes) for name in readers.SOURCES} == counts
     assert all(len(set(data.DATASETS[name].classes)) == count for name, count in counts.items())
 
 
-@pytest.mark.parametrize("name, label, text", [
-    ("imagenet", 0, "a photo of a tench"), ("caltech101", 3, "a photo of a accordion"), ("fgvc_aircraft", 0, "a aircraft photo of a 707-320"),
-    ("cars", 0, "a car photo of a AM General Hummer SUV 2000"), ("eurosat", 0, "a satellite photo of a AnnualCrop"),
-    ("food101", 0, "a food photo of a apple_pie"), ("dtd", 0, "a texture photo of a banded"), ("pets", 0, "a pet photo of a Abyssinian"),
-    ("flowers102", 0, "a flower photo of a pink primrose"), ("sun397", 0, "a scene photo of a abbey")])
+@pytest.mark.parametrize(
+    "name, label, text",
+    [
+        ("imagenet", 0, "a photo of a tench"),
+        ("caltech101", 3, "a photo of a accordion"),
+        ("fgvc_aircraft", 0, "a aircraft photo of a 707-320"),
+        ("cars", 0, "a car photo of a AM General Hummer SUV 2000"),
+        ("eurosat", 0, "a satellite photo of a AnnualCrop"),
+        ("food101", 0, "a food photo of a apple_pie"),
+        ("dtd", 0, "a texture photo of a banded"),
+        ("pets", 0, "a pet photo of a Abyssinian"),
+        ("flowers102", 0, "a flower photo of a pink primrose"),
+        ("sun397", 0, "a scene photo of a abbey"),
+    ],
+)
 def test_the_prompts_are_the_paper_s_to_the_letter(name, label, text):
     row = data.DATASETS[name]
     assert data.prompt(row.noun, row.classes[label]) == text
@@ -238,10 +354,15 @@ def test_readable_names_are_words():
 
 
 def test_the_noun_of_a_users_images_is_theirs(folder):
-    assert data.load("folder", folder, noun="bird").noun == "bird" and data.load("folder", folder).noun == ""
+    assert (
+        data.load("folder", folder, noun="bird").noun == "bird"
+        and data.load("folder", folder).noun == ""
+    )
 
 
-def test_the_few_shots_of_the_released_code_are_read_also_where_a_name_has_a_slash(tmp_path, dataset):
+def test_the_few_shots_of_the_released_code_are_read_also_where_a_name_has_a_slash(
+    tmp_path, dataset
+):
     classes = ("F-16A/B", "F/A-18", "Yak-42")
     for label, name in enumerate(classes):
         for i in range(2):
@@ -262,12 +383,16 @@ def test_a_recipe_takes_the_few_shots_of_a_folder(tmp_path, folder, make):
     assert chosen.test.sources == whole.test.sources
 
 
-@pytest.mark.parametrize("shots, validation, per_class", [(16, 4, 2), (1, 4, 1), (2, 0, 2), (2, 1, 1)])
+@pytest.mark.parametrize(
+    "shots, validation, per_class", [(16, 4, 2), (1, 4, 1), (2, 0, 2), (2, 1, 1)]
+)
 def test_validation_images_are_as_few_as_the_shots(dataset, shots, validation, per_class):
     """The folder's validation part has two images a class."""
     one = recipe("paper", dataset="folder", shots=shots, validation=validation)
     drawn = data.validation_images(one, dataset)
-    assert np.bincount(drawn.labels).tolist() == [per_class] * 3 and set(drawn.sources) <= set(dataset.val.sources)
+    assert np.bincount(drawn.labels).tolist() == [per_class] * 3 and set(drawn.sources) <= set(
+        dataset.val.sources
+    )
     assert data.validation_images(one, dataset) is drawn, "hashed once"
 
 
@@ -276,28 +401,51 @@ def test_a_large_set_is_fingerprinted_by_its_list(small):
     first = images.fingerprint(readers.read("dtd", tuple(CLASSES["dtd"]))[2])
     assert images.fingerprint(readers.read("dtd", tuple(CLASSES["dtd"]))[2]) == first
     draw(folder / path_of("dtd", 0, 5, "test"), 200)
-    (folder / path_of("dtd", 0, 5, "test")).write_bytes((folder / path_of("dtd", 0, 5, "test")).read_bytes() + b" ")
+    (folder / path_of("dtd", 0, 5, "test")).write_bytes(
+        (folder / path_of("dtd", 0, 5, "test")).read_bytes() + b" "
+    )
     assert images.fingerprint(readers.read("dtd", tuple(CLASSES["dtd"]))[2]) != first
 
 
 @pytest.mark.parametrize("name", ["dtd", "eurosat", "flowers102", "food101"])
 def test_the_released_protocol_tests_three_datasets_on_their_train_part(small, monkeypatch, name):
     build(small, name, "coop")
-    monkeypatch.setitem(data.DATASETS, name, dataclasses.replace(data.DATASETS[name], read=lambda folder: readers.read(name, tuple(CLASSES[name])),
-                                                                 classes=tuple(CLASSES[name])))
-    faulty, strict = (data.load_for(recipe("paper", dataset=name, protocol=protocol)) for protocol in ("released", "strict"))
+    monkeypatch.setitem(
+        data.DATASETS,
+        name,
+        dataclasses.replace(
+            data.DATASETS[name],
+            read=lambda folder: readers.read(name, tuple(CLASSES[name])),
+            classes=tuple(CLASSES[name]),
+        ),
+    )
+    faulty, strict = (
+        data.load_for(recipe("paper", dataset=name, protocol=protocol))
+        for protocol in ("released", "strict")
+    )
     assert (faulty.test.sources == faulty.train.sources) == (name != "food101")
     assert not set(strict.test.sources) & set(strict.train.sources)
 
 
-# SHA-256 of the prompts of all classes, one a line: they pin every name of the paper's code, in its order and spelling.
+# SHA-256 of the prompts of all classes, one a line: they pin every name of the paper's code, in its
+# order and spelling.
 PROMPTS = {
-    "imagenet": "ede9d1300d88b4c4", "caltech101": "73082eaad029d160", "dtd": "3287938b702109e1", "eurosat": "bb1a8e8c54ca8718",
-    "fgvc_aircraft": "e324f7115382a792", "pets": "67b12030288fcb6d", "cars": "2b218d639da59f88", "sun397": "4fc4e5df9e0388a8",
-    "food101": "ee6ed1c1606b0c00", "flowers102": "88a9292c5bf57f37"}
+    "imagenet": "ede9d1300d88b4c4",
+    "caltech101": "73082eaad029d160",
+    "dtd": "3287938b702109e1",
+    "eurosat": "bb1a8e8c54ca8718",
+    "fgvc_aircraft": "e324f7115382a792",
+    "pets": "67b12030288fcb6d",
+    "cars": "2b218d639da59f88",
+    "sun397": "4fc4e5df9e0388a8",
+    "food101": "ee6ed1c1606b0c00",
+    "flowers102": "88a9292c5bf57f37",
+}
 
 
 @pytest.mark.parametrize("name", readers.SOURCES)
 def test_every_prompt_of_a_dataset_is_pinned(name):
-    text = "\n".join(data.prompt(readers.SOURCES[name].noun, own) for own in readers.class_names(name))
+    text = "\n".join(
+        data.prompt(readers.SOURCES[name].noun, own) for own in readers.class_names(name)
+    )
     assert hashlib.sha256(text.encode()).hexdigest()[:16] == PROMPTS[name]

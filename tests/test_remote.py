@@ -1,4 +1,6 @@
-"""A store on an address: the bytes and records of a folder, what a kill or damage costs, two machines, and what gc removes."""
+"""A store on an address: the bytes and records of a folder, what a kill or damage costs, two
+machines, and what gc removes.
+"""
 
 import importlib.util
 import json
@@ -39,7 +41,10 @@ def s3():
     """Return the address of an empty bucket on an S3 server of this process."""
     missing = [name for name in ("s3fs", "moto", "flask") if importlib.util.find_spec(name) is None]
     if missing:
-        pytest.skip(f"an S3 server and its client need {', '.join(missing)}: pip install 's3fs' 'moto[s3,server]'")
+        pytest.skip(
+            f"an S3 server and its client need {', '.join(missing)}: pip install 's3fs' "
+            "'moto[s3,server]'"
+        )
     from moto.server import ThreadedMotoServer
 
     with pytest.MonkeyPatch.context() as patch:
@@ -64,7 +69,10 @@ def address(request, tmp_path):
 
 @pytest.fixture
 def machine(tmp_path, monkeypatch, address):
-    """Return machine(name): the store on the address as a machine of that name sees it, whose process has verified nothing yet."""
+    """Return machine(name): the store on the address as a machine of that name sees it, whose
+    process has verified nothing yet.
+    """
+
     def become(name):
         monkeypatch.setenv("DATADREAM_CACHE", str(tmp_path / name))
         monkeypatch.setattr(package, "_verified", {})
@@ -111,18 +119,28 @@ def test_a_cell_gives_the_record_and_the_bytes_of_a_folder(plain, machine, monke
     sizes = store.objects()
     for artifact in keys:
         for name, (size, sha) in store.manifest(artifact)["files"].items():
-            assert sizes[f"{artifact}/{name}"] == size and digest(store.folder(artifact) / name) == sha
-    assert not [name for name in sizes if ".part" in name or name.endswith(".lease")], "nothing is left of the making"
+            assert (
+                sizes[f"{artifact}/{name}"] == size and digest(store.folder(artifact) / name) == sha
+            )
+    assert not [name for name in sizes if ".part" in name or name.endswith(".lease")], (
+        "nothing is left of the making"
+    )
     other = machine("two")
     monkeypatch.setattr(Store, "_build", forbidden)
-    assert other.root != store.root and study.find([recipe], other)["key"].tolist() == [record["key"]]
+    assert other.root != store.root and study.find([recipe], other)["key"].tolist() == [
+        record["key"]
+    ]
     assert study.run(recipe, other) == record
 
 
 def test_the_environment_names_the_address(make, address, machine, monkeypatch):
     store = machine("one")
     monkeypatch.setenv("DATADREAM_STORE", address)
-    assert isinstance(Store(), RemoteStore) and Store().address == address and Store().root == store.root == paths()["store"] == copies(address)
+    assert (
+        isinstance(Store(), RemoteStore)
+        and Store().address == address
+        and Store().root == store.root == paths()["store"] == copies(address)
+    )
     assert shown(store.root) == address and records.load_records().empty
     study.run(make("clip"))
     assert len(records.load_records()) == 1
@@ -133,12 +151,16 @@ def test_the_environment_names_the_address(make, address, machine, monkeypatch):
 def test_copies_lie_in_the_user_s_cache(monkeypatch, tmp_path):
     monkeypatch.delenv("DATADREAM_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert copies("s3://a").parent == tmp_path / "datadream" and copies("s3://a") != copies("s3://b")
+    assert copies("s3://a").parent == tmp_path / "datadream" and copies("s3://a") != copies(
+        "s3://b"
+    )
 
 
 @pytest.mark.parametrize("address", KINDS, indirect=True)
 @pytest.mark.parametrize("call", [1, 2, 3], ids=["a file", "another", "the manifest"])
-def test_a_kill_in_the_middle_of_an_upload_leaves_nothing_that_is_taken_for_done(machine, monkeypatch, call):
+def test_a_kill_in_the_middle_of_an_upload_leaves_nothing_that_is_taken_for_done(
+    machine, monkeypatch, call
+):
     store = machine("one")
     with monkeypatch.context() as patch:
         patch.setattr(store.fs, "put_file", dies_at(store.fs.put_file, call))
@@ -150,12 +172,26 @@ def test_a_kill_in_the_middle_of_an_upload_leaves_nothing_that_is_taken_for_done
     store = machine("two")
     folder = store.make("stage-1", {}, forbidden)
     assert (folder / "deep" / "b.txt").read_text() == "contentcontent"
-    assert sorted(store.objects()) == ["stage-1/a.txt", "stage-1/deep/b.txt", "stage-1/manifest.json"]
+    assert sorted(store.objects()) == [
+        "stage-1/a.txt",
+        "stage-1/deep/b.txt",
+        "stage-1/manifest.json",
+    ]
 
 
-DAMAGES = {"truncated": ("a.txt", b"cont"), "empty": ("a.txt", b""), "one bit": ("a.txt", b"conten\x75"), "deep": ("deep/b.txt", b"contentcontenT"),
-           "deleted": ("a.txt", None), "no manifest": ("manifest.json", None), "half a manifest": ("manifest.json", b'{"key": "stage-1", "fi'),
-           "outside": ("manifest.json", json.dumps({"seconds": 1.0, "files": {"../../b.txt": [1, "0"]}}).encode())}
+DAMAGES = {
+    "truncated": ("a.txt", b"cont"),
+    "empty": ("a.txt", b""),
+    "one bit": ("a.txt", b"conten\x75"),
+    "deep": ("deep/b.txt", b"contentcontenT"),
+    "deleted": ("a.txt", None),
+    "no manifest": ("manifest.json", None),
+    "half a manifest": ("manifest.json", b'{"key": "stage-1", "fi'),
+    "outside": (
+        "manifest.json",
+        json.dumps({"seconds": 1.0, "files": {"../../b.txt": [1, "0"]}}).encode(),
+    ),
+}
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -183,13 +219,19 @@ def test_a_damaged_object_in_a_bucket_is_noticed(machine):
     store.make("stage-1", {}, build)
     store.fs.pipe_file(store.at("stage-1", "a.txt"), b"conten\x75")
     folder = machine("two").make("stage-1", {}, lambda work: (calls.append(1), build(work)))
-    assert calls and (folder / "a.txt").read_text() == "content" and machine("three").done("stage-1")
+    assert (
+        calls and (folder / "a.txt").read_text() == "content" and machine("three").done("stage-1")
+    )
 
 
 def test_several_that_find_one_artifact_damaged_fetch_what_is_whole_at_once(machine):
     """As the slices of a set do, each in a process of its own."""
     store = machine("one")
-    store.make("stage-1", {}, lambda work: [(work / f"{i}.txt").write_text("content" * 1000) for i in range(30)])
+    store.make(
+        "stage-1",
+        {},
+        lambda work: [(work / f"{i}.txt").write_text("content" * 1000) for i in range(30)],
+    )
     store.fs.pipe_file(store.at("stage-1", "7.txt"), b"short")
     others = [machine("two") for _ in range(4)]
     with ThreadPoolExecutor(4) as pool:
@@ -227,7 +269,9 @@ def test_another_version_of_the_same_size_is_fetched(machine):
 
 def test_two_machines_that_need_one_artifact_make_it_once(tmp_path):
     made, folders = make_at_once(tmp_path, f"file://{tmp_path}/store")
-    assert made == 1 and all(folder.is_relative_to(tmp_path / name) for name, folder in zip("xy", folders, strict=True))
+    assert made == 1 and all(
+        folder.is_relative_to(tmp_path / name) for name, folder in zip("xy", folders, strict=True)
+    )
     assert sorted(path.name for path in (tmp_path / "store").iterdir()) == ["stage-1"]
 
 
@@ -240,9 +284,12 @@ def test_a_machine_that_died_is_replaced(machine):
 
 # The slices of a cluster.
 
+
 @pytest.fixture
 def sliced(make, address, machine):
-    """Return the tasks of a class-wise cell of which all but the cell itself were done, each on a machine of its own."""
+    """Return the tasks of a class-wise cell of which all but the cell itself were done, each on
+    a machine of its own.
+    """
     todo = engine.tasks([make("cls")], machine("driver"))
     *parts, cell = todo.values()
     for number, task in enumerate(parts):
@@ -252,43 +299,61 @@ def sliced(make, address, machine):
 
 
 @pytest.mark.parametrize("address", ["file"], indirect=True)
-def test_a_slice_of_another_machine_is_found_and_not_made_again(make, sliced, address, machine, monkeypatch, tmp_path):
+def test_a_slice_of_another_machine_is_found_and_not_made_again(
+    make, sliced, address, machine, monkeypatch, tmp_path
+):
     assert [task.kind for task in sliced.parts] == ["adapt"] * 3 + ["slice"] * 3
     store = machine("last")
     for module in (engine, generate):
         monkeypatch.setattr(module, "sample_range", forbidden)
     engine.work(sliced.parts[-1], address)
     engine.work(sliced.cell, address)
-    assert not [name for name in store.objects() if ".partial" in name], "the parts are of no more use"
+    assert not [name for name in store.objects() if ".partial" in name], (
+        "the parts are of no more use"
+    )
     monkeypatch.undo()
     folder = Store(tmp_path / "folder")
     wanted = study.run(make("cls"), folder)
     record = json.loads(store.refresh(store.records / sliced.cell.name).read_text())
     assert said(record) == said(wanted)
-    assert digests(store, record["artifacts"].values()) == digests(folder, wanted["artifacts"].values())
+    assert digests(store, record["artifacts"].values()) == digests(
+        folder, wanted["artifacts"].values()
+    )
 
 
 def test_a_damaged_slice_is_sampled_again(make, sliced, address, machine, monkeypatch, tmp_path):
     store, labels = machine("last"), []
-    image = next(name for name in store.objects() if name.endswith("/000003.png") and "truck" in name)
+    image = next(
+        name for name in store.objects() if name.endswith("/000003.png") and "truck" in name
+    )
     store.fs.pipe_file(store.at(image), store.fs.cat_file(store.at(image))[:-1] + b"x")
     sample_range = generate.sample_range
-    monkeypatch.setattr(generate, "sample_range", lambda *args: (labels.append(args[3]), sample_range(*args)))
+    monkeypatch.setattr(
+        generate, "sample_range", lambda *args: (labels.append(args[3]), sample_range(*args))
+    )
     engine.work(sliced.cell, address)
     assert labels == [1]
     record = json.loads(store.refresh(store.records / sliced.cell.name).read_text())
     folder = Store(tmp_path / "folder")
     artifact = study.run(make("cls"), folder)["artifacts"]["generate"]
-    assert digests(store, [artifact]) == digests(folder, [artifact]) and record["artifacts"]["generate"] == artifact
+    assert (
+        digests(store, [artifact]) == digests(folder, [artifact])
+        and record["artifacts"]["generate"] == artifact
+    )
 
 
 # Addresses that cannot be used.
+
 
 def test_a_missing_package_is_one_clear_error(monkeypatch, capsys):
     row = {"class": "no_such_package.FileSystem", "err": "Install no_such_package"}
     monkeypatch.setitem(known_implementations, "lake", row)
     monkeypatch.setenv("DATADREAM_STORE", "lake://bucket/prefix")
-    with pytest.raises(ConfigError, match="lake://bucket/prefix needs the package no_such_package.*pip install no_such_package.*DATADREAM_STORE"):
+    with pytest.raises(
+        ConfigError,
+        match="lake://bucket/prefix needs the package no_such_package.*pip install "
+        "no_such_package.*DATADREAM_STORE",
+    ):
         Store()
     assert main(["gc"]) == 2 and capsys.readouterr().err.count("error:") == 1
     (check,) = [check for check in examine() if check.what == "store"]
@@ -296,12 +361,17 @@ def test_a_missing_package_is_one_clear_error(monkeypatch, capsys):
 
 
 def test_an_unknown_protocol_names_the_accepted_ones():
-    with pytest.raises(ConfigError, match="'lakes', which fsspec does not know; give one such as s3://.*DATADREAM_STORE"):
+    with pytest.raises(
+        ConfigError,
+        match="'lakes', which fsspec does not know; give one such as s3://.*DATADREAM_STORE",
+    ):
         Store("lakes://bucket/prefix")
 
 
 @pytest.mark.parametrize("function", ["cat_file", "find", "put_file", "open"])
-def test_an_address_that_cannot_be_reached_is_not_taken_for_an_empty_one(machine, monkeypatch, function):
+def test_an_address_that_cannot_be_reached_is_not_taken_for_an_empty_one(
+    machine, monkeypatch, function
+):
     store, calls = machine("one"), []
     store.make("stage-1", {}, build)
 
@@ -310,7 +380,11 @@ def test_an_address_that_cannot_be_reached_is_not_taken_for_an_empty_one(machine
 
     key_ = "stage-2" if function in ("put_file", "open") else "stage-1"
     monkeypatch.setattr(type(store.fs), function, fail)
-    with pytest.raises(StoreError, match=f"{store.address} cannot be read or written .ConnectionError: no network.*credentials"):
+    with pytest.raises(
+        StoreError,
+        match=f"{store.address} cannot be read or written .ConnectionError: no "
+        "network.*credentials",
+    ):
         store.make(key_, {}, lambda work: (calls.append(1), build(work)))
     assert len(calls) == (function == "put_file"), "nothing is computed that cannot be put there"
 
@@ -323,7 +397,9 @@ def test_a_full_disk_of_this_machine_is_not_the_address_s_fault(machine, monkeyp
         raise OSError(28, os.strerror(28))
 
     monkeypatch.setattr(type(store.fs), "get_file", full)
-    with pytest.raises(StoreError, match=f"{store.root} cannot take more: the disk is full.*DATADREAM_CACHE"):
+    with pytest.raises(
+        StoreError, match=f"{store.root} cannot take more: the disk is full.*DATADREAM_CACHE"
+    ):
         store.done("stage-1")
 
 
@@ -332,25 +408,45 @@ def test_the_doctor_tells_of_the_address(monkeypatch, address, machine):
     store.make(LONE, {}, build)
     monkeypatch.setenv("DATADREAM_STORE", address)
     (check,) = [check for check in examine() if check.what == "store"]
-    assert check.state == "ok" and address in check.detail and "1 artifacts" in check.detail and str(store.root) in check.detail
-    assert sorted(store.objects()) == [f"{LONE}/{name}" for name in ("a.txt", "deep/b.txt", "manifest.json")]
+    assert (
+        check.state == "ok"
+        and address in check.detail
+        and "1 artifacts" in check.detail
+        and str(store.root) in check.detail
+    )
+    assert sorted(store.objects()) == [
+        f"{LONE}/{name}" for name in ("a.txt", "deep/b.txt", "manifest.json")
+    ]
 
 
 # What may go.
 
+
 @pytest.fixture
 def filled(make, address, machine, monkeypatch):
-    """Return a store on the address with a finished cell, an artifact that no record names, half an upload, a part, a dead lease, and a stranger."""
+    """Return a store on the address with a finished cell, an artifact that no record names, half
+    an upload, a part, a dead lease, and a stranger.
+    """
     store = machine("one")
     study.run(make("clip"), store)
     store.make(LONE, {}, lambda work: (work / "a.bin").write_bytes(bytes(500_000)))
-    for name in ("adapt-0123456789abcdef/half.bin", "generate-1123456789abcdef.partial/train/a.png", "train-0123456789abcdef.lease", "notes.txt"):
+    for name in (
+        "adapt-0123456789abcdef/half.bin",
+        "generate-1123456789abcdef.partial/train/a.png",
+        "train-0123456789abcdef.lease",
+        "notes.txt",
+    ):
         store.fs.pipe_file(store.at(name), b"dead-1 5")
     monkeypatch.setenv("DATADREAM_STORE", address)
     return store
 
 
-GOES = {LONE: "artifact", "adapt-0123456789abcdef": "unfinished", "generate-1123456789abcdef.partial": "unfinished", "train-0123456789abcdef.lease": "lock"}
+GOES = {
+    LONE: "artifact",
+    "adapt-0123456789abcdef": "unfinished",
+    "generate-1123456789abcdef.partial": "unfinished",
+    "train-0123456789abcdef.lease": "lock",
+}
 
 
 @pytest.mark.parametrize("address", KINDS, indirect=True)
@@ -362,13 +458,21 @@ def test_gc_lists_and_removes_what_no_record_needs(filled, machine):
     text = listing(filled, found)
     assert filled.address in text and f"0.50 MB  artifact    {LONE}" in text
     clear(filled, found)
-    assert filled.objects() == {name: size for name, size in before.items() if name.partition("/")[0] not in GOES}
-    assert not filled.folder(LONE).exists() and unused(filled) == [] and len(records.load_records()) == 1
+    assert filled.objects() == {
+        name: size for name, size in before.items() if name.partition("/")[0] not in GOES
+    }
+    assert (
+        not filled.folder(LONE).exists()
+        and unused(filled) == []
+        and len(records.load_records()) == 1
+    )
 
 
 def test_gc_asks_first(filled, capsys, monkeypatch):
     monkeypatch.setattr(sys.stdin, "isatty", lambda: False, raising=False)
-    assert main(["gc"]) == 0 and "nothing was removed" in capsys.readouterr().out and filled.done(LONE)
+    assert (
+        main(["gc"]) == 0 and "nothing was removed" in capsys.readouterr().out and filled.done(LONE)
+    )
     assert main(["gc", "--yes"]) == 0 and not filled.done(LONE)
 
 
@@ -376,7 +480,10 @@ def test_gc_waits_for_who_makes_something_on_another_machine(filled):
     lease = leases.Lease(filled.fs, filled.at(f"{LONE}-0-1.lease"))  # of a slice
     lease.acquire()
     try:
-        with pytest.raises(ConfigError, match=f"a process is making {LONE}-0-1.lease .{lease.owner}. in {filled.address}"):
+        with pytest.raises(
+            ConfigError,
+            match=f"a process is making {LONE}-0-1.lease .{lease.owner}. in {filled.address}",
+        ):
             unused(filled)
     finally:
         lease.release()
@@ -384,7 +491,10 @@ def test_gc_waits_for_who_makes_something_on_another_machine(filled):
 
 def test_gc_removes_nothing_while_a_study_runs_on_another_machine(filled, machine):
     found, other = unused(filled), machine("two")
-    with other.in_use(), pytest.raises(ConfigError, match=f"a study runs in {filled.address}; wait for it to end"):
+    with (
+        other.in_use(),
+        pytest.raises(ConfigError, match=f"a study runs in {filled.address}; wait for it to end"),
+    ):
         clear(filled, found)
     assert not [name for name in filled.objects() if name.startswith("in-use")]
     clear(filled, found)
@@ -403,7 +513,9 @@ def test_an_address_that_cannot_be_written_can_be_read(make, machine, monkeypatc
     monkeypatch.setattr(leases, "create", refuse)
     monkeypatch.setattr(type(store.fs), "put_file", refuse)
     assert study.run(recipe, other) == record
-    with pytest.raises(StoreError, match="cannot be read or written .PermissionError: access denied"):
+    with pytest.raises(
+        StoreError, match="cannot be read or written .PermissionError: access denied"
+    ):
         other.make("stage-1", {}, forbidden)
 
 
@@ -415,7 +527,10 @@ def test_what_another_machine_removed_is_removed_here(make, machine):
     assert file.exists() and store.refresh_all(store.records) == [] and not file.exists()
     with pytest.raises(LookupError, match=f"no record in {store.address}"):
         study.find([recipe], store)
-    assert study.run(recipe, store)["key"] == record["key"] and len(store.refresh_all(store.records)) == 1
+    assert (
+        study.run(recipe, store)["key"] == record["key"]
+        and len(store.refresh_all(store.records)) == 1
+    )
 
 
 def test_the_keys_of_an_address_are_those_of_a_folder(machine, tmp_path):

@@ -1,7 +1,8 @@
-"""The built book in a real browser, as a reader meets it: from disk, without a network, on a desk and on a phone, in light and in dark.
+"""The built book in a real browser, as a reader meets it: from disk, without a network, on a desk
+and on a phone, in light and in dark.
 
-`make site-test` runs it on a site that was built before ($DATADREAM_SITE); without one, four of the book's pages are built for it. Pictures
-of every page are left in _build/screenshots.
+`make site-test` runs it on a site that was built before ($DATADREAM_SITE); without one, four of the
+book's pages are built for it. Pictures of every page are left in _build/screenshots.
 """
 
 import functools
@@ -23,23 +24,40 @@ pytestmark = pytest.mark.site
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 DESK, PHONE = 1280, 390  # pixels wide
 VIEWS = [(DESK, "light"), (PHONE, "light"), (DESK, "dark"), (PHONE, "dark")]
-JUDGED = {(DESK, "light"), (PHONE, "dark")}  # by axe, which takes longest: each width and each theme once
+# By axe, which takes longest: each width and each theme once.
+JUDGED = {(DESK, "light"), (PHONE, "dark")}
 SERIOUS = {"serious", "critical"}
 TALLEST = 8000  # pixels of a screenshot: the reference is ten times as long
-SMALL = {"format": "jb-book", "root": "book/claim", "chapters": [{"file": "book/published", "sections": [{"file": "book/paper_scale"}, {"file": "book/references"}]}]}
+SMALL = {
+    "format": "jb-book",
+    "root": "book/claim",
+    "chapters": [
+        {
+            "file": "book/published",
+            "sections": [{"file": "book/paper_scale"}, {"file": "book/references"}],
+        }
+    ],
+}
 
-# What of a page is wrong that only its layout tells. An element that reaches beyond the screen is a fault unless something around it scrolls.
+# What of a page is wrong that only its layout tells. An element that reaches beyond the screen is a
+# fault unless something around it scrolls.
 LAYOUT = """() => {
-  const scrolls = (e) => e && (/auto|scroll|hidden|clip/.test(getComputedStyle(e).overflowX) || scrolls(e.parentElement));
-  const beyond = [...document.querySelectorAll("article *")].filter((e) => e.getBoundingClientRect().right > innerWidth + 1 && e.offsetWidth
-    && !scrolls(e.parentElement)).map((e) => `<${e.tagName.toLowerCase()}> ${e.textContent.trim().slice(0, 40)}`);
-  if (document.documentElement.scrollWidth > innerWidth) beyond.push(`the page is ${document.documentElement.scrollWidth} wide`);
-  const pictures = [...document.querySelectorAll("article img")].map((e) => ({ alt: (e.alt || "").trim(), width: e.width, height: e.height,
-    pixels: e.naturalWidth, tall: e.naturalHeight, drawn: e.closest(".cell_output") !== null,
+  const hides = (e) => /auto|scroll|hidden|clip/.test(getComputedStyle(e).overflowX);
+  const scrolls = (e) => e && (hides(e) || scrolls(e.parentElement));
+  const beyond = [...document.querySelectorAll("article *")]
+    .filter((e) => e.getBoundingClientRect().right > innerWidth + 1 && e.offsetWidth
+      && !scrolls(e.parentElement))
+    .map((e) => `<${e.tagName.toLowerCase()}> ${e.textContent.trim().slice(0, 40)}`);
+  const root = document.documentElement;
+  if (root.scrollWidth > innerWidth) beyond.push(`the page is ${root.scrollWidth} wide`);
+  const pictures = [...document.querySelectorAll("article img")].map((e) => ({
+    alt: (e.alt || "").trim(), width: e.width, height: e.height, pixels: e.naturalWidth,
+    tall: e.naturalHeight, drawn: e.closest(".cell_output") !== null,
     photo: e.classList.contains("photos"), filter: getComputedStyle(e).filter }));
   const code = document.querySelectorAll("article div.highlight pre").length;
-  return { beyond, pictures, uncopied: code - document.querySelectorAll("article button.copybtn").length,
-           sorts: document.querySelectorAll("th.sortable").length, height: document.documentElement.scrollHeight };
+  const copied = document.querySelectorAll("article button.copybtn").length;
+  return { beyond, pictures, uncopied: code - copied, height: root.scrollHeight,
+           sorts: document.querySelectorAll("th.sortable").length };
 }"""
 
 
@@ -80,43 +98,71 @@ def parsed(file):
 
 
 def broken(root):
-    """Return (page, reference) of every reference within the site that leads to no file or no anchor."""
+    """Return (page, reference) of every reference within the site that leads to no file or no
+    anchor.
+    """
     found = []
-    for file in sorted(path for path in root.rglob("*.html") if "_static" not in path.parts):  # the theme leaves templates there
+    # The theme leaves templates there.
+    for file in sorted(path for path in root.rglob("*.html") if "_static" not in path.parts):
         for reference in sorted(parsed(file).references):
             parts = urlsplit(reference)
             target = (file.parent / unquote(parts.path)).resolve() if parts.path else file
-            missing = not target.is_file() or (target.suffix == ".html" and unquote(parts.fragment) not in parsed(target).anchors)
+            missing = not target.is_file() or (
+                target.suffix == ".html" and unquote(parts.fragment) not in parsed(target).anchors
+            )
             if not (parts.scheme or parts.netloc) and missing:
                 found.append((file.relative_to(root).as_posix(), reference))
     return found
 
 
 def visit(browser, root, page, pictures=None):
-    """Return a Visit of a page for each of VIEWS; where `pictures` is a folder, leave a picture of each in it."""
+    """Return a Visit of a page for each of VIEWS; where `pictures` is a folder, leave a picture
+    of each in it.
+    """
     from axe_playwright_python.sync_playwright import Axe
 
     context = browser.new_context()
     context.set_default_timeout(120_000)
     tab, visits = context.new_page(), []
-    tab.on("console", lambda message: visits[-1].errors.append(message.text) if message.type == "error" else None)
+    tab.on(
+        "console",
+        lambda message: visits[-1].errors.append(message.text) if message.type == "error" else None,
+    )
     tab.on("pageerror", lambda error: visits[-1].errors.append(str(error)))
-    tab.route(lambda url: not url.startswith(("file:", "data:", "blob:")),
-              lambda route: (visits[-1].requests.append(route.request.url), route.abort()))
+    tab.route(
+        lambda url: not url.startswith(("file:", "data:", "blob:")),
+        lambda route: (visits[-1].requests.append(route.request.url), route.abort()),
+    )
     for width, scheme in VIEWS:
         visits.append(Visit(page, width, scheme))
         tab.set_viewport_size({"width": width, "height": 900})
         tab.emulate_media(color_scheme=scheme)
         if len(visits) == 1:
             tab.goto((root / page).as_uri(), wait_until="load")
-        tab.wait_for_timeout(400)  # the theme makes what scrolls reachable by keyboard a moment after each change
+        # The theme makes what scrolls reachable by keyboard a moment after each change.
+        tab.wait_for_timeout(400)
         visits[-1].layout = tab.evaluate(LAYOUT)
         if pictures:
-            clip = {"x": 0, "y": 0, "width": width, "height": min(visits[-1].layout["height"], TALLEST)}
-            tab.screenshot(path=pictures / f"{Path(page).stem}-{width}-{scheme}.png", full_page=True, clip=clip)
+            clip = {
+                "x": 0,
+                "y": 0,
+                "width": width,
+                "height": min(visits[-1].layout["height"], TALLEST),
+            }
+            tab.screenshot(
+                path=pictures / f"{Path(page).stem}-{width}-{scheme}.png", full_page=True, clip=clip
+            )
         if (width, scheme) in JUDGED:
-            results = Axe().run(tab, options={"resultTypes": ["violations"], "preload": False}).response["violations"]
-            visits[-1].violations = [f"{v['id']}: {v['nodes'][0]['html'][:120]} ({len(v['nodes'])})" for v in results if v["impact"] in SERIOUS]
+            results = (
+                Axe()
+                .run(tab, options={"resultTypes": ["violations"], "preload": False})
+                .response["violations"]
+            )
+            visits[-1].violations = [
+                f"{v['id']}: {v['nodes'][0]['html'][:120]} ({len(v['nodes'])})"
+                for v in results
+                if v["impact"] in SERIOUS
+            ]
     context.close()
     return visits
 
@@ -128,7 +174,10 @@ def browser():
 
     program = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
     if not program:
-        pytest.skip("THE SITE IS NOT TESTED: there is no Chromium. Install it (apt-get install chromium) or let CHROMIUM name its program")
+        pytest.skip(
+            "THE SITE IS NOT TESTED: there is no Chromium. Install it (apt-get install chromium) "
+            "or let CHROMIUM name its program"
+        )
     with sync_playwright() as tools:
         running = tools.chromium.launch(executable_path=program)
         yield running
@@ -144,7 +193,17 @@ def site(tmp_path_factory):
         return built
     home = tmp_path_factory.mktemp("site")
     (home / "toc.yml").write_text(yaml.safe_dump(SMALL))
-    build = [Path(sys.executable).with_name("jupyter-book"), "build", "-W", "--keep-going", ROOT, "--toc", home / "toc.yml", "--path-output", home]
+    build = [
+        Path(sys.executable).with_name("jupyter-book"),
+        "build",
+        "-W",
+        "--keep-going",
+        ROOT,
+        "--toc",
+        home / "toc.yml",
+        "--path-output",
+        home,
+    ]
     done = subprocess.run(build, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return home / "_build" / "html"
@@ -156,7 +215,11 @@ def visits(browser, site):
     pictures = ROOT / "_build" / "screenshots"
     pictures.mkdir(parents=True, exist_ok=True)
     of_sources = site.glob("_modules/datadream/metrics.html")  # one stands for all, which are alike
-    files = [*site.glob("book/**/*.html"), *of_sources, *(site / name for name in ("search.html", "genindex.html"))]
+    files = [
+        *site.glob("book/**/*.html"),
+        *of_sources,
+        *(site / name for name in ("search.html", "genindex.html")),
+    ]
     pages = sorted(file.relative_to(site).as_posix() for file in files)
     return [one for page in pages for one in visit(browser, site, page, pictures)]
 
@@ -189,18 +252,41 @@ def test_no_page_is_wider_than_the_screen(shown):
 
 def test_every_picture_is_loaded_keeps_its_shape_and_says_what_it_shows(visits, shown):
     assert any(one.layout["pictures"] for one in visits)
-    assert not shown(lambda one: [p for p in one.layout["pictures"] if not p["alt"] or not p["pixels"] or not p["width"]
-                                  or abs(p["width"] / p["height"] / (p["pixels"] / p["tall"]) - 1) > 0.03])
+    assert not shown(
+        lambda one: [
+            p
+            for p in one.layout["pictures"]
+            if not p["alt"]
+            or not p["pixels"]
+            or not p["width"]
+            or abs(p["width"] / p["height"] / (p["pixels"] / p["tall"]) - 1) > 0.03
+        ]
+    )
 
 
 def test_every_computed_figure_is_sharp_on_a_dense_screen(shown):
-    assert not shown(lambda one: [p for p in one.layout["pictures"] if p["drawn"] and p["pixels"] < 1.9 * p["width"]])
+    assert not shown(
+        lambda one: [
+            p for p in one.layout["pictures"] if p["drawn"] and p["pixels"] < 1.9 * p["width"]
+        ]
+    )
 
 
 def test_the_dark_theme_darkens_plots_and_no_photo(visits, shown):
-    assert any(p["drawn"] and p["filter"].startswith("invert") for one in visits if one.scheme == "dark" for p in one.layout["pictures"])
-    assert not shown(lambda one: [p for p in one.layout["pictures"] if p["drawn"] and p["filter"].startswith("invert")
-                                  != (one.scheme == "dark" and not p["photo"])])
+    assert any(
+        p["drawn"] and p["filter"].startswith("invert")
+        for one in visits
+        if one.scheme == "dark"
+        for p in one.layout["pictures"]
+    )
+    assert not shown(
+        lambda one: [
+            p
+            for p in one.layout["pictures"]
+            if p["drawn"]
+            and p["filter"].startswith("invert") != (one.scheme == "dark" and not p["photo"])
+        ]
+    )
 
 
 def test_all_code_has_a_button_that_copies_it(shown):
@@ -215,13 +301,20 @@ def test_the_search_finds_a_method(browser, site):
     tab = browser.new_page()
     tab.goto((site / "search.html").as_uri() + "?q=LoFT")
     tab.wait_for_selector("#search-results li")
-    links = [link.get_attribute("href") for link in tab.query_selector_all("#search-results li > a")]
+    links = [
+        link.get_attribute("href") for link in tab.query_selector_all("#search-results li > a")
+    ]
     tab.close()
-    assert any("book/" in link and (site / link.partition("#")[0].partition("?")[0]).is_file() for link in links), links
+    assert any(
+        "book/" in link and (site / link.partition("#")[0].partition("?")[0]).is_file()
+        for link in links
+    ), links
 
 
 def test_a_table_sorts_by_keyboard(browser, site, visits):
-    page = next(one.page for one in visits if one.layout["sorts"] and one.page.endswith("claim.html"))
+    page = next(
+        one.page for one in visits if one.layout["sorts"] and one.page.endswith("claim.html")
+    )
     tab = browser.new_page()
     tab.goto((site / page).as_uri())
     table = tab.locator(".cell_output table:has(th.sortable)").first
@@ -231,29 +324,51 @@ def test_a_table_sorts_by_keyboard(browser, site, visits):
         """Press Enter on the header; return its aria-sort and the column's numbers."""
         head.locator("button").focus()
         tab.keyboard.press("Enter")
-        return head.get_attribute("aria-sort"), [float(text) for text in table.locator(f"tbody tr td:nth-child({column})").all_inner_texts()]
+        return head.get_attribute("aria-sort"), [
+            float(text)
+            for text in table.locator(f"tbody tr td:nth-child({column})").all_inner_texts()
+        ]
 
-    written = [float(text) for text in table.locator(f"tbody tr td:nth-child({column})").all_inner_texts()]
+    written = [
+        float(text) for text in table.locator(f"tbody tr td:nth-child({column})").all_inner_texts()
+    ]
     orders = [press() for _ in range(3)]
     tab.close()
-    assert orders == [("ascending", sorted(written)), ("descending", sorted(written, reverse=True)), ("none", written)]
+    assert orders == [
+        ("ascending", sorted(written)),
+        ("descending", sorted(written, reverse=True)),
+        ("none", written),
+    ]
     assert written != sorted(written)
 
 
-FAULTY = """<!doctype html><html lang="en"><head><title>Faults</title></head><body><main><h1>Faults</h1><article>
-<p style="color: #bbb; background: #fff">Too pale to be read.</p> <img src="dot.svg" width="10" height="10"> <p style="width: 3000px">Too wide.</p>
+FAULTY = """<!doctype html><html lang="en"><head><title>Faults</title></head>
+<body><main><h1>Faults</h1><article>
+<p style="color: #bbb; background: #fff">Too pale to be read.</p>
+<img src="dot.svg" width="10" height="10"> <p style="width: 3000px">Too wide.</p>
 <div style="overflow-x: auto; width: 100px"><p style="width: 3000px">It scrolls.</p></div>
-<div class="highlight"><pre>uncopied</pre></div> <a href="nowhere.html">a</a> <a href="#nothing">b</a> <a href="faults.html#here" id="here">c</a>
-<script src="https://example.org/script.js"></script><script>console.error("a fault"); missing();</script></article></main></body></html>"""
+<div class="highlight"><pre>uncopied</pre></div>
+<a href="nowhere.html">a</a> <a href="#nothing">b</a> <a href="faults.html#here" id="here">c</a>
+<script src="https://example.org/script.js"></script>
+<script>console.error("a fault"); missing();</script></article></main></body></html>"""
 
 
 def test_each_of_these_checks_finds_its_fault(browser, tmp_path):
     (tmp_path / "faults.html").write_text(FAULTY)
-    (tmp_path / "dot.svg").write_text('<svg xmlns="http://www.w3.org/2000/svg" width="1" height="1"/>')
+    (tmp_path / "dot.svg").write_text(
+        '<svg xmlns="http://www.w3.org/2000/svg" width="1" height="1"/>'
+    )
     found = visit(browser, tmp_path, "faults.html")[0]
-    assert any("a fault" in error for error in found.errors) and any("missing is not defined" in error for error in found.errors)
+    assert any("a fault" in error for error in found.errors) and any(
+        "missing is not defined" in error for error in found.errors
+    )
     assert found.requests == ["https://example.org/script.js"]
-    assert [text for text in found.layout["beyond"] if "Too wide" in text] and not [text for text in found.layout["beyond"] if "It scrolls" in text]
+    assert [text for text in found.layout["beyond"] if "Too wide" in text] and not [
+        text for text in found.layout["beyond"] if "It scrolls" in text
+    ]
     assert [p["alt"] for p in found.layout["pictures"]] == [""] and found.layout["uncopied"] == 1
-    assert {violation.partition(":")[0] for violation in found.violations} >= {"color-contrast", "image-alt"}
+    assert {violation.partition(":")[0] for violation in found.violations} >= {
+        "color-contrast",
+        "image-alt",
+    }
     assert broken(tmp_path) == [("faults.html", "#nothing"), ("faults.html", "nowhere.html")]

@@ -1,4 +1,6 @@
-"""Ending at a safe place: what a signal leaves, where it is looked at, and that no worker outlives its parent."""
+"""Ending at a safe place: what a signal leaves, where it is looked at, and that no worker
+outlives its parent.
+"""
 
 import os
 import pickle
@@ -34,7 +36,11 @@ def test_a_signal_is_a_mark_until_it_is_looked_at():
             send()
             assert asked()
             check()
-    assert caught.value.code == 143 and "SIGTERM" in str(caught.value) and "goes on" in str(caught.value)
+    assert (
+        caught.value.code == 143
+        and "SIGTERM" in str(caught.value)
+        and "goes on" in str(caught.value)
+    )
     assert not asked() and signal.getsignal(signal.SIGTERM) is before
     check()
 
@@ -95,7 +101,11 @@ def test_ctrl_c_is_kept_where_an_exception_is_lost(ctrl_c):
             with interruptible():
                 Interrupts()
                 done.append(1)
-    assert done == [1] and not asked() and signal.getsignal(signal.SIGINT) is before is signal.default_int_handler
+    assert (
+        done == [1]
+        and not asked()
+        and signal.getsignal(signal.SIGINT) is before is signal.default_int_handler
+    )
 
 
 def test_a_second_ctrl_c_interrupts_at_once(ctrl_c):
@@ -108,7 +118,11 @@ def test_a_second_ctrl_c_interrupts_at_once(ctrl_c):
 
 def test_a_workers_way_with_ctrl_c_is_kept():
     """Its pool's parent is told by Stopped, which a KeyboardInterrupt would not reach."""
-    with pytest.raises(Stopped) as caught, listening(signal.SIGTERM, signal.SIGINT), interruptible():
+    with (
+        pytest.raises(Stopped) as caught,
+        listening(signal.SIGTERM, signal.SIGINT),
+        interruptible(),
+    ):
         send(signal.SIGINT)
     assert caught.value.code == 130
 
@@ -121,13 +135,22 @@ def test_sigterm_is_no_ctrl_c():
 
 # What computes.
 
+
 @pytest.mark.parametrize("at, saved", [(0, 1), (3, 4), (7, None)])
 def test_a_training_saves_its_state_at_the_next_step(tmp_path, at, saved):
     """The last step has nothing left to save."""
+
     def run(checkpoint, after=None):
         parameters = {"x": torch.nn.Parameter(torch.full((3,), 2.0))}
-        losses = training.fit(parameters, lambda step: (parameters["x"] + torch.randn(3)).square().sum(), steps=8, lr=0.1, seed=1,
-                              checkpoint=checkpoint, after=after)
+        losses = training.fit(
+            parameters,
+            lambda step: (parameters["x"] + torch.randn(3)).square().sum(),
+            steps=8,
+            lr=0.1,
+            seed=1,
+            checkpoint=checkpoint,
+            after=after,
+        )
         return losses, parameters["x"].tolist()
 
     whole, file = run(None), tmp_path / "state"
@@ -137,15 +160,25 @@ def test_a_training_saves_its_state_at_the_next_step(tmp_path, at, saved):
     assert run(file) == whole
 
 
-def test_a_generation_ends_with_a_batch_and_goes_on_to_the_same_bytes(make, dataset, shots, tmp_path, monkeypatch):
+def test_a_generation_ends_with_a_batch_and_goes_on_to_the_same_bytes(
+    make, dataset, shots, tmp_path, monkeypatch
+):
     recipe, store, calls, sample = make("base"), Store(tmp_path / "stopped"), [], package.sample
     whole = package.generate(recipe, dataset, shots, Store(tmp_path / "whole"))
-    monkeypatch.setattr(package, "sample", lambda *args: (calls.append(1), len(calls) == 2 and send(), sample(*args))[2])
+    monkeypatch.setattr(
+        package,
+        "sample",
+        lambda *args: (calls.append(1), len(calls) == 2 and send(), sample(*args))[2],
+    )
     with pytest.raises(Stopped), listening():
         package.generate(recipe, dataset, shots, store)
-    assert len(calls) == 2 and len(list(store.root.rglob("*.png"))) == 4, "what was sampled is written"
+    assert len(calls) == 2 and len(list(store.root.rglob("*.png"))) == 4, (
+        "what was sampled is written"
+    )
     folder = package.generate(recipe, dataset, shots, store)
-    assert len(calls) == 9 and [digest(f) for f in sorted(folder.rglob("*.png"))] == [digest(f) for f in sorted(whole.rglob("*.png"))]
+    assert len(calls) == 9 and [digest(f) for f in sorted(folder.rglob("*.png"))] == [
+        digest(f) for f in sorted(whole.rglob("*.png"))
+    ]
 
 
 def test_one_that_waits_for_another_process_can_be_stopped(store):
@@ -153,7 +186,9 @@ def test_one_that_waits_for_another_process_can_be_stopped(store):
     with FileLock(store.root / ".stage-1.lock"), pytest.raises(Stopped), listening():
         threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()
         store.make("stage-1", {}, lambda work: pytest.fail("another process has it"))
-    assert store.make("stage-1", {}, lambda work: (work / "a").write_text("x")) == store.folder("stage-1")
+    assert store.make("stage-1", {}, lambda work: (work / "a").write_text("x")) == store.folder(
+        "stage-1"
+    )
 
 
 # Workers.
@@ -180,9 +215,13 @@ if __name__ == "__main__":
 
 @pytest.fixture
 def pool(tmp_path):
-    """Return (process, its workers, the folder that knows what has begun) of a pool of two with six pieces to do."""
+    """Return (process, its workers, the folder that knows what has begun) of a pool of two with
+    six pieces to do.
+    """
     (tmp_path / "pool.py").write_text(POOL)
-    process = subprocess.Popen([sys.executable, tmp_path / "pool.py", tmp_path], process_group=0, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, tmp_path / "pool.py", tmp_path], process_group=0, stderr=subprocess.DEVNULL
+    )
     end = time.monotonic() + 60
     while len(list(tmp_path.glob("begun *"))) < 2 and time.monotonic() < end:
         time.sleep(0.02)

@@ -39,30 +39,52 @@ def test_the_manifest_says_what_where_and_when(store):
     folder = store.make("stage-1", {"seed": 1, "names": ["a"]}, build)
     manifest = store.manifest("stage-1")
     assert manifest["key"] == "stage-1" and manifest["inputs"] == {"seed": 1, "names": ["a"]}
-    assert manifest["files"] == {name: [(folder / name).stat().st_size, digest(folder / name)] for name in ("a.txt", "deep/b.txt")}
+    assert manifest["files"] == {
+        name: [(folder / name).stat().st_size, digest(folder / name)]
+        for name in ("a.txt", "deep/b.txt")
+    }
     assert manifest["seconds"] >= 0
     time.strptime(manifest["created"], "%Y-%m-%dT%H:%M:%SZ")
     assert provenance().items() <= manifest.items()
     assert {"commit", "dirty", "versions", "python", "device"} <= set(manifest)
-    assert {"torch", "diffusers", "transformers", "peft", "open_clip_torch"} <= set(manifest["versions"])
+    assert {"torch", "diffusers", "transformers", "peft", "open_clip_torch"} <= set(
+        manifest["versions"]
+    )
 
 
 def test_nothing_is_done_in_an_empty_store(store):
     assert not store.done("stage-1") and store.manifest("stage-1") is None
 
 
-@pytest.mark.parametrize("damage", [
-    lambda folder: (folder / "a.txt").write_text("cont"),
-    lambda folder: (folder / "a.txt").write_text(""),
-    lambda folder: (folder / "deep" / "b.txt").unlink(),
-    lambda folder: (folder / "manifest.json").unlink(),
-    lambda folder: (folder / "manifest.json").write_text(""),
-    lambda folder: (folder / "manifest.json").write_text((folder / "manifest.json").read_text()[:100]),
-    lambda folder: (folder / "manifest.json").write_text("{}"),
-    lambda folder: (folder / "manifest.json").write_text("null"),
-    lambda folder: (folder / "manifest.json").write_text('{"key": "of another version"}'),
-    lambda folder: (folder / "manifest.json").write_bytes(b"\xff\xfe\x00"),
-], ids=["truncated", "empty", "deleted", "no manifest", "empty manifest", "half a manifest", "{}", "null", "no files", "no text"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: (folder / "a.txt").write_text("cont"),
+        lambda folder: (folder / "a.txt").write_text(""),
+        lambda folder: (folder / "deep" / "b.txt").unlink(),
+        lambda folder: (folder / "manifest.json").unlink(),
+        lambda folder: (folder / "manifest.json").write_text(""),
+        lambda folder: (folder / "manifest.json").write_text(
+            (folder / "manifest.json").read_text()[:100]
+        ),
+        lambda folder: (folder / "manifest.json").write_text("{}"),
+        lambda folder: (folder / "manifest.json").write_text("null"),
+        lambda folder: (folder / "manifest.json").write_text('{"key": "of another version"}'),
+        lambda folder: (folder / "manifest.json").write_bytes(b"\xff\xfe\x00"),
+    ],
+    ids=[
+        "truncated",
+        "empty",
+        "deleted",
+        "no manifest",
+        "empty manifest",
+        "half a manifest",
+        "{}",
+        "null",
+        "no files",
+        "no text",
+    ],
+)
 def test_a_damaged_artifact_is_not_done_and_is_made_again(store, damage):
     folder = store.make("stage-1", {}, build)
     damage(folder)
@@ -112,7 +134,10 @@ def test_a_kill_at_the_very_end_is_repaired(store, monkeypatch, call):
 
 
 def test_half_written_files_do_not_enter_an_artifact(store):
-    """The convention of the package: a file is written as <name>.part and renamed; a kill may leave the .part."""
+    """The convention of the package: a file is written as <name>.part and renamed; a kill may
+    leave the .part.
+    """
+
     def killed(work):
         (work / "state.safetensors.part").write_text("half")
         raise Killed
@@ -124,14 +149,19 @@ def test_half_written_files_do_not_enter_an_artifact(store):
 
 
 def test_two_keys_do_not_share_a_folder(store):
-    one, other = store.make("stage-1", {}, build), store.make("stage-2", {}, lambda work: build(work, "other"))
+    one, other = (
+        store.make("stage-1", {}, build),
+        store.make("stage-2", {}, lambda work: build(work, "other")),
+    )
     assert (one / "a.txt").read_text() == "content" and (other / "a.txt").read_text() == "other"
 
 
 def test_two_stores_see_the_same_artifacts(store):
     store.make("stage-1", {}, build)
     assert Store(store.root).done("stage-1")
-    assert Store(store.root).make("stage-1", {}, lambda work: pytest.fail("it is done")) == store.folder("stage-1")
+    assert Store(store.root).make(
+        "stage-1", {}, lambda work: pytest.fail("it is done")
+    ) == store.folder("stage-1")
 
 
 def test_the_store_lies_where_the_environment_says(tmp_path, monkeypatch):
@@ -140,7 +170,9 @@ def test_the_store_lies_where_the_environment_says(tmp_path, monkeypatch):
 
 
 def test_two_processes_that_need_one_artifact_make_it_once(tmp_path):
-    """Seeds and named runs run at once and share stages: zero-shot CLIP has no seed, and two runs may have a seed in common."""
+    """Seeds and named runs run at once and share stages: zero-shot CLIP has no seed, and two
+    runs may have a seed in common.
+    """
     made, folders = make_at_once(tmp_path, tmp_path / "store")
     assert made == 1 and set(folders) == {tmp_path / "store" / "stage-1"}
 
@@ -153,13 +185,17 @@ def test_json_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
             write_json(tmp_path / "a.json", {"x": 2})
     assert json.loads((tmp_path / "a.json").read_text()) == {"x": 1}
     with pytest.raises(ValueError):
-        write_json(tmp_path / "a.json", {"x": float("nan")})  # NaN is no JSON; other programs could not read it
+        # NaN is no JSON; other programs could not read it.
+        write_json(tmp_path / "a.json", {"x": float("nan")})
     assert json.loads((tmp_path / "a.json").read_text()) == {"x": 1}
 
 
 def test_the_digest_is_sha_256(tmp_path):
     (tmp_path / "abc").write_bytes(b"abc")
-    assert digest(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert (
+        digest(tmp_path / "abc")
+        == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    )
 
 
 def test_provenance_outside_a_checkout_is_unknown_rather_than_an_error(tmp_path, monkeypatch):
@@ -176,6 +212,7 @@ def test_provenance_needs_no_git(tmp_path, monkeypatch):
 
 
 # Files whose bytes changed: the digests are looked at once a process.
+
 
 def another_process(monkeypatch):
     """Forget which digests were found right, as a new process has."""
@@ -199,10 +236,16 @@ def test_one_flipped_bit_is_noticed_and_only_that_artifact_is_made_again(store, 
     for key in ("stage-1", "stage-2"):
         store.make(key, {}, lambda work: (calls.append(work.name), build(work)))
     assert calls == ["stage-1.partial"] and store.done("stage-1")
-    assert (folder / "deep" / "b.txt").read_text() == (other / "deep" / "b.txt").read_text() == "contentcontent"
+    assert (
+        (folder / "deep" / "b.txt").read_text()
+        == (other / "deep" / "b.txt").read_text()
+        == "contentcontent"
+    )
 
 
-def test_digests_are_computed_once_a_process_and_again_for_a_file_that_was_touched(store, monkeypatch):
+def test_digests_are_computed_once_a_process_and_again_for_a_file_that_was_touched(
+    store, monkeypatch
+):
     folder, seen = store.make("stage-1", {}, build), []
     monkeypatch.setattr(package, "digest", lambda path: seen.append(path.name) or digest(path))
     assert store.done("stage-1") and not seen, "the process that wrote it knows them"
@@ -217,32 +260,58 @@ def test_a_damaged_artifact_that_is_a_link_loses_the_link_and_not_what_it_leads_
     store.folder("stage-1").symlink_to(elsewhere)
     assert store.done("stage-1")
     (elsewhere / "a.txt").write_text("short")
-    assert not store.make("stage-1", {}, build).is_symlink() and (elsewhere / "a.txt").read_text() == "short"
+    assert (
+        not store.make("stage-1", {}, build).is_symlink()
+        and (elsewhere / "a.txt").read_text() == "short"
+    )
 
 
 # A disk that is full, or closed.
 
+
 def contents(store):
-    """Return file -> digest of all finished artifacts, each of which must be sound, and of the records without their times."""
+    """Return file -> digest of all finished artifacts, each of which must be sound, and of the
+    records without their times.
+    """
     package._verified.clear()
     keys = [p.name for p in store.root.glob("*-*") if p.is_dir() and p.suffix != ".partial"]
     assert all(store.done(key) for key in keys)
-    return {f"{key}/{name}": sha for key in keys for name, (_, sha) in store.manifest(key)["files"].items()}
+    return {
+        f"{key}/{name}": sha
+        for key in keys
+        for name, (_, sha) in store.manifest(key)["files"].items()
+    }
 
 
 def results(store):
-    return [{name: json.loads(file.read_text())[name] for name in ("recipe", "result", "curve", "artifacts")} for file in store.records.glob("*.json")]
+    return [
+        {
+            name: json.loads(file.read_text())[name]
+            for name in ("recipe", "result", "curve", "artifacts")
+        }
+        for file in store.records.glob("*.json")
+    ]
 
 
 @pytest.fixture
 def disk(tmp_path):
-    """Return mount(options): a small file system in memory at the place of the store, mounted with or changed to these options."""
+    """Return mount(options): a small file system in memory at the place of the store, mounted
+    with or changed to these options.
+    """
     place = tmp_path / "artifacts"
     place.mkdir()
 
     def mount(options):
-        way = ["-o", f"remount,{options}"] if place.is_mount() else ["-t", "tmpfs", "-o", options, "tmpfs"]
-        done = subprocess.run(["mount", *way, str(place)], capture_output=True, text=True) if shutil.which("mount") else None
+        way = (
+            ["-o", f"remount,{options}"]
+            if place.is_mount()
+            else ["-t", "tmpfs", "-o", options, "tmpfs"]
+        )
+        done = (
+            subprocess.run(["mount", *way, str(place)], capture_output=True, text=True)
+            if shutil.which("mount")
+            else None
+        )
         if not done or done.returncode:
             pytest.skip("no file system can be mounted here")
 
@@ -259,7 +328,9 @@ def whole(make, tmp_path_factory):
     return recipe, contents(store), results(store)
 
 
-def test_a_full_disk_is_one_error_and_with_more_room_the_run_goes_on_to_the_same_bytes(whole, disk, store):
+def test_a_full_disk_is_one_error_and_with_more_room_the_run_goes_on_to_the_same_bytes(
+    whole, disk, store
+):
     failures, sizes = 0, [24, 48, 72, 96, 128, 192, 256, 512, 1024, 2048, 4096]  # KiB
     for size in sizes:
         disk(f"size={size}k")
@@ -268,9 +339,18 @@ def test_a_full_disk_is_one_error_and_with_more_room_the_run_goes_on_to_the_same
             break
         except StoreError as error:
             failures += 1
-            assert "the disk is full" in str(error) and "DATADREAM_STORE" in str(error) and "\n" not in str(error)
+            assert (
+                "the disk is full" in str(error)
+                and "DATADREAM_STORE" in str(error)
+                and "\n" not in str(error)
+            )
             contents(store)
-    assert failures >= 3 and contents(store) == whole[1] and results(store) == whole[2] and not list(store.root.glob("*.partial"))
+    assert (
+        failures >= 3
+        and contents(store) == whole[1]
+        and results(store) == whole[2]
+        and not list(store.root.glob("*.partial"))
+    )
 
 
 @pytest.mark.parametrize("limit", [1_000, 20_000])
@@ -294,7 +374,9 @@ def test_a_read_only_store_is_read_and_not_written(whole, disk, store, make):
     package._verified.clear()
     assert study.run(whole[0], store) == first, "what is there needs no writing"
     for recipe in (make("cls"), make("clip")):
-        with pytest.raises(StoreError, match="cannot be written.*Read-only file system.*DATADREAM_STORE"):
+        with pytest.raises(
+            StoreError, match="cannot be written.*Read-only file system.*DATADREAM_STORE"
+        ):
             study.run(recipe, store)
     disk("rw")
     assert contents(store) == whole[1]
@@ -315,7 +397,11 @@ def test_an_error_that_is_not_about_the_store_stays_what_it_is(store):
 
     for error in (PermissionError, FileNotFoundError):
         with pytest.raises(error):
-            store.make("stage-1", {}, elsewhere if error is PermissionError else lambda work: open(work / "missing"))
+            store.make(
+                "stage-1",
+                {},
+                elsewhere if error is PermissionError else lambda work: open(work / "missing"),
+            )
 
 
 def test_an_export_to_a_full_disk_leaves_nothing_that_looks_whole(whole, disk, tmp_path):
@@ -326,11 +412,19 @@ def test_an_export_to_a_full_disk_leaves_nothing_that_looks_whole(whole, disk, t
         export(key, tmp_path / "artifacts" / "out", ["imagefolder"], full)
     assert not (tmp_path / "artifacts" / "out" / "imagefolder").exists()
     disk("size=1m")
-    assert len(list(export(key, tmp_path / "artifacts" / "out", ["imagefolder"], full)[0].rglob("*.png"))) == 15
+    assert (
+        len(
+            list(
+                export(key, tmp_path / "artifacts" / "out", ["imagefolder"], full)[0].rglob("*.png")
+            )
+        )
+        == 15
+    )
 
 
 def test_two_that_write_one_record_leave_a_whole_one_and_nothing_else(tmp_path):
     """Two studies may end the same cell at the same time."""
+
     def write(writer):
         for i in range(200):
             write_json(tmp_path / "record.json", {"writer": writer, "values": [i] * 200})
@@ -344,10 +438,16 @@ def test_two_that_write_one_record_leave_a_whole_one_and_nothing_else(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["record.json"]
 
 
-@pytest.mark.parametrize("make_wrong, what", [(Path.mkdir, "folder"), (lambda lock: lock.symlink_to(lock.parent / "elsewhere"), "link")])
+@pytest.mark.parametrize(
+    "make_wrong, what",
+    [(Path.mkdir, "folder"), (lambda lock: lock.symlink_to(lock.parent / "elsewhere"), "link")],
+)
 def test_what_lies_in_a_locks_place_is_named(tmp_path, make_wrong, what):
     make_wrong(tmp_path / ".draw-1.lock")
-    with pytest.raises(StoreError, match=rf"\.draw-1\.lock is a {what}.*remove it"), Store(tmp_path).lock("draw-1"):
+    with (
+        pytest.raises(StoreError, match=rf"\.draw-1\.lock is a {what}.*remove it"),
+        Store(tmp_path).lock("draw-1"),
+    ):
         pass
     assert not (tmp_path / "elsewhere").exists()
 
@@ -357,12 +457,21 @@ def test_what_another_process_finished_meanwhile_is_not_taken_apart(store, monke
     folder = store.make("stage-1", {}, build)
     another_process(monkeypatch)
     store.salvage("stage-1")
-    assert store.done("stage-1") and (folder / "a.txt").exists() and not store.work("stage-1").exists()
+    assert (
+        store.done("stage-1") and (folder / "a.txt").exists() and not store.work("stage-1").exists()
+    )
 
 
 def test_what_is_whole_of_a_damaged_artifact_is_there_for_its_build(store, monkeypatch):
     folder, found = store.make("stage-1", {}, build), []
     flip(folder / "a.txt")
     another_process(monkeypatch)
-    store.make("stage-1", {}, lambda work: (found.extend(sorted(str(p.relative_to(work)) for p in work.rglob("*.txt"))), build(work)))
+    store.make(
+        "stage-1",
+        {},
+        lambda work: (
+            found.extend(sorted(str(p.relative_to(work)) for p in work.rglob("*.txt"))),
+            build(work),
+        ),
+    )
     assert found == ["deep/b.txt"] and store.done("stage-1")

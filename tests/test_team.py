@@ -1,4 +1,6 @@
-"""Several processes that train one adapter: the sums they share, what they refuse, how they end, and the real launcher."""
+"""Several processes that train one adapter: the sums they share, what they refuse, how they end,
+and the real launcher.
+"""
 
 import json
 import os
@@ -19,16 +21,44 @@ from datadream.training import fit, load_state
 
 
 def launch(script, *words, **environment):
-    """Return the ended `accelerate launch` of two processes with these words after it; what it starts for GPUs runs on a CPU as well."""
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
-               "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", *script, *words]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, env={**os.environ, **environment}, check=False)
+    """Return the ended `accelerate launch` of two processes with these words after it; what it
+    starts for GPUs runs on a CPU as well.
+    """
+    command = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--multi_gpu",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+        "--mixed_precision",
+        "no",
+        "--dynamo_backend",
+        "no",
+        "--main_process_port",
+        "0",
+        *script,
+        *words,
+    ]
+    return subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, **environment},
+        check=False,
+    )
 
 
 def test_every_row_has_one_process():
     rows = torch.arange(7)
     parts = [Team(rank, 3).share(rows) for rank in range(3)]
-    assert sorted(torch.cat(parts).tolist()) == rows.tolist() and max(map(len, parts)) - min(map(len, parts)) <= 1
+    assert (
+        sorted(torch.cat(parts).tolist()) == rows.tolist()
+        and max(map(len, parts)) - min(map(len, parts)) <= 1
+    )
     assert Team(1, 3).share(rows[:1]).tolist() == [] and ALONE.share(rows).tolist() == rows.tolist()
 
 
@@ -50,16 +80,32 @@ def test_the_launcher_s_processes_make_the_adapter_of_one(make, tiny, dataset, s
     home = tmp_path / "home" / "notebooks"
     home.mkdir(parents=True)
     shutil.copy(paths()["notebooks"] / "dataset.ipynb", home)
-    run = {"notebook": "dataset", "parameters": {"dataset": "folder", "folder": recipe.folder, "shots": recipe.shots, "methods": ["dset", "dset+real"],
-                                                 "overrides": values}}
+    run = {
+        "notebook": "dataset",
+        "parameters": {
+            "dataset": "folder",
+            "folder": recipe.folder,
+            "shots": recipe.shots,
+            "methods": ["dset", "dset+real"],
+            "overrides": values,
+        },
+    }
     (home / "study.yaml").write_text(yaml.safe_dump({"runs": {"photos": run}, "smoke": {}}))
-    done = launch(["-m", "datadream"], "adapt", "photos", DATADREAM_HOME=str(home.parent), DATADREAM_STORE=str(tmp_path / "together"))
+    done = launch(
+        ["-m", "datadream"],
+        "adapt",
+        "photos",
+        DATADREAM_HOME=str(home.parent),
+        DATADREAM_STORE=str(tmp_path / "together"),
+    )
     assert done.returncode == 0, done.stderr
     whole = adapt(recipe, dataset, shots, Store(tmp_path / "alone"))
     folder = tmp_path / "together" / whole.name
     assert done.stdout.strip().splitlines()[-1] == f"{folder}, 2 processes"
     manifest = json.loads((folder / "manifest.json").read_text())
-    assert manifest["processes"] == 2 and sorted(manifest["files"]) == sorted(json.loads((whole / "manifest.json").read_text())["files"])
+    assert manifest["processes"] == 2 and sorted(manifest["files"]) == sorted(
+        json.loads((whole / "manifest.json").read_text())["files"]
+    )
     one, other = (load_file(f / "pytorch_lora_weights.safetensors") for f in (whole, folder))
     assert one.keys() == other.keys()
     for name, value in one.items():
@@ -95,8 +141,8 @@ own.mkdir(exist_ok=True)
 with open(folder / f"end-{what}-{ours.rank}", "w") as report:
     try:
         with stopping.listening():
-            losses = training.fit({"weight": weight}, loss_at, steps=12, lr=0.1, seed=1, checkpoint=own / "state.safetensors", every=4, after=after,
-                                  team=ours)
+            losses = training.fit({"weight": weight}, loss_at, steps=12, lr=0.1, seed=1, every=4,
+                                  after=after, checkpoint=own / "state.safetensors", team=ours)
         report.write(repr((losses, weight.tolist())))
     except (Exception, stopping.Stopped) as error:
         report.write(f"{type(error).__name__}: {error}")
@@ -118,20 +164,36 @@ def test_a_team_stops_together_and_goes_on_to_the_same_bytes(tmp_path):
     (tmp_path / "stopped").mkdir()
     whole = ends(tmp_path / "whole", "whole")
     assert whole[0] == whole[1] and whole[0].startswith("([")
-    assert all(end.startswith("Stopped: stopped by SIGTERM") for end in ends(tmp_path / "stopped", "stop"))
+    assert all(
+        end.startswith("Stopped: stopped by SIGTERM") for end in ends(tmp_path / "stopped", "stop")
+    )
     assert load_state(tmp_path / "stopped" / "state.safetensors")[1] == 7
     assert ends(tmp_path / "stopped", "go-on") == whole
 
 
 @pytest.mark.cluster
 def test_a_loss_that_diverges_in_one_process_ends_all(tmp_path):
-    assert all(end.startswith("DivergedError") and "step 7 of 12" in end and "The last good state" in end for end in ends(tmp_path, "nan"))
+    assert all(
+        end.startswith("DivergedError") and "step 7 of 12" in end and "The last good state" in end
+        for end in ends(tmp_path, "nan")
+    )
 
 
 @pytest.mark.cluster
 def test_processes_that_do_not_see_one_checkpoint_are_refused(tmp_path):
     (tmp_path / "0").mkdir()
     weight = torch.nn.Parameter(torch.zeros(3))
-    fit({"weight": weight}, lambda step: weight.sum(), steps=6, lr=0.1, checkpoint=tmp_path / "0" / "state.safetensors", every=4)
+    fit(
+        {"weight": weight},
+        lambda step: weight.sum(),
+        steps=6,
+        lr=0.1,
+        checkpoint=tmp_path / "0" / "state.safetensors",
+        every=4,
+    )
     _leader, other = ends(tmp_path, "apart")
-    assert other.startswith("ConfigError") and "would begin at step 0" in other and "share the store's folder" in other
+    assert (
+        other.startswith("ConfigError")
+        and "would begin at step 0" in other
+        and "share the store's folder" in other
+    )

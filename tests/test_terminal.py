@@ -22,7 +22,9 @@ def run(name="mnist", where="synthetic set 2 of 3, image 340 of 1,000", folder=N
 def shown(width, runs, terminal=True):
     """Return what a terminal of this width is sent for these runs, and an end line."""
     file = io.StringIO()
-    console = Console(file=file, force_terminal=terminal, width=width, height=24, color_system=None, _environ={})
+    console = Console(
+        file=file, force_terminal=terminal, width=width, height=24, color_system=None, _environ={}
+    )
     with Terminal(console) as view:
         view.show(runs)
         view.say("  mini_base: done in 3.1 min: book/runs/mini_base.ipynb")
@@ -39,18 +41,25 @@ def test_a_run_is_one_line_at_any_width(width):
 
 def test_eighty_columns_hold_stage_place_and_time():
     text = shown(80, [run()])
-    assert "synthetic set 2/3, image 340/1,000" in text and "9.7 min left" in text and "…" not in text
+    assert (
+        "synthetic set 2/3, image 340/1,000" in text and "9.7 min left" in text and "…" not in text
+    )
     assert "image 340 of 1,000" in shown(120, [run()])
 
 
 def test_without_a_terminal_each_run_has_a_plain_line_a_minute(capsys):
     now = [0.0]
-    with Terminal(Console(file=io.StringIO(), force_terminal=False, _environ={}), lambda: now[0]) as view:
+    with Terminal(
+        Console(file=io.StringIO(), force_terminal=False, _environ={}), lambda: now[0]
+    ) as view:
         for _ in range(3):
             view.show([run()])
             now[0] += MINUTE / 2
         view.show([run()])
-    assert capsys.readouterr().out == "  mnist: 42%, synthetic set 2 of 3, image 340 of 1,000, about 9.7 min left\n"
+    assert (
+        capsys.readouterr().out
+        == "  mnist: 42%, synthetic set 2 of 3, image 340 of 1,000, about 9.7 min left\n"
+    )
 
 
 def test_a_dumb_terminal_gets_plain_lines():

@@ -1,4 +1,6 @@
-"""The one optimisation loop: its schedule, its random numbers, and that a killed run continues to the same bytes."""
+"""The one optimisation loop: its schedule, its random numbers, and that a killed run continues
+to the same bytes.
+"""
 
 import math
 
@@ -12,12 +14,21 @@ from datadream.training import DivergedError, cosine_schedule, fit, load_state, 
 
 
 def problem():
-    """Return fresh parameters and a loss that is noisy, so that a wrong seed after resuming shows."""
+    """Return fresh parameters and a loss that is noisy, so that a wrong seed after resuming
+    shows.
+    """
     torch.manual_seed(1)
-    parameters = {"a": torch.nn.Parameter(torch.randn(3, 2)), "b": torch.nn.Parameter(torch.randn(2))}
+    parameters = {
+        "a": torch.nn.Parameter(torch.randn(3, 2)),
+        "b": torch.nn.Parameter(torch.randn(2)),
+    }
 
     def loss_at(step):
-        return ((parameters["a"] * (1 + torch.randn(3, 2))).sum(0) + parameters["b"] - step % 3).pow(2).sum()
+        return (
+            ((parameters["a"] * (1 + torch.randn(3, 2))).sum(0) + parameters["b"] - step % 3)
+            .pow(2)
+            .sum()
+        )
 
     return parameters, loss_at
 
@@ -44,7 +55,9 @@ def test_the_schedule_rises_then_falls_and_stays_in_range(steps, warmup, minimum
     assert values[warmup:] == sorted(values[warmup:], reverse=True)
 
 
-@given(st.lists(st.integers() | st.text(), max_size=4), st.lists(st.integers() | st.text(), max_size=4))
+@given(
+    st.lists(st.integers() | st.text(), max_size=4), st.lists(st.integers() | st.text(), max_size=4)
+)
 def test_seeds_differ_where_their_parts_do(one, other):
     assert (seed_for(*one) == seed_for(*other)) == (one == other)
     assert 0 <= seed_for(*one) < 2**63
@@ -52,29 +65,52 @@ def test_seeds_differ_where_their_parts_do(one, other):
 
 def test_a_seed_never_changes():
     # Written down: a change would make every artifact of every user irreproducible.
-    assert (seed_for("image", 0, 3, 7), seed_for("shots", 1, None)) == (2615999912314519954, 3745147323865807713)
+    assert (seed_for("image", 0, 3, 7), seed_for("shots", 1, None)) == (
+        2615999912314519954,
+        3745147323865807713,
+    )
 
 
 def test_adamw_step_by_hand():
-    """One parameter, two steps: decoupled weight decay, bias-corrected moments, the schedule's learning rate."""
+    """One parameter, two steps: decoupled weight decay, bias-corrected moments, the schedule's
+    learning rate.
+    """
     weight = torch.nn.Parameter(torch.tensor([2.0], dtype=torch.float64))
-    losses = fit({"w": weight}, lambda step, weight=weight: (weight ** 2).sum(), steps=2, lr=0.1, betas=(0.8, 0.9), weight_decay=0.5, eps=1e-3)
+    losses = fit(
+        {"w": weight},
+        lambda step, weight=weight: (weight**2).sum(),
+        steps=2,
+        lr=0.1,
+        betas=(0.8, 0.9),
+        weight_decay=0.5,
+        eps=1e-3,
+    )
     w, m, v = 2.0, 0.0, 0.0
     for step, rate in enumerate((0.1, 0.05)):  # half a cosine over two steps: 1, 1/2
         gradient = 2 * w
         w *= 1 - rate * 0.5
-        m, v = 0.8 * m + 0.2 * gradient, 0.9 * v + 0.1 * gradient ** 2
+        m, v = 0.8 * m + 0.2 * gradient, 0.9 * v + 0.1 * gradient**2
         w -= rate * (m / (1 - 0.8 ** (step + 1))) / (math.sqrt(v / (1 - 0.9 ** (step + 1))) + 1e-3)
     assert weight.item() == pytest.approx(w, rel=1e-12)
     assert losses[0] == 4.0 and len(losses) == 2
 
 
 def test_the_gradient_is_clipped_only_if_asked():
-    """AdamW divides by the gradient's size, so the clip shows in a large eps: the step is then proportional to the gradient."""
+    """AdamW divides by the gradient's size, so the clip shows in a large eps: the step is then
+    proportional to the gradient.
+    """
     moved = {}
     for clip in (None, 1.0):
         weight = torch.nn.Parameter(torch.tensor([100.0], dtype=torch.float64))
-        fit({"w": weight}, lambda step, weight=weight: (weight ** 2).sum(), steps=1, lr=1.0, weight_decay=0.0, eps=1e6, clip=clip)
+        fit(
+            {"w": weight},
+            lambda step, weight=weight: (weight**2).sum(),
+            steps=1,
+            lr=1.0,
+            weight_decay=0.0,
+            eps=1e6,
+            clip=clip,
+        )
         moved[clip] = 100.0 - weight.item()
     assert moved[None] == pytest.approx(200e-6, rel=1e-3)  # the gradient is 200
     assert moved[1.0] == pytest.approx(1e-6, rel=1e-3)
@@ -83,8 +119,15 @@ def test_the_gradient_is_clipped_only_if_asked():
 def test_the_learning_rate_never_falls_below_the_minimum():
     weight = torch.nn.Parameter(torch.tensor([0.0]))
     places = []
-    fit({"w": weight}, lambda step: weight.sum(), steps=50, lr=1e-3, minimum_lr=5e-4, weight_decay=0.0,
-        after=lambda step, loss: places.append(weight.item()))
+    fit(
+        {"w": weight},
+        lambda step: weight.sum(),
+        steps=50,
+        lr=1e-3,
+        minimum_lr=5e-4,
+        weight_decay=0.0,
+        after=lambda step, loss: places.append(weight.item()),
+    )
     lengths = -torch.tensor(places).diff()  # a constant gradient moves AdamW by the learning rate
     assert lengths[0] > 9e-4 and lengths.min() == pytest.approx(5e-4, rel=1e-2)
 
@@ -92,11 +135,18 @@ def test_the_learning_rate_never_falls_below_the_minimum():
 def test_after_sees_every_step_once_with_its_loss():
     parameters, loss_at = problem()
     seen = []
-    losses = fit(parameters, loss_at, steps=5, lr=0.1, after=lambda step, loss: seen.append((step, loss)))
+    losses = fit(
+        parameters, loss_at, steps=5, lr=0.1, after=lambda step, loss: seen.append((step, loss))
+    )
     assert seen == list(enumerate(losses))
 
 
-@given(st.integers(1, 12), st.integers(0, 11), st.integers(1, 5), st.sampled_from(["loss", "after", "save"]))
+@given(
+    st.integers(1, 12),
+    st.integers(0, 11),
+    st.integers(1, 5),
+    st.sampled_from(["loss", "after", "save"]),
+)
 def test_a_killed_run_continues_to_the_same_bytes(tmp_path_factory, steps, kill, every, where):
     folder = tmp_path_factory.mktemp("fit")
     options = dict(steps=steps, lr=0.1, warmup=2, clip=1.0, seed=5, every=every)
@@ -106,10 +156,16 @@ def test_a_killed_run_continues_to_the_same_bytes(tmp_path_factory, steps, kill,
     parameters, loss_at = problem()
     with pytest.MonkeyPatch.context() as patch:
         if where == "save":
-            patch.setattr("datadream.training.os.replace", _raise_killed)  # killed with the checkpoint half written
+            # Killed with the checkpoint half written.
+            patch.setattr("datadream.training.os.replace", _raise_killed)
         try:
-            fit(parameters, _kill_at(loss_at, kill) if where == "loss" else loss_at, checkpoint=folder / "killed",
-                after=_kill_at(lambda step, loss: None, kill) if where == "after" else None, **options)
+            fit(
+                parameters,
+                _kill_at(loss_at, kill) if where == "loss" else loss_at,
+                checkpoint=folder / "killed",
+                after=_kill_at(lambda step, loss: None, kill) if where == "after" else None,
+                **options,
+            )
         except Killed:
             pass
     parameters, loss_at = problem()
@@ -127,6 +183,7 @@ def _kill_at(function, step):
         if current == step:
             raise Killed
         return function(current, *rest)
+
     return wrapper
 
 
@@ -154,7 +211,15 @@ def test_no_step_s_call_is_lost_where_the_kill_follows_the_checkpoint(tmp_path):
             finished.add(step)
 
         parameters, loss_at = problem()
-        fit(parameters, loss_at, steps=6, lr=0.1, checkpoint=tmp_path / "state", every=2, after=after)
+        fit(
+            parameters,
+            loss_at,
+            steps=6,
+            lr=0.1,
+            checkpoint=tmp_path / "state",
+            every=2,
+            after=after,
+        )
 
     with pytest.raises(Killed):
         run(kill=3)  # the step after which the second checkpoint is written
@@ -195,16 +260,34 @@ def test_the_callers_random_state_is_untouched():
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_state(tmp_path, value):
     good, loss_at = problem()
-    fit(good, loss_at, steps=5, lr=0.1, seed=0, checkpoint=tmp_path / "good", every=3)  # writes the state after three steps
+    # Writes the state after three steps.
+    fit(good, loss_at, steps=5, lr=0.1, seed=0, checkpoint=tmp_path / "good", every=3)
 
     parameters, loss_at = problem()
     with pytest.raises(DivergedError) as caught:
-        fit(parameters, lambda step: loss_at(step) * (value if step == 3 else 1), steps=5, lr=0.1, warmup=0, checkpoint=tmp_path / "bad",
-            every=2, description="adapt dog")
-    for word in ("adapt dog", str(value), "step 3 of 5", "lr=0.1", "warmup=0", str(tmp_path / "bad")):
+        fit(
+            parameters,
+            lambda step: loss_at(step) * (value if step == 3 else 1),
+            steps=5,
+            lr=0.1,
+            warmup=0,
+            checkpoint=tmp_path / "bad",
+            every=2,
+            description="adapt dog",
+        )
+    for word in (
+        "adapt dog",
+        str(value),
+        "step 3 of 5",
+        "lr=0.1",
+        "warmup=0",
+        str(tmp_path / "bad"),
+    ):
         assert word in str(caught.value)
     one, other = load_state(tmp_path / "bad"), load_state(tmp_path / "good")
-    assert one[1] == other[1] == 3 and same(one[0], other[0]), "that of the step before, whenever the last one was written"
+    assert one[1] == other[1] == 3 and same(one[0], other[0]), (
+        "that of the step before, whenever the last one was written"
+    )
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "a bit", "another file"])
@@ -215,29 +298,56 @@ def test_a_damaged_checkpoint_is_noticed_and_the_run_begins_anew(tmp_path, damag
 
     file, (parameters, loss_at) = tmp_path / "state", problem()
     with pytest.raises(Killed):
-        fit(parameters, loss_at, steps=6, lr=0.1, checkpoint=file, every=2, after=lambda step, loss: killed(step))
+        fit(
+            parameters,
+            loss_at,
+            steps=6,
+            lr=0.1,
+            checkpoint=file,
+            every=2,
+            after=lambda step, loss: killed(step),
+        )
     content = bytearray(file.read_bytes())
     content[-3] ^= 1
-    file.write_bytes({"cut": content[:-7], "empty": b"", "a bit": content, "another file": b"{" * 99}[damage])
+    file.write_bytes(
+        {"cut": content[:-7], "empty": b"", "a bit": content, "another file": b"{" * 99}[damage]
+    )
     whole, (again, anew) = problem(), problem()
     losses = fit(whole[0], whole[1], steps=6, lr=0.1)
-    assert fit(again, anew, steps=6, lr=0.1, checkpoint=file, every=100) == losses and same(again, whole[0])
+    assert fit(again, anew, steps=6, lr=0.1, checkpoint=file, every=100) == losses and same(
+        again, whole[0]
+    )
     assert not file.exists()
 
 
 def test_a_run_that_diverges_at_once_promises_no_state(tmp_path):
     parameters, loss_at = problem()
     with pytest.raises(DivergedError, match="No state had been written yet"):
-        fit(parameters, lambda step: loss_at(step) * math.nan, steps=4, lr=0.1, checkpoint=tmp_path / "state", every=2)
+        fit(
+            parameters,
+            lambda step: loss_at(step) * math.nan,
+            steps=4,
+            lr=0.1,
+            checkpoint=tmp_path / "state",
+            every=2,
+        )
     assert not (tmp_path / "state").exists()
 
 
 def test_a_gradient_that_is_not_finite_is_no_good_state(tmp_path):
-    """The loss may be finite while its gradient is not (a root at zero): the next checkpoint must not keep the broken weights."""
+    """The loss may be finite while its gradient is not (a root at zero): the next checkpoint
+    must not keep the broken weights.
+    """
     weight = torch.nn.Parameter(torch.zeros(1))
     with pytest.raises(DivergedError):
-        fit({"w": weight}, lambda step: weight.sum() + 1 if step < 2 else (weight - weight.detach()).sqrt().sum(), steps=4, lr=0.1,
-            checkpoint=tmp_path / "state", every=1)
+        fit(
+            {"w": weight},
+            lambda step: weight.sum() + 1 if step < 2 else (weight - weight.detach()).sqrt().sum(),
+            steps=4,
+            lr=0.1,
+            checkpoint=tmp_path / "state",
+            every=1,
+        )
     assert torch.isfinite(load_state(tmp_path / "state")[0]["parameter.w"]).all()
 
 

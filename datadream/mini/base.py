@@ -1,7 +1,9 @@
-"""Train the embedded base models from nothing: an autoencoder, a text-to-image model and a CLIP, on printed characters.
+"""Train the embedded base models from nothing: an autoencoder, a text-to-image model and a CLIP, on
+printed characters.
 
-Each function trains one part, is resumable (its checkpoint lies in `work`), and saves it in the format of the real thing:
-a `StableDiffusionPipeline` folder and an open_clip model folder. `notebooks/mini_base.ipynb` calls and judges them.
+Each function trains one part, is resumable (its checkpoint lies in `work`), and saves it in the
+format of the real thing: a `StableDiffusionPipeline` folder and an open_clip model folder.
+`notebooks/mini_base.ipynb` calls and judges them.
 """
 
 import json
@@ -24,35 +26,83 @@ from .tokens import clip_tokenizer, write_vocabulary
 
 TOKENS = 24  # context length of both text towers: the longest caption has 11
 AUTOENCODER: dict[str, Any] = dict(
-    in_channels=3, out_channels=3, latent_channels=8, sample_size=printed.SIDE, layers_per_block=1,
-    norm_num_groups=8, block_out_channels=(16, 32, 64), mid_block_add_attention=False,
-    down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3)
+    in_channels=3,
+    out_channels=3,
+    latent_channels=8,
+    sample_size=printed.SIDE,
+    layers_per_block=1,
+    norm_num_groups=8,
+    block_out_channels=(16, 32, 64),
+    mid_block_add_attention=False,
+    down_block_types=("DownEncoderBlock2D",) * 3,
+    up_block_types=("UpDecoderBlock2D",) * 3,
+)
 TEXT: dict[str, Any] = dict(
-    hidden_size=128, intermediate_size=512, num_hidden_layers=3, num_attention_heads=4,
-    max_position_embeddings=TOKENS)
+    hidden_size=128,
+    intermediate_size=512,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    max_position_embeddings=TOKENS,
+)
 UNET: dict[str, Any] = dict(
-    sample_size=8, in_channels=8, out_channels=8, layers_per_block=1, block_out_channels=(64, 128),
-    norm_num_groups=16, down_block_types=("CrossAttnDownBlock2D",) * 2,
-    up_block_types=("CrossAttnUpBlock2D",) * 2, cross_attention_dim=128, attention_head_dim=2,
-    use_linear_projection=True)
-# Stable Diffusion's schedule, ended at twice its noise: small latents carry their mean tone through the original's last step,
-# and a generator that never sees pure noise cannot draw pure black or white.
+    sample_size=8,
+    in_channels=8,
+    out_channels=8,
+    layers_per_block=1,
+    block_out_channels=(64, 128),
+    norm_num_groups=16,
+    down_block_types=("CrossAttnDownBlock2D",) * 2,
+    up_block_types=("CrossAttnUpBlock2D",) * 2,
+    cross_attention_dim=128,
+    attention_head_dim=2,
+    use_linear_projection=True,
+)
+# Stable Diffusion's schedule, ended at twice its noise: small latents carry their mean tone through
+# the original's last step, and a generator that never sees pure noise cannot draw pure black or
+# white.
 NOISE: dict[str, Any] = dict(
-    beta_start=0.00085, beta_end=0.02, beta_schedule="scaled_linear", num_train_timesteps=1000,
-    prediction_type="epsilon")
-CLIP: dict[str, Any] = {"embed_dim": 128, "quick_gelu": True,
-        "vision_cfg": {"image_size": printed.SIDE, "patch_size": 8, "width": 128, "layers": 6, "head_width": 32},
-        "text_cfg": {"context_length": TOKENS, "width": 128, "heads": 4, "layers": 3, "hf_tokenizer_name": "local",
-                     "tokenizer_kwargs": {"clean": "lower"}}}
+    beta_start=0.00085,
+    beta_end=0.02,
+    beta_schedule="scaled_linear",
+    num_train_timesteps=1000,
+    prediction_type="epsilon",
+)
+CLIP: dict[str, Any] = {
+    "embed_dim": 128,
+    "quick_gelu": True,
+    "vision_cfg": {
+        "image_size": printed.SIDE,
+        "patch_size": 8,
+        "width": 128,
+        "layers": 6,
+        "head_width": 32,
+    },
+    "text_cfg": {
+        "context_length": TOKENS,
+        "width": 128,
+        "heads": 4,
+        "layers": 3,
+        "hf_tokenizer_name": "local",
+        "tokenizer_kwargs": {"clean": "lower"},
+    },
+}
 
 
 def _parameters(**modules):
-    return {f"{part}.{name}": p for part, module in modules.items() for name, p in module.named_parameters()}
+    return {
+        f"{part}.{name}": p
+        for part, module in modules.items()
+        for name, p in module.named_parameters()
+    }
 
 
 def _mixed():
-    """Matrix products in bfloat16 where the CPU has the instruction (1.6 times faster; without it three times slower), weights in float32."""
-    return torch.autocast("cpu", torch.bfloat16, enabled=torch.cpu.get_capabilities().get("avx512_bf16", False))
+    """Matrix products in bfloat16 where the CPU has the instruction (1.6 times faster; without
+    it three times slower), weights in float32.
+    """
+    return torch.autocast(
+        "cpu", torch.bfloat16, enabled=torch.cpu.get_capabilities().get("avx512_bf16", False)
+    )
 
 
 def _posterior(vae, images):
@@ -66,21 +116,41 @@ def _decoded(vae, latents):
 
 
 def train_autoencoder(work, bank, steps=5000, batch=64, lr=2e-3, kl=1e-4, seed=0):
-    """Train and save the AutoencoderKL: L1 + 2 MSE + kl * KL on strongly warped print, and a latent scale of one."""
+    """Train and save the AutoencoderKL: L1 + 2 MSE + kl * KL on strongly warped print, and a
+    latent scale of one.
+    """
     from diffusers import AutoencoderKL  # pyright: ignore[reportPrivateImportUsage]
 
     torch.manual_seed(seed)
     vae, latents = AutoencoderKL(**AUTOENCODER), UNET["in_channels"] * UNET["sample_size"] ** 2
 
     def loss_at(step):
-        images = 2 * printed.draw(bank, batch, warp=0.08, strokes=0.6, scale=0.25, shear=0.3, rotate=15)[0] - 1
+        images = (
+            2
+            * printed.draw(bank, batch, warp=0.08, strokes=0.6, scale=0.25, shear=0.3, rotate=15)[0]
+            - 1
+        )
         with _mixed():
             posterior = _posterior(vae, images)
             out = _decoded(vae, posterior.sample())
-        return F.l1_loss(out.float(), images) + 2 * F.mse_loss(out.float(), images) + kl * posterior.kl().float().mean() / latents
+        return (
+            F.l1_loss(out.float(), images)
+            + 2 * F.mse_loss(out.float(), images)
+            + kl * posterior.kl().float().mean() / latents
+        )
 
-    losses = fit(_parameters(vae=vae), loss_at, steps=steps, lr=lr, warmup=100, weight_decay=0.0, clip=1.0, seed=seed,
-                 checkpoint=work / "autoencoder.safetensors", description="autoencoder")
+    losses = fit(
+        _parameters(vae=vae),
+        loss_at,
+        steps=steps,
+        lr=lr,
+        warmup=100,
+        weight_decay=0.0,
+        clip=1.0,
+        seed=seed,
+        checkpoint=work / "autoencoder.safetensors",
+        description="autoencoder",
+    )
     with torch.no_grad():
         means = _posterior(vae, 2 * printed.draw(bank, 1024)[0] - 1).mean
     vae.register_to_config(scaling_factor=round(1 / means.std().item(), 4))
@@ -89,50 +159,87 @@ def train_autoencoder(work, bank, steps=5000, batch=64, lr=2e-3, kl=1e-4, seed=0
 
 
 def latent_pool(vae, bank, size, seed):
-    """Encode `size` random prints once: posterior mean and standard deviation (size, 8, 8, 8), labels, and light flags."""
+    """Encode `size` random prints once: posterior mean and standard deviation (size, 8, 8, 8),
+    labels, and light flags.
+    """
     torch.manual_seed(seed)
     means, stds, labels, lights = [], [], [], []
     with torch.no_grad():
         for _ in range(size // 500):
             images, label, light = printed.draw(bank, 500)
             posterior = _posterior(vae, 2 * images - 1)
-            for out, value in zip((means, stds, labels, lights), (posterior.mean, posterior.std, label, light), strict=True):
+            for out, value in zip(
+                (means, stds, labels, lights),
+                (posterior.mean, posterior.std, label, light),
+                strict=True,
+            ):
                 out.append(value)
     return tuple(torch.cat(parts) for parts in (means, stds, labels, lights))
 
 
 def text_encoder(folder, tokenizer):
-    """Return the text tower of the trained CLIP in `folder` as a CLIPTextModel: Stable Diffusion, too, reads prompts with CLIP's."""
+    """Return the text tower of the trained CLIP in `folder` as a CLIPTextModel: Stable
+    Diffusion, too, reads prompts with CLIP's.
+    """
     from safetensors.torch import load_file
     from transformers import CLIPTextConfig, CLIPTextModel
 
     source = load_file(folder / "open_clip_model.safetensors")
-    model = CLIPTextModel(CLIPTextConfig(**TEXT, vocab_size=len(tokenizer), hidden_act="quick_gelu", bos_token_id=tokenizer.bos_token_id,
-                                         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id))
-    target = {"embeddings.token_embedding.weight": source["token_embedding.weight"],
-              "embeddings.position_embedding.weight": source["positional_embedding"],
-              "final_layer_norm.weight": source["ln_final.weight"], "final_layer_norm.bias": source["ln_final.bias"]}
-    names = {"ln_1": "layer_norm1", "ln_2": "layer_norm2", "attn.out_proj": "self_attn.out_proj", "mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2"}
+    model = CLIPTextModel(
+        CLIPTextConfig(
+            **TEXT,
+            vocab_size=len(tokenizer),
+            hidden_act="quick_gelu",
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+    target = {
+        "embeddings.token_embedding.weight": source["token_embedding.weight"],
+        "embeddings.position_embedding.weight": source["positional_embedding"],
+        "final_layer_norm.weight": source["ln_final.weight"],
+        "final_layer_norm.bias": source["ln_final.bias"],
+    }
+    names = {
+        "ln_1": "layer_norm1",
+        "ln_2": "layer_norm2",
+        "attn.out_proj": "self_attn.out_proj",
+        "mlp.c_fc": "mlp.fc1",
+        "mlp.c_proj": "mlp.fc2",
+    }
     for layer in range(TEXT["num_hidden_layers"]):
         old, new = f"transformer.resblocks.{layer}", f"encoder.layers.{layer}"
         for kind in ("weight", "bias"):
-            target |= {f"{new}.{theirs}.{kind}": source[f"{old}.{ours}.{kind}"] for ours, theirs in names.items()}
+            target |= {
+                f"{new}.{theirs}.{kind}": source[f"{old}.{ours}.{kind}"]
+                for ours, theirs in names.items()
+            }
             parts = source[f"{old}.attn.in_proj_{kind}"].chunk(3)
-            target |= {f"{new}.self_attn.{part}_proj.{kind}": value for part, value in zip("qkv", parts, strict=True)}
+            target |= {
+                f"{new}.self_attn.{part}_proj.{kind}": value
+                for part, value in zip("qkv", parts, strict=True)
+            }
     missing, unexpected = model.load_state_dict(target, strict=False)
     if unexpected or any("position_ids" not in name for name in missing):
-        raise RuntimeError(f"the CLIP text tower in {folder} does not fit a CLIPTextModel: missing {missing}, unexpected {unexpected}")
+        raise RuntimeError(
+            f"the CLIP text tower in {folder} does not fit a CLIPTextModel: missing {missing}, "
+            f"unexpected {unexpected}"
+        )
     return model
 
 
 def random_times(n):
-    """Draw n timesteps, three in four around the middle (logit-normal), where a sampler decides on shapes, the others uniform."""
+    """Draw n timesteps, three in four around the middle (logit-normal), where a sampler decides
+    on shapes, the others uniform.
+    """
     shares = torch.where(torch.rand(n) < 0.75, torch.sigmoid(torch.randn(n)), torch.rand(n))
     return (shares * NOISE["num_train_timesteps"]).long()
 
 
 def train_generator(work, bank, steps=5500, seed=0, **options):
-    """Train the UNet from nothing and the CLIP's text tower further, on captioned print; save the pipeline.
+    """Train the UNet from nothing and the CLIP's text tower further, on captioned print; save the
+    pipeline.
 
     Needs the autoencoder and the CLIP in `work`. `options` as in `denoise`.
     """
@@ -142,20 +249,39 @@ def train_generator(work, bank, steps=5500, seed=0, **options):
     tokenizer = clip_tokenizer(work / "clip", TOKENS)
     torch.manual_seed(seed)
     unet, text = UNet2DConditionModel(**UNET), text_encoder(work / "clip", tokenizer)
-    return denoise(work, bank, vae, tokenizer, unet, text, "generator", steps=steps, seed=seed, **options)
+    return denoise(
+        work, bank, vae, tokenizer, unet, text, "generator", steps=steps, seed=seed, **options
+    )
 
 
 def refine_generator(work, bank, steps=6000, seed=0, **options):
-    """Train the generator of `work` for a second, equal schedule on new prints: with one, prompts without guidance are drawn less well."""
+    """Train the generator of `work` for a second, equal schedule on new prints: with one,
+    prompts without guidance are drawn less well.
+    """
     from diffusers import StableDiffusionPipeline  # pyright: ignore[reportPrivateImportUsage]
 
-    pipe = StableDiffusionPipeline.from_pretrained(work / "generator", dtype=torch.float32, safety_checker=None)
-    return denoise(work, bank, pipe.vae.eval(), pipe.tokenizer, pipe.unet.train(), pipe.text_encoder.train(), "generator_refined",
-                   steps=steps, seed=seed + 1, **options)
+    pipe = StableDiffusionPipeline.from_pretrained(
+        work / "generator", dtype=torch.float32, safety_checker=None
+    )
+    return denoise(
+        work,
+        bank,
+        pipe.vae.eval(),
+        pipe.tokenizer,
+        pipe.unet.train(),
+        pipe.text_encoder.train(),
+        "generator_refined",
+        steps=steps,
+        seed=seed + 1,
+        **options,
+    )
 
 
-def denoise(work, bank, vae, tokenizer, unet, text, name, *, steps, seed, batch=64, lr=1e-3, pool=60_000):
-    """Minimise the DDPM loss on a pool of captioned prints, and save the pipeline; its checkpoint is called `name`.
+def denoise(
+    work, bank, vae, tokenizer, unet, text, name, *, steps, seed, batch=64, lr=1e-3, pool=60_000
+):
+    """Minimise the DDPM loss on a pool of captioned prints, and save the pipeline; its checkpoint
+    is called `name`.
 
     10 % of the captions are empty (classifier-free guidance), 30 % name the tones.
     """
@@ -168,23 +294,45 @@ def denoise(work, bank, vae, tokenizer, unet, text, name, *, steps, seed, batch=
         rows = torch.randint(pool, (batch,))
         kind = torch.rand(batch)
         texts = printed.captions(labels[rows], lights[rows], kind < 0.3)
-        tokens = tokenizer([t if k < 0.9 else "" for t, k in zip(texts, kind, strict=True)], padding="max_length", return_tensors="pt").input_ids
-        latents = (means[rows] + stds[rows] * torch.randn_like(means[rows])) * vae.config.scaling_factor
+        tokens = tokenizer(
+            [t if k < 0.9 else "" for t, k in zip(texts, kind, strict=True)],
+            padding="max_length",
+            return_tensors="pt",
+        ).input_ids
+        latents = (
+            means[rows] + stds[rows] * torch.randn_like(means[rows])
+        ) * vae.config.scaling_factor
         noise, times = torch.randn_like(latents), random_times(batch)
         with _mixed():
-            out = unet(noise_scheduler.add_noise(latents, noise, times), times, text(tokens).last_hidden_state).sample
+            out = unet(
+                noise_scheduler.add_noise(latents, noise, times),
+                times,
+                text(tokens).last_hidden_state,
+            ).sample
         return F.mse_loss(out.float(), noise)
 
-    losses = fit(_parameters(unet=unet, text=text), loss_at, steps=steps, lr=lr, warmup=200, weight_decay=1e-2, clip=1.0, seed=seed,
-                 checkpoint=work / f"{name}.safetensors", description=name)
+    losses = fit(
+        _parameters(unet=unet, text=text),
+        loss_at,
+        steps=steps,
+        lr=lr,
+        warmup=200,
+        weight_decay=1e-2,
+        clip=1.0,
+        seed=seed,
+        checkpoint=work / f"{name}.safetensors",
+        description=name,
+    )
     save_generator(work / "generator", vae, text, tokenizer, unet)
     return losses
 
 
 def save_generator(folder, vae, text, tokenizer, unet):
-    """Write the four parts and a PNDM scheduler, the paper's sampler, as a StableDiffusionPipeline folder.
+    """Write the four parts and a PNDM scheduler, the paper's sampler, as a StableDiffusionPipeline
+    folder.
 
-    The UNet is stored in half precision, which halves the repository's largest file; it is loaded and used in float32.
+    The UNet is stored in half precision, which halves the repository's largest file; it is loaded
+    and used in float32.
     """
     from diffusers import PNDMScheduler, StableDiffusionPipeline  # pyright: ignore[reportPrivateImportUsage]
 
@@ -192,17 +340,24 @@ def save_generator(folder, vae, text, tokenizer, unet):
         part.register_to_config(_name_or_path="")
     scheduler = PNDMScheduler(**NOISE, skip_prk_steps=True, steps_offset=1, set_alpha_to_one=False)
     parts: dict[str, Any] = {  # the pipeline accepts any scheduler and None, its annotations do not
-        "vae": vae, "text_encoder": text, "tokenizer": tokenizer, "unet": unet.half(),
-        "scheduler": scheduler, "safety_checker": None, "feature_extractor": None,
-        "requires_safety_checker": False}
+        "vae": vae,
+        "text_encoder": text,
+        "tokenizer": tokenizer,
+        "unet": unet.half(),
+        "scheduler": scheduler,
+        "safety_checker": None,
+        "feature_extractor": None,
+        "requires_safety_checker": False,
+    }
     StableDiffusionPipeline(**parts).save_pretrained(folder)
 
 
 def train_clip(work, bank, steps=6000, batch=144, lr=1e-3, seed=0):
-    """Train and save the open_clip model by the symmetric contrastive loss, every caption once in a batch of 36 or 72 captions.
+    """Train and save the open_clip model by the symmetric contrastive loss, every caption once in a
+    batch of 36 or 72 captions.
 
-    A batch holds each of the 36 characters four times; its captions are all plain or all with tones, and images that share
-    a caption share the target.
+    A batch holds each of the 36 characters four times; its captions are all plain or all with
+    tones, and images that share a caption share the target.
     """
     from open_clip import CLIP as Model
 
@@ -210,7 +365,11 @@ def train_clip(work, bank, steps=6000, batch=144, lr=1e-3, seed=0):
     write_vocabulary(folder)
     tokenizer = clip_tokenizer(folder, TOKENS)
     torch.manual_seed(seed)
-    text = {key: value for key, value in CLIP["text_cfg"].items() if not key.startswith(("hf_", "tokenizer_"))}
+    text = {
+        key: value
+        for key, value in CLIP["text_cfg"].items()
+        if not key.startswith(("hf_", "tokenizer_"))
+    }
     model = Model(**dict(CLIP, text_cfg=dict(text, vocab_size=len(tokenizer))))
     labels = torch.arange(batch) % len(printed.CHARACTERS)
 
@@ -227,8 +386,19 @@ def train_clip(work, bank, steps=6000, batch=144, lr=1e-3, seed=0):
         to_image = -(F.log_softmax(logits.T, 1) * (shared / shared.sum(0)).T).sum(1).mean()
         return 0.5 * (F.cross_entropy(logits, target) + to_image)
 
-    losses = fit(_parameters(clip=model), loss_at, steps=steps, lr=lr, warmup=200, betas=(0.9, 0.98), weight_decay=0.1, clip=1.0,
-                 seed=seed, checkpoint=work / "clip.safetensors", description="CLIP")
+    losses = fit(
+        _parameters(clip=model),
+        loss_at,
+        steps=steps,
+        lr=lr,
+        warmup=200,
+        betas=(0.9, 0.98),
+        weight_decay=0.1,
+        clip=1.0,
+        seed=seed,
+        checkpoint=work / "clip.safetensors",
+        description="CLIP",
+    )
     save_clip(folder, model, tokenizer)
     return losses
 
@@ -238,25 +408,42 @@ def save_clip(folder, model, tokenizer):
     from safetensors.torch import save_file
 
     text = dict(CLIP["text_cfg"], vocab_size=len(tokenizer))
-    preprocess = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "resize_mode": "shortest"}
+    preprocess = {
+        "mean": [0.5] * 3,
+        "std": [0.5] * 3,
+        "interpolation": "bicubic",
+        "resize_mode": "shortest",
+    }
     config = {"model_cfg": dict(CLIP, text_cfg=text), "preprocess_cfg": preprocess}
     (folder / "open_clip_config.json").write_text(json.dumps(config, indent=2))
-    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, folder / "open_clip_model.safetensors")
+    save_file(
+        {k: v.contiguous() for k, v in model.state_dict().items()},
+        folder / "open_clip_model.safetensors",
+    )
     tokenizer.save_pretrained(folder)
 
 
 # In this order: the generator builds on the autoencoder and on the CLIP's text tower.
-PARTS = {"autoencoder": train_autoencoder, "clip": train_clip, "generator": train_generator, "generator_refined": refine_generator,
-         "reader": train_reader}
-SMOKE = {part: {"steps": 3} | ({"pool": 500} if part.startswith("generator") else {}) for part in PARTS}
+PARTS = {
+    "autoencoder": train_autoencoder,
+    "clip": train_clip,
+    "generator": train_generator,
+    "generator_refined": refine_generator,
+    "reader": train_reader,
+}
+SMOKE = {
+    part: {"steps": 3} | ({"pool": 500} if part.startswith("generator") else {}) for part in PARTS
+}
 SHIPPED = ("generator", "clip", "reader.safetensors", "training.json")
 
 
 def prepare(retrain=False, smoke=False, seed=0):
-    """Return the folder of the models to judge: what ships, or with `smoke` a few steps of every training in a temporary folder.
+    """Return the folder of the models to judge: what ships, or with `smoke` a few steps of every
+    training in a temporary folder.
 
-    `retrain` first trains everything from nothing with `seed` and ships it; a killed training goes on where it was. The folder it
-    leaves under the store is removed at the end, so that the next one starts from nothing again.
+    `retrain` first trains everything from nothing with `seed` and ships it; a killed training goes
+    on where it was. The folder it leaves under the store is removed at the end, so that the next
+    one starts from nothing again.
     """
     if smoke:
         work = Path(tempfile.mkdtemp())
@@ -271,10 +458,11 @@ def prepare(retrain=False, smoke=False, seed=0):
 
 
 def train_all(work, seed=0, **options):
-    """Train every part into `work`, skipping those done, and note steps, seconds, losses and device in training.json.
+    """Train every part into `work`, skipping those done, and note steps, seconds, losses and device
+    in training.json.
 
-    `options` gives keyword arguments by part. A killed training goes on from its checkpoint. Raises Stopped on SIGTERM,
-    KeyboardInterrupt on Ctrl-C.
+    `options` gives keyword arguments by part. A killed training goes on from its checkpoint. Raises
+    Stopped on SIGTERM, KeyboardInterrupt on Ctrl-C.
     """
     work.mkdir(parents=True, exist_ok=True)
     file, bank = work / "training.json", printed.glyph_bank()
@@ -289,12 +477,20 @@ def train_all(work, seed=0, **options):
 
 
 def note(losses, seconds, seed, points=50):
-    """Return what training.json keeps of one part: `points` means of the loss, and how it was trained."""
+    """Return what training.json keeps of one part: `points` means of the loss, and how it was
+    trained.
+    """
     size = -(-len(losses) // points)
-    groups = [losses[i:i + size] for i in range(0, len(losses), size)]
-    return {"step": [min((i + 1) * size, len(losses)) for i in range(len(groups))], "loss": [sum(g) / len(g) for g in groups],
-            "steps": len(losses), "seconds": round(seconds), "seed": seed, "device": provenance()["device"],
-            "torch": provenance()["versions"]["torch"]}
+    groups = [losses[i : i + size] for i in range(0, len(losses), size)]
+    return {
+        "step": [min((i + 1) * size, len(losses)) for i in range(len(groups))],
+        "loss": [sum(g) / len(g) for g in groups],
+        "steps": len(losses),
+        "seconds": round(seconds),
+        "seed": seed,
+        "device": provenance()["device"],
+        "torch": provenance()["versions"]["torch"],
+    }
 
 
 def ship(work):

@@ -15,29 +15,83 @@ DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight"
 CHARACTERS = string.digits + string.ascii_uppercase
 NAMES = DIGITS + tuple(f"letter {c}" for c in string.ascii_lowercase)  # in the order of CHARACTERS
 
-# Openly licensed families (OFL or Apache) that the extra `fonts` installs; no handwriting and no script face among them.
+# Openly licensed families (OFL or Apache) that the extra `fonts` installs; no handwriting and no
+# script face among them.
 FAMILIES = (
-    "abel", "acme", "alegreya_sans", "alfa_slab_one", "antic_slab", "archivo_narrow", "arvo", "atkinson_hyperlegible",
-    "barlow_condensed", "bitter", "chakra_petch", "comfortaa", "crimson_text", "dm_mono", "dm_serif_display", "dosis",
-    "exo_2", "fira_code", "fredoka", "hammersmith_one", "ibm_plex_mono", "ibm_plex_serif", "inconsolata", "josefin_sans",
-    "jost", "karla", "libre_baskerville", "manrope", "maven_pro", "montserrat", "nunito", "oswald", "oxygen", "play",
-    "pt_sans", "pt_serif", "questrial", "quicksand", "rajdhani", "roboto_slab", "rubik", "sanchez", "share_tech", "signika",
-    "slabo_27px", "source_code_pro", "space_mono", "spectral", "teko", "titillium_web", "varela_round", "viga",
-    "work_sans", "yanone_kaffeesatz", "zilla_slab",
+    "abel",
+    "acme",
+    "alegreya_sans",
+    "alfa_slab_one",
+    "antic_slab",
+    "archivo_narrow",
+    "arvo",
+    "atkinson_hyperlegible",
+    "barlow_condensed",
+    "bitter",
+    "chakra_petch",
+    "comfortaa",
+    "crimson_text",
+    "dm_mono",
+    "dm_serif_display",
+    "dosis",
+    "exo_2",
+    "fira_code",
+    "fredoka",
+    "hammersmith_one",
+    "ibm_plex_mono",
+    "ibm_plex_serif",
+    "inconsolata",
+    "josefin_sans",
+    "jost",
+    "karla",
+    "libre_baskerville",
+    "manrope",
+    "maven_pro",
+    "montserrat",
+    "nunito",
+    "oswald",
+    "oxygen",
+    "play",
+    "pt_sans",
+    "pt_serif",
+    "questrial",
+    "quicksand",
+    "rajdhani",
+    "roboto_slab",
+    "rubik",
+    "sanchez",
+    "share_tech",
+    "signika",
+    "slabo_27px",
+    "source_code_pro",
+    "space_mono",
+    "spectral",
+    "teko",
+    "titillium_web",
+    "varela_round",
+    "viga",
+    "work_sans",
+    "yanone_kaffeesatz",
+    "zilla_slab",
 )
 HELD_OUT = FAMILIES[::8]  # never trained on: they measure CLIP zero-shot and train no model
 SIDE = 32  # of the embedded models' images, in pixels
 SIZE = 2 * SIDE  # of a stored glyph mask, so that warps are drawn finer than they are shown
-READING = dict(warp=0.03, strokes=0.3, scale=0.2, shear=0.2, rotate=12)  # the variety of print on which models learn to read
+# The variety of print on which models learn to read.
+READING = dict(warp=0.03, strokes=0.3, scale=0.2, shear=0.2, rotate=12)
 
 
 def matplotlib_fonts():
-    """Return the upright and slanted text faces inside matplotlib (DejaVu, STIX, Computer Modern) as sorted paths."""
+    """Return the upright and slanted text faces inside matplotlib (DejaVu, STIX, Computer
+    Modern) as sorted paths.
+    """
     import matplotlib
 
     folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
     names = ("DejaVuSans*", "DejaVuSerif*", "STIXGeneral*", "cmb10", "cmr10", "cmss10", "cmtt10")
-    return sorted(p for name in names for p in folder.glob(f"{name}.ttf") if "Display" not in p.stem)
+    return sorted(
+        p for name in names for p in folder.glob(f"{name}.ttf") if "Display" not in p.stem
+    )
 
 
 def family_fonts(family, most=4):
@@ -48,10 +102,14 @@ def family_fonts(family, most=4):
     try:
         folder = Path(str(importlib.resources.files(f"fontpkg_{family}"))) / "files"
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f"the font family {family!r} is not installed: pip install 'datadream[fonts]'") from error
+        raise ModuleNotFoundError(
+            f"the font family {family!r} is not installed: pip install 'datadream[fonts]'"
+        ) from error
     files = sorted(p for p in folder.iterdir() if p.suffix in {".ttf", ".otf"})
     rank = {style: i for i, style in enumerate(("Regular", "Bold", "Italic", "Light"))}
-    return sorted(files, key=lambda p: (rank.get(p.stem.split("-")[-1].split("[")[0], 9), p.name))[:most]
+    return sorted(files, key=lambda p: (rank.get(p.stem.split("-")[-1].split("[")[0], 9), p.name))[
+        :most
+    ]
 
 
 def faces(paths):
@@ -64,7 +122,9 @@ def faces(paths):
         except OSError:  # a static font has no axes
             found.append(font)
             continue
-        weight = next((i for i, axis in enumerate(axes) if axis["name"] in (b"Weight", b"weight")), None)
+        weight = next(
+            (i for i, axis in enumerate(axes) if axis["name"] in (b"Weight", b"weight")), None
+        )
         for share in (0.15, 0.5, 0.9) if weight is not None else (None,):
             font = ImageFont.truetype(str(path), SIZE)
             values = [axis["default"] for axis in axes]
@@ -77,7 +137,9 @@ def faces(paths):
 
 
 def glyph(font, character, height=44):
-    """Draw one character as a SIZE x SIZE uint8 mask: its bounding box centred and scaled to `height`, aspect kept."""
+    """Draw one character as a SIZE x SIZE uint8 mask: its bounding box centred and scaled to
+    `height`, aspect kept.
+    """
     canvas = Image.new("L", (3 * SIZE, 3 * SIZE))
     ImageDraw.Draw(canvas).text((SIZE, SIZE), character, font=font, fill=255)
     box = canvas.getbbox()
@@ -85,7 +147,10 @@ def glyph(font, character, height=44):
         raise ValueError(f"the font {font.getname()} draws nothing for {character!r}")
     ink = canvas.crop(box)
     scale = min(height / ink.height, 0.85 * SIZE / ink.width)
-    ink = ink.resize((max(1, round(ink.width * scale)), max(1, round(ink.height * scale))), Image.Resampling.LANCZOS)
+    ink = ink.resize(
+        (max(1, round(ink.width * scale)), max(1, round(ink.height * scale))),
+        Image.Resampling.LANCZOS,
+    )
     out = Image.new("L", (SIZE, SIZE))
     out.paste(ink, ((SIZE - ink.width) // 2, (SIZE - ink.height) // 2))
     return np.asarray(out)
@@ -93,14 +158,20 @@ def glyph(font, character, height=44):
 
 def glyph_bank(families=tuple(f for f in FAMILIES if f not in HELD_OUT), with_matplotlib=True):
     """Return all glyphs as a uint8 tensor (faces, 36 characters, SIZE, SIZE), in a fixed order."""
-    paths = [p for family in families for p in family_fonts(family)] + (matplotlib_fonts() if with_matplotlib else [])
-    return torch.from_numpy(np.stack([[glyph(font, c) for c in CHARACTERS] for font in faces(paths)]))
+    paths = [p for family in families for p in family_fonts(family)] + (
+        matplotlib_fonts() if with_matplotlib else []
+    )
+    return torch.from_numpy(
+        np.stack([[glyph(font, c) for c in CHARACTERS] for font in faces(paths)])
+    )
 
 
 def distort(masks, size=SIDE, rotate=8.0, shear=0.15, scale=0.15, shift=0.08, warp=0.0):
-    """Place masks (B, 1, H, W) in [0, 1] on a size x size canvas under random affine maps and a smooth random warp.
+    """Place masks (B, 1, H, W) in [0, 1] on a size x size canvas under random affine maps and a
+    smooth random warp.
 
-    `rotate` is in degrees, `shift` and `warp` in canvas widths (standard deviation for the warp), the others relative.
+    `rotate` is in degrees, `shift` and `warp` in canvas widths (standard deviation for the warp),
+    the others relative.
     """
     n = len(masks)
 
@@ -110,8 +181,13 @@ def distort(masks, size=SIDE, rotate=8.0, shear=0.15, scale=0.15, shift=0.08, wa
     angle, slant = uniform(math.radians(rotate)), uniform(shear)
     sx, sy = torch.exp(uniform(scale)), torch.exp(uniform(scale))
     cos, sin = torch.cos(angle), torch.sin(angle)
-    rows = torch.stack([torch.stack([cos / sx, (sin + slant) / sy, 2 * uniform(shift)], 1),
-                        torch.stack([-sin / sx, cos / sy, 2 * uniform(shift)], 1)], 1)
+    rows = torch.stack(
+        [
+            torch.stack([cos / sx, (sin + slant) / sy, 2 * uniform(shift)], 1),
+            torch.stack([-sin / sx, cos / sy, 2 * uniform(shift)], 1),
+        ],
+        1,
+    )
     grid = F.affine_grid(rows, [n, 1, 2 * size, 2 * size], align_corners=False)
     if warp:
         field = torch.randn(n, 2, 5, 5) * (2 * warp) * torch.rand(n, 1, 1, 1)
@@ -122,7 +198,9 @@ def distort(masks, size=SIDE, rotate=8.0, shear=0.15, scale=0.15, shift=0.08, wa
 
 
 def restroke(masks, share=0.5):
-    """Thin or thicken the strokes of a random `share` of masks (B, 1, H, W), by erosion or dilation of one to three pixels."""
+    """Thin or thicken the strokes of a random `share` of masks (B, 1, H, W), by erosion or
+    dilation of one to three pixels.
+    """
     out = masks.clone()
     for rows in torch.randperm(len(masks))[: int(share * len(masks))].chunk(4):
         kernel = 3 + 2 * int(torch.rand(()) < 0.4)
@@ -134,7 +212,8 @@ def restroke(masks, share=0.5):
 def tone(masks, light, contrast=0.4, extreme=0.4):
     """Colour masks (B, 1, H, W) with grey tones and return RGB images (B, 3, H, W) in [0, 1].
 
-    `light` (B,) says which are light on dark; the tones differ by `contrast` or more, and a share `extreme` is pure black and white.
+    `light` (B,) says which are light on dark; the tones differ by `contrast` or more, and a share
+    `extreme` is pure black and white.
     """
     n = len(masks)
     gap = contrast + (1 - contrast) * torch.rand(n)
@@ -151,11 +230,16 @@ def captions(labels, light, detailed):
     """Return one caption per label (0..35): plain, or with its tones where `detailed` is true."""
     tones = {True: "light {} on a dark background", False: "dark {} on a light background"}
     names = [NAMES[int(i)] for i in labels]
-    return [f"a photo of a {tones[bool(b)].format(n) if d else n}" for n, b, d in zip(names, light, detailed, strict=True)]
+    return [
+        f"a photo of a {tones[bool(b)].format(n) if d else n}"
+        for n, b, d in zip(names, light, detailed, strict=True)
+    ]
 
 
 def draw(bank, n, warp=0.02, strokes=0.0, labels=None, **affine):
-    """Draw n random printed characters: images (n, 3, 32, 32) in [0, 1], labels (n,) in 0..35, and light-on-dark flags (n,)."""
+    """Draw n random printed characters: images (n, 3, 32, 32) in [0, 1], labels (n,) in 0..35,
+    and light-on-dark flags (n,).
+    """
     labels = torch.randint(len(CHARACTERS), (n,)) if labels is None else labels
     masks = bank[torch.randint(len(bank), (n,)), labels].unsqueeze(1).float() / 255
     masks = distort(restroke(masks, strokes) if strokes else masks, warp=warp, **affine)

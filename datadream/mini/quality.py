@@ -15,17 +15,30 @@ PRINTS = 1080  # prints that a reader is judged on: 30 of each character
 
 
 class Reader(nn.Sequential):
-    """A small convolutional reader of printed characters, (B, 3, SIDE, SIDE) in [0, 1] -> logits (B, 36).
+    """A small convolutional reader of printed characters, (B, 3, SIDE, SIDE) in [0, 1] -> logits
+    (B, 36).
 
-    It shares no weight, loss or architecture with the mini CLIP, so it can judge the generator independently.
+    It shares no weight, loss or architecture with the mini CLIP, so it can judge the generator
+    independently.
     """
 
     def __init__(self):
         def block(inside, outside):
-            return [nn.Conv2d(inside, outside, 3, padding=1), nn.BatchNorm2d(outside), nn.ReLU(), nn.MaxPool2d(2)]
+            return [
+                nn.Conv2d(inside, outside, 3, padding=1),
+                nn.BatchNorm2d(outside),
+                nn.ReLU(),
+                nn.MaxPool2d(2),
+            ]
 
-        super().__init__(*block(3, 24), *block(24, 48), *block(48, 96), nn.Flatten(), nn.Dropout(0.2),
-                         nn.Linear(96 * (printed.SIDE // 8) ** 2, len(printed.CHARACTERS)))
+        super().__init__(
+            *block(3, 24),
+            *block(24, 48),
+            *block(48, 96),
+            nn.Flatten(),
+            nn.Dropout(0.2),
+            nn.Linear(96 * (printed.SIDE // 8) ** 2, len(printed.CHARACTERS)),
+        )
 
 
 def train_reader(work, bank, steps=1500, batch=128, lr=2e-3, seed=0):
@@ -39,7 +52,16 @@ def train_reader(work, bank, steps=1500, batch=128, lr=2e-3, seed=0):
         images, labels, _ = printed.draw(bank, batch, **printed.READING)
         return F.cross_entropy(reader(images), labels, label_smoothing=0.05)
 
-    losses = fit(dict(reader.named_parameters()), loss_at, steps=steps, lr=lr, warmup=50, seed=seed, description="reader")  # minutes
+    # Minutes.
+    losses = fit(
+        dict(reader.named_parameters()),
+        loss_at,
+        steps=steps,
+        lr=lr,
+        warmup=50,
+        seed=seed,
+        description="reader",
+    )
     save_file(reader.state_dict(), work / "reader.safetensors")
     return losses
 
@@ -54,7 +76,9 @@ def load_reader(folder):
 
 
 def every_character(bank, n, seed):
-    """Return n random prints of `bank`, (n, 3, 32, 32) in [0, 1], each character as often, and their labels (n,)."""
+    """Return n random prints of `bank`, (n, 3, 32, 32) in [0, 1], each character as often, and
+    their labels (n,).
+    """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return printed.draw(bank, n, labels=torch.arange(n) % len(printed.CHARACTERS))[:2]
@@ -62,34 +86,51 @@ def every_character(bank, n, seed):
 
 @torch.no_grad()
 def read_print(reader, bank, n=PRINTS, seed=1):
-    """Return the Reader's share correct on n random prints of `bank`, with its Wilson interval: (share, low, high)."""
+    """Return the Reader's share correct on n random prints of `bank`, with its Wilson interval:
+    (share, low, high).
+    """
     images, labels = every_character(bank, n, seed)
     correct = int((reader(images).argmax(1) == labels).sum())
     return correct / n, *wilson(correct, n)
 
 
 def recognised(reader, images, labels):
-    """Return the share of PIL images that the Reader takes for the prompted character, with its Wilson interval, and which."""
+    """Return the share of PIL images that the Reader takes for the prompted character, with its
+    Wilson interval, and which.
+    """
     from torchvision.transforms.functional import to_tensor
 
     with torch.no_grad():
-        hits = reader(torch.stack([to_tensor(image) for image in images])).argmax(1) == torch.tensor(labels)
+        hits = reader(torch.stack([to_tensor(image) for image in images])).argmax(
+            1
+        ) == torch.tensor(labels)
     correct = int(hits.sum())
     return (correct / len(images), *wilson(correct, len(images))), hits.tolist()
 
 
 @torch.no_grad()
 def reconstruct(vae, images):
-    """Pass images (n, 3, H, W) in [-1, 1] through the autoencoder: a posterior sample, decoded and clipped to [-1, 1], on the CPU."""
-    return vae.decode(vae.encode(images.to(vae.device)).latent_dist.sample()).sample.clamp(-1, 1).cpu()
+    """Pass images (n, 3, H, W) in [-1, 1] through the autoencoder: a posterior sample, decoded
+    and clipped to [-1, 1], on the CPU.
+    """
+    return (
+        vae.decode(vae.encode(images.to(vae.device)).latent_dist.sample()).sample.clamp(-1, 1).cpu()
+    )
 
 
 def real_images(name, n=300):
-    """Return the first n validation images of a dataset as the generator sees them, (n, 3, 32, 32) in [-1, 1]."""
+    """Return the first n validation images of a dataset as the generator sees them, (n, 3, 32,
+    32) in [-1, 1].
+    """
     from .. import data, views
 
     images = data.load(name).val
-    return torch.stack([views.generator_image(images.open(i), printed.SIDE, "center") for i in range(min(n, len(images)))])
+    return torch.stack(
+        [
+            views.generator_image(images.open(i), printed.SIDE, "center")
+            for i in range(min(n, len(images)))
+        ]
+    )
 
 
 def print_images(bank, n=300, seed=1):
@@ -100,49 +141,81 @@ def print_images(bank, n=300, seed=1):
 
 
 def _gate_score(recipe, view):
-    """Return the validation top-1 in percent of the classifier that `view`, Images in place of the few shots, trains."""
+    """Return the validation top-1 in percent of the classifier that `view`, Images in place of
+    the few shots, trains.
+    """
     from .. import classify, data, images, store
 
     real = data.load_for(recipe)
-    trained = classify.train(recipe, real, view, None, f"gate {images.fingerprint(view)}", store.Store())
-    return 100 * classify.evaluate(classify.load_classifier_lora(trained)[0], real, real.val)["top1"]
+    trained = classify.train(
+        recipe, real, view, None, f"gate {images.fingerprint(view)}", store.Store()
+    )
+    return (
+        100 * classify.evaluate(classify.load_classifier_lora(trained)[0], real, real.val)["top1"]
+    )
 
 
 def gate(vae, seeds, overrides, dataset="mnist", workers=1):
-    """Train the classifier on the real few shots and on their reconstructions, at equal steps; return a table of top-1 in percent.
+    """Train the classifier on the real few shots and on their reconstructions, at equal steps;
+    return a table of top-1 in percent.
 
-    Judged on validation images, since the gate decides about a model. A row per seed and one for the mean difference with its
-    interval over seeds. `workers` processes share the trainings.
+    Judged on validation images, since the gate decides about a model. A row per seed and one for
+    the mean difference with its interval over seeds. `workers` processes share the trainings.
     """
     from .. import data, images, study, views
 
-    real, recipes, jobs = data.load(dataset), study.cells(["real"], seeds, overrides, dataset=dataset), []
+    real, recipes, jobs = (
+        data.load(dataset),
+        study.cells(["real"], seeds, overrides, dataset=dataset),
+        [],
+    )
     for recipe in recipes:
         shots = data.few_shots(real, recipe.shots, recipe.seed)
-        inputs = torch.stack([views.generator_image(shots.open(i), printed.SIDE, "center") for i in range(len(shots))])
+        inputs = torch.stack(
+            [
+                views.generator_image(shots.open(i), printed.SIDE, "center")
+                for i in range(len(shots))
+            ]
+        )
         with torch.random.fork_rng():
             torch.manual_seed(recipe.seed)
             sets = {"originals": inputs, "reconstructions": reconstruct(vae, inputs)}
-        jobs += [(recipe, images.Images(tuple(np.asarray(images.to_image((t + 1) / 2)) for t in tensors), shots.labels)) for tensors in sets.values()]
+        jobs += [
+            (
+                recipe,
+                images.Images(
+                    tuple(np.asarray(images.to_image((t + 1) / 2)) for t in tensors), shots.labels
+                ),
+            )
+            for tensors in sets.values()
+        ]
     scores = iter(study.in_processes(_gate_score, jobs, workers))
     names = ("originals", "reconstructions")  # the order of each seed's two jobs
     rows = [{"seed": recipe.seed, **{name: next(scores) for name in names}} for recipe in recipes]
     rows = [{**row, "difference": row["reconstructions"] - row["originals"]} for row in rows]
     mean, low, high = mean_interval([row["difference"] for row in rows])
     means = {name: float(np.mean([row[name] for row in rows])) for name in names}
-    return pd.DataFrame([*rows, {"seed": "mean", **means, "difference": mean, "low": low, "high": high}])
+    return pd.DataFrame(
+        [*rows, {"seed": "mean", **means, "difference": mean, "low": low, "high": high}]
+    )
 
 
 def verdict(table, allowed=1.0):
-    """Return one sentence on a table of `gate`: how many points reconstructions lose, and whether that is `allowed`."""
+    """Return one sentence on a table of `gate`: how many points reconstructions lose, and
+    whether that is `allowed`.
+    """
     mean = table[table["seed"] == "mean"].iloc[0]
     passed = "passed" if -mean["difference"] <= allowed else "not passed"
-    return (f"Reconstructions against originals: {mean['difference']:+.1f} points on average over {len(table) - 1} seeds, 95 % interval "
-            f"{mean['low']:+.1f} to {mean['high']:+.1f}. The gate of {allowed:g} point lost at most is **{passed}**.")
+    return (
+        f"Reconstructions against originals: {mean['difference']:+.1f} points on average over "
+        f"{len(table) - 1} seeds, 95 % interval {mean['low']:+.1f} to {mean['high']:+.1f}. The "
+        f"gate of {allowed:g} point lost at most is **{passed}**."
+    )
 
 
 def zero_shot_images(folder, per_character, overrides=None, batch=60):
-    """Return (PIL images, labels) of the un-adapted generator in `folder`, `per_character` for each of the 36 prompts.
+    """Return (PIL images, labels) of the un-adapted generator in `folder`, `per_character` for each
+    of the 36 prompts.
 
     Sampled as the study samples; `overrides` changes settings of the recipe by their dotted names.
     """
@@ -150,19 +223,33 @@ def zero_shot_images(folder, per_character, overrides=None, batch=60):
     from ..data import prompt
 
     recipe = config.recipe(generator=str(folder / "generator"), overrides=overrides)
-    jobs = [(label, draws.image_seed(0, label, i)) for label in range(len(printed.NAMES)) for i in range(per_character)]
+    jobs = [
+        (label, draws.image_seed(0, label, i))
+        for label in range(len(printed.NAMES))
+        for i in range(per_character)
+    ]
     images = []
 
     with sampling.adapted(recipe) as pipe:
         for start in range(0, len(jobs), batch):
-            labels, seeds = zip(*jobs[start:start + batch], strict=True)
+            labels, seeds = zip(*jobs[start : start + batch], strict=True)
             texts = [prompt("", printed.NAMES[label]) for label in labels]
-            images.extend(sampling.sample(pipe, sampling.embed(pipe, texts, recipe.generate), seeds, recipe.generate, printed.SIDE))
+            images.extend(
+                sampling.sample(
+                    pipe,
+                    sampling.embed(pipe, texts, recipe.generate),
+                    seeds,
+                    recipe.generate,
+                    printed.SIDE,
+                )
+            )
     return images, [label for label, _ in jobs]
 
 
 def real_zero_shot(model, name):
-    """Return the classifier's zero-shot share on a dataset's test images, with its Wilson interval."""
+    """Return the classifier's zero-shot share on a dataset's test images, with its Wilson
+    interval.
+    """
     from .. import classify, data
 
     dataset = data.load(name)
@@ -172,16 +259,23 @@ def real_zero_shot(model, name):
 
 def share_table(scores):
     """Return name -> (share, low, high) as a table in percent."""
-    rows = [{"what": name, "share %": 100 * a, "95 % interval": f"{100 * b:.1f} to {100 * c:.1f}"} for name, (a, b, c) in scores.items()]
+    rows = [
+        {"what": name, "share %": 100 * a, "95 % interval": f"{100 * b:.1f} to {100 * c:.1f}"}
+        for name, (a, b, c) in scores.items()
+    ]
     return show_table(pd.DataFrame(rows), precision=1)
 
 
 def clip_zero_shot(model, bank, n=PRINTS, seed=1):
-    """Return the classifier's 36-way zero-shot share on n random prints of `bank`, with its Wilson interval."""
+    """Return the classifier's 36-way zero-shot share on n random prints of `bank`, with its
+    Wilson interval.
+    """
     from ..classify import predict
     from ..data import prompt
 
     images, labels = every_character(bank, n, seed)
     tokens = model.prompts(prompt("", name) for name in printed.NAMES)
-    correct = int((predict(model, tokens, (255 * images).round().byte().split(250)) == labels.numpy()).sum())
+    correct = int(
+        (predict(model, tokens, (255 * images).round().byte().split(250)) == labels.numpy()).sum()
+    )
     return correct / n, *wilson(correct, n)

@@ -1,4 +1,6 @@
-"""A small vocabulary cut from CLIP's own: the same text splits the same way, in about 600 rows instead of 49,408."""
+"""A small vocabulary cut from CLIP's own: the same text splits the same way, in about 600 rows
+instead of 49,408.
+"""
 
 import gzip
 import itertools
@@ -8,42 +10,88 @@ from pathlib import Path
 
 from .printed import DIGITS
 
-WORDS = ("a", "an", "the", "of", "photo", "image", "print", "printed", "picture", "letter", "capital", "digit", "number",
-         "handwritten", "written", "light", "dark", "on", "background", "white", "black", "grey", "class", "object", "item",
-         *DIGITS, *string.ascii_lowercase)
+WORDS = (
+    "a",
+    "an",
+    "the",
+    "of",
+    "photo",
+    "image",
+    "print",
+    "printed",
+    "picture",
+    "letter",
+    "capital",
+    "digit",
+    "number",
+    "handwritten",
+    "written",
+    "light",
+    "dark",
+    "on",
+    "background",
+    "white",
+    "black",
+    "grey",
+    "class",
+    "object",
+    "item",
+    *DIGITS,
+    *string.ascii_lowercase,
+)
 
 
 def _merges_of(word, ranks):
     """Return the ranks of the merges that CLIP's byte-pair encoding applies to `word`."""
     parts, used = [*word[:-1], word[-1] + "</w>"], []
     while len(parts) > 1:
-        rank, i = min((ranks.get(pair, len(ranks)), i) for i, pair in enumerate(itertools.pairwise(parts)))
+        rank, i = min(
+            (ranks.get(pair, len(ranks)), i) for i, pair in enumerate(itertools.pairwise(parts))
+        )
         if rank == len(ranks):
             break
         used.append(rank)
-        parts[i:i + 2] = ["".join(parts[i:i + 2])]
+        parts[i : i + 2] = ["".join(parts[i : i + 2])]
     return used
 
 
 def write_vocabulary(folder, words=WORDS):
-    """Write `vocab.json` and `merges.txt` of a CLIPTokenizer that knows every byte and, as one token each, `words`."""
+    """Write `vocab.json` and `merges.txt` of a CLIPTokenizer that knows every byte and, as one
+    token each, `words`.
+    """
     from open_clip.tokenizer import bytes_to_unicode, default_bpe
 
     with gzip.open(default_bpe()) as file:
-        lines = file.read().decode().split("\n")[1:49152 - 256 - 2 + 1]  # CLIP's own cut of the table
+        # CLIP's own cut of the table.
+        lines = file.read().decode().split("\n")[1 : 49152 - 256 - 2 + 1]
     merges = [tuple(line.split()) for line in lines]
     ranks = {pair: rank for rank, pair in enumerate(merges)}
-    kept = [merges[rank] for rank in sorted({rank for word in words for rank in _merges_of(word, ranks)})]
+    kept = [
+        merges[rank]
+        for rank in sorted({rank for word in words for rank in _merges_of(word, ranks)})
+    ]
     letters = list(bytes_to_unicode().values())
-    vocabulary = [*letters, *(c + "</w>" for c in letters), *("".join(pair) for pair in kept), "<|startoftext|>", "<|endoftext|>"]
+    vocabulary = [
+        *letters,
+        *(c + "</w>" for c in letters),
+        *("".join(pair) for pair in kept),
+        "<|startoftext|>",
+        "<|endoftext|>",
+    ]
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(vocabulary)}, ensure_ascii=False))
+    (folder / "vocab.json").write_text(
+        json.dumps({token: i for i, token in enumerate(vocabulary)}, ensure_ascii=False)
+    )
     (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in kept))
 
 
 def clip_tokenizer(folder, length):
-    """Return the `transformers.CLIPTokenizer` over the vocabulary in `folder`, padding to `length` tokens."""
+    """Return the `transformers.CLIPTokenizer` over the vocabulary in `folder`, padding to
+    `length` tokens.
+    """
     from transformers import CLIPTokenizer
 
-    return CLIPTokenizer(str(Path(folder) / "vocab.json"), str(Path(folder) / "merges.txt"), model_max_length=length)
+    return CLIPTokenizer(
+        str(Path(folder) / "vocab.json"), str(Path(folder) / "merges.txt"), model_max_length=length
+    )
