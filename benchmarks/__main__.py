@@ -16,9 +16,9 @@ import numpy as np
 import torch
 
 from datadream.config import as_dict, paths, recipe
-from datadream.metrics import mean_interval
 from datadream.models import device
 from datadream.records import benchmark_table
+from datadream.statistics import mean_interval
 from datadream.store import provenance, write_json
 
 from . import limits

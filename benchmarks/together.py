@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from peft.tuners.lora import Linear
 
 from datadream.config import paths, recipe
-from datadream.metrics import mean_interval
 from datadream.models import add_generator_lora, device, dtype_for, load_generator, remove_lora
+from datadream.statistics import mean_interval
 from datadream.store import provenance, write_json
 
 

@@ -15,8 +15,8 @@ from .distances import MEASURES, TITLES, copying
 from .features import EXTRACTORS, extractors, features
 from .generate import generation_inputs, read
 from .images import Images, fingerprint
-from .metrics import mean_interval, spearman
 from .records import _one_record_each, verdict
+from .statistics import mean_interval, spearman
 from .store import Store
 
 # real images per class and part at most: as many as the paper's synthetic ones; the measures cost

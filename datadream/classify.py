@@ -15,8 +15,8 @@ from .config import ConfigError, key
 from .data import few_shots, prompt, validation_images
 from .images import DataError, fingerprint
 from .memory import BatchSize
-from .metrics import confusion, wilson
 from .models import dtype_for, identity, load_classifier, load_classifier_lora, save_classifier_lora
+from .statistics import confusion, wilson
 from .store import write_json
 from .training import fit, load_state, save_state, seed_for
 from .views import BATCH, evaluation_batches, validation_batches

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import __version__, stopping
+from . import __version__, signals
 from .config import ConfigError, ModelMissingError, _near
 from .images import DataError
 from .store import Store, StoreError
@@ -38,11 +38,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ConfigError, DataError, ModelMissingError, StoreError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except stopping.Stopped as error:
+    except signals.Stopped as error:
         print(error, file=sys.stderr)
         return 128 + error.number
     except KeyboardInterrupt:
-        print(stopping.Stopped(signal.SIGINT), file=sys.stderr)
+        print(signals.Stopped(signal.SIGINT), file=sys.stderr)
         return 128 + signal.SIGINT
 
 
@@ -227,7 +227,7 @@ def _adapt(options):
 
     team, store = gather(), Store()
     with (
-        stopping.listening(signal.SIGTERM, signal.SIGINT),
+        signals.listening(signal.SIGTERM, signal.SIGINT),
         store.in_use() if team.leads else contextlib.nullcontext(),
     ):
         for key in adapt_together(_chosen_cells(options), store, team):

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
-from . import progress, stopping
+from . import progress, signals
 from .adapt import adapt
 from .config import ConfigError, Recipe, key, paths
 from .data import few_shots, load_for
@@ -194,9 +194,9 @@ def work(task, address):
     """
     _take_gpu()
     try:
-        with stopping.listening(signal.SIGINT, signal.SIGTERM):
+        with signals.listening(signal.SIGINT, signal.SIGTERM):
             _do(task.kind, task.recipe, Store(address), task.where)
-    except stopping.Stopped as error:
+    except signals.Stopped as error:
         if error.number == signal.SIGTERM:
             os._exit(128 + error.number)
         # A SystemExit would look to Ray like the end of the worker.
@@ -264,7 +264,7 @@ def run_ray(recipes, store, address=None):
             runtime_env={"env_vars": env},
         )
     try:
-        with stopping.interruptible():  # after `init`, which has a handler of its own for SIGTERM
+        with signals.interruptible():  # after `init`, which has a handler of its own for SIGTERM
             todo = tasks(recipes, store)
             _require_room(ray, todo, _scarce(ray))
             _drive(ray, todo, store)
@@ -348,12 +348,12 @@ def _drive(ray, todo, store, do=work):
             while flying:
                 ray.wait(list(flying), num_returns=1, timeout=1)
                 ready, _ = ray.wait(list(flying), num_returns=len(flying), timeout=0)
-                stopping.check()
+                signals.check()
                 for name, error in (ended for ref in ready for ended in end(ref).items()):
                     failures |= {name: error} if error else {}
                     counted.ended_one(todo[name].kind, name, error)
                 hand_out()
-    except (KeyboardInterrupt, stopping.Stopped):
+    except (KeyboardInterrupt, signals.Stopped):
         _cancel(ray, list(flying))
         raise
     if failures:
@@ -367,7 +367,7 @@ def _cancel(ray, pending):
     for ref in pending:
         ray.cancel(ref)
     end = time.monotonic() + GRACE
-    while pending and time.monotonic() < end and not stopping.insisted():
+    while pending and time.monotonic() < end and not signals.insisted():
         _, pending = ray.wait(pending, num_returns=len(pending), timeout=1)
     for ref in pending:
         ray.cancel(ref, force=True)

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import lru_cache, partial
 
-from . import progress, stopping
+from . import progress, signals
 from .adapt import adapt, adapter_inputs
 from .config import as_dict, key
 from .data import few_shots
@@ -49,7 +49,7 @@ def sample_range(pipe, recipe, dataset, label, indices, folder, counter, size, j
 
     with ThreadPoolExecutor(1) as writer:
         while start < indices.stop:
-            stopping.check()
+            signals.check()
             count = min(size.size, indices.stop - start)
             files = [folder / f"{i:06d}.png" for i in range(start, start + count)]
             if not all(whole(f) for f in files):

@@ -7,7 +7,7 @@ import time
 import uuid
 from contextlib import suppress
 
-from . import stopping
+from . import signals
 
 BEAT = 10.0  # seconds between two heartbeats of a holder
 # seconds without one after which a holder is taken for dead: several beats, since a busy machine
@@ -46,7 +46,7 @@ class Lease:
             content = read(self.fs, self.path)
             if content is None and create(self.fs, self.path, f"{self.owner} 0"):
                 break
-            stopping.check()
+            signals.check()
             if not (self._dead(self.path, content) and self._remove_dead(content)):
                 time.sleep(POLL)
         self._thread.start()

@@ -11,7 +11,7 @@ import pandas as pd
 from PIL import Image, ImageOps
 from safetensors import SafetensorError
 
-from . import stopping
+from . import signals
 from .classify import train
 from .config import ConfigError, interpreter, printable, recipe, shown
 from .data import few_shots, load_for
@@ -26,7 +26,7 @@ from .images import (
     opened,
     require_inside,
 )
-from .metrics import wilson
+from .statistics import wilson
 from .store import Store
 from .study import artifact_keys, run
 
@@ -240,7 +240,7 @@ def keep(folder, test_folder="", method="dset+real", store=None, **fields):
     """
     store, part = store or Store(), {"test_folder": test_folder} if test_folder else {"fold": "0/2"}
     chosen = recipe(dataset="folder", folder=folder, method=method, **part, **fields)
-    with stopping.interruptible(), store.in_use():
+    with signals.interruptible(), store.in_use():
         return _keep(chosen, store)
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 
 from .config import METHODS, paths
 from .images import DataError
-from .metrics import mean_interval
+from .statistics import mean_interval
 from .store import Store
 from .tables import show_table
 

@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 
 from filelock import FileLock, Timeout
 
-from . import progress, stopping
+from . import progress, signals
 from .config import home, is_address, paths, store_place
 
 PACKAGES = ("torch", "torchvision", "diffusers", "transformers", "peft", "open_clip_torch", "numpy")
@@ -272,7 +272,7 @@ class Store:
         """
         if not self.done(key):
             with writing(self.root, self.fix), self.lock(key):
-                stopping.check()
+                signals.check()
                 if not self.done(key):
                     with progress.making(key):
                         self._build(key, inputs, build, notes)
@@ -292,7 +292,7 @@ class Store:
                 lock.acquire(timeout=1)
                 break
             except Timeout:
-                stopping.check()
+                signals.check()
             except OSError as error:
                 if file.is_symlink() or file.is_dir():
                     raise StoreError(

@@ -23,7 +23,7 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
-from . import config, outcome, progress, stopping
+from . import config, outcome, progress, signals
 from .classify import judge, judge_inputs, train, train_inputs
 from .config import (
     ENGINES,
@@ -110,7 +110,7 @@ def run(recipe, store=None):
     saved.
     """
     store = store or Store()
-    with stopping.interruptible(), store.in_use():
+    with signals.interruptible(), store.in_use():
         return compute(recipe, store)
 
 
@@ -239,7 +239,7 @@ def run_cells(recipes, store=None, workers=1, engine="local"):
 
     store = store or Store()
     name, address = engine_parts(engine)
-    with stopping.interruptible(), store.in_use():
+    with signals.interruptible(), store.in_use():
         if name == "ray":
             from .engine import run_ray
 
@@ -297,23 +297,23 @@ def in_processes(function, jobs, workers):
                     pool.map(function, *zip(*jobs, strict=True)), "jobs", "job", len(jobs)
                 )
             )
-        except (KeyboardInterrupt, stopping.Stopped):
+        except (KeyboardInterrupt, signals.Stopped):
             # The others would go on to the end of what they have.
-            stopping.forward()
+            signals.forward()
             raise
 
 
 def _begin_worker(threads):
     import torch
 
-    stopping.serve()
+    signals.serve()
     torch.set_num_threads(threads)
 
 
 def _run_group(recipes, store):
     keys = []
     for recipe in recipes:
-        stopping.check()
+        signals.check()
         keys.append(run(recipe, store)["key"])
     return keys
 
@@ -594,18 +594,18 @@ def _execute_apart(name, entry, parameters, runs, place=None):
     """
     start = time.perf_counter()
     try:
-        stopping.check()
-        with ProcessPoolExecutor(1, get_context("spawn"), stopping.shelter) as pool:
+        signals.check()
+        with ProcessPoolExecutor(1, get_context("spawn"), signals.shelter) as pool:
             status, seconds, note = pool.submit(
                 _execute_watched, name, entry, parameters, runs, place
             ).result()
     except BrokenProcessPool as error:
         status, seconds, note = "failed", time.perf_counter() - start, f"its process died: {error}"
-    except stopping.Stopped:
+    except signals.Stopped:
         status, seconds, note = "stopped", 0.0, "had not begun"
-    if status == "failed" and stopping.asked():
+    if status == "failed" and signals.asked():
         dead = note.startswith("DeadKernelError")  # which was in no cell that saves a state
-        return "stopped", seconds, str(stopping.Stopped(stopping.asked())) if dead else note
+        return "stopped", seconds, str(signals.Stopped(signals.asked())) if dead else note
     return status, seconds, note
 
 
@@ -616,7 +616,7 @@ def _execute_watched(name, entry, parameters, runs, place):
     # The run's note tells it.
     logging.getLogger("papermill").addFilter(lambda entry: "Kernel died" not in entry.getMessage())
     if place:
-        os.environ.update({progress.PLACE: str(place), stopping.CAUSE: str(place.parent / "cause")})
+        os.environ.update({progress.PLACE: str(place), signals.CAUSE: str(place.parent / "cause")})
         with suppress(OSError), open(place / "stderr", "ab") as file:
             # A line in the midst of the terminal's live ones would garble them.
             os.dup2(file.fileno(), 2)
@@ -690,7 +690,7 @@ def run_study(names=(), group="default", smoke=False, file=None, jobs=1, engine=
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
     os.environ[JOBS] = str(min(jobs, len(chosen)))  # for the estimates of the pages
     with (
-        stopping.listening(signal.SIGTERM, signal.SIGINT),
+        signals.listening(signal.SIGTERM, signal.SIGINT),
         progress.places() as place,
         ThreadPoolExecutor(jobs) as pool,
         Terminal() as terminal,
@@ -735,8 +735,8 @@ def _collect(futures, terminal, known, cause):
     rows, pending = [], set(futures)
     while pending:
         ended, pending = wait(pending, progress.THROTTLE, FIRST_COMPLETED)
-        if stopping.asked():
-            stopping.end_kernels(cause)  # again and again: one may only just have started
+        if signals.asked():
+            signals.end_kernels(cause)  # again and again: one may only just have started
         for future in ended:
             status, seconds, note = future.result()
             name = futures[future].name

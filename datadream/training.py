@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
-from . import progress, stopping
+from . import progress, signals
 from .config import ConfigError
 from .store import remove
 from .team import ALONE
@@ -205,11 +205,11 @@ def fit(
             optimiser.step()
             if after:  # before the checkpoint: a run killed in it does it again when it resumes
                 after(step, losses[-1])
-            stop, more = team.first(stopping.asked()), step + 1 < steps
+            stop, more = team.first(signals.asked()), step + 1 < steps
             if checkpoint and team.leads and more and (stop or (step + 1) % every == 0):
                 save_state(checkpoint, _state(parameters, buffers, optimiser, losses), step + 1)
             if stop and more:
-                raise stopping.Stopped(stop)
+                raise signals.Stopped(stop)
             count.update(loss=f"{losses[-1]:.4f}")
     return losses
 

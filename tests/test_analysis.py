@@ -17,8 +17,8 @@ from datadream.config import METHODS
 from datadream.data import few_shots
 from datadream.distances import MEASURES, TITLES, copying
 from datadream.images import DataError
-from datadream.metrics import mean_interval
 from datadream.records import select
+from datadream.statistics import mean_interval
 from datadream.store import Store
 
 

@@ -30,8 +30,8 @@ from datadream.classify import (
 )
 from datadream.config import ConfigError, recipe
 from datadream.data import Dataset, Images, few_shots, load_for
-from datadream.metrics import wilson
 from datadream.models import load_classifier, load_classifier_lora
+from datadream.statistics import wilson
 from datadream.store import Store, digest
 from datadream.training import DivergedError, load_state, stream
 

@@ -21,11 +21,11 @@ import pytest
 import ray
 import torch
 
-from datadream import draws, engine, models, progress, stopping, study
+from datadream import draws, engine, models, progress, signals, study
 from datadream import generate as package
 from datadream.config import ConfigError, as_dict, key, paths
 from datadream.generate import generate, generation_inputs
-from datadream.stopping import Stopped
+from datadream.signals import Stopped
 from datadream.store import Store, StoreError, digest
 from datadream.training import load_state
 
@@ -289,7 +289,7 @@ def test_ctrl_c_is_not_lost_where_an_exception_would_be(
     )
     with pytest.raises(KeyboardInterrupt):
         study.run_cells([make("real"), make("base")], store, engine="ray")
-    assert len(list((store.root / "records").glob("*.json"))) < 2 and not stopping.asked()
+    assert len(list((store.root / "records").glob("*.json"))) < 2 and not signals.asked()
     monkeypatch.undo()
     assert len(study.run_cells([make("real"), make("base")], store, engine="ray")) == 2
 

@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from datadream import config, records
-from datadream.metrics import mean_interval, wilson
+from datadream.statistics import mean_interval, wilson
 
 
 def record(method="real", seed=0, top1=0.5, val=0.5, dataset="mnist", **overrides):

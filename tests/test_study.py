@@ -23,7 +23,7 @@ from datadream import outcome, study
 from datadream.config import METHODS, ConfigError, as_dict
 from datadream.data import DataError, few_shots
 from datadream.records import load_records
-from datadream.stopping import Stopped
+from datadream.signals import Stopped
 from datadream.store import Store, provenance
 
 MAIN = [name for name, row in METHODS.items() if row.main]
@@ -463,10 +463,10 @@ def test_a_process_that_the_system_kills_takes_no_other_run_with_it(home, monkey
 WORKS = """
 import time
 from pathlib import Path
-from datadream import stopping
-with stopping.listening():
+from datadream import signals
+with signals.listening():
     Path(place, "begun").touch()
-    while not stopping.asked():
+    while not signals.asked():
         time.sleep(0.01)
     Path(place, "saved").touch()
 """

@@ -118,7 +118,7 @@ from pathlib import Path
 
 import torch
 
-from datadream import stopping, team, training
+from datadream import signals, team, training
 
 folder, what = Path(sys.argv[1]), sys.argv[2]
 ours = team.gather()
@@ -140,11 +140,11 @@ own = folder / str(ours.rank) if what == "apart" else folder
 own.mkdir(exist_ok=True)
 with open(folder / f"end-{what}-{ours.rank}", "w") as report:
     try:
-        with stopping.listening():
+        with signals.listening():
             losses = training.fit({"weight": weight}, loss_at, steps=12, lr=0.1, seed=1, every=4,
                                   after=after, checkpoint=own / "state.safetensors", team=ours)
         report.write(repr((losses, weight.tolist())))
-    except (Exception, stopping.Stopped) as error:
+    except (Exception, signals.Stopped) as error:
         report.write(f"{type(error).__name__}: {error}")
 """
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from .. import stopping
+from .. import signals
 from ..config import paths
 from ..store import provenance, write_json
 from ..training import fit
@@ -467,7 +467,7 @@ def train_all(work, seed=0, **options):
     work.mkdir(parents=True, exist_ok=True)
     file, bank = work / "training.json", printed.glyph_bank()
     notes = json.loads(file.read_text()) if file.exists() else {}
-    with stopping.interruptible():
+    with signals.interruptible():
         for part, train in PARTS.items():
             if part not in notes:
                 start = time.perf_counter()

@@ -6,7 +6,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from ..metrics import mean_interval, wilson
+from ..statistics import mean_interval, wilson
 from ..tables import show_table
 from ..training import fit
 from . import printed

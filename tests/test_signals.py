@@ -16,8 +16,8 @@ import torch
 from filelock import FileLock
 
 from datadream import generate as package
-from datadream import stopping, training
-from datadream.stopping import Stopped, asked, check, interruptible, listening
+from datadream import signals, training
+from datadream.signals import Stopped, asked, check, interruptible, listening
 from datadream.store import Store, digest
 
 
@@ -198,17 +198,17 @@ import sys, time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
-from datadream import stopping
+from datadream import signals
 
 def piece(number):
-    stopping.check()
+    signals.check()
     (Path(sys.argv[1]) / f"begun {number}").touch()
     for _ in range(3000):
         time.sleep(0.01)
-        stopping.check()
+        signals.check()
 
 if __name__ == "__main__":
-    with ProcessPoolExecutor(2, get_context("spawn"), stopping.serve) as pool:
+    with ProcessPoolExecutor(2, get_context("spawn"), signals.serve) as pool:
         list(pool.map(piece, range(6)))
 """
 
@@ -249,9 +249,9 @@ def test_ctrl_c_starts_no_further_piece(pool):
 
 def test_a_sheltered_worker_is_deaf_to_both(monkeypatch):
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    monkeypatch.setattr(stopping, "_leave_with_parent", lambda: None)
+    monkeypatch.setattr(signals, "_leave_with_parent", lambda: None)
     try:
-        stopping.shelter()
+        signals.shelter()
         send(signal.SIGTERM)
         send(signal.SIGINT)
         assert not asked()

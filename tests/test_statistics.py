@@ -10,7 +10,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy import stats
 
-from datadream.metrics import confusion, mean_interval, spearman, wilson
+from datadream.statistics import confusion, mean_interval, spearman, wilson
 
 shares = st.integers(1, 3000).flatmap(
     lambda total: st.tuples(st.integers(0, total), st.just(total))
