@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from datadream.config import as_dict, paths, recipe
+from datadream.config import as_dict, recipe
 from datadream.models import device
+from datadream.paths import paths
 from datadream.records import benchmark_table
 from datadream.statistics import mean_interval
 from datadream.store import provenance, write_json

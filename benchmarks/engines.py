@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from datadream.config import paths
+from datadream.paths import paths
 from datadream.statistics import mean_interval
 from datadream.store import Store, provenance, write_json
 from datadream.study import cells, run_cells

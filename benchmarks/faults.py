@@ -20,7 +20,8 @@ from pathlib import Path
 
 import psutil
 
-from datadream.config import paths, recipe
+from datadream.config import recipe
+from datadream.paths import paths
 from datadream.records import fault_table, input_table, load_faults
 from datadream.store import provenance, write_json
 

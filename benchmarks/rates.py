@@ -17,7 +17,8 @@ import numpy as np
 import pandas as pd
 
 from datadream.ablation import cells_of
-from datadream.config import Recipe, paths
+from datadream.config import Recipe
+from datadream.paths import paths
 from datadream.plan import STAGES, load_or_describe, validated, work
 from datadream.store import Store
 from datadream.study import artifact_keys, choose, load_study

@@ -11,7 +11,8 @@ from pathlib import Path
 from unittest import mock
 
 from datadream import engine
-from datadream.config import paths, recipe
+from datadream.config import recipe
+from datadream.paths import paths
 from datadream.plan import load_or_describe, profile_cells
 from datadream.store import Store, provenance, write_json
 

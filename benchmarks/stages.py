@@ -22,6 +22,7 @@ from datadream import (
     generate,
     memory,
     models,
+    paths,
     sampling,
     views,
 )
@@ -201,7 +202,7 @@ class Stage:
         return (
             self.recipe.generator
             if self.recipe.generator != "mini"
-            else str(config.paths()["mini"] / "generator")
+            else str(paths.paths()["mini"] / "generator")
         )
 
     def _adapter(self):

@@ -16,8 +16,9 @@ import torch
 import torch.nn.functional as F
 from peft.tuners.lora import Linear
 
-from datadream.config import paths, recipe
+from datadream.config import recipe
 from datadream.models import add_generator_lora, device, dtype_for, load_generator, remove_lora
+from datadream.paths import paths
 from datadream.statistics import mean_interval
 from datadream.store import provenance, write_json
 

@@ -12,10 +12,11 @@ from pathlib import Path
 from PIL import Image
 
 from datadream import keep, plots, records, style
-from datadream.config import METHODS, paths
+from datadream.config import METHODS
 from datadream.data import few_shots, load_for
 from datadream.generate import generate, read
 from datadream.images import Images
+from datadream.paths import paths
 from datadream.store import Store
 from datadream.study import cells, load_study
 

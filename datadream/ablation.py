@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from .config import ConfigError
+from .errors import ConfigError
 from .store import Store
 from .study import RUNNING, artifact_keys, cells, find, page_parameters, run_cells
 from .study import sample_rows as first_images

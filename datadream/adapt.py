@@ -24,8 +24,9 @@ from .models import (
     save_generator_lora,
     tokenize,
 )
+from .seeds import seed_for
 from .team import ALONE
-from .training import fit, seed_for
+from .training import fit
 
 
 def diffusion_losses(

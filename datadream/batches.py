@@ -8,7 +8,8 @@ from torchvision.transforms import v2
 
 from .augment import Augmentation
 from .images import Decoded
-from .training import seed_for, stream
+from .seeds import seed_for
+from .training import stream
 
 
 class Batches:

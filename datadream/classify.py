@@ -11,14 +11,16 @@ import torch.nn.functional as F
 
 from . import progress
 from .batches import Batches
-from .config import ConfigError, key
+from .config import key
 from .data import few_shots, prompt, validation_images
-from .images import DataError, fingerprint
+from .errors import ConfigError, DataError
+from .images import fingerprint
 from .memory import BatchSize
 from .models import dtype_for, identity, load_classifier, load_classifier_lora, save_classifier_lora
+from .seeds import seed_for
 from .statistics import confusion, wilson
 from .store import write_json
-from .training import fit, load_state, save_state, seed_for
+from .training import fit, load_state, save_state
 from .views import BATCH, evaluation_batches, validation_batches
 
 

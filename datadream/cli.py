@@ -10,8 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from . import __version__, signals
-from .config import ConfigError, ModelMissingError, _near
-from .images import DataError
+from .errors import ConfigError, DataError, ModelMissingError, nearest
 from .store import Store, StoreError
 
 
@@ -300,7 +299,7 @@ def _download(options):
     if options.name not in known and "/" not in options.name:
         raise ConfigError(
             f"{options.name!r} is no model or dataset to download; accepted: a hub id, or one of "
-            f"{', '.join(known)}{_near(options.name, known)}"
+            f"{', '.join(known)}{nearest(options.name, known)}"
         )
     print(f"downloading {options.name} into {hub.cache()}, if it is not there", flush=True)
     hub.download(options.name)

@@ -1,36 +1,16 @@
-"""Every knob of the study with its default, unit and source; the profiles; the methods; the
-keys; and every path.
-"""
+"""Every setting of the study with its default, unit and source; the profiles; the methods."""
 
 import dataclasses
-import difflib
 import hashlib
 import json
 import math
-import os
-import reprlib
-import shlex
-import sys
-import unicodedata
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TypeVar
 
-
-class ConfigError(ValueError):
-    """A recipe is wrong; the message names the value, what is accepted and the fix."""
-
-
-class ModelMissingError(RuntimeError):
-    """A model is neither on disk nor on the hub; the message names it, what to download and
-    which setting points to it.
-    """
-
+from .errors import ConfigError, brief, nearest, printable
 
 # A whole number without an upper end of its own ends here: more would only fill memory or disk.
 MOST = 10**6
-
-
 T = TypeVar("T", bool, int, float, str)
 
 
@@ -248,7 +228,6 @@ HEAVY = {
     "paper": {"classify.crop_low": 0.08, "classify.mix": 1.0},
     "mini": {"classify.crop_low": 0.5, "classify.mix": 0.6, "classify.randaugment": True},
 }
-
 METHODS = {
     "clip": Method("CLIP zero-shot", "#666666", None, False, trained=False),
     "real": Method("Real only", "#000000", None, True),
@@ -281,7 +260,6 @@ METHODS = {
     ),
     "loft+real": Method("LoFT + real", "#CC79A7", "image", True, main=False, settings=PER_IMAGE),
 }
-
 # Where cells are computed: this process and its workers, or a Ray cluster.
 ENGINES = ("local", "ray")
 # of the images that every seed starts from, where sets of images are shown or described
@@ -429,17 +407,17 @@ def _check(name, value, spec):
     wanted = spec.type
     if isinstance(value, bool) != (wanted is bool) or not isinstance(value, wanted):
         raise ConfigError(
-            f"{name}={_brief(value)} is a {type(value).__name__}; give a {wanted.__name__} "
+            f"{name}={brief(value)} is a {type(value).__name__}; give a {wanted.__name__} "
             f"({why or 'a group of settings'})"
         )
     if wanted is str and not printable(value):
         raise ConfigError(
-            f"{name}={_brief(value)} has a control character, a line break or bytes that are no "
+            f"{name}={brief(value)} has a control character, a line break or bytes that are no "
             f"UTF-8; give printable text ({why})"
         )
     if wanted is str and any(len(part.encode()) > 255 for part in value.split("/")):
         raise ConfigError(
-            f"{name}={_brief(value)} is too long; give a name or path of at most 255 bytes "
+            f"{name}={brief(value)} is too long; give a name or path of at most 255 bytes "
             f"between two slashes ({why})"
         )
     if wanted in (int, float) and not (
@@ -448,14 +426,14 @@ def _check(name, value, spec):
         and (high is None or value <= high)
     ):
         raise ConfigError(
-            f"{name}={_brief(value)} is out of range; accepted: "
+            f"{name}={brief(value)} is out of range; accepted: "
             f"{low if low is not None else '-inf'} to "
             f"{high if high is not None else 'any finite number'} ({why})"
         )
     if choices and value not in choices:
         raise ConfigError(
-            f"{name}={_brief(value)} is unknown; accepted: "
-            f"{', '.join(choices)}{_near(value, choices)}"
+            f"{name}={brief(value)} is unknown; accepted: "
+            f"{', '.join(choices)}{nearest(value, choices)}"
         )
 
 
@@ -470,35 +448,11 @@ def require_warmup(name, warmup, length, unit):
         )
 
 
-def printable(text):
-    """Return whether a text has no control character, line break or lone surrogate, so that it
-    fits a prompt, a page and a terminal.
-    """
-    return not any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in text)
-
-
-_short = reprlib.Repr()
-_short.maxstring = _short.maxother = 200  # characters
-
-
-def _brief(value):
-    """Return a value as text for a message, cut where it is long or deep."""
-    try:
-        return _short.repr(value)
-    except ValueError:  # Python writes no whole number of over 4,300 digits
-        return f"<{type(value).__name__} of too many digits>"
-
-
-def _near(word, words):
-    close = difflib.get_close_matches(str(word), list(words), 1)
-    return f". Did you mean {close[0]!r}?" if close else ""
-
-
-def _mapping(overrides):
+def as_mapping(overrides):
     """Return overrides as a dict, {} for None. Raises ConfigError on anything else."""
     if not isinstance(overrides, (dict, type(None))):
         raise ConfigError(
-            f"overrides={_brief(overrides)} is a {type(overrides).__name__}; give a mapping such "
+            f"overrides={brief(overrides)} is a {type(overrides).__name__}; give a mapping such "
             f"as {{'adapt.rank': 4}}"
         )
     return overrides or {}
@@ -513,23 +467,23 @@ def recipe(profile="mini", overrides=None, **fields):
     """
     if not isinstance(profile, str) or profile not in PROFILES:
         raise ConfigError(
-            f"profile={_brief(profile)} is unknown; accepted: "
-            f"{', '.join(PROFILES)}{_near(profile, PROFILES)}"
+            f"profile={brief(profile)} is unknown; accepted: "
+            f"{', '.join(PROFILES)}{nearest(profile, PROFILES)}"
         )
     default = Recipe()
     known = {name: spec for name, _, spec in _leaves(default)}
-    chosen = {**fields, **_mapping(overrides)}
+    chosen = {**fields, **as_mapping(overrides)}
     row = METHODS.get(str(chosen.get("method", default.method)))
     values = {**PROFILES[profile], **(row.settings.get(profile, {}) if row else {}), **chosen}
     if values.setdefault("profile", profile) != profile:
         raise ConfigError(
-            f"profile={_brief(values['profile'])} in overrides contradicts profile={profile!r}; "
+            f"profile={brief(values['profile'])} in overrides contradicts profile={profile!r}; "
             "give it once, as `profile`"
         )
     for name, value in values.items():
         if name not in known:
             raise ConfigError(
-                f"{_brief(name)} is no field of a recipe{_near(name, known) or '.'} Accepted: "
+                f"{brief(name)} is no field of a recipe{nearest(name, known) or '.'} Accepted: "
                 f"{', '.join(sorted(known))}"
             )
         if (
@@ -595,92 +549,3 @@ def key(stage, **inputs):
     """
     text = json.dumps(inputs, sort_keys=True, default=dataclasses.asdict, allow_nan=False)
     return f"{stage}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
-
-
-def home():
-    """Return the project's folder: $DATADREAM_HOME, the checkout that holds this package, or the
-    working directory.
-    """
-    checkout = Path(__file__).resolve().parents[1]
-    fallback = checkout if (checkout / "notebooks").is_dir() else Path.cwd()
-    return Path(os.environ.get("DATADREAM_HOME", fallback))
-
-
-def is_address(place):
-    """Return whether a place is an address that fsspec resolves, such as s3://bucket/prefix,
-    rather than a folder.
-    """
-    return "://" in str(place)
-
-
-def store_place():
-    """Return where the artifacts lie, as text: $DATADREAM_STORE, a folder or an address, or
-    `artifacts` in the project's folder.
-    """
-    return os.environ.get("DATADREAM_STORE") or str(home() / "artifacts")
-
-
-def copies(address):
-    """Return the folder of this machine that holds the copies of what lies on an address: under
-    $DATADREAM_CACHE, else in the user's cache.
-    """
-    cache = (
-        os.environ.get("DATADREAM_CACHE")
-        or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "datadream"
-    )
-    return Path(cache) / hashlib.sha256(str(address).encode()).hexdigest()[:16]
-
-
-def shown(path):
-    """Return a path as a page shows it: relative to the project's folder where it lies inside, so
-    that no machine's name for it is kept.
-
-    The folder of copies of the store's address is shown as the address.
-    """
-    if is_address(store_place()) and Path(path) == copies(store_place()):
-        return store_place()
-    path, root = Path(path).resolve(), home().resolve()
-    return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
-
-
-def interpreter():
-    """Return the running Python as a command line in the project's folder names it: relative
-    where it lies inside, else whole.
-    """
-    # The file itself is not resolved: an environment's Python is a link to one outside, which knows
-    # nothing of the environment.
-    path, root = Path(sys.executable).parent.resolve() / Path(sys.executable).name, home().resolve()
-    return shlex.quote(str(path.relative_to(root)) if path.is_relative_to(root) else str(path))
-
-
-def paths():
-    """Return every folder that the package reads or writes, by name; $DATADREAM_STORE moves the
-    artifacts, $DATADREAM_DATA the datasets.
-
-    Where $DATADREAM_STORE is an address, `store` is the folder of its copies.
-    """
-    root, place = home(), store_place()
-    results = root / "benchmarks" / "results"
-    store = copies(place) if is_address(place) else Path(place)
-    data = Path(os.environ.get("DATADREAM_DATA", root / "data"))
-    return {
-        "home": root,
-        "store": store,
-        "records": store / "records",
-        "kept": store / "kept",
-        "data": data,
-        "notebooks": root / "notebooks",
-        "study": root / "notebooks" / "study.yaml",
-        "runs": root / "book" / "runs",
-        "training": store / "mini_base",
-        "kept_pages": root / "book" / "study",
-        "kept_records": root / "book" / "study" / "records.jsonl",
-        "contents": root / "_build" / "toc.yml",
-        "smoke": root / "_build" / "smoke",
-        "benchmarks": results,
-        "faults": results / "faults.json",
-        "scale": results / "scale.json",
-        "together": results / "together.json",
-        "engines": results / "engines.json",
-        "mini": Path(__file__).parent / "mini",
-    }

@@ -8,19 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from .config import ConfigError, _near, key
-from .images import (
-    DataError,
-    Images,
-    fingerprint,
-    folder_state,
-    members,
-    read_class_folders,
-    read_photos,
-)
+from .config import key
+from .errors import ConfigError, DataError, nearest
+from .images import Images, fingerprint, folder_state, members, read_class_folders, read_photos
 from .mini.printed import DIGITS
 from .readers import SOURCES, class_names, read, read_mnist, read_optdigits, read_shots, readable
-from .training import seed_for
+from .seeds import seed_for
 
 
 @dataclass(frozen=True)
@@ -81,7 +74,7 @@ def load(name, folder="", noun="", names="paper", shots_folder="", fold="", test
     """
     if name not in DATASETS:
         raise ConfigError(
-            f"dataset={name!r} is unknown; accepted: {', '.join(DATASETS)}{_near(name, DATASETS)}"
+            f"dataset={name!r} is unknown; accepted: {', '.join(DATASETS)}{nearest(name, DATASETS)}"
         )
     row, own = DATASETS[name], DATASETS[name].folder == "own"
     for field, value, used in (

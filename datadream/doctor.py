@@ -8,10 +8,11 @@ import sys
 from dataclasses import dataclass
 from importlib import metadata
 
-from .config import ConfigError, is_address, paths, shown, store_place
+from .errors import ConfigError
 from .garbage import ARTIFACT
 from .hub import CLASSIFIERS, GENERATORS, absent
 from .models import device
+from .paths import is_address, paths, relative_to_home, store_place
 from .readers import SOURCES, elsewhere, lacking, locate
 from .remote import RemoteStore
 from .store import Store, StoreError
@@ -117,7 +118,8 @@ def _environment() -> Check:
     free = shutil.disk_usage(sys.prefix).free / 1e9
     enough = free > ENVIRONMENT
     detail = (
-        f"{free:.0f} GB free for {shown(sys.prefix)} ({ENVIRONMENT:g} GB to install the packages)"
+        f"{free:.0f} GB free for {relative_to_home(sys.prefix)} ({ENVIRONMENT:g} GB to "
+        "install the packages)"
     )
     fix = "" if enough else "; free some before `make venv` installs them anew"
     return Check("environment", "ok" if enough else "optional", detail + fix)

@@ -12,7 +12,7 @@ from .config import require_warmup
 from .data import few_shots, prompt
 from .images import Images
 from .models import load_classifier
-from .training import seed_for
+from .seeds import seed_for
 from .views import evaluation_batches
 
 SLICE = 100  # images of a unit of work: some minutes at the paper's scale

@@ -17,12 +17,14 @@ import torch
 
 from . import progress, signals
 from .adapt import adapt
-from .config import ConfigError, Recipe, key, paths
+from .config import Recipe, key
 from .data import few_shots, load_for
 from .draws import adapters, reader, slices
+from .errors import ConfigError
 from .generate import NOTES, batch_size, generation_inputs, sample_range
 from .images import class_folders
 from .models import fetch, use_gpu
+from .paths import paths
 from .plan import PROXY, seconds
 from .sampling import adapted, whole
 from .store import Store, write_json, writing

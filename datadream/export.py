@@ -13,7 +13,8 @@ from pathlib import Path
 
 import yaml
 
-from .config import METHODS, ConfigError, _near
+from .config import METHODS
+from .errors import ConfigError, nearest
 from .hub import GENERATORS
 from .store import Store, writing
 
@@ -34,7 +35,7 @@ def export(key, target, formats=None, store=None, licence="unknown"):
     if unknown:
         raise ConfigError(
             f"format {unknown[0]!r} is unknown; accepted: "
-            f"{', '.join(FORMATS)}{_near(unknown[0], FORMATS)}"
+            f"{', '.join(FORMATS)}{nearest(unknown[0], FORMATS)}"
         )
     if not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", licence):
         raise ConfigError(

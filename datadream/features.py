@@ -10,10 +10,12 @@ import numpy as np
 import torch
 
 from . import progress
-from .config import ConfigError, ModelMissingError, _near, key, paths
+from .config import key
+from .errors import ConfigError, ModelMissingError, nearest
 from .images import fingerprint
 from .mini import printed, quality
 from .models import device, identity, load_classifier
+from .paths import paths
 from .store import digest
 from .views import evaluation_batches
 
@@ -137,7 +139,7 @@ def features(images, name, recipe, store):
     if name not in EXTRACTORS:
         raise ConfigError(
             f"the extractor {name!r} is unknown; accepted: "
-            f"{', '.join(EXTRACTORS)}{_near(name, EXTRACTORS)}"
+            f"{', '.join(EXTRACTORS)}{nearest(name, EXTRACTORS)}"
         )
     if not len(images):
         raise ValueError("there are no images to take features of; give a set of one or more")

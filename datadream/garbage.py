@@ -9,8 +9,7 @@ from pathlib import PurePath, PurePosixPath
 
 from filelock import FileLock, Timeout
 
-from .config import ConfigError
-from .images import DataError
+from .errors import ConfigError, DataError
 from .leases import running
 from .remote import RemoteStore, reaching
 from .store import CLEARING, IN_USE, SALVAGE, remove, writing

@@ -6,7 +6,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from .config import ConfigError, ModelMissingError, _near, paths
+from .errors import ConfigError, ModelMissingError, nearest
+from .paths import paths
 
 
 @dataclass(frozen=True)
@@ -254,6 +255,6 @@ def _is_clip(name):
     if weights not in tags:
         raise ConfigError(
             f"open_clip has no weights {weights!r} for {architecture!r}; accepted: "
-            f"{', '.join(tags) or 'none'}{_near(weights, tags)}"
+            f"{', '.join(tags) or 'none'}{nearest(weights, tags)}"
         )
     return True

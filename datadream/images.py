@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from .config import printable
+from .errors import DataError, printable
 
 PIXEL = 1.5  # bytes of a PNG per pixel, about
 # Decoded training images kept in memory; the others lie in a temporary file.
@@ -30,10 +30,6 @@ SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"}
 # a longer side over this many shorter ones is refused: resized by its short side it would fill the
 # memory
 STRIP = 50
-
-
-class DataError(ValueError):
-    """A dataset, a class or an image cannot be used; the message names it and the fix."""
 
 
 # Compared by identity, so that caches may key on a set without hashing its pixels.

@@ -12,8 +12,8 @@ import yaml
 from PIL import Image
 
 from . import outcome
-from .config import ConfigError, paths
-from .images import DataError
+from .errors import ConfigError, DataError
+from .paths import paths
 from .records import read_record, tidy
 from .store import Store, write_json, writing
 

@@ -4,8 +4,8 @@ from functools import lru_cache
 
 import torch
 
-from .config import ConfigError
-from .training import seed_for
+from .errors import ConfigError
+from .seeds import seed_for
 from .views import generator_image, resized
 
 # few shots kept in memory at the generator's size, about a MB each: 16 shots of 100 classes fit

@@ -14,7 +14,8 @@ import torch.nn as nn
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 
-from .config import Classify, ConfigError, ModelMissingError, _near
+from .config import Classify
+from .errors import ConfigError, ModelMissingError, nearest
 from .hub import fetching, hub_id, local, revision
 from .store import digest, write_json
 
@@ -218,7 +219,7 @@ def make_scheduler(pipe, name):
     if name not in known:
         raise ConfigError(
             f"generate.scheduler={name!r} is unknown; accepted: 'pipeline' or a scheduler class "
-            f"of diffusers{_near(name, known)} For example DPMSolverMultistepScheduler."
+            f"of diffusers{nearest(name, known)} For example DPMSolverMultistepScheduler."
         )
     # Made for pixels, DDIM and DDPM clip what they predict to -1 ... 1 by default, which is no
     # range of latents.

@@ -13,7 +13,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from IPython.display import Markdown
 
-from .config import paths, shown
+from .paths import paths, relative_to_home
 from .store import write_json
 from .tables import bullets
 
@@ -63,7 +63,8 @@ def save(row: dict[str, Any], known: set[str]) -> None:
             )
     except (OSError, Timeout) as error:
         print(
-            f"{shown(file)} cannot be written ({error}); `datadream outcome` will not know of the "
+            f"{relative_to_home(file)} cannot be written ({error}); `datadream outcome` will not "
+            "know of the "
             f"run {row['run']}",
             file=sys.stderr,
         )
@@ -81,7 +82,7 @@ def failures() -> list[dict[str, Any]]:
                 {
                     "run": name,
                     **one,
-                    "page": shown(page) if page.exists() else None,
+                    "page": relative_to_home(page) if page.exists() else None,
                     "html": _html(name),
                 }
             )
@@ -90,7 +91,7 @@ def failures() -> list[dict[str, Any]]:
 
 def _html(name: str) -> str | None:
     page = paths()["home"] / "_build" / "html" / "book" / "runs" / f"{name}.failed.html"
-    return shown(page) if page.exists() else None
+    return relative_to_home(page) if page.exists() else None
 
 
 def report() -> str:
@@ -99,7 +100,7 @@ def report() -> str:
     """
     outcomes, bad = load(), failures()
     if not outcomes:
-        return f"no run has been executed here yet: {shown(status_file())} is not there"
+        return f"no run has been executed here yet: {relative_to_home(status_file())} is not there"
     if not bad:
         return f"all {len(outcomes)} runs ended well"
     lines = [f"{len(bad)} of {len(outcomes)} runs did not end well:"]

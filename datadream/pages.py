@@ -10,7 +10,7 @@ from itertools import pairwise
 
 from IPython import get_ipython
 
-from .config import ConfigError, _near
+from .errors import ConfigError, nearest
 
 
 def begin():
@@ -56,7 +56,8 @@ def check_parameters(executed):
             if unknown:
                 raise ConfigError(
                     f"{unknown[0]!r} is no parameter of this "
-                    f"notebook{_near(unknown[0], accepted) or '.'} Accepted: {', '.join(accepted)}"
+                    f"notebook{nearest(unknown[0], accepted) or '.'} Accepted: "
+                    f"{', '.join(accepted)}"
                 )
 
 

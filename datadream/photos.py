@@ -13,19 +13,13 @@ from safetensors import SafetensorError
 
 from . import signals
 from .classify import train
-from .config import ConfigError, interpreter, printable, recipe, shown
+from .config import recipe
 from .data import few_shots, load_for
+from .errors import ConfigError, DataError, printable
 from .generate import generate, read
 from .hub import GENERATORS
-from .images import (
-    DataError,
-    Images,
-    _class_names,
-    image_files,
-    name_faults,
-    opened,
-    require_inside,
-)
+from .images import Images, _class_names, image_files, name_faults, opened, require_inside
+from .paths import interpreter, relative_to_home
 from .statistics import wilson
 from .store import Store
 from .study import artifact_keys, run
@@ -293,7 +287,7 @@ def how_to_classify(adapter):
     return (
         f"# classify.py, in the project's folder; run it there: {interpreter()} classify.py\n"
         f"from datadream.photos import classify_files\n\n"
-        f"print(classify_files({shown(adapter)!r}, ['a photo.jpg']))"
+        f"print(classify_files({relative_to_home(adapter)!r}, ['a photo.jpg']))"
     )
 
 

@@ -14,8 +14,9 @@ from . import config, progress
 from .ablation import cells_of
 from .classify import optimiser_steps
 from .data import DATASETS, Dataset, load_for, released
+from .errors import DataError
 from .hub import GENERATORS, absent
-from .images import PIXEL, DataError, Images
+from .images import PIXEL, Images
 from .readers import HELD_OUT, SOURCES, elsewhere, lacking, readable
 from .store import Store
 from .study import JOBS, artifact_keys, cells, choose, load_study

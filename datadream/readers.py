@@ -13,8 +13,9 @@ from typing import Any, cast
 
 import numpy as np
 
-from .config import paths
-from .images import DataError, Images, image_files, require_inside, split
+from .errors import DataError
+from .images import Images, image_files, require_inside, split
+from .paths import paths
 
 COOP = "https://github.com/KaiyangZhou/CoOp/blob/main/DATASETS.md"
 DISEF = "split_coop.csv"  # the same splits as DISEF's and the released code's users have them

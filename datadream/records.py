@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from .config import METHODS, paths
-from .images import DataError
+from .config import METHODS
+from .errors import DataError
+from .paths import paths
 from .statistics import mean_interval
 from .store import Store
 from .tables import show_table

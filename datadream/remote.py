@@ -11,8 +11,9 @@ from pathlib import Path, PurePosixPath
 
 from filelock import FileLock
 
-from .config import ConfigError, copies, store_place
+from .errors import ConfigError
 from .leases import Lease
+from .paths import copies, store_place
 from .store import (
     FULL,
     SALVAGE,

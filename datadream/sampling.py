@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from PIL.PngImagePlugin import PngInfo
 
-from .config import ConfigError
+from .errors import ConfigError
 from .models import dtype_for, load_generator, make_scheduler, merged_lora
 from .training import DivergedError
 

@@ -21,7 +21,7 @@ from pathlib import Path, PurePosixPath
 from filelock import FileLock, Timeout
 
 from . import progress, signals
-from .config import home, is_address, paths, store_place
+from .paths import home, is_address, paths, store_place
 
 PACKAGES = ("torch", "torchvision", "diffusers", "transformers", "peft", "open_clip_torch", "numpy")
 

@@ -25,23 +25,12 @@ import yaml
 
 from . import config, outcome, progress, signals
 from .classify import judge, judge_inputs, train, train_inputs
-from .config import (
-    ENGINES,
-    METHODS,
-    SHOTS_TITLE,
-    ConfigError,
-    _mapping,
-    _near,
-    as_dict,
-    key,
-    paths,
-    require_warmup,
-    shown,
-)
+from .config import ENGINES, METHODS, SHOTS_TITLE, as_dict, as_mapping, key, require_warmup
 from .data import draw, draw_inputs, few_shots, load_for
+from .errors import ConfigError, DataError, nearest
 from .generate import generate, generation_inputs, read
-from .images import DataError
 from .models import fetch
+from .paths import paths, relative_to_home
 from .records import load_records, read_record
 from .store import Store, digest, provenance, write_json
 from .terminal import Terminal
@@ -66,7 +55,7 @@ def cells(
                 f"'{name}: [{value}]'"
             )
     chosen = {"generator": generator, "classifier": classifier, "generate.images": images}
-    values = {name: value for name, value in chosen.items() if value is not None} | _mapping(
+    values = {name: value for name, value in chosen.items() if value is not None} | as_mapping(
         overrides
     )
     return [
@@ -257,7 +246,7 @@ def engine_parts(engine):
     if name not in ENGINES:
         raise ConfigError(
             f"engine={engine!r} is unknown; accepted: {', '.join(ENGINES)}, and "
-            f"ray:<address>{_near(name, ENGINES)}"
+            f"ray:<address>{nearest(name, ENGINES)}"
         )
     if address and name != "ray":
         raise ConfigError(
@@ -464,7 +453,7 @@ def _check_run(file, name, entry, smoke):
     if unknown:
         raise ConfigError(
             f"{file}: run {name!r} sets {unknown[0]!r}, which is no parameter of "
-            f"{template.name}{_near(unknown[0], accepted)} Accepted: "
+            f"{template.name}{nearest(unknown[0], accepted)} Accepted: "
             f"{', '.join(sorted(accepted)) or 'none, it has no cell tagged parameters'}"
         )
 
@@ -548,7 +537,7 @@ def execute(name, entry, parameters, runs):
     try:
         fingerprint = _fingerprint(template, parameters)
         if _finished(output, fingerprint) and _recorded(name, entry):
-            return "done before", 0.0, shown(output)
+            return "done before", 0.0, relative_to_home(output)
         papermill.execute_notebook(
             template,
             part,
@@ -561,7 +550,7 @@ def execute(name, entry, parameters, runs):
         return (
             "failed",
             time.perf_counter() - start,
-            f"{error.ename}: {error.evalue} (see {shown(part)})",
+            f"{error.ename}: {error.evalue} (see {relative_to_home(part)})",
         )
     except Exception as error:
         # A dead or missing kernel, a broken template: the other runs must go on.
@@ -569,11 +558,15 @@ def execute(name, entry, parameters, runs):
     notebook = json.loads(part.read_text())
     # Papermill can end well on a failed cell (its issue 501).
     if notebook["metadata"]["papermill"].get("exception"):
-        return "failed", time.perf_counter() - start, f"a cell raised (see {shown(part)})"
+        return (
+            "failed",
+            time.perf_counter() - start,
+            f"a cell raised (see {relative_to_home(part)})",
+        )
     notebook["metadata"]["datadream"] = fingerprint
     write_json(part, notebook)
     os.replace(part, output)
-    return "done", time.perf_counter() - start, shown(output)
+    return "done", time.perf_counter() - start, relative_to_home(output)
 
 
 def _quiet_kernel():
@@ -649,7 +642,7 @@ def choose(study, names, group):
     if unknown:
         raise ConfigError(
             f"run {unknown[0]!r} is not in the study; accepted: "
-            f"{', '.join(runs)}{_near(unknown[0], runs)}"
+            f"{', '.join(runs)}{nearest(unknown[0], runs)}"
         )
     groups = {n: entry.get("groups", ["default"]) for n, entry in runs.items()}
     if not names and group not in {g for some in groups.values() for g in some}:

@@ -10,7 +10,7 @@ from datetime import timedelta
 
 import torch
 
-from .config import ConfigError
+from .errors import ConfigError
 
 # The others wait while the first one waits for a lock; a dead one is the launcher's to notice.
 PATIENCE = timedelta(days=1)

@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
 from . import progress, signals
-from .config import ConfigError
+from .errors import ConfigError
+from .seeds import seed_for
 from .store import remove
 from .team import ALONE
 
@@ -23,14 +24,6 @@ class DivergedError(RuntimeError):
     """A loss or an image became NaN or infinite; the state before that step, if there was one,
     and the images before it are kept.
     """
-
-
-def seed_for(*parts):
-    """Return a 63-bit seed that depends on every integer or string in `parts`, stable across
-    machines and versions.
-    """
-    digest = hashlib.sha256(repr(parts).encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
 
 
 def stream(n, count, step, seed):

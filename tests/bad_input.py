@@ -25,8 +25,7 @@ from fsspec.core import url_to_fs
 from PIL import Image
 
 from datadream import config, data, export, images, leases, photos, plots, readers, study, training
-from datadream.config import ConfigError, ModelMissingError, printable
-from datadream.images import DataError
+from datadream.errors import ConfigError, DataError, ModelMissingError, printable
 from datadream.store import Store, StoreError
 from datadream.tables import show_table
 

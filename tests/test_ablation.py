@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from datadream import ablation, curves, plots, study
-from datadream.config import ConfigError
+from datadream.errors import ConfigError
 from datadream.store import Store
 
 NOTEBOOK = Path(__file__).resolve().parents[1] / "notebooks" / "ablation.ipynb"

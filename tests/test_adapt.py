@@ -26,8 +26,9 @@ from datadream.config import key
 from datadream.data import DataError, Images, few_shots
 from datadream.memory import BatchSize
 from datadream.models import load_generator, tokenize
+from datadream.seeds import seed_for
 from datadream.store import Store
-from datadream.training import DivergedError, fit, seed_for
+from datadream.training import DivergedError, fit
 from datadream.views import generator_image
 
 FILE = "pytorch_lora_weights.safetensors"

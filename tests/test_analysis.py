@@ -16,7 +16,7 @@ from datadream import analysis, data, features, study
 from datadream.config import METHODS
 from datadream.data import few_shots
 from datadream.distances import MEASURES, TITLES, copying
-from datadream.images import DataError
+from datadream.errors import DataError
 from datadream.records import select
 from datadream.statistics import mean_interval
 from datadream.store import Store

@@ -15,8 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datadream import config, export, images, study
-from datadream.config import ConfigError, printable
-from datadream.images import DataError
+from datadream.errors import ConfigError, DataError, printable
 from datadream.store import Store
 
 

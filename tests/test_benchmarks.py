@@ -17,11 +17,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import baseline, gpu, lengths, operations, simulate, together
 from benchmarks.stages import SWAPS, Stage, as_files, peak_bytes, work
-from datadream import config, data, engine, models, records
+from datadream import config, data, engine, models, paths, records
 from datadream.adapt import train_adapter
 from datadream.memory import BatchSize
 from datadream.plan import load_or_describe, profile_cells
-from datadream.training import seed_for
+from datadream.seeds import seed_for
 
 
 def test_the_product_has_the_baselines_loss_curve(tmp_path):
@@ -38,7 +38,7 @@ def test_the_product_has_the_baselines_loss_curve(tmp_path):
         shots.open(i).save(file)
     curves = {}
     for way in ("product", "baseline"):
-        pipe = baseline.load_pipeline(config.paths()["mini"] / "generator", torch.device("cpu"))
+        pipe = baseline.load_pipeline(paths.paths()["mini"] / "generator", torch.device("cpu"))
         torch.manual_seed(5)
         parameters = models.add_generator_lora(pipe, recipe.adapt)
         if way == "product":
@@ -196,7 +196,7 @@ def test_adapters_that_train_together_have_the_gradients_that_each_has_alone():
     """Two adapters of the embedded UNet over a batch of two blocks, against each block by
     itself.
     """
-    pipe = baseline.load_pipeline(config.paths()["mini"] / "generator", torch.device("cpu"))
+    pipe = baseline.load_pipeline(paths.paths()["mini"] / "generator", torch.device("cpu"))
     options = config.recipe(overrides={"adapt.rank": 2, "adapt.batch": 1}).adapt
     # Leaves the weights as they are.
     still = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.0)
@@ -327,7 +327,7 @@ def test_every_part_of_the_run_on_a_gpu_goes_through_on_a_cpu(tmp_path):
 
 
 def test_the_kept_run_on_a_gpu_is_read():
-    (results,) = records.load_gpus(config.paths()["benchmarks"])
+    (results,) = records.load_gpus(paths.paths()["benchmarks"])
     assert results["gpu"] == "NVIDIA H200" and set(records.gpu_table(results)["way"]) >= {
         "ours",
         "released way",

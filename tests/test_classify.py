@@ -28,8 +28,9 @@ from datadream.classify import (
     train,
     train_inputs,
 )
-from datadream.config import ConfigError, recipe
+from datadream.config import recipe
 from datadream.data import Dataset, Images, few_shots, load_for
+from datadream.errors import ConfigError
 from datadream.models import load_classifier, load_classifier_lora
 from datadream.statistics import wilson
 from datadream.store import Store, digest

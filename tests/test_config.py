@@ -12,12 +12,13 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from datadream import config
+from datadream import config, paths
 from datadream.adapt import adapter_inputs
 from datadream.classify import optimiser_steps, train_inputs
-from datadream.config import METHODS, PROFILES, ConfigError, as_dict, key, recipe
+from datadream.config import METHODS, PROFILES, as_dict, key, recipe
 from datadream.data import Dataset, Images, few_shots
 from datadream.draws import adapters
+from datadream.errors import ConfigError
 from datadream.generate import generation_inputs
 from datadream.hub import GENERATORS
 
@@ -476,11 +477,11 @@ def test_a_recipe_is_checked_however_it_is_made():
 def test_paths_follow_the_environment(tmp_path, monkeypatch):
     monkeypatch.delenv("DATADREAM_STORE")
     monkeypatch.setenv("DATADREAM_HOME", str(tmp_path))
-    assert config.paths()["store"] == tmp_path / "artifacts"
-    assert config.paths()["study"] == tmp_path / "notebooks" / "study.yaml"
+    assert paths.paths()["store"] == tmp_path / "artifacts"
+    assert paths.paths()["study"] == tmp_path / "notebooks" / "study.yaml"
     monkeypatch.setenv("DATADREAM_STORE", str(tmp_path / "elsewhere"))
-    assert config.paths()["records"] == tmp_path / "elsewhere" / "records"
-    assert config.paths()["runs"] == tmp_path / "book" / "runs"
+    assert paths.paths()["records"] == tmp_path / "elsewhere" / "records"
+    assert paths.paths()["runs"] == tmp_path / "book" / "runs"
 
 
 IMPORTS = """
@@ -529,6 +530,6 @@ def test_the_interpreter_is_named_from_the_projects_folder(
     python.parent.mkdir(parents=True)
     python.symlink_to(sys.executable)
     monkeypatch.setattr(sys, "executable", str(python))
-    assert config.interpreter() == command
+    assert paths.interpreter() == command
     monkeypatch.setenv("DATADREAM_HOME", str(tmp_path / "elsewhere"))
-    assert config.interpreter() == shlex.quote(str(python))
+    assert paths.interpreter() == shlex.quote(str(python))

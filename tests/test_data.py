@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from datadream import data, images, views
-from datadream.config import ConfigError
 from datadream.data import few_shots, load, prompt
-from datadream.images import SUFFIXES, DataError, Images, class_folders, members
+from datadream.errors import ConfigError, DataError
+from datadream.images import SUFFIXES, Images, class_folders, members
 
 DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 

@@ -23,8 +23,10 @@ import torch
 
 from datadream import draws, engine, models, progress, signals, study
 from datadream import generate as package
-from datadream.config import ConfigError, as_dict, key, paths
+from datadream.config import as_dict, key
+from datadream.errors import ConfigError
 from datadream.generate import generate, generation_inputs
+from datadream.paths import paths
 from datadream.signals import Stopped
 from datadream.store import Store, StoreError, digest
 from datadream.training import load_state

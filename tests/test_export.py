@@ -12,7 +12,8 @@ from PIL import Image
 
 from datadream import study
 from datadream.cli import main
-from datadream.config import ConfigError, as_dict
+from datadream.config import as_dict
+from datadream.errors import ConfigError
 from datadream.export import FORMATS, export
 from datadream.store import Store
 

@@ -11,10 +11,12 @@ import torch
 from conftest import Killed, dies_at
 
 from datadream import data, features
-from datadream.config import ConfigError, ModelMissingError, paths, recipe
+from datadream.config import recipe
+from datadream.errors import ConfigError, ModelMissingError
 from datadream.images import Images
 from datadream.mini import quality
 from datadream.models import load_classifier
+from datadream.paths import paths
 from datadream.views import evaluation_batches
 
 

@@ -12,9 +12,8 @@ from filelock import FileLock
 
 from datadream import photos, study
 from datadream.cli import main
-from datadream.config import ConfigError
+from datadream.errors import ConfigError, DataError
 from datadream.garbage import clear, listing, unused
-from datadream.images import DataError
 from datadream.store import Store
 
 LONE = "generate-0123456789abcdef"

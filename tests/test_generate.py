@@ -20,9 +20,10 @@ import datadream.adapt as adapt_module
 from datadream import engine, sampling
 from datadream import generate as package
 from datadream.adapt import adapt, adapter_inputs
-from datadream.config import ConfigError, key
+from datadream.config import key
 from datadream.data import few_shots
 from datadream.draws import image_seed
+from datadream.errors import ConfigError
 from datadream.generate import generate, generation_inputs, read
 from datadream.models import condition, load_generator, make_scheduler, tokenize
 from datadream.sampling import adapted, embed, sample

@@ -8,7 +8,7 @@ import pytest
 
 from datadream import hub, readers
 from datadream.cli import main
-from datadream.config import ConfigError, ModelMissingError
+from datadream.errors import ConfigError, ModelMissingError
 
 ADVICE = "pass 'local_files_only=False' as input"
 

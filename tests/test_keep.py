@@ -15,8 +15,9 @@ from conftest import ROOT
 from PIL import Image
 
 from datadream import ablation, keep, outcome, records, study
-from datadream.config import METHODS, paths
-from datadream.images import DataError
+from datadream.config import METHODS
+from datadream.errors import DataError
+from datadream.paths import paths
 from datadream.store import Store
 
 

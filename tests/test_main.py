@@ -13,7 +13,7 @@ from conftest import ROOT
 
 from datadream import study
 from datadream.cli import main
-from datadream.config import ConfigError
+from datadream.errors import ConfigError
 
 
 @pytest.fixture

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from datadream import models as package
-from datadream.config import Adapt, Classify, ConfigError
+from datadream.config import Adapt, Classify
+from datadream.errors import ConfigError
 from datadream.hub import GENERATORS
 from datadream.models import (
     LORA_FILE,

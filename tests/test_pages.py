@@ -15,7 +15,7 @@ from conftest import ROOT
 from tqdm.notebook import tqdm_notebook
 
 from datadream import pages
-from datadream.config import ConfigError
+from datadream.errors import ConfigError
 
 TEMPLATES = sorted(path.name for path in (ROOT / "notebooks").glob("*.ipynb"))
 PARAMETERS = "# Values for use by hand.\nfolder = ''  # photos\nshots = 16\n"

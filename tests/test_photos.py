@@ -15,7 +15,8 @@ from PIL import Image
 
 from datadream import data, photos
 from datadream.data import few_shots, load
-from datadream.images import DataError, Images
+from datadream.errors import DataError
+from datadream.images import Images
 
 
 def noticed(table):

@@ -11,7 +11,7 @@ from datadream import engine, study
 from datadream.cli import main
 from datadream.config import METHODS
 from datadream.data import validation_images
-from datadream.images import DataError
+from datadream.errors import DataError
 from datadream.plan import (
     STAGES,
     THROUGHPUT,

@@ -18,9 +18,10 @@ from PIL import Image, ImageFont
 from safetensors.torch import load_file
 
 from datadream import classify, data, models, sampling
-from datadream.config import paths, recipe
+from datadream.config import recipe
 from datadream.mini import base, printed, quality, tokens
 from datadream.models import load_classifier, load_generator
+from datadream.paths import paths
 
 
 @pytest.fixture(scope="module")

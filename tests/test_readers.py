@@ -14,7 +14,7 @@ from scipy.io import savemat
 
 from datadream import data, images, readers
 from datadream.config import recipe
-from datadream.images import DataError
+from datadream.errors import DataError
 
 # Class folders (or what stands for them) in label order; the names are those of the true archives.
 CLASSES = {

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from datadream import config, records
+from datadream import config, paths, records
 from datadream.statistics import mean_interval, wilson
 
 
@@ -352,7 +352,7 @@ def test_the_committed_measurements_fill_their_tables():
         and len(records.remedy_table(scale)) > 1
         and len(records.operation_table(scale)) > 1
     )
-    folder = config.paths()["benchmarks"]
+    folder = paths.paths()["benchmarks"]
     assert len(records.load_together()) == 2
     for results in records.load_benchmarks(folder):
         table = records.benchmark_table(results)

@@ -18,9 +18,11 @@ from fsspec.registry import known_implementations
 from datadream import engine, generate, leases, records, study
 from datadream import store as package
 from datadream.cli import main
-from datadream.config import ConfigError, copies, key, paths, shown
+from datadream.config import key
 from datadream.doctor import examine
+from datadream.errors import ConfigError
 from datadream.garbage import clear, listing, unused
+from datadream.paths import copies, paths, relative_to_home
 from datadream.remote import RemoteStore
 from datadream.store import Store, StoreError, digest
 
@@ -141,7 +143,7 @@ def test_the_environment_names_the_address(make, address, machine, monkeypatch):
         and Store().address == address
         and Store().root == store.root == paths()["store"] == copies(address)
     )
-    assert shown(store.root) == address and records.load_records().empty
+    assert relative_to_home(store.root) == address and records.load_records().empty
     study.run(make("clip"))
     assert len(records.load_records()) == 1
     other = machine("two")

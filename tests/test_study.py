@@ -20,8 +20,9 @@ import yaml
 from conftest import CLASSES, ROOT, draw_image, write_classes
 
 from datadream import outcome, study
-from datadream.config import METHODS, ConfigError, as_dict
+from datadream.config import METHODS, as_dict
 from datadream.data import DataError, few_shots
+from datadream.errors import ConfigError
 from datadream.records import load_records
 from datadream.signals import Stopped
 from datadream.store import Store, provenance

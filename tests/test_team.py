@@ -14,7 +14,8 @@ import yaml
 from safetensors.torch import load_file
 
 from datadream.adapt import adapt
-from datadream.config import ConfigError, paths
+from datadream.errors import ConfigError
+from datadream.paths import paths
 from datadream.store import Store
 from datadream.team import ALONE, Team, adapt_together
 from datadream.training import fit, load_state

@@ -10,7 +10,8 @@ from conftest import Killed
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datadream.training import DivergedError, cosine_schedule, fit, load_state, save_state, seed_for
+from datadream.seeds import seed_for
+from datadream.training import DivergedError, cosine_schedule, fit, load_state, save_state
 
 
 def problem():

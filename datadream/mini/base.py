@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from .. import signals
-from ..config import paths
+from ..paths import paths
 from ..store import provenance, write_json
 from ..training import fit
 from . import printed

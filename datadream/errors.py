@@ -1,0 +1,48 @@
+"""The errors that a user can mend, and what their messages are put together from."""
+
+import difflib
+import reprlib
+import unicodedata
+from collections.abc import Iterable
+
+
+class ConfigError(ValueError):
+    """A recipe is wrong; the message names the value, what is accepted and the fix."""
+
+
+class ModelMissingError(RuntimeError):
+    """A model is neither on disk nor on the hub; the message names it, what to download and
+    which setting points to it.
+    """
+
+
+def printable(text: str) -> bool:
+    """Return whether a text has no control character, line break or lone surrogate, so that it
+    fits a prompt, a page and a terminal.
+    """
+    return not any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in text)
+
+
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = 200  # characters
+
+
+def brief(value: object) -> str:
+    """Return a value as text for a message, cut where it is long or deep."""
+    try:
+        return _short.repr(value)
+    except ValueError:  # Python writes no whole number of over 4,300 digits
+        return f"<{type(value).__name__} of too many digits>"
+
+
+def nearest(word: object, words: Iterable[str]) -> str:
+    """Return `. Did you mean 'x'?` for the closest of `words`, or an empty text if none is close."""
+    close = difflib.get_close_matches(str(word), list(words), 1)
+    return f". Did you mean {close[0]!r}?" if close else ""
+
+
+pass
+
+
+class DataError(ValueError):
+    """A dataset, a class or an image cannot be used; the message names it and the fix."""

@@ -1,0 +1,96 @@
+"""Every folder that the package reads or writes, and how a page names them."""
+
+import hashlib
+import os
+import shlex
+import sys
+from pathlib import Path
+
+
+def home() -> Path:
+    """Return the project's folder: $DATADREAM_HOME, the checkout that holds this package, or the
+    working directory.
+    """
+    checkout = Path(__file__).resolve().parents[1]
+    fallback = checkout if (checkout / "notebooks").is_dir() else Path.cwd()
+    return Path(os.environ.get("DATADREAM_HOME", fallback))
+
+
+def is_address(place: str | Path) -> bool:
+    """Return whether a place is an address that fsspec resolves, such as s3://bucket/prefix,
+    rather than a folder.
+    """
+    return "://" in str(place)
+
+
+def store_place() -> str:
+    """Return where the artifacts lie, as text: $DATADREAM_STORE, a folder or an address, or
+    `artifacts` in the project's folder.
+    """
+    return os.environ.get("DATADREAM_STORE") or str(home() / "artifacts")
+
+
+def copies(address: str) -> Path:
+    """Return the folder of this machine that holds the copies of what lies on an address: under
+    $DATADREAM_CACHE, else in the user's cache.
+    """
+    cache = (
+        os.environ.get("DATADREAM_CACHE")
+        or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "datadream"
+    )
+    return Path(cache) / hashlib.sha256(str(address).encode()).hexdigest()[:16]
+
+
+def relative_to_home(path: str | Path) -> str:
+    """Return a path as a page shows it: relative to the project's folder where it lies inside, so
+    that no machine's name for it is kept.
+
+    The folder of copies of the store's address is shown as the address.
+    """
+    if is_address(store_place()) and Path(path) == copies(store_place()):
+        return store_place()
+    path, root = Path(path).resolve(), home().resolve()
+    return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
+
+
+def interpreter() -> str:
+    """Return the running Python as a command line in the project's folder names it: relative
+    where it lies inside, else whole.
+    """
+    # The file itself is not resolved: an environment's Python is a link to one outside, which knows
+    # nothing of the environment.
+    path, root = Path(sys.executable).parent.resolve() / Path(sys.executable).name, home().resolve()
+    return shlex.quote(str(path.relative_to(root)) if path.is_relative_to(root) else str(path))
+
+
+def paths() -> dict[str, Path]:
+    """Return every folder that the package reads or writes, by name; $DATADREAM_STORE moves the
+    artifacts, $DATADREAM_DATA the datasets.
+
+    Where $DATADREAM_STORE is an address, `store` is the folder of its copies.
+    """
+    root, place = home(), store_place()
+    results = root / "benchmarks" / "results"
+    store = copies(place) if is_address(place) else Path(place)
+    data = Path(os.environ.get("DATADREAM_DATA", root / "data"))
+    return {
+        "home": root,
+        "store": store,
+        "records": store / "records",
+        "kept": store / "kept",
+        "data": data,
+        "notebooks": root / "notebooks",
+        "study": root / "notebooks" / "study.yaml",
+        "runs": root / "book" / "runs",
+        "training": store / "mini_base",
+        "kept_pages": root / "book" / "study",
+        "kept_records": root / "book" / "study" / "records.jsonl",
+        "contents": root / "_build" / "toc.yml",
+        "smoke": root / "_build" / "smoke",
+        "benchmarks": results,
+        "faults": results / "faults.json",
+        "scale": results / "scale.json",
+        "together": results / "together.json",
+        "engines": results / "engines.json",
+        "mini": Path(__file__).parent / "mini",
+    }
