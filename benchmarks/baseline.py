@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torchvision.transforms import InterpolationMode, v2
 
-from datadream.augment import BLUR, blur_kernel
+from datadream.data.augment import BLUR, blur_kernel
 from datadream.models import add_classifier_lora, load_classifier
 from datadream.training import cosine_schedule
 

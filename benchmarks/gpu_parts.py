@@ -18,8 +18,9 @@ from peft.helpers import disable_input_dtype_casting
 from peft.tuners.lora import Linear
 from PIL import Image
 
-from datadream import batches, classify, data, memory, models, sampling
-from datadream.images import Images
+from datadream import classify, memory, models, sampling
+from datadream.data import batches, datasets
+from datadream.data.images import Images
 from datadream.store import Store
 from datadream.study import run as run_cell
 
@@ -231,7 +232,7 @@ def classifier_step(bench: Bench):
     model = models.load_classifier(recipe.classifier)
     parameters = model.attach(recipe.classify)
     source = batches.Batches(None, made, recipe.classify, 10, model.size, 0, model.mean.device)
-    tokens = model.prompts([data.prompt("", str(i)) for i in range(10)])
+    tokens = model.prompts([datasets.prompt("", str(i)) for i in range(10)])
     model.train()
     for step in range(max(1, size.train // recipe.classify.batch)):
         source.at(step)  # each file is decoded once

@@ -9,8 +9,8 @@ import types
 
 import torch
 
-from datadream.data import prompt
-from datadream.images import PIXEL
+from datadream.data.datasets import prompt
+from datadream.data.images import PIXEL
 from datadream.plan import PROXY, load_or_describe, seconds, work
 
 from . import limits

@@ -9,8 +9,9 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-from datadream import config, data, engine, generate
+from datadream import config, engine, generate
 from datadream.config import key
+from datadream.data import datasets
 from datadream.store import Store, _verified
 
 SIZES = (2, 4)  # images per class of the two runs, whose difference is what an image costs
@@ -84,8 +85,11 @@ def _run(images, root):
             with counting(root) as counts:
                 engine.work(task, str(root))
             found[task.kind] = images if task.kind == "slice" else 0, counts
-    dataset = data.load_for(recipe)
-    shots, whole = data.few_shots(dataset, recipe.shots, recipe.seed), images * len(dataset.classes)
+    dataset = datasets.load_for(recipe)
+    shots, whole = (
+        datasets.few_shots(dataset, recipe.shots, recipe.seed),
+        images * len(dataset.classes),
+    )
     with counting(root) as counts:
         generate.generate(recipe, dataset, shots, store)
     found["assemble"] = whole, counts

@@ -13,20 +13,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from datadream import (
-    adapt,
-    batches,
-    classify,
-    config,
-    data,
-    generate,
-    memory,
-    models,
-    paths,
-    sampling,
-    views,
-)
-from datadream.images import Decoded, Images
+from datadream import adapt, classify, config, generate, memory, models, paths, sampling
+from datadream.data import batches, datasets, transforms
+from datadream.data.images import Decoded, Images
 
 from . import baseline
 
@@ -81,11 +70,11 @@ def work(profile, root, overrides=None, size=None):
         dataset="mnist",
         method="cls",
     )
-    dataset = data.load("mnist")
+    dataset = datasets.load("mnist")
     if profile == "paper":
         parts = {part: noise(getattr(dataset, part)) for part in ("train", "val", "test")}
         dataset = dataclasses.replace(dataset, **parts)
-    return recipe, dataset, data.few_shots(dataset, recipe.shots, recipe.seed)
+    return recipe, dataset, datasets.few_shots(dataset, recipe.shots, recipe.seed)
 
 
 def noise(images, size=(64, 48)):
@@ -138,7 +127,7 @@ class Stage:
 
     def prepare_baseline_adapt(self):
         """Load the pipeline and attach the LoRA; a class's few shots lie on disk."""
-        self.texts = [data.prompt("", self.dataset.classes[0])] * self.recipe.shots
+        self.texts = [datasets.prompt("", self.dataset.classes[0])] * self.recipe.shots
         self.files = as_files(
             self.shots.pick(range(self.recipe.shots)), self.root / "shots", self.side, self.wide
         )
@@ -217,7 +206,7 @@ class Stage:
 
     def prepare_baseline_generate(self):
         """Make the class's adapter."""
-        self.adapter, self.text = self._adapter(), data.prompt("", self.dataset.classes[0])
+        self.adapter, self.text = self._adapter(), datasets.prompt("", self.dataset.classes[0])
 
     def baseline_generate(self):
         """Write the class's images."""
@@ -314,7 +303,7 @@ class Stage:
         self.model, self.parameters = baseline.classifier(
             self.recipe.classifier, self.recipe.classify
         )
-        self.texts = [data.prompt("", name) for name in self.dataset.classes]
+        self.texts = [datasets.prompt("", name) for name in self.dataset.classes]
         self.workers = 0 if self.device.type == "cpu" else 8
 
     def baseline_train(self):
@@ -333,7 +322,7 @@ class Stage:
         """Write the images, and do a first epoch, which decodes them for all later ones."""
         self.prepare_baseline_train()
         self.validation, self.judged = (
-            data.validation_images(self.recipe, self.dataset),
+            datasets.validation_images(self.recipe, self.dataset),
             Images(tuple(self.test[0]), tuple(self.test[1])),
         )
         images = Images(tuple(self.train[0]), tuple(self.train[1]))
@@ -362,13 +351,16 @@ class Stage:
 
         classify.fit(parameters, loss_at, steps=self.steps, lr=options.lr)
         self.epoch += 1
-        seen = torch.cat(views.validation_batches(self.validation, self.model.size))
+        seen = torch.cat(transforms.validation_batches(self.validation, self.model.size))
         again = math.ceil(len(seen) * (options.evaluations + 1) / options.epochs)
         test = self.judged.pick(range(math.ceil(len(self.judged) / options.epochs)))
         classify.predict(
             self.model,
             tokens,
-            [*seen[:again].split(views.BATCH), *views.evaluation_batches(test, self.model.size)],
+            [
+                *seen[:again].split(transforms.BATCH),
+                *transforms.evaluation_batches(test, self.model.size),
+            ],
         )
 
 

@@ -13,9 +13,9 @@ from PIL import Image
 
 from datadream import keep, plots, records, style
 from datadream.config import METHODS
-from datadream.data import few_shots, load_for
+from datadream.data.datasets import few_shots, load_for
+from datadream.data.images import Images
 from datadream.generate import generate, read
-from datadream.images import Images
 from datadream.paths import paths
 from datadream.store import Store
 from datadream.study import cells, load_study

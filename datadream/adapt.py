@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from .config import key
-from .data import few_shots, prompt
-from .images import fingerprint
+from .data.datasets import few_shots, prompt
+from .data.images import fingerprint
 from .latents import Views, prediction_target
 from .memory import BatchSize
 from .models import (

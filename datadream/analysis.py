@@ -10,11 +10,11 @@ import pandas as pd
 
 from . import progress
 from .config import METHODS, SHOTS_TITLE, key
-from .data import _draw, _draw_shots, few_shots, load_for
+from .data.datasets import _draw, _draw_shots, few_shots, load_for
+from .data.images import Images, fingerprint
 from .distances import MEASURES, TITLES, copying
 from .features import EXTRACTORS, extractors, features
 from .generate import generation_inputs, read
-from .images import Images, fingerprint
 from .records import _one_record_each, verdict
 from .statistics import mean_interval, spearman
 from .store import Store

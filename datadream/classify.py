@@ -10,18 +10,18 @@ import torch
 import torch.nn.functional as F
 
 from . import progress
-from .batches import Batches
 from .config import key
-from .data import few_shots, prompt, validation_images
+from .data.batches import Batches
+from .data.datasets import few_shots, prompt, validation_images
+from .data.images import fingerprint
+from .data.transforms import BATCH, evaluation_batches, validation_batches
 from .errors import ConfigError, DataError
-from .images import fingerprint
 from .memory import BatchSize
 from .models import dtype_for, identity, load_classifier, load_classifier_lora, save_classifier_lora
 from .seeds import seed_for
 from .statistics import confusion, wilson
 from .store import write_json
 from .training import fit, load_state, save_state
-from .views import BATCH, evaluation_batches, validation_batches
 
 
 def mixed_loss(logits, targets, real, weight):

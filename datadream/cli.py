@@ -290,12 +290,13 @@ def _contents(options):
 
 
 def _download(options):
-    from . import hub, readers
+    from . import hub
+    from .data import paper_datasets
 
-    if options.name in readers.SOURCES:
-        print(f"the images are in {readers.download(options.name)}")
+    if options.name in paper_datasets.SOURCES:
+        print(f"the images are in {paper_datasets.download(options.name)}")
         return 0
-    known = [*hub.GENERATORS, *hub.CLASSIFIERS, *readers.SOURCES]
+    known = [*hub.GENERATORS, *hub.CLASSIFIERS, *paper_datasets.SOURCES]
     if options.name not in known and "/" not in options.name:
         raise ConfigError(
             f"{options.name!r} is no model or dataset to download; accepted: a hub id, or one of "

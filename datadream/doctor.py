@@ -8,12 +8,12 @@ import sys
 from dataclasses import dataclass
 from importlib import metadata
 
+from .data.paper_datasets import SOURCES, elsewhere, lacking, locate
 from .errors import ConfigError
 from .garbage import ARTIFACT
 from .hub import CLASSIFIERS, GENERATORS, absent
 from .models import device
 from .paths import is_address, paths, relative_to_home, store_place
-from .readers import SOURCES, elsewhere, lacking, locate
 from .remote import RemoteStore
 from .store import Store, StoreError
 

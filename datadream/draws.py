@@ -9,11 +9,11 @@ from PIL import Image
 
 from .classify import predict
 from .config import require_warmup
-from .data import few_shots, prompt
-from .images import Images
+from .data.datasets import few_shots, prompt
+from .data.images import Images
+from .data.transforms import evaluation_batches
 from .models import load_classifier
 from .seeds import seed_for
-from .views import evaluation_batches
 
 SLICE = 100  # images of a unit of work: some minutes at the paper's scale
 # images that LoFT's two fused adapters make before two others are drawn: 500 images have the 120

@@ -18,11 +18,11 @@ import torch
 from . import progress, signals
 from .adapt import adapt
 from .config import Recipe, key
-from .data import few_shots, load_for
+from .data.datasets import few_shots, load_for
+from .data.images import class_folders
 from .draws import adapters, reader, slices
 from .errors import ConfigError
 from .generate import NOTES, batch_size, generation_inputs, sample_range
-from .images import class_folders
 from .models import fetch, use_gpu
 from .paths import paths
 from .plan import PROXY, seconds

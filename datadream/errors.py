@@ -36,7 +36,9 @@ def brief(value: object) -> str:
 
 
 def nearest(word: object, words: Iterable[str]) -> str:
-    """Return `. Did you mean 'x'?` for the closest of `words`, or an empty text if none is close."""
+    """Return `. Did you mean 'x'?` for the closest of `words`, or an empty text if none is
+    close.
+    """
     close = difflib.get_close_matches(str(word), list(words), 1)
     return f". Did you mean {close[0]!r}?" if close else ""
 

@@ -11,13 +11,13 @@ import torch
 
 from . import progress
 from .config import key
+from .data.images import fingerprint
+from .data.transforms import evaluation_batches
 from .errors import ConfigError, ModelMissingError, nearest
-from .images import fingerprint
 from .mini import printed, quality
 from .models import device, identity, load_classifier
 from .paths import paths
 from .store import digest
-from .views import evaluation_batches
 
 SHARD = 1000  # images in a file: what a killed extraction does again at most
 # Pixels; a multiple of its patch of 14.

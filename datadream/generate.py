@@ -11,14 +11,14 @@ from functools import lru_cache, partial
 from . import progress, signals
 from .adapt import adapt, adapter_inputs
 from .config import as_dict, key
-from .data import few_shots
+from .data.datasets import few_shots
+from .data.images import Images, class_folders, fingerprint
+from .data.transforms import square
 from .draws import adapters, describe, image_seed, reader, slices, texts
-from .images import Images, class_folders, fingerprint
 from .memory import BatchSize
 from .models import dtype_for, identity, image_side
 from .sampling import adapted, check, embed, sample, save, whole
 from .store import remove
-from .views import square
 
 # the work folder's sub-folder in which a cluster's slices tell how their batches fitted
 NOTES = "notes"

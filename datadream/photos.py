@@ -14,11 +14,11 @@ from safetensors import SafetensorError
 from . import signals
 from .classify import train
 from .config import recipe
-from .data import few_shots, load_for
+from .data.datasets import few_shots, load_for
+from .data.images import Images, _class_names, image_files, name_faults, opened, require_inside
 from .errors import ConfigError, DataError, printable
 from .generate import generate, read
 from .hub import GENERATORS
-from .images import Images, _class_names, image_files, name_faults, opened, require_inside
 from .paths import interpreter, relative_to_home
 from .statistics import wilson
 from .store import Store
@@ -259,8 +259,8 @@ def classify_files(adapter, files):
     Raises DataError on a damaged adapter and on an unreadable image.
     """
     from .classify import predict
+    from .data.transforms import evaluation_batches
     from .models import load_classifier_lora
-    from .views import evaluation_batches
 
     try:
         model, config = load_classifier_lora(adapter)
@@ -314,7 +314,7 @@ def demonstration(classes=3, per_class=16):
     """Write a few handwritten digits as photos into the store's folder `demonstration` and
     return it: what a user's folder looks like.
     """
-    from .data import load
+    from .data.datasets import load
 
     dataset, root = load("optdigits"), Store().root / "demonstration"
     for label in range(classes):

@@ -26,7 +26,7 @@ import yaml
 from . import config, outcome, progress, signals
 from .classify import judge, judge_inputs, train, train_inputs
 from .config import ENGINES, METHODS, SHOTS_TITLE, as_dict, as_mapping, key, require_warmup
-from .data import draw, draw_inputs, few_shots, load_for
+from .data.datasets import draw, draw_inputs, few_shots, load_for
 from .errors import ConfigError, DataError, nearest
 from .generate import generate, generation_inputs, read
 from .models import fetch

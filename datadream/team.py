@@ -101,7 +101,7 @@ def adapt_together(recipes, store, team):
     """
     from .adapt import adapt, adapter_inputs
     from .config import key
-    from .data import few_shots, load_for
+    from .data.datasets import few_shots, load_for
     from .models import fetch
 
     made = {}

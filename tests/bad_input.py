@@ -24,7 +24,8 @@ from conftest import draw_image, write_classes
 from fsspec.core import url_to_fs
 from PIL import Image
 
-from datadream import config, data, export, images, leases, photos, plots, readers, study, training
+from datadream import config, export, leases, photos, plots, study, training
+from datadream.data import datasets, images, paper_datasets
 from datadream.errors import ConfigError, DataError, ModelMissingError, printable
 from datadream.store import Store, StoreError
 from datadream.tables import show_table
@@ -115,7 +116,7 @@ def photo(name, write, end, tone=None):
             & table["what"].str.contains("not used", regex=False)
         ]
         errors = table[table["level"] == "error"]
-        read = data.load("folder", str(box.photos))
+        read = datasets.load("folder", str(box.photos))
         assert errors.empty, "what is an error to the check is one to the reader"
         if not about.empty:
             assert (
@@ -189,7 +190,7 @@ def class_link(box):
     write_classes(box.photos, ["cat", "dog"], 3)
     (box.photos / "eel").symlink_to(box.outside)
     assert "leads out" in " ".join(photos.inspect(str(box.photos))["what"])
-    return data.load("folder", str(box.photos)) and "used"
+    return datasets.load("folder", str(box.photos)) and "used"
 
 
 FILES.append(Case("image files", "a class folder that is a link out", "DataError", class_link))
@@ -205,7 +206,7 @@ def markup(box, names, noun=""):
     """Put class names through everything that writes them, and return 'used' if they stayed
     text.
     """
-    loaded = data.load("folder", str(box.photos), noun)
+    loaded = datasets.load("folder", str(box.photos), noun)
     assert sorted(loaded.classes) == sorted(names)
     safe = images.class_folders(loaded.classes)
     assert len({f.lower() for f in safe}) == len(names) and not any(
@@ -214,7 +215,7 @@ def markup(box, names, noun=""):
     rows = [
         {
             "file_name": f"{f}/000000.png",
-            "prompt": data.prompt(noun, n),
+            "prompt": datasets.prompt(noun, n),
             "class": n,
             "label": i,
             "seed": i,
@@ -331,7 +332,7 @@ def hidden_class(box):
     assert "2 entries beside the class folders" in " ".join(photos.inspect(str(box.photos))["what"])
     return (
         "skipped and counted"
-        if data.load("folder", str(box.photos)).classes == ("cat", "dog")
+        if datasets.load("folder", str(box.photos)).classes == ("cat", "dog")
         else "used"
     )
 
@@ -630,11 +631,11 @@ ROW = b'["Forest/Forest_0.jpg", 1, "forest"]'
 
 def split_file(name, content, dataset="eurosat", file=None):
     def attempt(box):
-        base, own = box.root / dataset, file or readers.SOURCES[dataset].split
+        base, own = box.root / dataset, file or paper_datasets.SOURCES[dataset].split
         (base / "2750").mkdir(parents=True)
         (base / own).write_bytes(content)
-        parts = readers.read_split_file(dataset, ("a", "b"), base, base / "2750")
-        return readers._images(base / "2750", parts[0]) and "used"
+        parts = paper_datasets.read_split_file(dataset, ("a", "b"), base, base / "2750")
+        return paper_datasets._images(base / "2750", parts[0]) and "used"
 
     return Case("split files", name, "DataError", attempt)
 
@@ -685,7 +686,7 @@ def labels(name, content):
     def attempt(box):
         (box.root / "jpg").mkdir()
         (box.root / "imagelabels.mat").write_bytes(content)
-        return readers._label_by_number([], box.root / "jpg") and "used"
+        return paper_datasets._label_by_number([], box.root / "jpg") and "used"
 
     return Case("split files", f"imagelabels.mat {name}", "DataError", attempt)
 
@@ -694,7 +695,8 @@ def variants(box):
     (box.root / "images").mkdir()
     (box.root / "images_variant_train.txt").write_bytes(b"0034309\n\xff\xfe\n")
     return (
-        readers.read_variants("fgvc_aircraft", ("707",), box.root, box.root / "images") and "used"
+        paper_datasets.read_variants("fgvc_aircraft", ("707",), box.root, box.root / "images")
+        and "used"
     )
 
 

@@ -25,8 +25,8 @@ import torch
 from hypothesis import HealthCheck, settings
 from PIL import Image
 
-from datadream import data
 from datadream.config import recipe
+from datadream.data import datasets
 from datadream.store import Store
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -346,7 +346,7 @@ def make(folder, tiny):
 @pytest.fixture(scope="session")
 def dataset(folder):
     """Return the folder data set."""
-    return data.load("folder", folder)
+    return datasets.load("folder", folder)
 
 
 @pytest.fixture(scope="session")
@@ -384,4 +384,4 @@ def store(tmp_path):
 @pytest.fixture
 def shots(dataset):
     """Return two images per class."""
-    return data.few_shots(dataset, 2, 0)
+    return datasets.few_shots(dataset, 2, 0)

@@ -23,13 +23,13 @@ from datadream import adapt as package
 from datadream import latents, training
 from datadream.adapt import adapt, adapter_inputs, diffusion_losses
 from datadream.config import key
-from datadream.data import DataError, Images, few_shots
+from datadream.data.datasets import DataError, Images, few_shots
+from datadream.data.transforms import generator_image
 from datadream.memory import BatchSize
 from datadream.models import load_generator, tokenize
 from datadream.seeds import seed_for
 from datadream.store import Store
 from datadream.training import DivergedError, fit
-from datadream.views import generator_image
 
 FILE = "pytorch_lora_weights.safetensors"
 
@@ -449,7 +449,8 @@ def test_a_kill_while_the_checkpoint_is_written_leaves_no_trace(
 
 KILL = """
 import functools, os, signal, sys
-from datadream import adapt as package, data, training
+from datadream import adapt as package, training
+from datadream.data import datasets
 from datadream.config import recipe
 from datadream.store import Store
 
@@ -462,8 +463,8 @@ def replace(part, path, calls=[]):
 training.os = type("os", (), {"replace": staticmethod(replace)})
 package.fit = functools.partial(training.fit, every=3)
 one = recipe(overrides=OVERRIDES)
-dataset = data.load("folder", one.folder)
-package.adapt(one, dataset, data.few_shots(dataset, one.shots, one.seed), Store(STORE))
+dataset = datasets.load("folder", one.folder)
+package.adapt(one, dataset, datasets.few_shots(dataset, one.shots, one.seed), Store(STORE))
 """
 
 

@@ -12,9 +12,10 @@ import pandas as pd
 import papermill
 import pytest
 
-from datadream import analysis, data, features, study
+from datadream import analysis, features, study
 from datadream.config import METHODS
-from datadream.data import few_shots
+from datadream.data import datasets
+from datadream.data.datasets import few_shots
 from datadream.distances import MEASURES, TITLES, copying
 from datadream.errors import DataError
 from datadream.records import select
@@ -334,7 +335,7 @@ def test_the_sentence_claims_no_more_than_the_interval(gain, words):
 
 
 def test_the_embedded_study_s_reference_is_held_out():
-    mnist = data.load("mnist")
+    mnist = datasets.load("mnist")
     found = analysis.reference(mnist, 16, 0)
     assert np.bincount(found.labels).tolist() == [200 - 16 + 50] * 10
 

@@ -14,7 +14,8 @@ from conftest import draw_image, write_classes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datadream import config, export, images, study
+from datadream import config, export, study
+from datadream.data import images
 from datadream.errors import ConfigError, DataError, printable
 from datadream.store import Store
 

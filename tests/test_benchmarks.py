@@ -17,8 +17,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import baseline, gpu, lengths, operations, simulate, together
 from benchmarks.stages import SWAPS, Stage, as_files, peak_bytes, work
-from datadream import config, data, engine, models, paths, records
+from datadream import config, engine, models, paths, records
 from datadream.adapt import train_adapter
+from datadream.data import datasets
 from datadream.memory import BatchSize
 from datadream.plan import load_or_describe, profile_cells
 from datadream.seeds import seed_for
@@ -31,8 +32,8 @@ def test_the_product_has_the_baselines_loss_curve(tmp_path):
     recipe = config.recipe(
         overrides={"adapt.epochs": 3, "adapt.warmup": 2}, dataset="mnist", method="cls", shots=16
     )
-    dataset = data.load("mnist")
-    shots = data.few_shots(dataset, 16, 0, label=0)
+    dataset = datasets.load("mnist")
+    shots = datasets.few_shots(dataset, 16, 0, label=0)
     files = [str(tmp_path / f"{i}.png") for i in range(16)]
     for i, file in enumerate(files):
         shots.open(i).save(file)
@@ -60,7 +61,7 @@ def test_the_product_has_the_baselines_loss_curve(tmp_path):
             pipe,
             parameters,
             files,
-            [data.prompt("", dataset.classes[0])] * 16,
+            [datasets.prompt("", dataset.classes[0])] * 16,
             recipe.adapt,
             32,
             6,

@@ -16,8 +16,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from datadream import classify as package
-from datadream import data
-from datadream.batches import Batches
 from datadream.classify import (
     evaluate,
     judge,
@@ -29,7 +27,9 @@ from datadream.classify import (
     train_inputs,
 )
 from datadream.config import recipe
-from datadream.data import Dataset, Images, few_shots, load_for
+from datadream.data import datasets
+from datadream.data.batches import Batches
+from datadream.data.datasets import Dataset, Images, few_shots, load_for
 from datadream.errors import ConfigError
 from datadream.models import load_classifier, load_classifier_lora
 from datadream.statistics import wilson
@@ -643,7 +643,7 @@ def test_what_a_killed_training_left_is_not_trusted_where_it_is_damaged(
     (file,) = tmp_path.glob(f"killed/*.partial/{name}")
     file.write_bytes(file.read_bytes()[:-9])
     if name == "best.safetensors":
-        with pytest.raises(data.DataError, match="best.safetensors.*damaged.*run again"):
+        with pytest.raises(datasets.DataError, match="best.safetensors.*damaged.*run again"):
             train(one, dataset, shots, None, None, store)
     assert folders_equal(train(one, dataset, shots, None, None, store), whole)
 
@@ -740,7 +740,7 @@ def test_the_released_protocol_reports_the_best_epoch_on_the_test_images(
 ):
     """What the released code does, for comparison only: no honest number comes from it."""
     one = make("real", {"protocol": "released", "classify.lr": 2e-2, "classify.epochs": 5})
-    faulty = data.released(dataset)
+    faulty = datasets.released(dataset)
     assert faulty.val is faulty.test is dataset.test
     folder = train(one, faulty, shots, None, None, store)
     curve = [row["val"] for row in json.loads((folder / "curve.json").read_text())]

@@ -16,7 +16,7 @@ from datadream import config, paths
 from datadream.adapt import adapter_inputs
 from datadream.classify import optimiser_steps, train_inputs
 from datadream.config import METHODS, PROFILES, as_dict, key, recipe
-from datadream.data import Dataset, Images, few_shots
+from datadream.data.datasets import Dataset, Images, few_shots
 from datadream.draws import adapters
 from datadream.errors import ConfigError
 from datadream.generate import generation_inputs

@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from datadream import data, images, views
-from datadream.data import few_shots, load, prompt
+from datadream.data import datasets, images, transforms
+from datadream.data.datasets import few_shots, load, prompt
+from datadream.data.images import SUFFIXES, Images, class_folders, members
 from datadream.errors import ConfigError, DataError
-from datadream.images import SUFFIXES, Images, class_folders, members
 
 DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 
@@ -81,17 +81,17 @@ def test_a_thousand_classes_are_drawn_from_one_sort_of_the_labels():
     classes = 1000
     labels = tuple(i % classes for i in range(1281 * classes))
     pool = Images(labels, labels)
-    dataset = data.Dataset("many", "", tuple(map(str, range(classes))), pool, pool, pool)
+    dataset = datasets.Dataset("many", "", tuple(map(str, range(classes))), pool, pool, pool)
     before = images._by_label.cache_info().misses
     drawn = few_shots(dataset, 16, 0)
     assert [few_shots(dataset, 16, 0, label).labels for label in range(classes)] == [
         (label,) * 16 for label in range(classes)
     ]
     assert images._by_label.cache_info().misses == before + 1 and len(drawn) == 16 * classes
-    own = np.random.RandomState(data.seed_for("shots", 0, 7) % 2**32).choice(
+    own = np.random.RandomState(datasets.seed_for("shots", 0, 7) % 2**32).choice(
         np.flatnonzero(np.asarray(labels) == 7), 16, replace=False
     )
-    assert few_shots(dataset, 16, 0, 7).sources == (7,) * 16 and data._draw_shots(
+    assert few_shots(dataset, 16, 0, 7).sources == (7,) * 16 and datasets._draw_shots(
         dataset, 16, 0, 7
     )[0] == sorted(own.tolist()), "the draw of before"
 
@@ -430,27 +430,27 @@ def test_safe_names_stay_as_they_are(classes):
 def test_the_generators_view_is_a_square_of_minus_one_to_one():
     image = Image.new("RGB", (40, 20), "black")
     image.paste("white", (10, 0, 30, 20))  # the centre square is white
-    centre = views.generator_image(image, 16, "center")
+    centre = transforms.generator_image(image, 16, "center")
     assert centre.shape == (3, 16, 16) and centre.mean() > 0.9 and centre.max() == 1.0
     torch.manual_seed(0)
-    crops = [views.generator_image(image, 16, "random") for _ in range(8)]
+    crops = [transforms.generator_image(image, 16, "random") for _ in range(8)]
     assert all(crop.shape == (3, 16, 16) and crop.min() >= -1 for crop in crops)
     assert len({crop.mean().item() for crop in crops}) > 1, "a random crop moves"
     assert torch.equal(
-        views.generator_image(Image.new("RGB", (16, 16)), 16, "random"), -torch.ones(3, 16, 16)
+        transforms.generator_image(Image.new("RGB", (16, 16)), 16, "random"), -torch.ones(3, 16, 16)
     )
 
 
 def test_the_evaluation_view_is_the_centre_and_keeps_bytes():
     image = Image.new("RGB", (40, 20), "black")
     image.paste((10, 200, 30), (8, 0, 32, 20))
-    view = views.evaluation_tensor(image, 20)
+    view = transforms.evaluation_tensor(image, 20)
     assert view.dtype == torch.uint8 and view.shape == (3, 20, 20)
     assert view.flatten(1).unique(dim=1).T.tolist() == [[10, 200, 30]]
 
 
 def test_the_evaluation_batches_keep_order(dataset):
-    batches = list(views.evaluation_batches(dataset.test, 16, batch=5))
+    batches = list(transforms.evaluation_batches(dataset.test, 16, batch=5))
     stack = torch.cat(batches)
     assert [len(part) for part in batches] == [5, 5, 2] and stack.shape == (
         len(dataset.test),
@@ -459,7 +459,7 @@ def test_the_evaluation_batches_keep_order(dataset):
         16,
     )
     assert all(
-        torch.equal(stack[i], views.evaluation_tensor(dataset.test.open(i), 16))
+        torch.equal(stack[i], transforms.evaluation_tensor(dataset.test.open(i), 16))
         for i in range(len(dataset.test))
     )
 
@@ -521,9 +521,9 @@ def test_small_files_are_decoded_by_one_thread_and_large_ones_by_several(
         np.array_equal(image.permute(1, 2, 0), np.asarray(dataset.test.open(i)))
         for i, image in enumerate(source.take(keys))
     )
-    made = torch.cat(list(views.evaluation_batches(sets[True], 16, batch=3)))
+    made = torch.cat(list(transforms.evaluation_batches(sets[True], 16, batch=3)))
     assert torch.equal(
-        made, torch.cat(list(views.evaluation_batches(dataset.test.pick(range(7)), 16)))
+        made, torch.cat(list(transforms.evaluation_batches(dataset.test.pick(range(7)), 16)))
     )
     assert (seen != {threading.current_thread()}) == threads
 

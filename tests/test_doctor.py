@@ -9,8 +9,8 @@ import torch
 
 from datadream import doctor
 from datadream.cli import main
+from datadream.data.paper_datasets import SOURCES
 from datadream.hub import CLASSIFIERS, GENERATORS
-from datadream.readers import SOURCES
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ from PIL import Image
 
 from datadream import draws, generate, sampling, study
 from datadream.config import METHODS, recipe
-from datadream.data import few_shots, prompt
+from datadream.data.datasets import few_shots, prompt
 from datadream.models import load_generator, merged_lora
 from datadream.store import Store
 

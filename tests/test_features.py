@@ -10,20 +10,21 @@ import pytest
 import torch
 from conftest import Killed, dies_at
 
-from datadream import data, features
+from datadream import features
 from datadream.config import recipe
+from datadream.data import datasets
+from datadream.data.images import Images
+from datadream.data.transforms import evaluation_batches
 from datadream.errors import ConfigError, ModelMissingError
-from datadream.images import Images
 from datadream.mini import quality
 from datadream.models import load_classifier
 from datadream.paths import paths
-from datadream.views import evaluation_batches
 
 
 @pytest.fixture
 def digits():
     """Return five digits of 28 pixels."""
-    return data.load("mnist").val.pick(range(5))
+    return datasets.load("mnist").val.pick(range(5))
 
 
 def views(images, side):

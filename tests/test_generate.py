@@ -21,7 +21,7 @@ from datadream import engine, sampling
 from datadream import generate as package
 from datadream.adapt import adapt, adapter_inputs
 from datadream.config import key
-from datadream.data import few_shots
+from datadream.data.datasets import few_shots
 from datadream.draws import image_seed
 from datadream.errors import ConfigError
 from datadream.generate import generate, generation_inputs, read

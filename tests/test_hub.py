@@ -6,8 +6,9 @@ import shlex
 import huggingface_hub.constants
 import pytest
 
-from datadream import hub, readers
+from datadream import hub
 from datadream.cli import main
+from datadream.data import paper_datasets
 from datadream.errors import ConfigError, ModelMissingError
 
 ADVICE = "pass 'local_files_only=False' as input"
@@ -99,14 +100,14 @@ def test_a_dataset_that_cannot_be_downloaded_says_where_to_put_it(
     def offline(root, download):
         raise OSError("no route to host")
 
-    source = readers.SOURCES[name]
+    source = paper_datasets.SOURCES[name]
     monkeypatch.setenv("DATADREAM_DATA", str(tmp_path))
     monkeypatch.setattr(datasets, source.torchvision, offline)
     assert main(["download", name]) == 2
     error = capsys.readouterr().err
     for words in (
         "no route to host",
-        readers.COOP,
+        paper_datasets.COOP,
         str(tmp_path / source.folders[0] / source.images[0]),
         source.split,
         "DATADREAM_DATA",

@@ -13,10 +13,11 @@ import pytest
 from conftest import CLASSES, ROOT, draw_image, write_classes
 from PIL import Image
 
-from datadream import data, photos
-from datadream.data import few_shots, load
+from datadream import photos
+from datadream.data import datasets
+from datadream.data.datasets import few_shots, load
+from datadream.data.images import Images
 from datadream.errors import DataError
-from datadream.images import Images
 
 
 def noticed(table):
@@ -286,5 +287,5 @@ def test_the_notebook_runs_on_a_folder_of_photos_and_what_it_prints_works(
 def test_the_demonstration_is_a_folder_of_photos():
     root = photos.demonstration(2, 3)
     photos.require(photos.inspect(root))
-    assert data.load("folder", root).classes == ("one", "zero") and len(json.dumps(root)) > 2
-    assert np.asarray(data.load("folder", root).train.open(0)).shape == (64, 64, 3)
+    assert datasets.load("folder", root).classes == ("one", "zero") and len(json.dumps(root)) > 2
+    assert np.asarray(datasets.load("folder", root).train.open(0)).shape == (64, 64, 3)

@@ -10,7 +10,8 @@ import pytest
 from datadream import engine, study
 from datadream.cli import main
 from datadream.config import METHODS
-from datadream.data import validation_images
+from datadream.data.datasets import validation_images
+from datadream.data.paper_datasets import SOURCES
 from datadream.errors import DataError
 from datadream.plan import (
     STAGES,
@@ -26,7 +27,6 @@ from datadream.plan import (
     seconds,
     work,
 )
-from datadream.readers import SOURCES
 from datadream.store import Store
 
 

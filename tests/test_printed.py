@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFont
 from safetensors.torch import load_file
 
-from datadream import classify, data, models, sampling
+from datadream import classify, models, sampling
 from datadream.config import recipe
+from datadream.data import datasets
 from datadream.mini import base, printed, quality, tokens
 from datadream.models import load_classifier, load_generator
 from datadream.paths import paths
@@ -158,7 +159,7 @@ def test_a_plain_caption_is_the_papers_prompt():
     """The base models and the study must speak of a character in the same words."""
     labels = torch.arange(36)
     assert printed.captions(labels, labels > 0, labels < 0) == [
-        data.prompt("", name) for name in printed.NAMES
+        datasets.prompt("", name) for name in printed.NAMES
     ]
 
 
@@ -559,7 +560,7 @@ def test_the_embedded_generator_draws_what_it_is_asked_for(bank):
     own = pipe.scheduler
     pipe.scheduler = models.make_scheduler(pipe, "DPMSolverMultistepScheduler")
     try:
-        texts = [data.prompt("", printed.NAMES[label]) for label in labels]
+        texts = [datasets.prompt("", printed.NAMES[label]) for label in labels]
         images = sampling.sample(pipe, sampling.embed(pipe, texts, options), range(20), options, 32)
     finally:
         pipe.scheduler = own

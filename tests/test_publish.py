@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from pybtex.database import parse_string
 
-from datadream import readers
+from datadream.data import paper_datasets
 
 GITHUB = ROOT / ".github"
 WORKFLOWS = sorted((GITHUB / "workflows").glob("*.yml"))
@@ -184,7 +184,9 @@ def test_each_reference_of_the_book_leads_to_its_source():
 
 def test_each_dataset_of_the_paper_has_an_address():
     assert not [
-        name for name, source in readers.SOURCES.items() if not source.home.startswith("https://")
+        name
+        for name, source in paper_datasets.SOURCES.items()
+        if not source.home.startswith("https://")
     ]
 
 

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from datadream import data, images, readers
 from datadream.config import recipe
+from datadream.data import datasets, images, paper_datasets
 from datadream.errors import DataError
 
 # Class folders (or what stands for them) in label order; the names are those of the true archives.
@@ -111,7 +111,7 @@ def build(root, name, layout, split="coop"):
             part: [[path, label, CLASSES[name][label].lower()] for path, label in some]
             for part, some in rows.items()
         }
-        (beside / readers.SOURCES[name].split).write_text(json.dumps(content))
+        (beside / paper_datasets.SOURCES[name].split).write_text(json.dumps(content))
     if split == "disef":
         with open(beside / "split_coop.csv", "w", newline="") as file:
             writer = csv.writer(file)
@@ -140,8 +140,8 @@ def build(root, name, layout, split="coop"):
 def small(monkeypatch, tmp_path):
     """Make the tables as small as the copies, and return the data folder."""
     monkeypatch.setenv("DATADREAM_DATA", str(tmp_path / "data"))
-    for name, source in readers.SOURCES.items():
-        monkeypatch.setitem(readers.SOURCES, name, dataclasses.replace(source, sizes=SIZES))
+    for name, source in paper_datasets.SOURCES.items():
+        monkeypatch.setitem(paper_datasets.SOURCES, name, dataclasses.replace(source, sizes=SIZES))
     return tmp_path / "data"
 
 
@@ -157,7 +157,7 @@ CASES = [
 @pytest.mark.parametrize("name, layout, split", CASES)
 def test_each_true_layout_is_read_with_the_labels_of_the_paper(small, name, layout, split):
     build(small, name, layout, split)
-    parts = readers.read(name, tuple(CLASSES[name]))
+    parts = paper_datasets.read(name, tuple(CLASSES[name]))
     assert [len(part) for part in parts] == list(SIZES)
     for part in parts:
         for i, label in enumerate(part.labels):
@@ -168,11 +168,11 @@ def test_each_true_layout_is_read_with_the_labels_of_the_paper(small, name, layo
 def test_imagenet_validates_on_training_images_and_is_tested_on_the_official_validation(
     small, monkeypatch
 ):
-    monkeypatch.setattr(readers, "HELD_OUT", 1)
+    monkeypatch.setattr(paper_datasets, "HELD_OUT", 1)
     monkeypatch.setitem(
-        readers.SOURCES,
+        paper_datasets.SOURCES,
         "imagenet",
-        dataclasses.replace(readers.SOURCES["imagenet"], sizes=(12, 0, 9)),
+        dataclasses.replace(paper_datasets.SOURCES["imagenet"], sizes=(12, 0, 9)),
     )
     for part, count in (("train", 4), ("val", 3)):
         for label, own in enumerate(CLASSES["imagenet"]):
@@ -180,7 +180,7 @@ def test_imagenet_validates_on_training_images_and_is_tested_on_the_official_val
                 draw(
                     small / "imagenet" / "images" / part / own / f"{own}_{i}.JPEG", 40 + 80 * label
                 )
-    train, val, test = readers.read("imagenet", tuple(CLASSES["imagenet"]))
+    train, val, test = paper_datasets.read("imagenet", tuple(CLASSES["imagenet"]))
     assert [len(train), len(val), len(test)] == [9, 3, 9]
     assert all("/train/" in source for source in train.sources + val.sources) and all(
         "/val/" in source for source in test.sources
@@ -191,18 +191,23 @@ def test_imagenet_validates_on_training_images_and_is_tested_on_the_official_val
 def test_a_folder_of_the_users_own_is_taken_for_the_dataset(small, tmp_path):
     build(tmp_path / "elsewhere", "dtd", "coop")
     assert (
-        len(readers.read("dtd", tuple(CLASSES["dtd"]), str(tmp_path / "elsewhere" / "dtd"))[0]) == 6
+        len(
+            paper_datasets.read("dtd", tuple(CLASSES["dtd"]), str(tmp_path / "elsewhere" / "dtd"))[
+                0
+            ]
+        )
+        == 6
     )
 
 
 # What one is told.
 
 
-@pytest.mark.parametrize("name", list(readers.SOURCES))
+@pytest.mark.parametrize("name", list(paper_datasets.SOURCES))
 def test_a_dataset_that_is_not_there_is_named_with_what_to_fetch_and_where_to_put_it(small, name):
-    source = readers.SOURCES[name]
+    source = paper_datasets.SOURCES[name]
     with pytest.raises(DataError) as caught:
-        data.load(name)
+        datasets.load(name)
     message = str(caught.value)
     assert (
         str(small / source.folders[0]) in message
@@ -211,7 +216,7 @@ def test_a_dataset_that_is_not_there_is_named_with_what_to_fetch_and_where_to_pu
     )
     assert (f"datadream download {name}" if source.torchvision else source.fetch) in message
     assert not source.split or source.split in message
-    assert (readers.DISEF in message) == bool(source.split and source.disef), (
+    assert (paper_datasets.DISEF in message) == bool(source.split and source.disef), (
         "its list for cars does not tell the classes"
     )
 
@@ -219,18 +224,18 @@ def test_a_dataset_that_is_not_there_is_named_with_what_to_fetch_and_where_to_pu
 def test_a_missing_split_says_which_file_and_where(small):
     build(small, "food101", "coop", split=None)
     with pytest.raises(DataError, match="split_zhou_Food101.json .*split_coop.csv.*food-101"):
-        readers.read("food101", tuple(CLASSES["food101"]))
+        paper_datasets.read("food101", tuple(CLASSES["food101"]))
 
 
 def damaged(small, change):
     """Write the small DTD and change its split file's content."""
     folder = build(small, "dtd", "coop")
-    file = folder.parent / readers.SOURCES["dtd"].split
+    file = folder.parent / paper_datasets.SOURCES["dtd"].split
     content = json.loads(file.read_text())
     changed = change(content)
     file.write_text(changed if isinstance(changed, str) else json.dumps(content))
     with pytest.raises(DataError) as caught:
-        readers.read("dtd", tuple(CLASSES["dtd"]))
+        paper_datasets.read("dtd", tuple(CLASSES["dtd"]))
     return str(caught.value)
 
 
@@ -264,7 +269,7 @@ def test_an_unknown_variant_is_named(small):
     file = folder.parent / "images_variant_val.txt"
     file.write_text(file.read_text().replace("F-16A/B", "F-16C"))
     with pytest.raises(DataError, match="'F-16C', which is none of the 3"):
-        readers.read("fgvc_aircraft", tuple(CLASSES["fgvc_aircraft"]))
+        paper_datasets.read("fgvc_aircraft", tuple(CLASSES["fgvc_aircraft"]))
 
 
 def test_a_flat_validation_folder_of_imagenet_says_what_to_do(small):
@@ -272,19 +277,20 @@ def test_a_flat_validation_folder_of_imagenet_says_what_to_do(small):
         draw(small / "imagenet" / "train" / own / "a.JPEG", 9)
     draw(small / "imagenet" / "val" / "ILSVRC2012_val_00000001.JPEG", 9)
     with pytest.raises(DataError, match="the validation archive is flat"):
-        readers.read("imagenet", tuple(CLASSES["imagenet"]))
+        paper_datasets.read("imagenet", tuple(CLASSES["imagenet"]))
 
 
 @pytest.mark.parametrize("name", ["imagenet", "cars", "sun397"])
 def test_what_cannot_be_downloaded_says_what_to_get(small, name):
     with pytest.raises(
-        DataError, match=f"{name} cannot be downloaded; get .*{readers.SOURCES[name].folders[0]}"
+        DataError,
+        match=f"{name} cannot be downloaded; get .*{paper_datasets.SOURCES[name].folders[0]}",
     ):
-        readers.download(name)
+        paper_datasets.download(name)
 
 
 @pytest.mark.parametrize(
-    "name", [name for name, source in readers.SOURCES.items() if source.torchvision]
+    "name", [name for name, source in paper_datasets.SOURCES.items() if source.torchvision]
 )
 def test_torchvision_is_asked_for_the_rest(small, monkeypatch, name):
     from torchvision import datasets
@@ -292,19 +298,19 @@ def test_torchvision_is_asked_for_the_rest(small, monkeypatch, name):
     asked = []
     monkeypatch.setattr(
         datasets,
-        readers.SOURCES[name].torchvision,
+        paper_datasets.SOURCES[name].torchvision,
         lambda root, download: asked.append((root, download)),
     )
-    assert readers.download(name) == small / readers.SOURCES[name].folders[0] and asked == [
-        (str(small), True)
-    ]
+    assert paper_datasets.download(name) == small / paper_datasets.SOURCES[name].folders[
+        0
+    ] and asked == [(str(small), True)]
 
     def offline(root, download):
         raise OSError("no route to host")
 
-    monkeypatch.setattr(datasets, readers.SOURCES[name].torchvision, offline)
+    monkeypatch.setattr(datasets, paper_datasets.SOURCES[name].torchvision, offline)
     with pytest.raises(DataError, match=f"could not download {name} .no route to host.*CoOp"):
-        readers.download(name)
+        paper_datasets.download(name)
 
 
 # The table.
@@ -323,8 +329,8 @@ def test_the_ten_datasets_are_the_paper_s():
         "food101": 101,
         "flowers102": 102,
     }
-    assert {name: len(data.DATASETS[name].classes) for name in readers.SOURCES} == counts
-    assert all(len(set(data.DATASETS[name].classes)) == count for name, count in counts.items())
+    assert {name: len(datasets.DATASETS[name].classes) for name in paper_datasets.SOURCES} == counts
+    assert all(len(set(datasets.DATASETS[name].classes)) == count for name, count in counts.items())
 
 
 @pytest.mark.parametrize(
@@ -343,20 +349,20 @@ def test_the_ten_datasets_are_the_paper_s():
     ],
 )
 def test_the_prompts_are_the_paper_s_to_the_letter(name, label, text):
-    row = data.DATASETS[name]
-    assert data.prompt(row.noun, row.classes[label]) == text
+    row = datasets.DATASETS[name]
+    assert datasets.prompt(row.noun, row.classes[label]) == text
 
 
 def test_readable_names_are_words():
-    assert readers.readable("eurosat", ("AnnualCrop",) * 10)[0] == "annual crop land"
-    assert readers.readable("food101", ("apple_pie", "pho")) == ("apple pie", "pho")
-    assert data.load("mnist", names="readable").classes == data.load("mnist").classes
+    assert paper_datasets.readable("eurosat", ("AnnualCrop",) * 10)[0] == "annual crop land"
+    assert paper_datasets.readable("food101", ("apple_pie", "pho")) == ("apple pie", "pho")
+    assert datasets.load("mnist", names="readable").classes == datasets.load("mnist").classes
 
 
 def test_the_noun_of_a_users_images_is_theirs(folder):
     assert (
-        data.load("folder", folder, noun="bird").noun == "bird"
-        and data.load("folder", folder).noun == ""
+        datasets.load("folder", folder, noun="bird").noun == "bird"
+        and datasets.load("folder", folder).noun == ""
     )
 
 
@@ -367,19 +373,23 @@ def test_the_few_shots_of_the_released_code_are_read_also_where_a_name_has_a_sla
     for label, name in enumerate(classes):
         for i in range(2):
             draw(tmp_path / "real_train_fewshot" / "seed0" / name / f"{i}.jpg", 50 * label)
-    shots = readers.read_shots(str(tmp_path / "real_train_fewshot" / "seed0"), classes)
+    shots = paper_datasets.read_shots(str(tmp_path / "real_train_fewshot" / "seed0"), classes)
     assert shots.labels == (0, 0, 1, 1, 2, 2)
     with pytest.raises(DataError, match="no images for class 'Su-27'"):
-        readers.read_shots(str(tmp_path / "real_train_fewshot" / "seed0"), (*classes, "Su-27"))
+        paper_datasets.read_shots(
+            str(tmp_path / "real_train_fewshot" / "seed0"), (*classes, "Su-27")
+        )
 
 
 def test_a_recipe_takes_the_few_shots_of_a_folder(tmp_path, folder, make):
-    whole = data.load("folder", folder)
+    whole = datasets.load("folder", folder)
     for label, name in enumerate(whole.classes):
         for i in range(3):
             draw(tmp_path / name / f"{i}.jpg", 50 * label)
-    chosen = data.load_for(make("real", shots_folder=str(tmp_path)))
-    assert all(source.startswith(str(tmp_path)) for source in data.few_shots(chosen, 2, 0).sources)
+    chosen = datasets.load_for(make("real", shots_folder=str(tmp_path)))
+    assert all(
+        source.startswith(str(tmp_path)) for source in datasets.few_shots(chosen, 2, 0).sources
+    )
     assert chosen.test.sources == whole.test.sources
 
 
@@ -389,38 +399,38 @@ def test_a_recipe_takes_the_few_shots_of_a_folder(tmp_path, folder, make):
 def test_validation_images_are_as_few_as_the_shots(dataset, shots, validation, per_class):
     """The folder's validation part has two images a class."""
     one = recipe("paper", dataset="folder", shots=shots, validation=validation)
-    drawn = data.validation_images(one, dataset)
+    drawn = datasets.validation_images(one, dataset)
     assert np.bincount(drawn.labels).tolist() == [per_class] * 3 and set(drawn.sources) <= set(
         dataset.val.sources
     )
-    assert data.validation_images(one, dataset) is drawn, "hashed once"
+    assert datasets.validation_images(one, dataset) is drawn, "hashed once"
 
 
 def test_a_large_set_is_fingerprinted_by_its_list(small):
     folder = build(small, "dtd", "coop")
-    first = images.fingerprint(readers.read("dtd", tuple(CLASSES["dtd"]))[2])
-    assert images.fingerprint(readers.read("dtd", tuple(CLASSES["dtd"]))[2]) == first
+    first = images.fingerprint(paper_datasets.read("dtd", tuple(CLASSES["dtd"]))[2])
+    assert images.fingerprint(paper_datasets.read("dtd", tuple(CLASSES["dtd"]))[2]) == first
     draw(folder / path_of("dtd", 0, 5, "test"), 200)
     (folder / path_of("dtd", 0, 5, "test")).write_bytes(
         (folder / path_of("dtd", 0, 5, "test")).read_bytes() + b" "
     )
-    assert images.fingerprint(readers.read("dtd", tuple(CLASSES["dtd"]))[2]) != first
+    assert images.fingerprint(paper_datasets.read("dtd", tuple(CLASSES["dtd"]))[2]) != first
 
 
 @pytest.mark.parametrize("name", ["dtd", "eurosat", "flowers102", "food101"])
 def test_the_released_protocol_tests_three_datasets_on_their_train_part(small, monkeypatch, name):
     build(small, name, "coop")
     monkeypatch.setitem(
-        data.DATASETS,
+        datasets.DATASETS,
         name,
         dataclasses.replace(
-            data.DATASETS[name],
-            read=lambda folder: readers.read(name, tuple(CLASSES[name])),
+            datasets.DATASETS[name],
+            read=lambda folder: paper_datasets.read(name, tuple(CLASSES[name])),
             classes=tuple(CLASSES[name]),
         ),
     )
     faulty, strict = (
-        data.load_for(recipe("paper", dataset=name, protocol=protocol))
+        datasets.load_for(recipe("paper", dataset=name, protocol=protocol))
         for protocol in ("released", "strict")
     )
     assert (faulty.test.sources == faulty.train.sources) == (name != "food101")
@@ -443,9 +453,10 @@ PROMPTS = {
 }
 
 
-@pytest.mark.parametrize("name", readers.SOURCES)
+@pytest.mark.parametrize("name", paper_datasets.SOURCES)
 def test_every_prompt_of_a_dataset_is_pinned(name):
     text = "\n".join(
-        data.prompt(readers.SOURCES[name].noun, own) for own in readers.class_names(name)
+        datasets.prompt(paper_datasets.SOURCES[name].noun, own)
+        for own in paper_datasets.class_names(name)
     )
     assert hashlib.sha256(text.encode()).hexdigest()[:16] == PROMPTS[name]

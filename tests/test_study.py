@@ -21,7 +21,7 @@ from conftest import CLASSES, ROOT, draw_image, write_classes
 
 from datadream import outcome, study
 from datadream.config import METHODS, as_dict
-from datadream.data import DataError, few_shots
+from datadream.data.datasets import DataError, few_shots
 from datadream.errors import ConfigError
 from datadream.records import load_records
 from datadream.signals import Stopped

@@ -122,12 +122,12 @@ def real_images(name, n=300):
     """Return the first n validation images of a dataset as the generator sees them, (n, 3, 32,
     32) in [-1, 1].
     """
-    from .. import data, views
+    from ..data import datasets, transforms
 
-    images = data.load(name).val
+    images = datasets.load(name).val
     return torch.stack(
         [
-            views.generator_image(images.open(i), printed.SIDE, "center")
+            transforms.generator_image(images.open(i), printed.SIDE, "center")
             for i in range(min(n, len(images)))
         ]
     )
@@ -144,9 +144,10 @@ def _gate_score(recipe, view):
     """Return the validation top-1 in percent of the classifier that `view`, Images in place of
     the few shots, trains.
     """
-    from .. import classify, data, images, store
+    from .. import classify, store
+    from ..data import datasets, images
 
-    real = data.load_for(recipe)
+    real = datasets.load_for(recipe)
     trained = classify.train(
         recipe, real, view, None, f"gate {images.fingerprint(view)}", store.Store()
     )
@@ -162,18 +163,19 @@ def gate(vae, seeds, overrides, dataset="mnist", workers=1):
     Judged on validation images, since the gate decides about a model. A row per seed and one for
     the mean difference with its interval over seeds. `workers` processes share the trainings.
     """
-    from .. import data, images, study, views
+    from .. import study
+    from ..data import datasets, images, transforms
 
     real, recipes, jobs = (
-        data.load(dataset),
+        datasets.load(dataset),
         study.cells(["real"], seeds, overrides, dataset=dataset),
         [],
     )
     for recipe in recipes:
-        shots = data.few_shots(real, recipe.shots, recipe.seed)
+        shots = datasets.few_shots(real, recipe.shots, recipe.seed)
         inputs = torch.stack(
             [
-                views.generator_image(shots.open(i), printed.SIDE, "center")
+                transforms.generator_image(shots.open(i), printed.SIDE, "center")
                 for i in range(len(shots))
             ]
         )
@@ -220,7 +222,7 @@ def zero_shot_images(folder, per_character, overrides=None, batch=60):
     Sampled as the study samples; `overrides` changes settings of the recipe by their dotted names.
     """
     from .. import config, draws, sampling
-    from ..data import prompt
+    from ..data.datasets import prompt
 
     recipe = config.recipe(generator=str(folder / "generator"), overrides=overrides)
     jobs = [
@@ -250,9 +252,10 @@ def real_zero_shot(model, name):
     """Return the classifier's zero-shot share on a dataset's test images, with its Wilson
     interval.
     """
-    from .. import classify, data
+    from .. import classify
+    from ..data import datasets
 
-    dataset = data.load(name)
+    dataset = datasets.load(name)
     result = classify.evaluate(model, dataset, dataset.test)
     return result["top1"], result["low"], result["high"]
 
@@ -271,7 +274,7 @@ def clip_zero_shot(model, bank, n=PRINTS, seed=1):
     Wilson interval.
     """
     from ..classify import predict
-    from ..data import prompt
+    from ..data.datasets import prompt
 
     images, labels = every_character(bank, n, seed)
     tokens = model.prompts(prompt("", name) for name in printed.NAMES)

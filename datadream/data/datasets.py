@@ -8,12 +8,20 @@ from pathlib import Path
 
 import numpy as np
 
-from .config import key
-from .errors import ConfigError, DataError, nearest
+from ..config import key
+from ..errors import ConfigError, DataError, nearest
+from ..mini.printed import DIGITS
+from ..seeds import seed_for
 from .images import Images, fingerprint, folder_state, members, read_class_folders, read_photos
-from .mini.printed import DIGITS
-from .readers import SOURCES, class_names, read, read_mnist, read_optdigits, read_shots, readable
-from .seeds import seed_for
+from .paper_datasets import (
+    SOURCES,
+    class_names,
+    read,
+    read_mnist,
+    read_optdigits,
+    read_shots,
+    readable,
+)
 
 
 @dataclass(frozen=True)
@@ -57,7 +65,7 @@ DATASETS = {
             partial(read, name, class_names(name)),
             source.noun,
             class_names(name),
-            "the paper's, see datadream.readers",
+            "the paper's, see datadream.data.paper_datasets",
             "optional",
         )
         for name, source in SOURCES.items()

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from .errors import DataError, printable
+from ..errors import DataError, printable
 
 PIXEL = 1.5  # bytes of a PNG per pixel, about
 # Decoded training images kept in memory; the others lie in a temporary file.

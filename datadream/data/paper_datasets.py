@@ -13,9 +13,9 @@ from typing import Any, cast
 
 import numpy as np
 
-from .errors import DataError
+from ..errors import DataError
+from ..paths import paths
 from .images import Images, image_files, require_inside, split
-from .paths import paths
 
 COOP = "https://github.com/KaiyangZhou/CoOp/blob/main/DATASETS.md"
 DISEF = "split_coop.csv"  # the same splits as DISEF's and the released code's users have them

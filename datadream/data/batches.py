@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torchvision.transforms import v2
 
+from ..seeds import seed_for
+from ..training import stream
 from .augment import Augmentation
 from .images import Decoded
-from .seeds import seed_for
-from .training import stream
 
 
 class Batches:

@@ -1,0 +1,3 @@
+"""Real images: the table of datasets, their readers, folders, transforms, augmentation and
+batches.
+"""
