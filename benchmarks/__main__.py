@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from datadream.config import as_dict, recipe
-from datadream.models import device
+from datadream.models.networks import device
 from datadream.paths import paths
 from datadream.records import benchmark_table
 from datadream.statistics import mean_interval

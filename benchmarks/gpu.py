@@ -25,7 +25,8 @@ from typing import Any
 
 import torch
 
-from datadream import config, models
+from datadream import config
+from datadream.models import networks
 from datadream.store import write_json
 
 from . import full_size, limits
@@ -66,7 +67,7 @@ class Bench:
     root: Path
     tiny: bool = False
     backend: str = "inductor"
-    device: torch.device = field(default_factory=models.device)
+    device: torch.device = field(default_factory=networks.device)
 
     @property
     def cuda(self) -> bool:
@@ -94,8 +95,8 @@ class Bench:
 
     def load(self, dtype: torch.dtype | None = None, training: bool = False) -> Any:
         """Return the generator's pipeline, in half precision on a GPU unless `dtype` is given."""
-        return models.load_generator(
-            self.generator, dtype or models.dtype_for("auto", training=training)
+        return networks.load_generator(
+            self.generator, dtype or networks.dtype_for("auto", training=training)
         )
 
     @property
@@ -114,7 +115,7 @@ class Bench:
 
     def forget(self) -> None:
         """Free the pipelines and what the device still holds."""
-        models.forget_generators()
+        networks.forget_generators()
         gc.collect()
         if self.cuda:
             torch.cuda.empty_cache()

@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from datadream import adapt, classify, config, generate, memory, models, paths, sampling
+from datadream import adapt, classify, config, generate, memory, paths
 from datadream.data import batches, datasets, transforms
 from datadream.data.images import Decoded, Images
+from datadream.models import networks, sampling
 
 from . import baseline
 
@@ -105,7 +106,7 @@ class Stage:
 
     def __init__(self, name, way, profile, root, overrides, size=None):
         self.recipe, self.dataset, self.shots = work(profile, root, overrides, size)
-        self.size, self.device, self.root = size or SIZES[profile], models.device(), root
+        self.size, self.device, self.root = size or SIZES[profile], networks.device(), root
         # Few shots as a camera has them.
         self.side, self.wide = (self.size.side, 4 / 3 if profile == "paper" else 1.0)
         self.run = getattr(self, f"{way}_{name}")
@@ -132,7 +133,7 @@ class Stage:
             self.shots.pick(range(self.recipe.shots)), self.root / "shots", self.side, self.wide
         )
         self.pipe = baseline.load_pipeline(self._generator(), self.device)
-        self.parameters = models.add_generator_lora(self.pipe, self.recipe.adapt)
+        self.parameters = networks.add_generator_lora(self.pipe, self.recipe.adapt)
 
     def baseline_adapt(self):
         """Run the optimiser steps."""
@@ -152,10 +153,10 @@ class Stage:
             self.shots.pick(range(self.recipe.shots)), self.root / "shots", self.side, self.wide
         )
         self.images = Images(tuple(files), (0,) * len(files))
-        self.pipe = models.load_generator(
-            self.recipe.generator, models.dtype_for(self.recipe.precision, training=True)
+        self.pipe = networks.load_generator(
+            self.recipe.generator, networks.dtype_for(self.recipe.precision, training=True)
         )
-        self.parameters = models.add_generator_lora(self.pipe, self.recipe.adapt)
+        self.parameters = networks.add_generator_lora(self.pipe, self.recipe.adapt)
         per_epoch = -(-len(files) // self.recipe.adapt.batch)
         self.short = config.recipe(
             self.recipe.profile,
@@ -196,12 +197,12 @@ class Stage:
 
     def _adapter(self):
         folder = self.root / "adapter"
-        if not (folder / models.LORA_FILE).exists():
-            pipe = models.load_generator(self.recipe.generator)
-            for p in models.add_generator_lora(pipe, self.recipe.adapt).values():
+        if not (folder / networks.LORA_FILE).exists():
+            pipe = networks.load_generator(self.recipe.generator)
+            for p in networks.add_generator_lora(pipe, self.recipe.adapt).values():
                 p.data.normal_(0, 0.01)
-            models.save_generator_lora(pipe, folder, self.recipe.adapt)
-            models.remove_lora(pipe)
+            networks.save_generator_lora(pipe, folder, self.recipe.adapt)
+            networks.remove_lora(pipe)
         return folder
 
     def prepare_baseline_generate(self):
@@ -226,8 +227,8 @@ class Stage:
     def prepare_product_generate(self):
         """Make the class's adapter, and load the pipeline."""
         self.prepare_baseline_generate()
-        models.load_generator(
-            self.recipe.generator, models.dtype_for(self.recipe.precision, training=False)
+        networks.load_generator(
+            self.recipe.generator, networks.dtype_for(self.recipe.precision, training=False)
         )
 
     def product_generate(self):

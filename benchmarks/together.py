@@ -17,7 +17,13 @@ import torch.nn.functional as F
 from peft.tuners.lora import Linear
 
 from datadream.config import recipe
-from datadream.models import add_generator_lora, device, dtype_for, load_generator, remove_lora
+from datadream.models.networks import (
+    add_generator_lora,
+    device,
+    dtype_for,
+    load_generator,
+    remove_lora,
+)
 from datadream.paths import paths
 from datadream.statistics import mean_interval
 from datadream.store import provenance, write_json

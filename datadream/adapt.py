@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from .config import key
 from .data.datasets import few_shots, prompt
 from .data.images import fingerprint
-from .latents import Views, prediction_target
 from .memory import BatchSize
-from .models import (
+from .models.latents import Views, prediction_target
+from .models.networks import (
     add_generator_lora,
     condition,
     dtype_for,

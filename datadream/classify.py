@@ -17,7 +17,13 @@ from .data.images import fingerprint
 from .data.transforms import BATCH, evaluation_batches, validation_batches
 from .errors import ConfigError, DataError
 from .memory import BatchSize
-from .models import dtype_for, identity, load_classifier, load_classifier_lora, save_classifier_lora
+from .models.networks import (
+    dtype_for,
+    identity,
+    load_classifier,
+    load_classifier_lora,
+    save_classifier_lora,
+)
 from .seeds import seed_for
 from .statistics import confusion, wilson
 from .store import write_json

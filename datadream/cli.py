@@ -290,19 +290,19 @@ def _contents(options):
 
 
 def _download(options):
-    from . import hub
     from .data import paper_datasets
+    from .models import catalog
 
     if options.name in paper_datasets.SOURCES:
         print(f"the images are in {paper_datasets.download(options.name)}")
         return 0
-    known = [*hub.GENERATORS, *hub.CLASSIFIERS, *paper_datasets.SOURCES]
+    known = [*catalog.GENERATORS, *catalog.CLASSIFIERS, *paper_datasets.SOURCES]
     if options.name not in known and "/" not in options.name:
         raise ConfigError(
             f"{options.name!r} is no model or dataset to download; accepted: a hub id, or one of "
             f"{', '.join(known)}{nearest(options.name, known)}"
         )
-    print(f"downloading {options.name} into {hub.cache()}, if it is not there", flush=True)
-    hub.download(options.name)
+    print(f"downloading {options.name} into {catalog.cache()}, if it is not there", flush=True)
+    catalog.download(options.name)
     print(f"{options.name} is on this machine")
     return 0

@@ -11,8 +11,8 @@ from importlib import metadata
 from .data.paper_datasets import SOURCES, elsewhere, lacking, locate
 from .errors import ConfigError
 from .garbage import ARTIFACT
-from .hub import CLASSIFIERS, GENERATORS, absent
-from .models import device
+from .models.catalog import CLASSIFIERS, GENERATORS, absent
+from .models.networks import device
 from .paths import is_address, paths, relative_to_home, store_place
 from .remote import RemoteStore
 from .store import Store, StoreError

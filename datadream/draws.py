@@ -12,7 +12,7 @@ from .config import require_warmup
 from .data.datasets import few_shots, prompt
 from .data.images import Images
 from .data.transforms import evaluation_batches
-from .models import load_classifier
+from .models.networks import load_classifier
 from .seeds import seed_for
 
 SLICE = 100  # images of a unit of work: some minutes at the paper's scale

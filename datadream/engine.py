@@ -23,10 +23,10 @@ from .data.images import class_folders
 from .draws import adapters, reader, slices
 from .errors import ConfigError
 from .generate import NOTES, batch_size, generation_inputs, sample_range
-from .models import fetch, use_gpu
+from .models.networks import fetch, use_gpu
+from .models.sampling import adapted, whole
 from .paths import paths
 from .plan import PROXY, seconds
-from .sampling import adapted, whole
 from .store import Store, write_json, writing
 from .study import artifact_keys, compute, record_file
 

@@ -15,7 +15,7 @@ import yaml
 
 from .config import METHODS
 from .errors import ConfigError, nearest
-from .hub import GENERATORS
+from .models.catalog import GENERATORS
 from .store import Store, writing
 
 SHARD = 1000  # images in a WebDataset shard

@@ -15,7 +15,7 @@ from .data.images import fingerprint
 from .data.transforms import evaluation_batches
 from .errors import ConfigError, ModelMissingError, nearest
 from .mini import printed, quality
-from .models import device, identity, load_classifier
+from .models.networks import device, identity, load_classifier
 from .paths import paths
 from .store import digest
 

@@ -16,8 +16,8 @@ from .data.images import Images, class_folders, fingerprint
 from .data.transforms import square
 from .draws import adapters, describe, image_seed, reader, slices, texts
 from .memory import BatchSize
-from .models import dtype_for, identity, image_side
-from .sampling import adapted, check, embed, sample, save, whole
+from .models.networks import dtype_for, identity, image_side
+from .models.sampling import adapted, check, embed, sample, save, whole
 from .store import remove
 
 # the work folder's sub-folder in which a cluster's slices tell how their batches fitted

@@ -18,7 +18,7 @@ from .data.datasets import few_shots, load_for
 from .data.images import Images, _class_names, image_files, name_faults, opened, require_inside
 from .errors import ConfigError, DataError, printable
 from .generate import generate, read
-from .hub import GENERATORS
+from .models.catalog import GENERATORS
 from .paths import interpreter, relative_to_home
 from .statistics import wilson
 from .store import Store
@@ -260,7 +260,7 @@ def classify_files(adapter, files):
     """
     from .classify import predict
     from .data.transforms import evaluation_batches
-    from .models import load_classifier_lora
+    from .models.networks import load_classifier_lora
 
     try:
         model, config = load_classifier_lora(adapter)

@@ -17,7 +17,7 @@ from .data.datasets import DATASETS, Dataset, load_for, released
 from .data.images import PIXEL, Images
 from .data.paper_datasets import HELD_OUT, SOURCES, elsewhere, lacking, readable
 from .errors import DataError
-from .hub import GENERATORS, absent
+from .models.catalog import GENERATORS, absent
 from .store import Store
 from .study import JOBS, artifact_keys, cells, choose, load_study
 

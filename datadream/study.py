@@ -29,7 +29,7 @@ from .config import ENGINES, METHODS, SHOTS_TITLE, as_dict, as_mapping, key, req
 from .data.datasets import draw, draw_inputs, few_shots, load_for
 from .errors import ConfigError, DataError, nearest
 from .generate import generate, generation_inputs, read
-from .models import fetch
+from .models.networks import fetch
 from .paths import paths, relative_to_home
 from .records import load_records, read_record
 from .store import Store, digest, provenance, write_json

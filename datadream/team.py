@@ -102,7 +102,7 @@ def adapt_together(recipes, store, team):
     from .adapt import adapt, adapter_inputs
     from .config import key
     from .data.datasets import few_shots, load_for
-    from .models import fetch
+    from .models.networks import fetch
 
     made = {}
     for recipe in recipes:

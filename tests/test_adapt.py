@@ -20,13 +20,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from datadream import adapt as package
-from datadream import latents, training
+from datadream import training
 from datadream.adapt import adapt, adapter_inputs, diffusion_losses
 from datadream.config import key
 from datadream.data.datasets import DataError, Images, few_shots
 from datadream.data.transforms import generator_image
 from datadream.memory import BatchSize
-from datadream.models import load_generator, tokenize
+from datadream.models import latents
+from datadream.models.networks import load_generator, tokenize
 from datadream.seeds import seed_for
 from datadream.store import Store
 from datadream.training import DivergedError, fit

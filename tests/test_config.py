@@ -20,7 +20,7 @@ from datadream.data.datasets import Dataset, Images, few_shots
 from datadream.draws import adapters
 from datadream.errors import ConfigError
 from datadream.generate import generation_inputs
-from datadream.hub import GENERATORS
+from datadream.models.catalog import GENERATORS
 
 FIELDS = {row["field"]: row for row in config.describe()}
 SPECS = {name: spec for name, _, spec in config._leaves(recipe())}

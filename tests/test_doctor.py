@@ -10,7 +10,7 @@ import torch
 from datadream import doctor
 from datadream.cli import main
 from datadream.data.paper_datasets import SOURCES
-from datadream.hub import CLASSIFIERS, GENERATORS
+from datadream.models.catalog import CLASSIFIERS, GENERATORS
 
 
 @pytest.fixture(autouse=True)

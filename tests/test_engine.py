@@ -21,11 +21,12 @@ import pytest
 import ray
 import torch
 
-from datadream import draws, engine, models, progress, signals, study
+from datadream import draws, engine, progress, signals, study
 from datadream import generate as package
 from datadream.config import as_dict, key
 from datadream.errors import ConfigError
 from datadream.generate import generate, generation_inputs
+from datadream.models import networks
 from datadream.paths import paths
 from datadream.signals import Stopped
 from datadream.store import Store, StoreError, digest
@@ -450,7 +451,7 @@ def test_a_task_works_on_the_gpu_that_it_was_given(monkeypatch, visible, given, 
     monkeypatch.setattr(torch.cuda, "current_device", lambda: taken[-1])
     monkeypatch.setattr(torch.cuda, "set_device", taken.append)
     monkeypatch.setattr(
-        models._load_generator, "cache_clear", lambda: cleared.append(1), raising=False
+        networks._load_generator, "cache_clear", lambda: cleared.append(1), raising=False
     )
     monkeypatch.setattr(ray, "get_gpu_ids", lambda: [given])
     engine._take_gpu()

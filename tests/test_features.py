@@ -17,7 +17,7 @@ from datadream.data.images import Images
 from datadream.data.transforms import evaluation_batches
 from datadream.errors import ConfigError, ModelMissingError
 from datadream.mini import quality
-from datadream.models import load_classifier
+from datadream.models.networks import load_classifier
 from datadream.paths import paths
 
 

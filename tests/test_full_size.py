@@ -11,7 +11,7 @@ from PIL import Image
 
 from benchmarks.full_size import TEXT, UNET, save_models
 from datadream.config import Adapt, recipe
-from datadream.models import UNET_TARGETS, add_generator_lora, image_side
+from datadream.models.networks import UNET_TARGETS, add_generator_lora, image_side
 
 
 def without_weights():

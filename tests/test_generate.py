@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors import safe_open
 
 import datadream.adapt as adapt_module
-from datadream import engine, sampling
+from datadream import engine
 from datadream import generate as package
 from datadream.adapt import adapt, adapter_inputs
 from datadream.config import key
@@ -25,8 +25,9 @@ from datadream.data.datasets import few_shots
 from datadream.draws import image_seed
 from datadream.errors import ConfigError
 from datadream.generate import generate, generation_inputs, read
-from datadream.models import condition, load_generator, make_scheduler, tokenize
-from datadream.sampling import adapted, embed, sample
+from datadream.models import sampling
+from datadream.models.networks import condition, load_generator, make_scheduler, tokenize
+from datadream.models.sampling import adapted, embed, sample
 from datadream.store import Store, digest
 from datadream.training import DivergedError
 

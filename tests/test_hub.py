@@ -6,10 +6,10 @@ import shlex
 import huggingface_hub.constants
 import pytest
 
-from datadream import hub
 from datadream.cli import main
 from datadream.data import paper_datasets
 from datadream.errors import ConfigError, ModelMissingError
+from datadream.models import catalog
 
 ADVICE = "pass 'local_files_only=False' as input"
 
@@ -57,7 +57,7 @@ def test_a_download_without_a_network_says_why_and_what_to_do_by_hand(
     for words in (
         f"the model '{name}' was not downloaded: [Errno -2] Name or service not known.",
         f"the folder {repository}",
-        hub.cache(),
+        catalog.cache(),
         "HF_HOME",
         f"set {field}=<folder",
         f"{field}='mini' needs no download",
@@ -73,7 +73,7 @@ def test_a_download_without_a_network_says_why_and_what_to_do_by_hand(
 def test_a_forbidden_network_is_the_reason(monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(ModelMissingError, match="HF_HUB_OFFLINE is set"):
-        hub.download("nobody/thing")
+        catalog.download("nobody/thing")
 
 
 def test_weights_that_open_clip_does_not_have_are_no_matter_of_the_network():
@@ -81,9 +81,9 @@ def test_weights_that_open_clip_does_not_have_are_no_matter_of_the_network():
         ConfigError,
         match="no weights 'openia' for 'ViT-B-16-quickgelu'; accepted: .*Did you mean 'openai'",
     ):
-        hub.download("ViT-B-16-quickgelu/openia")
+        catalog.download("ViT-B-16-quickgelu/openia")
     with pytest.raises(ConfigError, match="give 'ViT-B-16-quickgelu/openai'"):
-        hub.download("ViT-B-16/openai")
+        catalog.download("ViT-B-16/openai")
 
 
 @pytest.mark.parametrize("name", ["mini", "resnet50"])
@@ -116,7 +116,7 @@ def test_a_dataset_that_cannot_be_downloaded_says_where_to_put_it(
 
 
 def test_a_command_to_copy_is_one_argument_whatever_the_name_is():
-    words = hub.absent("my models/it's; touch ran", "generator")
+    words = catalog.absent("my models/it's; touch ran", "generator")
     assert shlex.split(words.split("`")[1]) == [
         "python",
         "-m",
@@ -124,6 +124,6 @@ def test_a_command_to_copy_is_one_argument_whatever_the_name_is():
         "download",
         "my models/it's; touch ran",
     ]
-    assert hub.fetching("sd2.1-base").startswith(
+    assert catalog.fetching("sd2.1-base").startswith(
         "`python -m datadream download sd2.1-base` fetches it ("
     )

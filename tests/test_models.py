@@ -17,11 +17,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from datadream import models as package
 from datadream.config import Adapt, Classify
 from datadream.errors import ConfigError
-from datadream.hub import GENERATORS
-from datadream.models import (
+from datadream.models import networks as package
+from datadream.models.catalog import GENERATORS
+from datadream.models.networks import (
     LORA_FILE,
     Classifier,
     LoRAAttention,
@@ -873,7 +873,8 @@ def test_a_hub_model_in_the_cache_loads_offline_and_is_known_by_its_commit(model
     (folder / "refs").mkdir()
     (folder / "refs" / "main").write_text("c" * 40)
     code = (
-        "from datadream.config import recipe; from datadream.models import fetch, identity, "
+        "from datadream.config import recipe; from datadream.models.networks import fetch, "
+        "identity, "
         "load_generator; fetch(recipe(generator='nobody/tiny')); "
         "print(load_generator('nobody/tiny').unet.config.sample_size, identity('nobody/tiny', "
         "'generator'))"

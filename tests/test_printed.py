@@ -17,11 +17,12 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFont
 from safetensors.torch import load_file
 
-from datadream import classify, models, sampling
+from datadream import classify
 from datadream.config import recipe
 from datadream.data import datasets
 from datadream.mini import base, printed, quality, tokens
-from datadream.models import load_classifier, load_generator
+from datadream.models import networks, sampling
+from datadream.models.networks import load_classifier, load_generator
 from datadream.paths import paths
 
 
@@ -558,7 +559,7 @@ def test_the_embedded_generator_draws_what_it_is_asked_for(bank):
     pipe, reader = load_generator("mini"), quality.load_reader(paths()["mini"])
     labels = [label for label in range(10) for _ in range(2)]
     own = pipe.scheduler
-    pipe.scheduler = models.make_scheduler(pipe, "DPMSolverMultistepScheduler")
+    pipe.scheduler = networks.make_scheduler(pipe, "DPMSolverMultistepScheduler")
     try:
         texts = [datasets.prompt("", printed.NAMES[label]) for label in labels]
         images = sampling.sample(pipe, sampling.embed(pipe, texts, options), range(20), options, 32)

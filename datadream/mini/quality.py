@@ -221,8 +221,9 @@ def zero_shot_images(folder, per_character, overrides=None, batch=60):
 
     Sampled as the study samples; `overrides` changes settings of the recipe by their dotted names.
     """
-    from .. import config, draws, sampling
+    from .. import config, draws
     from ..data.datasets import prompt
+    from ..models import sampling
 
     recipe = config.recipe(generator=str(folder / "generator"), overrides=overrides)
     jobs = [

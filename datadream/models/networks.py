@@ -14,10 +14,10 @@ import torch.nn as nn
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 
-from .config import Classify
-from .errors import ConfigError, ModelMissingError, nearest
-from .hub import fetching, hub_id, local, revision
-from .store import digest, write_json
+from ..config import Classify
+from ..errors import ConfigError, ModelMissingError, nearest
+from ..store import digest, write_json
+from .catalog import fetching, hub_id, local, revision
 
 UNET_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]  # paper, section 3.2
 TEXT_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj"]

@@ -10,9 +10,9 @@ from functools import partial
 import torch
 from PIL.PngImagePlugin import PngInfo
 
-from .errors import ConfigError
-from .models import dtype_for, load_generator, make_scheduler, merged_lora
-from .training import DivergedError
+from ..errors import ConfigError
+from ..training import DivergedError
+from .networks import dtype_for, load_generator, make_scheduler, merged_lora
 
 BACKEND = "inductor"
 END = b"\0\0\0\0IEND\xaeB`\x82"  # a PNG's last chunk

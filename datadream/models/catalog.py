@@ -6,8 +6,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from .errors import ConfigError, ModelMissingError, nearest
-from .paths import paths
+from ..errors import ConfigError, ModelMissingError, nearest
+from ..paths import paths
 
 
 @dataclass(frozen=True)
@@ -181,7 +181,7 @@ def download(name):
         with _quiet():
             if part == "clip":
                 # what open_clip fetches for a name, only loading it tells
-                from .models import load_classifier
+                from .networks import load_classifier
 
                 load_classifier(name)
             else:

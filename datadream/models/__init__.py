@@ -1,0 +1,1 @@
+"""Networks: generators, classifiers, their LoRA adapters, and where they come from."""
