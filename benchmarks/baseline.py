@@ -15,7 +15,7 @@ from torchvision.transforms import InterpolationMode, v2
 
 from datadream.data.augment import BLUR, blur_kernel
 from datadream.models.networks import add_classifier_lora, load_classifier
-from datadream.training import cosine_schedule
+from datadream.training.loop import cosine_schedule
 
 BATCH = 10  # images that the released generation script samples at once
 

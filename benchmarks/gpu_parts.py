@@ -18,12 +18,13 @@ from peft.helpers import disable_input_dtype_casting
 from peft.tuners.lora import Linear
 from PIL import Image
 
-from datadream import classify, memory
+from datadream import classify
 from datadream.data import batches, datasets
 from datadream.data.images import Images
 from datadream.models import networks, sampling
 from datadream.store import Store
 from datadream.study import run as run_cell
+from datadream.training import batch_size
 
 from . import stages, together
 from .gpu import Bench, part
@@ -329,7 +330,7 @@ def decoder_batches(bench: Bench, pipe) -> tuple[dict[int, Any], torch.Tensor]:
         except RuntimeError as error:
             found[n] = {
                 "error": repr(error)[:300],
-                "taken_for_want_of_memory": memory.out_of_memory(error),
+                "taken_for_want_of_memory": batch_size.out_of_memory(error),
             }
         bench.forget()
     return found, images

@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from datadream import adapt, classify, config, generate, memory, paths
+from datadream import adapt, classify, config, generate, paths
 from datadream.data import batches, datasets, transforms
 from datadream.data.images import Decoded, Images
 from datadream.models import networks, sampling
+from datadream.training import batch_size
 
 from . import baseline
 
@@ -172,7 +173,7 @@ class Stage:
             self.dataset,
             self.images,
             None,
-            memory.BatchSize(self.recipe.adapt.batch),
+            batch_size.BatchSize(self.recipe.adapt.batch),
             (0,),
         )
 

@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from .config import key
 from .data.datasets import few_shots, prompt
 from .data.images import fingerprint
-from .memory import BatchSize
 from .models.latents import Views, prediction_target
 from .models.networks import (
     add_generator_lora,
@@ -25,8 +24,9 @@ from .models.networks import (
     tokenize,
 )
 from .seeds import seed_for
-from .team import ALONE
-from .training import fit
+from .training.batch_size import BatchSize
+from .training.distributed import ALONE
+from .training.loop import fit
 
 
 def diffusion_losses(

@@ -16,7 +16,6 @@ from .data.datasets import few_shots, prompt, validation_images
 from .data.images import fingerprint
 from .data.transforms import BATCH, evaluation_batches, validation_batches
 from .errors import ConfigError, DataError
-from .memory import BatchSize
 from .models.networks import (
     dtype_for,
     identity,
@@ -27,7 +26,8 @@ from .models.networks import (
 from .seeds import seed_for
 from .statistics import confusion, wilson
 from .store import write_json
-from .training import fit, load_state, save_state
+from .training.batch_size import BatchSize
+from .training.loop import fit, load_state, save_state
 
 
 def mixed_loss(logits, targets, real, weight):

@@ -222,7 +222,7 @@ def _plan(options):
 
 
 def _adapt(options):
-    from .team import adapt_together, gather
+    from .training.distributed import adapt_together, gather
 
     team, store = gather(), Store()
     with (

@@ -24,11 +24,12 @@ from conftest import draw_image, write_classes
 from fsspec.core import url_to_fs
 from PIL import Image
 
-from datadream import config, export, leases, photos, plots, study, training
+from datadream import config, export, leases, photos, plots, study
 from datadream.data import datasets, images, paper_datasets
 from datadream.errors import ConfigError, DataError, ModelMissingError, printable
 from datadream.store import Store, StoreError
 from datadream.tables import show_table
+from datadream.training import loop
 
 HOUSE = (ConfigError, DataError, ModelMissingError, StoreError)
 Case = namedtuple("Case", "group name end attempt")
@@ -606,9 +607,9 @@ def lease(title, write):
 def checkpoint(title, write):
     def attempt(box):
         file = box.root / "checkpoint.safetensors"
-        training.save_state(file, {"parameter.a": torch.ones(9)}, 5)
+        loop.save_state(file, {"parameter.a": torch.ones(9)}, 5)
         write(file)
-        assert training.load_state(file) is None and not file.exists()
+        assert loop.load_state(file) is None and not file.exists()
         return "removed, begun anew"
 
     return Case("damaged checkpoint.safetensors", title, "removed, begun anew", attempt)

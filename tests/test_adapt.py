@@ -20,17 +20,17 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from datadream import adapt as package
-from datadream import training
 from datadream.adapt import adapt, adapter_inputs, diffusion_losses
 from datadream.config import key
 from datadream.data.datasets import DataError, Images, few_shots
 from datadream.data.transforms import generator_image
-from datadream.memory import BatchSize
 from datadream.models import latents
 from datadream.models.networks import load_generator, tokenize
 from datadream.seeds import seed_for
 from datadream.store import Store
-from datadream.training import DivergedError, fit
+from datadream.training import loop
+from datadream.training.batch_size import BatchSize
+from datadream.training.loop import DivergedError, fit
 
 FILE = "pytorch_lora_weights.safetensors"
 
@@ -439,7 +439,7 @@ def test_a_kill_while_the_checkpoint_is_written_leaves_no_trace(
     recipe, store = make("dset", {"adapt.epochs": 3, "adapt.batch": 2}), Store(tmp_path / "killed")
     whole = adapt(recipe, dataset, shots, Store(tmp_path / "whole"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training.os, "replace", dies_at(os.replace, 2))
+        patch.setattr(loop.os, "replace", dies_at(os.replace, 2))
         with pytest.raises(Killed):
             adapt(recipe, dataset, shots, store)
     monkeypatch.setattr(package, "fit", fit)  # no later checkpoint replaces the half-written one
@@ -450,7 +450,8 @@ def test_a_kill_while_the_checkpoint_is_written_leaves_no_trace(
 
 KILL = """
 import functools, os, signal, sys
-from datadream import adapt as package, training
+from datadream import adapt as package
+from datadream.training import loop
 from datadream.data import datasets
 from datadream.config import recipe
 from datadream.store import Store
@@ -461,8 +462,8 @@ def replace(part, path, calls=[]):
         os.kill(os.getpid(), signal.SIGKILL)
     os.rename(part, path)
 
-training.os = type("os", (), {"replace": staticmethod(replace)})
-package.fit = functools.partial(training.fit, every=3)
+loop.os = type("os", (), {"replace": staticmethod(replace)})
+package.fit = functools.partial(loop.fit, every=3)
 one = recipe(overrides=OVERRIDES)
 dataset = datasets.load("folder", one.folder)
 package.adapt(one, dataset, datasets.few_shots(dataset, one.shots, one.seed), Store(STORE))
@@ -487,7 +488,7 @@ def test_after_a_real_kill_9_another_process_continues_to_the_same_bytes(
     assert (partial / "checkpoint.safetensors").exists(), (
         "the first checkpoint outlives the process"
     )
-    assert training.load_state(partial / "checkpoint.safetensors")[1] == 3
+    assert loop.load_state(partial / "checkpoint.safetensors")[1] == 3
     folder = adapt(recipe, dataset, shots, Store(tmp_path / "killed"))
     assert same(folder, whole)
 

@@ -20,10 +20,10 @@ from benchmarks.stages import SWAPS, Stage, as_files, peak_bytes, work
 from datadream import config, engine, paths, records
 from datadream.adapt import train_adapter
 from datadream.data import datasets
-from datadream.memory import BatchSize
 from datadream.models import networks
 from datadream.plan import load_or_describe, profile_cells
 from datadream.seeds import seed_for
+from datadream.training.batch_size import BatchSize
 
 
 def test_the_product_has_the_baselines_loss_curve(tmp_path):

@@ -34,7 +34,7 @@ from datadream.errors import ConfigError
 from datadream.models.networks import load_classifier, load_classifier_lora
 from datadream.statistics import wilson
 from datadream.store import Store, digest
-from datadream.training import DivergedError, load_state, stream
+from datadream.training.loop import DivergedError, load_state, stream
 
 PLAIN = {
     f"classify.{name}": 0.0 for name in ("flip", "jitter", "grayscale", "blur", "solarize", "mix")

@@ -30,7 +30,7 @@ from datadream.models import networks
 from datadream.paths import paths
 from datadream.signals import Stopped
 from datadream.store import Store, StoreError, digest
-from datadream.training import load_state
+from datadream.training.loop import load_state
 
 METHODS = ["real", "base", "cls", "dset+real"]
 

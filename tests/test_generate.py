@@ -29,7 +29,7 @@ from datadream.models import sampling
 from datadream.models.networks import condition, load_generator, make_scheduler, tokenize
 from datadream.models.sampling import adapted, embed, sample
 from datadream.store import Store, digest
-from datadream.training import DivergedError
+from datadream.training.loop import DivergedError
 
 
 def pixels(folder):

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from datadream import generate as package
-from datadream import memory
-from datadream.memory import SMALLEST, BatchSize
 from datadream.store import Store
+from datadream.training import batch_size
+from datadream.training.batch_size import SMALLEST, BatchSize
 
 
 def device(limit, seconds):
@@ -33,7 +33,7 @@ def device(limit, seconds):
 def test_a_batch_that_does_not_fit_halves_until_it_does(fixed, limit, count):
     make, made, _ = device(limit, lambda n: 1.0)
     size, left = BatchSize(fixed), count
-    with mock.patch.object(memory.gc, "collect"):  # a tenth of a second each
+    with mock.patch.object(batch_size.gc, "collect"):  # a tenth of a second each
         while left:
             left -= len(size.run(make, left))
     assert sum(made) == count and max(made) <= limit
@@ -76,7 +76,7 @@ def test_a_search_doubles_while_that_pays_and_fits(monkeypatch, overhead, limit,
     Slices of `most` images end the search: none is larger.
     """
     make, made, clock = device(limit, lambda n: overhead + 0.1 * n)
-    monkeypatch.setattr(memory.time, "perf_counter", clock)
+    monkeypatch.setattr(batch_size.time, "perf_counter", clock)
     size = BatchSize(0)
     for _ in range(12):
         left = most or 1000
@@ -96,7 +96,7 @@ def test_a_size_is_judged_by_its_second_batch(monkeypatch):
         seen.add(n)
         return [object()] * n
 
-    monkeypatch.setattr(memory.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(batch_size.time, "perf_counter", lambda: clock[0])
     size = BatchSize(0)
     for _ in range(8):
         size.run(make, 10**6)

@@ -16,9 +16,10 @@ import torch
 from filelock import FileLock
 
 from datadream import generate as package
-from datadream import signals, training
+from datadream import signals
 from datadream.signals import Stopped, asked, check, interruptible, listening
 from datadream.store import Store, digest
+from datadream.training import loop
 
 
 def send(number=signal.SIGTERM):
@@ -142,7 +143,7 @@ def test_a_training_saves_its_state_at_the_next_step(tmp_path, at, saved):
 
     def run(checkpoint, after=None):
         parameters = {"x": torch.nn.Parameter(torch.full((3,), 2.0))}
-        losses = training.fit(
+        losses = loop.fit(
             parameters,
             lambda step: (parameters["x"] + torch.randn(3)).square().sum(),
             steps=8,
@@ -156,7 +157,7 @@ def test_a_training_saves_its_state_at_the_next_step(tmp_path, at, saved):
     whole, file = run(None), tmp_path / "state"
     with pytest.raises(Stopped), listening():
         run(file, lambda step, loss: send() if step == at else None)
-    assert (training.load_state(file)[1] if saved else not file.exists()) == (saved or True)
+    assert (loop.load_state(file)[1] if saved else not file.exists()) == (saved or True)
     assert run(file) == whole
 
 

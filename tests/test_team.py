@@ -17,8 +17,8 @@ from datadream.adapt import adapt
 from datadream.errors import ConfigError
 from datadream.paths import paths
 from datadream.store import Store
-from datadream.team import ALONE, Team, adapt_together
-from datadream.training import fit, load_state
+from datadream.training.distributed import ALONE, Team, adapt_together
+from datadream.training.loop import fit, load_state
 
 
 def launch(script, *words, **environment):
@@ -119,10 +119,11 @@ from pathlib import Path
 
 import torch
 
-from datadream import signals, team, training
+from datadream import signals
+from datadream.training import distributed, loop
 
 folder, what = Path(sys.argv[1]), sys.argv[2]
-ours = team.gather()
+ours = distributed.gather()
 weight = torch.nn.Parameter(torch.zeros(3))
 goal = torch.arange(12.0).view(4, 3)
 
@@ -142,7 +143,7 @@ own.mkdir(exist_ok=True)
 with open(folder / f"end-{what}-{ours.rank}", "w") as report:
     try:
         with signals.listening():
-            losses = training.fit({"weight": weight}, loss_at, steps=12, lr=0.1, seed=1, every=4,
+            losses = loop.fit({"weight": weight}, loss_at, steps=12, lr=0.1, seed=1, every=4,
                                   after=after, checkpoint=own / "state.safetensors", team=ours)
         report.write(repr((losses, weight.tolist())))
     except (Exception, signals.Stopped) as error:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torchvision.transforms import v2
 
 from ..seeds import seed_for
-from ..training import stream
+from ..training.loop import stream
 from .augment import Augmentation
 from .images import Decoded
 

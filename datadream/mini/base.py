@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from .. import signals
 from ..paths import paths
 from ..store import provenance, write_json
-from ..training import fit
+from ..training.loop import fit
 from . import printed
 from .quality import train_reader
 from .tokens import clip_tokenizer, write_vocabulary

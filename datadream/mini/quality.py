@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from ..statistics import mean_interval, wilson
 from ..tables import show_table
-from ..training import fit
+from ..training.loop import fit
 from . import printed
 
 PRINTS = 1080  # prints that a reader is judged on: 30 of each character

@@ -11,7 +11,7 @@ import torch
 from PIL.PngImagePlugin import PngInfo
 
 from ..errors import ConfigError
-from ..training import DivergedError
+from ..training.loop import DivergedError
 from .networks import dtype_for, load_generator, make_scheduler, merged_lora
 
 BACKEND = "inductor"

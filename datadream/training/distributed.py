@@ -10,7 +10,7 @@ from datetime import timedelta
 
 import torch
 
-from .errors import ConfigError
+from ..errors import ConfigError
 
 # The others wait while the first one waits for a lock; a dead one is the launcher's to notice.
 PATIENCE = timedelta(days=1)
@@ -99,10 +99,10 @@ def adapt_together(recipes, store, team):
 
     Raises ConfigError where the cells have none, and what `adapt` raises.
     """
-    from .adapt import adapt, adapter_inputs
-    from .config import key
-    from .data.datasets import few_shots, load_for
-    from .models.networks import fetch
+    from ..adapt import adapt, adapter_inputs
+    from ..config import key
+    from ..data.datasets import few_shots, load_for
+    from ..models.networks import fetch
 
     made = {}
     for recipe in recipes:

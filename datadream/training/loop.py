@@ -13,11 +13,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
-from . import progress, signals
-from .errors import ConfigError
-from .seeds import seed_for
-from .store import remove
-from .team import ALONE
+from .. import progress, signals
+from ..errors import ConfigError
+from ..seeds import seed_for
+from ..store import remove
+from .distributed import ALONE
 
 
 class DivergedError(RuntimeError):

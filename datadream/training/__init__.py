@@ -1,0 +1,1 @@
+"""The one optimisation loop, its schedules and checkpoints, and batches that fit the memory."""
