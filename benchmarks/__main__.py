@@ -20,7 +20,7 @@ from datadream.models.networks import device
 from datadream.paths import paths
 from datadream.records import benchmark_table
 from datadream.statistics import mean_interval
-from datadream.store import provenance, write_json
+from datadream.store.artifacts import provenance, write_json
 
 from . import limits
 from .full_size import save_models

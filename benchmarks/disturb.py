@@ -132,7 +132,7 @@ def _study(recipes, root, engine, faults, address, notes):
     import torch
 
     from datadream import study
-    from datadream.store import Store
+    from datadream.store.artifacts import Store
 
     torch.set_num_threads(1)
     _prepare(faults)
@@ -225,7 +225,7 @@ def records(root):
     """Return the records of the store `root` without times and provenance, and the digests of
     the files of the artifacts that they name.
     """
-    from datadream.store import Store
+    from datadream.store.artifacts import Store
 
     store, found, files = Store(root), {}, {}
     for file in sorted(store.records.glob("*.json")):
@@ -241,7 +241,7 @@ def records(root):
 
 def split(root):
     """Return what the manifests in the store `root` say of batches that did not fit into memory."""
-    from datadream.store import Store
+    from datadream.store.artifacts import Store
 
     store = Store(root)
     return [

@@ -13,7 +13,7 @@ import numpy as np
 
 from datadream.paths import paths
 from datadream.statistics import mean_interval
-from datadream.store import Store, provenance, write_json
+from datadream.store.artifacts import Store, provenance, write_json
 from datadream.study import cells, run_cells
 
 WORKERS = 2

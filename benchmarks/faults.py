@@ -23,7 +23,7 @@ import psutil
 from datadream.config import recipe
 from datadream.paths import paths
 from datadream.records import fault_table, input_table, load_faults
-from datadream.store import provenance, write_json
+from datadream.store.artifacts import provenance, write_json
 
 from . import disturb
 from .disturb import FAILED, STAGES, ended, family, left_behind, reached, records, start
@@ -495,7 +495,7 @@ def count_inputs(root, common):
     import bad_input
 
     from datadream import study
-    from datadream.store import Store
+    from datadream.store.artifacts import Store
 
     shutil.rmtree(root, ignore_errors=True)
     os.environ["DATADREAM_STORE"] = str(root / "artifacts")

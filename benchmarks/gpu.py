@@ -27,7 +27,7 @@ import torch
 
 from datadream import config
 from datadream.models import networks
-from datadream.store import write_json
+from datadream.store.artifacts import write_json
 
 from . import full_size, limits
 from .stages import Size, Stage

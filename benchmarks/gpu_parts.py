@@ -22,7 +22,7 @@ from datadream import classify
 from datadream.data import batches, datasets
 from datadream.data.images import Images
 from datadream.models import networks, sampling
-from datadream.store import Store
+from datadream.store.artifacts import Store
 from datadream.study import run as run_cell
 from datadream.training import batch_size
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from datadream import config, engine, generate
 from datadream.config import key
 from datadream.data import datasets
-from datadream.store import Store, _verified
+from datadream.store.artifacts import Store, _verified
 
 SIZES = (2, 4)  # images per class of the two runs, whose difference is what an image costs
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT

@@ -20,7 +20,7 @@ from datadream.ablation import cells_of
 from datadream.config import Recipe
 from datadream.paths import paths
 from datadream.plan import STAGES, load_or_describe, validated, work
-from datadream.store import Store
+from datadream.store.artifacts import Store
 from datadream.study import artifact_keys, choose, load_study
 
 

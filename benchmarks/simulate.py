@@ -14,7 +14,7 @@ from datadream import engine
 from datadream.config import recipe
 from datadream.paths import paths
 from datadream.plan import load_or_describe, profile_cells
-from datadream.store import Store, provenance, write_json
+from datadream.store.artifacts import Store, provenance, write_json
 
 from . import lengths, operations
 from .virtual import VirtualRay

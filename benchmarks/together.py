@@ -26,7 +26,7 @@ from datadream.models.networks import (
 )
 from datadream.paths import paths
 from datadream.statistics import mean_interval
-from datadream.store import provenance, write_json
+from datadream.store.artifacts import provenance, write_json
 
 
 class Together(torch.nn.Module):

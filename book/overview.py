@@ -17,7 +17,7 @@ from datadream.data.datasets import few_shots, load_for
 from datadream.data.images import Images
 from datadream.generate import generate, read
 from datadream.paths import paths
-from datadream.store import Store
+from datadream.store.artifacts import Store
 from datadream.study import cells, load_study
 
 RUN = "mnist_seeds"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .config import recipe
     from .records import load_records
-    from .store import Store
+    from .store.artifacts import Store
     from .study import run, run_cells
 
 __version__ = "0.1.0"

@@ -3,7 +3,7 @@
 import pandas as pd
 
 from .errors import ConfigError
-from .store import Store
+from .store.artifacts import Store
 from .study import RUNNING, artifact_keys, cells, find, page_parameters, run_cells
 from .study import sample_rows as first_images
 

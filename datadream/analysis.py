@@ -17,7 +17,7 @@ from .features import EXTRACTORS, extractors, features
 from .generate import generation_inputs, read
 from .records import _one_record_each, verdict
 from .statistics import mean_interval, spearman
-from .store import Store
+from .store.artifacts import Store
 
 # real images per class and part at most: as many as the paper's synthetic ones; the measures cost
 # its square

@@ -25,7 +25,7 @@ from .models.networks import (
 )
 from .seeds import seed_for
 from .statistics import confusion, wilson
-from .store import write_json
+from .store.artifacts import write_json
 from .training.batch_size import BatchSize
 from .training.loop import fit, load_state, save_state
 

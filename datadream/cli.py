@@ -11,7 +11,7 @@ from pathlib import Path
 
 from . import __version__, signals
 from .errors import ConfigError, DataError, ModelMissingError, nearest
-from .store import Store, StoreError
+from .store.artifacts import Store, StoreError
 
 
 def _program() -> str:
@@ -254,7 +254,7 @@ def _export(options):
 
 
 def _gc(options):
-    from .garbage import clear, listing, unused
+    from .store.gc import clear, listing, unused
 
     store, asked = Store(), sys.stdin.isatty() and not options.yes
     found = unused(store)

@@ -10,12 +10,12 @@ from importlib import metadata
 
 from .data.paper_datasets import SOURCES, elsewhere, lacking, locate
 from .errors import ConfigError
-from .garbage import ARTIFACT
 from .models.catalog import CLASSIFIERS, GENERATORS, absent
 from .models.networks import device
 from .paths import is_address, paths, relative_to_home, store_place
-from .remote import RemoteStore
-from .store import Store, StoreError
+from .store.address import RemoteStore
+from .store.artifacts import Store, StoreError
+from .store.gc import ARTIFACT
 
 MEMORY = 4.0  # GB that the default study needs at most
 DISK = 1.0  # GB that it writes at most

@@ -27,7 +27,7 @@ from .models.networks import fetch, use_gpu
 from .models.sampling import adapted, whole
 from .paths import paths
 from .plan import PROXY, seconds
-from .store import Store, write_json, writing
+from .store.artifacts import Store, write_json, writing
 from .study import artifact_keys, compute, record_file
 
 RETRIES = 5  # times that a task is given to another worker after its own died

@@ -16,7 +16,7 @@ import yaml
 from .config import METHODS
 from .errors import ConfigError, nearest
 from .models.catalog import GENERATORS
-from .store import Store, writing
+from .store.artifacts import Store, writing
 
 SHARD = 1000  # images in a WebDataset shard
 

@@ -17,7 +17,7 @@ from .errors import ConfigError, ModelMissingError, nearest
 from .mini import printed, quality
 from .models.networks import device, identity, load_classifier
 from .paths import paths
-from .store import digest
+from .store.artifacts import digest
 
 SHARD = 1000  # images in a file: what a killed extraction does again at most
 # Pixels; a multiple of its patch of 14.

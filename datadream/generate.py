@@ -17,7 +17,7 @@ from .data.transforms import square
 from .draws import adapters, describe, image_seed, reader, slices, texts
 from .models.networks import dtype_for, identity, image_side
 from .models.sampling import adapted, check, embed, sample, save, whole
-from .store import remove
+from .store.artifacts import remove
 from .training.batch_size import BatchSize
 
 # the work folder's sub-folder in which a cluster's slices tell how their batches fitted

@@ -15,7 +15,7 @@ from . import outcome
 from .errors import ConfigError, DataError
 from .paths import paths
 from .records import read_record, tidy
-from .store import Store, write_json, writing
+from .store.artifacts import Store, write_json, writing
 
 LIMIT = 1_000_000  # bytes of a kept page: git holds every version of it
 COLOURS = 128  # of a figure in a kept page: more is not seen in plots and digits

@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 from IPython.display import Markdown
 
 from .paths import paths, relative_to_home
-from .store import write_json
+from .store.artifacts import write_json
 from .tables import bullets
 
 BAD = ("failed", "stopped")

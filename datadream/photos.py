@@ -21,7 +21,7 @@ from .generate import generate, read
 from .models.catalog import GENERATORS
 from .paths import interpreter, relative_to_home
 from .statistics import wilson
-from .store import Store
+from .store.artifacts import Store
 from .study import artifact_keys, run
 
 ROTATED = range(2, 9)  # EXIF orientations other than upright

@@ -18,7 +18,7 @@ from .data.images import PIXEL, Images
 from .data.paper_datasets import HELD_OUT, SOURCES, elsewhere, lacking, readable
 from .errors import DataError
 from .models.catalog import GENERATORS, absent
-from .store import Store
+from .store.artifacts import Store
 from .study import JOBS, artifact_keys, cells, choose, load_study
 
 # Seconds of a process for each unit of a stage's work, and for each artifact of it whatever its

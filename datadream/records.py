@@ -12,7 +12,7 @@ from .config import METHODS
 from .errors import DataError
 from .paths import paths
 from .statistics import mean_interval
-from .store import Store
+from .store.artifacts import Store
 from .tables import show_table
 
 RELEASED = "[RELEASED PROTOCOL, for comparison only: the epoch is chosen on the test images]"

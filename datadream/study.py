@@ -32,7 +32,7 @@ from .generate import generate, generation_inputs, read
 from .models.networks import fetch
 from .paths import paths, relative_to_home
 from .records import load_records, read_record
-from .store import Store, digest, provenance, write_json
+from .store.artifacts import Store, digest, provenance, write_json
 from .terminal import Terminal
 
 JOBS = "DATADREAM_JOBS"  # named runs that are executed at once beside a notebook

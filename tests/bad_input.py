@@ -24,10 +24,11 @@ from conftest import draw_image, write_classes
 from fsspec.core import url_to_fs
 from PIL import Image
 
-from datadream import config, export, leases, photos, plots, study
+from datadream import config, export, photos, plots, study
 from datadream.data import datasets, images, paper_datasets
 from datadream.errors import ConfigError, DataError, ModelMissingError, printable
-from datadream.store import Store, StoreError
+from datadream.store import leases
+from datadream.store.artifacts import Store, StoreError
 from datadream.tables import show_table
 from datadream.training import loop
 
@@ -500,7 +501,7 @@ def damaged(stage, file, title, write):
         write(mended)
         built, build = [], Store._build
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("datadream.store._verified", {})
+            patch.setattr("datadream.store.artifacts._verified", {})
             patch.setattr(
                 Store,
                 "_build",

@@ -27,7 +27,7 @@ from PIL import Image
 
 from datadream.config import recipe
 from datadream.data import datasets
-from datadream.store import Store
+from datadream.store.artifacts import Store
 
 ROOT = Path(__file__).resolve().parents[1]
 # Processes and kernels that a test starts import this checkout, whether it is installed or not.
@@ -106,10 +106,10 @@ from pathlib import Path
 
 root, name, address = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
 os.environ["DATADREAM_CACHE"] = str(root / name)
-from datadream import leases, store
-from datadream.store import Store
+from datadream.store import leases, artifacts
+from datadream.store.artifacts import Store
 
-store.provenance = dict  # it imports torch, which takes seconds
+artifacts.provenance = dict  # it imports torch, which takes seconds
 leases.POLL, leases.BEAT = 0.02, 0.2
 ready = Store(address)
 (root / f"ready-{name}").touch()

@@ -17,7 +17,7 @@ from PIL import Image
 
 from datadream import ablation, curves, plots, study
 from datadream.errors import ConfigError
-from datadream.store import Store
+from datadream.store.artifacts import Store
 
 NOTEBOOK = Path(__file__).resolve().parents[1] / "notebooks" / "ablation.ipynb"
 

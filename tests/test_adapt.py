@@ -27,7 +27,7 @@ from datadream.data.transforms import generator_image
 from datadream.models import latents
 from datadream.models.networks import load_generator, tokenize
 from datadream.seeds import seed_for
-from datadream.store import Store
+from datadream.store.artifacts import Store
 from datadream.training import loop
 from datadream.training.batch_size import BatchSize
 from datadream.training.loop import DivergedError, fit
@@ -454,7 +454,7 @@ from datadream import adapt as package
 from datadream.training import loop
 from datadream.data import datasets
 from datadream.config import recipe
-from datadream.store import Store
+from datadream.store.artifacts import Store
 
 def replace(part, path, calls=[]):
     calls.append(path)

@@ -20,7 +20,7 @@ from datadream.distances import MEASURES, TITLES, copying
 from datadream.errors import DataError
 from datadream.records import select
 from datadream.statistics import mean_interval
-from datadream.store import Store
+from datadream.store.artifacts import Store
 
 
 @pytest.fixture(scope="module")

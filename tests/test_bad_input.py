@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from datadream import config, export, study
 from datadream.data import images
 from datadream.errors import ConfigError, DataError, printable
-from datadream.store import Store
+from datadream.store.artifacts import Store
 
 
 @pytest.fixture(scope="module")

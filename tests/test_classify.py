@@ -33,7 +33,7 @@ from datadream.data.datasets import Dataset, Images, few_shots, load_for
 from datadream.errors import ConfigError
 from datadream.models.networks import load_classifier, load_classifier_lora
 from datadream.statistics import wilson
-from datadream.store import Store, digest
+from datadream.store.artifacts import Store, digest
 from datadream.training.loop import DivergedError, load_state, stream
 
 PLAIN = {

@@ -14,7 +14,7 @@ from datadream.config import METHODS, recipe
 from datadream.data.datasets import few_shots, prompt
 from datadream.models import sampling
 from datadream.models.networks import load_generator, merged_lora
-from datadream.store import Store
+from datadream.store.artifacts import Store
 
 
 def rows(folder):

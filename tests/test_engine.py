@@ -29,7 +29,7 @@ from datadream.generate import generate, generation_inputs
 from datadream.models import networks
 from datadream.paths import paths
 from datadream.signals import Stopped
-from datadream.store import Store, StoreError, digest
+from datadream.store.artifacts import Store, StoreError, digest
 from datadream.training.loop import load_state
 
 METHODS = ["real", "base", "cls", "dset+real"]
@@ -323,7 +323,7 @@ import json, pathlib, sys, time
 import ray
 from datadream import engine, progress, study
 from datadream.config import recipe
-from datadream.store import Store
+from datadream.store.artifacts import Store
 
 def noting(task, root):
     (pathlib.Path(root) / f"on-{ray.get_runtime_context().get_node_id()}").touch()

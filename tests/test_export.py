@@ -15,7 +15,7 @@ from datadream.cli import main
 from datadream.config import as_dict
 from datadream.errors import ConfigError
 from datadream.export import FORMATS, export
-from datadream.store import Store
+from datadream.store.artifacts import Store
 
 
 @pytest.fixture(scope="module")

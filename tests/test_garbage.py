@@ -13,8 +13,8 @@ from filelock import FileLock
 from datadream import photos, study
 from datadream.cli import main
 from datadream.errors import ConfigError, DataError
-from datadream.garbage import clear, listing, unused
-from datadream.store import Store
+from datadream.store.artifacts import Store
+from datadream.store.gc import clear, listing, unused
 
 LONE = "generate-0123456789abcdef"
 

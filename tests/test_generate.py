@@ -28,7 +28,7 @@ from datadream.generate import generate, generation_inputs, read
 from datadream.models import sampling
 from datadream.models.networks import condition, load_generator, make_scheduler, tokenize
 from datadream.models.sampling import adapted, embed, sample
-from datadream.store import Store, digest
+from datadream.store.artifacts import Store, digest
 from datadream.training.loop import DivergedError
 
 
@@ -368,7 +368,7 @@ def test_the_time_of_the_adapters_is_counted_once(make, dataset, shots, store, m
     adaptation and stands still else.
     """
     from datadream import adapt as adaptation
-    from datadream import store as clockwork
+    from datadream.store import artifacts as clockwork
 
     clock = [0.0]
     monkeypatch.setattr(clockwork.time, "perf_counter", lambda: clock[0])
@@ -467,7 +467,7 @@ def test_of_a_damaged_set_only_what_is_damaged_is_made_again(
     folder = generate(make("base"), dataset, shots, store)
     found, image = digests(folder), sorted(folder.rglob("*.png"))[6]
     damage(image, how)
-    monkeypatch.setattr("datadream.store._verified", {})  # as in another process
+    monkeypatch.setattr("datadream.store.artifacts._verified", {})  # as in another process
     seeds = []
     monkeypatch.setattr(
         package,

@@ -18,7 +18,7 @@ from datadream import ablation, keep, outcome, records, study
 from datadream.config import METHODS
 from datadream.errors import DataError
 from datadream.paths import paths
-from datadream.store import Store
+from datadream.store.artifacts import Store
 
 
 def png(side, seed=0):

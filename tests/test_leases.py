@@ -6,8 +6,8 @@ import time
 import pytest
 from fsspec.core import url_to_fs
 
-from datadream import leases
-from datadream.leases import Lease, create, read, running
+from datadream.store import leases
+from datadream.store.leases import Lease, create, read, running
 
 
 @pytest.fixture

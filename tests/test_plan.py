@@ -27,7 +27,7 @@ from datadream.plan import (
     seconds,
     work,
 )
-from datadream.store import Store
+from datadream.store.artifacts import Store
 
 
 @pytest.fixture(autouse=True)

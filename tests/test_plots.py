@@ -20,7 +20,7 @@ from PIL import Image
 
 from datadream import plots, style
 from datadream.config import METHODS
-from datadream.store import Store
+from datadream.store.artifacts import Store
 
 # Linear RGB as it is seen: Machado, Oliveira and Fernandes (2009), severity 1.
 SEEN = {

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from datadream import progress
 from datadream.progress import INTERVAL, PLACE, SETTLED, THROTTLE, Estimate, Progress, Run
-from datadream.store import Store
+from datadream.store.artifacts import Store
 
 
 class Clock:

@@ -30,9 +30,10 @@ def test_importing_the_package_loads_nothing_heavy():
 
 
 def test_the_public_names_are_those_of_their_modules():
-    from datadream import config, records, store, study
+    from datadream import config, records, study
+    from datadream.store import artifacts
 
-    assert datadream.recipe is config.recipe and datadream.Store is store.Store
+    assert datadream.recipe is config.recipe and datadream.Store is artifacts.Store
     assert datadream.run is study.run and datadream.run_cells is study.run_cells
     assert datadream.load_records is records.load_records
 

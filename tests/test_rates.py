@@ -8,7 +8,7 @@ import pytest
 from benchmarks.rates import observed, rates
 from datadream import study
 from datadream.plan import STAGES, load_or_describe, seconds
-from datadream.store import Store, write_json
+from datadream.store.artifacts import Store, write_json
 
 TRUE = {
     "adapt": 0.016,

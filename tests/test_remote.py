@@ -15,16 +15,17 @@ import pytest
 from conftest import Killed, dies_at, make_at_once
 from fsspec.registry import known_implementations
 
-from datadream import engine, generate, leases, records, study
-from datadream import store as package
+from datadream import engine, generate, records, study
 from datadream.cli import main
 from datadream.config import key
 from datadream.doctor import examine
 from datadream.errors import ConfigError
-from datadream.garbage import clear, listing, unused
 from datadream.paths import copies, paths, relative_to_home
-from datadream.remote import RemoteStore
-from datadream.store import Store, StoreError, digest
+from datadream.store import artifacts as package
+from datadream.store import leases
+from datadream.store.address import RemoteStore
+from datadream.store.artifacts import Store, StoreError, digest
+from datadream.store.gc import clear, listing, unused
 
 LONE = "generate-0123456789abcdef"
 KINDS = ["memory", "file", "s3"]
@@ -78,7 +79,7 @@ def machine(tmp_path, monkeypatch, address):
     def become(name):
         monkeypatch.setenv("DATADREAM_CACHE", str(tmp_path / name))
         monkeypatch.setattr(package, "_verified", {})
-        monkeypatch.setattr("datadream.remote._verified", package._verified)
+        monkeypatch.setattr("datadream.store.address._verified", package._verified)
         return Store(address)
 
     return become

@@ -18,7 +18,7 @@ from filelock import FileLock
 from datadream import generate as package
 from datadream import signals
 from datadream.signals import Stopped, asked, check, interruptible, listening
-from datadream.store import Store, digest
+from datadream.store.artifacts import Store, digest
 from datadream.training import loop
 
 

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 from conftest import Killed, dies_at, make_at_once
 
-from datadream import store as package
 from datadream import study
 from datadream.export import export
-from datadream.store import Store, StoreError, digest, provenance, write_json
+from datadream.store import artifacts as package
+from datadream.store.artifacts import Store, StoreError, digest, provenance, write_json
 
 
 def build(folder, text="content"):

@@ -25,7 +25,7 @@ from datadream.data.datasets import DataError, few_shots
 from datadream.errors import ConfigError
 from datadream.records import load_records
 from datadream.signals import Stopped
-from datadream.store import Store, provenance
+from datadream.store.artifacts import Store, provenance
 
 MAIN = [name for name, row in METHODS.items() if row.main]
 

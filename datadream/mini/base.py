@@ -18,7 +18,7 @@ import torch.nn.functional as F
 
 from .. import signals
 from ..paths import paths
-from ..store import provenance, write_json
+from ..store.artifacts import provenance, write_json
 from ..training.loop import fit
 from . import printed
 from .quality import train_reader

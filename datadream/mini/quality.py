@@ -144,12 +144,13 @@ def _gate_score(recipe, view):
     """Return the validation top-1 in percent of the classifier that `view`, Images in place of
     the few shots, trains.
     """
-    from .. import classify, store
+    from .. import classify
     from ..data import datasets, images
+    from ..store import artifacts
 
     real = datasets.load_for(recipe)
     trained = classify.train(
-        recipe, real, view, None, f"gate {images.fingerprint(view)}", store.Store()
+        recipe, real, view, None, f"gate {images.fingerprint(view)}", artifacts.Store()
     )
     return (
         100 * classify.evaluate(classify.load_classifier_lora(trained)[0], real, real.val)["top1"]

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from .. import progress, signals
 from ..errors import ConfigError
 from ..seeds import seed_for
-from ..store import remove
+from ..store.artifacts import remove
 from .distributed import ALONE
 
 

@@ -11,10 +11,9 @@ from pathlib import Path, PurePosixPath
 
 from filelock import FileLock
 
-from .errors import ConfigError
-from .leases import Lease
-from .paths import copies, store_place
-from .store import (
+from ..errors import ConfigError
+from ..paths import copies, store_place
+from .artifacts import (
     FULL,
     SALVAGE,
     Store,
@@ -29,6 +28,7 @@ from .store import (
     write_json,
     writing,
 )
+from .leases import Lease
 
 PARALLEL = 16  # objects under way at once: most are small, so that the time goes into waiting
 

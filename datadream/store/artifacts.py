@@ -20,8 +20,8 @@ from pathlib import Path, PurePosixPath
 
 from filelock import FileLock, Timeout
 
-from . import progress, signals
-from .paths import home, is_address, paths, store_place
+from .. import progress, signals
+from ..paths import home, is_address, paths, store_place
 
 PACKAGES = ("torch", "torchvision", "diffusers", "transformers", "peft", "open_clip_torch", "numpy")
 
@@ -186,7 +186,7 @@ class Store:
 
     def __new__(cls, root=None):
         if cls is Store and is_address(root or store_place()):
-            from .remote import RemoteStore
+            from .address import RemoteStore
 
             return object.__new__(RemoteStore)
         return object.__new__(cls)

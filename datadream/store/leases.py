@@ -7,7 +7,7 @@ import time
 import uuid
 from contextlib import suppress
 
-from . import signals
+from .. import signals
 
 BEAT = 10.0  # seconds between two heartbeats of a holder
 # seconds without one after which a holder is taken for dead: several beats, since a busy machine

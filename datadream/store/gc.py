@@ -9,10 +9,10 @@ from pathlib import PurePath, PurePosixPath
 
 from filelock import FileLock, Timeout
 
-from .errors import ConfigError, DataError
+from ..errors import ConfigError, DataError
+from .address import RemoteStore, reaching
+from .artifacts import CLEARING, IN_USE, SALVAGE, remove, writing
 from .leases import running
-from .remote import RemoteStore, reaching
-from .store import CLEARING, IN_USE, SALVAGE, remove, writing
 
 # A key; a folder of another name is not this program's to remove.
 ARTIFACT = re.compile(r"[a-z]+-[0-9a-f]{16}")

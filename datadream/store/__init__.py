@@ -1,0 +1,3 @@
+"""Artifacts by content key: a folder store, an address store on top of it, and garbage
+collection.
+"""
