@@ -29,9 +29,9 @@ SHORT = {"adapt.epochs": 2, "generate.images": 5, "classify.steps": 0}
 FAILED, LIMIT = (3, 300)
 # Module, function, and the call of it that a fault is put into.
 CALLS = {
-    "adapt": ("datadream.adapt", "diffusion_losses", 40),
-    "generate": ("datadream.generate", "sample", 9),
-    "train": ("datadream.classify", "mixed_loss", 20),
+    "adapt": ("datadream.pipeline.adapt", "diffusion_losses", 40),
+    "generate": ("datadream.pipeline.generate", "sample", 9),
+    "train": ("datadream.pipeline.classify", "mixed_loss", 20),
 }
 forked = multiprocessing.get_context("forkserver")
 forked.set_forkserver_preload(

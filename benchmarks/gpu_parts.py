@@ -18,10 +18,10 @@ from peft.helpers import disable_input_dtype_casting
 from peft.tuners.lora import Linear
 from PIL import Image
 
-from datadream import classify
 from datadream.data import batches, datasets
 from datadream.data.images import Images
 from datadream.models import networks, sampling
+from datadream.pipeline import classify
 from datadream.store.artifacts import Store
 from datadream.study import run as run_cell
 from datadream.training import batch_size

@@ -9,9 +9,10 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-from datadream import config, engine, generate
+from datadream import config, engine
 from datadream.config import key
 from datadream.data import datasets
+from datadream.pipeline import generate
 from datadream.store.artifacts import Store, _verified
 
 SIZES = (2, 4)  # images per class of the two runs, whose difference is what an image costs

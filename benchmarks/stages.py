@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from datadream import adapt, classify, config, generate, paths
+from datadream import config, paths
 from datadream.data import batches, datasets, transforms
 from datadream.data.images import Decoded, Images
 from datadream.models import networks, sampling
+from datadream.pipeline import adapt, classify, generate
 from datadream.training import batch_size
 
 from . import baseline

@@ -15,8 +15,8 @@ from datadream import keep, plots, records, style
 from datadream.config import METHODS
 from datadream.data.datasets import few_shots, load_for
 from datadream.data.images import Images
-from datadream.generate import generate, read
 from datadream.paths import paths
+from datadream.pipeline.generate import generate, read
 from datadream.store.artifacts import Store
 from datadream.study import cells, load_study
 

@@ -14,7 +14,7 @@ from .data.datasets import _draw, _draw_shots, few_shots, load_for
 from .data.images import Images, fingerprint
 from .distances import MEASURES, TITLES, copying
 from .features import EXTRACTORS, extractors, features
-from .generate import generation_inputs, read
+from .pipeline.generate import generation_inputs, read
 from .records import _one_record_each, verdict
 from .statistics import mean_interval, spearman
 from .store.artifacts import Store

@@ -16,16 +16,16 @@ from dataclasses import dataclass
 import torch
 
 from . import progress, signals
-from .adapt import adapt
 from .config import Recipe, key
 from .data.datasets import few_shots, load_for
 from .data.images import class_folders
-from .draws import adapters, reader, slices
 from .errors import ConfigError
-from .generate import NOTES, batch_size, generation_inputs, sample_range
 from .models.networks import fetch, use_gpu
 from .models.sampling import adapted, whole
 from .paths import paths
+from .pipeline.adapt import adapt
+from .pipeline.draws import adapters, reader, slices
+from .pipeline.generate import NOTES, batch_size, generation_inputs, sample_range
 from .plan import PROXY, seconds
 from .store.artifacts import Store, write_json, writing
 from .study import artifact_keys, compute, record_file

@@ -12,14 +12,14 @@ from PIL import Image, ImageOps
 from safetensors import SafetensorError
 
 from . import signals
-from .classify import train
 from .config import recipe
 from .data.datasets import few_shots, load_for
 from .data.images import Images, _class_names, image_files, name_faults, opened, require_inside
 from .errors import ConfigError, DataError, printable
-from .generate import generate, read
 from .models.catalog import GENERATORS
 from .paths import interpreter, relative_to_home
+from .pipeline.classify import train
+from .pipeline.generate import generate, read
 from .statistics import wilson
 from .store.artifacts import Store
 from .study import artifact_keys, run
@@ -258,9 +258,9 @@ def classify_files(adapter, files):
 
     Raises DataError on a damaged adapter and on an unreadable image.
     """
-    from .classify import predict
     from .data.transforms import evaluation_batches
     from .models.networks import load_classifier_lora
+    from .pipeline.classify import predict
 
     try:
         model, config = load_classifier_lora(adapter)

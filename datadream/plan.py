@@ -12,12 +12,12 @@ import pandas as pd
 
 from . import config, progress
 from .ablation import cells_of
-from .classify import optimiser_steps
 from .data.datasets import DATASETS, Dataset, load_for, released
 from .data.images import PIXEL, Images
 from .data.paper_datasets import HELD_OUT, SOURCES, elsewhere, lacking, readable
 from .errors import DataError
 from .models.catalog import GENERATORS, absent
+from .pipeline.classify import optimiser_steps
 from .store.artifacts import Store
 from .study import JOBS, artifact_keys, cells, choose, load_study
 

@@ -24,13 +24,13 @@ import pandas as pd
 import yaml
 
 from . import config, outcome, progress, signals
-from .classify import judge, judge_inputs, train, train_inputs
 from .config import ENGINES, METHODS, SHOTS_TITLE, as_dict, as_mapping, key, require_warmup
 from .data.datasets import draw, draw_inputs, few_shots, load_for
 from .errors import ConfigError, DataError, nearest
-from .generate import generate, generation_inputs, read
 from .models.networks import fetch
 from .paths import paths, relative_to_home
+from .pipeline.classify import judge, judge_inputs, train, train_inputs
+from .pipeline.generate import generate, generation_inputs, read
 from .records import load_records, read_record
 from .store.artifacts import Store, digest, provenance, write_json
 from .terminal import Terminal

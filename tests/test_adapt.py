@@ -19,13 +19,13 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from datadream import adapt as package
-from datadream.adapt import adapt, adapter_inputs, diffusion_losses
 from datadream.config import key
 from datadream.data.datasets import DataError, Images, few_shots
 from datadream.data.transforms import generator_image
 from datadream.models import latents
 from datadream.models.networks import load_generator, tokenize
+from datadream.pipeline import adapt as package
+from datadream.pipeline.adapt import adapt, adapter_inputs, diffusion_losses
 from datadream.seeds import seed_for
 from datadream.store.artifacts import Store
 from datadream.training import loop
@@ -450,7 +450,7 @@ def test_a_kill_while_the_checkpoint_is_written_leaves_no_trace(
 
 KILL = """
 import functools, os, signal, sys
-from datadream import adapt as package
+from datadream.pipeline import adapt as package
 from datadream.training import loop
 from datadream.data import datasets
 from datadream.config import recipe

@@ -15,8 +15,14 @@ from conftest import Killed, dies_at
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datadream import classify as package
-from datadream.classify import (
+from datadream.config import recipe
+from datadream.data import datasets
+from datadream.data.batches import Batches
+from datadream.data.datasets import Dataset, Images, few_shots, load_for
+from datadream.errors import ConfigError
+from datadream.models.networks import load_classifier, load_classifier_lora
+from datadream.pipeline import classify as package
+from datadream.pipeline.classify import (
     evaluate,
     judge,
     loss_parts,
@@ -26,12 +32,6 @@ from datadream.classify import (
     train,
     train_inputs,
 )
-from datadream.config import recipe
-from datadream.data import datasets
-from datadream.data.batches import Batches
-from datadream.data.datasets import Dataset, Images, few_shots, load_for
-from datadream.errors import ConfigError
-from datadream.models.networks import load_classifier, load_classifier_lora
 from datadream.statistics import wilson
 from datadream.store.artifacts import Store, digest
 from datadream.training.loop import DivergedError, load_state, stream

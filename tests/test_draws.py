@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datadream import draws, generate, study
+from datadream import study
 from datadream.config import METHODS, recipe
 from datadream.data.datasets import few_shots, prompt
 from datadream.models import sampling
 from datadream.models.networks import load_generator, merged_lora
+from datadream.pipeline import draws, generate
 from datadream.store.artifacts import Store
 
 

@@ -21,13 +21,14 @@ import pytest
 import ray
 import torch
 
-from datadream import draws, engine, progress, signals, study
-from datadream import generate as package
+from datadream import engine, progress, signals, study
 from datadream.config import as_dict, key
 from datadream.errors import ConfigError
-from datadream.generate import generate, generation_inputs
 from datadream.models import networks
 from datadream.paths import paths
+from datadream.pipeline import draws
+from datadream.pipeline import generate as package
+from datadream.pipeline.generate import generate, generation_inputs
 from datadream.signals import Stopped
 from datadream.store.artifacts import Store, StoreError, digest
 from datadream.training.loop import load_state

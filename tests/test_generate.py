@@ -16,18 +16,18 @@ from diffusers import AutoencoderKL
 from PIL import Image
 from safetensors import safe_open
 
-import datadream.adapt as adapt_module
+import datadream.pipeline.adapt as adapt_module
 from datadream import engine
-from datadream import generate as package
-from datadream.adapt import adapt, adapter_inputs
 from datadream.config import key
 from datadream.data.datasets import few_shots
-from datadream.draws import image_seed
 from datadream.errors import ConfigError
-from datadream.generate import generate, generation_inputs, read
 from datadream.models import sampling
 from datadream.models.networks import condition, load_generator, make_scheduler, tokenize
 from datadream.models.sampling import adapted, embed, sample
+from datadream.pipeline import generate as package
+from datadream.pipeline.adapt import adapt, adapter_inputs
+from datadream.pipeline.draws import image_seed
+from datadream.pipeline.generate import generate, generation_inputs, read
 from datadream.store.artifacts import Store, digest
 from datadream.training.loop import DivergedError
 
@@ -367,7 +367,7 @@ def test_the_time_of_the_adapters_is_counted_once(make, dataset, shots, store, m
     """A record adds up the seconds of its artifacts; here the clock moves by ten in each
     adaptation and stands still else.
     """
-    from datadream import adapt as adaptation
+    from datadream.pipeline import adapt as adaptation
     from datadream.store import artifacts as clockwork
 
     clock = [0.0]

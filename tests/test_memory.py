@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datadream import generate as package
+from datadream.pipeline import generate as package
 from datadream.store.artifacts import Store
 from datadream.training import batch_size
 from datadream.training.batch_size import SMALLEST, BatchSize

@@ -17,13 +17,13 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFont
 from safetensors.torch import load_file
 
-from datadream import classify
 from datadream.config import recipe
 from datadream.data import datasets
 from datadream.mini import base, printed, quality, tokens
 from datadream.models import networks, sampling
 from datadream.models.networks import load_classifier, load_generator
 from datadream.paths import paths
+from datadream.pipeline import classify
 
 
 @pytest.fixture(scope="module")

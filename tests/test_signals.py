@@ -15,8 +15,8 @@ import pytest
 import torch
 from filelock import FileLock
 
-from datadream import generate as package
 from datadream import signals
+from datadream.pipeline import generate as package
 from datadream.signals import Stopped, asked, check, interruptible, listening
 from datadream.store.artifacts import Store, digest
 from datadream.training import loop

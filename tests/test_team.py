@@ -13,9 +13,9 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from datadream.adapt import adapt
 from datadream.errors import ConfigError
 from datadream.paths import paths
+from datadream.pipeline.adapt import adapt
 from datadream.store.artifacts import Store
 from datadream.training.distributed import ALONE, Team, adapt_together
 from datadream.training.loop import fit, load_state

@@ -144,8 +144,8 @@ def _gate_score(recipe, view):
     """Return the validation top-1 in percent of the classifier that `view`, Images in place of
     the few shots, trains.
     """
-    from .. import classify
     from ..data import datasets, images
+    from ..pipeline import classify
     from ..store import artifacts
 
     real = datasets.load_for(recipe)
@@ -222,9 +222,10 @@ def zero_shot_images(folder, per_character, overrides=None, batch=60):
 
     Sampled as the study samples; `overrides` changes settings of the recipe by their dotted names.
     """
-    from .. import config, draws
+    from .. import config
     from ..data.datasets import prompt
     from ..models import sampling
+    from ..pipeline import draws
 
     recipe = config.recipe(generator=str(folder / "generator"), overrides=overrides)
     jobs = [
@@ -254,8 +255,8 @@ def real_zero_shot(model, name):
     """Return the classifier's zero-shot share on a dataset's test images, with its Wilson
     interval.
     """
-    from .. import classify
     from ..data import datasets
+    from ..pipeline import classify
 
     dataset = datasets.load(name)
     result = classify.evaluate(model, dataset, dataset.test)
@@ -275,8 +276,8 @@ def clip_zero_shot(model, bank, n=PRINTS, seed=1):
     """Return the classifier's 36-way zero-shot share on n random prints of `bank`, with its
     Wilson interval.
     """
-    from ..classify import predict
     from ..data.datasets import prompt
+    from ..pipeline.classify import predict
 
     images, labels = every_character(bank, n, seed)
     tokens = model.prompts(prompt("", name) for name in printed.NAMES)

@@ -99,10 +99,10 @@ def adapt_together(recipes, store, team):
 
     Raises ConfigError where the cells have none, and what `adapt` raises.
     """
-    from ..adapt import adapt, adapter_inputs
     from ..config import key
     from ..data.datasets import few_shots, load_for
     from ..models.networks import fetch
+    from ..pipeline.adapt import adapt, adapter_inputs
 
     made = {}
     for recipe in recipes:

@@ -9,25 +9,25 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from . import progress
-from .config import key
-from .data.batches import Batches
-from .data.datasets import few_shots, prompt, validation_images
-from .data.images import fingerprint
-from .data.transforms import BATCH, evaluation_batches, validation_batches
-from .errors import ConfigError, DataError
-from .models.networks import (
+from .. import progress
+from ..config import key
+from ..data.batches import Batches
+from ..data.datasets import few_shots, prompt, validation_images
+from ..data.images import fingerprint
+from ..data.transforms import BATCH, evaluation_batches, validation_batches
+from ..errors import ConfigError, DataError
+from ..models.networks import (
     dtype_for,
     identity,
     load_classifier,
     load_classifier_lora,
     save_classifier_lora,
 )
-from .seeds import seed_for
-from .statistics import confusion, wilson
-from .store.artifacts import write_json
-from .training.batch_size import BatchSize
-from .training.loop import fit, load_state, save_state
+from ..seeds import seed_for
+from ..statistics import confusion, wilson
+from ..store.artifacts import write_json
+from ..training.batch_size import BatchSize
+from ..training.loop import fit, load_state, save_state
 
 
 def mixed_loss(logits, targets, real, weight):

@@ -8,17 +8,17 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import lru_cache, partial
 
-from . import progress, signals
+from .. import progress, signals
+from ..config import as_dict, key
+from ..data.datasets import few_shots
+from ..data.images import Images, class_folders, fingerprint
+from ..data.transforms import square
+from ..models.networks import dtype_for, identity, image_side
+from ..models.sampling import adapted, check, embed, sample, save, whole
+from ..store.artifacts import remove
+from ..training.batch_size import BatchSize
 from .adapt import adapt, adapter_inputs
-from .config import as_dict, key
-from .data.datasets import few_shots
-from .data.images import Images, class_folders, fingerprint
-from .data.transforms import square
 from .draws import adapters, describe, image_seed, reader, slices, texts
-from .models.networks import dtype_for, identity, image_side
-from .models.sampling import adapted, check, embed, sample, save, whole
-from .store.artifacts import remove
-from .training.batch_size import BatchSize
 
 # the work folder's sub-folder in which a cluster's slices tell how their batches fitted
 NOTES = "notes"

@@ -8,11 +8,11 @@ import math
 import torch
 import torch.nn.functional as F
 
-from .config import key
-from .data.datasets import few_shots, prompt
-from .data.images import fingerprint
-from .models.latents import Views, prediction_target
-from .models.networks import (
+from ..config import key
+from ..data.datasets import few_shots, prompt
+from ..data.images import fingerprint
+from ..models.latents import Views, prediction_target
+from ..models.networks import (
     add_generator_lora,
     condition,
     dtype_for,
@@ -23,10 +23,10 @@ from .models.networks import (
     save_generator_lora,
     tokenize,
 )
-from .seeds import seed_for
-from .training.batch_size import BatchSize
-from .training.distributed import ALONE
-from .training.loop import fit
+from ..seeds import seed_for
+from ..training.batch_size import BatchSize
+from ..training.distributed import ALONE
+from ..training.loop import fit
 
 
 def diffusion_losses(

@@ -7,13 +7,13 @@ import math
 import numpy as np
 from PIL import Image
 
+from ..config import require_warmup
+from ..data.datasets import few_shots, prompt
+from ..data.images import Images
+from ..data.transforms import evaluation_batches
+from ..models.networks import load_classifier
+from ..seeds import seed_for
 from .classify import predict
-from .config import require_warmup
-from .data.datasets import few_shots, prompt
-from .data.images import Images
-from .data.transforms import evaluation_batches
-from .models.networks import load_classifier
-from .seeds import seed_for
 
 SLICE = 100  # images of a unit of work: some minutes at the paper's scale
 # images that LoFT's two fused adapters make before two others are drawn: 500 images have the 120

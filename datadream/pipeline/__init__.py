@@ -1,0 +1,1 @@
+"""What every method shares: adapt, generate, train, evaluate."""
