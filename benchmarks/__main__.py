@@ -18,7 +18,7 @@ import torch
 from datadream.config import as_dict, recipe
 from datadream.models.networks import device
 from datadream.paths import paths
-from datadream.records import benchmark_table
+from datadream.results.records import benchmark_table
 from datadream.statistics import mean_interval
 from datadream.store.artifacts import provenance, write_json
 

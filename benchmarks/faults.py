@@ -22,7 +22,7 @@ import psutil
 
 from datadream.config import recipe
 from datadream.paths import paths
-from datadream.records import fault_table, input_table, load_faults
+from datadream.results.records import fault_table, input_table, load_faults
 from datadream.store.artifacts import provenance, write_json
 
 from . import disturb

@@ -11,12 +11,13 @@ from pathlib import Path
 
 from PIL import Image
 
-from datadream import keep, plots, records, style
+from datadream import keep
 from datadream.config import METHODS
 from datadream.data.datasets import few_shots, load_for
 from datadream.data.images import Images
 from datadream.paths import paths
 from datadream.pipeline.generate import generate, read
+from datadream.results import plots, records, style
 from datadream.store.artifacts import Store
 from datadream.study import cells, load_study
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .config import recipe
-    from .records import load_records
+    from .results.records import load_records
     from .store.artifacts import Store
     from .study import run, run_cells
 

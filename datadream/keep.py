@@ -14,7 +14,7 @@ from PIL import Image
 from . import outcome
 from .errors import ConfigError, DataError
 from .paths import paths
-from .records import read_record, tidy
+from .results.records import read_record, tidy
 from .store.artifacts import Store, write_json, writing
 
 LIMIT = 1_000_000  # bytes of a kept page: git holds every version of it
@@ -37,7 +37,7 @@ def keep(group="full", store=None):
     """
     # here, not above: the book's pages read what is kept, and need no PyTorch, which takes seconds
     from .ablation import cells_of
-    from .analysis import describe
+    from .results.analysis import describe
     from .study import choose, load_study
 
     store, target, rows = store or Store(), paths()["kept_pages"], []

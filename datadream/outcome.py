@@ -14,8 +14,8 @@ from filelock import FileLock, Timeout
 from IPython.display import Markdown
 
 from .paths import paths, relative_to_home
+from .results.tables import bullets
 from .store.artifacts import write_json
-from .tables import bullets
 
 BAD = ("failed", "stopped")
 

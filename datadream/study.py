@@ -31,7 +31,7 @@ from .models.networks import fetch
 from .paths import paths, relative_to_home
 from .pipeline.classify import judge, judge_inputs, train, train_inputs
 from .pipeline.generate import generate, generation_inputs, read
-from .records import load_records, read_record
+from .results.records import load_records, read_record
 from .store.artifacts import Store, digest, provenance, write_json
 from .terminal import Terminal
 

@@ -24,12 +24,13 @@ from conftest import draw_image, write_classes
 from fsspec.core import url_to_fs
 from PIL import Image
 
-from datadream import config, export, photos, plots, study
+from datadream import config, export, photos, study
 from datadream.data import datasets, images, paper_datasets
 from datadream.errors import ConfigError, DataError, ModelMissingError, printable
+from datadream.results import plots
+from datadream.results.tables import show_table
 from datadream.store import leases
 from datadream.store.artifacts import Store, StoreError
-from datadream.tables import show_table
 from datadream.training import loop
 
 HOUSE = (ConfigError, DataError, ModelMissingError, StoreError)

@@ -15,8 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from datadream import ablation, curves, plots, study
+from datadream import ablation, study
 from datadream.errors import ConfigError
+from datadream.results import ablation_statistics, plots
 from datadream.store.artifacts import Store
 
 NOTEBOOK = Path(__file__).resolve().parents[1] / "notebooks" / "ablation.ipynb"
@@ -76,14 +77,16 @@ def test_a_value_is_compared_with_another_on_the_same_seeds():
     table = measured(
         [("a", "dset", 0, 0.4), ("a", "dset", 1, 0.5), ("b", "dset", 1, 0.7), ("b", "dset", 0, 0.5)]
     )
-    found = curves.against(table.assign(key=["k0", "k1", "k2", "k3"]), "dset", "a").to_dict(
-        "records"
-    )
+    found = ablation_statistics.against(
+        table.assign(key=["k0", "k1", "k2", "k3"]), "dset", "a"
+    ).to_dict("records")
     assert [(row["value"], row["reference"], row["seeds"]) for row in found] == [("b", "a", 2)]
     assert found[0]["difference"] == pytest.approx(15) and found[0]["high"] == pytest.approx(
         15 + 12.706 * 5, abs=1e-2
     )
-    (line,) = curves.against_lines(table.assign(key=["k0", "k1", "k2", "k3"]), "dset", "a")
+    (line,) = ablation_statistics.against_lines(
+        table.assign(key=["k0", "k1", "k2", "k3"]), "dset", "a"
+    )
     assert "'b' minus 'a': +15.0 points on average over 2 seeds" in line and "includes zero" in line
 
 
@@ -95,7 +98,7 @@ def test_the_last_value_is_compared_with_the_one_before_alone():
             for seed in (0, 1)
         ]
     )
-    (line,) = curves.last_lines(table.assign(key=[f"k{n}" for n in range(6)]), "dset")
+    (line,) = ablation_statistics.last_lines(table.assign(key=[f"k{n}" for n in range(6)]), "dset")
     assert "'4' minus '2': +10.0 points on average over 2 seeds" in line
 
 
@@ -103,7 +106,9 @@ def test_a_method_that_the_setting_does_not_reach_is_not_compared_with_itself():
     table = measured(
         [("a", "real", 0, 0.4), ("a", "real", 1, 0.5), ("b", "real", 0, 0.4), ("b", "real", 1, 0.5)]
     )
-    assert curves.against(table.assign(key=["k0", "k1", "k0", "k1"]), "real", "a").empty
+    assert ablation_statistics.against(
+        table.assign(key=["k0", "k1", "k0", "k1"]), "real", "a"
+    ).empty
 
 
 def test_what_the_points_share_is_computed_once(tiny, folder, tmp_path):
@@ -130,7 +135,7 @@ def test_what_the_points_share_is_computed_once(tiny, folder, tmp_path):
     assert list(rows) == ["DataDream (class), 1.0", "DataDream (class), 3.0"] and all(
         len(columns) == 3 for columns in rows.values()
     )
-    figure = plots.plot_along(curves.along(table), "generate.guidance")
+    figure = plots.plot_along(ablation_statistics.along(table), "generate.guidance")
     assert [text.get_text() for text in figure.legends[0].get_texts()] == [
         "Real only",
         "DataDream (class)",
@@ -164,11 +169,11 @@ def test_a_set_is_worth_as_many_real_shots_as_train_equally_well():
     curve = curve_of(
         [(shots, seed, 0.5 + 0.1 * i) for seed in (0, 1) for i, shots in enumerate((8, 16, 32, 64))]
     )
-    mean, low, high = curves.worth(
+    mean, low, high = ablation_statistics.worth(
         curve, measured([("", "dset+real", 0, 0.65), ("", "dset+real", 1, 0.65)]), "dset+real"
     )
     assert (mean, low, high) == pytest.approx((16 * 2**0.5,) * 3)
-    mean, low, high = curves.worth(
+    mean, low, high = ablation_statistics.worth(
         curve, measured([("", "dset+real", 0, 0.6), ("", "dset+real", 1, 0.7)]), "dset+real"
     )
     assert mean == pytest.approx(16 * 2**0.5) and low < mean < high
@@ -177,12 +182,12 @@ def test_a_set_is_worth_as_many_real_shots_as_train_equally_well():
 @pytest.mark.parametrize("top1", [0.4, 0.9])
 def test_what_lies_outside_of_the_curve_has_no_worth(top1):
     curve = curve_of([(8, 0, 0.5), (16, 0, 0.6)])
-    assert curves.worth(curve, measured([("", "dset", 0, top1)]), "dset") is None
+    assert ablation_statistics.worth(curve, measured([("", "dset", 0, top1)]), "dset") is None
 
 
 def test_a_curve_that_falls_once_is_made_to_rise():
     curve = curve_of([(8, 0, 0.5), (16, 0, 0.6), (32, 0, 0.58), (64, 0, 0.7)])
-    mean, _, _ = curves.worth(curve, measured([("", "dset", 0, 0.65)]), "dset")
+    mean, _, _ = ablation_statistics.worth(curve, measured([("", "dset", 0, 0.65)]), "dset")
     assert 32 < mean < 64
 
 
@@ -195,12 +200,12 @@ def test_differences_are_paired_within_a_value():
             for s in range(3)
         ]
     )
-    found = curves.differences(table, ["dset"], "real")
+    found = ablation_statistics.differences(table, ["dset"], "real")
     assert found["value"].tolist() == ["1", "2"] and found["difference"].tolist() == pytest.approx(
         [20, 10]
     )
     assert found["low"].tolist() == pytest.approx([20, 10]), "the seeds' own levels cancel"
-    lines = curves.difference_lines(table, ["dset"], "real")
+    lines = ablation_statistics.difference_lines(table, ["dset"], "real")
     assert (
         lines[0].startswith("1: DataDream (dataset) minus Real only: +20.0 points")
         and "clear of zero" in lines[0]
@@ -217,7 +222,7 @@ def test_a_trend_is_the_mean_slope_per_doubling(slopes, level):
             for v in values
         ]
     )
-    mean, low, high = curves.trend(table, "dset")
+    mean, low, high = ablation_statistics.trend(table, "dset")
     assert (
         mean == pytest.approx(np.mean(slopes), abs=1e-6)
         and low <= mean + 1e-9
@@ -232,7 +237,7 @@ def test_a_trend_is_the_mean_slope_per_doubling(slopes, level):
 )
 def test_no_trend_where_nothing_doubles(values, words):
     with pytest.raises(ValueError, match=words):
-        curves.trend(measured([(v, "dset", 0, 0.5) for v in values]), "dset")
+        ablation_statistics.trend(measured([(v, "dset", 0, 0.5) for v in values]), "dset")
 
 
 def test_the_line_says_whether_a_trend_is_shown():
@@ -250,11 +255,13 @@ def test_the_line_says_whether_a_trend_is_shown():
             for s in range(3)
         ]
     )
-    assert "+2.1 points on average over 3 seeds" in curves.trend_line(
+    assert "+2.1 points on average over 3 seeds" in ablation_statistics.trend_line(
         rising, "dset", "images"
-    ) and "clear of zero" in curves.trend_line(rising, "dset", "images")
-    assert "no trend is shown" in curves.trend_line(flat, "dset", "images")
-    assert "no interval" in curves.trend_line(rising[rising["seed"] == 0], "dset", "images")
+    ) and "clear of zero" in ablation_statistics.trend_line(rising, "dset", "images")
+    assert "no trend is shown" in ablation_statistics.trend_line(flat, "dset", "images")
+    assert "no interval" in ablation_statistics.trend_line(
+        rising[rising["seed"] == 0], "dset", "images"
+    )
 
 
 @pytest.mark.parametrize(
@@ -268,7 +275,7 @@ def test_the_line_says_whether_a_trend_is_shown():
 )
 def test_numbers_that_span_a_factor_of_four_stand_on_a_logarithmic_scale(labels, log):
     table = measured([(v, "dset", s, 0.5 + 0.01 * s) for v in labels for s in range(2)])
-    figure = plots.plot_along(curves.along(table), "x")
+    figure = plots.plot_along(ablation_statistics.along(table), "x")
     assert (figure.axes[0].get_xscale() == "log") == log
     assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == labels
 

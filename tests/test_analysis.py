@@ -12,13 +12,14 @@ import pandas as pd
 import papermill
 import pytest
 
-from datadream import analysis, features, study
+from datadream import study
 from datadream.config import METHODS
 from datadream.data import datasets
 from datadream.data.datasets import few_shots
-from datadream.distances import MEASURES, TITLES, copying
 from datadream.errors import DataError
-from datadream.records import select
+from datadream.results import analysis, features
+from datadream.results.distances import MEASURES, TITLES, copying
+from datadream.results.records import select
 from datadream.statistics import mean_interval
 from datadream.store.artifacts import Store
 

@@ -17,11 +17,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import baseline, gpu, lengths, operations, simulate, together
 from benchmarks.stages import SWAPS, Stage, as_files, peak_bytes, work
-from datadream import config, engine, paths, records
+from datadream import config, engine, paths
 from datadream.data import datasets
 from datadream.models import networks
 from datadream.pipeline.adapt import train_adapter
 from datadream.plan import load_or_describe, profile_cells
+from datadream.results import records
 from datadream.seeds import seed_for
 from datadream.training.batch_size import BatchSize
 

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.spatial.distance import cdist
 
-from datadream import distances
-from datadream.distances import (
+from datadream.results import distances
+from datadream.results.distances import (
     MEASURES,
     centroid,
     cmmd,

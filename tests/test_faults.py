@@ -8,7 +8,7 @@ import types
 import pytest
 
 from benchmarks import disturb, faults
-from datadream import records
+from datadream.results import records
 
 
 @pytest.fixture(scope="module")

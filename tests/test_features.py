@@ -10,7 +10,6 @@ import pytest
 import torch
 from conftest import Killed, dies_at
 
-from datadream import features
 from datadream.config import recipe
 from datadream.data import datasets
 from datadream.data.images import Images
@@ -19,6 +18,7 @@ from datadream.errors import ConfigError, ModelMissingError
 from datadream.mini import quality
 from datadream.models.networks import load_classifier
 from datadream.paths import paths
+from datadream.results import features
 
 
 @pytest.fixture

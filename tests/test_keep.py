@@ -14,10 +14,11 @@ import yaml
 from conftest import ROOT
 from PIL import Image
 
-from datadream import ablation, keep, outcome, records, study
+from datadream import ablation, keep, outcome, study
 from datadream.config import METHODS
 from datadream.errors import DataError
 from datadream.paths import paths
+from datadream.results import records
 from datadream.store.artifacts import Store
 
 

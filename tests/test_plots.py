@@ -18,8 +18,8 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
-from datadream import plots, style
 from datadream.config import METHODS
+from datadream.results import plots, style
 from datadream.store.artifacts import Store
 
 # Linear RGB as it is seen: Machado, Oliveira and Fernandes (2009), severity 1.

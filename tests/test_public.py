@@ -30,7 +30,8 @@ def test_importing_the_package_loads_nothing_heavy():
 
 
 def test_the_public_names_are_those_of_their_modules():
-    from datadream import config, records, study
+    from datadream import config, study
+    from datadream.results import records
     from datadream.store import artifacts
 
     assert datadream.recipe is config.recipe and datadream.Store is artifacts.Store

@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from datadream import config, paths, records
+from datadream import config, paths
+from datadream.results import records
 from datadream.statistics import mean_interval, wilson
 
 

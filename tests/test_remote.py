@@ -15,13 +15,14 @@ import pytest
 from conftest import Killed, dies_at, make_at_once
 from fsspec.registry import known_implementations
 
-from datadream import engine, records, study
+from datadream import engine, study
 from datadream.cli import main
 from datadream.config import key
 from datadream.doctor import examine
 from datadream.errors import ConfigError
 from datadream.paths import copies, paths, relative_to_home
 from datadream.pipeline import generate
+from datadream.results import records
 from datadream.store import artifacts as package
 from datadream.store import leases
 from datadream.store.address import RemoteStore

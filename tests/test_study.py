@@ -23,7 +23,7 @@ from datadream import outcome, study
 from datadream.config import METHODS, as_dict
 from datadream.data.datasets import DataError, few_shots
 from datadream.errors import ConfigError
-from datadream.records import load_records
+from datadream.results.records import load_records
 from datadream.signals import Stopped
 from datadream.store.artifacts import Store, provenance
 

@@ -13,7 +13,7 @@ from markdown_it.renderer import RendererHTML
 from myst_parser.config.main import MdParserConfig
 from myst_parser.parsers.mdit import create_md_parser
 
-from datadream.tables import Link, bullets, escape_markdown, show_table
+from datadream.results.tables import Link, bullets, escape_markdown, show_table
 
 # HTML has no control characters or halves of surrogate pairs, and "\r" is a line's end in it.
 TEXTS = st.text(st.characters(exclude_categories=("Cs", "Cc")), max_size=40)

@@ -6,8 +6,8 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+from ..results.tables import show_table
 from ..statistics import mean_interval, wilson
-from ..tables import show_table
 from ..training.loop import fit
 from . import printed
 

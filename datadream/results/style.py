@@ -19,7 +19,7 @@ from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from .config import METHODS
+from ..config import METHODS
 
 WIDTH = 5.0  # inches: 500 pixels on a desk, scaled to about 350 on a phone
 DPI = 100  # pixels per inch as displayed; a dense screen gets twice as many

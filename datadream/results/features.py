@@ -9,15 +9,15 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from . import progress
-from .config import key
-from .data.images import fingerprint
-from .data.transforms import evaluation_batches
-from .errors import ConfigError, ModelMissingError, nearest
-from .mini import printed, quality
-from .models.networks import device, identity, load_classifier
-from .paths import paths
-from .store.artifacts import digest
+from .. import progress
+from ..config import key
+from ..data.images import fingerprint
+from ..data.transforms import evaluation_batches
+from ..errors import ConfigError, ModelMissingError, nearest
+from ..mini import printed, quality
+from ..models.networks import device, identity, load_classifier
+from ..paths import paths
+from ..store.artifacts import digest
 
 SHARD = 1000  # images in a file: what a killed extraction does again at most
 # Pixels; a multiple of its patch of 14.

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from .config import METHODS
-from .errors import DataError
-from .paths import paths
-from .statistics import mean_interval
-from .store.artifacts import Store
+from ..config import METHODS
+from ..errors import DataError
+from ..paths import paths
+from ..statistics import mean_interval
+from ..store.artifacts import Store
 from .tables import show_table
 
 RELEASED = "[RELEASED PROTOCOL, for comparison only: the epoch is chosen on the test images]"

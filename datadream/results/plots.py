@@ -18,8 +18,8 @@ from matplotlib.ticker import MaxNLocator, ScalarFormatter
 from matplotlib.transforms import Bbox
 from PIL import Image, ImageOps
 
+from ..config import METHODS
 from . import style
-from .config import METHODS
 from .distances import TITLES
 from .style import BASE, LINE, SMALL, WIDTH, fitted, text_width, themed
 

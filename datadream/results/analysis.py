@@ -8,16 +8,16 @@ from functools import lru_cache
 import numpy as np
 import pandas as pd
 
-from . import progress
-from .config import METHODS, SHOTS_TITLE, key
-from .data.datasets import _draw, _draw_shots, few_shots, load_for
-from .data.images import Images, fingerprint
+from .. import progress
+from ..config import METHODS, SHOTS_TITLE, key
+from ..data.datasets import _draw, _draw_shots, few_shots, load_for
+from ..data.images import Images, fingerprint
+from ..pipeline.generate import generation_inputs, read
+from ..statistics import mean_interval, spearman
+from ..store.artifacts import Store
 from .distances import MEASURES, TITLES, copying
 from .features import EXTRACTORS, extractors, features
-from .pipeline.generate import generation_inputs, read
 from .records import _one_record_each, verdict
-from .statistics import mean_interval, spearman
-from .store.artifacts import Store
 
 # real images per class and part at most: as many as the paper's synthetic ones; the measures cost
 # its square

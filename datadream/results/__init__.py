@@ -1,0 +1,1 @@
+"""What comes out: records, tables, figures, and measures of sets of images."""
