@@ -36,7 +36,7 @@ CALLS = {
 forked = multiprocessing.get_context("forkserver")
 forked.set_forkserver_preload(
     [
-        "datadream.engine",
+        "datadream.engines.on_ray",
         "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion",
         "diffusers.models.autoencoders.autoencoder_kl",
         "transformers.models.clip.modeling_clip",
@@ -131,8 +131,8 @@ def _study(recipes, root, engine, faults, address, notes):
     os.dup2(sys.stderr.fileno(), 2)
     import torch
 
-    from datadream import study
     from datadream.store.artifacts import Store
+    from datadream.study import cells
 
     torch.set_num_threads(1)
     _prepare(faults)
@@ -157,7 +157,7 @@ def _study(recipes, root, engine, faults, address, notes):
         else:
             os.environ.pop("RAY_ADDRESS", None)
     try:
-        study.run_cells(
+        cells.run_cells(
             recipes,
             Store(root),
             2 if engine == "two processes" else 1,

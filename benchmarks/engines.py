@@ -14,7 +14,7 @@ import numpy as np
 from datadream.paths import paths
 from datadream.statistics import mean_interval
 from datadream.store.artifacts import Store, provenance, write_json
-from datadream.study import cells, run_cells
+from datadream.study.cells import cells, run_cells
 
 WORKERS = 2
 STUDY = {

@@ -494,8 +494,8 @@ def count_inputs(root, common):
     """
     import bad_input
 
-    from datadream import study
     from datadream.store.artifacts import Store
+    from datadream.study import cells
 
     shutil.rmtree(root, ignore_errors=True)
     os.environ["DATADREAM_STORE"] = str(root / "artifacts")
@@ -506,7 +506,7 @@ def count_inputs(root, common):
         shots=2,
         method="real",
     )
-    finished, ends = (one, Store(root / "finished"), study.run(one, Store(root / "finished"))), {}
+    finished, ends = (one, Store(root / "finished"), cells.run(one, Store(root / "finished"))), {}
     for case in bad_input.CASES:
         place = root / "case"
         place.mkdir()

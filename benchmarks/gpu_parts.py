@@ -23,7 +23,7 @@ from datadream.data.images import Images
 from datadream.models import networks, sampling
 from datadream.pipeline import classify
 from datadream.store.artifacts import Store
-from datadream.study import run as run_cell
+from datadream.study.cells import run as run_cell
 from datadream.training import batch_size
 
 from . import stages, together

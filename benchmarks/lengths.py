@@ -11,7 +11,7 @@ import torch
 
 from datadream.data.datasets import prompt
 from datadream.data.images import PIXEL
-from datadream.plan import PROXY, load_or_describe, seconds, work
+from datadream.study.plan import PROXY, load_or_describe, seconds, work
 
 from . import limits
 from .full_size import TEXT, UNET, VAE

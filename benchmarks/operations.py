@@ -9,9 +9,10 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-from datadream import config, engine
+from datadream import config
 from datadream.config import key
 from datadream.data import datasets
+from datadream.engines import on_ray
 from datadream.pipeline import generate
 from datadream.store.artifacts import Store, _verified
 
@@ -81,10 +82,10 @@ def _run(images, root):
         Store(root),
         {},
     )
-    for task in engine.tasks([recipe], store).values():
+    for task in on_ray.tasks([recipe], store).values():
         if task.kind != "cell":
             with counting(root) as counts:
-                engine.work(task, str(root))
+                on_ray.work(task, str(root))
             found[task.kind] = images if task.kind == "slice" else 0, counts
     dataset = datasets.load_for(recipe)
     shots, whole = (

@@ -2,7 +2,8 @@
 benchmarks.rates mnist optdigits`.
 
 Run `make study` on an otherwise idle machine first, and `make smoke`, whose small artifacts tell
-the costs that do not depend on the work. What is printed is a row of `datadream.plan.THROUGHPUT`.
+the costs that do not depend on the work. What is printed is a row of
+`datadream.study.plan.THROUGHPUT`.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from datadream.ablation import cells_of
 from datadream.config import Recipe
 from datadream.paths import paths
-from datadream.plan import STAGES, load_or_describe, validated, work
 from datadream.store.artifacts import Store
-from datadream.study import artifact_keys, choose, load_study
+from datadream.study.ablation import cells_of
+from datadream.study.cells import artifact_keys, choose, load_study
+from datadream.study.plan import STAGES, load_or_describe, validated, work
 
 
 def observed(recipes: Iterable[Recipe], store: Store) -> pd.DataFrame:

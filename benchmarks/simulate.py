@@ -10,11 +10,11 @@ import time
 from pathlib import Path
 from unittest import mock
 
-from datadream import engine
 from datadream.config import recipe
+from datadream.engines import on_ray
 from datadream.paths import paths
-from datadream.plan import load_or_describe, profile_cells
 from datadream.store.artifacts import Store, provenance, write_json
+from datadream.study.plan import load_or_describe, profile_cells
 
 from . import lengths, operations
 from .virtual import VirtualRay
@@ -45,7 +45,7 @@ def simulate(todo, workers, seconds, overhead):
     ray = VirtualRay(workers, lambda task: seconds[task.name], overhead)
     with tempfile.TemporaryDirectory() as folder:
         start = time.process_time()
-        engine._drive(ray, todo, Store(folder))
+        on_ray._drive(ray, todo, Store(folder))
         spent = time.process_time() - start
     makespan, bounds = (
         max(ray.ends.values()),
@@ -102,7 +102,7 @@ def nap(task, root):
 def _timed(ray, todo):
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
-        engine._drive(ray, todo, Store(folder), nap)
+        on_ray._drive(ray, todo, Store(folder), nap)
         return time.perf_counter() - start
 
 
@@ -119,7 +119,7 @@ def measure(todo, seconds):
     }
     ray.init(
         num_cpus=LOCAL,
-        _memory=LOCAL * engine.MEMORY["paper"],
+        _memory=LOCAL * on_ray.MEMORY["paper"],
         include_dashboard=False,
         log_to_driver=False,
         logging_level="ERROR",
@@ -127,14 +127,14 @@ def measure(todo, seconds):
     try:
         warm, empty = (
             {
-                f"{n}-{i}": engine.Task(f"{n}-{i}", "cell", recipe("paper"), length=length)
+                f"{n}-{i}": on_ray.Task(f"{n}-{i}", "cell", recipe("paper"), length=length)
                 for i in range(n)
             }
             for n, length in ((2 * LOCAL, 1.0), (EMPTY, 0.0))
         )
         _timed(ray, warm)  # the workers start
         # As many under way as on the largest cluster: a wait grows with them.
-        with mock.patch.object(engine, "AHEAD", 2 * max(WORKERS) + engine.AHEAD):
+        with mock.patch.object(on_ray, "AHEAD", 2 * max(WORKERS) + on_ray.AHEAD):
             overheads = sorted(_timed(ray, empty) / EMPTY for _ in range(ROUNDS))
         real = [_timed(ray, naps) for _ in range(ROUNDS)]
     finally:
@@ -217,12 +217,12 @@ def main(arguments=None):
     )
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
-        todo = engine.tasks(
+        todo = on_ray.tasks(
             profile_cells("paper", options.dataset, options.seeds), Store(folder), load_or_describe
         )
     seconds = {name: lengths.length(task) for name, task in todo.items()}
     counted = operations.count()
-    eurosat = engine.tasks(
+    eurosat = on_ray.tasks(
         profile_cells("paper", ["eurosat"], 1), Store(paths()["store"] / "none"), load_or_describe
     )
     measured = measure(eurosat, {name: lengths.length(task) for name, task in eurosat.items()})

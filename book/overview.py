@@ -19,7 +19,7 @@ from datadream.paths import paths
 from datadream.pipeline.generate import generate, read
 from datadream.results import plots, records, style
 from datadream.store.artifacts import Store
-from datadream.study import cells, load_study
+from datadream.study.cells import cells, load_study
 
 RUN = "mnist_seeds"
 METHOD = "dset"

@@ -167,7 +167,7 @@ def _add_upkeep(commands):
 
 
 def _study(options):
-    from .study import run_study, smoke_home
+    from .study.cells import run_study, smoke_home
 
     if options.smoke:
         smoke_home()
@@ -183,7 +183,7 @@ def _study(options):
 
 
 def _outcome(options):
-    from .outcome import failures, report
+    from .study.outcome import failures, report
 
     print(report())
     return int(bool(failures()))
@@ -205,7 +205,7 @@ def _check_choice(options):
 
 
 def _chosen_cells(options):
-    from .plan import named_cells, profile_cells
+    from .study.plan import named_cells, profile_cells
 
     return (
         profile_cells(options.profile, options.dataset, options.seeds or 1)
@@ -215,7 +215,7 @@ def _chosen_cells(options):
 
 
 def _plan(options):
-    from .plan import overview
+    from .study.plan import overview
 
     print(overview(_chosen_cells(options)))
     return 0

@@ -22,7 +22,7 @@ from .pipeline.classify import train
 from .pipeline.generate import generate, read
 from .statistics import wilson
 from .store.artifacts import Store
-from .study import artifact_keys, run
+from .study.cells import artifact_keys, run
 
 ROTATED = range(2, 9)  # EXIF orientations other than upright
 

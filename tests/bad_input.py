@@ -24,13 +24,14 @@ from conftest import draw_image, write_classes
 from fsspec.core import url_to_fs
 from PIL import Image
 
-from datadream import config, export, photos, study
+from datadream import config, export, photos
 from datadream.data import datasets, images, paper_datasets
 from datadream.errors import ConfigError, DataError, ModelMissingError, printable
 from datadream.results import plots
 from datadream.results.tables import show_table
 from datadream.store import leases
 from datadream.store.artifacts import Store, StoreError
+from datadream.study import cells
 from datadream.training import loop
 
 HOUSE = (ConfigError, DataError, ModelMissingError, StoreError)
@@ -410,7 +411,7 @@ def settings_case(fields):
 
 
 def lists(name, **values):
-    return Case("recipes", name, "ConfigError", lambda box: study.cells(**values) and "used")
+    return Case("recipes", name, "ConfigError", lambda box: cells.cells(**values) and "used")
 
 
 SETTINGS = [settings_case(fields) for fields in RECIPES] + [
@@ -422,7 +423,7 @@ SETTINGS = [settings_case(fields) for fields in RECIPES] + [
         "recipes",
         "workers='2'",
         "ConfigError",
-        lambda box: study.run_cells([], box.store, "2") and "used",
+        lambda box: cells.run_cells([], box.store, "2") and "used",
     ),
     Case(
         "recipes",
@@ -508,7 +509,7 @@ def damaged(stage, file, title, write):
                 "_build",
                 lambda self, key, *rest: (built.append(key), build(self, key, *rest)),
             )
-            second = study.run(box.recipe, store)
+            second = cells.run(box.recipe, store)
         assert built == [key] and second == first
         assert all(
             p.read_bytes() == content for p, content in before.items() if p.name != "manifest.json"
@@ -525,11 +526,11 @@ def record(title, write, end):
         write(file)
         if end == "made again":
             assert (
-                study.run(box.recipe, store)["result"] == first["result"]
-                and len(study.find([box.recipe], store)) == 1
+                cells.run(box.recipe, store)["result"] == first["result"]
+                and len(cells.find([box.recipe], store)) == 1
             )
             return end
-        return study.load_records(store.records) is not None and "used"
+        return cells.load_records(store.records) is not None and "used"
 
     return Case(
         "damaged record", f"{title}, {'run' if end == 'made again' else 'read'}", end, attempt
@@ -727,7 +728,7 @@ def study_file(name, content):
     def attempt(box):
         file = box.root / "study.yaml"
         file.write_bytes(content.encode() if isinstance(content, str) else content)
-        return study.load_study(file) and "used"
+        return cells.load_study(file) and "used"
 
     return Case("study files", name, "ConfigError", attempt)
 

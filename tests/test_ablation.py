@@ -15,10 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from datadream import ablation, study
 from datadream.errors import ConfigError
 from datadream.results import ablation_statistics, plots
 from datadream.store.artifacts import Store
+from datadream.study import ablation, cells
 
 NOTEBOOK = Path(__file__).resolve().parents[1] / "notebooks" / "ablation.ipynb"
 
@@ -303,7 +303,7 @@ def test_the_notebook_runs_under_papermill(folder, tiny, tmp_path, monkeypatch):
         and text.count('"image/png": "') == 2
         and "No trend is computed" in text
     )
-    assert study.Store(tmp_path / "store").records.is_dir()
+    assert cells.Store(tmp_path / "store").records.is_dir()
     for output in (
         output
         for cell in page["cells"]

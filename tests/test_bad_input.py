@@ -14,10 +14,11 @@ from conftest import draw_image, write_classes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datadream import config, export, study
+from datadream import config, export
 from datadream.data import images
 from datadream.errors import ConfigError, DataError, printable
 from datadream.store.artifacts import Store
+from datadream.study import cells
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +26,7 @@ def finished(make, tmp_path_factory):
     """Return (recipe, store, record) of one finished cell, which no test changes."""
     store = Store(tmp_path_factory.mktemp("finished"))
     one = make("real")
-    return one, store, study.run(one, store)
+    return one, store, cells.run(one, store)
 
 
 @pytest.mark.parametrize("case", CASES, ids=[f"{case.group}: {case.name}" for case in CASES])
@@ -37,8 +38,8 @@ def test_odd_class_names_go_through_the_whole_study(make, tmp_path, store):
     names = ['a "b": [x]', "<img src=x>", "$(touch ran)", "\U0001f431", "$\\frac$"]
     write_classes(tmp_path / "photos", names, 6)
     recipe = make("base+real", folder=str(tmp_path / "photos"))
-    key = study.run(recipe, store)["artifacts"]["generate"]
-    assert sorted(images for images in study.sample_rows([recipe], store)) == [
+    key = cells.run(recipe, store)["artifacts"]["generate"]
+    assert sorted(images for images in cells.sample_rows([recipe], store)) == [
         "Real few shots",
         "Un-adapted generator",
     ]
@@ -136,7 +137,7 @@ def test_any_settings_are_a_recipe_with_a_key_or_a_config_error(values):
 def test_any_study_file_is_a_study_or_a_config_error(tmp_path, text):
     (tmp_path / "study.yaml").write_text(text)
     with contextlib.suppress(ConfigError):
-        assert set(study.load_study(tmp_path / "study.yaml")) == {"runs", "smoke"}
+        assert set(cells.load_study(tmp_path / "study.yaml")) == {"runs", "smoke"}
 
 
 def test_the_table_has_no_case_twice():

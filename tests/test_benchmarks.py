@@ -17,13 +17,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import baseline, gpu, lengths, operations, simulate, together
 from benchmarks.stages import SWAPS, Stage, as_files, peak_bytes, work
-from datadream import config, engine, paths
+from datadream import config, paths
 from datadream.data import datasets
+from datadream.engines import on_ray
 from datadream.models import networks
 from datadream.pipeline.adapt import train_adapter
-from datadream.plan import load_or_describe, profile_cells
 from datadream.results import records
 from datadream.seeds import seed_for
+from datadream.study.plan import load_or_describe, profile_cells
 from datadream.training.batch_size import BatchSize
 
 
@@ -226,7 +227,7 @@ def test_adapters_that_train_together_have_the_gradients_that_each_has_alone():
 
 @pytest.fixture
 def graph(make, store):
-    return engine.tasks([make(method) for method in ("real", "base", "cls", "dset+real")], store)
+    return on_ray.tasks([make(method) for method in ("real", "base", "cls", "dset+real")], store)
 
 
 def test_a_virtual_cluster_runs_the_engine_s_loop(graph, tmp_path):
@@ -257,7 +258,7 @@ def test_long_tasks_first_end_sooner(make, store):
     """Two workers: the adapter of the last method, about as long as all else, begins at once and
     not after it.
     """
-    graph = engine.tasks([make("base"), make("cls"), make("dset", {"adapt.epochs": 4})], store)
+    graph = on_ray.tasks([make("base"), make("cls"), make("dset", {"adapt.epochs": 4})], store)
     seconds = {name: task.length + 1e-3 for name, task in graph.items()}
     ordered, plain = (
         simulate.simulate(todo, 2, seconds, 0.0)["seconds"]
@@ -275,7 +276,7 @@ def test_the_papers_lengths_are_counted_from_the_full_size_models(store):
         0.7e12 < flops["unet"] < 0.9e12
         and 2 * flops["unet"] < flops["trained view"] < 3 * flops["unet"]
     )
-    todo = engine.tasks(profile_cells("paper", ["eurosat"], 1), store, load_or_describe)
+    todo = on_ray.tasks(profile_cells("paper", ["eurosat"], 1), store, load_or_describe)
     first = {
         kind: next(
             task for task in todo.values() if task.kind == kind and task.recipe.row.generator

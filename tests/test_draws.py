@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datadream import study
 from datadream.config import METHODS, recipe
 from datadream.data.datasets import few_shots, prompt
 from datadream.models import sampling
 from datadream.models.networks import load_generator, merged_lora
 from datadream.pipeline import draws, generate
 from datadream.store.artifacts import Store
+from datadream.study import cells
 
 
 def rows(folder):
@@ -27,7 +27,7 @@ def rows(folder):
 
 @pytest.mark.parametrize("method", [name for name in METHODS if name != "clip"])
 def test_every_method_runs_to_a_record(make, tmp_path, method):
-    record = study.run(
+    record = cells.run(
         make(method, {"generate.redraws": 1} if "disef" in method else None), Store(tmp_path)
     )
     test = record["result"]["test"]

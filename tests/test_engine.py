@@ -21,8 +21,9 @@ import pytest
 import ray
 import torch
 
-from datadream import engine, progress, signals, study
+from datadream import progress, signals
 from datadream.config import as_dict, key
+from datadream.engines import on_ray
 from datadream.errors import ConfigError
 from datadream.models import networks
 from datadream.paths import paths
@@ -31,6 +32,7 @@ from datadream.pipeline import generate as package
 from datadream.pipeline.generate import generate, generation_inputs
 from datadream.signals import Stopped
 from datadream.store.artifacts import Store, StoreError, digest
+from datadream.study import cells
 from datadream.training.loop import load_state
 
 METHODS = ["real", "base", "cls", "dset+real"]
@@ -49,7 +51,7 @@ def undisturbed(make, tmp_path_factory):
     """Return the cells, and the store in which the local engine ran them."""
     store = Store(tmp_path_factory.mktemp("local"))
     recipes = [make(method) for method in METHODS]
-    return recipes, store, study.run_cells(recipes, store)
+    return recipes, store, cells.run_cells(recipes, store)
 
 
 def contents(store):
@@ -71,7 +73,7 @@ def same_results(one, other):
 
 
 def test_the_tasks_of_a_cell(make, store):
-    found = engine.tasks([make("cls"), make("cls+real"), make("real")], store)
+    found = on_ray.tasks([make("cls"), make("cls+real"), make("real")], store)
     kinds = [task.kind for task in found.values()]
     assert {kind: kinds.count(kind) for kind in kinds} == {"adapt": 3, "slice": 3, "cell": 3}, (
         "shared tasks stand there once"
@@ -92,7 +94,7 @@ def test_the_tasks_of_a_cell(make, store):
 
 def test_what_is_done_is_no_task(undisturbed):
     recipes, store, _ = undisturbed
-    assert [task.kind for task in engine.tasks(recipes, store).values()] == ["cell"] * len(recipes)
+    assert [task.kind for task in on_ray.tasks(recipes, store).values()] == ["cell"] * len(recipes)
 
 
 def drained(agenda, todo, fails=()):
@@ -109,10 +111,10 @@ def drained(agenda, todo, fails=()):
 
 
 def test_the_longest_chain_goes_first_and_needs_before_it(make, store):
-    todo = engine.tasks(
+    todo = on_ray.tasks(
         [make("real"), make("base"), make("cls"), make("dset", {"adapt.epochs": 90})], store
     )
-    order, lost = drained(engine.Agenda(todo), todo)
+    order, lost = drained(on_ray.Agenda(todo), todo)
     assert sorted(order) == sorted(todo) and not lost
     kinds = [(todo[name].kind, todo[name].recipe.method) for name in order]
     assert kinds[0] == ("adapt", "dset"), "the longest adapter is first"
@@ -121,9 +123,9 @@ def test_the_longest_chain_goes_first_and_needs_before_it(make, store):
 
 
 def test_what_waits_for_failed_tasks_is_lost_once(make, store):
-    todo = engine.tasks([make("cls"), make("cls+real"), make("real")], store)
+    todo = on_ray.tasks([make("cls"), make("cls+real"), make("real")], store)
     failed = [name for name, task in todo.items() if task.kind == "adapt"][:2]
-    order, lost = drained(engine.Agenda(todo), todo, failed)
+    order, lost = drained(on_ray.Agenda(todo), todo, failed)
     assert sorted([*order, *lost, *failed]) == sorted(todo), "each ends once"
     assert sorted((todo[name].kind, todo[name].recipe.method) for name in lost) == [
         ("cell", "cls"),
@@ -154,7 +156,7 @@ def test_lofts_pairs_are_gathered_to_slices(make, dataset):
 def test_ray_gives_the_same_bytes_and_records(cluster, undisturbed, tmp_path):
     recipes, local, table = undisturbed
     store = Store(tmp_path / "ray")
-    assert same_results(study.run_cells(recipes, store, engine="ray"), table)
+    assert same_results(cells.run_cells(recipes, store, engine="ray"), table)
     assert contents(store) == contents(local)
 
 
@@ -181,11 +183,11 @@ def test_a_killed_worker_costs_time_only(cluster, make, tiny, tmp_path, stage):
 
     thread = threading.Thread(target=kill, daemon=True)
     thread.start()
-    disturbed = study.run_cells(recipes, store, engine="ray")
+    disturbed = cells.run_cells(recipes, store, engine="ray")
     thread.join(10)
     assert killed, "the worker died"
     local = Store(tmp_path / "local")
-    assert same_results(disturbed, study.run_cells(recipes, local)) and contents(store) == contents(
+    assert same_results(disturbed, cells.run_cells(recipes, local)) and contents(store) == contents(
         local
     )
 
@@ -206,15 +208,15 @@ def test_a_stopped_cluster_saves_its_state_and_goes_on(cluster, make, tmp_path):
     thread = threading.Thread(target=stop, daemon=True)
     thread.start()
     with pytest.raises(Stopped):
-        study.run_cells(recipes, store, engine="ray")
+        cells.run_cells(recipes, store, engine="ray")
     (checkpoint,) = store.root.glob("adapt-*.partial/checkpoint.safetensors")
     assert (
         0 < load_state(checkpoint)[1] < 180
         and "adapt 0/1" in (store.root / "progress.txt").read_text()
     )
-    table = study.run_cells(recipes, store, engine="ray")
+    table = cells.run_cells(recipes, store, engine="ray")
     local = Store(tmp_path / "local")
-    assert same_results(table, study.run_cells(recipes, local)) and contents(store) == contents(
+    assert same_results(table, cells.run_cells(recipes, local)) and contents(store) == contents(
         local
     )
 
@@ -226,7 +228,7 @@ def test_a_slice_of_a_set_that_another_study_has_finished_meanwhile_leaves_nothi
     whole = generate(recipe, dataset, shots, Store(tmp_path / "other"))
     with store.lock(f"{whole.name}-1-0"):  # the other has the slice
         thread = threading.Thread(
-            target=engine.generate_slice, args=(recipe, dataset, shots, store, 1, 0)
+            target=on_ray.generate_slice, args=(recipe, dataset, shots, store, 1, 0)
         )
         thread.start()
         time.sleep(0.3)
@@ -242,7 +244,7 @@ def test_a_slice_on_a_full_disk_is_the_store_s_error(make, dataset, shots, store
 
     monkeypatch.setattr(package, "save", full)
     with pytest.raises(StoreError, match="the disk is full.*DATADREAM_STORE"):
-        engine.generate_slice(make("base"), dataset, shots, store, 0, 0)
+        on_ray.generate_slice(make("base"), dataset, shots, store, 0, 0)
 
 
 def test_a_slice_and_a_whole_set_are_not_made_at_once(make, dataset, shots, tmp_path, monkeypatch):
@@ -270,8 +272,8 @@ def test_a_failed_task_is_reported_and_the_others_are_done(cluster, make, tmp_pa
         RuntimeError,
         match="(?s)1 of 10 tasks failed, 4 waited for them; the others are done.*adapt .*lr=1e",
     ):
-        study.run_cells(recipes, store, engine="ray")
-    assert sorted(study.find([recipes[0], recipes[2]], store)["method"]) == ["base", "real"]
+        cells.run_cells(recipes, store, engine="ray")
+    assert sorted(cells.find([recipes[0], recipes[2]], store)["method"]) == ["base", "real"]
 
 
 class Interrupts:
@@ -292,10 +294,10 @@ def test_ctrl_c_is_not_lost_where_an_exception_would_be(
         progress.Progress, "ended_one", lambda *args: (Interrupts(), ended_one(*args))[1]
     )
     with pytest.raises(KeyboardInterrupt):
-        study.run_cells([make("real"), make("base")], store, engine="ray")
+        cells.run_cells([make("real"), make("base")], store, engine="ray")
     assert len(list((store.root / "records").glob("*.json"))) < 2 and not signals.asked()
     monkeypatch.undo()
-    assert len(study.run_cells([make("real"), make("base")], store, engine="ray")) == 2
+    assert len(cells.run_cells([make("real"), make("base")], store, engine="ray")) == 2
 
 
 def nodes_of(page, port, folder):
@@ -322,23 +324,25 @@ def nodes_of(page, port, folder):
 DRIVER = """
 import json, pathlib, sys, time
 import ray
-from datadream import engine, progress, study
+from datadream.engines import on_ray
+from datadream import progress
+from datadream.study import cells
 from datadream.config import recipe
 from datadream.store.artifacts import Store
 
 def noting(task, root):
     (pathlib.Path(root) / f"on-{ray.get_runtime_context().get_node_id()}").touch()
-    return engine.work(task, root)
+    return on_ray.work(task, root)
 
-def when_both_are_there(ray, todo, store, drive=engine._drive):
+def when_both_are_there(ray, todo, store, drive=on_ray._drive):
     while ray.cluster_resources().get("CPU") != 2:
         time.sleep(0.2)
     store.root.mkdir(parents=True, exist_ok=True)
     drive(ray, todo, store, noting)
 
-engine._drive = when_both_are_there
+on_ray._drive = when_both_are_there
 recipes = [recipe(overrides=json.loads(text)) for text in sys.argv[2:]]
-study.run_cells(recipes, Store(sys.argv[1]), engine="ray:auto")
+cells.run_cells(recipes, Store(sys.argv[1]), engine="ray:auto")
 """
 
 
@@ -390,7 +394,7 @@ def test_two_nodes_that_the_book_s_commands_start_share_a_study(make, tmp_path):
             node.wait(60)
         shutil.rmtree(folder, ignore_errors=True)
     local = Store(tmp_path / "local")
-    assert same_results(study.find(recipes, store), study.run_cells(recipes, local)) and contents(
+    assert same_results(cells.find(recipes, store), cells.run_cells(recipes, local)) and contents(
         store
     ) == contents(local)
 
@@ -418,10 +422,10 @@ def test_a_worker_that_is_told_to_end_saves_its_state_and_the_task_is_done_elsew
 
     thread = threading.Thread(target=end, daemon=True)
     thread.start()
-    table = study.run_cells(recipes, store, engine="ray")
+    table = cells.run_cells(recipes, store, engine="ray")
     assert found and 0 < found[0] < 180
     local = Store(tmp_path / "local")
-    assert same_results(table, study.run_cells(recipes, local)) and contents(store) == contents(
+    assert same_results(table, cells.run_cells(recipes, local)) and contents(store) == contents(
         local
     )
 
@@ -430,13 +434,13 @@ def test_a_worker_that_is_told_to_end_saves_its_state_and_the_task_is_done_elsew
 def test_a_task_that_no_node_can_ever_take_is_an_error_and_no_endless_wait(
     cluster, make, store, monkeypatch
 ):
-    monkeypatch.setitem(engine.MEMORY, "mini", 1e15)
+    monkeypatch.setitem(on_ray.MEMORY, "mini", 1e15)
     with pytest.raises(
         ConfigError,
         match="no node of the Ray cluster.* 1e\\+06 GB of memory.*'mini'.*the most that a node "
         "offers is [0-9.]+ GB",
     ):
-        study.run_cells([make("real")], store, engine="ray")
+        cells.run_cells([make("real")], store, engine="ray")
 
 
 @pytest.mark.parametrize(
@@ -455,8 +459,8 @@ def test_a_task_works_on_the_gpu_that_it_was_given(monkeypatch, visible, given, 
         networks._load_generator, "cache_clear", lambda: cleared.append(1), raising=False
     )
     monkeypatch.setattr(ray, "get_gpu_ids", lambda: [given])
-    engine._take_gpu()
-    engine._take_gpu()
+    on_ray._take_gpu()
+    on_ray._take_gpu()
     assert taken[-1] == expected and len(cleared) == int(expected != 0)
 
 
@@ -466,16 +470,16 @@ def test_a_task_works_on_the_gpu_that_it_was_given(monkeypatch, visible, given, 
 )
 def test_an_engine_with_an_address_is_checked(make, store, engine_, word):
     with pytest.raises(ConfigError, match=word):
-        study.run_cells([make("real")], store, engine=engine_)
-    assert study.engine_parts("ray:127.0.0.1:6379") == ("ray", "127.0.0.1:6379")
+        cells.run_cells([make("real")], store, engine=engine_)
+    assert cells.engine_parts("ray:127.0.0.1:6379") == ("ray", "127.0.0.1:6379")
 
 
 def test_two_runs_at_once_do_not_each_start_a_cluster(monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with pytest.raises(ConfigError, match="jobs=2 with engine='ray'.*leave --jobs at 1"):
-        study.run_study(jobs=2, engine="ray")
+        cells.run_study(jobs=2, engine="ray")
 
 
 def test_an_unknown_engine_names_the_near_miss(make, store):
     with pytest.raises(ConfigError, match="Did you mean 'ray'"):
-        study.run_cells([make("real")], store, engine="rai")
+        cells.run_cells([make("real")], store, engine="rai")

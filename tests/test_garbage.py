@@ -10,11 +10,12 @@ import time
 import pytest
 from filelock import FileLock
 
-from datadream import photos, study
+from datadream import photos
 from datadream.cli import main
 from datadream.errors import ConfigError, DataError
 from datadream.store.artifacts import Store
 from datadream.store.gc import clear, listing, unused
+from datadream.study import cells
 
 LONE = "generate-0123456789abcdef"
 
@@ -24,7 +25,7 @@ def filled(make, store):
     """Return (store, record): a finished cell, an artifact that no record names, an unfinished
     one, and what is not gc's business.
     """
-    record = study.run(make("real"), store)
+    record = cells.run(make("real"), store)
     store.make(LONE, {}, lambda folder: (folder / "a.bin").write_bytes(bytes(500_000)))
     work = store.root / "adapt-0123456789abcdef.partial"
     work.mkdir()
@@ -69,7 +70,7 @@ def test_what_is_removed_is_gone_and_the_rest_is_as_it_was(filled, make):
             "records",
         ]
     )
-    assert unused(store) == [] and study.run(make("real"), store) == record
+    assert unused(store) == [] and cells.run(make("real"), store) == record
 
 
 def test_the_kept_classifier_has_no_record_and_stays(folder, tiny, store):
@@ -161,7 +162,7 @@ def test_a_record_of_an_older_version_still_protects(store):
 
 def test_nothing_is_listed_between_two_stages_of_a_study(filled, make, monkeypatch):
     """No lock of a stage is held then, and what the study has made so far has no record."""
-    store, train, refused = filled[0], study.train, []
+    store, train, refused = filled[0], cells.train, []
 
     def between(*args):
         with pytest.raises(ConfigError, match="a study runs in .*; wait for it to end"):
@@ -169,8 +170,8 @@ def test_nothing_is_listed_between_two_stages_of_a_study(filled, make, monkeypat
         refused.append(1)
         return train(*args)
 
-    monkeypatch.setattr(study, "train", between)
-    record = study.run(make("dset+real"), store)
+    monkeypatch.setattr(cells, "train", between)
+    record = cells.run(make("dset+real"), store)
     assert refused and set(record["artifacts"].values()).isdisjoint(
         names(unused(store), "artifact")
     )
@@ -178,13 +179,13 @@ def test_nothing_is_listed_between_two_stages_of_a_study(filled, make, monkeypat
 
 def test_what_a_study_has_begun_to_need_since_the_list_is_not_removed(filled, make):
     store, record = filled
-    record = study.run(make("dset"), store)
+    record = cells.run(make("dset"), store)
     (store.records / f"{record['key']}.json").unlink()
     listed = unused(store)
     assert record["artifacts"]["generate"] in names(listed, "artifact")
     with store.in_use(), pytest.raises(ConfigError, match="a study runs"):
         clear(store, listed)
-    again = study.run(make("dset"), store)  # it finds what was listed
+    again = cells.run(make("dset"), store)  # it finds what was listed
     clear(store, listed)
     assert (
         all(store.done(key) for key in again["artifacts"].values())

@@ -17,9 +17,9 @@ from PIL import Image
 from safetensors import safe_open
 
 import datadream.pipeline.adapt as adapt_module
-from datadream import engine
 from datadream.config import key
 from datadream.data.datasets import few_shots
+from datadream.engines import on_ray
 from datadream.errors import ConfigError
 from datadream.models import sampling
 from datadream.models.networks import condition, load_generator, make_scheduler, tokenize
@@ -475,7 +475,7 @@ def test_of_a_damaged_set_only_what_is_damaged_is_made_again(
         lambda pipe, text, own, *rest: (seeds.extend(own), sample(pipe, text, own, *rest))[1],
     )
     for label in range(3) if as_slices else ():
-        engine.generate_slice(make("base"), dataset, shots, store, label, 0)
+        on_ray.generate_slice(make("base"), dataset, shots, store, label, 0)
     assert digests(generate(make("base"), dataset, shots, store)) == found and len(seeds) == 2
 
 
@@ -494,7 +494,7 @@ def test_what_a_slice_notes_of_its_batches_comes_into_the_manifest(
 
     monkeypatch.setattr(package, "sample", small)
     for label in range(3):
-        engine.generate_slice(recipe, dataset, shots, stores[0], label, 0)
+        on_ray.generate_slice(recipe, dataset, shots, stores[0], label, 0)
     folders = [generate(recipe, dataset, shots, store) for store in stores]
     assert digests(folders[0]) == digests(folders[1])
     assert [

@@ -14,12 +14,13 @@ import yaml
 from conftest import ROOT
 from PIL import Image
 
-from datadream import ablation, keep, outcome, study
+from datadream import keep
 from datadream.config import METHODS
 from datadream.errors import DataError
 from datadream.paths import paths
 from datadream.results import records
 from datadream.store.artifacts import Store
+from datadream.study import ablation, cells, outcome
 
 
 def png(side, seed=0):
@@ -103,7 +104,7 @@ def runs(home, tiny, folder):
         (home / "book" / "runs" / f"{name}.ipynb").write_text(
             json.dumps(executed(found[name]["parameters"]))
         )
-        study.run_cells(
+        cells.run_cells(
             [recipe for recipes in ablation.cells_of(found[name]).values() for recipe in recipes],
             Store(),
         )
@@ -125,7 +126,7 @@ def test_what_has_ended_is_kept_and_read_back(home, runs):
         "late": "has not ended here",
     }
     found = keep.load("table")
-    wanted = study.find(ablation.cells_of(runs["table"])[""])
+    wanted = cells.find(ablation.cells_of(runs["table"])[""])
     columns = ["method", "seed", "top1", "val_top1", "key"]
     assert found[columns].to_dict() == wanted[columns].to_dict()
     along = keep.load("weights")
@@ -337,7 +338,7 @@ def test_the_committed_records_are_whole_and_of_clean_commits(committed):
 
 
 def test_the_committed_records_are_those_of_the_study_file(committed):
-    runs = study.load_study(ROOT / "notebooks" / "study.yaml")["runs"]
+    runs = cells.load_study(ROOT / "notebooks" / "study.yaml")["runs"]
     assert set(committed) == {
         name
         for name, entry in runs.items()
@@ -363,7 +364,7 @@ def test_the_committed_records_are_those_of_the_study_file(committed):
 
 def test_the_committed_pages_are_small_and_name_no_machine():
     pages = list((ROOT / "book" / "study").glob("*.ipynb"))
-    full = study.choose(study.load_study(ROOT / "notebooks" / "study.yaml"), (), "full")
+    full = cells.choose(cells.load_study(ROOT / "notebooks" / "study.yaml"), (), "full")
     assert {page.stem for page in pages} >= set(full), "each piece of the full study has its page"
     assert len(
         {

@@ -14,8 +14,8 @@ import pytest
 from conftest import ROOT
 from tqdm.notebook import tqdm_notebook
 
-from datadream import pages
 from datadream.errors import ConfigError
+from datadream.study import notebook
 
 TEMPLATES = sorted(path.name for path in (ROOT / "notebooks").glob("*.ipynb"))
 PARAMETERS = "# Values for use by hand.\nfolder = ''  # photos\nshots = 16\n"
@@ -71,14 +71,14 @@ def test_a_misspelt_parameter_ends_the_run_before_anything_is_computed(template,
     ],
 )
 def test_parameters_that_the_notebook_has_and_a_users_own_cells_pass(injected):
-    pages.check_parameters(["", PARAMETERS, injected, "anything = 1"])
+    notebook.check_parameters(["", PARAMETERS, injected, "anything = 1"])
 
 
 def test_a_name_unlike_any_parameter_is_told_what_is_accepted():
     with pytest.raises(
         ConfigError, match="'zzz' is no parameter of this notebook. Accepted: folder, shots$"
     ):
-        pages.check_parameters(["", PARAMETERS, "# Parameters\nzzz = 1\n"])
+        notebook.check_parameters(["", PARAMETERS, "# Parameters\nzzz = 1\n"])
 
 
 BARS = [
@@ -123,7 +123,7 @@ def test_who_works_by_hand_keeps_the_bars(monkeypatch, shell, watched):
     monkeypatch.delenv("TQDM_DISABLE")
     monkeypatch.setattr(tqdm_notebook, "__init__", tqdm_notebook.__init__)
     monkeypatch.setattr(
-        pages, "get_ipython", lambda: types.SimpleNamespace(user_ns={"In": [""]}, **shell)
+        notebook, "get_ipython", lambda: types.SimpleNamespace(user_ns={"In": [""]}, **shell)
     )
-    pages.begin()
+    notebook.begin()
     assert ("TQDM_DISABLE" not in os.environ) == watched

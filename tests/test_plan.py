@@ -7,13 +7,15 @@ import re
 
 import pytest
 
-from datadream import engine, study
 from datadream.cli import main
 from datadream.config import METHODS
 from datadream.data.datasets import validation_images
 from datadream.data.paper_datasets import SOURCES
+from datadream.engines import on_ray
 from datadream.errors import DataError
-from datadream.plan import (
+from datadream.store.artifacts import Store
+from datadream.study import cells
+from datadream.study.plan import (
     STAGES,
     THROUGHPUT,
     announce,
@@ -27,7 +29,6 @@ from datadream.plan import (
     seconds,
     work,
 )
-from datadream.store.artifacts import Store
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +50,7 @@ def test_the_plan_lists_each_stage_once(make, store):
 
 def test_the_plan_knows_what_is_done(make, tmp_path):
     store, recipes = Store(tmp_path / "done"), [make("real"), make("base")]
-    study.run_cells(recipes[:1], store)
+    cells.run_cells(recipes[:1], store)
     table = plan(recipes, store)
     assert table["done"].tolist() == [True, True, False, False, False]
     assert "1 x generate, 1 x train, 1 x judge; 2 stages are done" in plan_text(recipes, store)
@@ -85,7 +86,7 @@ def test_the_plan_in_words(make, store):
         "unknown, these models have not been measured",
     ):
         assert words in text
-    real_size = study.cells(["dset"], [0, 1], dataset="mnist")
+    real_size = cells.cells(["dset"], [0, 1], dataset="mnist")
     assert "on one CPU core" in plan_text(real_size, store) and "on 2 CPU cores" in plan_text(
         real_size, store, workers=3
     )
@@ -99,7 +100,7 @@ def minutes(text):
 
 def test_the_estimate_counts_the_runs_beside_it(store, monkeypatch):
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
-    recipes = study.cells(["real"], [0, 1], dataset="mnist")
+    recipes = cells.cells(["real"], [0, 1], dataset="mnist")
     alone, two, crowd = (
         plan_text(recipes, store, workers, jobs) for workers, jobs in ((1, 1), (2, 1), (2, 2))
     )
@@ -112,7 +113,7 @@ def test_the_estimate_counts_the_runs_beside_it(store, monkeypatch):
 
 
 def test_the_estimate_is_the_sum_of_work_and_fixed_costs():
-    recipe = study.cells(["dset+real"], dataset="mnist")[0]
+    recipe = cells.cells(["dset+real"], dataset="mnist")[0]
     dataset, rates = (
         load_or_describe(recipe),
         {"adapt": 2.0, "generate": 3.0, "train": 5.0, "judge": 7.0, "fixed": {"train": 11.0}},
@@ -130,7 +131,7 @@ def test_the_estimate_is_the_sum_of_work_and_fixed_costs():
 @pytest.mark.parametrize("overrides, speed", [({}, 1.0), ({"resolution": 16}, None)])
 def test_a_watched_run_is_told_what_it_needs(store, tmp_path, monkeypatch, overrides, speed):
     """Models that nobody has measured have weights, but no speed."""
-    recipes = study.cells(["dset"], dataset="mnist", overrides=overrides)
+    recipes = cells.cells(["dset"], dataset="mnist", overrides=overrides)
     announce(recipes, store)
     monkeypatch.setenv("DATADREAM_PROGRESS", str(tmp_path))
     announce(recipes, store)
@@ -165,7 +166,7 @@ def test_the_whole_paper_table_is_planned_without_its_images(store):
 def test_the_images_of_a_missing_dataset_are_shared_as_those_of_one_that_is_there(store):
     """Methods with and without the real images train on the same synthetic set."""
     counts = [
-        plan(study.cells(dataset=name, overrides={"shots": 4}), store)["stage"]
+        plan(cells.cells(dataset=name, overrides={"shots": 4}), store)["stage"]
         .value_counts()
         .to_dict()
         for name in ("mnist", "eurosat")
@@ -175,7 +176,7 @@ def test_the_images_of_a_missing_dataset_are_shared_as_those_of_one_that_is_ther
 
 def test_the_graph_of_a_table_is_made_without_its_images(store):
     """A described dataset has the classes, sizes and sharing of the real one, and no file."""
-    found = engine.tasks(profile_cells("paper", ["eurosat", "pets"], 2), store, load_or_describe)
+    found = on_ray.tasks(profile_cells("paper", ["eurosat", "pets"], 2), store, load_or_describe)
     kinds = [task.kind for task in found.values()]
     classes = 10 + 37
     assert {kind: kinds.count(kind) for kind in kinds} == {
@@ -198,11 +199,11 @@ def test_a_folder_that_is_missing_cannot_be_described(make):
 
 
 def test_nothing_is_missing_for_the_default_study():
-    assert missing(study.cells(dataset="mnist")) == []
+    assert missing(cells.cells(dataset="mnist")) == []
 
 
 def test_the_overview_adds_up(store):
-    text = overview(study.cells(["dset", "real"], dataset="mnist"), store)
+    text = overview(cells.cells(["dset", "real"], dataset="mnist"), store)
     lines = text.splitlines()
     assert lines[0].split() == [
         "dataset",
@@ -260,20 +261,20 @@ def test_arguments_that_would_be_ignored_are_refused(arguments, words, capsys):
 def test_a_run_without_cells_has_no_plan_and_says_so(capsys):
     assert main(["plan", "your_data"]) == 0
     assert "only known beforehand for runs of notebooks/dataset.ipynb" in capsys.readouterr().out
-    assert "judge" in overview(study.cells(["clip"], dataset="mnist")), (
+    assert "judge" in overview(cells.cells(["clip"], dataset="mnist")), (
         "what is not trained is judged"
     )
 
 
 def test_all_shots_of_a_missing_dataset_are_counted_from_the_papers_table(store):
-    table = plan(study.cells(["dset"], profile="paper", dataset="eurosat", shots=0), store)
+    table = plan(cells.cells(["dset"], profile="paper", dataset="eurosat", shots=0), store)
     steps = table.set_index("stage")["steps"]["adapt"]
     assert steps == 200 * -(-13500 // 8)
 
 
 def test_the_disk_counts_adapters_too(store):
     one, ten = (
-        plan(study.cells([m], profile="paper", dataset="eurosat"), store)
+        plan(cells.cells([m], profile="paper", dataset="eurosat"), store)
         .groupby("stage")["bytes"]
         .sum()
         for m in ("dset", "cls")

@@ -30,12 +30,13 @@ def test_importing_the_package_loads_nothing_heavy():
 
 
 def test_the_public_names_are_those_of_their_modules():
-    from datadream import config, study
+    from datadream import config
     from datadream.results import records
     from datadream.store import artifacts
+    from datadream.study import cells
 
     assert datadream.recipe is config.recipe and datadream.Store is artifacts.Store
-    assert datadream.run is study.run and datadream.run_cells is study.run_cells
+    assert datadream.run is cells.run and datadream.run_cells is cells.run_cells
     assert datadream.load_records is records.load_records
 
 

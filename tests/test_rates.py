@@ -6,9 +6,9 @@ import pandas as pd
 import pytest
 
 from benchmarks.rates import observed, rates
-from datadream import study
-from datadream.plan import STAGES, load_or_describe, seconds
 from datadream.store.artifacts import Store, write_json
+from datadream.study import cells
+from datadream.study.plan import STAGES, load_or_describe, seconds
 
 TRUE = {
     "adapt": 0.016,
@@ -26,13 +26,13 @@ def test_the_rates_come_back_from_the_seconds_that_they_give(tmp_path):
     store, recipes = Store(tmp_path), []
     for images in (4, 100):
         overrides = {"generate.images": images, "adapt.epochs": images, "adapt.warmup": 1}
-        recipes += study.cells(
+        recipes += cells.cells(
             ["dset+real"], dataset="optdigits" if images == 4 else "mnist", overrides=overrides
         )
     for recipe in recipes:
         dataset = load_or_describe(recipe)
         lengths = seconds(recipe, dataset, TRUE)
-        for name, key in study.artifact_keys(recipe, dataset).items():
+        for name, key in cells.artifact_keys(recipe, dataset).items():
             stage = name.rstrip("0123456789")
             (tmp_path / key).mkdir()
             write_json(

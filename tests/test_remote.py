@@ -15,10 +15,10 @@ import pytest
 from conftest import Killed, dies_at, make_at_once
 from fsspec.registry import known_implementations
 
-from datadream import engine, study
 from datadream.cli import main
 from datadream.config import key
 from datadream.doctor import examine
+from datadream.engines import on_ray
 from datadream.errors import ConfigError
 from datadream.paths import copies, paths, relative_to_home
 from datadream.pipeline import generate
@@ -28,6 +28,7 @@ from datadream.store import leases
 from datadream.store.address import RemoteStore
 from datadream.store.artifacts import Store, StoreError, digest
 from datadream.store.gc import clear, listing, unused
+from datadream.study import cells
 
 LONE = "generate-0123456789abcdef"
 KINDS = ["memory", "file", "s3"]
@@ -91,7 +92,7 @@ def machine(tmp_path, monkeypatch, address):
 def plain(make, tmp_path_factory):
     """Return (recipe, store, record) of a cell made in a folder."""
     store, recipe = Store(tmp_path_factory.mktemp("plain")), make("dset+real")
-    return recipe, store, study.run(recipe, store)
+    return recipe, store, cells.run(recipe, store)
 
 
 def build(folder, text="content"):
@@ -118,7 +119,7 @@ def digests(store, keys):
 def test_a_cell_gives_the_record_and_the_bytes_of_a_folder(plain, machine, monkeypatch):
     recipe, folder, wanted = plain
     store = machine("one")
-    record = study.run(recipe, store)
+    record = cells.run(recipe, store)
     keys = record["artifacts"].values()
     assert said(record) == said(wanted) and digests(store, keys) == digests(folder, keys)
     sizes = store.objects()
@@ -132,10 +133,10 @@ def test_a_cell_gives_the_record_and_the_bytes_of_a_folder(plain, machine, monke
     )
     other = machine("two")
     monkeypatch.setattr(Store, "_build", forbidden)
-    assert other.root != store.root and study.find([recipe], other)["key"].tolist() == [
+    assert other.root != store.root and cells.find([recipe], other)["key"].tolist() == [
         record["key"]
     ]
-    assert study.run(recipe, other) == record
+    assert cells.run(recipe, other) == record
 
 
 def test_the_environment_names_the_address(make, address, machine, monkeypatch):
@@ -147,7 +148,7 @@ def test_the_environment_names_the_address(make, address, machine, monkeypatch):
         and Store().root == store.root == paths()["store"] == copies(address)
     )
     assert relative_to_home(store.root) == address and records.load_records().empty
-    study.run(make("clip"))
+    cells.run(make("clip"))
     assert len(records.load_records()) == 1
     other = machine("two")
     assert len(records.load_records()) == 1 and list(other.records.iterdir())
@@ -295,11 +296,11 @@ def sliced(make, address, machine):
     """Return the tasks of a class-wise cell of which all but the cell itself were done, each on
     a machine of its own.
     """
-    todo = engine.tasks([make("cls")], machine("driver"))
+    todo = on_ray.tasks([make("cls")], machine("driver"))
     *parts, cell = todo.values()
     for number, task in enumerate(parts):
         machine(f"worker {number}")
-        engine.work(task, address)
+        on_ray.work(task, address)
     return SimpleNamespace(parts=parts, cell=cell)
 
 
@@ -309,16 +310,16 @@ def test_a_slice_of_another_machine_is_found_and_not_made_again(
 ):
     assert [task.kind for task in sliced.parts] == ["adapt"] * 3 + ["slice"] * 3
     store = machine("last")
-    for module in (engine, generate):
+    for module in (on_ray, generate):
         monkeypatch.setattr(module, "sample_range", forbidden)
-    engine.work(sliced.parts[-1], address)
-    engine.work(sliced.cell, address)
+    on_ray.work(sliced.parts[-1], address)
+    on_ray.work(sliced.cell, address)
     assert not [name for name in store.objects() if ".partial" in name], (
         "the parts are of no more use"
     )
     monkeypatch.undo()
     folder = Store(tmp_path / "folder")
-    wanted = study.run(make("cls"), folder)
+    wanted = cells.run(make("cls"), folder)
     record = json.loads(store.refresh(store.records / sliced.cell.name).read_text())
     assert said(record) == said(wanted)
     assert digests(store, record["artifacts"].values()) == digests(
@@ -336,11 +337,11 @@ def test_a_damaged_slice_is_sampled_again(make, sliced, address, machine, monkey
     monkeypatch.setattr(
         generate, "sample_range", lambda *args: (labels.append(args[3]), sample_range(*args))
     )
-    engine.work(sliced.cell, address)
+    on_ray.work(sliced.cell, address)
     assert labels == [1]
     record = json.loads(store.refresh(store.records / sliced.cell.name).read_text())
     folder = Store(tmp_path / "folder")
-    artifact = study.run(make("cls"), folder)["artifacts"]["generate"]
+    artifact = cells.run(make("cls"), folder)["artifacts"]["generate"]
     assert (
         digests(store, [artifact]) == digests(folder, [artifact])
         and record["artifacts"]["generate"] == artifact
@@ -433,7 +434,7 @@ def filled(make, address, machine, monkeypatch):
     an upload, a part, a dead lease, and a stranger.
     """
     store = machine("one")
-    study.run(make("clip"), store)
+    cells.run(make("clip"), store)
     store.make(LONE, {}, lambda work: (work / "a.bin").write_bytes(bytes(500_000)))
     for name in (
         "adapt-0123456789abcdef/half.bin",
@@ -509,7 +510,7 @@ def test_gc_removes_nothing_while_a_study_runs_on_another_machine(filled, machin
 def test_an_address_that_cannot_be_written_can_be_read(make, machine, monkeypatch):
     """Where nothing can be written, nothing is marked."""
     store, recipe = machine("one"), make("clip")
-    record = study.run(recipe, store)
+    record = cells.run(recipe, store)
 
     def refuse(*_, **__):
         raise PermissionError("access denied")
@@ -517,7 +518,7 @@ def test_an_address_that_cannot_be_written_can_be_read(make, machine, monkeypatc
     other = machine("two")
     monkeypatch.setattr(leases, "create", refuse)
     monkeypatch.setattr(type(store.fs), "put_file", refuse)
-    assert study.run(recipe, other) == record
+    assert cells.run(recipe, other) == record
     with pytest.raises(
         StoreError, match="cannot be read or written .PermissionError: access denied"
     ):
@@ -526,14 +527,14 @@ def test_an_address_that_cannot_be_written_can_be_read(make, machine, monkeypatc
 
 def test_what_another_machine_removed_is_removed_here(make, machine):
     recipe, store = make("clip"), machine("one")
-    record = study.run(recipe, store)
-    file = study.record_file(recipe, record["artifacts"], store)
+    record = cells.run(recipe, store)
+    file = cells.record_file(recipe, record["artifacts"], store)
     store.fs.rm(store.at("records", file.name))
     assert file.exists() and store.refresh_all(store.records) == [] and not file.exists()
     with pytest.raises(LookupError, match=f"no record in {store.address}"):
-        study.find([recipe], store)
+        cells.find([recipe], store)
     assert (
-        study.run(recipe, store)["key"] == record["key"]
+        cells.run(recipe, store)["key"] == record["key"]
         and len(store.refresh_all(store.records)) == 1
     )
 

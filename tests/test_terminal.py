@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from datadream.progress import Run
-from datadream.terminal import MINUTE, Terminal
+from datadream.study.terminal import MINUTE, Terminal
 
 
 def run(name="mnist", where="synthetic set 2 of 3, image 340 of 1,000", folder=None):

@@ -164,12 +164,12 @@ def gate(vae, seeds, overrides, dataset="mnist", workers=1):
     Judged on validation images, since the gate decides about a model. A row per seed and one for
     the mean difference with its interval over seeds. `workers` processes share the trainings.
     """
-    from .. import study
     from ..data import datasets, images, transforms
+    from ..study import cells
 
     real, recipes, jobs = (
         datasets.load(dataset),
-        study.cells(["real"], seeds, overrides, dataset=dataset),
+        cells.cells(["real"], seeds, overrides, dataset=dataset),
         [],
     )
     for recipe in recipes:
@@ -192,7 +192,7 @@ def gate(vae, seeds, overrides, dataset="mnist", workers=1):
             )
             for tensors in sets.values()
         ]
-    scores = iter(study.in_processes(_gate_score, jobs, workers))
+    scores = iter(cells.in_processes(_gate_score, jobs, workers))
     names = ("originals", "reconstructions")  # the order of each seed's two jobs
     rows = [{"seed": recipe.seed, **{name: next(scores) for name in names}} for recipe in recipes]
     rows = [{**row, "difference": row["reconstructions"] - row["originals"]} for row in rows]

@@ -10,16 +10,16 @@ from functools import lru_cache
 import numpy as np
 import pandas as pd
 
-from . import config, progress
+from .. import config, progress
+from ..data.datasets import DATASETS, Dataset, load_for, released
+from ..data.images import PIXEL, Images
+from ..data.paper_datasets import HELD_OUT, SOURCES, elsewhere, lacking, readable
+from ..errors import DataError
+from ..models.catalog import GENERATORS, absent
+from ..pipeline.classify import optimiser_steps
+from ..store.artifacts import Store
 from .ablation import cells_of
-from .data.datasets import DATASETS, Dataset, load_for, released
-from .data.images import PIXEL, Images
-from .data.paper_datasets import HELD_OUT, SOURCES, elsewhere, lacking, readable
-from .errors import DataError
-from .models.catalog import GENERATORS, absent
-from .pipeline.classify import optimiser_steps
-from .store.artifacts import Store
-from .study import JOBS, artifact_keys, cells, choose, load_study
+from .cells import JOBS, artifact_keys, cells, choose, load_study
 
 # Seconds of a process for each unit of a stage's work, and for each artifact of it whatever its
 # work (loading models, digests), with the models and the resolution of a profile while every core

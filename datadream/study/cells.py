@@ -23,16 +23,17 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
-from . import config, outcome, progress, signals
-from .config import ENGINES, METHODS, SHOTS_TITLE, as_dict, as_mapping, key, require_warmup
-from .data.datasets import draw, draw_inputs, few_shots, load_for
-from .errors import ConfigError, DataError, nearest
-from .models.networks import fetch
-from .paths import paths, relative_to_home
-from .pipeline.classify import judge, judge_inputs, train, train_inputs
-from .pipeline.generate import generate, generation_inputs, read
-from .results.records import load_records, read_record
-from .store.artifacts import Store, digest, provenance, write_json
+from .. import config, progress, signals
+from ..config import ENGINES, METHODS, SHOTS_TITLE, as_dict, as_mapping, key, require_warmup
+from ..data.datasets import draw, draw_inputs, few_shots, load_for
+from ..errors import ConfigError, DataError, nearest
+from ..models.networks import fetch
+from ..paths import paths, relative_to_home
+from ..pipeline.classify import judge, judge_inputs, train, train_inputs
+from ..pipeline.generate import generate, generation_inputs, read
+from ..results.records import load_records, read_record
+from ..store.artifacts import Store, digest, provenance, write_json
+from . import outcome
 from .terminal import Terminal
 
 JOBS = "DATADREAM_JOBS"  # named runs that are executed at once beside a notebook
@@ -230,7 +231,7 @@ def run_cells(recipes, store=None, workers=1, engine="local"):
     name, address = engine_parts(engine)
     with signals.interruptible(), store.in_use():
         if name == "ray":
-            from .engine import run_ray
+            from ..engines.on_ray import run_ray
 
             run_ray(recipes, store, address)
             return find(recipes, store)

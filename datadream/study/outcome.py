@@ -13,9 +13,9 @@ from typing import Any
 from filelock import FileLock, Timeout
 from IPython.display import Markdown
 
-from .paths import paths, relative_to_home
-from .results.tables import bullets
-from .store.artifacts import write_json
+from ..paths import paths, relative_to_home
+from ..results.tables import bullets
+from ..store.artifacts import write_json
 
 BAD = ("failed", "stopped")
 

@@ -10,7 +10,7 @@ from itertools import pairwise
 
 from IPython import get_ipython
 
-from .errors import ConfigError, nearest
+from ..errors import ConfigError, nearest
 
 
 def begin():

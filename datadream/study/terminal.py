@@ -14,7 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from .progress import Run
+from ..progress import Run
 
 MINUTE = 60.0  # seconds between two plain lines of a run
 BAR = 8  # columns

@@ -2,10 +2,10 @@
 
 import pandas as pd
 
-from .errors import ConfigError
-from .store.artifacts import Store
-from .study import RUNNING, artifact_keys, cells, find, page_parameters, run_cells
-from .study import sample_rows as first_images
+from ..errors import ConfigError
+from ..store.artifacts import Store
+from .cells import RUNNING, artifact_keys, cells, find, page_parameters, run_cells
+from .cells import sample_rows as first_images
 
 
 def points(axis, values):

@@ -15,20 +15,20 @@ from dataclasses import dataclass
 
 import torch
 
-from . import progress, signals
-from .config import Recipe, key
-from .data.datasets import few_shots, load_for
-from .data.images import class_folders
-from .errors import ConfigError
-from .models.networks import fetch, use_gpu
-from .models.sampling import adapted, whole
-from .paths import paths
-from .pipeline.adapt import adapt
-from .pipeline.draws import adapters, reader, slices
-from .pipeline.generate import NOTES, batch_size, generation_inputs, sample_range
-from .plan import PROXY, seconds
-from .store.artifacts import Store, write_json, writing
-from .study import artifact_keys, compute, record_file
+from .. import progress, signals
+from ..config import Recipe, key
+from ..data.datasets import few_shots, load_for
+from ..data.images import class_folders
+from ..errors import ConfigError
+from ..models.networks import fetch, use_gpu
+from ..models.sampling import adapted, whole
+from ..paths import paths
+from ..pipeline.adapt import adapt
+from ..pipeline.draws import adapters, reader, slices
+from ..pipeline.generate import NOTES, batch_size, generation_inputs, sample_range
+from ..store.artifacts import Store, write_json, writing
+from ..study.cells import artifact_keys, compute, record_file
+from ..study.plan import PROXY, seconds
 
 RETRIES = 5  # times that a task is given to another worker after its own died
 # seconds that a task has to save its state; batch schedulers give 30 from SIGTERM to SIGKILL

@@ -1,0 +1,3 @@
+"""The study: its cells, the named runs of notebooks/study.yaml, ablations, the plan, and what a
+notebook needs.
+"""
