@@ -11,12 +11,12 @@ from pathlib import Path
 
 from PIL import Image
 
-from datadream import keep
 from datadream.config import METHODS
 from datadream.data.datasets import few_shots, load_for
 from datadream.data.images import Images
 from datadream.paths import paths
 from datadream.pipeline.generate import generate, read
+from datadream.publish import freeze
 from datadream.results import plots, records, style
 from datadream.store.artifacts import Store
 from datadream.study.cells import cells, load_study
@@ -56,7 +56,7 @@ def draw(folder: Path, store: Store | None = None, **changes: object) -> list[Pa
     for theme in style.THEMES:
         style.set_theme(theme)
         files.append(folder / f"overview-{theme}.png")
-        figure = plots.plot_overview(rows, records.summary(keep.load(RUN)))
+        figure = plots.plot_overview(rows, records.summary(freeze.load(RUN)))
         figure.savefig(files[-1], dpi=2 * style.DPI)
     style.set_theme("light")
     return files

@@ -246,7 +246,7 @@ def _doctor(options):
 
 
 def _export(options):
-    from .export import export
+    from .publish.export import export
 
     for folder in export(options.key, options.target, options.format, licence=options.licence):
         print(folder)
@@ -275,7 +275,7 @@ def _gc(options):
 
 
 def _keep(options):
-    from .keep import keep
+    from .publish.freeze import keep
 
     table = keep(options.group)
     print(table.to_string(index=False, na_rep=""))
@@ -283,7 +283,7 @@ def _keep(options):
 
 
 def _contents(options):
-    from .keep import write_contents
+    from .publish.freeze import write_contents
 
     print(write_contents())
     return 0

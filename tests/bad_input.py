@@ -24,9 +24,10 @@ from conftest import draw_image, write_classes
 from fsspec.core import url_to_fs
 from PIL import Image
 
-from datadream import config, export, photos
+from datadream import config, photos
 from datadream.data import datasets, images, paper_datasets
 from datadream.errors import ConfigError, DataError, ModelMissingError, printable
+from datadream.publish import export
 from datadream.results import plots
 from datadream.results.tables import show_table
 from datadream.store import leases

@@ -14,9 +14,10 @@ from conftest import draw_image, write_classes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datadream import config, export
+from datadream import config
 from datadream.data import images
 from datadream.errors import ConfigError, DataError, printable
+from datadream.publish import export
 from datadream.store.artifacts import Store
 from datadream.study import cells
 

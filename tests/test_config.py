@@ -495,7 +495,7 @@ import datadream, datadream.config
 light = {"torch", "diffusers", "transformers", "pandas", "matplotlib", "open_clip"}
 light &= set(sys.modules)
 assert not light, f"datadream.config imports {light}"
-import datadream.keep, datadream.curves, datadream.plots
+import datadream.publish.freeze, datadream.results.ablation_statistics, datadream.results.plots
 assert "torch" not in sys.modules, "each of the book's pages would wait for torch"
 import importlib, pkgutil
 for module in pkgutil.walk_packages(datadream.__path__, "datadream."):

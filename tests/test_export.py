@@ -13,7 +13,7 @@ from PIL import Image
 from datadream.cli import main
 from datadream.config import as_dict
 from datadream.errors import ConfigError
-from datadream.export import FORMATS, export
+from datadream.publish.export import FORMATS, export
 from datadream.store.artifacts import Store
 from datadream.study import cells
 
@@ -84,7 +84,7 @@ def test_torchvision_reads_the_image_folder_back(made):
 
 
 def test_shards_are_cut_and_the_same_bytes_again(made, tmp_path, monkeypatch):
-    from datadream import export as package
+    from datadream.publish import export as package
 
     store, key, _rows, _folders = made
     monkeypatch.setattr(package, "SHARD", 6)
@@ -169,7 +169,7 @@ def test_the_command_line_exports(made, tmp_path, monkeypatch, capsys):
 
 
 def test_without_the_package_for_parquet_nothing_is_written(made, tmp_path, monkeypatch):
-    from datadream import export as package
+    from datadream.publish import export as package
 
     store, key, _, _ = made
     monkeypatch.setattr(package, "find_spec", lambda name: None)

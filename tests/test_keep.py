@@ -14,10 +14,10 @@ import yaml
 from conftest import ROOT
 from PIL import Image
 
-from datadream import keep
 from datadream.config import METHODS
 from datadream.errors import DataError
 from datadream.paths import paths
+from datadream.publish import freeze
 from datadream.results import records
 from datadream.store.artifacts import Store
 from datadream.study import ablation, cells, outcome
@@ -119,29 +119,29 @@ def write(home, runs):
 
 
 def test_what_has_ended_is_kept_and_read_back(home, runs):
-    table = keep.keep()
+    table = freeze.keep()
     assert dict(zip(table["run"], table["status"], strict=True)) == {
         "table": "kept",
         "weights": "kept",
         "late": "has not ended here",
     }
-    found = keep.load("table")
+    found = freeze.load("table")
     wanted = cells.find(ablation.cells_of(runs["table"])[""])
     columns = ["method", "seed", "top1", "val_top1", "key"]
     assert found[columns].to_dict() == wanted[columns].to_dict()
-    along = keep.load("weights")
+    along = freeze.load("weights")
     assert along["value"].tolist() == ["0.02", "0.01"], (
         "the points keep the order of the study file"
     )
     assert [recipe["classify.lr"] for recipe in along["recipe"]] == [0.02, 0.01]
-    times = keep.durations().set_index("run")["minutes"]
+    times = freeze.durations().set_index("run")["minutes"]
     assert set(times.index) == {"table", "weights"} and (times > 0).all()
     with pytest.raises(LookupError, match="no record of the run 'late'.*make study-full"):
-        keep.load("late")
+        freeze.load("late")
 
 
 def test_a_record_that_two_runs_show_is_kept_once(home, runs):
-    keep.keep()
+    freeze.keep()
     lines = [json.loads(line) for line in paths()["kept_records"].read_text().splitlines()]
     shared = [line for line in lines if set(line["runs"]) == {"table", "weights"}]
     assert len(lines) == 3 and len(shared) == 1, (
@@ -150,13 +150,13 @@ def test_a_record_that_two_runs_show_is_kept_once(home, runs):
 
 
 def test_what_another_machine_has_kept_stays(home, runs):
-    keep.keep()
+    freeze.keep()
     before = paths()["kept_records"].read_text()
     for page in (home / "book" / "runs").glob("*.ipynb"):
         page.unlink()
-    assert set(keep.keep()["status"]) == {"kept before", "has not ended here"}
+    assert set(freeze.keep()["status"]) == {"kept before", "has not ended here"}
     assert paths()["kept_records"].read_text() == before
-    assert len(keep.load("table")) == 2
+    assert len(freeze.load("table")) == 2
 
 
 def test_a_page_of_other_parameters_or_that_failed_is_not_kept(home, runs):
@@ -166,18 +166,18 @@ def test_a_page_of_other_parameters_or_that_failed_is_not_kept(home, runs):
             {**parameters, **change} if change else parameters, exception=change is None
         )
         (home / "book" / "runs" / f"{name}.ipynb").write_text(json.dumps(page))
-    assert set(keep.keep()["status"]) == {"has not ended here"}
+    assert set(freeze.keep()["status"]) == {"has not ended here"}
     assert not paths()["kept_records"].read_text()
 
 
 def test_a_page_whose_records_are_gone_is_refused(home, runs):
     shutil.rmtree(Store().records)
     with pytest.raises(LookupError, match="study table. again"):
-        keep.keep()
+        freeze.keep()
 
 
 def test_a_kept_page_names_no_machine_and_its_figure_is_the_same_to_the_eye(home, runs):
-    keep.keep()
+    freeze.keep()
     text = (paths()["kept_pages"] / "table.ipynb").read_text()
     notebook = json.loads(text)
     assert "somebody" not in text and notebook["metadata"]["papermill"] == {
@@ -212,7 +212,7 @@ def test_pages_of_one_template_are_told_apart_by_their_question(home, runs):
         0, {"cell_type": "markdown", "source": "# One setting\n\nThis page.", "metadata": {}}
     )
     (home / "book" / "runs" / "weights.ipynb").write_text(json.dumps(page))
-    keep.keep()
+    freeze.keep()
     kept = json.loads((paths()["kept_pages"] / "weights.ipynb").read_text())
     assert kept["cells"][0]["source"] == "# Is \\1 the best weight?\n\nThis page."
 
@@ -220,12 +220,12 @@ def test_pages_of_one_template_are_told_apart_by_their_question(home, runs):
 def test_pages_of_the_dataset_template_are_told_apart_by_their_dataset():
     text = "# One dataset, the main table\n\nAll of # it."
     assert (
-        keep._headed(text, {"dataset": "optdigits"})
+        freeze._headed(text, {"dataset": "optdigits"})
         == "# optdigits: one dataset, the main table\n\nAll of # it."
     )
     assert (
-        keep._headed(text, {"dataset": "mnist", "question": "Why?"}) == "# Why?\n\nAll of # it."
-        and keep._headed(text, {}) == text
+        freeze._headed(text, {"dataset": "mnist", "question": "Why?"}) == "# Why?\n\nAll of # it."
+        and freeze._headed(text, {}) == text
     )
 
 
@@ -234,7 +234,7 @@ def test_a_page_too_large_for_git_is_refused(home, runs):
         json.dumps(executed(runs["table"]["parameters"], side=1200))
     )
     with pytest.raises(DataError, match=r"table.ipynb takes [\d.]+ MB, at most 1 are kept"):
-        keep.keep()
+        freeze.keep()
     assert not (paths()["kept_pages"] / "table.ipynb").exists()
 
 
@@ -244,10 +244,10 @@ def test_the_contents_end_with_the_readers_own_runs(home):
     (home / "book" / "study").mkdir()
     for name in re.findall(r"book/study/(\w+)", (ROOT / "_toc.yml").read_text()):
         (home / "book" / "study" / f"{name}.ipynb").write_text("{}")
-    assert yaml.safe_load(keep.write_contents().read_text()) == committed, "nothing was run yet"
+    assert yaml.safe_load(freeze.write_contents().read_text()) == committed, "nothing was run yet"
     for name in ("mnist", "optdigits.failed"):
         (home / "book" / "runs" / f"{name}.ipynb").write_text("{}")
-    *parts, own = yaml.safe_load(keep.write_contents().read_text())["parts"]
+    *parts, own = yaml.safe_load(freeze.write_contents().read_text())["parts"]
     assert parts == committed["parts"]
     assert own == {
         "caption": "Your own run",
@@ -265,7 +265,7 @@ def test_a_failed_run_has_its_page_beside_the_earlier_one_s_and_the_front_page_s
         {"run": "mnist", "status": "failed", "minutes": 1.5, "note": "NameError: <b>"}, known
     )
     outcome.save({"run": "optdigits", "status": "done", "minutes": 1.0, "note": ""}, known)
-    *_, own = yaml.safe_load(keep.write_contents().read_text())["parts"]
+    *_, own = yaml.safe_load(freeze.write_contents().read_text())["parts"]
     assert [(chapter["file"], chapter["title"]) for chapter in own["chapters"]] == [
         ("book/runs/mnist.failed", "mnist (failed)"),
         ("book/runs/mnist", "mnist (an earlier run)"),
@@ -305,7 +305,7 @@ def test_a_page_of_the_study_that_is_not_kept_is_left_out_of_the_contents(home):
     )
     (home / "book" / "study").mkdir()
     (home / "book" / "study" / "done.ipynb").write_text("{}")
-    (part,) = yaml.safe_load(keep.write_contents().read_text())["parts"]
+    (part,) = yaml.safe_load(freeze.write_contents().read_text())["parts"]
     assert part["chapters"] == [
         {"file": "book/analysis"},
         {"file": "book/results", "sections": [{"file": "book/study/done"}]},
@@ -320,7 +320,7 @@ def committed():
     """Return run -> table of every run that book/study has records of."""
     lines = (ROOT / "book" / "study" / "records.jsonl").read_text().splitlines()
     return {
-        name: keep.load(name)
+        name: freeze.load(name)
         for name in sorted({name for line in lines for name in json.loads(line)["runs"]})
     }
 
@@ -373,7 +373,7 @@ def test_the_committed_pages_are_small_and_name_no_machine():
         }
     ) == len(pages), "and its own heading"
     for page in pages:
-        assert page.stat().st_size <= keep.LIMIT, page.name
+        assert page.stat().st_size <= freeze.LIMIT, page.name
         assert "input_path" not in page.read_text(), page.name
 
 
@@ -462,7 +462,7 @@ def test_the_ablations_have_the_seeds_that_their_page_names(committed):
 def test_the_measures_that_pages_read_are_of_the_committed_sets(committed):
     """The analysis has no accuracy; its sets are those that the records of the same cells name."""
     for name in ("mnist", "optdigits"):
-        measures, records_ = keep.load_measures(f"{name}_analysis"), committed[f"{name}_methods"]
+        measures, records_ = freeze.load_measures(f"{name}_analysis"), committed[f"{name}_methods"]
         for method in ("base", "cls", "dset"):
             own = measures[measures["method"] == method]
             made = {

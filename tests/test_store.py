@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import Killed, dies_at, make_at_once
 
-from datadream.export import export
+from datadream.publish.export import export
 from datadream.store import artifacts as package
 from datadream.store.artifacts import Store, StoreError, digest, provenance, write_json
 from datadream.study import cells

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import yaml
 
-from .config import METHODS
-from .errors import ConfigError, nearest
-from .models.catalog import GENERATORS
-from .store.artifacts import Store, writing
+from ..config import METHODS
+from ..errors import ConfigError, nearest
+from ..models.catalog import GENERATORS
+from ..store.artifacts import Store, writing
 
 SHARD = 1000  # images in a WebDataset shard
 

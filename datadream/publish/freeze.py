@@ -11,11 +11,11 @@ import pandas as pd
 import yaml
 from PIL import Image
 
-from .errors import ConfigError, DataError
-from .paths import paths
-from .results.records import read_record, tidy
-from .store.artifacts import Store, write_json, writing
-from .study import outcome
+from ..errors import ConfigError, DataError
+from ..paths import paths
+from ..results.records import read_record, tidy
+from ..store.artifacts import Store, write_json, writing
+from ..study import outcome
 
 LIMIT = 1_000_000  # bytes of a kept page: git holds every version of it
 COLOURS = 128  # of a figure in a kept page: more is not seen in plots and digits
@@ -36,9 +36,9 @@ def keep(group="full", store=None):
     is too large for git.
     """
     # here, not above: the book's pages read what is kept, and need no PyTorch, which takes seconds
-    from .results.analysis import describe
-    from .study.ablation import cells_of
-    from .study.cells import choose, load_study
+    from ..results.analysis import describe
+    from ..study.ablation import cells_of
+    from ..study.cells import choose, load_study
 
     store, target, rows = store or Store(), paths()["kept_pages"], []
     target.mkdir(parents=True, exist_ok=True)
@@ -169,7 +169,7 @@ def _keep_records(name, cells, lines, store):
     """Put the run's records, of `cells` by label, into `lines` (key -> record with `runs`: run
     -> label -> position), in place of its earlier ones.
     """
-    from .study.cells import artifact_keys, record_file
+    from ..study.cells import artifact_keys, record_file
 
     for line in lines.values():
         line["runs"].pop(name, None)

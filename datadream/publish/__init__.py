@@ -1,0 +1,1 @@
+"""What leaves the project: the committed pages of the study, and exported datasets."""
