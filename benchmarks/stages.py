@@ -15,7 +15,8 @@ from PIL import Image
 
 from datadream import config, paths
 from datadream.data import batches, datasets, transforms
-from datadream.data.images import Decoded, Images
+from datadream.data.decode_cache import Decoded
+from datadream.data.images import Images
 from datadream.models import networks, sampling
 from datadream.pipeline import adapt, classify, generate
 from datadream.training import batch_size

@@ -14,7 +14,8 @@ from safetensors import SafetensorError
 from . import signals
 from .config import recipe
 from .data.datasets import few_shots, load_for
-from .data.images import Images, _class_names, image_files, name_faults, opened, require_inside
+from .data.folders import folder_names, image_files, name_faults, require_inside
+from .data.images import Images, opened
 from .errors import ConfigError, DataError, printable
 from .models.catalog import GENERATORS
 from .paths import interpreter, relative_to_home
@@ -36,7 +37,7 @@ def inspect(folder, test_folder="", side=0):
     a class, images smaller than `side` pixels, EXIF rotation, transparency, further frames, files
     that are not used. Raises DataError if there are no class folders.
     """
-    if not folder or not Path(folder).is_dir() or not _class_names(Path(folder)):
+    if not folder or not Path(folder).is_dir() or not folder_names(Path(folder)):
         raise DataError(
             f"folder={str(folder)!r} has no class folders; put the photos of each class into a "
             "folder named after it"
@@ -48,10 +49,10 @@ def inspect(folder, test_folder="", side=0):
         )
     found, seen = _beside(Path(folder)), defaultdict(list)
     for part, root in (("", Path(folder)), ("test: ", Path(test_folder) if test_folder else None)):
-        for name in _class_names(root) if root else []:
+        for name in folder_names(root) if root else []:
             found += _class(root, name, part, seen, side)
-    found += [("error", name, what) for name, what in name_faults(_class_names(Path(folder)))]
-    found += _alike(_class_names(Path(folder))) + _duplicates(seen)
+    found += [("error", name, what) for name, what in name_faults(folder_names(Path(folder)))]
+    found += _alike(folder_names(Path(folder))) + _duplicates(seen)
     found = [
         (level, *(text if printable(text) else ascii(text) for text in words))
         for level, *words in found
@@ -83,7 +84,7 @@ def require(table):
 
 
 def _beside(root):
-    names = _class_names(root)
+    names = folder_names(root)
     others = sorted(p.name for p in root.iterdir() if p.name not in names)
     return (
         [

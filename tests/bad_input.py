@@ -25,7 +25,7 @@ from fsspec.core import url_to_fs
 from PIL import Image
 
 from datadream import config, photos
-from datadream.data import datasets, images, paper_datasets
+from datadream.data import datasets, folders, paper_datasets
 from datadream.errors import ConfigError, DataError, ModelMissingError, printable
 from datadream.publish import export
 from datadream.results import plots
@@ -213,7 +213,7 @@ def markup(box, names, noun=""):
     """
     loaded = datasets.load("folder", str(box.photos), noun)
     assert sorted(loaded.classes) == sorted(names)
-    safe = images.class_folders(loaded.classes)
+    safe = folders.class_folders(loaded.classes)
     assert len({f.lower() for f in safe}) == len(names) and not any(
         set(f) & set("/\\<>:\"|?*$`;&'") or f.startswith(".") for f in safe
     )

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datadream import config
-from datadream.data import images
+from datadream.data import folders, images
 from datadream.errors import ConfigError, DataError, printable
 from datadream.publish import export
 from datadream.store.artifacts import Store
@@ -75,9 +75,9 @@ def test_a_file_with_changed_bytes_is_an_image_or_a_data_error(tmp_path, form, e
 @settings(max_examples=EXAMPLES["class names and prompts"])
 @given(st.lists(st.text(min_size=1, max_size=12), min_size=2, max_size=4))
 def test_any_class_names_are_refused_or_stay_text(names):
-    if images.name_faults(names):
+    if folders.name_faults(names):
         return
-    safe = images.class_folders(names)
+    safe = folders.class_folders(names)
     assert len({f.lower() for f in safe}) == len(names) and all(
         f == Path(f).name and f.isascii() for f in safe
     )

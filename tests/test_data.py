@@ -14,9 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from datadream.data import datasets, images, transforms
+from datadream.data import datasets, decode_cache, images, transforms
 from datadream.data.datasets import few_shots, load, prompt
-from datadream.data.images import SUFFIXES, Images, class_folders, members
+from datadream.data.folders import SUFFIXES, class_folders
+from datadream.data.images import Images, members
 from datadream.errors import ConfigError, DataError
 
 DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
@@ -486,12 +487,15 @@ def test_decoded_images_are_the_same_wherever_they_are_kept(
     monkeypatch.setattr(
         Images, "open", lambda self, i, real=Images.open: (opened.append(i), real(self, i))[1]
     )
-    monkeypatch.setattr(images, "CACHE_BYTES", room)
-    monkeypatch.setattr(images, "SPARE_BYTES", spare)
+    monkeypatch.setattr(decode_cache, "CACHE_BYTES", room)
+    monkeypatch.setattr(decode_cache, "SPARE_BYTES", spare)
     sets = {True: dataset.train.pick([0, 1, 2]), False: dataset.train.pick([3, 4, 5])}
     wanted = {(kind, i): np.array(sets[kind].open(i)) for kind in sets for i in range(3)}
     opened.clear()
-    source, keys = images.Decoded(sets), [(kind, i) for kind in (True, False) for i in (2, 0, 1)]
+    source, keys = (
+        decode_cache.Decoded(sets),
+        [(kind, i) for kind in (True, False) for i in (2, 0, 1)],
+    )
     for _ in range(3):
         source.start(keys)
         for key, image in zip(keys, source.take(keys), strict=True):
@@ -505,7 +509,7 @@ def test_small_files_are_decoded_by_one_thread_and_large_ones_by_several(
     dataset, tmp_path, monkeypatch, least, threads
 ):
     """The same images and evaluation views either way."""
-    monkeypatch.setattr(images, "LARGE", least)
+    monkeypatch.setattr(decode_cache, "LARGE", least)
     files = [str(tmp_path / f"{i}.png") for i in range(7)]
     for i, file in enumerate(files):
         dataset.test.open(i).save(file)
@@ -515,7 +519,7 @@ def test_small_files_are_decoded_by_one_thread_and_large_ones_by_several(
         "open",
         lambda self, i, real=Images.open: (seen.add(threading.current_thread()), real(self, i))[1],
     )
-    source, keys = images.Decoded(sets), [(True, i) for i in range(7)]
+    source, keys = decode_cache.Decoded(sets), [(True, i) for i in range(7)]
     source.start(keys)
     assert all(
         np.array_equal(image.permute(1, 2, 0), np.asarray(dataset.test.open(i)))
@@ -529,9 +533,9 @@ def test_small_files_are_decoded_by_one_thread_and_large_ones_by_several(
 
 
 def test_a_disk_that_no_longer_reads_ends_no_training(dataset, monkeypatch):
-    monkeypatch.setattr(images, "CACHE_BYTES", 0)
-    monkeypatch.setattr(images, "SPARE_BYTES", 0)
-    source, keys = images.Decoded({True: dataset.train}), [(True, 0), (True, 1)]
+    monkeypatch.setattr(decode_cache, "CACHE_BYTES", 0)
+    monkeypatch.setattr(decode_cache, "SPARE_BYTES", 0)
+    source, keys = decode_cache.Decoded({True: dataset.train}), [(True, 0), (True, 1)]
     first = source.take(keys)
     monkeypatch.setattr(images.os, "preadv", lambda *_: 5)
     assert len(source.places) == 2 and all(
@@ -540,10 +544,10 @@ def test_a_disk_that_no_longer_reads_ends_no_training(dataset, monkeypatch):
 
 
 def test_a_disk_that_is_full_ends_no_training(dataset, monkeypatch):
-    monkeypatch.setattr(images, "CACHE_BYTES", 0)
+    monkeypatch.setattr(decode_cache, "CACHE_BYTES", 0)
     # As where the last block is taken: a part is written.
     monkeypatch.setattr(images.os, "pwrite", lambda *_: 1)
-    source, keys = images.Decoded({True: dataset.train}), [(True, 0), (True, 1)]
+    source, keys = decode_cache.Decoded({True: dataset.train}), [(True, 0), (True, 1)]
     for _ in range(2):
         assert [
             np.array_equal(image.permute(1, 2, 0), np.asarray(dataset.train.open(i)))
@@ -557,13 +561,13 @@ def test_an_image_that_a_batch_wants_twice_is_decoded_once(dataset, monkeypatch)
     monkeypatch.setattr(
         Images, "open", lambda self, i, real=Images.open: (opened.append(i), real(self, i))[1]
     )
-    one, two = images.Decoded({True: dataset.train}).take([(True, 0), (True, 0)])
+    one, two = decode_cache.Decoded({True: dataset.train}).take([(True, 0), (True, 0)])
     assert torch.equal(one, two) and opened == [0]
 
 
 def test_an_unreadable_image_is_named_by_the_thread_that_finds_it(tmp_path):
     (tmp_path / "bad.png").write_bytes(b"no image")
-    source = images.Decoded({True: Images((str(tmp_path / "bad.png"),), (0,))})
+    source = decode_cache.Decoded({True: Images((str(tmp_path / "bad.png"),), (0,))})
     source.start([(True, 0)])
     with pytest.raises(DataError, match="bad.png"):
         source.take([(True, 0)])

@@ -9,7 +9,7 @@ from torchvision.transforms import v2
 from ..seeds import seed_for
 from ..training.loop import stream
 from .augment import Augmentation
-from .images import Decoded
+from .decode_cache import Decoded
 
 
 class Batches:

@@ -10,9 +10,9 @@ import numpy as np
 
 from ..config import key
 from ..errors import ConfigError, DataError, nearest
-from ..mini.printed import DIGITS
 from ..seeds import seed_for
-from .images import Images, fingerprint, folder_state, members, read_class_folders, read_photos
+from .folders import folder_state, read_class_folders, read_photos
+from .images import Images, fingerprint, members
 from .paper_datasets import (
     SOURCES,
     class_names,
@@ -22,6 +22,8 @@ from .paper_datasets import (
     read_shots,
     readable,
 )
+
+DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ import numpy as np
 
 from ..errors import DataError
 from ..paths import paths
-from .images import Images, image_files, require_inside, split
+from .folders import image_files, require_inside
+from .images import Images, split
 
 COOP = "https://github.com/KaiyangZhou/CoOp/blob/main/DATASETS.md"
 DISEF = "split_coop.csv"  # the same splits as DISEF's and the released code's users have them

@@ -8,7 +8,7 @@ from functools import lru_cache
 import torch
 from torchvision.transforms import InterpolationMode, v2
 
-from .images import large
+from .decode_cache import large
 
 
 def square(image, side):

@@ -18,10 +18,11 @@ import torch
 from .. import progress, signals
 from ..config import Recipe, key
 from ..data.datasets import few_shots, load_for
-from ..data.images import class_folders
+from ..data.folders import class_folders
+from ..data.png import is_whole
 from ..errors import ConfigError
 from ..models.networks import fetch, use_gpu
-from ..models.sampling import adapted, whole
+from ..models.sampling import adapted
 from ..paths import paths
 from ..pipeline.adapt import adapt
 from ..pipeline.draws import adapters, reader, slices
@@ -172,7 +173,7 @@ def generate_slice(recipe, dataset, shots, store, label, position):
             return
         store.salvage(artifact)
         folder.mkdir(parents=True, exist_ok=True)
-        missing = not all(whole(file) for file in files)
+        missing = not all(is_whole(file) for file in files)
         for indices, own in part if missing else ():
             with (
                 adapted(

@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 
-DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+from ..data.datasets import DIGITS
+
 CHARACTERS = string.digits + string.ascii_uppercase
 NAMES = DIGITS + tuple(f"letter {c}" for c in string.ascii_lowercase)  # in the order of CHARACTERS
-
 # Openly licensed families (OFL or Apache) that the extra `fonts` installs; no handwriting and no
 # script face among them.
 FAMILIES = (

@@ -3,20 +3,16 @@ a batch that fits the device.
 """
 
 import math
-import os
 from contextlib import contextmanager, nullcontext
 from functools import partial
 
 import torch
-from PIL.PngImagePlugin import PngInfo
 
 from ..errors import ConfigError
 from ..training.loop import DivergedError
 from .networks import dtype_for, load_generator, make_scheduler, merged_lora
 
 BACKEND = "inductor"
-END = b"\0\0\0\0IEND\xaeB`\x82"  # a PNG's last chunk
-
 # As encode_prompt orders them.
 EMBEDDINGS = (
     "prompt_embeds",
@@ -147,24 +143,3 @@ def compiled(network):
         yield
     finally:
         network._compiled_call_impl = None
-
-
-def whole(path):
-    """Return whether a PNG is there with its end: what a machine that lost its power leaves may
-    be empty or cut.
-    """
-    try:
-        with open(path, "rb") as file:
-            file.seek(-len(END), os.SEEK_END)
-            return file.read() == END
-    except OSError:
-        return False
-
-
-def save(image, path):
-    """Write a PNG atomically, with what `image.info` says of it."""
-    notes = PngInfo()
-    for name, value in image.info.items():
-        notes.add_text(name, str(value))
-    image.save(f"{path}.part", format="PNG", pnginfo=notes)
-    os.replace(f"{path}.part", path)

@@ -11,10 +11,12 @@ from functools import lru_cache, partial
 from .. import progress, signals
 from ..config import as_dict, key
 from ..data.datasets import few_shots
-from ..data.images import Images, class_folders, fingerprint
+from ..data.folders import class_folders
+from ..data.images import Images, fingerprint
+from ..data.png import is_whole, save_png
 from ..data.transforms import square
 from ..models.networks import dtype_for, identity, image_side
-from ..models.sampling import adapted, check, embed, sample, save, whole
+from ..models.sampling import adapted, check, embed, sample
 from ..store.artifacts import remove
 from ..training.batch_size import BatchSize
 from .adapt import adapt, adapter_inputs
@@ -52,14 +54,14 @@ def sample_range(pipe, recipe, dataset, label, indices, folder, counter, size, j
             signals.check()
             count = min(size.size, indices.stop - start)
             files = [folder / f"{i:06d}.png" for i in range(start, start + count)]
-            if not all(whole(f) for f in files):
+            if not all(is_whole(f) for f in files):
                 images = size.run(make, count, len(indices))
                 count = len(images)
                 # At most one batch waits; an error of the writer ends the run here.
                 for written in writing:
                     written.result()
                 pairs = zip(images, files[:count], strict=True)
-                writing = [writer.submit(save, image, file) for image, file in pairs]
+                writing = [writer.submit(save_png, image, file) for image, file in pairs]
             counter.update(count)
             start += count
         for written in writing:
@@ -169,7 +171,7 @@ def generate(recipe, dataset, shots, store):
                         used = [trained[which] for which in own]
                         # A cluster may be making the same slice.
                         with store.lock(f"{root.stem}-{label}-{position}"):
-                            if not all(whole(folder / f"{i:06d}.png") for i in indices):
+                            if not all(is_whole(folder / f"{i:06d}.png") for i in indices):
                                 with adapted(recipe, *used) as pipe:
                                     where = label, indices, folder, counter
                                     sample_range(pipe, recipe, dataset, *where, size, judge)

@@ -492,7 +492,9 @@ def _package():
     made is made again, from the store.
     """
     files = sorted(
-        p for p in Path(__file__).parents[1].rglob("*") if p.suffix in (".py", ".json", ".safetensors")
+        p
+        for p in Path(__file__).parents[1].rglob("*")
+        if p.suffix in (".py", ".json", ".safetensors")
     )
     return hashlib.sha256("".join(digest(p) for p in files).encode()).hexdigest()
 

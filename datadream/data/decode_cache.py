@@ -1,0 +1,100 @@
+"""Training images decoded once, in memory or in a temporary file."""
+
+import os
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+
+# Decoded training images kept in memory; the others lie in a temporary file.
+CACHE_BYTES = 4 * 2**30
+# Bytes of a file from which threads decode faster than one thread does.
+LARGE = 2**14
+SPARE_BYTES = 10 * 2**30  # that such a file leaves free on its disk, which others use too
+
+
+def large(images):
+    """Return whether the images are files that threads decode faster: the first one stands for
+    all.
+    """
+    first = next(iter(images.sources), None)
+    try:
+        return isinstance(first, (str, Path)) and Path(first).stat().st_size >= LARGE
+    except OSError:  # whoever opens it says what is wrong
+        return False
+
+
+class Decoded:
+    """Images as bytes by (kind, position), each decoded once; of large files threads decode what is
+    needed next.
+
+    The first CACHE_BYTES stay in memory; the rest go to a file in the folder for temporary files
+    (TMPDIR, on a disk), which nobody else sees and which ends with the process, and where that has
+    no room left are decoded anew at each use. What came first stays in memory: an epoch visits
+    every image once, so that the image used longest ago is the one that is needed soonest.
+    """
+
+    def __init__(self, sets):
+        self.sets, self.kept, self.coming, self.room = sets, {}, {}, CACHE_BYTES
+        self.file, self.places, self.end, self.full = None, {}, 0, False
+        self.pool = ThreadPoolExecutor(os.cpu_count()) if any(map(large, sets.values())) else None
+
+    def start(self, keys):
+        """Begin to decode these images, or to read them back, in the background."""
+        if self.pool is None:
+            return
+        for key in keys:
+            if key not in self.kept and key not in self.coming:
+                self.coming[key] = self.pool.submit(self._load, key)
+
+    def take(self, keys):
+        """Return these images, uint8 (3, H, W) each. Raises DataError on an unreadable file."""
+        self.start(keys)
+        fresh = {
+            key: self.coming.pop(key).result() if self.pool else self._load(key)
+            for key in dict.fromkeys(keys)
+            if key not in self.kept
+        }
+        images = [self.kept[key] if key in self.kept else fresh[key] for key in keys]
+        for key, image in fresh.items():
+            if image.nbytes <= self.room:
+                self.kept[key], self.room = image, self.room - image.nbytes
+            elif key not in self.places and not self.full:
+                self._write(key, image)
+        return images
+
+    def _write(self, key, image):
+        try:
+            self.file = self.file or tempfile.TemporaryFile(buffering=0)
+            disk = os.fstatvfs(self.file.fileno())
+            if (
+                disk.f_bavail * disk.f_frsize < SPARE_BYTES
+                or os.pwrite(self.file.fileno(), image.numpy(), self.end) < image.nbytes
+            ):
+                raise OSError("the disk has no room left")
+        except OSError:  # a cache is no reason to end
+            self.full = True
+        else:
+            self.places[key], self.end = (self.end, tuple(image.shape)), self.end + image.nbytes
+
+    def _read(self, place, shape):
+        """Return the pixels at a place of the file, None where the disk no longer gives them."""
+        pixels = np.empty(shape, np.uint8)
+        if self.file is None:
+            return None
+        with suppress(OSError):
+            read = os.preadv(self.file.fileno(), [pixels.reshape(-1).data], place)
+            return pixels if read == pixels.nbytes else None
+
+    def _load(self, key):
+        from torch import from_numpy
+
+        pixels = self._read(*self.places[key]) if key in self.places else None
+        if pixels is not None:
+            return from_numpy(pixels)
+        kind, i = key
+        return from_numpy(
+            np.ascontiguousarray(np.asarray(self.sets[kind].open(i)).transpose(2, 0, 1))
+        )
