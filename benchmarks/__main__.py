@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from datadream.config import as_dict, recipe
-from datadream.models.networks import device
+from datadream.models.device import device
 from datadream.paths import paths
 from datadream.results.records import benchmark_table
 from datadream.statistics import mean_interval

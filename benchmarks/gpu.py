@@ -26,7 +26,8 @@ from typing import Any
 import torch
 
 from datadream import config
-from datadream.models import networks
+from datadream.models import device
+from datadream.models.generators import unet
 from datadream.store.artifacts import write_json
 
 from . import full_size, limits
@@ -67,7 +68,7 @@ class Bench:
     root: Path
     tiny: bool = False
     backend: str = "inductor"
-    device: torch.device = field(default_factory=networks.device)
+    device: torch.device = field(default_factory=device.device)
 
     @property
     def cuda(self) -> bool:
@@ -95,8 +96,8 @@ class Bench:
 
     def load(self, dtype: torch.dtype | None = None, training: bool = False) -> Any:
         """Return the generator's pipeline, in half precision on a GPU unless `dtype` is given."""
-        return networks.load_generator(
-            self.generator, dtype or networks.dtype_for("auto", training=training)
+        return unet.load_generator(
+            self.generator, dtype or device.dtype_for("auto", training=training)
         )
 
     @property
@@ -115,7 +116,7 @@ class Bench:
 
     def forget(self) -> None:
         """Free the pipelines and what the device still holds."""
-        networks.forget_generators()
+        unet.forget_generators()
         gc.collect()
         if self.cuda:
             torch.cuda.empty_cache()

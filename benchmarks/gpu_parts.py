@@ -20,7 +20,9 @@ from PIL import Image
 
 from datadream.data import batches, datasets
 from datadream.data.images import Images
-from datadream.models import networks, sampling
+from datadream.models import device, lora
+from datadream.models.classifiers import base
+from datadream.models.generators import sampling
 from datadream.pipeline import classify
 from datadream.store.artifacts import Store
 from datadream.study.cells import run as run_cell
@@ -72,7 +74,7 @@ def whole_cell(bench: Bench) -> dict[str, Any]:
     return {
         "seconds_by_stage": record["seconds"],
         "image": list(images[0].shape),
-        "dtypes": [str(networks.dtype_for("auto", training=t)) for t in (True, False)],
+        "dtypes": [str(device.dtype_for("auto", training=t)) for t in (True, False)],
         "spread": [float(image.std()) for image in images],
         "peak_GB": bench.peak_gigabytes(),
     }
@@ -150,7 +152,7 @@ def rates(bench: Bench, name: str, ways, units: int, repeats: int = 2) -> dict[s
             "peak_GB": (max(peaks) - held) / 1e9,
         }
         if hasattr(stage, "pipe") and hasattr(stage, "parameters"):
-            networks.remove_lora(stage.pipe)
+            lora.remove_lora(stage.pipe)
         del stage
     bench.forget()
     return found
@@ -231,7 +233,7 @@ def classifier_step(bench: Bench):
         write_sets(bench)
     files = sorted(str(file) for file in (bench.root / "train").glob("*.png"))
     made = Images(tuple(files), tuple(i % 10 for i in range(len(files))))
-    model = networks.load_classifier(recipe.classifier)
+    model = base.load_classifier(recipe.classifier)
     parameters = model.attach(recipe.classify)
     source = batches.Batches(None, made, recipe.classify, 10, model.size, 0, model.mean.device)
     tokens = model.prompts([datasets.prompt("", str(i)) for i in range(10)])
@@ -341,7 +343,7 @@ def unet_step(bench: Bench):
     options = bench.recipe().adapt
     pipe = bench.load(training=True)
     work = together.problem(pipe, options, 1)
-    parameters = networks.add_generator_lora(pipe, options)
+    parameters = lora.add_generator_lora(pipe, options)
     own = [p for name, p in parameters.items() if name.startswith("unet")]
     optimiser = torch.optim.AdamW(own, lr=1e-4, fused=True)
     return pipe, lambda: together.step(pipe.unet, optimiser, *work)
@@ -352,7 +354,7 @@ def adapt_parts(bench: Bench) -> dict[str, Any]:
     """Return where an optimiser step goes, and the UNet's share with the LoRA in other ways."""
     stage = bench.stage("adapt", "product")
     found: dict[str, Any] = {"profile": bench.profiled(stage.run, "adapting", bench.size.adapt)}
-    networks.remove_lora(stage.pipe)
+    lora.remove_lora(stage.pipe)
     del stage
     bench.forget()
     pipe, once = unet_step(bench)
@@ -371,7 +373,7 @@ def adapt_parts(bench: Bench) -> dict[str, Any]:
         found["lean_profile"] = bench.profiled(once, "UNet's step, LoRA as one addmm")
     finally:
         Linear.forward = before
-    networks.remove_lora(pipe)
+    lora.remove_lora(pipe)
     return found
 
 
@@ -429,7 +431,7 @@ def adapt_compiled(bench: Bench) -> dict[str, Any]:
     pipe, once = unet_step(bench)
     with compiling(bench), sampling.compiled(pipe.unet):
         found = {"compile_s": first_seconds(bench, once), "unet_ms": bench.milliseconds(once)}
-    networks.remove_lora(pipe)
+    lora.remove_lora(pipe)
     return found
 
 

@@ -55,7 +55,7 @@ def generator_flops():
     decoding, a trained view, a trained prompt.
     """
     from datadream.config import recipe
-    from datadream.models.networks import add_generator_lora
+    from datadream.models.lora import add_generator_lora
 
     pipe, side = _generator(), SIDE // 8
     latent, picture, ids = (
@@ -88,7 +88,8 @@ def _classifier():
     import open_clip
 
     from datadream.config import recipe
-    from datadream.models.networks import Classifier, add_classifier_lora
+    from datadream.models.classifiers.clip import Classifier
+    from datadream.models.classifiers.lora import add_classifier_lora
 
     name, options = "ViT-B-16-quickgelu", recipe("paper").classify
     with torch.device("meta"):

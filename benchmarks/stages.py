@@ -17,7 +17,8 @@ from datadream import config, paths
 from datadream.data import batches, datasets, transforms
 from datadream.data.decode_cache import Decoded
 from datadream.data.images import Images
-from datadream.models import networks, sampling
+from datadream.models import device, lora
+from datadream.models.generators import sampling, unet
 from datadream.pipeline import adapt, classify, generate
 from datadream.training import batch_size
 
@@ -109,7 +110,7 @@ class Stage:
 
     def __init__(self, name, way, profile, root, overrides, size=None):
         self.recipe, self.dataset, self.shots = work(profile, root, overrides, size)
-        self.size, self.device, self.root = size or SIZES[profile], networks.device(), root
+        self.size, self.device, self.root = size or SIZES[profile], device.device(), root
         # Few shots as a camera has them.
         self.side, self.wide = (self.size.side, 4 / 3 if profile == "paper" else 1.0)
         self.run = getattr(self, f"{way}_{name}")
@@ -136,7 +137,7 @@ class Stage:
             self.shots.pick(range(self.recipe.shots)), self.root / "shots", self.side, self.wide
         )
         self.pipe = baseline.load_pipeline(self._generator(), self.device)
-        self.parameters = networks.add_generator_lora(self.pipe, self.recipe.adapt)
+        self.parameters = lora.add_generator_lora(self.pipe, self.recipe.adapt)
 
     def baseline_adapt(self):
         """Run the optimiser steps."""
@@ -156,10 +157,10 @@ class Stage:
             self.shots.pick(range(self.recipe.shots)), self.root / "shots", self.side, self.wide
         )
         self.images = Images(tuple(files), (0,) * len(files))
-        self.pipe = networks.load_generator(
-            self.recipe.generator, networks.dtype_for(self.recipe.precision, training=True)
+        self.pipe = unet.load_generator(
+            self.recipe.generator, device.dtype_for(self.recipe.precision, training=True)
         )
-        self.parameters = networks.add_generator_lora(self.pipe, self.recipe.adapt)
+        self.parameters = lora.add_generator_lora(self.pipe, self.recipe.adapt)
         per_epoch = -(-len(files) // self.recipe.adapt.batch)
         self.short = config.recipe(
             self.recipe.profile,
@@ -200,12 +201,12 @@ class Stage:
 
     def _adapter(self):
         folder = self.root / "adapter"
-        if not (folder / networks.LORA_FILE).exists():
-            pipe = networks.load_generator(self.recipe.generator)
-            for p in networks.add_generator_lora(pipe, self.recipe.adapt).values():
+        if not (folder / lora.LORA_FILE).exists():
+            pipe = unet.load_generator(self.recipe.generator)
+            for p in lora.add_generator_lora(pipe, self.recipe.adapt).values():
                 p.data.normal_(0, 0.01)
-            networks.save_generator_lora(pipe, folder, self.recipe.adapt)
-            networks.remove_lora(pipe)
+            lora.save_generator_lora(pipe, folder, self.recipe.adapt)
+            lora.remove_lora(pipe)
         return folder
 
     def prepare_baseline_generate(self):
@@ -230,8 +231,8 @@ class Stage:
     def prepare_product_generate(self):
         """Make the class's adapter, and load the pipeline."""
         self.prepare_baseline_generate()
-        networks.load_generator(
-            self.recipe.generator, networks.dtype_for(self.recipe.precision, training=False)
+        unet.load_generator(
+            self.recipe.generator, device.dtype_for(self.recipe.precision, training=False)
         )
 
     def product_generate(self):

@@ -17,13 +17,9 @@ import torch.nn.functional as F
 from peft.tuners.lora import Linear
 
 from datadream.config import recipe
-from datadream.models.networks import (
-    add_generator_lora,
-    device,
-    dtype_for,
-    load_generator,
-    remove_lora,
-)
+from datadream.models.device import device, dtype_for
+from datadream.models.generators.unet import load_generator
+from datadream.models.lora import add_generator_lora, remove_lora
 from datadream.paths import paths
 from datadream.statistics import mean_interval
 from datadream.store.artifacts import provenance, write_json

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from . import __version__, signals
 from .errors import ConfigError, DataError, ModelMissingError, nearest
+from .models import download
 from .store.artifacts import Store, StoreError
 
 
@@ -302,7 +303,7 @@ def _download(options):
             f"{options.name!r} is no model or dataset to download; accepted: a hub id, or one of "
             f"{', '.join(known)}{nearest(options.name, known)}"
         )
-    print(f"downloading {options.name} into {catalog.cache()}, if it is not there", flush=True)
-    catalog.download(options.name)
+    print(f"downloading {options.name} into {download.cache()}, if it is not there", flush=True)
+    download.download_model(options.name)
     print(f"{options.name} is on this machine")
     return 0

@@ -11,7 +11,7 @@ from importlib import metadata
 from .data.paper_datasets import SOURCES, elsewhere, lacking, locate
 from .errors import ConfigError
 from .models.catalog import CLASSIFIERS, GENERATORS, absent
-from .models.networks import device
+from .models.device import device
 from .paths import is_address, paths, relative_to_home, store_place
 from .store.address import RemoteStore
 from .store.artifacts import Store, StoreError

@@ -260,7 +260,7 @@ def classify_files(adapter, files):
     Raises DataError on a damaged adapter and on an unreadable image.
     """
     from .data.transforms import evaluation_batches
-    from .models.networks import load_classifier_lora
+    from .models.classifiers.base import load_classifier_lora
     from .pipeline.classify import predict
 
     try:

@@ -22,8 +22,8 @@ from safetensors.torch import load_file
 from datadream.config import key
 from datadream.data.datasets import DataError, Images, few_shots
 from datadream.data.transforms import generator_image
-from datadream.models import latents
-from datadream.models.networks import load_generator, tokenize
+from datadream.models.generators import latents
+from datadream.models.generators.unet import load_generator, tokenize
 from datadream.pipeline import adapt as package
 from datadream.pipeline.adapt import adapt, adapter_inputs, diffusion_losses
 from datadream.seeds import seed_for

@@ -20,7 +20,9 @@ from benchmarks.stages import SWAPS, Stage, as_files, peak_bytes, work
 from datadream import config, paths
 from datadream.data import datasets
 from datadream.engines import on_ray
-from datadream.models import networks
+from datadream.models import lora
+from datadream.models.classifiers import clip
+from datadream.models.generators import unet
 from datadream.pipeline.adapt import train_adapter
 from datadream.results import records
 from datadream.seeds import seed_for
@@ -44,7 +46,7 @@ def test_the_product_has_the_baselines_loss_curve(tmp_path):
     for way in ("product", "baseline"):
         pipe = baseline.load_pipeline(paths.paths()["mini"] / "generator", torch.device("cpu"))
         torch.manual_seed(5)
-        parameters = networks.add_generator_lora(pipe, recipe.adapt)
+        parameters = lora.add_generator_lora(pipe, recipe.adapt)
         if way == "product":
             curves[way] = train_adapter(
                 pipe, parameters, recipe, dataset, shots, None, BatchSize(8), (0,)
@@ -82,7 +84,7 @@ def own_pipeline():
     process of its own.
     """
     yield
-    networks.forget_generators()
+    unet.forget_generators()
 
 
 @pytest.mark.parametrize(
@@ -105,9 +107,9 @@ def test_both_ways_make_and_see_the_same_images(tmp_path, own_pipeline, monkeypa
     assert [stage.written for stage in ways.values()] == [2, 2]
     assert not list(tmp_path.glob("tmp*")), "the images that were made to be timed are removed"
 
-    seen, forward = [], networks.Classifier.forward
+    seen, forward = [], clip.Classifier.forward
     monkeypatch.setattr(
-        networks.Classifier,
+        clip.Classifier,
         "forward",
         lambda self, images, tokens: (
             self.training and seen.append(len(images)),
@@ -130,8 +132,8 @@ def test_both_ways_make_and_see_the_same_images(tmp_path, own_pipeline, monkeypa
         Stage("decode", way, "tiny", tmp_path, {}).run()
     assert sorted(opened[:64]) == sorted(opened[64:]) and len(opened) == 128
 
-    loaded, read = [], networks._merge
-    monkeypatch.setattr(networks, "_merge", lambda *args: (loaded.append(1), read(*args))[1])
+    loaded, read = [], lora._merge
+    monkeypatch.setattr(lora, "_merge", lambda *args: (loaded.append(1), read(*args))[1])
     Stage("exchange", "product", "tiny", tmp_path, {}).run()
     assert len(loaded) == SWAPS
 
@@ -205,9 +207,7 @@ def test_adapters_that_train_together_have_the_gradients_that_each_has_alone():
     # Leaves the weights as they are.
     still = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.0)
     own = [
-        p
-        for name, p in networks.add_generator_lora(pipe, options).items()
-        if name.startswith("unet")
+        p for name, p in lora.add_generator_lora(pipe, options).items() if name.startswith("unet")
     ]
     torch.manual_seed(1)
     for p in own:

@@ -20,7 +20,8 @@ from datadream.data import datasets
 from datadream.data.batches import Batches
 from datadream.data.datasets import Dataset, Images, few_shots, load_for
 from datadream.errors import ConfigError
-from datadream.models.networks import load_classifier, load_classifier_lora
+from datadream.models.classifiers import resnet
+from datadream.models.classifiers.base import load_classifier, load_classifier_lora
 from datadream.pipeline import classify as package
 from datadream.pipeline.classify import (
     evaluate,
@@ -601,7 +602,7 @@ def small(monkeypatch, limit):
             raise torch.OutOfMemoryError("CUDA out of memory")
         return image(self, images)
 
-    monkeypatch.setattr("datadream.models.networks.Classifier.image", within)
+    monkeypatch.setattr("datadream.models.classifiers.clip.Classifier.image", within)
 
 
 def test_a_step_that_does_not_fit_is_done_in_halves_and_noted(
@@ -715,9 +716,8 @@ def test_a_killed_resnet_continues_with_its_running_statistics(
     make, dataset, shots, tmp_path, monkeypatch, select
 ):
     """The paper's second classifier has state beyond its parameters: the batch normalisations'."""
-    from datadream.models import networks
 
-    monkeypatch.setattr(networks.ResNet, "size", 32)
+    monkeypatch.setattr(resnet.ResNet, "size", 32)
     monkeypatch.setattr(package, "fit", functools.partial(package.fit, every=2))
     one = make("real", {"classifier": "resnet50", "classify.epochs": 2, "classify.select": select})
     whole, store = (

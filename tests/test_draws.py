@@ -11,8 +11,9 @@ from PIL import Image
 
 from datadream.config import METHODS, recipe
 from datadream.data.datasets import few_shots, prompt
-from datadream.models import sampling
-from datadream.models.networks import load_generator, merged_lora
+from datadream.models.generators import sampling
+from datadream.models.generators.unet import load_generator
+from datadream.models.lora import merged_lora
 from datadream.pipeline import draws, generate
 from datadream.store.artifacts import Store
 from datadream.study import cells

@@ -25,7 +25,7 @@ from datadream import progress, signals
 from datadream.config import as_dict, key
 from datadream.engines import on_ray
 from datadream.errors import ConfigError
-from datadream.models import networks
+from datadream.models.generators import unet
 from datadream.paths import paths
 from datadream.pipeline import draws
 from datadream.pipeline import generate as package
@@ -242,7 +242,7 @@ def test_a_slice_on_a_full_disk_is_the_store_s_error(make, dataset, shots, store
     def full(image, path):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(package, "save", full)
+    monkeypatch.setattr(package, "save_png", full)
     with pytest.raises(StoreError, match="the disk is full.*DATADREAM_STORE"):
         on_ray.generate_slice(make("base"), dataset, shots, store, 0, 0)
 
@@ -456,7 +456,7 @@ def test_a_task_works_on_the_gpu_that_it_was_given(monkeypatch, visible, given, 
     monkeypatch.setattr(torch.cuda, "current_device", lambda: taken[-1])
     monkeypatch.setattr(torch.cuda, "set_device", taken.append)
     monkeypatch.setattr(
-        networks._load_generator, "cache_clear", lambda: cleared.append(1), raising=False
+        unet._load_generator, "cache_clear", lambda: cleared.append(1), raising=False
     )
     monkeypatch.setattr(ray, "get_gpu_ids", lambda: [given])
     on_ray._take_gpu()

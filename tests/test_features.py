@@ -15,8 +15,8 @@ from datadream.data import datasets
 from datadream.data.images import Images
 from datadream.data.transforms import evaluation_batches
 from datadream.errors import ConfigError, ModelMissingError
-from datadream.mini import quality
-from datadream.models.networks import load_classifier
+from datadream.models.classifiers import print_reader
+from datadream.models.classifiers.base import load_classifier
 from datadream.paths import paths
 from datadream.results import features
 
@@ -46,7 +46,7 @@ def test_clip_features_are_the_untouched_classifiers_and_unit(make, shots, store
 
 def test_reader_features_are_what_its_last_layer_sees(digits, make, store):
     found = features.features(digits, "reader", make(), store)
-    reader = quality.load_reader(paths()["mini"])
+    reader = print_reader.load_reader(paths()["mini"])
     logits = reader(views(digits, 32))
     assert found.shape == (5, reader[-1].in_features)
     assert reader[-1](torch.tensor(found)).detach().numpy() == pytest.approx(

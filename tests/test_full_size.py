@@ -11,7 +11,8 @@ from PIL import Image
 
 from benchmarks.full_size import TEXT, UNET, save_models
 from datadream.config import Adapt, recipe
-from datadream.models.networks import UNET_TARGETS, add_generator_lora, image_side
+from datadream.models.generators.unet import image_side
+from datadream.models.lora import UNET_TARGETS, add_generator_lora
 
 
 def without_weights():

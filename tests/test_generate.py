@@ -21,9 +21,9 @@ from datadream.config import key
 from datadream.data.datasets import few_shots
 from datadream.engines import on_ray
 from datadream.errors import ConfigError
-from datadream.models import sampling
-from datadream.models.networks import condition, load_generator, make_scheduler, tokenize
-from datadream.models.sampling import adapted, embed, sample
+from datadream.models.generators import sampling
+from datadream.models.generators.sampling import adapted, embed, sample
+from datadream.models.generators.unet import condition, load_generator, make_scheduler, tokenize
 from datadream.pipeline import generate as package
 from datadream.pipeline.adapt import adapt, adapter_inputs
 from datadream.pipeline.draws import image_seed
@@ -394,7 +394,7 @@ def test_a_killed_generation_continues_to_the_same_bytes(
     recipe, store = make(method), Store(tmp_path / "killed")
     whole = generate(recipe, dataset, shots, Store(tmp_path / "whole"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(package, "save", dies_at(package.save, call))
+        patch.setattr(package, "save_png", dies_at(package.save_png, call))
         with pytest.raises(Killed):
             generate(recipe, dataset, shots, store)
     assert not store.folder(whole.name).exists()
@@ -433,7 +433,7 @@ def test_an_image_that_is_missing_or_empty_among_those_left_is_made_again(
     recipe, store = make("base"), Store(tmp_path / "killed")
     whole = generate(recipe, dataset, shots, Store(tmp_path / "whole"))
     with monkeypatch.context() as patch:
-        patch.setattr(package, "save", dies_at(package.save, 8))
+        patch.setattr(package, "save_png", dies_at(package.save_png, 8))
         with pytest.raises(Killed):
             generate(recipe, dataset, shots, store)
     # The first of the second batch.

@@ -9,7 +9,7 @@ import pytest
 from datadream.cli import main
 from datadream.data import paper_datasets
 from datadream.errors import ConfigError, ModelMissingError
-from datadream.models import catalog
+from datadream.models import catalog, download
 
 ADVICE = "pass 'local_files_only=False' as input"
 
@@ -57,7 +57,7 @@ def test_a_download_without_a_network_says_why_and_what_to_do_by_hand(
     for words in (
         f"the model '{name}' was not downloaded: [Errno -2] Name or service not known.",
         f"the folder {repository}",
-        catalog.cache(),
+        download.cache(),
         "HF_HOME",
         f"set {field}=<folder",
         f"{field}='mini' needs no download",
@@ -73,7 +73,7 @@ def test_a_download_without_a_network_says_why_and_what_to_do_by_hand(
 def test_a_forbidden_network_is_the_reason(monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(ModelMissingError, match="HF_HUB_OFFLINE is set"):
-        catalog.download("nobody/thing")
+        download.download_model("nobody/thing")
 
 
 def test_weights_that_open_clip_does_not_have_are_no_matter_of_the_network():
@@ -81,9 +81,9 @@ def test_weights_that_open_clip_does_not_have_are_no_matter_of_the_network():
         ConfigError,
         match="no weights 'openia' for 'ViT-B-16-quickgelu'; accepted: .*Did you mean 'openai'",
     ):
-        catalog.download("ViT-B-16-quickgelu/openia")
+        download.download_model("ViT-B-16-quickgelu/openia")
     with pytest.raises(ConfigError, match="give 'ViT-B-16-quickgelu/openai'"):
-        catalog.download("ViT-B-16/openai")
+        download.download_model("ViT-B-16/openai")
 
 
 @pytest.mark.parametrize("name", ["mini", "resnet50"])

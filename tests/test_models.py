@@ -19,31 +19,32 @@ from safetensors.torch import load_file, save_file
 
 from datadream.config import Adapt, Classify
 from datadream.errors import ConfigError
-from datadream.models import networks as package
 from datadream.models.catalog import GENERATORS
-from datadream.models.networks import (
-    LORA_FILE,
-    Classifier,
-    LoRAAttention,
-    LoRAProjection,
-    ModelMissingError,
-    add_classifier_lora,
-    add_generator_lora,
-    condition,
-    device,
-    dtype_for,
-    identity,
-    image_side,
+from datadream.models.classifiers import base
+from datadream.models.classifiers.base import (
     load_classifier,
     load_classifier_lora,
-    load_generator,
-    merged_lora,
-    remove_lora,
     save_classifier_lora,
-    save_generator_lora,
+)
+from datadream.models.classifiers.clip import Classifier
+from datadream.models.classifiers.lora import LoRAAttention, LoRAProjection, add_classifier_lora
+from datadream.models.device import device, dtype_for
+from datadream.models.generators.unet import (
+    condition,
+    image_side,
+    load_generator,
     text_encoders,
     tokenize,
 )
+from datadream.models.identity import identity
+from datadream.models.lora import (
+    LORA_FILE,
+    add_generator_lora,
+    merged_lora,
+    remove_lora,
+    save_generator_lora,
+)
+from datadream.models.networks import ModelMissingError
 
 TEXTS = ["a photo of a seven", "a photo of a letter q", "a photo of a one"]
 
@@ -522,7 +523,7 @@ def test_the_classifier_multiplies_in_half_precision_on_a_gpu_only(
     models, monkeypatch, cuda, precision, mixed
 ):
     monkeypatch.setattr(
-        package,
+        base,
         "dtype_for",
         lambda precision, training: (
             torch.bfloat16 if cuda and precision == "auto" else torch.float32

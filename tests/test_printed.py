@@ -20,8 +20,10 @@ from safetensors.torch import load_file
 from datadream.config import recipe
 from datadream.data import datasets
 from datadream.mini import base, printed, quality, tokens
-from datadream.models import networks, sampling
-from datadream.models.networks import load_classifier, load_generator
+from datadream.models.classifiers import print_reader
+from datadream.models.classifiers.base import load_classifier
+from datadream.models.generators import sampling, unet
+from datadream.models.generators.unet import load_generator
 from datadream.paths import paths
 from datadream.pipeline import classify
 
@@ -556,10 +558,10 @@ def test_the_embedded_generator_draws_what_it_is_asked_for(bank):
     which is 90 % or higher.
     """
     options = recipe(overrides={"generate.steps": 15, "generate.guidance": 2.0}).generate
-    pipe, reader = load_generator("mini"), quality.load_reader(paths()["mini"])
+    pipe, reader = load_generator("mini"), print_reader.load_reader(paths()["mini"])
     labels = [label for label in range(10) for _ in range(2)]
     own = pipe.scheduler
-    pipe.scheduler = networks.make_scheduler(pipe, "DPMSolverMultistepScheduler")
+    pipe.scheduler = unet.make_scheduler(pipe, "DPMSolverMultistepScheduler")
     try:
         texts = [datasets.prompt("", printed.NAMES[label]) for label in labels]
         images = sampling.sample(pipe, sampling.embed(pipe, texts, options), range(20), options, 32)

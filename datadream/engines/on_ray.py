@@ -21,8 +21,9 @@ from ..data.datasets import few_shots, load_for
 from ..data.folders import class_folders
 from ..data.png import is_whole
 from ..errors import ConfigError
-from ..models.networks import fetch, use_gpu
-from ..models.sampling import adapted
+from ..models.download import fetch
+from ..models.generators.sampling import adapted
+from ..models.generators.unet import use_gpu
 from ..paths import paths
 from ..pipeline.adapt import adapt
 from ..pipeline.draws import adapters, reader, slices

@@ -3,42 +3,15 @@
 import numpy as np
 import pandas as pd
 import torch
-import torch.nn as nn
 import torch.nn.functional as F
 
+from ..models.classifiers.print_reader import Reader
 from ..results.tables import show_table
 from ..statistics import mean_interval, wilson
 from ..training.loop import fit
 from . import printed
 
 PRINTS = 1080  # prints that a reader is judged on: 30 of each character
-
-
-class Reader(nn.Sequential):
-    """A small convolutional reader of printed characters, (B, 3, SIDE, SIDE) in [0, 1] -> logits
-    (B, 36).
-
-    It shares no weight, loss or architecture with the mini CLIP, so it can judge the generator
-    independently.
-    """
-
-    def __init__(self):
-        def block(inside, outside):
-            return [
-                nn.Conv2d(inside, outside, 3, padding=1),
-                nn.BatchNorm2d(outside),
-                nn.ReLU(),
-                nn.MaxPool2d(2),
-            ]
-
-        super().__init__(
-            *block(3, 24),
-            *block(24, 48),
-            *block(48, 96),
-            nn.Flatten(),
-            nn.Dropout(0.2),
-            nn.Linear(96 * (printed.SIDE // 8) ** 2, len(printed.CHARACTERS)),
-        )
 
 
 def train_reader(work, bank, steps=1500, batch=128, lr=2e-3, seed=0):
@@ -64,15 +37,6 @@ def train_reader(work, bank, steps=1500, batch=128, lr=2e-3, seed=0):
     )
     save_file(reader.state_dict(), work / "reader.safetensors")
     return losses
-
-
-def load_reader(folder):
-    """Return the Reader of `folder` in evaluation mode."""
-    from safetensors.torch import load_file
-
-    reader = Reader()
-    reader.load_state_dict(load_file(folder / "reader.safetensors"))
-    return reader.eval()
 
 
 def every_character(bank, n, seed):
@@ -224,7 +188,7 @@ def zero_shot_images(folder, per_character, overrides=None, batch=60):
     """
     from .. import config
     from ..data.datasets import prompt
-    from ..models import sampling
+    from ..models.generators import sampling
     from ..pipeline import draws
 
     recipe = config.recipe(generator=str(folder / "generator"), overrides=overrides)

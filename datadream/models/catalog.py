@@ -1,12 +1,9 @@
 """The models by name: where each comes from, whether it is on this machine, and how to fetch it."""
 
-import logging
 import shlex
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import ConfigError, ModelMissingError, nearest
 from ..paths import paths
 
 
@@ -162,99 +159,3 @@ def fetching(name):
     row = GENERATORS.get(name) or CLASSIFIERS.get(name)
     about = f" ({row.hub}, about {row.gigabytes:g} GB, {row.licence})" if row else ""
     return f"`python -m datadream download {shlex.quote(name)}` fetches it{about}"
-
-
-def download(name):
-    """Fetch a generator or a classifier into the hub's cache: only the files that loading it needs.
-
-    Raises ModelMissingError, with the way to bring them by hand, where they cannot be fetched, and
-    ConfigError on a name that means none.
-    """
-    part = (
-        "clip"
-        if name in CLASSIFIERS or name.startswith("hf-hub:") or _is_clip(name)
-        else "generator"
-    )
-    if local(name, part) is not None or name == "resnet50":  # a folder, or random weights
-        return
-    try:
-        with _quiet():
-            if part == "clip":
-                # what open_clip fetches for a name, only loading it tells
-                from .networks import load_classifier
-
-                load_classifier(name)
-            else:
-                from diffusers import DiffusionPipeline  # pyright: ignore[reportPrivateImportUsage]
-
-                DiffusionPipeline.download(hub_id(name), use_safetensors=True)
-    except ConfigError:
-        raise
-    except (OSError, ValueError, ModelMissingError) as error:
-        raise ModelMissingError(
-            f"the model {name!r} was not downloaded: {_reason(error)}. {_by_hand(name, part)}"
-        ) from error
-
-
-@contextmanager
-def _quiet():
-    """Keep back what the libraries log of every attempt: the one error at the end says what
-    there is to know.
-    """
-    logging.disable(logging.ERROR)
-    try:
-        yield
-    finally:
-        logging.disable(logging.NOTSET)
-
-
-def _reason(error):
-    """Return why a download failed: the first line of the error at the bottom, since those above
-    it advise on calls that nobody made.
-    """
-    from huggingface_hub.constants import HF_HUB_OFFLINE
-
-    if HF_HUB_OFFLINE:
-        return "HF_HUB_OFFLINE is set, which forbids it; unset it where there is a network"
-    while error.__cause__ or error.__context__:
-        error = error.__cause__ or error.__context__
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-
-
-def cache():
-    """Return the folder of the hub's cache, which HF_HOME moves."""
-    from huggingface_hub.constants import HF_HUB_CACHE
-
-    return HF_HUB_CACHE
-
-
-def _by_hand(name, part):
-    folder = f"models--{(hub_id if part == 'generator' else clip_id)(name).replace('/', '--')}"
-    field, layout = (
-        ("generator", "diffusers format")
-        if part == "generator"
-        else ("classifier", "open_clip's layout")
-    )
-    return (
-        "Without a network, run the same command on a machine that has one and copy the folder "
-        f"{folder} from its cache into {cache()} (HF_HOME moves it); or set {field}=<folder in "
-        f"{layout}>; {field}='mini' needs no download"
-    )
-
-
-def _is_clip(name):
-    """Return whether a name is open_clip's '<architecture>/<weights>'. Raises ConfigError on
-    weights that the architecture does not have.
-    """
-    import open_clip
-
-    architecture, _, weights = name.partition("/")
-    if architecture not in open_clip.list_models():
-        return False
-    tags = open_clip.list_pretrained_tags_by_model(architecture)
-    if weights not in tags:
-        raise ConfigError(
-            f"open_clip has no weights {weights!r} for {architecture!r}; accepted: "
-            f"{', '.join(tags) or 'none'}{nearest(weights, tags)}"
-        )
-    return True

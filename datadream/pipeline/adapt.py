@@ -11,18 +11,11 @@ import torch.nn.functional as F
 from ..config import key
 from ..data.datasets import few_shots, prompt
 from ..data.images import fingerprint
-from ..models.latents import Views, prediction_target
-from ..models.networks import (
-    add_generator_lora,
-    condition,
-    dtype_for,
-    identity,
-    image_side,
-    load_generator,
-    remove_lora,
-    save_generator_lora,
-    tokenize,
-)
+from ..models.device import dtype_for
+from ..models.generators.latents import Views, prediction_target
+from ..models.generators.unet import condition, image_side, load_generator, tokenize
+from ..models.identity import identity
+from ..models.lora import add_generator_lora, remove_lora, save_generator_lora
 from ..seeds import seed_for
 from ..training.batch_size import BatchSize
 from ..training.distributed import ALONE

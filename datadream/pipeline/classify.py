@@ -16,13 +16,9 @@ from ..data.datasets import few_shots, prompt, validation_images
 from ..data.images import fingerprint
 from ..data.transforms import BATCH, evaluation_batches, validation_batches
 from ..errors import ConfigError, DataError
-from ..models.networks import (
-    dtype_for,
-    identity,
-    load_classifier,
-    load_classifier_lora,
-    save_classifier_lora,
-)
+from ..models.classifiers.base import load_classifier, load_classifier_lora, save_classifier_lora
+from ..models.device import dtype_for
+from ..models.identity import identity
 from ..seeds import seed_for
 from ..statistics import confusion, wilson
 from ..store.artifacts import write_json

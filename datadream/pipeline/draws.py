@@ -11,7 +11,7 @@ from ..config import require_warmup
 from ..data.datasets import few_shots, prompt
 from ..data.images import Images
 from ..data.transforms import evaluation_batches
-from ..models.networks import load_classifier
+from ..models.classifiers.base import load_classifier
 from ..seeds import seed_for
 from .classify import predict
 

@@ -15,8 +15,10 @@ from ..data.folders import class_folders
 from ..data.images import Images, fingerprint
 from ..data.png import is_whole, save_png
 from ..data.transforms import square
-from ..models.networks import dtype_for, identity, image_side
-from ..models.sampling import adapted, check, embed, sample
+from ..models.device import dtype_for
+from ..models.generators.sampling import adapted, embed, require_sampler, sample
+from ..models.generators.unet import image_side
+from ..models.identity import identity
 from ..store.artifacts import remove
 from ..training.batch_size import BatchSize
 from .adapt import adapt, adapter_inputs
@@ -153,7 +155,7 @@ def generate(recipe, dataset, shots, store):
     if store.done(key("generate", **inputs)):
         progress.found(key("generate", **inputs))
         return store.folder(key("generate", **inputs))
-    check(recipe)
+    require_sampler(recipe)
     trained = {
         which: adapt(recipe, dataset, shots, store, *which) for which in adapters(recipe, dataset)
     }

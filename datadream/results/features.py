@@ -14,8 +14,11 @@ from ..config import key
 from ..data.images import fingerprint
 from ..data.transforms import evaluation_batches
 from ..errors import ConfigError, ModelMissingError, nearest
-from ..mini import printed, quality
-from ..models.networks import device, identity, load_classifier
+from ..mini import printed
+from ..models.classifiers import print_reader
+from ..models.classifiers.base import load_classifier
+from ..models.device import device
+from ..models.identity import identity
 from ..paths import paths
 from ..store.artifacts import digest
 
@@ -35,7 +38,7 @@ def _load_clip(recipe):
 
 
 def _load_reader(recipe):
-    reader = quality.load_reader(paths()["mini"])
+    reader = print_reader.load_reader(paths()["mini"])
     return torch.nn.Sequential(*list(reader)[:-1]).to(device()), printed.SIDE
 
 

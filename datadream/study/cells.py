@@ -27,7 +27,7 @@ from .. import config, progress, signals
 from ..config import ENGINES, METHODS, SHOTS_TITLE, as_dict, as_mapping, key, require_warmup
 from ..data.datasets import draw, draw_inputs, few_shots, load_for
 from ..errors import ConfigError, DataError, nearest
-from ..models.networks import fetch
+from ..models.download import fetch
 from ..paths import paths, relative_to_home
 from ..pipeline.classify import judge, judge_inputs, train, train_inputs
 from ..pipeline.generate import generate, generation_inputs, read

@@ -101,7 +101,7 @@ def adapt_together(recipes, store, team):
     """
     from ..config import key
     from ..data.datasets import few_shots, load_for
-    from ..models.networks import fetch
+    from ..models.download import fetch
     from ..pipeline.adapt import adapt, adapter_inputs
 
     made = {}

@@ -4,9 +4,9 @@ from functools import lru_cache
 
 import torch
 
-from ..data.transforms import generator_image, resized
-from ..errors import ConfigError
-from ..seeds import seed_for
+from ...data.transforms import generator_image, resized
+from ...errors import ConfigError
+from ...seeds import seed_for
 
 # few shots kept in memory at the generator's size, about a MB each: 16 shots of 100 classes fit
 PICTURES = 2048

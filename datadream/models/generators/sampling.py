@@ -8,9 +8,11 @@ from functools import partial
 
 import torch
 
-from ..errors import ConfigError
-from ..training.loop import DivergedError
-from .networks import dtype_for, load_generator, make_scheduler, merged_lora
+from ...errors import ConfigError
+from ...training.loop import DivergedError
+from ..device import dtype_for
+from ..lora import merged_lora
+from .unet import load_generator, make_scheduler
 
 BACKEND = "inductor"
 # As encode_prompt orders them.
@@ -100,7 +102,7 @@ def _end_guidance(share, pipe, step, time, tensors):
     return {name: tensor.chunk(2)[-1] for name, tensor in tensors.items()}
 
 
-def check(recipe):
+def require_sampler(recipe):
     """Raise ConfigError on a sampler or a resolution that the generator cannot use, before
     anything is trained for it.
     """

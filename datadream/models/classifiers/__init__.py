@@ -1,0 +1,1 @@
+"""Classifiers: open_clip's, a ResNet, and the reader of printed characters."""

@@ -1,0 +1,149 @@
+"""An open_clip model as a zero-shot classifier (paper, section 3.4)."""
+
+import torch
+import torch.nn as nn
+from safetensors import SafetensorError
+
+from ...errors import ConfigError, ModelMissingError
+from ..catalog import fetching, local
+from .lora import add_classifier_lora
+
+
+class Classifier(nn.Module):
+    """An open_clip model as a classifier: logits = exp(logit_scale) * cosine(image, text of the
+    class's prompt) (paper, 3.4).
+    """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+    mixed = False  # whether products are in bfloat16; weights and logits are float32 either way
+
+    def __init__(self, clip, tokenizer, mean, std):
+        super().__init__()
+        self.clip, self.tokenizer = clip.requires_grad_(False), tokenizer
+        self.size = (
+            clip.visual.image_size[0]
+            if isinstance(clip.visual.image_size, tuple)
+            else clip.visual.image_size
+        )
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+
+    def prompts(self, texts):
+        """Return the token ids of one prompt per class, (classes, length), without the padding that
+        no text needs.
+
+        In a causal tower a token sees only those before it, so what follows the end of a text
+        changes nothing that is read: the paper's prompts have about ten tokens of CLIP's 77. Other
+        towers keep their padding.
+        """
+        ids = self.tokenizer(list(texts)).to(self.mean.device)
+        tower, _, pool, end = self._text_tower()
+        ends = None
+        if pool == "argmax":
+            ends = ids.argmax(1)
+        elif pool == "eos" and end is not None:
+            ends = (ids == end).int().argmax(1)
+        causal = (
+            getattr(tower, "attn_mask", None) is not None
+            and getattr(tower, "cls_emb", None) is None
+        )
+        return ids if ends is None or not causal else ids[:, : int(ends.max()) + 1]
+
+    def _text_tower(self):
+        """Return (text tower, its prefix in the state, its pooling, the id that ends a text);
+        open_clip keeps it apart or in the CLIP itself.
+        """
+        if hasattr(self.clip, "text"):
+            return (
+                self.clip.text,
+                "text.",
+                getattr(self.clip.text, "pool_type", None),
+                getattr(self.clip.text, "eos_id", None),
+            )
+        return self.clip, "", self.clip.text_pool_type, self.clip.text_eos_id
+
+    def _encode_text(self, tokens):
+        tower, prefix, _, _ = self._text_tower()
+        length = tokens.shape[1]
+        if length == getattr(tower, "context_length", length):
+            return self.clip.encode_text(tokens, normalize=True)
+        short = {
+            f"{prefix}positional_embedding": tower.positional_embedding[:length],
+            f"{prefix}attn_mask": tower.attn_mask[:length, :length],
+        }
+        return torch.func.functional_call(self.clip, short, kwargs={"text": tokens})[1]
+
+    def text(self, tokens):
+        """Return the unit features (classes, D) of token ids (classes, length): they stay the
+        same until the weights change.
+        """
+        with torch.autocast(tokens.device.type, torch.bfloat16, enabled=self.mixed):
+            return self._encode_text(tokens).float()
+
+    def image(self, images):
+        """Return the unit features (B, D) of images (B, 3, S, S) in [0, 1]."""
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.mixed):
+            return self.clip.encode_image((images - self.mean) / self.std, normalize=True).float()
+
+    def score(self, images, text):
+        """Return logits (B, classes) for images (B, 3, S, S) in [0, 1] and the classes' `text`
+        features.
+        """
+        return self.clip.logit_scale.exp() * self.image(images) @ text.T
+
+    def forward(self, images, tokens):
+        """Return logits (B, classes) for images (B, 3, S, S) in [0, 1] and token ids (classes,
+        length).
+        """
+        return self.score(images, self.text(tokens))
+
+    def attach(self, options):
+        """Add LoRA as `options` say and return the trainable parameters by name."""
+        return add_classifier_lora(self, options.rank, options.alpha, options.dropout)
+
+    def state(self):
+        """Return what training changes, name -> tensor: the LoRA."""
+        return {name: p for name, p in self.named_parameters() if p.requires_grad}
+
+
+def load_clip(name):
+    import open_clip
+
+    folder = local(name, "clip")
+    whole = f"local-dir:{folder}" if folder else name if name.startswith("hf-hub:") else None
+    architecture, slash, weights = (whole, "/", None) if whole else name.partition("/")
+    if not slash or weights == "":
+        raise ModelMissingError(
+            f"the classifier {name!r} names no weights, and random ones would judge nothing. Give "
+            "'mini', a folder in open_clip's layout, or '<architecture>/<weights>' from "
+            "open_clip.list_pretrained(), e.g. 'ViT-B-16-quickgelu/openai'"
+        )
+    if weights:
+        _check_activation(architecture, weights)
+    try:
+        clip, _, _ = open_clip.create_model_and_transforms(architecture, pretrained=weights)
+        tokenizer = open_clip.get_tokenizer(architecture)
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        raise ModelMissingError(
+            f"the classifier {name!r} cannot be loaded. Give 'mini', a folder in open_clip's "
+            "layout, or '<architecture>/<weights>' from open_clip.list_pretrained(). Where a "
+            f"network is at hand, {fetching(name)}; point HF_HOME to that cache. Cause: {error}"
+        ) from error
+    config = open_clip.get_model_preprocess_cfg(clip)
+    return Classifier(clip.eval(), tokenizer, config["mean"], config["std"])
+
+
+def _check_activation(architecture, weights):
+    """Raise ConfigError where weights trained with QuickGELU would run with another activation:
+    accuracy would be silently wrong.
+    """
+    import open_clip
+
+    wanted = open_clip.get_pretrained_cfg(architecture, weights).get("quick_gelu", False)
+    built = (open_clip.get_model_config(architecture) or {}).get("quick_gelu", False)
+    if wanted and not built:
+        raise ConfigError(
+            f"the weights {weights!r} were trained with QuickGELU, which {architecture!r} does "
+            f"not use; give '{architecture}-quickgelu/{weights}'"
+        )

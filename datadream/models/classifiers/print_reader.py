@@ -1,0 +1,41 @@
+"""The reader of printed characters that judges the embedded generator."""
+
+import torch.nn as nn
+
+from ...mini import printed
+
+
+class Reader(nn.Sequential):
+    """A small convolutional reader of printed characters, (B, 3, SIDE, SIDE) in [0, 1] -> logits
+    (B, 36).
+
+    It shares no weight, loss or architecture with the mini CLIP, so it can judge the generator
+    independently.
+    """
+
+    def __init__(self):
+        def block(inside, outside):
+            return [
+                nn.Conv2d(inside, outside, 3, padding=1),
+                nn.BatchNorm2d(outside),
+                nn.ReLU(),
+                nn.MaxPool2d(2),
+            ]
+
+        super().__init__(
+            *block(3, 24),
+            *block(24, 48),
+            *block(48, 96),
+            nn.Flatten(),
+            nn.Dropout(0.2),
+            nn.Linear(96 * (printed.SIDE // 8) ** 2, len(printed.CHARACTERS)),
+        )
+
+
+def load_reader(folder):
+    """Return the Reader of `folder` in evaluation mode."""
+    from safetensors.torch import load_file
+
+    reader = Reader()
+    reader.load_state_dict(load_file(folder / "reader.safetensors"))
+    return reader.eval()

@@ -1,0 +1,26 @@
+"""The device that everything runs on, and the precision of its weights."""
+
+import torch
+
+
+def device():
+    """Return the device that everything runs on: the GPU of `use_gpu`, the first one if nothing
+    was said, else the CPU.
+    """
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def dtype_for(precision, training):
+    """Return the dtype of the frozen weights: float32 on a CPU or if `precision` says so; on a GPU
+    half.
+
+    To sample, float16 as the released code does; to train, bfloat16 where the GPU has it, which
+    needs no loss scaling, else float32.
+    """
+    if precision == "float32" or device().type == "cpu":
+        return torch.float32
+    if not training:
+        return torch.float16
+    return (
+        torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    )

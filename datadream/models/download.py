@@ -1,0 +1,118 @@
+"""Fetch models into the hub's cache."""
+
+import logging
+from contextlib import contextmanager
+
+from ..errors import ConfigError, ModelMissingError, nearest
+from .catalog import CLASSIFIERS, clip_id, hub_id, local, revision
+from .classifiers.clip import load_clip
+from .generators.unet import load_generator
+
+
+def download_model(name):
+    """Fetch a generator or a classifier into the hub's cache: only the files that loading it needs.
+
+    Raises ModelMissingError, with the way to bring them by hand, where they cannot be fetched, and
+    ConfigError on a name that means none.
+    """
+    part = (
+        "clip"
+        if name in CLASSIFIERS or name.startswith("hf-hub:") or _is_clip(name)
+        else "generator"
+    )
+    if local(name, part) is not None or name == "resnet50":  # a folder, or random weights
+        return
+    try:
+        with _quiet():
+            if part == "clip":
+                # what open_clip fetches for a name, only loading it tells
+                from .classifiers.base import load_classifier
+
+                load_classifier(name)
+            else:
+                from diffusers import DiffusionPipeline  # pyright: ignore[reportPrivateImportUsage]
+
+                DiffusionPipeline.download(hub_id(name), use_safetensors=True)
+    except ConfigError:
+        raise
+    except (OSError, ValueError, ModelMissingError) as error:
+        raise ModelMissingError(
+            f"the model {name!r} was not downloaded: {_reason(error)}. {_by_hand(name, part)}"
+        ) from error
+
+
+@contextmanager
+def _quiet():
+    """Keep back what the libraries log of every attempt: the one error at the end says what
+    there is to know.
+    """
+    logging.disable(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def _reason(error):
+    """Return why a download failed: the first line of the error at the bottom, since those above
+    it advise on calls that nobody made.
+    """
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+
+    if HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set, which forbids it; unset it where there is a network"
+    while error.__cause__ or error.__context__:
+        error = error.__cause__ or error.__context__
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+def cache():
+    """Return the folder of the hub's cache, which HF_HOME moves."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return HF_HUB_CACHE
+
+
+def _by_hand(name, part):
+    folder = f"models--{(hub_id if part == 'generator' else clip_id)(name).replace('/', '--')}"
+    field, layout = (
+        ("generator", "diffusers format")
+        if part == "generator"
+        else ("classifier", "open_clip's layout")
+    )
+    return (
+        "Without a network, run the same command on a machine that has one and copy the folder "
+        f"{folder} from its cache into {cache()} (HF_HOME moves it); or set {field}=<folder in "
+        f"{layout}>; {field}='mini' needs no download"
+    )
+
+
+def _is_clip(name):
+    """Return whether a name is open_clip's '<architecture>/<weights>'. Raises ConfigError on
+    weights that the architecture does not have.
+    """
+    import open_clip
+
+    architecture, _, weights = name.partition("/")
+    if architecture not in open_clip.list_models():
+        return False
+    tags = open_clip.list_pretrained_tags_by_model(architecture)
+    if weights not in tags:
+        raise ConfigError(
+            f"open_clip has no weights {weights!r} for {architecture!r}; accepted: "
+            f"{', '.join(tags) or 'none'}{nearest(weights, tags)}"
+        )
+    return True
+
+
+def fetch(recipe):
+    """Download the recipe's models that are not in the cache yet, so that every key knows their
+    commits before anything is made.
+    """
+    wanted = [
+        (recipe.classifier, "clip", load_clip),
+        *([(recipe.generator, "generator", load_generator)] if recipe.row.generator else []),
+    ]
+    for name, part, load in wanted:
+        if name != "resnet50" and local(name, part) is None and revision(name, part) is None:
+            load(name)
