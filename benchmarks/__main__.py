@@ -20,7 +20,8 @@ from datadream.models.device import device
 from datadream.paths import paths
 from datadream.results.records import benchmark_table
 from datadream.statistics import mean_interval
-from datadream.store.artifacts import provenance, write_json
+from datadream.store.files import write_json
+from datadream.store.provenance import provenance
 
 from . import limits
 from .full_size import save_models

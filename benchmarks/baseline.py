@@ -16,7 +16,7 @@ from torchvision.transforms import InterpolationMode, v2
 from datadream.data.augment import BLUR, blur_kernel
 from datadream.models.classifiers.base import load_classifier
 from datadream.models.classifiers.lora import add_classifier_lora
-from datadream.training.loop import cosine_schedule
+from datadream.training.schedule import cosine_schedule
 
 BATCH = 10  # images that the released generation script samples at once
 

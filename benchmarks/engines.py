@@ -13,7 +13,9 @@ import numpy as np
 
 from datadream.paths import paths
 from datadream.statistics import mean_interval
-from datadream.store.artifacts import Store, provenance, write_json
+from datadream.store.artifacts import Store
+from datadream.store.files import write_json
+from datadream.store.provenance import provenance
 from datadream.study.cells import cells, run_cells
 
 WORKERS = 2

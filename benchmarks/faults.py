@@ -23,7 +23,8 @@ import psutil
 from datadream.config import recipe
 from datadream.paths import paths
 from datadream.results.records import fault_table, input_table, load_faults
-from datadream.store.artifacts import provenance, write_json
+from datadream.store.files import write_json
+from datadream.store.provenance import provenance
 
 from . import disturb
 from .disturb import FAILED, STAGES, ended, family, left_behind, reached, records, start

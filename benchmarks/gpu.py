@@ -28,7 +28,7 @@ import torch
 from datadream import config
 from datadream.models import device
 from datadream.models.generators import unet
-from datadream.store.artifacts import write_json
+from datadream.store.files import write_json
 
 from . import full_size, limits
 from .stages import Size, Stage

@@ -10,11 +10,11 @@ from collections import Counter
 from pathlib import Path
 
 from datadream import config
-from datadream.config import key
 from datadream.data import datasets
 from datadream.engines import on_ray
 from datadream.pipeline import generate
 from datadream.store.artifacts import Store, _verified
+from datadream.store.keys import key
 
 SIZES = (2, 4)  # images per class of the two runs, whose difference is what an image costs
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT

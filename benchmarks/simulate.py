@@ -13,7 +13,9 @@ from unittest import mock
 from datadream.config import recipe
 from datadream.engines import on_ray
 from datadream.paths import paths
-from datadream.store.artifacts import Store, provenance, write_json
+from datadream.store.artifacts import Store
+from datadream.store.files import write_json
+from datadream.store.provenance import provenance
 from datadream.study.plan import load_or_describe, profile_cells
 
 from . import lengths, operations

@@ -22,7 +22,8 @@ from datadream.models.generators.unet import load_generator
 from datadream.models.lora import add_generator_lora, remove_lora
 from datadream.paths import paths
 from datadream.statistics import mean_interval
-from datadream.store.artifacts import provenance, write_json
+from datadream.store.files import write_json
+from datadream.store.provenance import provenance
 
 
 class Together(torch.nn.Module):

@@ -12,7 +12,8 @@ from pathlib import Path
 from . import __version__, signals
 from .errors import ConfigError, DataError, ModelMissingError, nearest
 from .models import download
-from .store.artifacts import Store, StoreError
+from .store.artifacts import Store
+from .store.files import StoreError
 
 
 def _program() -> str:
@@ -223,7 +224,8 @@ def _plan(options):
 
 
 def _adapt(options):
-    from .training.distributed import adapt_together, gather
+    from .engines.on_accelerate import adapt_together
+    from .training.distributed import gather
 
     team, store = gather(), Store()
     with (

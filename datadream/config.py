@@ -1,8 +1,6 @@
 """Every setting of the study with its default, unit and source; the profiles; the methods."""
 
 import dataclasses
-import hashlib
-import json
 import math
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -541,11 +539,3 @@ def describe_methods():
                 for field in changed
             ]
     return rows
-
-
-def key(stage, **inputs):
-    """Return the content key of a stage, `<stage>-<16 hex digits>`: equal if and only if every
-    input is equal.
-    """
-    text = json.dumps(inputs, sort_keys=True, default=dataclasses.asdict, allow_nan=False)
-    return f"{stage}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"

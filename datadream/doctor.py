@@ -14,7 +14,8 @@ from .models.catalog import CLASSIFIERS, GENERATORS, absent
 from .models.device import device
 from .paths import is_address, paths, relative_to_home, store_place
 from .store.address import RemoteStore
-from .store.artifacts import Store, StoreError
+from .store.artifacts import Store
+from .store.files import StoreError
 from .store.gc import ARTIFACT
 
 MEMORY = 4.0  # GB that the default study needs at most

@@ -31,9 +31,10 @@ from datadream.publish import export
 from datadream.results import plots
 from datadream.results.tables import show_table
 from datadream.store import leases
-from datadream.store.artifacts import Store, StoreError
+from datadream.store.artifacts import Store
+from datadream.store.files import StoreError
 from datadream.study import cells
-from datadream.training import loop
+from datadream.training import checkpoint
 
 HOUSE = (ConfigError, DataError, ModelMissingError, StoreError)
 Case = namedtuple("Case", "group name end attempt")
@@ -608,12 +609,12 @@ def lease(title, write):
     return Case("damaged lease", title, "taken over", attempt)
 
 
-def checkpoint(title, write):
+def damaged_checkpoint(title, write):
     def attempt(box):
         file = box.root / "checkpoint.safetensors"
-        loop.save_state(file, {"parameter.a": torch.ones(9)}, 5)
+        checkpoint.save_state(file, {"parameter.a": torch.ones(9)}, 5)
         write(file)
-        assert loop.load_state(file) is None and not file.exists()
+        assert checkpoint.load_state(file) is None and not file.exists()
         return "removed, begun anew"
 
     return Case("damaged checkpoint.safetensors", title, "removed, begun anew", attempt)
@@ -627,7 +628,7 @@ LOCKS = [lock(*one) for one in JUNK] + [
         "StoreError",
     ),
 ]
-LEFT = LOCKS + [lease(*one) for one in JUNK] + [checkpoint(*one) for one in JUNK]
+LEFT = LOCKS + [lease(*one) for one in JUNK] + [damaged_checkpoint(*one) for one in JUNK]
 
 # Split files of the paper's datasets.
 

@@ -19,7 +19,6 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from datadream.config import key
 from datadream.data.datasets import DataError, Images, few_shots
 from datadream.data.transforms import generator_image
 from datadream.models.generators import latents
@@ -28,7 +27,8 @@ from datadream.pipeline import adapt as package
 from datadream.pipeline.adapt import adapt, adapter_inputs, diffusion_losses
 from datadream.seeds import seed_for
 from datadream.store.artifacts import Store
-from datadream.training import loop
+from datadream.store.keys import key
+from datadream.training import checkpoint, loop
 from datadream.training.batch_size import BatchSize
 from datadream.training.loop import DivergedError, fit
 
@@ -488,7 +488,7 @@ def test_after_a_real_kill_9_another_process_continues_to_the_same_bytes(
     assert (partial / "checkpoint.safetensors").exists(), (
         "the first checkpoint outlives the process"
     )
-    assert loop.load_state(partial / "checkpoint.safetensors")[1] == 3
+    assert checkpoint.load_state(partial / "checkpoint.safetensors")[1] == 3
     folder = adapt(recipe, dataset, shots, Store(tmp_path / "killed"))
     assert same(folder, whole)
 

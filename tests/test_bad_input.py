@@ -18,6 +18,7 @@ from datadream import config
 from datadream.data import folders, images
 from datadream.errors import ConfigError, DataError, printable
 from datadream.publish import export
+from datadream.store import keys
 from datadream.store.artifacts import Store
 from datadream.study import cells
 
@@ -106,7 +107,7 @@ def test_any_settings_are_a_recipe_with_a_key_or_a_config_error(values):
     except ConfigError as error:
         assert printable(str(error))
     else:
-        assert config.key("x", recipe=one).startswith("x-")
+        assert keys.key("x", recipe=one).startswith("x-")
 
 
 @settings(max_examples=EXAMPLES["study files"])

@@ -34,8 +34,11 @@ from datadream.pipeline.classify import (
     train_inputs,
 )
 from datadream.statistics import wilson
-from datadream.store.artifacts import Store, digest
-from datadream.training.loop import DivergedError, load_state, stream
+from datadream.store.artifacts import Store
+from datadream.store.files import digest
+from datadream.training.checkpoint import load_state
+from datadream.training.loop import DivergedError
+from datadream.training.schedule import stream
 
 PLAIN = {
     f"classify.{name}": 0.0 for name in ("flip", "jitter", "grayscale", "blur", "solarize", "mix")

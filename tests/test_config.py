@@ -13,7 +13,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from datadream import config, paths
-from datadream.config import METHODS, PROFILES, as_dict, key, recipe
+from datadream.config import METHODS, PROFILES, as_dict, recipe
 from datadream.data.datasets import Dataset, Images, few_shots
 from datadream.errors import ConfigError
 from datadream.models.catalog import GENERATORS
@@ -21,6 +21,7 @@ from datadream.pipeline.adapt import adapter_inputs
 from datadream.pipeline.classify import optimiser_steps, train_inputs
 from datadream.pipeline.draws import adapters
 from datadream.pipeline.generate import generation_inputs
+from datadream.store.keys import key
 
 FIELDS = {row["field"]: row for row in config.describe()}
 SPECS = {name: spec for name, _, spec in config._leaves(recipe())}

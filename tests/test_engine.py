@@ -22,7 +22,7 @@ import ray
 import torch
 
 from datadream import progress, signals
-from datadream.config import as_dict, key
+from datadream.config import as_dict
 from datadream.engines import on_ray
 from datadream.errors import ConfigError
 from datadream.models.generators import unet
@@ -31,9 +31,11 @@ from datadream.pipeline import draws
 from datadream.pipeline import generate as package
 from datadream.pipeline.generate import generate, generation_inputs
 from datadream.signals import Stopped
-from datadream.store.artifacts import Store, StoreError, digest
+from datadream.store.artifacts import Store
+from datadream.store.files import StoreError, digest
+from datadream.store.keys import key
 from datadream.study import cells
-from datadream.training.loop import load_state
+from datadream.training.checkpoint import load_state
 
 METHODS = ["real", "base", "cls", "dset+real"]
 

@@ -17,7 +17,6 @@ from PIL import Image
 from safetensors import safe_open
 
 import datadream.pipeline.adapt as adapt_module
-from datadream.config import key
 from datadream.data.datasets import few_shots
 from datadream.engines import on_ray
 from datadream.errors import ConfigError
@@ -28,7 +27,9 @@ from datadream.pipeline import generate as package
 from datadream.pipeline.adapt import adapt, adapter_inputs
 from datadream.pipeline.draws import image_seed
 from datadream.pipeline.generate import generate, generation_inputs, read
-from datadream.store.artifacts import Store, digest
+from datadream.store.artifacts import Store
+from datadream.store.files import digest
+from datadream.store.keys import key
 from datadream.training.loop import DivergedError
 
 

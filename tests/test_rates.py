@@ -6,7 +6,8 @@ import pandas as pd
 import pytest
 
 from benchmarks.rates import observed, rates
-from datadream.store.artifacts import Store, write_json
+from datadream.store.artifacts import Store
+from datadream.store.files import write_json
 from datadream.study import cells
 from datadream.study.plan import STAGES, load_or_describe, seconds
 

@@ -16,7 +16,6 @@ from conftest import Killed, dies_at, make_at_once
 from fsspec.registry import known_implementations
 
 from datadream.cli import main
-from datadream.config import key
 from datadream.doctor import examine
 from datadream.engines import on_ray
 from datadream.errors import ConfigError
@@ -26,8 +25,10 @@ from datadream.results import records
 from datadream.store import artifacts as package
 from datadream.store import leases
 from datadream.store.address import RemoteStore
-from datadream.store.artifacts import Store, StoreError, digest
+from datadream.store.artifacts import Store
+from datadream.store.files import StoreError, digest
 from datadream.store.gc import clear, listing, unused
+from datadream.store.keys import key
 from datadream.study import cells
 
 LONE = "generate-0123456789abcdef"

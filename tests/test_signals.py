@@ -18,8 +18,9 @@ from filelock import FileLock
 from datadream import signals
 from datadream.pipeline import generate as package
 from datadream.signals import Stopped, asked, check, interruptible, listening
-from datadream.store.artifacts import Store, digest
-from datadream.training import loop
+from datadream.store.artifacts import Store
+from datadream.store.files import digest
+from datadream.training import checkpoint, loop
 
 
 def send(number=signal.SIGTERM):
@@ -157,7 +158,7 @@ def test_a_training_saves_its_state_at_the_next_step(tmp_path, at, saved):
     whole, file = run(None), tmp_path / "state"
     with pytest.raises(Stopped), listening():
         run(file, lambda step, loss: send() if step == at else None)
-    assert (loop.load_state(file)[1] if saved else not file.exists()) == (saved or True)
+    assert (checkpoint.load_state(file)[1] if saved else not file.exists()) == (saved or True)
     assert run(file) == whole
 
 

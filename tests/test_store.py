@@ -15,7 +15,10 @@ from conftest import Killed, dies_at, make_at_once
 
 from datadream.publish.export import export
 from datadream.store import artifacts as package
-from datadream.store.artifacts import Store, StoreError, digest, provenance, write_json
+from datadream.store import files
+from datadream.store.artifacts import Store
+from datadream.store.files import StoreError, digest, write_json
+from datadream.store.provenance import provenance
 from datadream.study import cells
 
 
@@ -247,7 +250,7 @@ def test_digests_are_computed_once_a_process_and_again_for_a_file_that_was_touch
     store, monkeypatch
 ):
     folder, seen = store.make("stage-1", {}, build), []
-    monkeypatch.setattr(package, "digest", lambda path: seen.append(path.name) or digest(path))
+    monkeypatch.setattr(files, "digest", lambda path: seen.append(path.name) or digest(path))
     assert store.done("stage-1") and not seen, "the process that wrote it knows them"
     another_process(monkeypatch)
     assert all(store.done("stage-1") for _ in range(3)) and sorted(seen) == ["a.txt", "b.txt"]

@@ -24,7 +24,8 @@ from datadream.data.datasets import DataError, few_shots
 from datadream.errors import ConfigError
 from datadream.results.records import load_records
 from datadream.signals import Stopped
-from datadream.store.artifacts import Store, provenance
+from datadream.store.artifacts import Store
+from datadream.store.provenance import provenance
 from datadream.study import cells, outcome
 
 MAIN = [name for name, row in METHODS.items() if row.main]

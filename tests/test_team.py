@@ -13,12 +13,14 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from datadream.engines.on_accelerate import adapt_together
 from datadream.errors import ConfigError
 from datadream.paths import paths
 from datadream.pipeline.adapt import adapt
 from datadream.store.artifacts import Store
-from datadream.training.distributed import ALONE, Team, adapt_together
-from datadream.training.loop import fit, load_state
+from datadream.training.checkpoint import load_state
+from datadream.training.distributed import ALONE, Team
+from datadream.training.loop import fit
 
 
 def launch(script, *words, **environment):

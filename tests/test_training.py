@@ -11,7 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from datadream.seeds import seed_for
-from datadream.training.loop import DivergedError, cosine_schedule, fit, load_state, save_state
+from datadream.training.checkpoint import load_state, save_state
+from datadream.training.loop import DivergedError, fit
+from datadream.training.schedule import cosine_schedule
 
 
 def problem():

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torchvision.transforms import v2
 
 from ..seeds import seed_for
-from ..training.loop import stream
+from ..training.schedule import stream
 from .augment import Augmentation
 from .decode_cache import Decoded
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ..config import key
 from ..errors import ConfigError, DataError, nearest
 from ..seeds import seed_for
+from ..store.keys import key
 from .folders import folder_state, read_class_folders, read_photos
 from .images import Images, fingerprint, members
 from .paper_datasets import (

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 
 from .. import progress, signals
-from ..config import Recipe, key
+from ..config import Recipe
 from ..data.datasets import few_shots, load_for
 from ..data.folders import class_folders
 from ..data.png import is_whole
@@ -28,7 +28,9 @@ from ..paths import paths
 from ..pipeline.adapt import adapt
 from ..pipeline.draws import adapters, reader, slices
 from ..pipeline.generate import NOTES, batch_size, generation_inputs, sample_range
-from ..store.artifacts import Store, write_json, writing
+from ..store.artifacts import Store
+from ..store.files import write_json, writing
+from ..store.keys import key
 from ..study.cells import artifact_keys, compute, record_file
 from ..study.plan import PROXY, seconds
 

@@ -18,7 +18,8 @@ import torch.nn.functional as F
 
 from .. import signals
 from ..paths import paths
-from ..store.artifacts import provenance, write_json
+from ..store.files import write_json
+from ..store.provenance import provenance
 from ..training.loop import fit
 from . import printed
 from .quality import train_reader

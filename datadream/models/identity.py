@@ -2,7 +2,7 @@
 
 from functools import lru_cache
 
-from ..store.artifacts import digest
+from ..store.files import digest
 from .catalog import hub_id, local, revision
 
 

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from ..config import Classify
 from ..errors import ConfigError, ModelMissingError, nearest
-from ..store.artifacts import digest, write_json
+from ..store.files import digest, write_json
 from .catalog import fetching, hub_id, local, revision
 
 UNET_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]  # paper, section 3.2

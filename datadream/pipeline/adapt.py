@@ -8,7 +8,6 @@ import math
 import torch
 import torch.nn.functional as F
 
-from ..config import key
 from ..data.datasets import few_shots, prompt
 from ..data.images import fingerprint
 from ..models.device import dtype_for
@@ -17,6 +16,7 @@ from ..models.generators.unet import condition, image_side, load_generator, toke
 from ..models.identity import identity
 from ..models.lora import add_generator_lora, remove_lora, save_generator_lora
 from ..seeds import seed_for
+from ..store.keys import key
 from ..training.batch_size import BatchSize
 from ..training.distributed import ALONE
 from ..training.loop import fit

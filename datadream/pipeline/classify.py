@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 
 from .. import progress
-from ..config import key
 from ..data.batches import Batches
 from ..data.datasets import few_shots, prompt, validation_images
 from ..data.images import fingerprint
@@ -21,9 +20,11 @@ from ..models.device import dtype_for
 from ..models.identity import identity
 from ..seeds import seed_for
 from ..statistics import confusion, wilson
-from ..store.artifacts import write_json
+from ..store.files import write_json
+from ..store.keys import key
 from ..training.batch_size import BatchSize
-from ..training.loop import fit, load_state, save_state
+from ..training.checkpoint import load_state, save_state
+from ..training.loop import fit
 
 
 def mixed_loss(logits, targets, real, weight):

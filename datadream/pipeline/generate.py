@@ -9,7 +9,7 @@ from contextlib import suppress
 from functools import lru_cache, partial
 
 from .. import progress, signals
-from ..config import as_dict, key
+from ..config import as_dict
 from ..data.datasets import few_shots
 from ..data.folders import class_folders
 from ..data.images import Images, fingerprint
@@ -19,7 +19,8 @@ from ..models.device import dtype_for
 from ..models.generators.sampling import adapted, embed, require_sampler, sample
 from ..models.generators.unet import image_side
 from ..models.identity import identity
-from ..store.artifacts import remove
+from ..store.files import remove
+from ..store.keys import key
 from ..training.batch_size import BatchSize
 from .adapt import adapt, adapter_inputs
 from .draws import adapters, describe, image_seed, reader, slices, texts

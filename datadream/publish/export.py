@@ -16,7 +16,8 @@ import yaml
 from ..config import METHODS
 from ..errors import ConfigError, nearest
 from ..models.catalog import GENERATORS
-from ..store.artifacts import Store, writing
+from ..store.artifacts import Store
+from ..store.files import writing
 
 SHARD = 1000  # images in a WebDataset shard
 

@@ -14,7 +14,8 @@ from PIL import Image
 from ..errors import ConfigError, DataError
 from ..paths import paths
 from ..results.records import read_record, tidy
-from ..store.artifacts import Store, write_json, writing
+from ..store.artifacts import Store
+from ..store.files import write_json, writing
 from ..study import outcome
 
 LIMIT = 1_000_000  # bytes of a kept page: git holds every version of it

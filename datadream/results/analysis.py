@@ -9,12 +9,13 @@ import numpy as np
 import pandas as pd
 
 from .. import progress
-from ..config import METHODS, SHOTS_TITLE, key
+from ..config import METHODS, SHOTS_TITLE
 from ..data.datasets import _draw, _draw_shots, few_shots, load_for
 from ..data.images import Images, fingerprint
 from ..pipeline.generate import generation_inputs, read
 from ..statistics import mean_interval, spearman
 from ..store.artifacts import Store
+from ..store.keys import key
 from .distances import MEASURES, TITLES, copying
 from .features import EXTRACTORS, extractors, features
 from .records import _one_record_each, verdict

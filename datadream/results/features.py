@@ -10,7 +10,6 @@ import numpy as np
 import torch
 
 from .. import progress
-from ..config import key
 from ..data.images import fingerprint
 from ..data.transforms import evaluation_batches
 from ..errors import ConfigError, ModelMissingError, nearest
@@ -20,7 +19,8 @@ from ..models.classifiers.base import load_classifier
 from ..models.device import device
 from ..models.identity import identity
 from ..paths import paths
-from ..store.artifacts import digest
+from ..store.files import digest
+from ..store.keys import key
 
 SHARD = 1000  # images in a file: what a killed extraction does again at most
 # Pixels; a multiple of its patch of 14.

@@ -13,21 +13,8 @@ from filelock import FileLock
 
 from ..errors import ConfigError
 from ..paths import copies, store_place
-from .artifacts import (
-    FULL,
-    SALVAGE,
-    Store,
-    StoreError,
-    _holds,
-    _verified,
-    digest,
-    inside,
-    parse,
-    part_of,
-    remove,
-    write_json,
-    writing,
-)
+from .artifacts import SALVAGE, Store, _verified, parse
+from .files import FULL, StoreError, digest, holds, inside, part_of, remove, write_json, writing
 from .leases import Lease
 
 PARALLEL = 16  # objects under way at once: most are small, so that the time goes into waiting
@@ -197,7 +184,7 @@ class RemoteStore(Store):
                     self.fs.get_file(self.at(name, file), str(part))
                 except FileNotFoundError:
                     return False
-            if not _holds(part, files[file][1]):
+            if not holds(part, files[file][1]):
                 part.unlink()
                 return False
             os.replace(part, target)
@@ -222,7 +209,7 @@ class RemoteStore(Store):
                 {
                     name: file
                     for name, file in manifest["files"].items()
-                    if not _holds(work / name, file[1])
+                    if not holds(work / name, file[1])
                 },
             )
 
@@ -317,9 +304,7 @@ class RemoteStore(Store):
         files = _files(content)
         if not files:
             return False
-        missing = {
-            name: value for name, value in files.items() if not _holds(work / name, value[1])
-        }
+        missing = {name: value for name, value in files.items() if not holds(work / name, value[1])}
         with writing(self.root, self.fix):
             return self._download(work.name, work, missing)
 

@@ -2,154 +2,31 @@
 made twice.
 """
 
-import errno
-import hashlib
 import json
 import os
-import platform
-import re
-import shutil
-import subprocess
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from functools import lru_cache
-from importlib import metadata
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from .. import progress, signals
-from ..paths import home, is_address, paths, store_place
-
-PACKAGES = ("torch", "torchvision", "diffusers", "transformers", "peft", "open_clip_torch", "numpy")
-
-
-@lru_cache
-def provenance():
-    """Return where a result comes from: commit, dirty flag, package versions, Python, device;
-    asked once a process.
-    """
-
-    def git(*words):
-        try:
-            done = subprocess.run(
-                ["git", "-C", str(home()), *words], capture_output=True, text=True, check=False
-            )
-        except OSError:  # git is not installed, or may not be run
-            return ""
-        return done.stdout.strip() if done.returncode == 0 else ""
-
-    import torch
-
-    device = (
-        torch.cuda.get_device_name()
-        if torch.cuda.is_available()
-        else f"{platform.machine()} CPU, {os.cpu_count()} cores"
-    )
-    return {
-        "commit": git("rev-parse", "HEAD") or "unknown",
-        "dirty": bool(git("status", "--porcelain", "--untracked-files=no")),
-        "versions": {name: metadata.version(name) for name in PACKAGES},
-        "python": platform.python_version(),
-        "device": device,
-    }
-
-
-def digest(path):
-    """Return the SHA-256 of a file as hex."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _holds(file, sha):
-    try:
-        return digest(file) == sha
-    except (OSError, ValueError):  # a disk that no longer reads it, or a name that no file can have
-        return False
-
-
-def inside(name):
-    """Return whether a relative path leads nowhere out of its folder."""
-    path = PurePosixPath(name)
-    return not path.is_absolute() and ".." not in path.parts
-
-
-def remove(path):
-    """Remove a file or a folder with all that is in it, if it is there; of a link the link
-    alone.
-    """
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def part_of(path):
-    """Return a name that nobody else has for what is written beside `path` and then renamed to
-    it, here or on an address.
-    """
-    return f"{path}.{uuid.uuid4().hex}.part"
-
-
-def write_json(path, value):
-    """Write JSON atomically: a reader sees the old file or the new one, never half of it, even
-    where two processes write it at once.
-    """
-    part = Path(part_of(path))
-    try:
-        part.write_text(json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-class StoreError(RuntimeError):
-    """A folder or an address cannot be read or written; the message names it, the cause and the
-    fix.
-    """
-
-
-FULL = {
-    errno.ENOSPC: "the disk is full",
-    errno.EDQUOT: "the disk quota is used up",
-    errno.EFBIG: "a file may not become that large here",
-}
-CLOSED = (errno.EROFS, errno.EACCES, errno.EPERM)
-
-
-MOVE = "move the artifacts with DATADREAM_STORE"
-
-
-@contextmanager
-def writing(root, fix=MOVE):
-    """Turn what a full disk or a read-only folder raises, in whatever words, into a StoreError
-    on `root` that names the `fix`.
-    """
-    try:
-        yield
-    except Exception as error:
-        # safetensors and shutil.copytree tell the number in their text only.
-        told = re.search(
-            r"\[Errno (\d+)\]" if isinstance(error, shutil.Error) else r"\(os error (\d+)\)",
-            str(error),
-        )
-        code = int(told[1]) if told else getattr(error, "errno", None)
-        if code in FULL:
-            raise StoreError(
-                f"{root} cannot take more: {FULL[code]}. Free some space, or {fix}, and run "
-                "again; what is finished is kept"
-            ) from error
-        # A file elsewhere that is not ours to write is another matter.
-        own = str(getattr(error, "filename", None) or root)
-        if code in CLOSED and Path(own).absolute().is_relative_to(Path(root).absolute()):
-            raise StoreError(
-                f"{root} cannot be written ({os.strerror(code)}: {own}). Give yourself the right "
-                f"to, or {fix}"
-            ) from error
-        raise
-
+from ..paths import is_address, paths, store_place
+from .files import (
+    CLOSED,
+    FULL,
+    MOVE,
+    StoreError,
+    digest,
+    holds,
+    inside,
+    remove,
+    write_json,
+    writing,
+)
+from .provenance import provenance
 
 # The names of the locks by which studies and `gc` keep out of each other's way.
 IN_USE, CLEARING = ("in-use-", "clearing")
@@ -234,7 +111,7 @@ class Store:
         with ThreadPoolExecutor() as pool:
             right = all(
                 pool.map(
-                    lambda file: _holds(folder / file[0], file[1][1]), manifest["files"].items()
+                    lambda file: holds(folder / file[0], file[1][1]), manifest["files"].items()
                 )
             )
         if right:
@@ -380,7 +257,7 @@ class Store:
             for name, (_, sha) in (
                 manifest["files"].items() if manifest and not folder.is_symlink() else ()
             ):
-                if inside(name) and not _holds(work / name, sha) and _holds(folder / name, sha):
+                if inside(name) and not holds(work / name, sha) and holds(folder / name, sha):
                     (work / name).parent.mkdir(parents=True, exist_ok=True)
                     os.replace(folder / name, work / name)
             remove(folder)

@@ -11,7 +11,8 @@ from filelock import FileLock, Timeout
 
 from ..errors import ConfigError, DataError
 from .address import RemoteStore, reaching
-from .artifacts import CLEARING, IN_USE, SALVAGE, remove, writing
+from .artifacts import CLEARING, IN_USE, SALVAGE
+from .files import remove, writing
 from .leases import running
 
 # A key; a folder of another name is not this program's to remove.

@@ -24,7 +24,7 @@ import pandas as pd
 import yaml
 
 from .. import config, progress, signals
-from ..config import ENGINES, METHODS, SHOTS_TITLE, as_dict, as_mapping, key, require_warmup
+from ..config import ENGINES, METHODS, SHOTS_TITLE, as_dict, as_mapping, require_warmup
 from ..data.datasets import draw, draw_inputs, few_shots, load_for
 from ..errors import ConfigError, DataError, nearest
 from ..models.download import fetch
@@ -32,7 +32,10 @@ from ..paths import paths, relative_to_home
 from ..pipeline.classify import judge, judge_inputs, train, train_inputs
 from ..pipeline.generate import generate, generation_inputs, read
 from ..results.records import load_records, read_record
-from ..store.artifacts import Store, digest, provenance, write_json
+from ..store.artifacts import Store
+from ..store.files import digest, write_json
+from ..store.keys import key
+from ..store.provenance import provenance
 from . import outcome
 from .terminal import Terminal
 

@@ -15,7 +15,7 @@ from IPython.display import Markdown
 
 from ..paths import paths, relative_to_home
 from ..results.tables import bullets
-from ..store.artifacts import write_json
+from ..store.files import write_json
 
 BAD = ("failed", "stopped")
 

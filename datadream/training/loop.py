@@ -1,95 +1,24 @@
-"""One optimisation loop for every stage: AdamW, a schedule, and a checkpoint that resumes to the
-same bytes.
-"""
+"""The one optimisation loop: AdamW, a schedule, and a checkpoint that resumes to the same bytes."""
 
-import hashlib
 import math
-import os
 from contextlib import suppress
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from tqdm.auto import tqdm
+from safetensors import SafetensorError
 
 from .. import progress, signals
 from ..errors import ConfigError
 from ..seeds import seed_for
-from ..store.artifacts import remove
+from .checkpoint import load_state, save_state
 from .distributed import ALONE
+from .schedule import cosine_schedule
 
 
 class DivergedError(RuntimeError):
     """A loss or an image became NaN or infinite; the state before that step, if there was one,
     and the images before it are kept.
     """
-
-
-def stream(n, count, step, seed):
-    """Return positions step * count ... of an endless sequence of permutations of range(n): a
-    sampler that needs no state.
-    """
-    first = step * count
-    epochs = range(first // n, (first + count - 1) // n + 1)
-    orders = [
-        torch.randperm(n, generator=torch.Generator().manual_seed(seed_for(seed, "order", e)))
-        for e in epochs
-    ]
-    return torch.cat(orders)[first - epochs[0] * n :][:count].tolist()
-
-
-def cosine_schedule(step, steps, warmup, minimum=0.0):
-    """Return the learning-rate factor in [minimum, 1] at `step`: linear warm-up, then half a
-    cosine (paper, section 4).
-    """
-    if step < warmup:
-        return (step + 1) / (warmup + 1)
-    gone = (step - warmup) / max(1, steps - warmup)
-    return minimum + (1 - minimum) * 0.5 * (1 + math.cos(math.pi * min(1.0, gone)))
-
-
-def _digest(tensors):
-    """Return the SHA-256 of tensors on the CPU, name -> tensor: safetensors files have no check
-    sum of their own.
-    """
-    found = hashlib.sha256()
-    for name, value in sorted(tensors.items()):
-        found.update(name.encode() + value.flatten().view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()
-
-
-def save_state(path, tensors, step):
-    """Write `tensors` (name -> tensor) and the number of finished steps to one safetensors file,
-    atomically.
-    """
-    part, tensors = (
-        Path(f"{path}.part"),
-        {name: value.detach().contiguous().cpu() for name, value in tensors.items()},
-    )
-    save_file(tensors, part, {"step": str(step), "sha256": _digest(tensors)})
-    os.replace(part, path)
-
-
-def load_state(path):
-    """Return (tensors, finished steps) of a file that `save_state` wrote; None of one that is
-    not there or damaged, which is removed.
-    """
-    try:
-        with safe_open(path, "pt") as file:
-            tensors, notes = (
-                {name: file.get_tensor(name) for name in file.keys()},
-                file.metadata() or {},
-            )
-        if _digest(tensors) != notes.get("sha256"):
-            raise ValueError("its content has not the digest that it was written with")
-        return tensors, int(notes["step"])
-    except FileNotFoundError:
-        return None
-    except (SafetensorError, LookupError, TypeError, ValueError) as error:
-        tqdm.write(f"{path} is damaged ({error}); the training begins anew")
-        remove(Path(path))
-        return None
 
 
 def _state(parameters, buffers, optimiser, losses):

@@ -7,7 +7,7 @@ import torch
 
 from ...config import Classify
 from ...errors import ConfigError
-from ...store.artifacts import write_json
+from ...store.files import write_json
 from ..device import device, dtype_for
 from .clip import load_clip
 from .resnet import ResNet

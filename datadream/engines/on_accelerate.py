@@ -1,0 +1,35 @@
+"""Dataset-wise adapters, each trained by all processes that `accelerate launch` starts."""
+
+from ..errors import ConfigError
+
+
+def adapt_together(recipes, store, team):
+    """Make the dataset-wise adapters of these cells that the store lacks, one after the other, and
+    return their keys.
+
+    Raises ConfigError where the cells have none, and what `adapt` raises.
+    """
+    from ..data.datasets import few_shots, load_for
+    from ..models.download import fetch
+    from ..pipeline.adapt import adapt, adapter_inputs
+    from ..store.keys import key
+
+    made = {}
+    for recipe in recipes:
+        if recipe.row.generator != "dataset":
+            continue
+        dataset = load_for(recipe)
+        name = key("adapt", **adapter_inputs(recipe, dataset))
+        if name not in made:
+            if team.leads:
+                fetch(recipe)
+            team.first(0)  # the others find the models in the cache
+            made[name] = adapt(
+                recipe, dataset, few_shots(dataset, recipe.shots, recipe.seed), store, team=team
+            )
+    if not made:
+        raise ConfigError(
+            f"none of these {len(recipes)} cells has a dataset-wise adapter; name runs or a "
+            "profile with a method such as 'dset'"
+        )
+    return list(made)

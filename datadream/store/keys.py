@@ -1,0 +1,13 @@
+"""Content keys: equal if and only if every input is equal."""
+
+import dataclasses
+import hashlib
+import json
+
+
+def key(stage, **inputs):
+    """Return the content key of a stage, `<stage>-<16 hex digits>`: equal if and only if every
+    input is equal.
+    """
+    text = json.dumps(inputs, sort_keys=True, default=dataclasses.asdict, allow_nan=False)
+    return f"{stage}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
