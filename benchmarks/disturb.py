@@ -31,7 +31,7 @@ FAILED, LIMIT = (3, 300)
 CALLS = {
     "adapt": ("datadream.pipeline.adapt", "diffusion_losses", 40),
     "generate": ("datadream.pipeline.generate", "sample", 9),
-    "train": ("datadream.pipeline.classify", "mixed_loss", 20),
+    "train": ("datadream.pipeline.train", "mixed_loss", 20),
 }
 forked = multiprocessing.get_context("forkserver")
 forked.set_forkserver_preload(

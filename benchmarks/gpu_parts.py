@@ -23,7 +23,7 @@ from datadream.data.images import Images
 from datadream.models import device, lora
 from datadream.models.classifiers import base
 from datadream.models.generators import sampling
-from datadream.pipeline import classify
+from datadream.pipeline import train
 from datadream.store.artifacts import Store
 from datadream.study.cells import run as run_cell
 from datadream.training import batch_size
@@ -243,9 +243,7 @@ def classifier_step(bench: Bench):
     images, targets, real = source.at(0)
 
     def passes():
-        loss = classify.mixed_loss(
-            model(images, tokens), targets, real, recipe.classify.real_weight
-        )
+        loss = train.mixed_loss(model(images, tokens), targets, real, recipe.classify.real_weight)
         loss.backward()
         for parameter in parameters.values():
             parameter.grad = None

@@ -11,7 +11,8 @@ import torch
 
 from datadream.data.datasets import prompt
 from datadream.data.images import PIXEL
-from datadream.study.plan import PROXY, load_or_describe, seconds, work
+from datadream.pipeline.costs import PROXY, seconds, units_of_work
+from datadream.study.plan import load_or_describe
 
 from . import limits
 from .full_size import TEXT, UNET, VAE
@@ -143,7 +144,10 @@ def decoded(recipe, dataset):
     """
     if not recipe.row.generator or not recipe.row.trained:
         return 0, 0
-    made, used = recipe.generate.images * len(dataset.classes), work(recipe, dataset)["train"][2]
+    made, used = (
+        recipe.generate.images * len(dataset.classes),
+        units_of_work(recipe, dataset)["train"][2],
+    )
     again = used / 2 if recipe.row.real else used  # half of a batch is real, and the few shots fit
     return made, again if made * 3 * SIDE**2 > MEMORY else 0
 
@@ -159,7 +163,7 @@ def _cell(recipe, dataset):
     test = (len(dataset.test) + options.evaluations * 4 * classes) * flops["read"] / PEAK / SHARE
     if not recipe.row.trained:
         return {"test": test}
-    _, steps, images = work(recipe, dataset)["train"]
+    _, steps, images = units_of_work(recipe, dataset)["train"]
     products = images * flops["trained image"] + steps * classes * flops["trained prompt"]
     once, again = (count * 3 * SIDE**2 for count in decoded(recipe, dataset))
     return {
@@ -178,7 +182,7 @@ def parts(task):
     dataset, flops = load_or_describe(recipe), generator_flops()
     if task.kind == "cell":
         return dict(_cell(recipe, dataset))
-    amounts = work(recipe, dataset)
+    amounts = units_of_work(recipe, dataset)
     if task.kind == "adapt":
         prompts = len(dataset.classes) if task.where[0] is None else 1
         view = (

@@ -3,7 +3,7 @@ benchmarks.rates mnist optdigits`.
 
 Run `make study` on an otherwise idle machine first, and `make smoke`, whose small artifacts tell
 the costs that do not depend on the work. What is printed is a row of
-`datadream.study.plan.THROUGHPUT`.
+`datadream.pipeline.costs.THROUGHPUT`.
 """
 
 from __future__ import annotations
@@ -19,10 +19,12 @@ import pandas as pd
 
 from datadream.config import Recipe
 from datadream.paths import paths
+from datadream.pipeline.costs import STAGES, units_of_work, validated
+from datadream.pipeline.stages import artifact_keys
 from datadream.store.artifacts import Store
 from datadream.study.ablation import cells_of
-from datadream.study.cells import artifact_keys, choose, load_study
-from datadream.study.plan import STAGES, load_or_describe, validated, work
+from datadream.study.cells import choose, load_study
+from datadream.study.plan import load_or_describe
 
 
 def observed(recipes: Iterable[Recipe], store: Store) -> pd.DataFrame:
@@ -34,7 +36,7 @@ def observed(recipes: Iterable[Recipe], store: Store) -> pd.DataFrame:
     rows: dict[str, dict[str, Any]] = {}
     for recipe in recipes:
         dataset = load_or_describe(recipe)
-        amounts = work(recipe, dataset)
+        amounts = units_of_work(recipe, dataset)
         for name, key in artifact_keys(recipe, dataset).items():
             stage, manifest = name.rstrip("0123456789"), store.manifest(key)
             if stage in STAGES and manifest:

@@ -19,7 +19,7 @@ from datadream.data.decode_cache import Decoded
 from datadream.data.images import Images
 from datadream.models import device, lora
 from datadream.models.generators import sampling, unet
-from datadream.pipeline import adapt, classify, generate
+from datadream.pipeline import adapt, classify, evaluate, generate, train
 from datadream.training import batch_size
 
 from . import baseline
@@ -350,16 +350,14 @@ class Stage:
         def loss_at(step):
             self.model.train()
             images, targets, real = self.batches.at(self.epoch * self.steps + step)
-            return classify.mixed_loss(
-                self.model(images, tokens), targets, real, options.real_weight
-            )
+            return train.mixed_loss(self.model(images, tokens), targets, real, options.real_weight)
 
         classify.fit(parameters, loss_at, steps=self.steps, lr=options.lr)
         self.epoch += 1
         seen = torch.cat(transforms.validation_batches(self.validation, self.model.size))
         again = math.ceil(len(seen) * (options.evaluations + 1) / options.epochs)
         test = self.judged.pick(range(math.ceil(len(self.judged) / options.epochs)))
-        classify.predict(
+        evaluate.predict(
             self.model,
             tokens,
             [

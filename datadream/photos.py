@@ -19,11 +19,12 @@ from .data.images import Images, opened
 from .errors import ConfigError, DataError, printable
 from .models.catalog import GENERATORS
 from .paths import interpreter, relative_to_home
-from .pipeline.classify import train
 from .pipeline.generate import generate, read
+from .pipeline.stages import artifact_keys
+from .pipeline.train import train
 from .statistics import wilson
 from .store.artifacts import Store
-from .study.cells import artifact_keys, run
+from .study.cells import run
 
 ROTATED = range(2, 9)  # EXIF orientations other than upright
 
@@ -261,7 +262,7 @@ def classify_files(adapter, files):
     """
     from .data.transforms import evaluation_batches
     from .models.classifiers.base import load_classifier_lora
-    from .pipeline.classify import predict
+    from .pipeline.evaluate import predict
 
     try:
         model, config = load_classifier_lora(adapter)

@@ -22,17 +22,9 @@ from datadream.data.datasets import Dataset, Images, few_shots, load_for
 from datadream.errors import ConfigError
 from datadream.models.classifiers import resnet
 from datadream.models.classifiers.base import load_classifier, load_classifier_lora
-from datadream.pipeline import classify as package
-from datadream.pipeline.classify import (
-    evaluate,
-    judge,
-    loss_parts,
-    mixed_loss,
-    optimiser_steps,
-    predict,
-    train,
-    train_inputs,
-)
+from datadream.pipeline import train as package
+from datadream.pipeline.evaluate import accuracy, evaluate, predict
+from datadream.pipeline.train import loss_parts, mixed_loss, optimiser_steps, train, train_inputs
 from datadream.statistics import wilson
 from datadream.store.artifacts import Store
 from datadream.store.files import digest
@@ -296,7 +288,7 @@ def as_dataset(images, classes=3):
 def test_an_evaluation_counts_every_image_once(pairs):
     labels, read = zip(*pairs, strict=True)
     model = Reader()
-    result = evaluate(model, as_dataset(toned(labels, read)), toned(labels, read))
+    result = accuracy(model, as_dataset(toned(labels, read)), toned(labels, read))
     correct = sum(a == b for a, b in pairs)
     assert result["total"] == len(pairs) and result["top1"] == correct / len(pairs)
     assert (result["low"], result["high"]) == wilson(correct, len(pairs))
@@ -313,7 +305,7 @@ def test_the_last_incomplete_batch_has_no_more_weight_than_its_images():
     """251 images, the last one wrong: the mean over batches of 250 would be one half."""
     labels, read = [0] * 251, [0] * 250 + [1]
     assert (
-        evaluate(Reader(), as_dataset(toned(labels, read)), toned(labels, read))["top1"]
+        accuracy(Reader(), as_dataset(toned(labels, read)), toned(labels, read))["top1"]
         == 250 / 251
     )
 
@@ -386,8 +378,10 @@ def test_training_learns(make, dataset, store):
     folder = train(one, dataset, dataset.train, None, None, store)
     curve = json.loads((folder / "curve.json").read_text())
     assert curve[-1]["loss"] < 0.7 * curve[0]["loss"]
-    result = json.loads((judge(one, dataset, folder, store) / "result.json").read_text())
-    zero_shot = json.loads((judge(make("clip"), dataset, None, store) / "result.json").read_text())
+    result = json.loads((evaluate(one, dataset, folder, store) / "result.json").read_text())
+    zero_shot = json.loads(
+        (evaluate(make("clip"), dataset, None, store) / "result.json").read_text()
+    )
     # The classes differ in their colour.
     assert result["test"]["top1"] > 0.9 > zero_shot["test"]["top1"]
 
@@ -398,7 +392,7 @@ def test_every_method_takes_the_same_number_of_steps(
 ):
     one, sizes = make(method), []
     monkeypatch.setattr(
-        package, "mixed_loss", lambda *args: (sizes.append(len(args[0])), mixed_loss(*args))[1]
+        train, "mixed_loss", lambda *args: (sizes.append(len(args[0])), mixed_loss(*args))[1]
     )
     real, drawn = shots if one.row.real else None, synthetic if one.row.generator else None
     train(one, dataset, real, drawn, "set" if drawn else None, store)
@@ -439,20 +433,20 @@ def test_no_test_image_is_opened_in_training(make, dataset, shots, synthetic, st
     one = make("base+real", {"classify.select": select})
     trained = train(one, guarded, shots, synthetic, "set", store)
     with pytest.raises(AssertionError, match="a test image"):  # the guard works
-        judge(one, guarded, trained, store)
+        evaluate(one, guarded, trained, store)
 
 
 def test_test_images_are_opened_once_at_the_end(make, dataset, shots, store):
     """The result on test images is of exactly the weights that were saved, over all test images."""
     one = make("real")
     trained = train(one, dataset, shots, None, None, store)
-    result = json.loads((judge(one, dataset, trained, store) / "result.json").read_text())
+    result = json.loads((evaluate(one, dataset, trained, store) / "result.json").read_text())
     model, _ = load_classifier_lora(trained)
     assert set(result) == {"val", "test"}
-    assert result["test"] == evaluate(model, dataset, dataset.test) and result["test"][
+    assert result["test"] == accuracy(model, dataset, dataset.test) and result["test"][
         "total"
     ] == len(dataset.test)
-    assert result["val"] == evaluate(model, dataset, dataset.val)
+    assert result["val"] == accuracy(model, dataset, dataset.val)
 
 
 def scripted(patch, dataset, accuracies, weights):
@@ -668,8 +662,8 @@ def test_a_training_that_diverges_says_so(make, dataset, shots, store, monkeypat
 
 
 def test_zero_shot_is_the_untouched_classifier(make, dataset, store):
-    result = json.loads((judge(make("clip"), dataset, None, store) / "result.json").read_text())
-    assert result["test"] == evaluate(
+    result = json.loads((evaluate(make("clip"), dataset, None, store) / "result.json").read_text())
+    assert result["test"] == accuracy(
         load_classifier(make("clip").classifier), dataset, dataset.test
     )
 
@@ -679,15 +673,19 @@ def test_zero_shot_with_other_class_names_is_another_result(make, dataset, store
     old accuracy.
     """
     renamed = dataclasses.replace(dataset, classes=("aeroplane", "lorry", "vixen"))
-    assert judge(make("clip"), dataset, None, store) != judge(make("clip"), renamed, None, store)
+    assert evaluate(make("clip"), dataset, None, store) != evaluate(
+        make("clip"), renamed, None, store
+    )
     nouned = dataclasses.replace(dataset, noun="toy")
-    assert judge(make("clip"), dataset, None, store) != judge(make("clip"), nouned, None, store)
+    assert evaluate(make("clip"), dataset, None, store) != evaluate(
+        make("clip"), nouned, None, store
+    )
 
 
 def test_zero_shot_does_not_depend_on_what_only_training_uses(make, dataset, store):
-    first = judge(make("clip"), dataset, None, store)
+    first = evaluate(make("clip"), dataset, None, store)
     assert (
-        judge(
+        evaluate(
             make("clip", {"classify.lr": 1.0, "generate.images": 9}, seed=3, shots=4),
             dataset,
             None,
@@ -699,7 +697,7 @@ def test_zero_shot_does_not_depend_on_what_only_training_uses(make, dataset, sto
 
 def test_each_trained_classifier_has_its_own_result(make, dataset, shots, store):
     folders = [
-        judge(one, dataset, train(one, dataset, shots, None, None, store), store)
+        evaluate(one, dataset, train(one, dataset, shots, None, None, store), store)
         for one in (make("real"), make("real", seed=1))
     ]
     assert folders[0] != folders[1]
@@ -735,7 +733,7 @@ def test_a_killed_resnet_continues_with_its_running_statistics(
     assert folders_equal(folder, whole)
     model, config = load_classifier_lora(folder)
     assert config["classes"] == list(dataset.classes) and int(model.net.bn1.num_batches_tracked) > 0
-    assert judge(one, dataset, folder, store).is_dir()
+    assert evaluate(one, dataset, folder, store).is_dir()
 
 
 def test_the_released_protocol_reports_the_best_epoch_on_the_test_images(
@@ -747,7 +745,7 @@ def test_the_released_protocol_reports_the_best_epoch_on_the_test_images(
     assert faulty.val is faulty.test is dataset.test
     folder = train(one, faulty, shots, None, None, store)
     curve = [row["val"] for row in json.loads((folder / "curve.json").read_text())]
-    result = json.loads((judge(one, faulty, folder, store) / "result.json").read_text())
+    result = json.loads((evaluate(one, faulty, folder, store) / "result.json").read_text())
     assert len(curve) == 5 and result["test"]["top1"] == max(curve) == result["val"]["top1"]
     assert (
         train(

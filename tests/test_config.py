@@ -18,9 +18,9 @@ from datadream.data.datasets import Dataset, Images, few_shots
 from datadream.errors import ConfigError
 from datadream.models.catalog import GENERATORS
 from datadream.pipeline.adapt import adapter_inputs
-from datadream.pipeline.classify import optimiser_steps, train_inputs
 from datadream.pipeline.draws import adapters
 from datadream.pipeline.generate import generation_inputs
+from datadream.pipeline.train import optimiser_steps, train_inputs
 from datadream.store.keys import key
 
 FIELDS = {row["field"]: row for row in config.describe()}

@@ -13,6 +13,7 @@ from filelock import FileLock
 from datadream import photos
 from datadream.cli import main
 from datadream.errors import ConfigError, DataError
+from datadream.pipeline import stages
 from datadream.store.artifacts import Store
 from datadream.store.gc import clear, listing, unused
 from datadream.study import cells
@@ -162,7 +163,7 @@ def test_a_record_of_an_older_version_still_protects(store):
 
 def test_nothing_is_listed_between_two_stages_of_a_study(filled, make, monkeypatch):
     """No lock of a stage is held then, and what the study has made so far has no record."""
-    store, train, refused = filled[0], cells.train, []
+    store, train, refused = filled[0], stages.train, []
 
     def between(*args):
         with pytest.raises(ConfigError, match="a study runs in .*; wait for it to end"):
@@ -170,7 +171,7 @@ def test_nothing_is_listed_between_two_stages_of_a_study(filled, make, monkeypat
         refused.append(1)
         return train(*args)
 
-    monkeypatch.setattr(cells, "train", between)
+    monkeypatch.setattr(stages, "train", between)
     record = cells.run(make("dset+real"), store)
     assert refused and set(record["artifacts"].values()).isdisjoint(
         names(unused(store), "artifact")

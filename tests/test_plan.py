@@ -13,11 +13,10 @@ from datadream.data.datasets import validation_images
 from datadream.data.paper_datasets import SOURCES
 from datadream.engines import on_ray
 from datadream.errors import DataError
+from datadream.pipeline.costs import STAGES, THROUGHPUT, seconds, units_of_work
 from datadream.store.artifacts import Store
 from datadream.study import cells
 from datadream.study.plan import (
-    STAGES,
-    THROUGHPUT,
     announce,
     load_or_describe,
     missing,
@@ -26,8 +25,6 @@ from datadream.study.plan import (
     plan_text,
     processes,
     profile_cells,
-    seconds,
-    work,
 )
 
 
@@ -118,7 +115,7 @@ def test_the_estimate_is_the_sum_of_work_and_fixed_costs():
         load_or_describe(recipe),
         {"adapt": 2.0, "generate": 3.0, "train": 5.0, "judge": 7.0, "fixed": {"train": 11.0}},
     )
-    amounts, found = work(recipe, dataset), seconds(recipe, dataset, rates)
+    amounts, found = units_of_work(recipe, dataset), seconds(recipe, dataset, rates)
     assert found["adapt"] == 2 * amounts["adapt"][2] and found["judge"] == 7 * (
         len(dataset.val) + len(dataset.test)
     )

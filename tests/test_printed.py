@@ -25,7 +25,7 @@ from datadream.models.classifiers.base import load_classifier
 from datadream.models.generators import sampling, unet
 from datadream.models.generators.unet import load_generator
 from datadream.paths import paths
-from datadream.pipeline import classify
+from datadream.pipeline import evaluate, train
 
 
 @pytest.fixture(scope="module")
@@ -483,14 +483,12 @@ def test_the_gate_of_another_autoencoder_is_measured_anew(tiny, monkeypatch):
     """
     judged, trained = [], []
     monkeypatch.setattr(
-        classify,
-        "evaluate",
+        evaluate,
+        "accuracy",
         lambda model, real, images: (judged.append(images is real.val), {"top1": 0.5})[1],
     )
-    real = classify.train
-    monkeypatch.setattr(
-        classify, "train", lambda *args: (trained.append(real(*args)), trained[-1])[1]
-    )
+    real = train.train
+    monkeypatch.setattr(train, "train", lambda *args: (trained.append(real(*args)), trained[-1])[1])
     overrides = {
         **{name: value for name, value in tiny.items() if name.startswith("classify")},
         "shots": 1,

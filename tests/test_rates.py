@@ -6,10 +6,12 @@ import pandas as pd
 import pytest
 
 from benchmarks.rates import observed, rates
+from datadream.pipeline import stages
+from datadream.pipeline.costs import STAGES, seconds
 from datadream.store.artifacts import Store
 from datadream.store.files import write_json
 from datadream.study import cells
-from datadream.study.plan import STAGES, load_or_describe, seconds
+from datadream.study.plan import load_or_describe
 
 TRUE = {
     "adapt": 0.016,
@@ -33,7 +35,7 @@ def test_the_rates_come_back_from_the_seconds_that_they_give(tmp_path):
     for recipe in recipes:
         dataset = load_or_describe(recipe)
         lengths = seconds(recipe, dataset, TRUE)
-        for name, key in cells.artifact_keys(recipe, dataset).items():
+        for name, key in stages.artifact_keys(recipe, dataset).items():
             stage = name.rstrip("0123456789")
             (tmp_path / key).mkdir()
             write_json(

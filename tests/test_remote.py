@@ -529,7 +529,7 @@ def test_an_address_that_cannot_be_written_can_be_read(make, machine, monkeypatc
 def test_what_another_machine_removed_is_removed_here(make, machine):
     recipe, store = make("clip"), machine("one")
     record = cells.run(recipe, store)
-    file = cells.record_file(recipe, record["artifacts"], store)
+    file = record.record_file(recipe, record["artifacts"], store)
     store.fs.rm(store.at("records", file.name))
     assert file.exists() and store.refresh_all(store.records) == [] and not file.exists()
     with pytest.raises(LookupError, match=f"no record in {store.address}"):

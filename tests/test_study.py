@@ -22,6 +22,7 @@ from conftest import CLASSES, ROOT, draw_image, write_classes
 from datadream.config import METHODS, as_dict
 from datadream.data.datasets import DataError, few_shots
 from datadream.errors import ConfigError
+from datadream.pipeline import stages
 from datadream.results.records import load_records
 from datadream.signals import Stopped
 from datadream.store.artifacts import Store
@@ -129,7 +130,7 @@ def test_methods_share_the_stages_that_they_have_in_common(finished):
 
 def test_the_keys_of_a_cell_are_known_before_it_runs(finished):
     for one, record in zip(finished.recipes, finished.table["artifacts"], strict=True):
-        assert cells.artifact_keys(one) == record
+        assert stages.artifact_keys(one) == record
 
 
 def test_the_draw_is_kept_by_image(finished, dataset):
@@ -236,7 +237,7 @@ def test_a_warm_up_that_is_longer_than_the_training_is_refused_before_anything_i
     with pytest.raises(ConfigError, match=words):
         cells.run(make(method, overrides), store)
     assert not list(store.root.glob("*-*")), "no artifact"
-    cells.artifact_keys(
+    stages.artifact_keys(
         make(
             method,
             {name: value - 1 if "warmup" in name else value for name, value in overrides.items()},

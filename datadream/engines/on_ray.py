@@ -26,13 +26,14 @@ from ..models.generators.sampling import adapted
 from ..models.generators.unet import use_gpu
 from ..paths import paths
 from ..pipeline.adapt import adapt
+from ..pipeline.costs import PROXY, seconds
 from ..pipeline.draws import adapters, reader, slices
 from ..pipeline.generate import NOTES, batch_size, generation_inputs, sample_range
+from ..pipeline.record import record_file
+from ..pipeline.stages import artifact_keys, compute
 from ..store.artifacts import Store
 from ..store.files import write_json, writing
 from ..store.keys import key
-from ..study.cells import artifact_keys, compute, record_file
-from ..study.plan import PROXY, seconds
 
 RETRIES = 5  # times that a task is given to another worker after its own died
 # seconds that a task has to save its state; batch schedulers give 30 from SIGTERM to SIGKILL

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from ..models.classifiers.print_reader import Reader
+from ..pipeline import evaluate, train
 from ..results.tables import show_table
 from ..statistics import mean_interval, wilson
 from ..training.loop import fit
@@ -109,16 +110,14 @@ def _gate_score(recipe, view):
     the few shots, trains.
     """
     from ..data import datasets, images
-    from ..pipeline import classify
+    from ..models.classifiers import base
     from ..store import artifacts
 
     real = datasets.load_for(recipe)
-    trained = classify.train(
+    trained = train.train(
         recipe, real, view, None, f"gate {images.fingerprint(view)}", artifacts.Store()
     )
-    return (
-        100 * classify.evaluate(classify.load_classifier_lora(trained)[0], real, real.val)["top1"]
-    )
+    return 100 * evaluate.accuracy(base.load_classifier_lora(trained)[0], real, real.val)["top1"]
 
 
 def gate(vae, seeds, overrides, dataset="mnist", workers=1):
@@ -220,10 +219,9 @@ def real_zero_shot(model, name):
     interval.
     """
     from ..data import datasets
-    from ..pipeline import classify
 
     dataset = datasets.load(name)
-    result = classify.evaluate(model, dataset, dataset.test)
+    result = evaluate.accuracy(model, dataset, dataset.test)
     return result["top1"], result["low"], result["high"]
 
 
@@ -241,7 +239,7 @@ def clip_zero_shot(model, bank, n=PRINTS, seed=1):
     Wilson interval.
     """
     from ..data.datasets import prompt
-    from ..pipeline.classify import predict
+    from ..pipeline.evaluate import predict
 
     images, labels = every_character(bank, n, seed)
     tokens = model.prompts(prompt("", name) for name in printed.NAMES)

@@ -13,7 +13,7 @@ from ..data.images import Images
 from ..data.transforms import evaluation_batches
 from ..models.classifiers.base import load_classifier
 from ..seeds import seed_for
-from .classify import predict
+from .evaluate import predict
 
 SLICE = 100  # images of a unit of work: some minutes at the paper's scale
 # images that LoFT's two fused adapters make before two others are drawn: 500 images have the 120

@@ -13,7 +13,8 @@ from PIL import Image
 
 from ..errors import ConfigError, DataError
 from ..paths import paths
-from ..results.records import read_record, tidy
+from ..pipeline.record import read_record
+from ..results.records import tidy
 from ..store.artifacts import Store
 from ..store.files import write_json, writing
 from ..study import outcome
@@ -170,7 +171,8 @@ def _keep_records(name, cells, lines, store):
     """Put the run's records, of `cells` by label, into `lines` (key -> record with `runs`: run
     -> label -> position), in place of its earlier ones.
     """
-    from ..study.cells import artifact_keys, record_file
+    from ..pipeline.record import record_file
+    from ..pipeline.stages import artifact_keys
 
     for line in lines.values():
         line["runs"].pop(name, None)

@@ -9,8 +9,8 @@ from pathlib import Path
 import pandas as pd
 
 from ..config import METHODS
-from ..errors import DataError
 from ..paths import paths
+from ..pipeline.record import read_record, record_row
 from ..statistics import mean_interval
 from ..store.artifacts import Store
 from .tables import show_table
@@ -61,52 +61,13 @@ def tidy(records):
         "created",
         "key",
     ]
-    table = pd.DataFrame([_row(record) for record in records], columns=columns)
+    table = pd.DataFrame([record_row(record) for record in records], columns=columns)
     order = {name: i for i, name in enumerate(METHODS)}
     return table.sort_values(
         ["dataset", "method", "seed", "created"],
         key=lambda c: c.map(order) if c.name == "method" else c,
         ignore_index=True,
     )
-
-
-def read_record(file):
-    """Return the record in a file. Raises DataError, with the fix, on one that is damaged: a
-    table without it would be a smaller one.
-    """
-    try:
-        record = json.loads(file.read_text())
-        _row(record)
-        return record
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise DataError(
-            f"the record {file} is damaged ({error!r}); remove it and run its cell again, which "
-            "reads the stored artifacts"
-        ) from error
-
-
-def _row(record):
-    recipe, test = record["recipe"], record["result"]["test"]
-    return {
-        "profile": recipe["profile"],
-        "protocol": recipe["protocol"],
-        "dataset": recipe["dataset"],
-        "method": recipe["method"],
-        "shots": recipe["shots"],
-        "images": recipe["generate.images"],
-        "seed": recipe["seed"],
-        **{k: test[k] for k in ("top1", "low", "high", "total")},
-        "val_top1": record["result"]["val"]["top1"],
-        "seconds": sum(record["seconds"].values()),
-        "stages": record["seconds"],
-        "curve": record["curve"],
-        "per_class": test["per_class"],
-        "confusion": test["confusion"],
-        **{
-            k: record[k]
-            for k in ("artifacts", "recipe", "commit", "dirty", "device", "created", "key")
-        },
-    }
 
 
 def select(table, **values):

@@ -3,8 +3,9 @@
 import pandas as pd
 
 from ..errors import ConfigError
+from ..pipeline.stages import artifact_keys
 from ..store.artifacts import Store
-from .cells import RUNNING, artifact_keys, cells, find, page_parameters, run_cells
+from .cells import RUNNING, cells, find, page_parameters, run_cells
 from .cells import sample_rows as first_images
 
 

@@ -24,18 +24,17 @@ import pandas as pd
 import yaml
 
 from .. import config, progress, signals
-from ..config import ENGINES, METHODS, SHOTS_TITLE, as_dict, as_mapping, require_warmup
-from ..data.datasets import draw, draw_inputs, few_shots, load_for
-from ..errors import ConfigError, DataError, nearest
-from ..models.download import fetch
+from ..config import ENGINES, METHODS, SHOTS_TITLE, as_mapping
+from ..data.datasets import few_shots, load_for
+from ..errors import ConfigError, nearest
 from ..paths import paths, relative_to_home
-from ..pipeline.classify import judge, judge_inputs, train, train_inputs
-from ..pipeline.generate import generate, generation_inputs, read
-from ..results.records import load_records, read_record
+from ..pipeline.generate import generation_inputs, read
+from ..pipeline.record import record_file
+from ..pipeline.stages import artifact_keys, compute
+from ..results.records import load_records
 from ..store.artifacts import Store
 from ..store.files import digest, write_json
 from ..store.keys import key
-from ..store.provenance import provenance
 from . import outcome
 from .terminal import Terminal
 
@@ -69,31 +68,6 @@ def cells(
     ]
 
 
-def artifact_keys(recipe, dataset=None):
-    """Return the keys of a cell's artifacts by stage, in the order of the stages, without making
-    anything.
-
-    `dataset` None: the recipe's own is loaded. Raises ConfigError on a warm-up that is longer than
-    its training.
-    """
-    dataset, row, keys = dataset or load_for(recipe), recipe.row, {}
-    if (
-        row.real
-        or row.generator in ("class", "dataset", "image")
-        or (row.generator and recipe.generate.strength)
-    ):
-        keys["shots"] = key("shots", **draw_inputs(recipe, dataset))
-    if row.generator:
-        inputs = generation_inputs(recipe, dataset)
-        keys |= {f"adapt{i}": adapter for i, adapter in enumerate(inputs["adapters"])}
-        keys["generate"] = key("generate", **inputs)
-    if row.trained:
-        require_warmup("classify.warmup", recipe.classify.warmup, recipe.classify.epochs, "epochs")
-        keys["train"] = key("train", **train_inputs(recipe, dataset, keys.get("generate")))
-    keys["judge"] = key("judge", **judge_inputs(recipe, dataset, keys.get("train")))
-    return keys
-
-
 def run(recipe, store=None):
     """Run one cell of the study and return its record, computing only what the store does not hold
     yet.
@@ -105,67 +79,6 @@ def run(recipe, store=None):
     store = store or Store()
     with signals.interruptible(), store.in_use():
         return compute(recipe, store)
-
-
-def compute(recipe, store):
-    """Return `run`'s record for one that has marked the store as being in use and says what a
-    signal does.
-    """
-    row = recipe.row
-    fetch(recipe)
-    dataset = load_for(recipe)
-    keys = artifact_keys(recipe, dataset)
-    shots = few_shots(dataset, recipe.shots, recipe.seed)
-    synthetic, trained = None, None
-    if "shots" in keys:
-        draw(recipe, dataset, store)
-    if row.generator:
-        synthetic = read(generate(recipe, dataset, shots, store))
-    if row.trained:
-        trained = train(
-            recipe, dataset, shots if row.real else None, synthetic, keys.get("generate"), store
-        )
-    result = json.loads((judge(recipe, dataset, trained, store) / "result.json").read_text())
-    curve = json.loads((trained / "curve.json").read_text()) if trained else []
-    return _record(recipe, result, curve, keys, store)
-
-
-def record_file(recipe, keys, store):
-    """Return the file of a cell's record: another recipe, other data or other weights have
-    another.
-    """
-    return store.records / f"{key('record', **as_dict(recipe), artifacts=keys)}.json"
-
-
-def _record(recipe, result, curve, keys, store):
-    file = record_file(recipe, keys, store)
-    try:
-        first = read_record(store.refresh(file))
-        # The same cell: keep the time and commit of its computation.
-        if (first["result"], first["curve"]) == (result, curve):
-            return first
-    except DataError:  # missing or damaged: the artifacts have all that it says
-        pass
-    seconds, commits = {}, {}
-    for name, artifact in keys.items():
-        stage = name.rstrip("0123456789")
-        # An adapter may have been deleted while its images remain.
-        manifest = store.manifest(artifact) or {"seconds": 0.0, "commit": "unknown"}
-        seconds[stage] = seconds.get(stage, 0.0) + manifest["seconds"]
-        commits[stage] = sorted({*commits.get(stage, []), manifest["commit"]})
-    record = {
-        "key": file.stem,
-        "recipe": as_dict(recipe),
-        "result": result,
-        "curve": curve,
-        "seconds": seconds,
-        "commits": commits,
-        "artifacts": keys,
-        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        **provenance(),
-    }
-    store.save(file, record)
-    return record
 
 
 def find(recipes, store=None):

@@ -1,30 +1,28 @@
-"""LoRA-tune CLIP on synthetic and real images, and judge it (paper, section 3.4)."""
+"""LoRA-tune CLIP on synthetic and real images (paper, section 3.4)."""
 
 import dataclasses
 import json
 import math
-from functools import partial
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .. import progress
 from ..data.batches import Batches
 from ..data.datasets import few_shots, prompt, validation_images
 from ..data.images import fingerprint
-from ..data.transforms import BATCH, evaluation_batches, validation_batches
+from ..data.transforms import validation_batches
 from ..errors import ConfigError, DataError
-from ..models.classifiers.base import load_classifier, load_classifier_lora, save_classifier_lora
+from ..models.classifiers.base import load_classifier, save_classifier_lora
 from ..models.device import dtype_for
 from ..models.identity import identity
 from ..seeds import seed_for
-from ..statistics import confusion, wilson
 from ..store.files import write_json
 from ..store.keys import key
 from ..training.batch_size import BatchSize
 from ..training.checkpoint import load_state, save_state
 from ..training.loop import fit
+from .evaluate import predict
 
 
 def mixed_loss(logits, targets, real, weight):
@@ -68,49 +66,6 @@ def optimiser_steps(recipe, classes):
     per_epoch = math.ceil(recipe.generate.images * classes / options.batch)
     steps = options.steps or options.epochs * per_epoch
     return steps, round(steps * options.warmup / options.epochs)
-
-
-def _read(model, part, text, count):
-    """Return the classes of the first `count` images of a batch."""
-    return model.score(part[:count].to(text.device).float() / 255, text).argmax(1).tolist()
-
-
-@torch.no_grad()
-def predict(model, tokens, batches, counted=lambda number: None):
-    """Return the predicted class of each image of some uint8 batches (B, 3, S, S), as an int array
-    (n,); batches that do not fit are halved.
-
-    `counted` is called with the number of images of each batch.
-    """
-    model.eval()
-    text, size, found = model.text(tokens), BatchSize(BATCH), []
-    for part in batches:
-        while len(part):
-            predicted = size.run(partial(_read, model, part, text), len(part))
-            found += predicted
-            part = part[len(predicted) :]
-            counted(len(predicted))
-    return np.asarray(found, int)
-
-
-def evaluate(model, dataset, images, views=evaluation_batches, counted=lambda number: None):
-    """Return top-1 with its 95 % Wilson interval, the accuracy per class, and the confusion
-    matrix, over all `images` as `views` gives them.
-    """
-    tokens = model.prompts(prompt(dataset.noun, name) for name in dataset.classes)
-    predictions = predict(model, tokens, views(images, model.size), counted)
-    matrix = confusion(images.labels, predictions, len(dataset.classes))
-    correct, total = int(matrix.trace()), int(matrix.sum())
-    low, high = wilson(correct, total)
-    per_class = (matrix.diagonal() / np.maximum(matrix.sum(1), 1)).round(4).tolist()
-    return {
-        "top1": correct / total,
-        "low": low,
-        "high": high,
-        "total": total,
-        "per_class": per_class,
-        "confusion": matrix.tolist(),
-    }
 
 
 def train_inputs(recipe, dataset, synthetic_key):
@@ -265,38 +220,3 @@ def _take(model, best, checkpoint):
     with torch.no_grad():
         for name, value in state[0].items():
             model.state()[name].copy_(value)
-
-
-def judge_inputs(recipe, dataset, trained_key):
-    """Return what a result depends on; `trained_key` is None for the untouched classifier."""
-    return {
-        "trained": trained_key or identity(recipe.classifier, "clip"),
-        "precision": str(dtype_for(recipe.precision, training=True)),
-        "test": fingerprint(dataset.test),
-        "val": fingerprint(validation_images(recipe, dataset)),
-        "prompts": [prompt(dataset.noun, name) for name in dataset.classes],
-    }
-
-
-def judge(recipe, dataset, trained, store):
-    """Return the artifact folder of result.json = {'val': ..., 'test': ...}, each as `evaluate`
-    gives it.
-
-    `trained` is an artifact of `train`, or None for the untouched classifier.
-    """
-    inputs = judge_inputs(recipe, dataset, trained.name if trained else None)
-
-    def build(folder):
-        model = (
-            load_classifier_lora(trained)[0]
-            if trained
-            else load_classifier(recipe.classifier, precision=recipe.precision)
-        )
-        seen = validation_images(recipe, dataset)
-        with progress.track("judge", "image", len(seen) + len(dataset.test)) as counter:
-            # The training has just seen the same.
-            validation = evaluate(model, dataset, seen, validation_batches, counter.update)
-            test = evaluate(model, dataset, dataset.test, counted=counter.update)
-        write_json(folder / "result.json", {"val": validation, "test": test})
-
-    return store.make(key("judge", **inputs), inputs, build)

@@ -1,0 +1,96 @@
+"""Evaluate a classifier on validation and test images (paper, section 4)."""
+
+from functools import partial
+
+import numpy as np
+import torch
+
+from .. import progress
+from ..data.datasets import prompt, validation_images
+from ..data.images import fingerprint
+from ..data.transforms import BATCH, evaluation_batches, validation_batches
+from ..models.classifiers.base import load_classifier, load_classifier_lora
+from ..models.device import dtype_for
+from ..models.identity import identity
+from ..statistics import confusion, wilson
+from ..store.files import write_json
+from ..store.keys import key
+from ..training.batch_size import BatchSize
+
+
+def _read(model, part, text, count):
+    """Return the classes of the first `count` images of a batch."""
+    return model.score(part[:count].to(text.device).float() / 255, text).argmax(1).tolist()
+
+
+@torch.no_grad()
+def predict(model, tokens, batches, counted=lambda number: None):
+    """Return the predicted class of each image of some uint8 batches (B, 3, S, S), as an int array
+    (n,); batches that do not fit are halved.
+
+    `counted` is called with the number of images of each batch.
+    """
+    model.eval()
+    text, size, found = model.text(tokens), BatchSize(BATCH), []
+    for part in batches:
+        while len(part):
+            predicted = size.run(partial(_read, model, part, text), len(part))
+            found += predicted
+            part = part[len(predicted) :]
+            counted(len(predicted))
+    return np.asarray(found, int)
+
+
+def accuracy(model, dataset, images, views=evaluation_batches, counted=lambda number: None):
+    """Return top-1 with its 95 % Wilson interval, the accuracy per class, and the confusion
+    matrix, over all `images` as `views` gives them.
+    """
+    tokens = model.prompts(prompt(dataset.noun, name) for name in dataset.classes)
+    predictions = predict(model, tokens, views(images, model.size), counted)
+    matrix = confusion(images.labels, predictions, len(dataset.classes))
+    correct, total = int(matrix.trace()), int(matrix.sum())
+    low, high = wilson(correct, total)
+    per_class = (matrix.diagonal() / np.maximum(matrix.sum(1), 1)).round(4).tolist()
+    return {
+        "top1": correct / total,
+        "low": low,
+        "high": high,
+        "total": total,
+        "per_class": per_class,
+        "confusion": matrix.tolist(),
+    }
+
+
+def evaluate_inputs(recipe, dataset, trained_key):
+    """Return what a result depends on; `trained_key` is None for the untouched classifier."""
+    return {
+        "trained": trained_key or identity(recipe.classifier, "clip"),
+        "precision": str(dtype_for(recipe.precision, training=True)),
+        "test": fingerprint(dataset.test),
+        "val": fingerprint(validation_images(recipe, dataset)),
+        "prompts": [prompt(dataset.noun, name) for name in dataset.classes],
+    }
+
+
+def evaluate(recipe, dataset, trained, store):
+    """Return the artifact folder of result.json = {'val': ..., 'test': ...}, each as `evaluate`
+    gives it.
+
+    `trained` is an artifact of `train`, or None for the untouched classifier.
+    """
+    inputs = evaluate_inputs(recipe, dataset, trained.name if trained else None)
+
+    def build(folder):
+        model = (
+            load_classifier_lora(trained)[0]
+            if trained
+            else load_classifier(recipe.classifier, precision=recipe.precision)
+        )
+        seen = validation_images(recipe, dataset)
+        with progress.track("judge", "image", len(seen) + len(dataset.test)) as counter:
+            # The training has just seen the same.
+            validation = accuracy(model, dataset, seen, validation_batches, counter.update)
+            test = accuracy(model, dataset, dataset.test, counted=counter.update)
+        write_json(folder / "result.json", {"val": validation, "test": test})
+
+    return store.make(key("judge", **inputs), inputs, build)

@@ -1,0 +1,86 @@
+"""The record of a cell: its recipe, result and provenance as one JSON file."""
+
+import json
+import time
+
+from ..config import as_dict
+from ..errors import DataError
+from ..store.keys import key
+from ..store.provenance import provenance
+
+
+def read_record(file):
+    """Return the record in a file. Raises DataError, with the fix, on one that is damaged: a
+    table without it would be a smaller one.
+    """
+    try:
+        record = json.loads(file.read_text())
+        record_row(record)
+        return record
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise DataError(
+            f"the record {file} is damaged ({error!r}); remove it and run its cell again, which "
+            "reads the stored artifacts"
+        ) from error
+
+
+def record_row(record):
+    recipe, test = record["recipe"], record["result"]["test"]
+    return {
+        "profile": recipe["profile"],
+        "protocol": recipe["protocol"],
+        "dataset": recipe["dataset"],
+        "method": recipe["method"],
+        "shots": recipe["shots"],
+        "images": recipe["generate.images"],
+        "seed": recipe["seed"],
+        **{k: test[k] for k in ("top1", "low", "high", "total")},
+        "val_top1": record["result"]["val"]["top1"],
+        "seconds": sum(record["seconds"].values()),
+        "stages": record["seconds"],
+        "curve": record["curve"],
+        "per_class": test["per_class"],
+        "confusion": test["confusion"],
+        **{
+            k: record[k]
+            for k in ("artifacts", "recipe", "commit", "dirty", "device", "created", "key")
+        },
+    }
+
+
+def record_file(recipe, keys, store):
+    """Return the file of a cell's record: another recipe, other data or other weights have
+    another.
+    """
+    return store.records / f"{key('record', **as_dict(recipe), artifacts=keys)}.json"
+
+
+def write_record(recipe, result, curve, keys, store):
+    file = record_file(recipe, keys, store)
+    try:
+        first = read_record(store.refresh(file))
+        # The same cell: keep the time and commit of its computation.
+        if (first["result"], first["curve"]) == (result, curve):
+            return first
+    except DataError:  # missing or damaged: the artifacts have all that it says
+        pass
+    seconds, commits = {}, {}
+    for name, artifact in keys.items():
+        stage = name.rstrip("0123456789")
+        # An adapter may have been deleted while its images remain.
+        manifest = store.manifest(artifact) or {"seconds": 0.0, "commit": "unknown"}
+        seconds[stage] = seconds.get(stage, 0.0) + manifest["seconds"]
+        commits[stage] = sorted({*commits.get(stage, []), manifest["commit"]})
+    record = {
+        "key": file.stem,
+        "recipe": as_dict(recipe),
+        "result": result,
+        "curve": curve,
+        "seconds": seconds,
+        "commits": commits,
+        "artifacts": keys,
+        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        **provenance(),
+    }
+    store.save(file, record)
+    return record

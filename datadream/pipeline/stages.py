@@ -1,0 +1,60 @@
+"""The stages of a cell, their keys, and how a cell is computed."""
+
+import json
+
+from ..config import require_warmup
+from ..data.datasets import draw, draw_inputs, few_shots, load_for
+from ..models.download import fetch
+from ..store.keys import key
+from .evaluate import evaluate, evaluate_inputs
+from .generate import generate, generation_inputs, read
+from .record import write_record
+from .train import train, train_inputs
+
+
+def artifact_keys(recipe, dataset=None):
+    """Return the keys of a cell's artifacts by stage, in the order of the stages, without making
+    anything.
+
+    `dataset` None: the recipe's own is loaded. Raises ConfigError on a warm-up that is longer than
+    its training.
+    """
+    dataset, row, keys = dataset or load_for(recipe), recipe.row, {}
+    if (
+        row.real
+        or row.generator in ("class", "dataset", "image")
+        or (row.generator and recipe.generate.strength)
+    ):
+        keys["shots"] = key("shots", **draw_inputs(recipe, dataset))
+    if row.generator:
+        inputs = generation_inputs(recipe, dataset)
+        keys |= {f"adapt{i}": adapter for i, adapter in enumerate(inputs["adapters"])}
+        keys["generate"] = key("generate", **inputs)
+    if row.trained:
+        require_warmup("classify.warmup", recipe.classify.warmup, recipe.classify.epochs, "epochs")
+        keys["train"] = key("train", **train_inputs(recipe, dataset, keys.get("generate")))
+    keys["judge"] = key("judge", **evaluate_inputs(recipe, dataset, keys.get("train")))
+    return keys
+
+
+def compute(recipe, store):
+    """Return `run`'s record for one that has marked the store as being in use and says what a
+    signal does.
+    """
+    row = recipe.row
+    fetch(recipe)
+    dataset = load_for(recipe)
+    keys = artifact_keys(recipe, dataset)
+    shots = few_shots(dataset, recipe.shots, recipe.seed)
+    synthetic, trained = None, None
+    if "shots" in keys:
+        draw(recipe, dataset, store)
+    if row.generator:
+        synthetic = read(generate(recipe, dataset, shots, store))
+    if row.trained:
+        trained = train(
+            recipe, dataset, shots if row.real else None, synthetic, keys.get("generate"), store
+        )
+    result = json.loads((evaluate(recipe, dataset, trained, store) / "result.json").read_text())
+    curve = json.loads((trained / "curve.json").read_text()) if trained else []
+    return write_record(recipe, result, curve, keys, store)
