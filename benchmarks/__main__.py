@@ -18,7 +18,7 @@ import torch
 from datadream.config import as_dict, recipe
 from datadream.models.device import device
 from datadream.paths import paths
-from datadream.results.records import benchmark_table
+from datadream.results.benchmark_tables import benchmark_table
 from datadream.statistics import mean_interval
 from datadream.store.files import write_json
 from datadream.store.provenance import provenance

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import psutil
 
+from datadream.study import run
+
 STAGES = ("adapt", "generate", "train")
 # Of a stage that some of is done.
 SIGNS = {
@@ -132,7 +134,6 @@ def _study(recipes, root, engine, faults, address, notes):
     import torch
 
     from datadream.store.artifacts import Store
-    from datadream.study import cells
 
     torch.set_num_threads(1)
     _prepare(faults)
@@ -157,7 +158,7 @@ def _study(recipes, root, engine, faults, address, notes):
         else:
             os.environ.pop("RAY_ADDRESS", None)
     try:
-        cells.run_cells(
+        run.run_cells(
             recipes,
             Store(root),
             2 if engine == "two processes" else 1,

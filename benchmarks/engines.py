@@ -16,7 +16,8 @@ from datadream.statistics import mean_interval
 from datadream.store.artifacts import Store
 from datadream.store.files import write_json
 from datadream.store.provenance import provenance
-from datadream.study.cells import cells, run_cells
+from datadream.study.cells import cells
+from datadream.study.run import run_cells
 
 WORKERS = 2
 STUDY = {

@@ -22,9 +22,10 @@ import psutil
 
 from datadream.config import recipe
 from datadream.paths import paths
-from datadream.results.records import fault_table, input_table, load_faults
+from datadream.results.benchmark_tables import fault_table, input_table, load_faults
 from datadream.store.files import write_json
 from datadream.store.provenance import provenance
+from datadream.study import run
 
 from . import disturb
 from .disturb import FAILED, STAGES, ended, family, left_behind, reached, records, start
@@ -496,7 +497,6 @@ def count_inputs(root, common):
     import bad_input
 
     from datadream.store.artifacts import Store
-    from datadream.study import cells
 
     shutil.rmtree(root, ignore_errors=True)
     os.environ["DATADREAM_STORE"] = str(root / "artifacts")
@@ -507,7 +507,7 @@ def count_inputs(root, common):
         shots=2,
         method="real",
     )
-    finished, ends = (one, Store(root / "finished"), cells.run(one, Store(root / "finished"))), {}
+    finished, ends = (one, Store(root / "finished"), run.run(one, Store(root / "finished"))), {}
     for case in bad_input.CASES:
         place = root / "case"
         place.mkdir()

@@ -25,7 +25,7 @@ from datadream.models.classifiers import base
 from datadream.models.generators import sampling
 from datadream.pipeline import train
 from datadream.store.artifacts import Store
-from datadream.study.cells import run as run_cell
+from datadream.study.run import run as run_cell
 from datadream.training import batch_size
 
 from . import stages, together

@@ -22,8 +22,7 @@ from datadream.paths import paths
 from datadream.pipeline.costs import STAGES, units_of_work, validated
 from datadream.pipeline.stages import artifact_keys
 from datadream.store.artifacts import Store
-from datadream.study.ablation import cells_of
-from datadream.study.cells import choose, load_study
+from datadream.study.named_runs import cells_of, choose, load_study
 from datadream.study.plan import load_or_describe
 
 

@@ -19,7 +19,8 @@ from datadream.pipeline.generate import generate, read
 from datadream.publish import freeze
 from datadream.results import plots, records, style
 from datadream.store.artifacts import Store
-from datadream.study.cells import cells, load_study
+from datadream.study.cells import cells
+from datadream.study.named_runs import load_study
 
 RUN = "mnist_seeds"
 METHOD = "dset"

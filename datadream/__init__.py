@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .config import recipe
     from .results.records import load_records
     from .store.artifacts import Store
-    from .study.cells import run, run_cells
+    from .study.run import run, run_cells
 
 __version__ = "0.1.0"
 __all__ = ["Store", "__version__", "load_records", "recipe", "run", "run_cells"]

@@ -169,7 +169,7 @@ def _add_upkeep(commands):
 
 
 def _study(options):
-    from .study.cells import run_study, smoke_home
+    from .study.papermill_runs import run_study, smoke_home
 
     if options.smoke:
         smoke_home()

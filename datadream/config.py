@@ -258,10 +258,6 @@ METHODS = {
     ),
     "loft+real": Method("LoFT + real", "#CC79A7", "image", True, main=False, settings=PER_IMAGE),
 }
-# Where cells are computed: this process and its workers, or a Ray cluster.
-ENGINES = ("local", "ray")
-# of the images that every seed starts from, where sets of images are shown or described
-SHOTS_TITLE = "Real few shots"
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from .pipeline.stages import artifact_keys
 from .pipeline.train import train
 from .statistics import wilson
 from .store.artifacts import Store
-from .study.cells import run
+from .study.run import run
 
 ROTATED = range(2, 9)  # EXIF orientations other than upright
 

@@ -33,7 +33,7 @@ from datadream.results.tables import show_table
 from datadream.store import leases
 from datadream.store.artifacts import Store
 from datadream.store.files import StoreError
-from datadream.study import cells
+from datadream.study import cells, named_runs, run
 from datadream.training import checkpoint
 
 HOUSE = (ConfigError, DataError, ModelMissingError, StoreError)
@@ -425,7 +425,7 @@ SETTINGS = [settings_case(fields) for fields in RECIPES] + [
         "recipes",
         "workers='2'",
         "ConfigError",
-        lambda box: cells.run_cells([], box.store, "2") and "used",
+        lambda box: run.run_cells([], box.store, "2") and "used",
     ),
     Case(
         "recipes",
@@ -511,7 +511,7 @@ def damaged(stage, file, title, write):
                 "_build",
                 lambda self, key, *rest: (built.append(key), build(self, key, *rest)),
             )
-            second = cells.run(box.recipe, store)
+            second = run.run(box.recipe, store)
         assert built == [key] and second == first
         assert all(
             p.read_bytes() == content for p, content in before.items() if p.name != "manifest.json"
@@ -528,8 +528,8 @@ def record(title, write, end):
         write(file)
         if end == "made again":
             assert (
-                cells.run(box.recipe, store)["result"] == first["result"]
-                and len(cells.find([box.recipe], store)) == 1
+                run.run(box.recipe, store)["result"] == first["result"]
+                and len(run.find([box.recipe], store)) == 1
             )
             return end
         return cells.load_records(store.records) is not None and "used"
@@ -730,7 +730,7 @@ def study_file(name, content):
     def attempt(box):
         file = box.root / "study.yaml"
         file.write_bytes(content.encode() if isinstance(content, str) else content)
-        return cells.load_study(file) and "used"
+        return named_runs.load_study(file) and "used"
 
     return Case("study files", name, "ConfigError", attempt)
 

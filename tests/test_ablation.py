@@ -18,7 +18,7 @@ from PIL import Image
 from datadream.errors import ConfigError
 from datadream.results import ablation_statistics, plots
 from datadream.store.artifacts import Store
-from datadream.study import ablation, cells
+from datadream.study import ablation, cells, named_runs
 
 NOTEBOOK = Path(__file__).resolve().parents[1] / "notebooks" / "ablation.ipynb"
 
@@ -37,8 +37,8 @@ def measured(rows):
 
 
 def test_a_list_sets_the_axis_and_a_mapping_sets_what_it_says():
-    assert ablation.points("shots", [1, 2]) == {"1": {"shots": 1}, "2": {"shots": 2}}
-    assert ablation.points("sampler", {"fast": {"generate.steps": 8}, "plain": {}}) == {
+    assert named_runs.points("shots", [1, 2]) == {"1": {"shots": 1}, "2": {"shots": 2}}
+    assert named_runs.points("sampler", {"fast": {"generate.steps": 8}, "plain": {}}) == {
         "fast": {"generate.steps": 8},
         "plain": {},
     }
@@ -47,16 +47,16 @@ def test_a_list_sets_the_axis_and_a_mapping_sets_what_it_says():
 @pytest.mark.parametrize("values", [[], {}, 3, "1, 2", {"fast": 8}, None])
 def test_values_that_are_no_axis_are_refused(values):
     with pytest.raises(ConfigError, match="neither a list .* nor a mapping"):
-        ablation.points("shots", values)
+        named_runs.points("shots", values)
 
 
 def test_an_unknown_axis_names_the_near_miss():
     with pytest.raises(ConfigError, match="generate.guidence.*generate.guidance"):
-        ablation.axis_cells("generate.guidence", [1.0], methods=["dset"])
+        named_runs.axis_cells("generate.guidence", [1.0], methods=["dset"])
 
 
 def test_a_point_overrides_what_holds_for_all():
-    by_label = ablation.axis_cells(
+    by_label = named_runs.axis_cells(
         "generate.images",
         [10, 20],
         {"generate.images": 5, "classify.steps": 7},
@@ -114,7 +114,7 @@ def test_a_method_that_the_setting_does_not_reach_is_not_compared_with_itself():
 def test_what_the_points_share_is_computed_once(tiny, folder, tmp_path):
     """Real only ignores the guidance, and both guidances sample the same adapters."""
     store = Store(tmp_path / "store")
-    by_label = ablation.axis_cells(
+    by_label = named_runs.axis_cells(
         "generate.guidance",
         [1.0, 3.0],
         tiny,
@@ -131,7 +131,7 @@ def test_what_the_points_share_is_computed_once(tiny, folder, tmp_path):
     made = [path.name.split("-")[0] for path in store.root.iterdir() if path.is_dir()]
     counts = {stage: made.count(stage) for stage in ("adapt", "generate", "train")}
     assert counts == {"adapt": 3 * 2, "generate": 2 * 2, "train": 2 + 2 * 2}
-    rows = ablation.sample_rows(by_label, store)
+    rows = ablation.axis_sample_rows(by_label, store)
     assert list(rows) == ["DataDream (class), 1.0", "DataDream (class), 3.0"] and all(
         len(columns) == 3 for columns in rows.values()
     )
@@ -143,7 +143,7 @@ def test_what_the_points_share_is_computed_once(tiny, folder, tmp_path):
 
 
 def test_one_set_of_images_is_shown_once(tiny, folder, tmp_path):
-    by_label = ablation.axis_cells(
+    by_label = named_runs.axis_cells(
         "classify.real_weight",
         [0.2, 0.8],
         tiny,
@@ -154,7 +154,7 @@ def test_one_set_of_images_is_shown_once(tiny, folder, tmp_path):
         seeds=[0],
     )
     ablation.run_axis(by_label, Store(tmp_path))
-    assert len(ablation.sample_rows(by_label, Store(tmp_path))) == 1
+    assert len(ablation.axis_sample_rows(by_label, Store(tmp_path))) == 1
 
 
 def curve_of(rows):

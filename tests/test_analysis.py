@@ -21,7 +21,7 @@ from datadream.results.distances import MEASURES, TITLES, copying
 from datadream.results.records import select
 from datadream.statistics import mean_interval
 from datadream.store.artifacts import Store
-from datadream.study import cells
+from datadream.study import run
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def finished(make, tmp_path_factory):
         for seed in (0, 1)
         for method in ("clip", "real", "base", "dset", "dset+real")
     ]
-    records = cells.run_cells(recipes, store)
+    records = run.run_cells(recipes, store)
     return SimpleNamespace(
         store=store, recipes=recipes, records=records, table=analysis.describe(recipes, store)
     )

@@ -20,7 +20,7 @@ from datadream.errors import ConfigError, DataError, printable
 from datadream.publish import export
 from datadream.store import keys
 from datadream.store.artifacts import Store
-from datadream.study import cells
+from datadream.study import cells, named_runs, run
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def finished(make, tmp_path_factory):
     """Return (recipe, store, record) of one finished cell, which no test changes."""
     store = Store(tmp_path_factory.mktemp("finished"))
     one = make("real")
-    return one, store, cells.run(one, store)
+    return one, store, run.run(one, store)
 
 
 @pytest.mark.parametrize("case", CASES, ids=[f"{case.group}: {case.name}" for case in CASES])
@@ -40,7 +40,7 @@ def test_odd_class_names_go_through_the_whole_study(make, tmp_path, store):
     names = ['a "b": [x]', "<img src=x>", "$(touch ran)", "\U0001f431", "$\\frac$"]
     write_classes(tmp_path / "photos", names, 6)
     recipe = make("base+real", folder=str(tmp_path / "photos"))
-    key = cells.run(recipe, store)["artifacts"]["generate"]
+    key = run.run(recipe, store)["artifacts"]["generate"]
     assert sorted(images for images in cells.sample_rows([recipe], store)) == [
         "Real few shots",
         "Un-adapted generator",
@@ -139,7 +139,7 @@ def test_any_settings_are_a_recipe_with_a_key_or_a_config_error(values):
 def test_any_study_file_is_a_study_or_a_config_error(tmp_path, text):
     (tmp_path / "study.yaml").write_text(text)
     with contextlib.suppress(ConfigError):
-        assert set(cells.load_study(tmp_path / "study.yaml")) == {"runs", "smoke"}
+        assert set(named_runs.load_study(tmp_path / "study.yaml")) == {"runs", "smoke"}
 
 
 def test_the_table_has_no_case_twice():

@@ -24,7 +24,7 @@ from datadream.models import lora
 from datadream.models.classifiers import clip
 from datadream.models.generators import unet
 from datadream.pipeline.adapt import train_adapter
-from datadream.results import records
+from datadream.results import benchmark_tables
 from datadream.seeds import seed_for
 from datadream.study.plan import load_or_describe, profile_cells
 from datadream.training.batch_size import BatchSize
@@ -193,7 +193,7 @@ def test_the_command_measures_prints_and_writes(tmp_path):
     mean, low, high = row["ratio"]
     assert low <= mean <= high and row["flops"] > 1e8 and row["images"] == 2 * 8
     assert results["limits"]["flops"]["float32"] > 1e8 and results["limits"]["decoded_bytes"] > 1e5
-    table = records.benchmark_table(results)
+    table = benchmark_tables.benchmark_table(results)
     assert table["ratio"][0] == mean and math.isfinite(table["share of peak, %"][0])
     assert "GFLOP/s" in done.stdout and "adapt" in done.stdout and str(out) in done.stdout
 
@@ -326,19 +326,19 @@ def test_every_part_of_the_run_on_a_gpu_goes_through_on_a_cpu(tmp_path):
     assert not [
         name for name, found in results["parts"].items() if {"error", "skipped"} & set(found)
     ]
-    table = records.gpu_table(results)
+    table = benchmark_tables.gpu_table(results)
     assert table["stage"].nunique() == 3 and (table["times as fast"] > 0).all()
-    assert all("ms" in line for line in records.gpu_findings(results))
+    assert all("ms" in line for line in benchmark_tables.gpu_findings(results))
     assert "## sampling" in (out / "kernels.txt").read_text()
 
 
 def test_the_kept_run_on_a_gpu_is_read():
-    (results,) = records.load_gpus(paths.paths()["benchmarks"])
-    assert results["gpu"] == "NVIDIA H200" and set(records.gpu_table(results)["way"]) >= {
+    (results,) = benchmark_tables.load_gpus(paths.paths()["benchmarks"])
+    assert results["gpu"] == "NVIDIA H200" and set(benchmark_tables.gpu_table(results)["way"]) >= {
         "ours",
         "released way",
     }
-    assert "54 s of compiling" in records.gpu_findings(results)[0]
+    assert "54 s of compiling" in benchmark_tables.gpu_findings(results)[0]
 
 
 def test_a_part_that_fails_or_does_not_fit_leaves_the_others_their_results(

@@ -16,7 +16,7 @@ from datadream.models.generators.unet import load_generator
 from datadream.models.lora import merged_lora
 from datadream.pipeline import draws, generate
 from datadream.store.artifacts import Store
-from datadream.study import cells
+from datadream.study import run
 
 
 def rows(folder):
@@ -28,7 +28,7 @@ def rows(folder):
 
 @pytest.mark.parametrize("method", [name for name in METHODS if name != "clip"])
 def test_every_method_runs_to_a_record(make, tmp_path, method):
-    record = cells.run(
+    record = run.run(
         make(method, {"generate.redraws": 1} if "disef" in method else None), Store(tmp_path)
     )
     test = record["result"]["test"]

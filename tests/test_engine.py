@@ -34,7 +34,7 @@ from datadream.signals import Stopped
 from datadream.store.artifacts import Store
 from datadream.store.files import StoreError, digest
 from datadream.store.keys import key
-from datadream.study import cells
+from datadream.study import papermill_runs, run
 from datadream.training.checkpoint import load_state
 
 METHODS = ["real", "base", "cls", "dset+real"]
@@ -53,7 +53,7 @@ def undisturbed(make, tmp_path_factory):
     """Return the cells, and the store in which the local engine ran them."""
     store = Store(tmp_path_factory.mktemp("local"))
     recipes = [make(method) for method in METHODS]
-    return recipes, store, cells.run_cells(recipes, store)
+    return recipes, store, run.run_cells(recipes, store)
 
 
 def contents(store):
@@ -158,7 +158,7 @@ def test_lofts_pairs_are_gathered_to_slices(make, dataset):
 def test_ray_gives_the_same_bytes_and_records(cluster, undisturbed, tmp_path):
     recipes, local, table = undisturbed
     store = Store(tmp_path / "ray")
-    assert same_results(cells.run_cells(recipes, store, engine="ray"), table)
+    assert same_results(run.run_cells(recipes, store, engine="ray"), table)
     assert contents(store) == contents(local)
 
 
@@ -185,11 +185,11 @@ def test_a_killed_worker_costs_time_only(cluster, make, tiny, tmp_path, stage):
 
     thread = threading.Thread(target=kill, daemon=True)
     thread.start()
-    disturbed = cells.run_cells(recipes, store, engine="ray")
+    disturbed = run.run_cells(recipes, store, engine="ray")
     thread.join(10)
     assert killed, "the worker died"
     local = Store(tmp_path / "local")
-    assert same_results(disturbed, cells.run_cells(recipes, local)) and contents(store) == contents(
+    assert same_results(disturbed, run.run_cells(recipes, local)) and contents(store) == contents(
         local
     )
 
@@ -210,17 +210,15 @@ def test_a_stopped_cluster_saves_its_state_and_goes_on(cluster, make, tmp_path):
     thread = threading.Thread(target=stop, daemon=True)
     thread.start()
     with pytest.raises(Stopped):
-        cells.run_cells(recipes, store, engine="ray")
+        run.run_cells(recipes, store, engine="ray")
     (checkpoint,) = store.root.glob("adapt-*.partial/checkpoint.safetensors")
     assert (
         0 < load_state(checkpoint)[1] < 180
         and "adapt 0/1" in (store.root / "progress.txt").read_text()
     )
-    table = cells.run_cells(recipes, store, engine="ray")
+    table = run.run_cells(recipes, store, engine="ray")
     local = Store(tmp_path / "local")
-    assert same_results(table, cells.run_cells(recipes, local)) and contents(store) == contents(
-        local
-    )
+    assert same_results(table, run.run_cells(recipes, local)) and contents(store) == contents(local)
 
 
 def test_a_slice_of_a_set_that_another_study_has_finished_meanwhile_leaves_nothing(
@@ -274,8 +272,8 @@ def test_a_failed_task_is_reported_and_the_others_are_done(cluster, make, tmp_pa
         RuntimeError,
         match="(?s)1 of 10 tasks failed, 4 waited for them; the others are done.*adapt .*lr=1e",
     ):
-        cells.run_cells(recipes, store, engine="ray")
-    assert sorted(cells.find([recipes[0], recipes[2]], store)["method"]) == ["base", "real"]
+        run.run_cells(recipes, store, engine="ray")
+    assert sorted(run.find([recipes[0], recipes[2]], store)["method"]) == ["base", "real"]
 
 
 class Interrupts:
@@ -296,10 +294,10 @@ def test_ctrl_c_is_not_lost_where_an_exception_would_be(
         progress.Progress, "ended_one", lambda *args: (Interrupts(), ended_one(*args))[1]
     )
     with pytest.raises(KeyboardInterrupt):
-        cells.run_cells([make("real"), make("base")], store, engine="ray")
+        run.run_cells([make("real"), make("base")], store, engine="ray")
     assert len(list((store.root / "records").glob("*.json"))) < 2 and not signals.asked()
     monkeypatch.undo()
-    assert len(cells.run_cells([make("real"), make("base")], store, engine="ray")) == 2
+    assert len(run.run_cells([make("real"), make("base")], store, engine="ray")) == 2
 
 
 def nodes_of(page, port, folder):
@@ -396,7 +394,7 @@ def test_two_nodes_that_the_book_s_commands_start_share_a_study(make, tmp_path):
             node.wait(60)
         shutil.rmtree(folder, ignore_errors=True)
     local = Store(tmp_path / "local")
-    assert same_results(cells.find(recipes, store), cells.run_cells(recipes, local)) and contents(
+    assert same_results(run.find(recipes, store), run.run_cells(recipes, local)) and contents(
         store
     ) == contents(local)
 
@@ -424,12 +422,10 @@ def test_a_worker_that_is_told_to_end_saves_its_state_and_the_task_is_done_elsew
 
     thread = threading.Thread(target=end, daemon=True)
     thread.start()
-    table = cells.run_cells(recipes, store, engine="ray")
+    table = run.run_cells(recipes, store, engine="ray")
     assert found and 0 < found[0] < 180
     local = Store(tmp_path / "local")
-    assert same_results(table, cells.run_cells(recipes, local)) and contents(store) == contents(
-        local
-    )
+    assert same_results(table, run.run_cells(recipes, local)) and contents(store) == contents(local)
 
 
 @pytest.mark.cluster
@@ -442,7 +438,7 @@ def test_a_task_that_no_node_can_ever_take_is_an_error_and_no_endless_wait(
         match="no node of the Ray cluster.* 1e\\+06 GB of memory.*'mini'.*the most that a node "
         "offers is [0-9.]+ GB",
     ):
-        cells.run_cells([make("real")], store, engine="ray")
+        run.run_cells([make("real")], store, engine="ray")
 
 
 @pytest.mark.parametrize(
@@ -472,16 +468,16 @@ def test_a_task_works_on_the_gpu_that_it_was_given(monkeypatch, visible, given, 
 )
 def test_an_engine_with_an_address_is_checked(make, store, engine_, word):
     with pytest.raises(ConfigError, match=word):
-        cells.run_cells([make("real")], store, engine=engine_)
-    assert cells.engine_parts("ray:127.0.0.1:6379") == ("ray", "127.0.0.1:6379")
+        run.run_cells([make("real")], store, engine=engine_)
+    assert run.engine_parts("ray:127.0.0.1:6379") == ("ray", "127.0.0.1:6379")
 
 
 def test_two_runs_at_once_do_not_each_start_a_cluster(monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with pytest.raises(ConfigError, match="jobs=2 with engine='ray'.*leave --jobs at 1"):
-        cells.run_study(jobs=2, engine="ray")
+        papermill_runs.run_study(jobs=2, engine="ray")
 
 
 def test_an_unknown_engine_names_the_near_miss(make, store):
     with pytest.raises(ConfigError, match="Did you mean 'ray'"):
-        cells.run_cells([make("real")], store, engine="rai")
+        run.run_cells([make("real")], store, engine="rai")

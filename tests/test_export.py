@@ -15,7 +15,7 @@ from datadream.config import as_dict
 from datadream.errors import ConfigError
 from datadream.publish.export import FORMATS, export
 from datadream.store.artifacts import Store
-from datadream.study import cells
+from datadream.study import run
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def made(make, tmp_path_factory):
     synthetic set.
     """
     store = Store(tmp_path_factory.mktemp("store"))
-    key = cells.run(make("dset"), store)["artifacts"]["generate"]
+    key = run.run(make("dset"), store)["artifacts"]["generate"]
     folders = export(key, tmp_path_factory.mktemp("out") / "set", store=store)
     rows = [
         json.loads(line)
@@ -130,7 +130,7 @@ def test_a_class_name_is_never_markup_in_the_card(make, tmp_path, store):
 
     names = ['`` a"b: [x](y)', "<script>alert(1)</script>".replace("/", "∕"), "- {y} \U0001f436"]
     write_classes(tmp_path / "photos", names, 6)
-    key = cells.run(make("base", folder=str(tmp_path / "photos")), store)["artifacts"]["generate"]
+    key = run.run(make("base", folder=str(tmp_path / "photos")), store)["artifacts"]["generate"]
     text = (export(key, tmp_path / "out", ["imagefolder"], store)[0] / "README.md").read_text()
     front, body = text.split("---", 2)[1:]
     assert sorted(yaml.safe_load(front)["class_names"].values()) == sorted(names)

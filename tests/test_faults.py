@@ -8,7 +8,7 @@ import types
 import pytest
 
 from benchmarks import disturb, faults
-from datadream.results import records
+from datadream.results import benchmark_tables
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +148,7 @@ def test_the_tables_count_what_the_script_wrote(tmp_path):
         }
     )
     results = {"cases": cases, "inputs": {"recipes": {"ConfigError": 3, "used": 1}}}
-    table = records.fault_table(results).set_index("fault")
+    table = benchmark_tables.fault_table(results).set_index("fault")
     assert (
         table.loc["kill", "survived"] == "2 of 2"
         and table.loc["NaN", "survived"] == "0 of 1"
@@ -163,7 +163,7 @@ def test_the_tables_count_what_the_script_wrote(tmp_path):
         and table.loc["kill", "seconds lost"] == "1.0 to 1.0"
         and table.loc["NaN", "of"] == "2.0"
     )
-    assert records.input_table(results).values.tolist() == [
+    assert benchmark_tables.input_table(results).values.tolist() == [
         ["recipes", 4, "ConfigError (3), used (1)"]
     ]
-    assert records.load_faults(tmp_path / "none.json") == {}
+    assert benchmark_tables.load_faults(tmp_path / "none.json") == {}

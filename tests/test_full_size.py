@@ -74,7 +74,7 @@ def test_the_paper_profile_runs_at_full_size(whole, tmp_path, monkeypatch):
     import resource
 
     from datadream.store.artifacts import Store
-    from datadream.study.cells import run
+    from datadream.study.run import run
 
     for label, name in enumerate(("heron", "wren")):
         (tmp_path / "photos" / name).mkdir(parents=True)

@@ -16,7 +16,7 @@ from datadream.errors import ConfigError, DataError
 from datadream.pipeline import stages
 from datadream.store.artifacts import Store
 from datadream.store.gc import clear, listing, unused
-from datadream.study import cells
+from datadream.study import run
 
 LONE = "generate-0123456789abcdef"
 
@@ -26,7 +26,7 @@ def filled(make, store):
     """Return (store, record): a finished cell, an artifact that no record names, an unfinished
     one, and what is not gc's business.
     """
-    record = cells.run(make("real"), store)
+    record = run.run(make("real"), store)
     store.make(LONE, {}, lambda folder: (folder / "a.bin").write_bytes(bytes(500_000)))
     work = store.root / "adapt-0123456789abcdef.partial"
     work.mkdir()
@@ -71,7 +71,7 @@ def test_what_is_removed_is_gone_and_the_rest_is_as_it_was(filled, make):
             "records",
         ]
     )
-    assert unused(store) == [] and cells.run(make("real"), store) == record
+    assert unused(store) == [] and run.run(make("real"), store) == record
 
 
 def test_the_kept_classifier_has_no_record_and_stays(folder, tiny, store):
@@ -172,7 +172,7 @@ def test_nothing_is_listed_between_two_stages_of_a_study(filled, make, monkeypat
         return train(*args)
 
     monkeypatch.setattr(stages, "train", between)
-    record = cells.run(make("dset+real"), store)
+    record = run.run(make("dset+real"), store)
     assert refused and set(record["artifacts"].values()).isdisjoint(
         names(unused(store), "artifact")
     )
@@ -180,13 +180,13 @@ def test_nothing_is_listed_between_two_stages_of_a_study(filled, make, monkeypat
 
 def test_what_a_study_has_begun_to_need_since_the_list_is_not_removed(filled, make):
     store, record = filled
-    record = cells.run(make("dset"), store)
+    record = run.run(make("dset"), store)
     (store.records / f"{record['key']}.json").unlink()
     listed = unused(store)
     assert record["artifacts"]["generate"] in names(listed, "artifact")
     with store.in_use(), pytest.raises(ConfigError, match="a study runs"):
         clear(store, listed)
-    again = cells.run(make("dset"), store)  # it finds what was listed
+    again = run.run(make("dset"), store)  # it finds what was listed
     clear(store, listed)
     assert (
         all(store.done(key) for key in again["artifacts"].values())

@@ -20,7 +20,7 @@ from datadream.paths import paths
 from datadream.publish import freeze
 from datadream.results import records
 from datadream.store.artifacts import Store
-from datadream.study import ablation, cells, outcome
+from datadream.study import named_runs, outcome, run
 
 
 def png(side, seed=0):
@@ -104,8 +104,8 @@ def runs(home, tiny, folder):
         (home / "book" / "runs" / f"{name}.ipynb").write_text(
             json.dumps(executed(found[name]["parameters"]))
         )
-        cells.run_cells(
-            [recipe for recipes in ablation.cells_of(found[name]).values() for recipe in recipes],
+        run.run_cells(
+            [recipe for recipes in named_runs.cells_of(found[name]).values() for recipe in recipes],
             Store(),
         )
     return found
@@ -126,7 +126,7 @@ def test_what_has_ended_is_kept_and_read_back(home, runs):
         "late": "has not ended here",
     }
     found = freeze.load("table")
-    wanted = cells.find(ablation.cells_of(runs["table"])[""])
+    wanted = run.find(named_runs.cells_of(runs["table"])[""])
     columns = ["method", "seed", "top1", "val_top1", "key"]
     assert found[columns].to_dict() == wanted[columns].to_dict()
     along = freeze.load("weights")
@@ -338,7 +338,7 @@ def test_the_committed_records_are_whole_and_of_clean_commits(committed):
 
 
 def test_the_committed_records_are_those_of_the_study_file(committed):
-    runs = cells.load_study(ROOT / "notebooks" / "study.yaml")["runs"]
+    runs = named_runs.load_study(ROOT / "notebooks" / "study.yaml")["runs"]
     assert set(committed) == {
         name
         for name, entry in runs.items()
@@ -348,7 +348,7 @@ def test_the_committed_records_are_those_of_the_study_file(committed):
         if name in committed:
             wanted = {
                 (label, r.method, r.seed)
-                for label, recipes in ablation.cells_of(entry).items()
+                for label, recipes in named_runs.cells_of(entry).items()
                 for r in recipes
             }
             assert (
@@ -364,7 +364,7 @@ def test_the_committed_records_are_those_of_the_study_file(committed):
 
 def test_the_committed_pages_are_small_and_name_no_machine():
     pages = list((ROOT / "book" / "study").glob("*.ipynb"))
-    full = cells.choose(cells.load_study(ROOT / "notebooks" / "study.yaml"), (), "full")
+    full = named_runs.choose(named_runs.load_study(ROOT / "notebooks" / "study.yaml"), (), "full")
     assert {page.stem for page in pages} >= set(full), "each piece of the full study has its page"
     assert len(
         {

@@ -13,7 +13,7 @@ from conftest import ROOT
 
 from datadream.cli import main
 from datadream.errors import ConfigError
-from datadream.study import cells
+from datadream.study import papermill_runs
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def result(monkeypatch):
                 ]
             )
 
-        monkeypatch.setattr(cells, "run_study", run_study)
+        monkeypatch.setattr(papermill_runs, "run_study", run_study)
         return calls
 
     return set_result
@@ -80,7 +80,7 @@ def test_a_wrong_request_is_code_2_with_the_message_and_no_traceback(monkeypatch
     def refuse(*args, **options):
         raise ConfigError("run 'mnits' is not in the study")
 
-    monkeypatch.setattr(cells, "run_study", refuse)
+    monkeypatch.setattr(papermill_runs, "run_study", refuse)
     assert main(["study", "mnits"]) == 2
     assert capsys.readouterr().err == "error: run 'mnits' is not in the study\n"
 
@@ -102,7 +102,7 @@ def test_an_error_of_the_program_is_no_success(monkeypatch):
     def broken(*args, **options):
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(cells, "run_study", broken)
+    monkeypatch.setattr(papermill_runs, "run_study", broken)
     with pytest.raises(RuntimeError):
         main(["study"])
 

@@ -6,7 +6,7 @@ import pytest
 from test_study import write_notebook, write_study
 
 from datadream.__main__ import main
-from datadream.study import cells, outcome
+from datadream.study import outcome, papermill_runs
 
 
 @pytest.fixture(autouse=True)
@@ -82,7 +82,7 @@ def test_a_study_keeps_the_outcome_of_the_runs_that_it_executed(home):
             "second": {"notebook": "sometimes", "parameters": {"x": 0}},
         },
     )
-    cells.run_study(jobs=2)
+    papermill_runs.run_study(jobs=2)
     assert [(one["run"], one["page"]) for one in outcome.failures()] == [
         ("first", "book/runs/first.failed.ipynb")
     ]

@@ -15,7 +15,7 @@ from datadream.engines import on_ray
 from datadream.errors import DataError
 from datadream.pipeline.costs import STAGES, THROUGHPUT, seconds, units_of_work
 from datadream.store.artifacts import Store
-from datadream.study import cells
+from datadream.study import cells, run
 from datadream.study.plan import (
     announce,
     load_or_describe,
@@ -47,7 +47,7 @@ def test_the_plan_lists_each_stage_once(make, store):
 
 def test_the_plan_knows_what_is_done(make, tmp_path):
     store, recipes = Store(tmp_path / "done"), [make("real"), make("base")]
-    cells.run_cells(recipes[:1], store)
+    run.run_cells(recipes[:1], store)
     table = plan(recipes, store)
     assert table["done"].tolist() == [True, True, False, False, False]
     assert "1 x generate, 1 x train, 1 x judge; 2 stages are done" in plan_text(recipes, store)

@@ -8,6 +8,7 @@ import pytest
 from conftest import ROOT
 
 import datadream
+from datadream.study import run
 
 LIGHT = """
 import json, sys, time
@@ -33,10 +34,9 @@ def test_the_public_names_are_those_of_their_modules():
     from datadream import config
     from datadream.results import records
     from datadream.store import artifacts
-    from datadream.study import cells
 
     assert datadream.recipe is config.recipe and datadream.Store is artifacts.Store
-    assert datadream.run is cells.run and datadream.run_cells is cells.run_cells
+    assert datadream.run is run.run and datadream.run_cells is run.run_cells
     assert datadream.load_records is records.load_records
 
 

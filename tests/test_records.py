@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from datadream import config, paths
-from datadream.results import records
+from datadream.results import benchmark_tables, records
 from datadream.statistics import mean_interval, wilson
 
 
@@ -305,7 +305,9 @@ def test_what_records_share_is_timed_once():
             "artifacts": {"adapt0": "a", "adapt1": "b", "generate": "g", "train": train},
         }
 
-    found = records.stage_table(pd.DataFrame([row("t", 1.0), row("u", 11.0)])).set_index("stage")
+    found = benchmark_tables.stage_table(pd.DataFrame([row("t", 1.0), row("u", 11.0)])).set_index(
+        "stage"
+    )
     assert found["seconds"].to_dict() == {"train": 12.0, "adapt": 6.0, "generate": 2.0} and found[
         "artifacts"
     ].to_dict() == {"train": 2, "adapt": 2, "generate": 1}
@@ -328,7 +330,7 @@ def test_the_share_of_the_machines_limit():
             "peak_bytes": {"baseline": 1e9, "product": 2e9},
         }
 
-    table = records.benchmark_table(
+    table = benchmark_tables.benchmark_table(
         {
             "limits": {"flops": {"float32": 100e9, "float16": 50e9}, "decoded_bytes": 10e6},
             "cores": 2,
@@ -346,17 +348,17 @@ def test_the_share_of_the_machines_limit():
 
 def test_the_committed_measurements_fill_their_tables():
     """What the pages on faults, scale and speed show, read as they read it."""
-    assert len(records.fault_table(records.load_faults())) > 1
-    scale = records.load_scale()
+    assert len(benchmark_tables.fault_table(benchmark_tables.load_faults())) > 1
+    scale = benchmark_tables.load_scale()
     assert (
-        len(records.scale_table(scale)) == 4
-        and len(records.remedy_table(scale)) > 1
-        and len(records.operation_table(scale)) > 1
+        len(benchmark_tables.scale_table(scale)) == 4
+        and len(benchmark_tables.remedy_table(scale)) > 1
+        and len(benchmark_tables.operation_table(scale)) > 1
     )
     folder = paths.paths()["benchmarks"]
-    assert len(records.load_together()) == 2
-    for results in records.load_benchmarks(folder):
-        table = records.benchmark_table(results)
+    assert len(benchmark_tables.load_together()) == 2
+    for results in benchmark_tables.load_benchmarks(folder):
+        table = benchmark_tables.benchmark_table(results)
         assert (
             len(table) >= 1
             and (table["share of peak, %"].dropna() < 100).all()

@@ -29,7 +29,7 @@ from datadream.store.artifacts import Store
 from datadream.store.files import StoreError, digest
 from datadream.store.gc import clear, listing, unused
 from datadream.store.keys import key
-from datadream.study import cells
+from datadream.study import run
 
 LONE = "generate-0123456789abcdef"
 KINDS = ["memory", "file", "s3"]
@@ -93,7 +93,7 @@ def machine(tmp_path, monkeypatch, address):
 def plain(make, tmp_path_factory):
     """Return (recipe, store, record) of a cell made in a folder."""
     store, recipe = Store(tmp_path_factory.mktemp("plain")), make("dset+real")
-    return recipe, store, cells.run(recipe, store)
+    return recipe, store, run.run(recipe, store)
 
 
 def build(folder, text="content"):
@@ -120,7 +120,7 @@ def digests(store, keys):
 def test_a_cell_gives_the_record_and_the_bytes_of_a_folder(plain, machine, monkeypatch):
     recipe, folder, wanted = plain
     store = machine("one")
-    record = cells.run(recipe, store)
+    record = run.run(recipe, store)
     keys = record["artifacts"].values()
     assert said(record) == said(wanted) and digests(store, keys) == digests(folder, keys)
     sizes = store.objects()
@@ -134,10 +134,8 @@ def test_a_cell_gives_the_record_and_the_bytes_of_a_folder(plain, machine, monke
     )
     other = machine("two")
     monkeypatch.setattr(Store, "_build", forbidden)
-    assert other.root != store.root and cells.find([recipe], other)["key"].tolist() == [
-        record["key"]
-    ]
-    assert cells.run(recipe, other) == record
+    assert other.root != store.root and run.find([recipe], other)["key"].tolist() == [record["key"]]
+    assert run.run(recipe, other) == record
 
 
 def test_the_environment_names_the_address(make, address, machine, monkeypatch):
@@ -149,7 +147,7 @@ def test_the_environment_names_the_address(make, address, machine, monkeypatch):
         and Store().root == store.root == paths()["store"] == copies(address)
     )
     assert relative_to_home(store.root) == address and records.load_records().empty
-    cells.run(make("clip"))
+    run.run(make("clip"))
     assert len(records.load_records()) == 1
     other = machine("two")
     assert len(records.load_records()) == 1 and list(other.records.iterdir())
@@ -320,7 +318,7 @@ def test_a_slice_of_another_machine_is_found_and_not_made_again(
     )
     monkeypatch.undo()
     folder = Store(tmp_path / "folder")
-    wanted = cells.run(make("cls"), folder)
+    wanted = run.run(make("cls"), folder)
     record = json.loads(store.refresh(store.records / sliced.cell.name).read_text())
     assert said(record) == said(wanted)
     assert digests(store, record["artifacts"].values()) == digests(
@@ -342,7 +340,7 @@ def test_a_damaged_slice_is_sampled_again(make, sliced, address, machine, monkey
     assert labels == [1]
     record = json.loads(store.refresh(store.records / sliced.cell.name).read_text())
     folder = Store(tmp_path / "folder")
-    artifact = cells.run(make("cls"), folder)["artifacts"]["generate"]
+    artifact = run.run(make("cls"), folder)["artifacts"]["generate"]
     assert (
         digests(store, [artifact]) == digests(folder, [artifact])
         and record["artifacts"]["generate"] == artifact
@@ -435,7 +433,7 @@ def filled(make, address, machine, monkeypatch):
     an upload, a part, a dead lease, and a stranger.
     """
     store = machine("one")
-    cells.run(make("clip"), store)
+    run.run(make("clip"), store)
     store.make(LONE, {}, lambda work: (work / "a.bin").write_bytes(bytes(500_000)))
     for name in (
         "adapt-0123456789abcdef/half.bin",
@@ -511,7 +509,7 @@ def test_gc_removes_nothing_while_a_study_runs_on_another_machine(filled, machin
 def test_an_address_that_cannot_be_written_can_be_read(make, machine, monkeypatch):
     """Where nothing can be written, nothing is marked."""
     store, recipe = machine("one"), make("clip")
-    record = cells.run(recipe, store)
+    record = run.run(recipe, store)
 
     def refuse(*_, **__):
         raise PermissionError("access denied")
@@ -519,7 +517,7 @@ def test_an_address_that_cannot_be_written_can_be_read(make, machine, monkeypatc
     other = machine("two")
     monkeypatch.setattr(leases, "create", refuse)
     monkeypatch.setattr(type(store.fs), "put_file", refuse)
-    assert cells.run(recipe, other) == record
+    assert run.run(recipe, other) == record
     with pytest.raises(
         StoreError, match="cannot be read or written .PermissionError: access denied"
     ):
@@ -528,14 +526,14 @@ def test_an_address_that_cannot_be_written_can_be_read(make, machine, monkeypatc
 
 def test_what_another_machine_removed_is_removed_here(make, machine):
     recipe, store = make("clip"), machine("one")
-    record = cells.run(recipe, store)
+    record = run.run(recipe, store)
     file = record.record_file(recipe, record["artifacts"], store)
     store.fs.rm(store.at("records", file.name))
     assert file.exists() and store.refresh_all(store.records) == [] and not file.exists()
     with pytest.raises(LookupError, match=f"no record in {store.address}"):
-        cells.find([recipe], store)
+        run.find([recipe], store)
     assert (
-        cells.run(recipe, store)["key"] == record["key"]
+        run.run(recipe, store)["key"] == record["key"]
         and len(store.refresh_all(store.records)) == 1
     )
 

@@ -19,7 +19,7 @@ from datadream.store import files
 from datadream.store.artifacts import Store
 from datadream.store.files import StoreError, digest, write_json
 from datadream.store.provenance import provenance
-from datadream.study import cells
+from datadream.study import run
 
 
 def build(folder, text="content"):
@@ -327,7 +327,7 @@ def disk(tmp_path):
 def whole(make, tmp_path_factory):
     """Return (recipe, contents, results) of a cell made on a disk with room."""
     store, recipe = Store(tmp_path_factory.mktemp("whole")), make("dset+real")
-    cells.run(recipe, store)
+    run.run(recipe, store)
     return recipe, contents(store), results(store)
 
 
@@ -338,7 +338,7 @@ def test_a_full_disk_is_one_error_and_with_more_room_the_run_goes_on_to_the_same
     for size in sizes:
         disk(f"size={size}k")
         try:
-            cells.run(whole[0], store)
+            run.run(whole[0], store)
             break
         except StoreError as error:
             failures += 1
@@ -362,28 +362,28 @@ def test_a_limit_on_the_size_of_files_is_the_same_error(whole, store, limit):
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
     try:
         with pytest.raises(StoreError, match="a file may not become that large here"):
-            cells.run(whole[0], store)
+            run.run(whole[0], store)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     contents(store)
-    cells.run(whole[0], store)
+    run.run(whole[0], store)
     assert contents(store) == whole[1] and results(store) == whole[2]
 
 
 def test_a_read_only_store_is_read_and_not_written(whole, disk, store, make):
     disk("size=8m")
-    first = cells.run(whole[0], store)
+    first = run.run(whole[0], store)
     disk("ro")
     package._verified.clear()
-    assert cells.run(whole[0], store) == first, "what is there needs no writing"
+    assert run.run(whole[0], store) == first, "what is there needs no writing"
     for recipe in (make("cls"), make("clip")):
         with pytest.raises(
             StoreError, match="cannot be written.*Read-only file system.*DATADREAM_STORE"
         ):
-            cells.run(recipe, store)
+            run.run(recipe, store)
     disk("rw")
     assert contents(store) == whole[1]
-    cells.run(make("clip"), store)
+    run.run(make("clip"), store)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="the root user may write anywhere")
@@ -409,7 +409,7 @@ def test_an_error_that_is_not_about_the_store_stays_what_it_is(store):
 
 def test_an_export_to_a_full_disk_leaves_nothing_that_looks_whole(whole, disk, tmp_path):
     full = Store(tmp_path / "room")
-    key = cells.run(whole[0], full)["artifacts"]["generate"]
+    key = run.run(whole[0], full)["artifacts"]["generate"]
     disk("size=8k")
     with pytest.raises(StoreError, match="the disk is full.*choose another target"):
         export(key, tmp_path / "artifacts" / "out", ["imagefolder"], full)

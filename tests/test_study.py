@@ -27,7 +27,7 @@ from datadream.results.records import load_records
 from datadream.signals import Stopped
 from datadream.store.artifacts import Store
 from datadream.store.provenance import provenance
-from datadream.study import cells, outcome
+from datadream.study import cells, named_runs, outcome, papermill_runs, run
 
 MAIN = [name for name, row in METHODS.items() if row.main]
 
@@ -39,7 +39,7 @@ def finished(make, tmp_path_factory):
     """
     store = Store(tmp_path_factory.mktemp("finished"))
     recipes = [make(method) for method in MAIN]
-    return SimpleNamespace(store=store, recipes=recipes, table=cells.run_cells(recipes, store))
+    return SimpleNamespace(store=store, recipes=recipes, table=run.run_cells(recipes, store))
 
 
 # Cells.
@@ -147,11 +147,10 @@ def test_the_draw_is_kept_by_image(finished, dataset):
 
 def test_the_records_of_cells_are_found_and_a_missing_one_is_named(finished, make, store):
     assert (
-        cells.find(finished.recipes, finished.store)["key"].tolist()
-        == finished.table["key"].tolist()
+        run.find(finished.recipes, finished.store)["key"].tolist() == finished.table["key"].tolist()
     )
     with pytest.raises(LookupError, match="1 of 2 cells.*folder, real, seed 7.*datadream study"):
-        cells.find([make("clip"), make("real", seed=7)], finished.store)
+        run.find([make("clip"), make("real", seed=7)], finished.store)
 
 
 def test_a_finished_cell_is_read_not_computed(finished, monkeypatch):
@@ -160,7 +159,7 @@ def test_a_finished_cell_is_read_not_computed(finished, monkeypatch):
         return store.folder(key)
 
     monkeypatch.setattr(Store, "make", only_read)
-    again = cells.run_cells(finished.recipes, finished.store)
+    again = run.run_cells(finished.recipes, finished.store)
     assert (
         again["created"].tolist() == finished.table["created"].tolist()
         and again["key"].tolist() == finished.table["key"].tolist()
@@ -168,7 +167,7 @@ def test_a_finished_cell_is_read_not_computed(finished, monkeypatch):
 
 
 def test_only_these_cells_are_in_the_table(finished, make):
-    table = cells.run_cells([make("real")], finished.store)
+    table = run.run_cells([make("real")], finished.store)
     assert table["method"].tolist() == ["real"]
     assert len(load_records(finished.store.records)) == 8
 
@@ -179,7 +178,7 @@ def test_a_cell_whose_adapters_were_deleted_to_save_space_still_runs(finished, m
         shutil.rmtree(folder)
     for file in (store.root / "records").iterdir():
         file.unlink()
-    record = cells.run(make("cls+real"), store)
+    record = run.run(make("cls+real"), store)
     assert record["result"]["test"]["total"] == 12
 
 
@@ -188,7 +187,7 @@ def test_other_images_give_another_record(make, tmp_path, store):
         write_classes(tmp_path / name, CLASSES, 12)
     draw_image(9, 9).save(tmp_path / "after" / CLASSES[0] / "image 3.png")
     keys = {
-        cells.run(make("clip", folder=str(tmp_path / name)), store)["artifacts"]["judge"]
+        run.run(make("clip", folder=str(tmp_path / name)), store)["artifacts"]["judge"]
         for name in ("before", "after")
     }
     assert len(keys) == 2
@@ -197,9 +196,7 @@ def test_other_images_give_another_record(make, tmp_path, store):
 def test_seeds_in_two_processes_give_the_same_numbers_as_in_one(make, tmp_path):
     """Zero-shot CLIP has no seed, so that both processes want the same artifact."""
     recipes = [make(method, seed=seed) for seed in (0, 1) for method in ("clip", "real")]
-    tables = [
-        cells.run_cells(recipes, Store(tmp_path / str(workers)), workers) for workers in (1, 2)
-    ]
+    tables = [run.run_cells(recipes, Store(tmp_path / str(workers)), workers) for workers in (1, 2)]
     for table in tables:
         assert list(zip(table["method"], table["seed"], strict=True)) == [
             ("clip", 0),
@@ -235,7 +232,7 @@ def test_a_warm_up_that_is_longer_than_the_training_is_refused_before_anything_i
     make, store, method, overrides, words
 ):
     with pytest.raises(ConfigError, match=words):
-        cells.run(make(method, overrides), store)
+        run.run(make(method, overrides), store)
     assert not list(store.root.glob("*-*")), "no artifact"
     stages.artifact_keys(
         make(
@@ -247,7 +244,7 @@ def test_a_warm_up_that_is_longer_than_the_training_is_refused_before_anything_i
 
 def test_too_few_images_stop_a_cell_with_the_class(make, store):
     with pytest.raises(DataError, match="Boeing 747.*shots=50"):
-        cells.run(make("real", shots=50), store)
+        run.run(make("real", shots=50), store)
 
 
 def test_samples_are_the_few_shots_and_each_generators_images(finished, dataset):
@@ -341,7 +338,7 @@ def test_a_study_goes_on_after_a_failed_run_and_says_so(home, capsys):
         },
         smoke={"good": {"x": 0}},
     )
-    table = cells.run_study(smoke=True, jobs=2).set_index("run")
+    table = papermill_runs.run_study(smoke=True, jobs=2).set_index("run")
     assert table["status"].to_dict() == {"first": "done", "second": "failed", "third": "done"}
     assert "ValueError: nothing here" in table.loc["second", "note"]
     folder = home / "book" / "runs"
@@ -357,7 +354,7 @@ def test_a_finished_run_is_skipped_until_its_parameters_or_template_change(home,
     write_notebook(home / "notebooks", "good", "print('x is', x)")
 
     def once(parameters):
-        return cells.execute("run", {"notebook": "good"}, parameters, runs)[0]
+        return papermill_runs.execute("run", {"notebook": "good"}, parameters, runs)[0]
 
     assert [once({"x": 2}), once({"x": 2})] == ["done", "done before"]
     assert once({"x": 3}) == "done" and "x is 3" in outputs(runs / "run.ipynb")
@@ -369,16 +366,18 @@ def test_a_finished_run_is_skipped_until_its_parameters_or_template_change(home,
 def test_a_failed_run_is_not_done_and_is_tried_again(home, runs):
     write_notebook(home / "notebooks", "bad", "if x: raise ValueError('nothing here')")
     for _ in range(2):
-        status, _, note = cells.execute("run", {"notebook": "bad"}, {"x": 1}, runs)
+        status, _, note = papermill_runs.execute("run", {"notebook": "bad"}, {"x": 1}, runs)
         assert status == "failed" and "run.failed.ipynb" in note
     assert not (runs / "run.ipynb").exists()
     # A page that looks whole but has the mark of an exception is not done either: papermill has
     # ended well on such (its issue 501).
     failed = json.loads((runs / "run.failed.ipynb").read_text())
-    failed["metadata"]["datadream"] = cells._fingerprint(home / "notebooks" / "bad.ipynb", {"x": 1})
+    failed["metadata"]["datadream"] = papermill_runs._fingerprint(
+        home / "notebooks" / "bad.ipynb", {"x": 1}
+    )
     (runs / "run.ipynb").write_text(json.dumps(failed))
-    assert cells.execute("run", {"notebook": "bad"}, {"x": 1}, runs)[0] == "failed"
-    assert cells.execute("run", {"notebook": "bad"}, {"x": 0}, runs)[0] == "done"
+    assert papermill_runs.execute("run", {"notebook": "bad"}, {"x": 1}, runs)[0] == "failed"
+    assert papermill_runs.execute("run", {"notebook": "bad"}, {"x": 0}, runs)[0] == "done"
     assert [file.name for file in runs.iterdir()] == ["run.ipynb"]
 
 
@@ -386,8 +385,8 @@ def test_a_damaged_page_is_made_again(home, runs):
     write_notebook(home / "notebooks", "good", "print('x is', x)")
     for content in ("", "{", "{}", '{"metadata": {}}'):
         (runs / "run.ipynb").write_text(content)
-        fingerprint = cells._fingerprint(home / "notebooks" / "good.ipynb", {})
-        assert not cells._finished(runs / "run.ipynb", fingerprint)
+        fingerprint = papermill_runs._fingerprint(home / "notebooks" / "good.ipynb", {})
+        assert not papermill_runs._finished(runs / "run.ipynb", fingerprint)
 
 
 @pytest.mark.parametrize(
@@ -409,7 +408,7 @@ def test_a_run_that_papermill_cannot_finish_is_failed_not_the_end_of_the_study(
     """A kernel that the system kills for its memory is the likeliest failure of a long study."""
     (home / "notebooks").mkdir()
     prepare(home / "notebooks")
-    status, _, note = cells.execute("bad", {"notebook": "bad"}, {}, runs)
+    status, _, note = papermill_runs.execute("bad", {"notebook": "bad"}, {}, runs)
     assert status == "failed" and note
 
 
@@ -428,9 +427,9 @@ def test_the_page_of_a_run_knows_its_cells(home, runs):
         "overrides": {"adapt.rank": 2},
     }
     with pytest.raises(LookupError, match="book/runs/small.ipynb is not there.*study small"):
-        cells.page_cells("small")
-    assert cells.execute("small", {"notebook": "dataset"}, parameters, runs)[0] == "done"
-    found = cells.page_cells("small")
+        named_runs.page_cells("small")
+    assert papermill_runs.execute("small", {"notebook": "dataset"}, parameters, runs)[0] == "done"
+    found = named_runs.page_cells("small")
     assert [(one.method, one.seed, one.shots, one.dataset, one.adapt.rank) for one in found] == [
         ("real", 1, 4, "mnist", 2),
         ("dset", 1, 4, "mnist", 2),
@@ -439,9 +438,9 @@ def test_the_page_of_a_run_knows_its_cells(home, runs):
 
 def test_a_page_of_another_version_of_the_package_is_made_again(home, runs, monkeypatch):
     write_notebook(home / "notebooks", "good", "print('x is', x)")
-    assert cells.execute("run", {"notebook": "good"}, {}, runs)[0] == "done"
-    monkeypatch.setattr(cells, "_package", lambda: "other code or weights")
-    assert cells.execute("run", {"notebook": "good"}, {}, runs)[0] == "done"
+    assert papermill_runs.execute("run", {"notebook": "good"}, {}, runs)[0] == "done"
+    monkeypatch.setattr(papermill_runs, "_package", lambda: "other code or weights")
+    assert papermill_runs.execute("run", {"notebook": "good"}, {}, runs)[0] == "done"
 
 
 @pytest.mark.cluster
@@ -458,7 +457,7 @@ def test_a_process_that_the_system_kills_takes_no_other_run_with_it(home, monkey
             "second": {"notebook": "good"},
         },
     )
-    table = cells.run_study(jobs=2).set_index("run")
+    table = papermill_runs.run_study(jobs=2).set_index("run")
     assert table["status"].to_dict() == {"greedy": "failed", "first": "done", "second": "done"}
     assert "died" in table.loc["greedy", "note"]
 
@@ -499,7 +498,7 @@ def test_sigterm_lets_a_run_save_its_state_and_begins_no_other(home, tmp_path, c
 
     threading.Thread(target=stop, daemon=True).start()
     with pytest.raises(Stopped) as caught:
-        cells.run_study()
+        papermill_runs.run_study()
     assert (
         caught.value.code == 143
         and (tmp_path / "saved").exists()
@@ -573,11 +572,11 @@ def test_a_parameter_that_the_notebook_does_not_have_is_refused(home, runs, temp
     write_notebook(home / "notebooks", "good", "print('ran')", parameters=template)
     write_study(home, {"run": {"notebook": "good", "parameters": {"dataste": "mnist"}}})
     try:
-        entry = cells.load_study()["runs"]["run"]
+        entry = named_runs.load_study()["runs"]["run"]
     except ConfigError as error:
         message = str(error)
     else:
-        status, _, message = cells.execute("run", entry, entry["parameters"], runs)
+        status, _, message = papermill_runs.execute("run", entry, entry["parameters"], runs)
         assert status == "failed"
     assert "dataste" in message
 
@@ -597,7 +596,7 @@ def test_runs_are_chosen_by_name_or_group(names, group, chosen):
         "b": {"notebook": "n", "groups": ["default", "seeds"]},
         "c": {"notebook": "n", "groups": ["seeds"]},
     }
-    assert list(cells.choose({"runs": content}, names, group)) == chosen
+    assert list(named_runs.choose({"runs": content}, names, group)) == chosen
 
 
 @pytest.mark.parametrize(
@@ -612,7 +611,7 @@ def test_what_is_not_in_the_study_is_refused(names, group, words):
         "runs": {"mnist": {"notebook": "n"}, "optdigits": {"notebook": "n", "groups": ["seeds"]}}
     }
     with pytest.raises(ConfigError) as caught:
-        cells.choose(content, names, group)
+        named_runs.choose(content, names, group)
     assert all(word in str(caught.value) for word in words), str(caught.value)
 
 
@@ -643,13 +642,13 @@ def test_a_bad_study_file_says_what_is_wrong(home, content, words):
     if content is not None:
         (home / "notebooks" / "study.yaml").write_text(content)
     with pytest.raises(ConfigError) as caught:
-        cells.load_study()
+        named_runs.load_study()
     assert all(word in str(caught.value) for word in ["study.yaml", *words]), str(caught.value)
 
 
 def test_the_study_that_ships_is_sound_and_names_only_parameters_that_its_notebooks_have():
     file = ROOT / "notebooks" / "study.yaml"
-    content = cells.load_study(file)
+    content = named_runs.load_study(file)
     assert "default" in {
         group for entry in content["runs"].values() for group in entry.get("groups", ["default"])
     }
@@ -699,9 +698,9 @@ def test_smoke_keeps_the_shape_of_what_people_run():
     """A list of one seed, or one process, is another program: `gate` failed on its second seed
     where every test took one.
     """
-    content = cells.load_study(ROOT / "notebooks" / "study.yaml")
+    content = named_runs.load_study(ROOT / "notebooks" / "study.yaml")
     for name, entry in content["runs"].items():
-        page = cells.page_parameters(entry["notebook"]) | entry.get("parameters", {})
+        page = named_runs.page_parameters(entry["notebook"]) | entry.get("parameters", {})
         tiny = page | content["smoke"][entry["notebook"]]
         for field in ("seeds", "gate_seeds", "values", "methods"):
             if page.get(field) and len(page[field]) > 1:
@@ -710,7 +709,7 @@ def test_smoke_keeps_the_shape_of_what_people_run():
 
 
 def test_smoke_runs_every_notebook_of_a_group_that_a_command_names():
-    runs = cells.load_study(ROOT / "notebooks" / "study.yaml")["runs"]
+    runs = named_runs.load_study(ROOT / "notebooks" / "study.yaml")["runs"]
     assert {entry["notebook"] for entry in runs.values()} == {
         path.stem for path in (ROOT / "notebooks").glob("*.ipynb")
     }

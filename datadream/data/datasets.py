@@ -247,3 +247,7 @@ def prompt(noun, name, template=0):
     TEMPLATES by its position.
     """
     return TEMPLATES[template].format(noun=f"{noun} " if noun else "", name=name)
+
+
+# of the images that every seed starts from, where sets of images are shown or described
+SHOTS_TITLE = "Real few shots"

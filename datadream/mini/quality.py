@@ -9,6 +9,7 @@ from ..models.classifiers.print_reader import Reader
 from ..pipeline import evaluate, train
 from ..results.tables import show_table
 from ..statistics import mean_interval, wilson
+from ..study import run
 from ..training.loop import fit
 from . import printed
 
@@ -155,7 +156,7 @@ def gate(vae, seeds, overrides, dataset="mnist", workers=1):
             )
             for tensors in sets.values()
         ]
-    scores = iter(cells.in_processes(_gate_score, jobs, workers))
+    scores = iter(run.in_processes(_gate_score, jobs, workers))
     names = ("originals", "reconstructions")  # the order of each seed's two jobs
     rows = [{"seed": recipe.seed, **{name: next(scores) for name in names}} for recipe in recipes]
     rows = [{**row, "difference": row["reconstructions"] - row["originals"]} for row in rows]

@@ -39,8 +39,7 @@ def keep(group="full", store=None):
     """
     # here, not above: the book's pages read what is kept, and need no PyTorch, which takes seconds
     from ..results.analysis import describe
-    from ..study.ablation import cells_of
-    from ..study.cells import choose, load_study
+    from ..study.named_runs import cells_of, choose, load_study
 
     store, target, rows = store or Store(), paths()["kept_pages"], []
     target.mkdir(parents=True, exist_ok=True)

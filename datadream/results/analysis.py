@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 
 from .. import progress
-from ..config import METHODS, SHOTS_TITLE
-from ..data.datasets import _draw, _draw_shots, few_shots, load_for
+from ..config import METHODS
+from ..data.datasets import SHOTS_TITLE, _draw, _draw_shots, few_shots, load_for
 from ..data.images import Images, fingerprint
 from ..pipeline.generate import generation_inputs, read
 from ..statistics import mean_interval, spearman

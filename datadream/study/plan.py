@@ -19,8 +19,9 @@ from ..models.catalog import GENERATORS, absent
 from ..pipeline.costs import PROXY, STAGES, THROUGHPUT, seconds, units_of_work
 from ..pipeline.stages import artifact_keys
 from ..store.artifacts import Store
-from .ablation import cells_of
-from .cells import JOBS, cells, choose, load_study
+from .cells import cells
+from .named_runs import cells_of, choose, load_study
+from .papermill_runs import JOBS
 
 NO_CELLS = (
     "nothing to plan: what a run needs is only known beforehand for runs of "

@@ -1,0 +1,338 @@
+"""Tables of the committed benchmarks: speed, scale, GPUs, faults."""
+
+import json
+import math
+from pathlib import Path
+
+import pandas as pd
+
+from ..paths import paths
+
+
+def load_benchmarks(folder):
+    """Return what `python -m benchmarks` wrote to `folder`, one dict per device and profile."""
+    return _measured(folder, "limits")
+
+
+def _measured(folder: Path, field: str) -> list[dict]:
+    """Return the files of `folder` that have a field: it holds measurements of several kinds."""
+    found = [json.loads(file.read_text()) for file in sorted(Path(folder).glob("*.json"))]
+    return [results for results in found if field in results]
+
+
+def benchmark_table(results):
+    """Return one benchmark's rows for people: images per second of both ways, ratio with interval,
+    share of the machine's peak, memory.
+
+    The peak is that of matrix products, or for a row that decodes and multiplies nothing that of
+    decoding on all cores. The ratio "at peak" is what a product that ran at the peak would reach:
+    no way of doing the same work gains more.
+    """
+    limits, rows = results["limits"], []
+    for row in results["rows"]:
+        mean, low, high = row["ratio"]
+        # Seconds.
+        least = (
+            row["flops"] / max(limits["flops"].values())
+            or row.get("bytes", 0) / limits["decoded_bytes"] / results["cores"]
+        )
+        rows.append(
+            {
+                "stage": row["row"],
+                **{f"{way}, images/s": row["images"] / s for way, s in row["seconds"].items()},
+                "ratio": mean,
+                "95 % interval": "" if low is None else f"{low:.2f} to {high:.2f}",
+                "ratio at peak": row["seconds"]["baseline"] / least if least else None,
+                "share of peak, %": 100 * least / row["seconds"]["product"] if least else None,
+                "peak GB": f"{row['peak_bytes']['baseline'] / 1e9:.1f} / "
+                f"{row['peak_bytes']['product'] / 1e9:.1f}",
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def stage_table(table):
+    """Return one row per stage: its artifacts in the records of `table`, their seconds, and the
+    share of the whole; what records share counts once.
+    """
+    seconds = {}
+    for stages, artifacts in zip(table["stages"], table["artifacts"], strict=True):
+        for stage, value in stages.items():
+            seconds[
+                stage,
+                tuple(
+                    sorted(
+                        key for name, key in artifacts.items() if name.rstrip("0123456789") == stage
+                    )
+                ),
+            ] = value
+    found = pd.DataFrame(
+        [
+            {"stage": stage, "artifacts": len(keys), "seconds": value}
+            for (stage, keys), value in seconds.items()
+        ]
+    )
+    rows = (
+        found.groupby("stage", sort=False)
+        .agg("sum")
+        .reset_index()
+        .sort_values("seconds", ascending=False)
+    )
+    return rows.assign(**{"share, %": 100 * rows["seconds"] / rows["seconds"].sum()}).reset_index(
+        drop=True
+    )
+
+
+def load_together(file=None):
+    """Return a row per number of adapters that `python -m benchmarks.together` trained at once:
+    ratio with interval, device, commit.
+    """
+    file = Path(file or paths()["together"])
+    results = json.loads(file.read_text()) if file.exists() else {"together": []}
+    return pd.DataFrame(
+        [
+            {
+                "adapters at once": row["adapters"],
+                "times as fast": row["ratio"][0],
+                "95 % interval": "{1:.2f} to {2:.2f}".format(*row["ratio"]),
+                "device": results["device"],
+                "commit": results["commit"][:10],
+            }
+            for row in results["together"]
+        ]
+    )
+
+
+def load_gpus(folder: Path) -> list[dict]:
+    """Return what `python -m benchmarks.gpu` wrote, as it is kept in `folder`: one dict per
+    card.
+    """
+    return _measured(folder, "gpu")
+
+
+# The stages of a run on a GPU: part of its results, what is counted, what a second has of it.
+GPU_STAGES = {
+    "adapt_steps": ("adapt, batch 8", "optimiser steps"),
+    "generate_images": ("generate, 50 guided steps", "images"),
+    "classifier_epoch": ("train and judge an epoch", "images"),
+}
+
+
+def gpu_table(results: dict) -> pd.DataFrame:
+    """Return the rates of a run on a GPU by stage and way of doing it, with its peak memory and
+    the ratio to the first way.
+    """
+    rows = []
+    for part, (title, unit) in GPU_STAGES.items():
+        ways = {
+            way: found
+            for way, found in results["parts"].get(part, {}).items()
+            if isinstance(found, dict) and "per_s" in found
+        }
+        first = next((found["per_s"] for found in ways.values()), math.nan)
+        rows += [
+            {
+                "stage": title,
+                "way": way,
+                "a second": f"{found['per_s']:.3g} {unit}",
+                "times as fast": found["per_s"] / first,
+                "peak GB": found["peak_GB"],
+            }
+            for way, found in ways.items()
+        ]
+    return pd.DataFrame(rows)
+
+
+def gpu_findings(results: dict, steps: int = 50) -> list[str]:
+    """Return what a run on a GPU says of where time goes, a sentence or two a stage; `steps` of
+    sampling make an image.
+    """
+    parts = results["parts"]
+    sampling, compiled, batch = (
+        parts[name] for name in ("sampling_pass", "sampling_compiled", "classifier_parts")
+    )
+    adapt, four, images = parts["adapt_parts"], parts["four_adapters"], sampling["images"]
+    plain, rate = (
+        sampling["ms"]["as shipped"],
+        1e3 * sampling["TFLOP"] / sampling["ms"]["as shipped"],
+    )
+    pays = (
+        ", which pays from about "
+        f"{1e3 * compiled['compile_s'] * images / steps / (plain - compiled['ms']):,.0f} images "
+        f"of {steps} steps on"
+    )
+    # Measured while the product made them on the CPU.
+    moved = batch.get("batch_ms, matrices on the device")
+    return [
+        f"**Sampling.** A guided pass of {images} images takes {plain:.0f} ms, {rate:.0f} "
+        f"TFLOP/s. Compiled it takes {compiled['ms']:.0f} ms, after {compiled['compile_s']:.0f} s "
+        f"of compiling{pays if compiled['ms'] < plain else ''}.",
+        f"**Adapting.** Of the UNet's {adapt['unet_ms']['as shipped']:.0f} ms a step the GPU "
+        f"works {adapt['unet_profile']['gpu_ms']:.0f} ms, on "
+        f"{adapt['unet_profile']['kernels']:,.0f} kernels; the rest is the host's. Four adapters "
+        f"in one batched pass take {four['together']:.2f} s, one after the other "
+        f"{four['apart']:.2f} s.",
+        f"**The classifier.** A step of {batch['batch']} images takes the model "
+        f"{batch['model_ms']:.0f} ms, and making the batch {batch['batch_ms']:.0f} ms"
+        + (
+            ", with the resampling matrices made on one core. On the GPU, where they are made "
+            f"since, it was {moved:.0f} ms."
+            if moved
+            else "."
+        ),
+        "**The host** writes a PNG of 512 pixels in "
+        f"{sampling['host_ms_an_image']['PNG, level 6']:.0f} ms of one core.",
+    ]
+
+
+def load_scale(file=None):
+    """Return what `python -m benchmarks.simulate` wrote: the paper's table simulated on many
+    GPUs, with all that goes into it.
+    """
+    return json.loads(Path(file or paths()["scale"]).read_text())
+
+
+def load_engines(file=None):
+    """Return what `python -m benchmarks.engines` wrote: the seconds of one study on either
+    engine, and their ratio with its 95 % interval.
+    """
+    return json.loads(Path(file or paths()["engines"]).read_text())
+
+
+BOUNDS = {
+    "work": "the work of all tasks",
+    "chain": "the longest chain of tasks",
+    "driver": "the driver",
+}
+
+
+def scale_table(results, run="engine"):
+    """Return one row per number of GPUs for people: hours, utilisation, the bound that no
+    schedule can beat, and what it is.
+    """
+    return pd.DataFrame(
+        [
+            {
+                "GPUs": row["gpus"],
+                "hours": row["seconds"] / 3600,
+                "utilisation, %": 100 * row["utilisation"],
+                "no schedule beats, hours": row["bounds"][row["bottleneck"]] / 3600,
+                "bottleneck": BOUNDS[row["bottleneck"]],
+            }
+            for row in results["runs"][run]
+        ]
+    )
+
+
+def remedy_table(results):
+    """Return the hours of each simulated run, one row each, by number of GPUs, the longest
+    first.
+    """
+    many = {row["gpus"] for row in results["runs"]["order of the table"]}
+    runs = sorted(results["runs"].items(), key=lambda run: -run[1][-1]["seconds"])
+    return pd.DataFrame(
+        [
+            {
+                "run": name,
+                **{
+                    f"{row['gpus']} GPUs": row["seconds"] / 3600
+                    for row in rows
+                    if row["gpus"] in many
+                },
+            }
+            for name, rows in runs
+        ]
+    )
+
+
+def operation_table(results):
+    """Return one row per kind of task for people: its operations on the store, as `fixed + each
+    x images`.
+    """
+    kinds = ("exists", "list", "get", "put", "lock")
+    return pd.DataFrame(
+        [
+            {"what": what, **{kind: _linear(*counts.get(kind, (0, 0))) for kind in kinds}}
+            for what, counts in results["operations"].items()
+        ]
+    )
+
+
+def _linear(fixed, each):
+    return f"{fixed:.0f}" if not each else f"{fixed:.0f} + {each:g} n"
+
+
+def load_faults(file=None):
+    """Return what `python -m benchmarks.faults` wrote: `cases`, `inputs`, and where they were
+    run; {} where nothing was.
+    """
+    file = Path(file or paths()["faults"])
+    return json.loads(file.read_text()) if file.exists() else {}
+
+
+def fault_table(results):
+    """Return one row per fault and engine for people: stages tried, survived, equal records and
+    bytes, and the seconds lost, least to most.
+    """
+    rows = []
+    for _, group in pd.DataFrame(results["cases"], columns=CASE).groupby(
+        ["fault", "engine"], sort=False
+    ):
+        lost, first = group["lost"], group.iloc[0]
+        rows.append(
+            {
+                "fault": first["fault"],
+                "engine": first["engine"],
+                "in": ", ".join(group["stage"]),
+                "survived": f"{group['survived'].sum()} of {len(group)}",
+                "records equal": _equal(group),
+                "bytes": f"{group['bytes'].sum()} of {len(group)}",
+                "seconds lost": f"{lost.min():.1f} to {lost.max():.1f}",
+                "of": f"{group['undisturbed'].mean():.1f}",
+                "load": f"{group['load'].mean():.1f}",
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _equal(cases):
+    halved = cases[~cases["equal"] & cases["split"].map(bool)]
+    note = (
+        f"; {len(halved)} with halved batches, {halved['apart'].max():.1f} points apart at most"
+        if len(halved)
+        else ""
+    )
+    return f"{cases['equal'].sum()} of {len(cases)}{note}"
+
+
+# What the script writes of a case, and is shown.
+CASE = [
+    "fault",
+    "stage",
+    "engine",
+    "survived",
+    "equal",
+    "bytes",
+    "split",
+    "apart",
+    "seconds",
+    "undisturbed",
+    "lost",
+    "load",
+]
+
+
+def input_table(results):
+    """Return one row per class of bad input for people: how many were tried, and how many ended
+    in which way.
+    """
+    return pd.DataFrame(
+        [
+            {
+                "input": group,
+                "tried": sum(ends.values()),
+                "ended": ", ".join(f"{end} ({n})" for end, n in ends.items()),
+            }
+            for group, ends in results["inputs"].items()
+        ]
+    )

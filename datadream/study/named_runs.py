@@ -1,0 +1,238 @@
+"""The named runs of notebooks/study.yaml and the cells that they stand for."""
+
+import ast
+import json
+import math
+import re
+import shlex
+from pathlib import Path
+
+import yaml
+
+from ..errors import ConfigError, nearest
+from ..paths import paths
+from .cells import cells
+
+
+def points(axis, values):
+    """Return label -> overrides of each point: `values` is a list for the setting `axis`, or such a
+    mapping for a free title `axis`.
+
+    Raises ConfigError on anything else.
+    """
+    if isinstance(values, dict) and values and all(isinstance(v, dict) for v in values.values()):
+        return {str(label): dict(overrides) for label, overrides in values.items()}
+    if isinstance(values, list) and values:
+        return {str(value): {axis: value} for value in values}
+    raise ConfigError(
+        f"values={values!r} is neither a list of values of {axis!r} nor a mapping of a label to "
+        f"its overrides, e.g. {{'PNDM, 50 steps': {{'generate.scheduler': 'pipeline', "
+        f"'generate.steps': 50}}}}"
+    )
+
+
+def axis_cells(axis, values, overrides=None, **parameters):
+    """Return label -> the recipes of that point; `parameters` are those of `study.cells`, and a
+    point's settings override them.
+    """
+    return {
+        label: cells(overrides={**(overrides or {}), **own}, **parameters)
+        for label, own in points(axis, values).items()
+    }
+
+
+# Parameters of a notebook that say what its page shows of the cells.
+SHOWN = ("question", "baseline", "helped")
+
+
+def cells_of(entry):
+    """Return label -> recipes of a named run of study.yaml: the points of an ablation, and one
+    label '' for a page of one set of cells.
+
+    A notebook whose cells are only known once it runs has none.
+    """
+    values = page_parameters(entry["notebook"]) | entry.get("parameters", {})
+    values = {name: value for name, value in values.items() if name not in (*RUNNING, *SHOWN)}
+    if entry["notebook"] == "ablation":
+        return axis_cells(**values)
+    return {"": cells(**values)} if entry["notebook"] in ("dataset", "analysis") else {}
+
+
+VALUES = 10_000  # in a study file, with aliases followed
+
+
+def page_cells(name):
+    """Return the recipes that an executed page of notebooks/dataset.ipynb in book/runs shows: its
+    parameters over the template's.
+
+    Raises LookupError if the page is not there.
+    """
+    page, again = (
+        paths()["runs"] / f"{name}.ipynb",
+        f"python -m datadream study {shlex.quote(name)}",
+    )
+    if not page.is_file():
+        raise LookupError(f"book/runs/{page.name} is not there; run `{again}` first")
+    try:
+        passed = json.loads(page.read_text())["metadata"]["papermill"]["parameters"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise LookupError(
+            f"book/runs/{page.name} is no executed page ({error!r}); remove it and run `{again}`"
+        ) from error
+    values = {n: v for n, v in (_template_parameters(page) | passed).items() if n not in RUNNING}
+    return cells(**values)
+
+
+# Parameters of a notebook that say how its cells are run, not which.
+RUNNING = ("workers", "engine")
+
+
+def page_parameters(notebook):
+    """Return name -> default value of a template's parameters."""
+    return _template_parameters(paths()["notebooks"] / f"{notebook}.ipynb")
+
+
+def load_study(file=None):
+    """Return the named runs of a study file: name -> {notebook, groups, parameters}. Raises
+    ConfigError on a bad file.
+    """
+    file = Path(file or paths()["study"])
+    try:
+        text = file.read_text()
+        # Before a value is made of it.
+        if _values(yaml.compose(text, yaml.SafeLoader), {}) > VALUES:
+            raise ConfigError(
+                f"{file} stands for more than {VALUES} values once its aliases are followed; "
+                "write out what is meant"
+            )
+        content = yaml.safe_load(text)
+    except ConfigError:
+        raise
+    # beside its own errors PyYAML raises ValueError, KeyError, RecursionError ... on odd tags and
+    # dates
+    except Exception as error:
+        raise ConfigError(
+            f"{file} cannot be read as YAML of plain values: {' '.join(str(error).split())}"
+        ) from error
+    if (
+        not isinstance(content, dict)
+        or set(content) != {"runs", "smoke"}
+        or not isinstance(content["runs"], dict)
+    ):
+        raise ConfigError(
+            f"{file}: two top-level keys are needed, 'runs' (name -> run) and 'smoke' (tiny "
+            "parameters by notebook)"
+        )
+    if not isinstance(content["smoke"], dict) or not all(
+        isinstance(tiny, dict) for tiny in content["smoke"].values()
+    ):
+        raise ConfigError(
+            f"{file}: 'smoke' is {content['smoke']!r}; give a mapping of notebook to tiny "
+            "parameters"
+        )
+    for name, entry in content["runs"].items():
+        _check_run(file, name, entry, content["smoke"])
+    return content
+
+
+def _values(node, counts):
+    """Return how many values a YAML node stands for once its aliases are followed: without end
+    for one that holds itself.
+    """
+    if id(node) not in counts:
+        counts[id(node)] = math.inf  # until its parts are counted
+        parts = getattr(node, "value", None)  # a list of nodes, or of pairs of nodes
+        flat = (
+            [n for part in parts for n in (part if isinstance(part, tuple) else (part,))]
+            if isinstance(parts, list)
+            else []
+        )
+        counts[id(node)] = 1 + sum(_values(n, counts) for n in flat)
+    return counts[id(node)]
+
+
+def _check_run(file, name, entry, smoke):
+    known = {"notebook": str, "groups": list, "parameters": dict}
+    wrong = sorted(set(entry) - set(known)) if isinstance(entry, dict) else ["no mapping"]
+    if wrong or "notebook" not in entry:
+        raise ConfigError(
+            f"{file}: run {name!r} has {wrong or 'no notebook'}; accepted keys: "
+            f"{', '.join(sorted(known))}"
+        )
+    for field, wanted in known.items():
+        if not isinstance(entry.get(field, wanted()), wanted):
+            raise ConfigError(
+                f"{file}: {field} of run {name!r} is {entry[field]!r}; give a {wanted.__name__}"
+            )
+    strange = [group for group in entry.get("groups", []) if not isinstance(group, str)]
+    if strange:
+        raise ConfigError(f"{file}: groups of run {name!r} has {strange[0]!r}; give names")
+    # Both become files of their folders, and of no other.
+    for what, word in (("run", name), ("notebook", entry["notebook"])):
+        if not isinstance(word, str) or not re.fullmatch(r"\w[\w.-]*", word, re.ASCII):
+            raise ConfigError(
+                f"{file}: {what} {word!r} cannot name a file; accepted: letters, digits, '_', '-' "
+                "and '.'"
+            )
+    template = paths()["notebooks"] / f"{entry['notebook']}.ipynb"
+    if not template.is_file():
+        raise ConfigError(
+            f"{file}: run {name!r} names notebook {entry['notebook']!r}, which is not in "
+            f"{paths()['notebooks']}"
+        )
+    accepted = _template_parameters(template)
+    unknown = sorted(
+        ({*entry.get("parameters", {})} | {*smoke.get(entry["notebook"], {})}) - set(accepted),
+        key=str,
+    )
+    if unknown:
+        raise ConfigError(
+            f"{file}: run {name!r} sets {unknown[0]!r}, which is no parameter of "
+            f"{template.name}{nearest(unknown[0], accepted)} Accepted: "
+            f"{', '.join(sorted(accepted)) or 'none, it has no cell tagged parameters'}"
+        )
+
+
+def _template_parameters(template):
+    """Return name -> value of what a notebook's cell tagged `parameters` assigns; papermill
+    takes any other name without a word.
+    """
+    try:
+        cells_ = json.loads(template.read_text())["cells"]
+        sources = [
+            "".join(c["source"]) for c in cells_ if "parameters" in c["metadata"].get("tags", [])
+        ]
+        nodes = [
+            node
+            for source in sources
+            for node in ast.parse(source).body
+            if isinstance(node, ast.Assign)
+        ]
+        return {
+            t.id: ast.literal_eval(node.value)
+            for node in nodes
+            for t in node.targets
+            if isinstance(t, ast.Name)
+        }
+    except (OSError, ValueError, KeyError, SyntaxError) as error:
+        raise ConfigError(
+            f"{template} is no readable notebook whose parameters are literals: {error}"
+        ) from error
+
+
+def choose(study, names, group):
+    """Return the runs called `names`, or without names those of `group`. Raises ConfigError on
+    what is not in the study.
+    """
+    runs = study["runs"]
+    unknown = [n for n in names if n not in runs]
+    if unknown:
+        raise ConfigError(
+            f"run {unknown[0]!r} is not in the study; accepted: "
+            f"{', '.join(runs)}{nearest(unknown[0], runs)}"
+        )
+    groups = {n: entry.get("groups", ["default"]) for n, entry in runs.items()}
+    if not names and group not in {g for some in groups.values() for g in some}:
+        accepted = sorted({g for some in groups.values() for g in some})
+        raise ConfigError(f"group {group!r} has no run; accepted: {', '.join(accepted)}")
+    return {n: entry for n, entry in runs.items() if (n in names if names else group in groups[n])}

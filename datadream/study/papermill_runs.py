@@ -1,0 +1,261 @@
+"""Execute named runs with papermill, side by side, each in a process of its own."""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import signal
+import time
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
+from functools import lru_cache
+from multiprocessing import get_context
+from pathlib import Path
+
+import pandas as pd
+
+from .. import progress, signals
+from ..errors import ConfigError
+from ..paths import paths, relative_to_home
+from ..store.files import digest, write_json
+from . import outcome
+from .cells import _quiet_kernel
+from .named_runs import choose, load_study, page_cells, page_parameters
+from .run import engine_parts, find
+from .terminal import Terminal
+
+JOBS = "DATADREAM_JOBS"  # named runs that are executed at once beside a notebook
+
+
+@lru_cache
+def _package():
+    """Return a digest of the package's code and embedded weights; a page that another version
+    made is made again, from the store.
+    """
+    files = sorted(
+        p
+        for p in Path(__file__).parents[1].rglob("*")
+        if p.suffix in (".py", ".json", ".safetensors")
+    )
+    return hashlib.sha256("".join(digest(p) for p in files).encode()).hexdigest()
+
+
+def _fingerprint(template, parameters):
+    source = [cell["source"] for cell in json.loads(template.read_text())["cells"]]
+    return hashlib.sha256(
+        json.dumps([source, parameters, _package()], sort_keys=True).encode()
+    ).hexdigest()[:16]
+
+
+def _finished(output, fingerprint):
+    """A run is done if its notebook ended without an exception, from the same template,
+    parameters and package.
+    """
+    try:
+        notes = json.loads(output.read_text())["metadata"]
+        return notes.get("datadream") == fingerprint and not notes.get("papermill", {}).get(
+            "exception", True
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def _recorded(name, entry):
+    """Return whether the store has what a finished page of notebooks/dataset.ipynb shows: the
+    book reads its records anew.
+    """
+    try:
+        return entry["notebook"] != "dataset" or len(find(page_cells(name))) > 0
+    except LookupError:
+        return False
+
+
+def execute(name, entry, parameters, runs):
+    """Execute one named run with papermill and return (status, seconds, note); a failed notebook
+    is kept as <name>.failed.ipynb.
+    """
+    import papermill
+
+    template, output = paths()["notebooks"] / f"{entry['notebook']}.ipynb", runs / f"{name}.ipynb"
+    part, start = runs / f"{name}.failed.ipynb", time.perf_counter()
+    try:
+        fingerprint = _fingerprint(template, parameters)
+        if _finished(output, fingerprint) and _recorded(name, entry):
+            return "done before", 0.0, relative_to_home(output)
+        papermill.execute_notebook(
+            template,
+            part,
+            parameters=parameters,
+            progress_bar=False,
+            start_timeout=300,
+            config=_quiet_kernel(),
+        )
+    except papermill.PapermillExecutionError as error:
+        return (
+            "failed",
+            time.perf_counter() - start,
+            f"{error.ename}: {error.evalue} (see {relative_to_home(part)})",
+        )
+    except Exception as error:
+        # A dead or missing kernel, a broken template: the other runs must go on.
+        return "failed", time.perf_counter() - start, f"{type(error).__name__}: {error}"
+    notebook = json.loads(part.read_text())
+    # Papermill can end well on a failed cell (its issue 501).
+    if notebook["metadata"]["papermill"].get("exception"):
+        return (
+            "failed",
+            time.perf_counter() - start,
+            f"a cell raised (see {relative_to_home(part)})",
+        )
+    notebook["metadata"]["datadream"] = fingerprint
+    write_json(part, notebook)
+    os.replace(part, output)
+    return "done", time.perf_counter() - start, relative_to_home(output)
+
+
+def _execute_apart(name, entry, parameters, runs, place=None):
+    """Call `execute` in a process of its own, so that one that the system kills takes no other run
+    with it.
+
+    `place` is the folder of its states (see `progress`), None where there is none.
+    """
+    start = time.perf_counter()
+    try:
+        signals.check()
+        with ProcessPoolExecutor(1, get_context("spawn"), signals.shelter) as pool:
+            status, seconds, note = pool.submit(
+                _execute_watched, name, entry, parameters, runs, place
+            ).result()
+    except BrokenProcessPool as error:
+        status, seconds, note = "failed", time.perf_counter() - start, f"its process died: {error}"
+    except signals.Stopped:
+        status, seconds, note = "stopped", 0.0, "had not begun"
+    if status == "failed" and signals.asked():
+        dead = note.startswith("DeadKernelError")  # which was in no cell that saves a state
+        return "stopped", seconds, str(signals.Stopped(signals.asked())) if dead else note
+    return status, seconds, note
+
+
+def _execute_watched(name, entry, parameters, runs, place):
+    """Call `execute` with its states, and what it and its kernel write to their standard error,
+    in the folder `place`.
+    """
+    # The run's note tells it.
+    logging.getLogger("papermill").addFilter(lambda entry: "Kernel died" not in entry.getMessage())
+    if place:
+        os.environ.update({progress.PLACE: str(place), signals.CAUSE: str(place.parent / "cause")})
+        with suppress(OSError), open(place / "stderr", "ab") as file:
+            # A line in the midst of the terminal's live ones would garble them.
+            os.dup2(file.fileno(), 2)
+    return execute(name, entry, parameters, runs)
+
+
+def smoke_home():
+    """Copy the sources to _build/smoke and point this process there, where tiny results cannot
+    be taken for real ones.
+    """
+    source, target = paths()["home"], paths()["smoke"]
+    shutil.rmtree(target, ignore_errors=True)
+    for name in ("_config.yml", "_toc.yml"):
+        target.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(source / name, target / name)
+    # The book's pages include code of the package.
+    for name in ("book", "datadream", "notebooks", "benchmarks"):
+        shutil.copytree(
+            source / name, target / name, ignore=shutil.ignore_patterns("runs", "__pycache__")
+        )
+    os.environ.update(DATADREAM_HOME=str(target), DATADREAM_STORE=str(target / "artifacts"))
+
+
+def run_study(names=(), group="default", smoke=False, file=None, jobs=1, engine="local"):
+    """Execute the pending named runs, `jobs` at once, go on after a failed one, and return the
+    table of what happened.
+
+    Raises Stopped on SIGTERM and Ctrl-C once the runs have saved their state; a second Ctrl-C does
+    not wait for that. `names` chooses runs; without names all of `group`. `smoke` shrinks every run
+    to the tiny parameters of the study file, and adds one run of each notebook that the group
+    leaves out. `engine` is that of the notebooks that have such a parameter. Raises ConfigError
+    where several runs at once would each start a Ray cluster of the same cores and GPUs.
+    """
+    name, address = engine_parts(engine)
+    if name == "ray" and jobs > 1 and not (address or os.environ.get("RAY_ADDRESS")):
+        raise ConfigError(
+            f"jobs={jobs} with engine='ray': every run would start a cluster of its own on the "
+            "same cores and GPUs; leave --jobs at 1, since Ray uses all of them, or name one "
+            "cluster, as in --engine ray:auto"
+        )
+    study = load_study(file)
+    chosen, runs = choose(study, names, group), paths()["runs"]
+    if smoke and not names:  # every notebook once, whatever its group
+        covered = {entry["notebook"] for entry in chosen.values()}
+        rest = {
+            entry["notebook"]: name
+            for name, entry in reversed(study["runs"].items())
+            if entry["notebook"] not in covered
+        }
+        chosen |= {name: study["runs"][name] for name in rest.values()}
+    runs.mkdir(parents=True, exist_ok=True)
+    # Kernels are processes of their own and take their number of threads from the environment.
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
+    os.environ[JOBS] = str(min(jobs, len(chosen)))  # for the estimates of the pages
+    with (
+        signals.listening(signal.SIGTERM, signal.SIGINT),
+        progress.places() as place,
+        ThreadPoolExecutor(jobs) as pool,
+        Terminal() as terminal,
+    ):
+        futures = {}
+        terminal.say(f"{len(chosen)} runs: {', '.join(chosen)}")
+        for name, entry in chosen.items():
+            parameters = {
+                **entry.get("parameters", {}),
+                **(study["smoke"].get(entry["notebook"], {}) if smoke else {}),
+            }
+            if engine != "local" and "engine" in page_parameters(entry["notebook"]):
+                parameters["engine"] = engine
+            own = _place(place, name)
+            futures[pool.submit(_execute_apart, name, entry, parameters, runs, own)] = progress.Run(
+                name, own
+            )
+        return pd.DataFrame(
+            _collect(futures, terminal, set(study["runs"]), place and place / "cause")
+        )
+
+
+def _place(place, name):
+    """Return the folder of a run's states in `place`, None where none can be made."""
+    try:
+        own = place and place / name
+        if own:
+            own.mkdir()
+        return own
+    except OSError:
+        return None
+
+
+def _collect(futures, terminal, known, cause):
+    """Return a row of each named run, in the order of their ends, showing meanwhile on the terminal
+    how far they are.
+
+    `futures` maps what `_execute_apart` returns to the progress.Run. The outcome of each is kept
+    beside the pages, beside those of other `known` runs. `cause` is the file of
+    stopping.end_kernels.
+    """
+    rows, pending = [], set(futures)
+    while pending:
+        ended, pending = wait(pending, progress.THROTTLE, FIRST_COMPLETED)
+        if signals.asked():
+            signals.end_kernels(cause)  # again and again: one may only just have started
+        for future in ended:
+            status, seconds, note = future.result()
+            name = futures[future].name
+            rows.append(
+                {"run": name, "status": status, "minutes": round(seconds / 60, 1), "note": note}
+            )
+            outcome.save(rows[-1], known)
+            terminal.complaints(futures[future])
+            terminal.say(f"  {name}: {status} in {seconds / 60:.1f} min: {note}")
+        terminal.show(run for future, run in futures.items() if future.running())
+    return rows

@@ -1,0 +1,145 @@
+"""Run cells: here, in several processes, or on an engine."""
+
+import os
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+
+from .. import progress, signals
+from ..errors import ConfigError, nearest
+from ..pipeline.record import record_file
+from ..pipeline.stages import artifact_keys, compute
+from ..results.records import load_records
+from ..store.artifacts import Store
+
+# Where cells are computed: this process and its workers, or a Ray cluster.
+ENGINES = ("local", "ray")
+
+
+def run(recipe, store=None):
+    """Run one cell of the study and return its record, computing only what the store does not hold
+    yet.
+
+    The record has the whole recipe, validation and test results, the curve, seconds per stage, and
+    the provenance. Raises Stopped on SIGTERM and KeyboardInterrupt on Ctrl-C once the state is
+    saved.
+    """
+    store = store or Store()
+    with signals.interruptible(), store.in_use():
+        return compute(recipe, store)
+
+
+def find(recipes, store=None):
+    """Return the tidy table of exactly these cells. Raises LookupError if one has no record,
+    with the command that makes it.
+    """
+    store = store or Store()
+    files = [record_file(recipe, artifact_keys(recipe), store) for recipe in recipes]
+    missing = [
+        f"{r.dataset}, {r.method}, seed {r.seed}"
+        for r, file in zip(recipes, files, strict=True)
+        if not store.refresh(file).exists()
+    ]
+    if missing:
+        raise LookupError(
+            f"{len(missing)} of {len(files)} cells have no record in {store.address}, the first: "
+            f"{missing[0]}; run them again with `python -m datadream study`, or by their notebook"
+        )
+    return load_records(files)
+
+
+def run_cells(recipes, store=None, workers=1, engine="local"):
+    """Run every recipe and return the tidy table of exactly these cells.
+
+    `engine` "ray" shares their tasks out over a Ray cluster, see engine.run_ray: that of
+    RAY_ADDRESS, else one on this machine; "ray:" and an address, as in "ray:auto", names the
+    cluster. "local" runs them in this process or in `workers`.
+
+    `workers` processes share the seeds: cells of one seed reuse each other's stages, cells of two
+    seeds hardly any, and on a CPU two processes of one thread finish earlier than one process of
+    two.
+    """
+    if not isinstance(workers, int) or workers < 1:
+        raise ConfigError(
+            f"workers={workers!r} is no number of processes; give a whole number of 1 or more"
+        )
+    from .plan import announce  # here, since it imports this module
+
+    store = store or Store()
+    name, address = engine_parts(engine)
+    with signals.interruptible(), store.in_use():
+        if name == "ray":
+            from ..engines.on_ray import run_ray
+
+            run_ray(recipes, store, address)
+            return find(recipes, store)
+        announce(recipes, store, workers)
+        return _run_here(recipes, store, workers)
+
+
+def engine_parts(engine):
+    """Return (name, address or None) of an engine. Raises ConfigError on an unknown name, and on
+    an address of what has none.
+    """
+    name, _, address = str(engine).partition(":")
+    if name not in ENGINES:
+        raise ConfigError(
+            f"engine={engine!r} is unknown; accepted: {', '.join(ENGINES)}, and "
+            f"ray:<address>{nearest(name, ENGINES)}"
+        )
+    if address and name != "ray":
+        raise ConfigError(
+            f"engine={engine!r}: {name!r} has no address; give {name!r}, or 'ray:{address}'"
+        )
+    return name, address or None
+
+
+def _run_here(recipes, store, workers):
+    groups = [
+        [r for r in recipes if r.seed == seed] for seed in dict.fromkeys(r.seed for r in recipes)
+    ]
+    if min(workers, len(groups)) > 1:
+        parts = in_processes(_run_group, [(group, store) for group in groups], workers)
+    else:
+        parts = [_run_group([recipe], store) for recipe in progress.each(recipes, "cells", "cell")]
+    return load_records(
+        [
+            store.refresh(store.records / f"{k}.json")
+            for k in dict.fromkeys(k for part in parts for k in part)
+        ]
+    )
+
+
+def in_processes(function, jobs, workers):
+    """Return `function(*job)` of every job in order, `workers` at once in processes that share
+    out the threads; one worker is this process.
+    """
+    if workers == 1:
+        return [function(*job) for job in jobs]
+    with ProcessPoolExecutor(
+        workers, get_context("spawn"), _begin_worker, (max(1, os.cpu_count() // workers),)
+    ) as pool:
+        try:
+            return list(
+                progress.each(
+                    pool.map(function, *zip(*jobs, strict=True)), "jobs", "job", len(jobs)
+                )
+            )
+        except (KeyboardInterrupt, signals.Stopped):
+            # The others would go on to the end of what they have.
+            signals.forward()
+            raise
+
+
+def _begin_worker(threads):
+    import torch
+
+    signals.serve()
+    torch.set_num_threads(threads)
+
+
+def _run_group(recipes, store):
+    keys = []
+    for recipe in recipes:
+        signals.check()
+        keys.append(run(recipe, store)["key"])
+    return keys
