@@ -13,7 +13,7 @@ from datadream import config
 from datadream.data import datasets
 from datadream.engines import on_ray
 from datadream.pipeline import generate
-from datadream.store.artifacts import Store, _verified
+from datadream.store.artifacts import Store, verified
 from datadream.store.keys import key
 
 SIZES = (2, 4)  # images per class of the two runs, whose difference is what an image costs
@@ -95,7 +95,7 @@ def _run(images, root):
     with counting(root) as counts:
         generate.generate(recipe, dataset, shots, store)
     found["assemble"] = whole, counts
-    _verified.clear()  # as in another process
+    verified.clear()  # as in another process
     with counting(root) as counts:
         assert store.done(key("generate", **generate.generation_inputs(recipe, dataset)))
     return found | {"check": (whole, counts)}

@@ -505,7 +505,7 @@ def damaged(stage, file, title, write):
         write(mended)
         built, build = [], Store._build
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("datadream.store.artifacts._verified", {})
+            patch.setattr("datadream.store.artifacts.verified", {})
             patch.setattr(
                 Store,
                 "_build",

@@ -18,7 +18,7 @@ from PIL import Image
 from datadream.errors import ConfigError
 from datadream.results import ablation_statistics, plots
 from datadream.store.artifacts import Store
-from datadream.study import ablation, cells, named_runs
+from datadream.study import ablation, cells, named_runs, samples
 
 NOTEBOOK = Path(__file__).resolve().parents[1] / "notebooks" / "ablation.ipynb"
 
@@ -131,7 +131,7 @@ def test_what_the_points_share_is_computed_once(tiny, folder, tmp_path):
     made = [path.name.split("-")[0] for path in store.root.iterdir() if path.is_dir()]
     counts = {stage: made.count(stage) for stage in ("adapt", "generate", "train")}
     assert counts == {"adapt": 3 * 2, "generate": 2 * 2, "train": 2 + 2 * 2}
-    rows = ablation.axis_sample_rows(by_label, store)
+    rows = samples.axis_sample_rows(by_label, store)
     assert list(rows) == ["DataDream (class), 1.0", "DataDream (class), 3.0"] and all(
         len(columns) == 3 for columns in rows.values()
     )
@@ -154,7 +154,7 @@ def test_one_set_of_images_is_shown_once(tiny, folder, tmp_path):
         seeds=[0],
     )
     ablation.run_axis(by_label, Store(tmp_path))
-    assert len(ablation.axis_sample_rows(by_label, Store(tmp_path))) == 1
+    assert len(samples.axis_sample_rows(by_label, Store(tmp_path))) == 1
 
 
 def curve_of(rows):

@@ -20,7 +20,7 @@ from datadream.errors import ConfigError, DataError, printable
 from datadream.publish import export
 from datadream.store import keys
 from datadream.store.artifacts import Store
-from datadream.study import cells, named_runs, run
+from datadream.study import named_runs, run, samples
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def test_odd_class_names_go_through_the_whole_study(make, tmp_path, store):
     write_classes(tmp_path / "photos", names, 6)
     recipe = make("base+real", folder=str(tmp_path / "photos"))
     key = run.run(recipe, store)["artifacts"]["generate"]
-    assert sorted(images for images in cells.sample_rows([recipe], store)) == [
+    assert sorted(images for images in samples.sample_rows([recipe], store)) == [
         "Real few shots",
         "Un-adapted generator",
     ]

@@ -92,7 +92,7 @@ def test_a_thousand_classes_are_drawn_from_one_sort_of_the_labels():
     own = np.random.RandomState(datasets.seed_for("shots", 0, 7) % 2**32).choice(
         np.flatnonzero(np.asarray(labels) == 7), 16, replace=False
     )
-    assert few_shots(dataset, 16, 0, 7).sources == (7,) * 16 and datasets._draw_shots(
+    assert few_shots(dataset, 16, 0, 7).sources == (7,) * 16 and datasets.draw_shots(
         dataset, 16, 0, 7
     )[0] == sorted(own.tolist()), "the draw of before"
 

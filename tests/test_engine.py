@@ -23,7 +23,7 @@ import torch
 
 from datadream import progress, signals
 from datadream.config import as_dict
-from datadream.engines import on_ray
+from datadream.engines import names, on_ray
 from datadream.errors import ConfigError
 from datadream.models.generators import unet
 from datadream.paths import paths
@@ -469,7 +469,7 @@ def test_a_task_works_on_the_gpu_that_it_was_given(monkeypatch, visible, given, 
 def test_an_engine_with_an_address_is_checked(make, store, engine_, word):
     with pytest.raises(ConfigError, match=word):
         run.run_cells([make("real")], store, engine=engine_)
-    assert run.engine_parts("ray:127.0.0.1:6379") == ("ray", "127.0.0.1:6379")
+    assert names.engine_parts("ray:127.0.0.1:6379") == ("ray", "127.0.0.1:6379")
 
 
 def test_two_runs_at_once_do_not_each_start_a_cluster(monkeypatch):

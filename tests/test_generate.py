@@ -468,7 +468,7 @@ def test_of_a_damaged_set_only_what_is_damaged_is_made_again(
     folder = generate(make("base"), dataset, shots, store)
     found, image = digests(folder), sorted(folder.rglob("*.png"))[6]
     damage(image, how)
-    monkeypatch.setattr("datadream.store.artifacts._verified", {})  # as in another process
+    monkeypatch.setattr("datadream.store.artifacts.verified", {})  # as in another process
     seeds = []
     monkeypatch.setattr(
         package,

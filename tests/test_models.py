@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn as nn
+from datadream.models.networks import ModelMissingError
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -44,7 +45,6 @@ from datadream.models.lora import (
     remove_lora,
     save_generator_lora,
 )
-from datadream.models.networks import ModelMissingError
 
 TEXTS = ["a photo of a seven", "a photo of a letter q", "a photo of a one"]
 

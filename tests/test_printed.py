@@ -18,8 +18,8 @@ from PIL import Image, ImageFont
 from safetensors.torch import load_file
 
 from datadream.config import recipe
-from datadream.data import datasets
-from datadream.mini import base, printed, quality, tokens
+from datadream.data import datasets, printed
+from datadream.mini import base, quality, tokens
 from datadream.models.classifiers import print_reader
 from datadream.models.classifiers.base import load_classifier
 from datadream.models.generators import sampling, unet

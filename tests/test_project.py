@@ -97,7 +97,7 @@ def test_conda_users_install_the_same_lock(project):
 
 
 def test_every_font_family_of_the_base_training_is_in_the_fonts_extra(project):
-    from datadream.mini.printed import FAMILIES
+    from datadream.data.printed import FAMILIES
 
     listed = [Requirement(text).name for text in project["optional-dependencies"]["fonts"]]
     assert sorted(listed) == sorted("fontpkg-" + family.replace("_", "-") for family in FAMILIES)

@@ -82,8 +82,8 @@ def machine(tmp_path, monkeypatch, address):
 
     def become(name):
         monkeypatch.setenv("DATADREAM_CACHE", str(tmp_path / name))
-        monkeypatch.setattr(package, "_verified", {})
-        monkeypatch.setattr("datadream.store.address._verified", package._verified)
+        monkeypatch.setattr(package, "verified", {})
+        monkeypatch.setattr("datadream.store.address.verified", package.verified)
         return Store(address)
 
     return become

@@ -219,7 +219,7 @@ def test_provenance_needs_no_git(tmp_path, monkeypatch):
 
 def another_process(monkeypatch):
     """Forget which digests were found right, as a new process has."""
-    monkeypatch.setattr(package, "_verified", {})
+    monkeypatch.setattr(package, "verified", {})
 
 
 def flip(file, place=0):
@@ -276,7 +276,7 @@ def contents(store):
     """Return file -> digest of all finished artifacts, each of which must be sound, and of the
     records without their times.
     """
-    package._verified.clear()
+    package.verified.clear()
     keys = [p.name for p in store.root.glob("*-*") if p.is_dir() and p.suffix != ".partial"]
     assert all(store.done(key) for key in keys)
     return {
@@ -374,7 +374,7 @@ def test_a_read_only_store_is_read_and_not_written(whole, disk, store, make):
     disk("size=8m")
     first = run.run(whole[0], store)
     disk("ro")
-    package._verified.clear()
+    package.verified.clear()
     assert run.run(whole[0], store) == first, "what is there needs no writing"
     for recipe in (make("cls"), make("clip")):
         with pytest.raises(

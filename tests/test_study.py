@@ -27,7 +27,7 @@ from datadream.results.records import load_records
 from datadream.signals import Stopped
 from datadream.store.artifacts import Store
 from datadream.store.provenance import provenance
-from datadream.study import cells, named_runs, outcome, papermill_runs, run
+from datadream.study import cells, named_runs, outcome, papermill_runs, run, samples
 
 MAIN = [name for name, row in METHODS.items() if row.main]
 
@@ -248,7 +248,7 @@ def test_too_few_images_stop_a_cell_with_the_class(make, store):
 
 
 def test_samples_are_the_few_shots_and_each_generators_images(finished, dataset):
-    rows = cells.sample_rows(finished.recipes, finished.store, depth=2)
+    rows = samples.sample_rows(finished.recipes, finished.store, depth=2)
     assert list(rows) == [
         "Real few shots",
         "Un-adapted generator",
@@ -262,7 +262,7 @@ def test_samples_are_the_few_shots_and_each_generators_images(finished, dataset)
 
 
 def test_the_samples_of_a_method_with_real_images_are_shown_too(finished, make):
-    rows = cells.sample_rows([make("dset+real"), make("dset")], finished.store)
+    rows = samples.sample_rows([make("dset+real"), make("dset")], finished.store)
     assert list(rows) == ["Real few shots", "DataDream (dataset)"]
 
 

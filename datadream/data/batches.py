@@ -4,11 +4,9 @@ section 3.4).
 
 import torch
 import torch.nn.functional as F
-from torchvision.transforms import v2
 
 from ..seeds import seed_for
 from ..training.schedule import stream
-from .augment import Augmentation
 from .decode_cache import Decoded
 
 
@@ -23,6 +21,8 @@ class Batches:
     def __init__(
         self, real, synthetic, options, classes, size, seed, device: torch.device | str = "cpu"
     ):
+        from .augment import Augmentation  # here, since torchvision takes seconds to import
+
         self.sets = {
             kind: images
             for kind, images in ((True, real), (False, synthetic))
@@ -39,6 +39,8 @@ class Batches:
         }
 
     def _mix(self, images, labels):
+        from torchvision.transforms import v2
+
         targets = F.one_hot(labels, self.classes).float()
         if len(labels) < 2 or torch.rand(()) >= self.options.mix:
             return images, targets

@@ -143,7 +143,7 @@ def _load(name, folder, noun, names, shots_folder, fold, test_folder, state):
 
 
 @lru_cache(maxsize=2048)
-def _draw(images, classes, count, key_):
+def draw_images(images, classes, count, key_):
     """Return the positions and the Images of `count` drawn from each class index in `classes`;
     all of a class that has fewer.
     """
@@ -158,7 +158,7 @@ def _draw(images, classes, count, key_):
     return rows, images.pick(rows)
 
 
-def _draw_shots(dataset, shots, seed, label):
+def draw_shots(dataset, shots, seed, label):
     classes = tuple(range(len(dataset.classes))) if label is None else (label,)
     for few in (c for c in classes if len(members(dataset.train, c)) < shots):
         raise DataError(
@@ -166,7 +166,7 @@ def _draw_shots(dataset, shots, seed, label):
             f"{len(members(dataset.train, few))} training images, fewer than shots={shots}; lower "
             "shots or add images"
         )
-    return _draw(dataset.train, classes, shots or len(dataset.train), ("shots", seed))
+    return draw_images(dataset.train, classes, shots or len(dataset.train), ("shots", seed))
 
 
 def few_shots(dataset, shots, seed, label=None):
@@ -176,7 +176,7 @@ def few_shots(dataset, shots, seed, label=None):
     The same draw is the same object, so that it is hashed once. Raises DataError if a class has too
     few images.
     """
-    return _draw_shots(dataset, shots, seed, label)[1]
+    return draw_shots(dataset, shots, seed, label)[1]
 
 
 def validation_images(recipe, dataset):
@@ -186,7 +186,7 @@ def validation_images(recipe, dataset):
     if not recipe.validation or recipe.protocol == "released":
         return dataset.val
     classes = tuple(range(len(dataset.classes)))
-    return _draw(
+    return draw_images(
         dataset.val,
         classes,
         min(recipe.validation, recipe.shots or recipe.validation),
@@ -194,11 +194,11 @@ def validation_images(recipe, dataset):
     )[1]
 
 
-def draw(recipe, dataset, store):
+def make_draw(recipe, dataset, store):
     """Return the artifact folder of the few-shot draw: shots.jsonl names each image by class,
     place in the pool, file and digest.
     """
-    rows, shots = _draw_shots(dataset, recipe.shots, recipe.seed, None)
+    rows, shots = draw_shots(dataset, recipe.shots, recipe.seed, None)
     inputs = draw_inputs(recipe, dataset)
 
     def build(folder):

@@ -1,4 +1,7 @@
-"""The views of an image that the generator and the evaluation take (paper, sections 3.2 and 4)."""
+"""The views of an image that the generator and the evaluation take (paper, sections 3.2 and 4).
+
+torchvision is imported where it is used: it takes seconds, which whoever only plans need not wait.
+"""
 
 import math
 import os
@@ -6,13 +9,14 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 
 import torch
-from torchvision.transforms import InterpolationMode, v2
 
 from .decode_cache import large
 
 
 def square(image, side):
     """Resize the short side of a PIL image to `side` (bilinear) and crop its middle."""
+    from torchvision.transforms import InterpolationMode, v2
+
     return v2.Compose([v2.Resize(side, InterpolationMode.BILINEAR), v2.CenterCrop(side)])(image)
 
 
@@ -20,6 +24,8 @@ def resized(image, side):
     """Return a PIL image with its short side resized to `side` pixels (bilinear): what every
     crop of it for the generator is cut from.
     """
+    from torchvision.transforms import InterpolationMode, v2
+
     return v2.Resize(side, InterpolationMode.BILINEAR)(image)
 
 
@@ -27,6 +33,8 @@ def generator_image(image, resolution, crop):
     """Resize the short side to `resolution` (bilinear), crop a square, scale to [-1, 1]: a
     tensor (3, resolution, resolution).
     """
+    from torchvision.transforms import v2
+
     cut = v2.RandomCrop(resolution) if crop == "random" else v2.CenterCrop(resolution)
     return (
         v2.Compose([cut, v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])(
@@ -41,6 +49,8 @@ def evaluation_tensor(image, size):
     """Resize the short side to `size` (bicubic), centre-crop: uint8 (3, size, size), the paper's
     evaluation view.
     """
+    from torchvision.transforms import InterpolationMode, v2
+
     return v2.Compose(
         [v2.Resize(size, InterpolationMode.BICUBIC), v2.CenterCrop(size), v2.PILToTensor()]
     )(image)

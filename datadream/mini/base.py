@@ -17,11 +17,11 @@ import torch
 import torch.nn.functional as F
 
 from .. import signals
+from ..data import printed
 from ..paths import paths
 from ..store.files import write_json
 from ..store.provenance import provenance
 from ..training.loop import fit
-from . import printed
 from .quality import train_reader
 from .tokens import clip_tokenizer, write_vocabulary
 

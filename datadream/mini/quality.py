@@ -5,13 +5,13 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 
+from ..data import printed
 from ..models.classifiers.print_reader import Reader
 from ..pipeline import evaluate, train
 from ..results.tables import show_table
 from ..statistics import mean_interval, wilson
 from ..study import run
 from ..training.loop import fit
-from . import printed
 
 PRINTS = 1080  # prints that a reader is judged on: 30 of each character
 

@@ -8,7 +8,7 @@ import json
 import string
 from pathlib import Path
 
-from .printed import DIGITS
+from ..data.printed import DIGITS
 
 WORDS = (
     "a",

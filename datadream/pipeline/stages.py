@@ -3,7 +3,7 @@
 import json
 
 from ..config import require_warmup
-from ..data.datasets import draw, draw_inputs, few_shots, load_for
+from ..data.datasets import draw_inputs, few_shots, load_for, make_draw
 from ..models.download import fetch
 from ..store.keys import key
 from .evaluate import evaluate, evaluate_inputs
@@ -48,7 +48,7 @@ def compute(recipe, store):
     shots = few_shots(dataset, recipe.shots, recipe.seed)
     synthetic, trained = None, None
     if "shots" in keys:
-        draw(recipe, dataset, store)
+        make_draw(recipe, dataset, store)
     if row.generator:
         synthetic = read(generate(recipe, dataset, shots, store))
     if row.trained:

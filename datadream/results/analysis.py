@@ -10,7 +10,7 @@ import pandas as pd
 
 from .. import progress
 from ..config import METHODS
-from ..data.datasets import SHOTS_TITLE, _draw, _draw_shots, few_shots, load_for
+from ..data.datasets import SHOTS_TITLE, draw_images, draw_shots, few_shots, load_for
 from ..data.images import Images, fingerprint
 from ..pipeline.generate import generation_inputs, read
 from ..statistics import mean_interval, spearman
@@ -18,7 +18,7 @@ from ..store.artifacts import Store
 from ..store.keys import key
 from .distances import MEASURES, TITLES, copying
 from .features import EXTRACTORS, extractors, features
-from .records import _one_record_each, verdict
+from .records import require_one_record_each, verdict
 
 # real images per class and part at most: as many as the paper's synthetic ones; the measures cost
 # its square
@@ -38,12 +38,12 @@ def reference(dataset, shots, seed):
     """
     classes, taken, parts = (
         tuple(range(len(dataset.classes))),
-        set(_draw_shots(dataset, shots, seed, None)[0]),
+        set(draw_shots(dataset, shots, seed, None)[0]),
         [],
     )
     for part in dict.fromkeys((dataset.train, dataset.val)):
         if part is not dataset.test:
-            rows, _ = _draw(part, classes, REFERENCE, ("reference",))
+            rows, _ = draw_images(part, classes, REFERENCE, ("reference",))
             parts.append(
                 part.pick([row for row in rows if part is not dataset.train or row not in taken])
             )
@@ -208,7 +208,7 @@ def gains(table, records, method, baseline):
     gain's 95 % interval over seeds. Raises ValueError where something is missing or ambiguous.
     """
     own = table[(table["method"] == method.removesuffix("+real")) & table["label"].notna()]
-    _one_record_each(records)
+    require_one_record_each(records)
     accuracy = records.pivot(index="seed", columns="method", values="per_class")
     missing = [m for m in (method, baseline) if m not in accuracy] + (
         [] if len(own) else [f"the images of {method}"]

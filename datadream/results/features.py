@@ -10,10 +10,10 @@ import numpy as np
 import torch
 
 from .. import progress
+from ..data import printed
 from ..data.images import fingerprint
 from ..data.transforms import evaluation_batches
 from ..errors import ConfigError, ModelMissingError, nearest
-from ..mini import printed
 from ..models.classifiers import print_reader
 from ..models.classifiers.base import load_classifier
 from ..models.device import device

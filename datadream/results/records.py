@@ -79,7 +79,7 @@ def protocol_note(table):
     return "" if (table["protocol"] == "strict").all() else RELEASED
 
 
-def _one_record_each(table):
+def require_one_record_each(table):
     if table.duplicated(["dataset", "method", "seed"]).any():
         raise ValueError(
             "several records of one method and seed; narrow the table with `select`, e.g. by "
@@ -93,7 +93,7 @@ def summary(table):
     The interval is Student's over seeds, and Wilson's over test images where all seeds have the
     same accuracy, as a single one does.
     """
-    _one_record_each(table)
+    require_one_record_each(table)
     rows = []
     for method, group in table.groupby("method", sort=False):
         mean, low, high = mean_interval(group["top1"])
@@ -118,7 +118,7 @@ def paired(table, better, baseline):
     """Return mean and 95 % interval of top-1 differences better - baseline over the seeds that
     both have, in points.
     """
-    _one_record_each(table)
+    require_one_record_each(table)
     wide = table.pivot(index="seed", columns="method", values="top1")
     missing = [m for m in (better, baseline) if m not in wide]
     if missing:

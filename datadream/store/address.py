@@ -13,7 +13,7 @@ from filelock import FileLock
 
 from ..errors import ConfigError
 from ..paths import copies, store_place
-from .artifacts import SALVAGE, Store, _verified, parse
+from .artifacts import SALVAGE, Store, parse, verified
 from .files import FULL, StoreError, digest, holds, inside, part_of, remove, write_json, writing
 from .leases import Lease
 
@@ -166,7 +166,7 @@ class RemoteStore(Store):
                     write_json(part / "manifest.json", manifest)
                     remove(folder)
                     os.replace(part, folder)
-                    _verified[folder.absolute()] = self._state(key, manifest)
+                    verified[folder.absolute()] = self._state(key, manifest)
                 remove(part)
         return right
 

@@ -48,7 +48,7 @@ def parse(text):
 
 # folder of an artifact -> digests, and sizes and times of its files, when this process found the
 # digests right
-_verified = {}
+verified = {}
 
 
 class Store:
@@ -106,7 +106,7 @@ class Store:
 
     def _sound(self, key, manifest):
         folder, state = self.folder(key).absolute(), self._state(key, manifest)
-        if state is None or _verified.get(folder) == state:
+        if state is None or verified.get(folder) == state:
             return state is not None
         with ThreadPoolExecutor() as pool:
             right = all(
@@ -115,7 +115,7 @@ class Store:
                 )
             )
         if right:
-            _verified[folder] = state
+            verified[folder] = state
         return right
 
     def _state(self, key, manifest):
@@ -237,7 +237,7 @@ class Store:
         write_json(work / "manifest.json", manifest)
         remove(final)  # nothing, unless somebody else made it too
         os.replace(work, final)
-        _verified[final.absolute()] = self._state(key, manifest)
+        verified[final.absolute()] = self._state(key, manifest)
 
     def salvage(self, key):
         """Move what is undamaged of an artifact that is not `done` into its work folder, for

@@ -4,11 +4,7 @@ import pandas as pd
 
 from .. import config
 from ..config import METHODS, as_mapping
-from ..data.datasets import SHOTS_TITLE, few_shots, load_for
 from ..errors import ConfigError
-from ..pipeline.generate import generation_inputs, read
-from ..store.artifacts import Store
-from ..store.keys import key
 
 
 def cells(
@@ -37,30 +33,6 @@ def cells(
     ]
 
 
-def sample_rows(recipes, store=None, depth=3):
-    """Return title -> one list of `depth` PIL images per class: the first seed's few shots, then
-    each of its generators.
-    """
-    store, first = store or Store(), recipes[0]
-    dataset = load_for(first)
-    sets = {SHOTS_TITLE: few_shots(dataset, first.shots, first.seed)}
-    for recipe in recipes:
-        if recipe.row.generator and recipe.seed == first.seed:
-            # A method with real images shows the same set.
-            title = METHODS[recipe.method.removesuffix("+real")].title
-            made = key("generate", **generation_inputs(recipe, dataset))
-            if not store.folder(made).exists():
-                store.done(made)  # which copies here what other machines made
-            sets[title] = read(store.folder(made))
-    return {
-        title: [
-            [images.open(i) for i, y in enumerate(images.labels) if y == label][:depth]
-            for label in range(len(dataset.classes))
-        ]
-        for title, images in sets.items()
-    }
-
-
 def places(table):
     """Return the artifact folders of each cell, one row per method and seed: few shots,
     synthetic set, classifier, result.
@@ -80,13 +52,3 @@ def places(table):
         for row in table.itertuples()
     ]
     return pd.DataFrame(rows)
-
-
-def _quiet_kernel():
-    """Return the settings of a kernel whose messages are encrypted: it warns of plain text on a
-    port of this machine.
-    """
-    import zmq
-    from traitlets.config import Config
-
-    return Config(KernelManager={"transport_encryption": "auto"}) if zmq.has("curve") else Config()

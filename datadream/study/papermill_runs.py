@@ -17,13 +17,12 @@ from pathlib import Path
 import pandas as pd
 
 from .. import progress, signals
+from ..engines.names import engine_parts
 from ..errors import ConfigError
 from ..paths import paths, relative_to_home
 from ..store.files import digest, write_json
 from . import outcome
-from .cells import _quiet_kernel
 from .named_runs import choose, load_study, page_cells, page_parameters
-from .run import engine_parts, find
 from .terminal import Terminal
 
 JOBS = "DATADREAM_JOBS"  # named runs that are executed at once beside a notebook
@@ -66,6 +65,8 @@ def _recorded(name, entry):
     """Return whether the store has what a finished page of notebooks/dataset.ipynb shows: the
     book reads its records anew.
     """
+    from .run import find  # here: it imports torch, which takes seconds
+
     try:
         return entry["notebook"] != "dataset" or len(find(page_cells(name))) > 0
     except LookupError:
@@ -259,3 +260,13 @@ def _collect(futures, terminal, known, cause):
             terminal.say(f"  {name}: {status} in {seconds / 60:.1f} min: {note}")
         terminal.show(run for future, run in futures.items() if future.running())
     return rows
+
+
+def _quiet_kernel():
+    """Return the settings of a kernel whose messages are encrypted: it warns of plain text on a
+    port of this machine.
+    """
+    import zmq
+    from traitlets.config import Config
+
+    return Config(KernelManager={"transport_encryption": "auto"}) if zmq.has("curve") else Config()

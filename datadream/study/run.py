@@ -5,14 +5,12 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
 from .. import progress, signals
-from ..errors import ConfigError, nearest
+from ..engines.names import engine_parts
+from ..errors import ConfigError
 from ..pipeline.record import record_file
 from ..pipeline.stages import artifact_keys, compute
 from ..results.records import load_records
 from ..store.artifacts import Store
-
-# Where cells are computed: this process and its workers, or a Ray cluster.
-ENGINES = ("local", "ray")
 
 
 def run(recipe, store=None):
@@ -74,23 +72,6 @@ def run_cells(recipes, store=None, workers=1, engine="local"):
             return find(recipes, store)
         announce(recipes, store, workers)
         return _run_here(recipes, store, workers)
-
-
-def engine_parts(engine):
-    """Return (name, address or None) of an engine. Raises ConfigError on an unknown name, and on
-    an address of what has none.
-    """
-    name, _, address = str(engine).partition(":")
-    if name not in ENGINES:
-        raise ConfigError(
-            f"engine={engine!r} is unknown; accepted: {', '.join(ENGINES)}, and "
-            f"ray:<address>{nearest(name, ENGINES)}"
-        )
-    if address and name != "ray":
-        raise ConfigError(
-            f"engine={engine!r}: {name!r} has no address; give {name!r}, or 'ray:{address}'"
-        )
-    return name, address or None
 
 
 def _run_here(recipes, store, workers):

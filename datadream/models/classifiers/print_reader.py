@@ -2,7 +2,7 @@
 
 import torch.nn as nn
 
-from ...mini import printed
+from ...data import printed
 
 
 class Reader(nn.Sequential):

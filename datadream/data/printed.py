@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 
-from ..data.datasets import DIGITS
+from .datasets import DIGITS
 
 CHARACTERS = string.digits + string.ascii_uppercase
 NAMES = DIGITS + tuple(f"letter {c}" for c in string.ascii_lowercase)  # in the order of CHARACTERS

@@ -1,0 +1,47 @@
+"""Sample images of cells for the figures of a page."""
+
+from ..config import METHODS
+from ..data.datasets import SHOTS_TITLE, few_shots, load_for
+from ..pipeline.generate import generation_inputs, read
+from ..pipeline.stages import artifact_keys
+from ..store.artifacts import Store
+from ..store.keys import key
+
+
+def axis_sample_rows(by_label, store=None):
+    """Return title -> one list of one PIL image per class: at every value the first method's
+    that has a generator, once if they are equal.
+    """
+    rows, seen = {}, set()
+    for label, recipes in by_label.items():
+        made = [recipe for recipe in recipes if recipe.row.generator]
+        artifact = artifact_keys(made[0])["generate"] if made else None
+        if made and artifact not in seen:
+            seen.add(artifact)
+            title, columns = list(sample_rows(made[:1], store, 1).items())[-1]
+            rows[f"{title}, {label}"] = columns
+    return rows
+
+
+def sample_rows(recipes, store=None, depth=3):
+    """Return title -> one list of `depth` PIL images per class: the first seed's few shots, then
+    each of its generators.
+    """
+    store, first = store or Store(), recipes[0]
+    dataset = load_for(first)
+    sets = {SHOTS_TITLE: few_shots(dataset, first.shots, first.seed)}
+    for recipe in recipes:
+        if recipe.row.generator and recipe.seed == first.seed:
+            # A method with real images shows the same set.
+            title = METHODS[recipe.method.removesuffix("+real")].title
+            made = key("generate", **generation_inputs(recipe, dataset))
+            if not store.folder(made).exists():
+                store.done(made)  # which copies here what other machines made
+            sets[title] = read(store.folder(made))
+    return {
+        title: [
+            [images.open(i) for i, y in enumerate(images.labels) if y == label][:depth]
+            for label in range(len(dataset.classes))
+        ]
+        for title, images in sets.items()
+    }
