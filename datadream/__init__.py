@@ -19,11 +19,11 @@ __version__ = "0.1.0"
 __all__ = ["Store", "__version__", "load_records", "recipe", "run", "run_cells"]
 
 _HOMES = {
-    "Store": "store",
-    "load_records": "records",
+    "Store": "store.artifacts",
+    "load_records": "results.records",
     "recipe": "config",
-    "run": "study",
-    "run_cells": "study",
+    "run": "study.run",
+    "run_cells": "study.run",
 }
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from . import __version__, signals
 from .errors import ConfigError, DataError, ModelMissingError, nearest
-from .models import download
 from .store.artifacts import Store
 from .store.files import StoreError
 
@@ -294,7 +293,7 @@ def _contents(options):
 
 def _download(options):
     from .data import paper_datasets
-    from .models import catalog
+    from .models import catalog, download
 
     if options.name in paper_datasets.SOURCES:
         print(f"the images are in {paper_datasets.download(options.name)}")

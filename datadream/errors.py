@@ -43,7 +43,6 @@ def nearest(word: object, words: Iterable[str]) -> str:
     return f". Did you mean {close[0]!r}?" if close else ""
 
 
-pass
 
 
 class DataError(ValueError):

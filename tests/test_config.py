@@ -181,9 +181,9 @@ def test_a_key_knows_the_precision_that_the_device_gives(method, monkeypatch):
     """
     old = stage_keys(recipe(method=method))
     assert stage_keys(recipe(method=method, precision="float32")) == old
-    for module in ("adapt", "generate", "classify"):
+    for module in ("adapt", "generate", "train", "evaluate"):
         monkeypatch.setattr(
-            f"datadream.{module}.dtype_for",
+            f"datadream.pipeline.{module}.dtype_for",
             lambda precision, training: torch.float32 if precision == "float32" else torch.bfloat16,
         )
     new = stage_keys(recipe(method=method))

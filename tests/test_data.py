@@ -537,7 +537,7 @@ def test_a_disk_that_no_longer_reads_ends_no_training(dataset, monkeypatch):
     monkeypatch.setattr(decode_cache, "SPARE_BYTES", 0)
     source, keys = decode_cache.Decoded({True: dataset.train}), [(True, 0), (True, 1)]
     first = source.take(keys)
-    monkeypatch.setattr(images.os, "preadv", lambda *_: 5)
+    monkeypatch.setattr(decode_cache.os, "preadv", lambda *_: 5)
     assert len(source.places) == 2 and all(
         torch.equal(one, other) for one, other in zip(first, source.take(keys), strict=True)
     )
@@ -546,7 +546,7 @@ def test_a_disk_that_no_longer_reads_ends_no_training(dataset, monkeypatch):
 def test_a_disk_that_is_full_ends_no_training(dataset, monkeypatch):
     monkeypatch.setattr(decode_cache, "CACHE_BYTES", 0)
     # As where the last block is taken: a part is written.
-    monkeypatch.setattr(images.os, "pwrite", lambda *_: 1)
+    monkeypatch.setattr(decode_cache.os, "pwrite", lambda *_: 1)
     source, keys = decode_cache.Decoded({True: dataset.train}), [(True, 0), (True, 1)]
     for _ in range(2):
         assert [

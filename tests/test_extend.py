@@ -23,7 +23,7 @@ COMMANDS = [
 ]
 BLOCKS = re.findall(r"```\{code-block\} python\n:caption: (\S+)\n\n(.*?)```", PAGE, re.DOTALL)
 TABLES = {
-    "data.DATASETS": ("datadream/data.py", "DATASETS = {\n"),
+    "data.DATASETS": ("datadream/data/datasets.py", "DATASETS = {\n"),
     "config.METHODS": ("datadream/config.py", "METHODS = {\n"),
 }
 pytestmark = pytest.mark.worked
@@ -42,7 +42,7 @@ def home(tmp_path_factory):
         text = (home / file).read_text()
         if start is None:
             start, code = (
-                ("\nfrom .training", f"\n{code.strip()}")
+                ("\nfrom .paper_datasets", f"\n{code.strip()}")
                 if code.startswith("from ")
                 else (None, code)
             )
@@ -92,8 +92,8 @@ def shrunk(words):
 
 def test_the_page_works_through_a_dataset_and_a_method():
     assert [where for where, _ in BLOCKS] == [
-        "datadream/readers.py",
-        "datadream/data.py",
+        "datadream/data/paper_datasets.py",
+        "datadream/data/datasets.py",
         "data.DATASETS",
         "config.METHODS",
     ] and len(COMMANDS) >= 6
