@@ -20,9 +20,9 @@ from PIL import Image
 
 from datadream.data import batches, datasets
 from datadream.data.images import Images
-from datadream.models import device, lora
+from datadream.models import device
 from datadream.models.classifiers import base
-from datadream.models.generators import sampling
+from datadream.models.generators import lora, sampling
 from datadream.pipeline import train
 from datadream.store.artifacts import Store
 from datadream.study.run import run as run_cell

@@ -56,7 +56,7 @@ def generator_flops():
     decoding, a trained view, a trained prompt.
     """
     from datadream.config import recipe
-    from datadream.models.lora import add_generator_lora
+    from datadream.models.generators.lora import add_generator_lora
 
     pipe, side = _generator(), SIDE // 8
     latent, picture, ids = (

@@ -22,6 +22,7 @@ from datadream.paths import paths
 from datadream.pipeline.costs import STAGES, units_of_work, validated
 from datadream.pipeline.stages import artifact_keys
 from datadream.store.artifacts import Store
+from datadream.store.open import open_store
 from datadream.study.named_runs import cells_of, choose, load_study
 from datadream.study.plan import load_or_describe
 
@@ -106,7 +107,7 @@ def main(arguments: list[str] | None = None) -> int:
     ]
     parts = [
         observed([r for entry in some for cells in cells_of(entry).values() for r in cells], store)
-        for some, store in ((entries, Store()), (tiny, Store(paths()["smoke"] / "artifacts")))
+        for some, store in ((entries, open_store()), (tiny, Store(paths()["smoke"] / "artifacts")))
     ]
     table = pd.concat([part for part in parts if len(part)] or parts[:1])
     try:

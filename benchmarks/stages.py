@@ -17,8 +17,8 @@ from datadream import config, paths
 from datadream.data import batches, datasets, transforms
 from datadream.data.decode_cache import Decoded
 from datadream.data.images import Images
-from datadream.models import device, lora
-from datadream.models.generators import sampling, unet
+from datadream.models import device
+from datadream.models.generators import lora, sampling, unet
 from datadream.pipeline import adapt, classify, evaluate, generate, train
 from datadream.training import batch_size
 
@@ -75,7 +75,7 @@ def work(profile, root, overrides=None, size=None):
         dataset="mnist",
         method="cls",
     )
-    dataset = datasets.load("mnist")
+    dataset = datasets.load_dataset("mnist")
     if profile == "paper":
         parts = {part: noise(getattr(dataset, part)) for part in ("train", "val", "test")}
         dataset = dataclasses.replace(dataset, **parts)

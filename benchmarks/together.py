@@ -18,8 +18,8 @@ from peft.tuners.lora import Linear
 
 from datadream.config import recipe
 from datadream.models.device import device, dtype_for
+from datadream.models.generators.lora import add_generator_lora, remove_lora
 from datadream.models.generators.unet import load_generator
-from datadream.models.lora import add_generator_lora, remove_lora
 from datadream.paths import paths
 from datadream.statistics import mean_interval
 from datadream.store.files import write_json

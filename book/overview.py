@@ -15,10 +15,11 @@ from datadream.config import METHODS
 from datadream.data.datasets import few_shots, load_for
 from datadream.data.images import Images
 from datadream.paths import paths
-from datadream.pipeline.generate import generate, read
+from datadream.pipeline.generate import generate, read_synthetic_set
 from datadream.publish import freeze
 from datadream.results import plots, records, style
 from datadream.store.artifacts import Store
+from datadream.store.open import open_store
 from datadream.study.cells import cells
 from datadream.study.named_runs import load_study
 
@@ -45,7 +46,7 @@ def sample_rows(store: Store, **changes: object) -> dict[str, list[list[Image.Im
         dataset = load_for(recipe)
         shots, classes = few_shots(dataset, recipe.shots, recipe.seed), len(dataset.classes)
         rows.setdefault("Real images: handwritten digits", first_images(shots, classes))
-        made = first_images(read(generate(recipe, dataset, shots, store)), classes)
+        made = first_images(read_synthetic_set(generate(recipe, dataset, shots, store)), classes)
         title = METHODS[recipe.method].title
         rows[title if recipe.method == "base" else f"{title}, same prompts and noise"] = made
     return rows
@@ -53,11 +54,11 @@ def sample_rows(store: Store, **changes: object) -> dict[str, list[list[Image.Im
 
 def draw(folder: Path, store: Store | None = None, **changes: object) -> list[Path]:
     """Draw the picture for a light and a dark page into a folder, and return the files."""
-    rows, files = sample_rows(store or Store(), **changes), []
+    rows, files = sample_rows(store or open_store(), **changes), []
     for theme in style.THEMES:
         style.set_theme(theme)
         files.append(folder / f"overview-{theme}.png")
-        figure = plots.plot_overview(rows, records.summary(freeze.load(RUN)))
+        figure = plots.plot_overview(rows, records.summary(freeze.load_frozen(RUN)))
         figure.savefig(files[-1], dpi=2 * style.DPI)
     style.set_theme("light")
     return files

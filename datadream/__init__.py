@@ -2,8 +2,8 @@
 2407.10910).
 
 `recipe` describes a cell of the study, `run` and `run_cells` compute some and return their records,
-`load_records` reads those that are there, and `Store` is where the artifacts lie. Each is imported
-at its first use.
+`load_records` reads those that are there, and `open_store` opens the `Store` of the artifacts. Each
+is imported at its first use.
 """
 
 from importlib import import_module
@@ -13,14 +13,16 @@ if TYPE_CHECKING:
     from .config import recipe
     from .results.records import load_records
     from .store.artifacts import Store
+    from .store.open import open_store
     from .study.run import run, run_cells
 
 __version__ = "0.1.0"
-__all__ = ["Store", "__version__", "load_records", "recipe", "run", "run_cells"]
+__all__ = ["Store", "__version__", "load_records", "open_store", "recipe", "run", "run_cells"]
 
 _HOMES = {
     "Store": "store.artifacts",
     "load_records": "results.records",
+    "open_store": "store.open",
     "recipe": "config",
     "run": "study.run",
     "run_cells": "study.run",

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from . import __version__, signals
-from .errors import ConfigError, DataError, ModelMissingError, nearest
-from .store.artifacts import Store
+from .errors import ConfigError, DataError, ModelMissingError, did_you_mean
 from .store.files import StoreError
+from .store.open import open_store
 
 
 def _program() -> str:
@@ -184,9 +184,9 @@ def _study(options):
 
 
 def _outcome(options):
-    from .study.outcome import failures, report
+    from .study.outcome import failure_report, failures
 
-    print(report())
+    print(failure_report())
     return int(bool(failures()))
 
 
@@ -226,7 +226,7 @@ def _adapt(options):
     from .engines.on_accelerate import adapt_together
     from .training.distributed import gather
 
-    team, store = gather(), Store()
+    team, store = gather(), open_store()
     with (
         signals.listening(signal.SIGTERM, signal.SIGINT),
         store.in_use() if team.leads else contextlib.nullcontext(),
@@ -258,7 +258,7 @@ def _export(options):
 def _gc(options):
     from .store.gc import clear, listing, unused
 
-    store, asked = Store(), sys.stdin.isatty() and not options.yes
+    store, asked = open_store(), sys.stdin.isatty() and not options.yes
     found = unused(store)
     print(listing(store, found))
     if found and (
@@ -277,9 +277,9 @@ def _gc(options):
 
 
 def _keep(options):
-    from .publish.freeze import keep
+    from .publish.freeze import freeze_study
 
-    table = keep(options.group)
+    table = freeze_study(options.group)
     print(table.to_string(index=False, na_rep=""))
     return int("has not ended here" in set(table["status"]))
 
@@ -302,7 +302,7 @@ def _download(options):
     if options.name not in known and "/" not in options.name:
         raise ConfigError(
             f"{options.name!r} is no model or dataset to download; accepted: a hub id, or one of "
-            f"{', '.join(known)}{nearest(options.name, known)}"
+            f"{', '.join(known)}{did_you_mean(options.name, known)}"
         )
     print(f"downloading {options.name} into {download.cache()}, if it is not there", flush=True)
     download.download_model(options.name)

@@ -5,7 +5,7 @@ import math
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from .errors import ConfigError, brief, nearest, printable
+from .errors import ConfigError, brief, did_you_mean, printable
 
 # A whole number without an upper end of its own ends here: more would only fill memory or disk.
 MOST = 10**6
@@ -427,7 +427,7 @@ def _check(name, value, spec):
     if choices and value not in choices:
         raise ConfigError(
             f"{name}={brief(value)} is unknown; accepted: "
-            f"{', '.join(choices)}{nearest(value, choices)}"
+            f"{', '.join(choices)}{did_you_mean(value, choices)}"
         )
 
 
@@ -462,7 +462,7 @@ def recipe(profile="mini", overrides=None, **fields):
     if not isinstance(profile, str) or profile not in PROFILES:
         raise ConfigError(
             f"profile={brief(profile)} is unknown; accepted: "
-            f"{', '.join(PROFILES)}{nearest(profile, PROFILES)}"
+            f"{', '.join(PROFILES)}{did_you_mean(profile, PROFILES)}"
         )
     default = Recipe()
     known = {name: spec for name, _, spec in _leaves(default)}
@@ -477,8 +477,8 @@ def recipe(profile="mini", overrides=None, **fields):
     for name, value in values.items():
         if name not in known:
             raise ConfigError(
-                f"{brief(name)} is no field of a recipe{nearest(name, known) or '.'} Accepted: "
-                f"{', '.join(sorted(known))}"
+                f"{brief(name)} is no field of a recipe{did_you_mean(name, known) or '.'} "
+                f"Accepted: {', '.join(sorted(known))}"
             )
         if (
             known[name].type is float
@@ -504,7 +504,7 @@ def as_dict(config):
     return {name: value for name, value, _ in _leaves(config)}
 
 
-def describe():
+def settings_table():
     """Return one row per field: name, paper value, mini value, why; the book prints it as the
     table of settings.
     """
@@ -515,7 +515,7 @@ def describe():
     ]
 
 
-def describe_methods():
+def method_settings_table():
     """Return one row per setting that a method's row changes: method, field, its value in both
     profiles, and the profiles' own.
     """

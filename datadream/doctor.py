@@ -17,6 +17,7 @@ from .store.address import RemoteStore
 from .store.artifacts import Store
 from .store.files import StoreError
 from .store.gc import ARTIFACT
+from .store.open import open_store
 
 MEMORY = 4.0  # GB that the default study needs at most
 DISK = 1.0  # GB that it writes at most
@@ -176,7 +177,7 @@ def _store():
     if not is_address(store_place()):
         return []
     try:
-        store = Store()
+        store = open_store()
         if isinstance(store, RemoteStore):
             store.probe()
         count = sum(bool(ARTIFACT.fullmatch(name)) for name in store.keys())

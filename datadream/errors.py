@@ -35,14 +35,12 @@ def brief(value: object) -> str:
         return f"<{type(value).__name__} of too many digits>"
 
 
-def nearest(word: object, words: Iterable[str]) -> str:
+def did_you_mean(word: object, words: Iterable[str]) -> str:
     """Return `. Did you mean 'x'?` for the closest of `words`, or an empty text if none is
     close.
     """
     close = difflib.get_close_matches(str(word), list(words), 1)
     return f". Did you mean {close[0]!r}?" if close else ""
-
-
 
 
 class DataError(ValueError):

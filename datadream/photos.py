@@ -19,11 +19,11 @@ from .data.images import Images, opened
 from .errors import ConfigError, DataError, printable
 from .models.catalog import GENERATORS
 from .paths import interpreter, relative_to_home
-from .pipeline.generate import generate, read
+from .pipeline.generate import generate, read_synthetic_set
 from .pipeline.stages import artifact_keys
 from .pipeline.train import train
 from .statistics import wilson
-from .store.artifacts import Store
+from .store.open import open_store
 from .study.run import run
 
 ROTATED = range(2, 9)  # EXIF orientations other than upright
@@ -227,14 +227,17 @@ def estimate(folder, test_folder="", folds=4, methods=("real", "dset+real"), sto
     return pd.DataFrame(rows)
 
 
-def keep(folder, test_folder="", method="dset+real", store=None, **fields):
+def train_and_keep(folder, test_folder="", method="dset+real", store=None, **fields):
     """Train on all photos and return (folder of the synthetic set or None, folder of the
     classifier's adapter, few shots, synthetic images).
 
     A note in the store's folder `kept` names the artifacts: nothing is measured here, so that no
     record does.
     """
-    store, part = store or Store(), {"test_folder": test_folder} if test_folder else {"fold": "0/2"}
+    store, part = (
+        store or open_store(),
+        {"test_folder": test_folder} if test_folder else {"fold": "0/2"},
+    )
     chosen = recipe(dataset="folder", folder=folder, method=method, **part, **fields)
     with signals.interruptible(), store.in_use():
         return _keep(chosen, store)
@@ -246,7 +249,7 @@ def _keep(chosen, store):
     shots, synthetic, made = few_shots(dataset, chosen.shots, chosen.seed), None, None
     if row.generator:
         made = generate(chosen, dataset, shots, store)
-        synthetic = read(made)
+        synthetic = read_synthetic_set(made)
     trained = train(
         chosen, dataset, shots if row.real else None, synthetic, keys.get("generate"), store
     )
@@ -316,9 +319,9 @@ def demonstration(classes=3, per_class=16):
     """Write a few handwritten digits as photos into the store's folder `demonstration` and
     return it: what a user's folder looks like.
     """
-    from .data.datasets import load
+    from .data.datasets import load_dataset
 
-    dataset, root = load("optdigits"), Store().root / "demonstration"
+    dataset, root = load_dataset("optdigits"), open_store().root / "demonstration"
     for label in range(classes):
         folder = root / dataset.classes[label]
         folder.mkdir(parents=True, exist_ok=True)
@@ -342,7 +345,7 @@ def what_to_expect(profile):
     return "Full-size models: adapting and generating take a GPU, and hours for many classes."
 
 
-def verdict(table):
+def estimate_verdict(table):
     """Return one sentence per method of an `estimate`, and what the intervals allow to say."""
     lines = [
         f"- **{row.method}**: {row.correct} of {row.tested} held-out photos right, {row.top1:.1f} "
@@ -359,7 +362,7 @@ def verdict(table):
     return "\n".join(lines[:-1]) + "\n\n" + lines[-1]
 
 
-def class_names(adapter):
+def adapter_classes(adapter):
     """Return the class names of a classifier adapter's folder."""
     return json.loads((Path(adapter) / "adapter.json").read_text())["classes"]
 

@@ -176,7 +176,7 @@ atexit.register(_process.write, force=True)
 
 
 @contextlib.contextmanager
-def places() -> Iterator[Path | None]:
+def state_folders() -> Iterator[Path | None]:
     """Yield a temporary folder for the states of some runs, None where none can be made."""
     try:
         folder = tempfile.TemporaryDirectory(prefix="datadream-", ignore_cleanup_errors=True)

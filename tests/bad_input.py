@@ -122,7 +122,7 @@ def photo(name, write, end, tone=None):
             & table["what"].str.contains("not used", regex=False)
         ]
         errors = table[table["level"] == "error"]
-        read = datasets.load("folder", str(box.photos))
+        read = datasets.load_dataset("folder", str(box.photos))
         assert errors.empty, "what is an error to the check is one to the reader"
         if not about.empty:
             assert (
@@ -196,7 +196,7 @@ def class_link(box):
     write_classes(box.photos, ["cat", "dog"], 3)
     (box.photos / "eel").symlink_to(box.outside)
     assert "leads out" in " ".join(photos.inspect(str(box.photos))["what"])
-    return datasets.load("folder", str(box.photos)) and "used"
+    return datasets.load_dataset("folder", str(box.photos)) and "used"
 
 
 FILES.append(Case("image files", "a class folder that is a link out", "DataError", class_link))
@@ -212,7 +212,7 @@ def markup(box, names, noun=""):
     """Put class names through everything that writes them, and return 'used' if they stayed
     text.
     """
-    loaded = datasets.load("folder", str(box.photos), noun)
+    loaded = datasets.load_dataset("folder", str(box.photos), noun)
     assert sorted(loaded.classes) == sorted(names)
     safe = folders.class_folders(loaded.classes)
     assert len({f.lower() for f in safe}) == len(names) and not any(
@@ -338,7 +338,7 @@ def hidden_class(box):
     assert "2 entries beside the class folders" in " ".join(photos.inspect(str(box.photos))["what"])
     return (
         "skipped and counted"
-        if datasets.load("folder", str(box.photos)).classes == ("cat", "dog")
+        if datasets.load_dataset("folder", str(box.photos)).classes == ("cat", "dog")
         else "used"
     )
 

@@ -107,11 +107,11 @@ from pathlib import Path
 root, name, address = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
 os.environ["DATADREAM_CACHE"] = str(root / name)
 from datadream.store import leases, artifacts
-from datadream.store.artifacts import Store
+from datadream.store.open import open_store
 
 artifacts.provenance = dict  # it imports torch, which takes seconds
 leases.POLL, leases.BEAT = 0.02, 0.2
-ready = Store(address)
+ready = open_store(address)
 (root / f"ready-{name}").touch()
 while len(list(root.glob("ready-*"))) < 2:
     time.sleep(0.01)
@@ -123,7 +123,7 @@ def build(work):
     (work / "b.txt").write_text("content")
 
 folder = ready.make("stage-1", {}, build)
-assert (folder / "a.txt").read_text() == "content" and Store(address).done("stage-1")
+assert (folder / "a.txt").read_text() == "content" and open_store(address).done("stage-1")
 print(folder)
 """
 
@@ -346,7 +346,7 @@ def make(folder, tiny):
 @pytest.fixture(scope="session")
 def dataset(folder):
     """Return the folder data set."""
-    return datasets.load("folder", folder)
+    return datasets.load_dataset("folder", folder)
 
 
 @pytest.fixture(scope="session")

@@ -37,7 +37,7 @@ def finished(make, tmp_path_factory):
     ]
     records = run.run_cells(recipes, store)
     return SimpleNamespace(
-        store=store, recipes=recipes, records=records, table=analysis.describe(recipes, store)
+        store=store, recipes=recipes, records=records, table=analysis.measure_sets(recipes, store)
     )
 
 
@@ -155,17 +155,17 @@ def test_the_numbers_are_the_measures_of_the_stored_images(finished, make, datas
 def test_a_second_description_extracts_nothing(finished, monkeypatch):
     monkeypatch.setattr(features, "_extract", None)
     pd.testing.assert_frame_equal(
-        analysis.describe(finished.recipes, finished.store), finished.table
+        analysis.measure_sets(finished.recipes, finished.store), finished.table
     )
 
 
 def test_the_extractors_can_be_chosen_and_no_recipe_is_an_empty_table(finished, make, store):
-    table = analysis.describe(finished.recipes[:3], finished.store, names=["clip"])
+    table = analysis.measure_sets(finished.recipes[:3], finished.store, names=["clip"])
     pd.testing.assert_frame_equal(
         table,
         select(finished.table[finished.table["seed"] == 0], extractor="clip").head(len(table)),
     )
-    empty = analysis.describe([make("clip")], store)
+    empty = analysis.measure_sets([make("clip")], store)
     assert len(empty) == 0 and set(TITLES) < set(empty.columns)
 
 
@@ -173,7 +173,7 @@ def test_a_set_that_was_not_made_is_named(make, store):
     with pytest.raises(
         LookupError, match="synthetic set of folder, base, seed 7 is not in .*run that cell first"
     ):
-        analysis.describe([make("base", seed=7)], store)
+        analysis.measure_sets([make("base", seed=7)], store)
 
 
 def test_over_seeds_is_the_mean_with_its_interval(finished):
@@ -336,7 +336,7 @@ def test_the_sentence_claims_no_more_than_the_interval(gain, words):
 
 
 def test_the_embedded_study_s_reference_is_held_out():
-    mnist = datasets.load("mnist")
+    mnist = datasets.load_dataset("mnist")
     found = analysis.reference(mnist, 16, 0)
     assert np.bincount(found.labels).tolist() == [200 - 16 + 50] * 10
 

@@ -20,9 +20,8 @@ from benchmarks.stages import SWAPS, Stage, as_files, peak_bytes, work
 from datadream import config, paths
 from datadream.data import datasets
 from datadream.engines import on_ray
-from datadream.models import lora
 from datadream.models.classifiers import clip
-from datadream.models.generators import unet
+from datadream.models.generators import lora, unet
 from datadream.pipeline.adapt import train_adapter
 from datadream.results import benchmark_tables
 from datadream.seeds import seed_for
@@ -37,7 +36,7 @@ def test_the_product_has_the_baselines_loss_curve(tmp_path):
     recipe = config.recipe(
         overrides={"adapt.epochs": 3, "adapt.warmup": 2}, dataset="mnist", method="cls", shots=16
     )
-    dataset = datasets.load("mnist")
+    dataset = datasets.load_dataset("mnist")
     shots = datasets.few_shots(dataset, 16, 0, label=0)
     files = [str(tmp_path / f"{i}.png") for i in range(16)]
     for i, file in enumerate(files):

@@ -23,7 +23,7 @@ from datadream.pipeline.generate import generation_inputs
 from datadream.pipeline.train import optimiser_steps, train_inputs
 from datadream.store.keys import key
 
-FIELDS = {row["field"]: row for row in config.describe()}
+FIELDS = {row["field"]: row for row in config.settings_table()}
 SPECS = {name: spec for name, _, spec in config._leaves(recipe())}
 
 # What chooses the data is in a key through the images and the prompts that it gives, which the stub

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from datadream.data import datasets, decode_cache, images, transforms
-from datadream.data.datasets import few_shots, load, prompt
+from datadream.data.datasets import few_shots, load_dataset, prompt
 from datadream.data.folders import SUFFIXES, class_folders
 from datadream.data.images import Images, members
 from datadream.errors import ConfigError, DataError
@@ -34,7 +34,7 @@ def identities(images):
     "name, total, test, pool", [("mnist", 5000, 2000, 16), ("optdigits", 1797, 800, 16)]
 )
 def test_the_embedded_digits_have_three_disjoint_parts_of_a_useful_size(name, total, test, pool):
-    dataset = load(name)
+    dataset = load_dataset(name)
     parts = [identities(part) for part in (dataset.train, dataset.val, dataset.test)]
     assert sum(len(part) for part in parts) == total == len(set().union(*parts)), (
         "an image is in two parts, or lost"
@@ -43,7 +43,7 @@ def test_the_embedded_digits_have_three_disjoint_parts_of_a_useful_size(name, to
     for part in (dataset.train, dataset.val, dataset.test):
         assert set(part.labels) == set(range(10))
     assert min(np.bincount(dataset.train.labels)) >= pool
-    assert dataset.classes == load("mnist").classes == tuple(DIGITS), (
+    assert dataset.classes == load_dataset("mnist").classes == tuple(DIGITS), (
         "both sets have the same prompts"
     )
 
@@ -56,14 +56,14 @@ def test_the_digits_have_their_own_labels():
         np.rint(image * 255 / 16).astype(np.uint8).tobytes(): int(label)
         for image, label in zip(digits.images, digits.target, strict=True)
     }
-    dataset = load("optdigits")
+    dataset = load_dataset("optdigits")
     for part in (dataset.train, dataset.val, dataset.test):
         assert [known[source.tobytes()] for source in part.sources] == list(part.labels)
 
 
 def test_digits_use_the_whole_range_of_tones():
     for name in ("mnist", "optdigits"):
-        images = load(name).train.sources[:50]
+        images = load_dataset(name).train.sources[:50]
         assert (
             min(image.min() for image in images) == 0
             and max(image.max() for image in images) == 255
@@ -99,7 +99,7 @@ def test_a_thousand_classes_are_drawn_from_one_sort_of_the_labels():
 
 @given(st.integers(1, 60), st.integers(0, 2**40))
 def test_few_shots_are_drawn_by_seed_without_repetition_from_the_pool(shots, seed):
-    dataset = load("optdigits")
+    dataset = load_dataset("optdigits")
     drawn, again, other = (few_shots(dataset, shots, s) for s in (seed, seed, seed + 1))
     assert np.bincount(drawn.labels, minlength=10).tolist() == [shots] * 10
     assert len(set(identities(drawn))) == 10 * shots
@@ -113,7 +113,7 @@ def test_few_shots_are_drawn_by_seed_without_repetition_from_the_pool(shots, see
 def test_the_draw_of_a_seed_never_changes():
     # Positions in the pool of the first class, written down: a change here would change every
     # published number.
-    dataset = load("optdigits")
+    dataset = load_dataset("optdigits")
     place = {source: i for i, source in enumerate(identities(dataset.train))}
     assert [place[source] for source in identities(few_shots(dataset, 4, 0))[:4]] == [0, 10, 17, 44]
 
@@ -122,7 +122,7 @@ def test_two_classes_are_drawn_independently():
     """One draw for all classes would pick the same positions of each, and two seeds would share
     their noise.
     """
-    dataset = load("mnist")
+    dataset = load_dataset("mnist")
     drawn = identities(few_shots(dataset, 16, 0))
     place = {source: i % 200 for i, source in enumerate(identities(dataset.train))}
     rows = [tuple(place[source] for source in drawn[16 * c : 16 * c + 16]) for c in range(10)]
@@ -138,7 +138,7 @@ def test_too_few_images_for_the_shots(dataset):
 
 def test_an_unknown_dataset_names_the_near_miss():
     with pytest.raises(ConfigError) as caught:
-        load("minst")
+        load_dataset("minst")
     assert (
         "'minst'" in str(caught.value)
         and "optdigits" in str(caught.value)
@@ -157,7 +157,7 @@ def test_a_folder_of_classes_is_split_per_class(folder, dataset):
     for part in (dataset.train, dataset.val, dataset.test):
         for source, label in zip(part.sources, part.labels, strict=True):
             assert source.startswith(f"{folder}/{CLASSES[label]}/")
-    assert seen_in(load("folder", folder)) == seen_in(dataset)
+    assert seen_in(load_dataset("folder", folder)) == seen_in(dataset)
 
 
 @pytest.mark.parametrize("count", range(3, 13))
@@ -165,7 +165,7 @@ def test_every_class_has_an_image_in_every_part_from_the_smallest_accepted_folde
     tmp_path, count
 ):
     write_classes(tmp_path / "photos", ["a", "b"], count)
-    dataset = load("folder", str(tmp_path / "photos"))
+    dataset = load_dataset("folder", str(tmp_path / "photos"))
     for part in (dataset.train, dataset.val, dataset.test):
         assert set(part.labels) == {0, 1}
     assert len(dataset.train) + len(dataset.val) + len(dataset.test) == 2 * count
@@ -175,7 +175,7 @@ def test_the_users_own_split_is_kept(tmp_path):
     for part, count in (("train", 5), ("val", 3), ("test", 4)):
         write_classes(tmp_path / part, ["cat", "dog"], count)
     (tmp_path / "train" / ".ipynb_checkpoints").mkdir()  # what an editor leaves is no class
-    dataset = load("folder", str(tmp_path))
+    dataset = load_dataset("folder", str(tmp_path))
     assert dataset.classes == ("cat", "dog")
     for part, count in (("train", 5), ("val", 3), ("test", 4)):
         images = getattr(dataset, part)
@@ -187,7 +187,10 @@ def test_a_users_validation_and_test_may_have_one_image_a_class(tmp_path):
         write_classes(tmp_path / part, ["cat", "dog"], count)
     assert [
         len(part)
-        for part in (load("folder", str(tmp_path)).train, load("folder", str(tmp_path)).test)
+        for part in (
+            load_dataset("folder", str(tmp_path)).train,
+            load_dataset("folder", str(tmp_path)).test,
+        )
     ] == [4, 2]
 
 
@@ -197,12 +200,12 @@ def test_a_damaged_test_image_is_found_before_anything_is_trained(tmp_path):
     file = tmp_path / "test" / "dog" / "image 1.png"
     file.write_bytes(file.read_bytes()[:60])
     with pytest.raises(DataError, match="test/dog/image 1.png' is not a readable image"):
-        load("folder", str(tmp_path))
+        load_dataset("folder", str(tmp_path))
 
 
 def test_a_folder_that_would_be_ignored_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="would be ignored by dataset='mnist'"):
-        load("mnist", str(tmp_path))
+        load_dataset("mnist", str(tmp_path))
 
 
 def test_hidden_folders_and_other_files_are_no_data(tmp_path):
@@ -211,7 +214,7 @@ def test_hidden_folders_and_other_files_are_no_data(tmp_path):
     (tmp_path / "readme.txt").write_text("mine")
     (tmp_path / "cat" / "notes.txt").write_text("mine")
     (tmp_path / "cat" / "image 0.png").rename(tmp_path / "cat" / "IMAGE.PNG")
-    dataset = load("folder", str(tmp_path))
+    dataset = load_dataset("folder", str(tmp_path))
     assert dataset.classes == ("cat", "dog")
     assert len(dataset.train) + len(dataset.val) + len(dataset.test) == 8
 
@@ -251,13 +254,13 @@ def test_hidden_folders_and_other_files_are_no_data(tmp_path):
 def test_an_unusable_folder_says_why(tmp_path, prepare, words):
     prepare(tmp_path)
     with pytest.raises(DataError) as caught:
-        load("folder", str(tmp_path / "nothing"))
+        load_dataset("folder", str(tmp_path / "nothing"))
     assert all(word in str(caught.value) for word in words), str(caught.value)
 
 
 def test_a_folder_is_needed():
     with pytest.raises(DataError, match="folder=''"):
-        load("folder")
+        load_dataset("folder")
 
 
 def seen_in(dataset):
@@ -267,7 +270,7 @@ def seen_in(dataset):
 
 def test_the_fingerprint_sees_pixels_labels_and_the_split(tmp_path):
     write_classes(tmp_path / "a", ["cat", "dog"], 4)
-    seen = {seen_in(load("folder", str(tmp_path / "a")))}
+    seen = {seen_in(load_dataset("folder", str(tmp_path / "a")))}
     for name, change in {
         "pixels": lambda root: draw_image(7, 7).save(root / "cat" / "image 1.png"),
         "more": lambda root: draw_image(7, 7).save(root / "cat" / "image 9.png"),
@@ -275,10 +278,10 @@ def test_the_fingerprint_sees_pixels_labels_and_the_split(tmp_path):
     }.items():
         shutil.copytree(tmp_path / "a", tmp_path / name)
         change(tmp_path / name)
-        seen.add(seen_in(load("folder", str(tmp_path / name))))
+        seen.add(seen_in(load_dataset("folder", str(tmp_path / name))))
     assert len(seen) == 4
     shutil.copytree(tmp_path / "a", tmp_path / "copy")
-    assert seen_in(load("folder", str(tmp_path / "copy"))) in seen, (
+    assert seen_in(load_dataset("folder", str(tmp_path / "copy"))) in seen, (
         "a moved folder is the same data"
     )
 
@@ -296,14 +299,14 @@ def test_an_image_that_was_repaired_is_read_again(tmp_path):
     for file in (tmp_path / "cat").iterdir():
         file.write_bytes(b"no image")
     with pytest.raises(DataError, match="cat/image .*png' is not a readable image"):
-        load("folder", str(tmp_path))
+        load_dataset("folder", str(tmp_path))
     for index, file in enumerate(sorted((tmp_path / "cat").iterdir())):
         draw_image(0, index).save(file)
-    after = load("folder", str(tmp_path))
+    after = load_dataset("folder", str(tmp_path))
     after.train.open(0)
     before = seen_in(after)
     (tmp_path / "dog" / "image 0.png").write_bytes((tmp_path / "cat" / "image 0.png").read_bytes())
-    assert seen_in(load("folder", str(tmp_path))) != before, "a replaced file is other data"
+    assert seen_in(load_dataset("folder", str(tmp_path))) != before, "a replaced file is other data"
 
 
 # One image.

@@ -12,8 +12,8 @@ from PIL import Image
 from datadream.config import METHODS, recipe
 from datadream.data.datasets import few_shots, prompt
 from datadream.models.generators import sampling
+from datadream.models.generators.lora import merged_lora
 from datadream.models.generators.unet import load_generator
-from datadream.models.lora import merged_lora
 from datadream.pipeline import draws, generate
 from datadream.store.artifacts import Store
 from datadream.study import run
@@ -103,7 +103,7 @@ def test_a_weak_noise_leaves_the_few_shot_and_a_full_one_does_not(make, dataset,
         }
         one = make("disef", options)
         folder = generate.generate(one, dataset, shots, Store(tmp_path / str(strength)))
-        images = generate.read(folder)
+        images = generate.read_synthetic_set(folder)
         own = few_shots(dataset, 2, 0, 0)
         found = [np.asarray(images.open(i)).astype(float) for i in range(4)]
         starts = [own.open(i % 2) for i in range(4)]
@@ -165,7 +165,10 @@ def test_what_is_misread_is_drawn_again_with_another_seed_which_is_kept(
     }
     plain = generate.generate(make("base"), dataset, shots, Store(tmp_path / "plain"))
     pairs = [
-        (np.asarray(generate.read(folder).open(i)), np.asarray(generate.read(plain).open(i)))
+        (
+            np.asarray(generate.read_synthetic_set(folder).open(i)),
+            np.asarray(generate.read_synthetic_set(plain).open(i)),
+        )
         for i in range(15)
     ]
     assert [np.array_equal(a, b) for a, b in pairs] == [True] * 5 + [False] * 5 + [True] * 5

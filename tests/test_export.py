@@ -192,7 +192,7 @@ def test_the_card_of_a_users_own_photos_knows_its_recipe(make, tmp_path, store):
         "generator": chosen.generator,
         "classifier": chosen.classifier,
     }
-    set_folder = photos.keep(chosen.folder, store=store, **fields)[0]
+    set_folder = photos.train_and_keep(chosen.folder, store=store, **fields)[0]
     text = (
         export(set_folder.name, tmp_path / "out", ["imagefolder"], store)[0] / "README.md"
     ).read_text()

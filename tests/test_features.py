@@ -24,7 +24,7 @@ from datadream.results import features
 @pytest.fixture
 def digits():
     """Return five digits of 28 pixels."""
-    return datasets.load("mnist").val.pick(range(5))
+    return datasets.load_dataset("mnist").val.pick(range(5))
 
 
 def views(images, side):

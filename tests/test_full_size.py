@@ -11,8 +11,8 @@ from PIL import Image
 
 from benchmarks.full_size import TEXT, UNET, save_models
 from datadream.config import Adapt, recipe
+from datadream.models.generators.lora import UNET_TARGETS, add_generator_lora
 from datadream.models.generators.unet import image_side
-from datadream.models.lora import UNET_TARGETS, add_generator_lora
 
 
 def without_weights():

@@ -16,6 +16,7 @@ from datadream.errors import ConfigError, DataError
 from datadream.pipeline import stages
 from datadream.store.artifacts import Store
 from datadream.store.gc import clear, listing, unused
+from datadream.store.open import open_store
 from datadream.study import run
 
 LONE = "generate-0123456789abcdef"
@@ -75,7 +76,7 @@ def test_what_is_removed_is_gone_and_the_rest_is_as_it_was(filled, make):
 
 
 def test_the_kept_classifier_has_no_record_and_stays(folder, tiny, store):
-    _made, _trained, _, _ = photos.keep(folder, store=store, shots=0, overrides=tiny)
+    _made, _trained, _, _ = photos.train_and_keep(folder, store=store, shots=0, overrides=tiny)
     assert not store.records.exists() and names(unused(store), "artifact") == []
     assert len(list(store.kept.glob("*.json"))) == 1
 
@@ -129,7 +130,7 @@ def test_an_empty_or_missing_store_has_nothing(store):
 def test_the_command_asks_before_it_removes(
     monkeypatch, capsys, arguments, terminal, answer, gone, words
 ):
-    store, asked = Store(), []
+    store, asked = open_store(), []
     store.make(LONE, {}, lambda folder: (folder / "a.txt").write_text("x"))
     monkeypatch.setattr(sys.stdin, "isatty", lambda: terminal, raising=False)
     monkeypatch.setattr("builtins.input", lambda question: asked.append(question) or answer)
@@ -140,14 +141,14 @@ def test_the_command_asks_before_it_removes(
 
 
 def test_a_pipe_is_no_terminal(tmp_path):
-    Store().make(LONE, {}, lambda folder: (folder / "a.txt").write_text("x"))
+    open_store().make(LONE, {}, lambda folder: (folder / "a.txt").write_text("x"))
     done = subprocess.run(
         [sys.executable, "-m", "datadream", "gc"], input="y\n", capture_output=True, text=True
     )
     assert (
         done.returncode == 0
         and "nothing was removed: no terminal" in done.stdout
-        and Store().done(LONE)
+        and open_store().done(LONE)
     )
 
 

@@ -26,7 +26,7 @@ from datadream.models.generators.unet import condition, load_generator, make_sch
 from datadream.pipeline import generate as package
 from datadream.pipeline.adapt import adapt, adapter_inputs
 from datadream.pipeline.draws import image_seed
-from datadream.pipeline.generate import generate, generation_inputs, read
+from datadream.pipeline.generate import generate, generation_inputs, read_synthetic_set
 from datadream.store.artifacts import Store
 from datadream.store.files import digest
 from datadream.store.keys import key
@@ -258,7 +258,7 @@ def test_the_folder_its_metadata_and_its_map_of_names(make, slashed, store):
 
 
 def test_reading_a_set_back_keeps_images_with_labels(make, dataset, shots, store):
-    images = read(generate(make("base"), dataset, shots, store))
+    images = read_synthetic_set(generate(make("base"), dataset, shots, store))
     assert images.labels == (0,) * 5 + (1,) * 5 + (2,) * 5
     assert all(
         f"/{CLASSES[label]}/" in source
@@ -574,8 +574,10 @@ def test_every_kind_of_pipeline_is_adapted_and_sampled_by_the_same_code(
         method,
         {"generator": getattr(models, kind), "resolution": 0, "adapt.lr": 0.05, "adapt.epochs": 6},
     )
-    images = read(generate(recipe, dataset, shots, store))
-    plain = read(generate(dataclasses.replace(recipe, method="base"), dataset, shots, store))
+    images = read_synthetic_set(generate(recipe, dataset, shots, store))
+    plain = read_synthetic_set(
+        generate(dataclasses.replace(recipe, method="base"), dataset, shots, store)
+    )
     assert len(images) == len(plain) == 15 and images.open(0).size == (16, 16)
     assert any(not np.array_equal(images.open(i), plain.open(i)) for i in range(15)), (
         "the adapter does something"

@@ -19,7 +19,7 @@ from datadream.errors import DataError
 from datadream.paths import paths
 from datadream.publish import freeze
 from datadream.results import records
-from datadream.store.artifacts import Store
+from datadream.store.open import open_store
 from datadream.study import named_runs, outcome, run
 
 
@@ -106,7 +106,7 @@ def runs(home, tiny, folder):
         )
         run.run_cells(
             [recipe for recipes in named_runs.cells_of(found[name]).values() for recipe in recipes],
-            Store(),
+            open_store(),
         )
     return found
 
@@ -119,17 +119,17 @@ def write(home, runs):
 
 
 def test_what_has_ended_is_kept_and_read_back(home, runs):
-    table = freeze.keep()
+    table = freeze.freeze_study()
     assert dict(zip(table["run"], table["status"], strict=True)) == {
         "table": "kept",
         "weights": "kept",
         "late": "has not ended here",
     }
-    found = freeze.load("table")
+    found = freeze.load_frozen("table")
     wanted = run.find(named_runs.cells_of(runs["table"])[""])
     columns = ["method", "seed", "top1", "val_top1", "key"]
     assert found[columns].to_dict() == wanted[columns].to_dict()
-    along = freeze.load("weights")
+    along = freeze.load_frozen("weights")
     assert along["value"].tolist() == ["0.02", "0.01"], (
         "the points keep the order of the study file"
     )
@@ -137,11 +137,11 @@ def test_what_has_ended_is_kept_and_read_back(home, runs):
     times = freeze.durations().set_index("run")["minutes"]
     assert set(times.index) == {"table", "weights"} and (times > 0).all()
     with pytest.raises(LookupError, match="no record of the run 'late'.*make study-full"):
-        freeze.load("late")
+        freeze.load_frozen("late")
 
 
 def test_a_record_that_two_runs_show_is_kept_once(home, runs):
-    freeze.keep()
+    freeze.freeze_study()
     lines = [json.loads(line) for line in paths()["kept_records"].read_text().splitlines()]
     shared = [line for line in lines if set(line["runs"]) == {"table", "weights"}]
     assert len(lines) == 3 and len(shared) == 1, (
@@ -150,13 +150,13 @@ def test_a_record_that_two_runs_show_is_kept_once(home, runs):
 
 
 def test_what_another_machine_has_kept_stays(home, runs):
-    freeze.keep()
+    freeze.freeze_study()
     before = paths()["kept_records"].read_text()
     for page in (home / "book" / "runs").glob("*.ipynb"):
         page.unlink()
-    assert set(freeze.keep()["status"]) == {"kept before", "has not ended here"}
+    assert set(freeze.freeze_study()["status"]) == {"kept before", "has not ended here"}
     assert paths()["kept_records"].read_text() == before
-    assert len(freeze.load("table")) == 2
+    assert len(freeze.load_frozen("table")) == 2
 
 
 def test_a_page_of_other_parameters_or_that_failed_is_not_kept(home, runs):
@@ -166,18 +166,18 @@ def test_a_page_of_other_parameters_or_that_failed_is_not_kept(home, runs):
             {**parameters, **change} if change else parameters, exception=change is None
         )
         (home / "book" / "runs" / f"{name}.ipynb").write_text(json.dumps(page))
-    assert set(freeze.keep()["status"]) == {"has not ended here"}
+    assert set(freeze.freeze_study()["status"]) == {"has not ended here"}
     assert not paths()["kept_records"].read_text()
 
 
 def test_a_page_whose_records_are_gone_is_refused(home, runs):
-    shutil.rmtree(Store().records)
+    shutil.rmtree(open_store().records)
     with pytest.raises(LookupError, match="study table. again"):
-        freeze.keep()
+        freeze.freeze_study()
 
 
 def test_a_kept_page_names_no_machine_and_its_figure_is_the_same_to_the_eye(home, runs):
-    freeze.keep()
+    freeze.freeze_study()
     text = (paths()["kept_pages"] / "table.ipynb").read_text()
     notebook = json.loads(text)
     assert "somebody" not in text and notebook["metadata"]["papermill"] == {
@@ -212,7 +212,7 @@ def test_pages_of_one_template_are_told_apart_by_their_question(home, runs):
         0, {"cell_type": "markdown", "source": "# One setting\n\nThis page.", "metadata": {}}
     )
     (home / "book" / "runs" / "weights.ipynb").write_text(json.dumps(page))
-    freeze.keep()
+    freeze.freeze_study()
     kept = json.loads((paths()["kept_pages"] / "weights.ipynb").read_text())
     assert kept["cells"][0]["source"] == "# Is \\1 the best weight?\n\nThis page."
 
@@ -234,7 +234,7 @@ def test_a_page_too_large_for_git_is_refused(home, runs):
         json.dumps(executed(runs["table"]["parameters"], side=1200))
     )
     with pytest.raises(DataError, match=r"table.ipynb takes [\d.]+ MB, at most 1 are kept"):
-        freeze.keep()
+        freeze.freeze_study()
     assert not (paths()["kept_pages"] / "table.ipynb").exists()
 
 
@@ -320,7 +320,7 @@ def committed():
     """Return run -> table of every run that book/study has records of."""
     lines = (ROOT / "book" / "study" / "records.jsonl").read_text().splitlines()
     return {
-        name: freeze.load(name)
+        name: freeze.load_frozen(name)
         for name in sorted({name for line in lines for name in json.loads(line)["runs"]})
     }
 

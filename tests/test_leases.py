@@ -7,7 +7,7 @@ import pytest
 from fsspec.core import url_to_fs
 
 from datadream.store import leases
-from datadream.store.leases import Lease, create, read, running
+from datadream.store.leases import Lease, create, read_lease, running
 
 
 @pytest.fixture
@@ -36,9 +36,9 @@ def in_thread(lease):
 def test_a_lease_is_there_while_it_is_held(place):
     lease = Lease(*place)
     lease.acquire()
-    assert read(*place).split()[0] == lease.owner
+    assert read_lease(*place).split()[0] == lease.owner
     lease.release()
-    assert read(*place) is None
+    assert read_lease(*place) is None
 
 
 def test_a_second_one_waits_for_as_long_as_the_heart_beats(place):
@@ -47,7 +47,7 @@ def test_a_second_one_waits_for_as_long_as_the_heart_beats(place):
     held = in_thread(second)
     assert not held.wait(2 * leases.PATIENCE), "the holder lives"
     first.release()
-    assert held.wait(60) and read(*place).startswith(second.owner)
+    assert held.wait(60) and read_lease(*place).startswith(second.owner)
     second.release()
 
 
@@ -82,7 +82,9 @@ def test_a_dead_one_s_lease_is_taken_over_whatever_the_clock_says(place, monkeyp
     monkeypatch.setattr(time, "time", lambda: true() + shift)
     lease, start = Lease(fs, path), time.monotonic()
     lease.acquire()
-    assert time.monotonic() - start >= leases.PATIENCE and read(fs, path).startswith(lease.owner)
+    assert time.monotonic() - start >= leases.PATIENCE and read_lease(fs, path).startswith(
+        lease.owner
+    )
     lease.release()
 
 
@@ -97,8 +99,8 @@ def test_of_two_that_find_it_dead_at_once_one_waits(place, monkeypatch):
     assert one.is_set() != other.is_set()
     (first if one.is_set() else second).release()
     assert one.wait(60) and other.wait(60)
-    (second if read(fs, path).startswith(second.owner) else first).release()
-    assert until(lambda: read(fs, path) is None)
+    (second if read_lease(fs, path).startswith(second.owner) else first).release()
+    assert until(lambda: read_lease(fs, path) is None)
 
 
 def test_one_that_found_the_holder_dead_too_late_leaves_the_new_one_its_lease(place, monkeypatch):
@@ -117,8 +119,8 @@ def test_one_that_found_the_holder_dead_too_late_leaves_the_new_one_its_lease(pl
     monkeypatch.setattr(Lease, "_remove_dead", late)
     monkeypatch.setattr(leases, "PATIENCE", 0.2)
     held = in_thread(lease)
-    assert until(lambda: read(fs, path) == "new-2 0")
-    assert not held.wait(0.1) and read(fs, path) == "new-2 0"
+    assert until(lambda: read_lease(fs, path) == "new-2 0")
+    assert not held.wait(0.1) and read_lease(fs, path) == "new-2 0"
     assert held.wait(60), "which dies in its turn"
     lease.release()
 
@@ -128,7 +130,7 @@ def test_one_that_died_while_it_removed_a_dead_lease_is_replaced_too(place):
     assert create(fs, path, "dead-1 7") and create(fs, f"{path}.dead", "dead-2")
     lease = Lease(fs, path)
     lease.acquire()
-    assert read(fs, path).startswith(lease.owner) and read(fs, f"{path}.dead") is None
+    assert read_lease(fs, path).startswith(lease.owner) and read_lease(fs, f"{path}.dead") is None
     lease.release()
 
 
@@ -139,7 +141,7 @@ def test_a_holder_that_was_replaced_leaves_the_lease_to_the_other(place):
     fs.pipe_file(path, b"other-2 0")
     assert until(lambda: not lease._thread.is_alive()), "its heart has stopped"
     lease.release()
-    assert read(fs, path) == "other-2 0"
+    assert read_lease(fs, path) == "other-2 0"
 
 
 def test_a_network_that_is_gone_for_a_while_ends_neither_the_work_nor_the_heartbeat(
@@ -157,12 +159,12 @@ def test_a_network_that_is_gone_for_a_while_ends_neither_the_work_nor_the_heartb
     with monkeypatch.context() as patch:
         patch.setattr(type(fs), "cat_file", fail)
         assert until(lambda: len(failed) > 2)
-    beat = read(fs, path)
-    assert until(lambda: read(fs, path) not in (beat, "")), "it goes on"
+    beat = read_lease(fs, path)
+    assert until(lambda: read_lease(fs, path) not in (beat, "")), "it goes on"
     with monkeypatch.context() as patch:
         patch.setattr(type(fs), "cat_file", fail)
         lease.release()
-    assert read(fs, path).startswith(lease.owner), "it stays, and expires"
+    assert read_lease(fs, path).startswith(lease.owner), "it stays, and expires"
 
 
 def test_a_running_holder_is_told_from_a_dead_one(place):

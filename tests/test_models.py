@@ -30,6 +30,13 @@ from datadream.models.classifiers.base import (
 from datadream.models.classifiers.clip import Classifier
 from datadream.models.classifiers.lora import LoRAAttention, LoRAProjection, add_classifier_lora
 from datadream.models.device import device, dtype_for
+from datadream.models.generators.lora import (
+    LORA_FILE,
+    add_generator_lora,
+    merged_lora,
+    remove_lora,
+    save_generator_lora,
+)
 from datadream.models.generators.unet import (
     condition,
     image_side,
@@ -38,13 +45,6 @@ from datadream.models.generators.unet import (
     tokenize,
 )
 from datadream.models.identity import identity
-from datadream.models.lora import (
-    LORA_FILE,
-    add_generator_lora,
-    merged_lora,
-    remove_lora,
-    save_generator_lora,
-)
 
 TEXTS = ["a photo of a seven", "a photo of a letter q", "a photo of a one"]
 
@@ -875,8 +875,7 @@ def test_a_hub_model_in_the_cache_loads_offline_and_is_known_by_its_commit(model
     (folder / "refs" / "main").write_text("c" * 40)
     code = (
         "from datadream.config import recipe; from datadream.models.networks import fetch, "
-        "identity, "
-        "load_generator; fetch(recipe(generator='nobody/tiny')); "
+        "identity, load_generator; fetch(recipe(generator='nobody/tiny')); "
         "print(load_generator('nobody/tiny').unet.config.sample_size, identity('nobody/tiny', "
         "'generator'))"
     )

@@ -49,19 +49,21 @@ def test_a_page_that_the_book_shows_is_named(home):
     page.parent.mkdir(parents=True)
     page.touch()
     outcome.save(row("mnist", "failed"), {"mnist"})
-    assert "in the book: _build/html/book/runs/mnist.failed.html" in outcome.report()
+    assert "in the book: _build/html/book/runs/mnist.failed.html" in outcome.failure_report()
 
 
 def test_a_run_that_the_study_no_longer_has_is_forgotten():
     outcome.save(row("old", "failed"), {"old"})
     outcome.save(row("new", "done"), {"new"})
-    assert list(outcome.load()) == ["new"]
+    assert list(outcome.load_outcomes()) == ["new"]
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"mnist": 1}', '{"mnist": {"status": "failed"}}'])
 def test_a_damaged_file_counts_as_none(content):
     outcome.status_file().write_text(content)
-    assert outcome.failures() == [] and "no run has been executed here yet" in outcome.report()
+    assert (
+        outcome.failures() == [] and "no run has been executed here yet" in outcome.failure_report()
+    )
     outcome.save(row("mnist", "failed"), {"mnist"})
     assert [one["run"] for one in outcome.failures()] == ["mnist"]
 

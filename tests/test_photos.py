@@ -15,7 +15,7 @@ from PIL import Image
 
 from datadream import photos
 from datadream.data import datasets
-from datadream.data.datasets import few_shots, load
+from datadream.data.datasets import few_shots, load_dataset
 from datadream.data.images import Images
 from datadream.errors import DataError
 
@@ -152,7 +152,7 @@ def test_every_exif_orientation_is_read_upright(tmp_path, entry):
     write_classes(tmp_path, ["cat", "dog"], 1)
     stored = upright.transpose(Image.Transpose[undo[entry]]) if entry in undo else upright
     stored.save(tmp_path / "cat" / "phone.png", exif=exif)
-    whole = load("folder", str(tmp_path), fold="0/2").train
+    whole = load_dataset("folder", str(tmp_path), fold="0/2").train
     (place,) = [i for i, source in enumerate(whole.sources) if source.endswith("phone.png")]
     assert np.array_equal(np.asarray(whole.open(place)), np.asarray(upright))
     assert photos.inspect(str(tmp_path))["what"].str.contains("turned by its EXIF entry").any() == (
@@ -167,7 +167,7 @@ def test_every_exif_orientation_is_read_upright(tmp_path, entry):
 def test_every_photo_is_tested_once_and_never_trained_on_then(folder, folds):
     tested = []
     for i in range(folds):
-        part = load("folder", folder, fold=f"{i + 1}/{folds}")
+        part = load_dataset("folder", folder, fold=f"{i + 1}/{folds}")
         assert not set(part.train.sources) & set(part.test.sources)
         assert len(part.train) + len(part.test) == 36 and set(part.test.labels) == {0, 1, 2}
         tested += part.test.sources
@@ -175,7 +175,7 @@ def test_every_photo_is_tested_once_and_never_trained_on_then(folder, folds):
 
 
 def test_nothing_is_held_out_for_the_classifier_that_is_kept(folder):
-    whole = load("folder", folder, fold="0/2")
+    whole = load_dataset("folder", folder, fold="0/2")
     assert len(whole.train) == 36 and len(whole.test) == 0
     assert len(few_shots(whole, 0, 0)) == 36, "0 shots are all"
 
@@ -183,13 +183,13 @@ def test_nothing_is_held_out_for_the_classifier_that_is_kept(folder):
 @pytest.mark.parametrize("fold", ["5/4", "1/1", "a/b", "1", "-1/4"])
 def test_a_fold_that_is_no_part_is_refused(folder, fold):
     with pytest.raises(DataError, match="no part of a whole such as '2/4'"):
-        load("folder", folder, fold=fold)
+        load_dataset("folder", folder, fold=fold)
 
 
 def test_a_test_folder_of_other_classes_is_refused(folder, tmp_path):
     write_classes(tmp_path, ["cat", "dog"], 2)
     with pytest.raises(DataError, match="needs the same class folders.*cat, dog"):
-        load("folder", folder, test_folder=str(tmp_path))
+        load_dataset("folder", folder, test_folder=str(tmp_path))
 
 
 # From photos to a classifier.
@@ -205,9 +205,9 @@ def test_the_estimate_counts_every_photo_and_the_kept_classifier_reads_files(
         36,
     ]
     assert ((table["low"] <= table["top1"]) & (table["top1"] <= table["high"])).all()
-    text = photos.verdict(table)
+    text = photos.estimate_verdict(table)
     assert f"{table['correct'][0]} of 36 held-out photos right" in text and "intervals" in text
-    made, adapter, shots, synthetic = photos.keep(folder, store=store, **settings)
+    made, adapter, shots, synthetic = photos.train_and_keep(folder, store=store, **settings)
     assert (
         len(shots) == 36 and len(synthetic) == 15 and (made / "train" / "metadata.jsonl").is_file()
     )
@@ -215,7 +215,7 @@ def test_the_estimate_counts_every_photo_and_the_kept_classifier_reads_files(
     assert (
         len(found) == 5
         and set(found) <= set(CLASSES)
-        and photos.class_names(adapter) == list(CLASSES)
+        and photos.adapter_classes(adapter) == list(CLASSES)
     )
     with pytest.raises(DataError, match="a photo.jpg' does not exist"):
         photos.classify_files(adapter, ["a photo.jpg"])
@@ -287,5 +287,8 @@ def test_the_notebook_runs_on_a_folder_of_photos_and_what_it_prints_works(
 def test_the_demonstration_is_a_folder_of_photos():
     root = photos.demonstration(2, 3)
     photos.require(photos.inspect(root))
-    assert datasets.load("folder", root).classes == ("one", "zero") and len(json.dumps(root)) > 2
-    assert np.asarray(datasets.load("folder", root).train.open(0)).shape == (64, 64, 3)
+    assert (
+        datasets.load_dataset("folder", root).classes == ("one", "zero")
+        and len(json.dumps(root)) > 2
+    )
+    assert np.asarray(datasets.load_dataset("folder", root).train.open(0)).shape == (64, 64, 3)

@@ -17,7 +17,7 @@ from datadream.pipeline.costs import STAGES, THROUGHPUT, seconds, units_of_work
 from datadream.store.artifacts import Store
 from datadream.study import cells, run
 from datadream.study.plan import (
-    announce,
+    announce_plan,
     load_or_describe,
     missing,
     overview,
@@ -129,9 +129,9 @@ def test_the_estimate_is_the_sum_of_work_and_fixed_costs():
 def test_a_watched_run_is_told_what_it_needs(store, tmp_path, monkeypatch, overrides, speed):
     """Models that nobody has measured have weights, but no speed."""
     recipes = cells.cells(["dset"], dataset="mnist", overrides=overrides)
-    announce(recipes, store)
+    announce_plan(recipes, store)
     monkeypatch.setenv("DATADREAM_PROGRESS", str(tmp_path))
-    announce(recipes, store)
+    announce_plan(recipes, store)
     (file,) = tmp_path.glob("plan-*.json")
     told = json.loads(file.read_text())
     assert told["speed"] == speed and [row["stage"] for row in told["rows"]] == list(STAGES)

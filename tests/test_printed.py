@@ -536,7 +536,7 @@ def test_the_gate_says_whether_it_is_passed(difference, word):
         "low": difference - 1,
         "high": difference + 1,
     }
-    text = quality.verdict(
+    text = quality.gate_verdict(
         pd.DataFrame([{"seed": 0, **row}, {"seed": 1, **row}, {"seed": "mean", **row}])
     )
     assert word in text and f"{difference:+.1f} points on average over 2 seeds" in text

@@ -157,7 +157,7 @@ CASES = [
 @pytest.mark.parametrize("name, layout, split", CASES)
 def test_each_true_layout_is_read_with_the_labels_of_the_paper(small, name, layout, split):
     build(small, name, layout, split)
-    parts = paper_datasets.read(name, tuple(CLASSES[name]))
+    parts = paper_datasets.read_paper_dataset(name, tuple(CLASSES[name]))
     assert [len(part) for part in parts] == list(SIZES)
     for part in parts:
         for i, label in enumerate(part.labels):
@@ -180,7 +180,7 @@ def test_imagenet_validates_on_training_images_and_is_tested_on_the_official_val
                 draw(
                     small / "imagenet" / "images" / part / own / f"{own}_{i}.JPEG", 40 + 80 * label
                 )
-    train, val, test = paper_datasets.read("imagenet", tuple(CLASSES["imagenet"]))
+    train, val, test = paper_datasets.read_paper_dataset("imagenet", tuple(CLASSES["imagenet"]))
     assert [len(train), len(val), len(test)] == [9, 3, 9]
     assert all("/train/" in source for source in train.sources + val.sources) and all(
         "/val/" in source for source in test.sources
@@ -192,9 +192,9 @@ def test_a_folder_of_the_users_own_is_taken_for_the_dataset(small, tmp_path):
     build(tmp_path / "elsewhere", "dtd", "coop")
     assert (
         len(
-            paper_datasets.read("dtd", tuple(CLASSES["dtd"]), str(tmp_path / "elsewhere" / "dtd"))[
-                0
-            ]
+            paper_datasets.read_paper_dataset(
+                "dtd", tuple(CLASSES["dtd"]), str(tmp_path / "elsewhere" / "dtd")
+            )[0]
         )
         == 6
     )
@@ -207,7 +207,7 @@ def test_a_folder_of_the_users_own_is_taken_for_the_dataset(small, tmp_path):
 def test_a_dataset_that_is_not_there_is_named_with_what_to_fetch_and_where_to_put_it(small, name):
     source = paper_datasets.SOURCES[name]
     with pytest.raises(DataError) as caught:
-        datasets.load(name)
+        datasets.load_dataset(name)
     message = str(caught.value)
     assert (
         str(small / source.folders[0]) in message
@@ -224,7 +224,7 @@ def test_a_dataset_that_is_not_there_is_named_with_what_to_fetch_and_where_to_pu
 def test_a_missing_split_says_which_file_and_where(small):
     build(small, "food101", "coop", split=None)
     with pytest.raises(DataError, match="split_zhou_Food101.json .*split_coop.csv.*food-101"):
-        paper_datasets.read("food101", tuple(CLASSES["food101"]))
+        paper_datasets.read_paper_dataset("food101", tuple(CLASSES["food101"]))
 
 
 def damaged(small, change):
@@ -235,7 +235,7 @@ def damaged(small, change):
     changed = change(content)
     file.write_text(changed if isinstance(changed, str) else json.dumps(content))
     with pytest.raises(DataError) as caught:
-        paper_datasets.read("dtd", tuple(CLASSES["dtd"]))
+        paper_datasets.read_paper_dataset("dtd", tuple(CLASSES["dtd"]))
     return str(caught.value)
 
 
@@ -269,7 +269,7 @@ def test_an_unknown_variant_is_named(small):
     file = folder.parent / "images_variant_val.txt"
     file.write_text(file.read_text().replace("F-16A/B", "F-16C"))
     with pytest.raises(DataError, match="'F-16C', which is none of the 3"):
-        paper_datasets.read("fgvc_aircraft", tuple(CLASSES["fgvc_aircraft"]))
+        paper_datasets.read_paper_dataset("fgvc_aircraft", tuple(CLASSES["fgvc_aircraft"]))
 
 
 def test_a_flat_validation_folder_of_imagenet_says_what_to_do(small):
@@ -277,7 +277,7 @@ def test_a_flat_validation_folder_of_imagenet_says_what_to_do(small):
         draw(small / "imagenet" / "train" / own / "a.JPEG", 9)
     draw(small / "imagenet" / "val" / "ILSVRC2012_val_00000001.JPEG", 9)
     with pytest.raises(DataError, match="the validation archive is flat"):
-        paper_datasets.read("imagenet", tuple(CLASSES["imagenet"]))
+        paper_datasets.read_paper_dataset("imagenet", tuple(CLASSES["imagenet"]))
 
 
 @pytest.mark.parametrize("name", ["imagenet", "cars", "sun397"])
@@ -356,13 +356,16 @@ def test_the_prompts_are_the_paper_s_to_the_letter(name, label, text):
 def test_readable_names_are_words():
     assert paper_datasets.readable("eurosat", ("AnnualCrop",) * 10)[0] == "annual crop land"
     assert paper_datasets.readable("food101", ("apple_pie", "pho")) == ("apple pie", "pho")
-    assert datasets.load("mnist", names="readable").classes == datasets.load("mnist").classes
+    assert (
+        datasets.load_dataset("mnist", names="readable").classes
+        == datasets.load_dataset("mnist").classes
+    )
 
 
 def test_the_noun_of_a_users_images_is_theirs(folder):
     assert (
-        datasets.load("folder", folder, noun="bird").noun == "bird"
-        and datasets.load("folder", folder).noun == ""
+        datasets.load_dataset("folder", folder, noun="bird").noun == "bird"
+        and datasets.load_dataset("folder", folder).noun == ""
     )
 
 
@@ -382,7 +385,7 @@ def test_the_few_shots_of_the_released_code_are_read_also_where_a_name_has_a_sla
 
 
 def test_a_recipe_takes_the_few_shots_of_a_folder(tmp_path, folder, make):
-    whole = datasets.load("folder", folder)
+    whole = datasets.load_dataset("folder", folder)
     for label, name in enumerate(whole.classes):
         for i in range(3):
             draw(tmp_path / name / f"{i}.jpg", 50 * label)
@@ -408,13 +411,19 @@ def test_validation_images_are_as_few_as_the_shots(dataset, shots, validation, p
 
 def test_a_large_set_is_fingerprinted_by_its_list(small):
     folder = build(small, "dtd", "coop")
-    first = images.fingerprint(paper_datasets.read("dtd", tuple(CLASSES["dtd"]))[2])
-    assert images.fingerprint(paper_datasets.read("dtd", tuple(CLASSES["dtd"]))[2]) == first
+    first = images.fingerprint(paper_datasets.read_paper_dataset("dtd", tuple(CLASSES["dtd"]))[2])
+    assert (
+        images.fingerprint(paper_datasets.read_paper_dataset("dtd", tuple(CLASSES["dtd"]))[2])
+        == first
+    )
     draw(folder / path_of("dtd", 0, 5, "test"), 200)
     (folder / path_of("dtd", 0, 5, "test")).write_bytes(
         (folder / path_of("dtd", 0, 5, "test")).read_bytes() + b" "
     )
-    assert images.fingerprint(paper_datasets.read("dtd", tuple(CLASSES["dtd"]))[2]) != first
+    assert (
+        images.fingerprint(paper_datasets.read_paper_dataset("dtd", tuple(CLASSES["dtd"]))[2])
+        != first
+    )
 
 
 @pytest.mark.parametrize("name", ["dtd", "eurosat", "flowers102", "food101"])
@@ -425,7 +434,7 @@ def test_the_released_protocol_tests_three_datasets_on_their_train_part(small, m
         name,
         dataclasses.replace(
             datasets.DATASETS[name],
-            read=lambda folder: paper_datasets.read(name, tuple(CLASSES[name])),
+            read=lambda folder: paper_datasets.read_paper_dataset(name, tuple(CLASSES[name])),
             classes=tuple(CLASSES[name]),
         ),
     )

@@ -29,6 +29,7 @@ from datadream.store.artifacts import Store
 from datadream.store.files import StoreError, digest
 from datadream.store.gc import clear, listing, unused
 from datadream.store.keys import key
+from datadream.store.open import open_store
 from datadream.study import run
 
 LONE = "generate-0123456789abcdef"
@@ -84,7 +85,7 @@ def machine(tmp_path, monkeypatch, address):
         monkeypatch.setenv("DATADREAM_CACHE", str(tmp_path / name))
         monkeypatch.setattr(package, "verified", {})
         monkeypatch.setattr("datadream.store.address.verified", package.verified)
-        return Store(address)
+        return open_store(address)
 
     return become
 
@@ -142,9 +143,9 @@ def test_the_environment_names_the_address(make, address, machine, monkeypatch):
     store = machine("one")
     monkeypatch.setenv("DATADREAM_STORE", address)
     assert (
-        isinstance(Store(), RemoteStore)
-        and Store().address == address
-        and Store().root == store.root == paths()["store"] == copies(address)
+        isinstance(open_store(), RemoteStore)
+        and open_store().address == address
+        and open_store().root == store.root == paths()["store"] == copies(address)
     )
     assert relative_to_home(store.root) == address and records.load_records().empty
     run.run(make("clip"))
@@ -359,7 +360,7 @@ def test_a_missing_package_is_one_clear_error(monkeypatch, capsys):
         match="lake://bucket/prefix needs the package no_such_package.*pip install "
         "no_such_package.*DATADREAM_STORE",
     ):
-        Store()
+        open_store()
     assert main(["gc"]) == 2 and capsys.readouterr().err.count("error:") == 1
     (check,) = [check for check in examine() if check.what == "store"]
     assert check.state == "problem" and "pip install no_such_package" in check.detail
@@ -370,7 +371,7 @@ def test_an_unknown_protocol_names_the_accepted_ones():
         ConfigError,
         match="'lakes', which fsspec does not know; give one such as s3://.*DATADREAM_STORE",
     ):
-        Store("lakes://bucket/prefix")
+        open_store("lakes://bucket/prefix")
 
 
 @pytest.mark.parametrize("function", ["cat_file", "find", "put_file", "open"])
@@ -527,7 +528,7 @@ def test_an_address_that_cannot_be_written_can_be_read(make, machine, monkeypatc
 def test_what_another_machine_removed_is_removed_here(make, machine):
     recipe, store = make("clip"), machine("one")
     record = run.run(recipe, store)
-    file = record.record_file(recipe, record["artifacts"], store)
+    file = record_file(recipe, record["artifacts"], store)
     store.fs.rm(store.at("records", file.name))
     assert file.exists() and store.refresh_all(store.records) == [] and not file.exists()
     with pytest.raises(LookupError, match=f"no record in {store.address}"):

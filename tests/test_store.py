@@ -18,6 +18,7 @@ from datadream.store import artifacts as package
 from datadream.store import files
 from datadream.store.artifacts import Store
 from datadream.store.files import StoreError, digest, write_json
+from datadream.store.open import open_store
 from datadream.store.provenance import provenance
 from datadream.study import run
 
@@ -169,7 +170,7 @@ def test_two_stores_see_the_same_artifacts(store):
 
 def test_the_store_lies_where_the_environment_says(tmp_path, monkeypatch):
     monkeypatch.setenv("DATADREAM_STORE", str(tmp_path / "elsewhere"))
-    assert Store().make("stage-1", {}, build) == tmp_path / "elsewhere" / "stage-1"
+    assert open_store().make("stage-1", {}, build) == tmp_path / "elsewhere" / "stage-1"
 
 
 def test_two_processes_that_need_one_artifact_make_it_once(tmp_path):

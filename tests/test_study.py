@@ -267,7 +267,7 @@ def test_the_samples_of_a_method_with_real_images_are_shown_too(finished, make):
 
 
 def test_the_places_of_the_artifacts(finished):
-    places = cells.places(finished.table).set_index("method")
+    places = cells.artifact_places(finished.table).set_index("method")
     assert places.loc["clip", "classifier"] == "" and places.loc["base", "few shots"] == ""
     assert all(
         (finished.store.root / places.loc["dset+real", stage]).is_dir()

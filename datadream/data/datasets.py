@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import ConfigError, DataError, nearest
+from ..errors import ConfigError, DataError, did_you_mean
 from ..seeds import seed_for
 from ..store.keys import key
 from .folders import folder_state, read_class_folders, read_photos
@@ -16,9 +16,9 @@ from .images import Images, fingerprint, members
 from .paper_datasets import (
     SOURCES,
     class_names,
-    read,
     read_mnist,
     read_optdigits,
+    read_paper_dataset,
     read_shots,
     readable,
 )
@@ -64,7 +64,7 @@ DATASETS = {
     "folder": Row(read_class_folders, "", (), "a directory of class folders", "own"),
     **{
         name: Row(
-            partial(read, name, class_names(name)),
+            partial(read_paper_dataset, name, class_names(name)),
             source.noun,
             class_names(name),
             "the paper's, see datadream.data.paper_datasets",
@@ -75,7 +75,7 @@ DATASETS = {
 }
 
 
-def load(name, folder="", noun="", names="paper", shots_folder="", fold="", test_folder=""):
+def load_dataset(name, folder="", noun="", names="paper", shots_folder="", fold="", test_folder=""):
     """Return the Dataset `name`, read anew if a file of the user's folders has changed since; see
     the recipe's fields of these names.
 
@@ -84,7 +84,8 @@ def load(name, folder="", noun="", names="paper", shots_folder="", fold="", test
     """
     if name not in DATASETS:
         raise ConfigError(
-            f"dataset={name!r} is unknown; accepted: {', '.join(DATASETS)}{nearest(name, DATASETS)}"
+            f"dataset={name!r} is unknown; accepted: "
+            f"{', '.join(DATASETS)}{did_you_mean(name, DATASETS)}"
         )
     row, own = DATASETS[name], DATASETS[name].folder == "own"
     for field, value, used in (
@@ -107,7 +108,7 @@ def load(name, folder="", noun="", names="paper", shots_folder="", fold="", test
 
 def load_for(recipe):
     """Return the Dataset that a recipe names, with its noun, names and few-shot folder."""
-    dataset = load(
+    dataset = load_dataset(
         recipe.dataset,
         recipe.folder,
         recipe.noun,
@@ -159,6 +160,7 @@ def draw_images(images, classes, count, key_):
 
 
 def draw_shots(dataset, shots, seed, label):
+    """Return the positions and the Images of `few_shots`."""
     classes = tuple(range(len(dataset.classes))) if label is None else (label,)
     for few in (c for c in classes if len(members(dataset.train, c)) < shots):
         raise DataError(

@@ -111,6 +111,7 @@ def _shares(n):
 
 
 def folder_names(root):
+    """Return the names of the sub-folders of `root` that may be classes, sorted."""
     return sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 

@@ -154,7 +154,7 @@ SOURCES = {
 }
 
 
-def read(name, classes, folder=""):
+def read_paper_dataset(name, classes, folder=""):
     """Return [train, val, test] of a dataset, whose labels are positions in `classes` (the paper's
     names in its label order).
 

@@ -1,6 +1,6 @@
 """The names of the engines, and the address that one may have."""
 
-from ..errors import ConfigError, nearest
+from ..errors import ConfigError, did_you_mean
 
 # Where cells are computed: this process and its workers, or a Ray cluster.
 ENGINES = ("local", "ray")
@@ -14,7 +14,7 @@ def engine_parts(engine):
     if name not in ENGINES:
         raise ConfigError(
             f"engine={engine!r} is unknown; accepted: {', '.join(ENGINES)}, and "
-            f"ray:<address>{nearest(name, ENGINES)}"
+            f"ray:<address>{did_you_mean(name, ENGINES)}"
         )
     if address and name != "ray":
         raise ConfigError(

@@ -31,9 +31,9 @@ from ..pipeline.draws import adapters, reader, slices
 from ..pipeline.generate import NOTES, batch_size, generation_inputs, sample_range
 from ..pipeline.record import record_file
 from ..pipeline.stages import artifact_keys, compute
-from ..store.artifacts import Store
 from ..store.files import write_json, writing
 from ..store.keys import key
+from ..store.open import open_store
 
 RETRIES = 5  # times that a task is given to another worker after its own died
 # seconds that a task has to save its state; batch schedulers give 30 from SIGTERM to SIGKILL
@@ -202,7 +202,7 @@ def work(task, address):
     _take_gpu()
     try:
         with signals.listening(signal.SIGINT, signal.SIGTERM):
-            _do(task.kind, task.recipe, Store(address), task.where)
+            _do(task.kind, task.recipe, open_store(address), task.where)
     except signals.Stopped as error:
         if error.number == signal.SIGTERM:
             os._exit(128 + error.number)

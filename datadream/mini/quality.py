@@ -10,6 +10,7 @@ from ..models.classifiers.print_reader import Reader
 from ..pipeline import evaluate, train
 from ..results.tables import show_table
 from ..statistics import mean_interval, wilson
+from ..store.open import open_store
 from ..study import run
 from ..training.loop import fit
 
@@ -90,7 +91,7 @@ def real_images(name, n=300):
     """
     from ..data import datasets, transforms
 
-    images = datasets.load(name).val
+    images = datasets.load_dataset(name).val
     return torch.stack(
         [
             transforms.generator_image(images.open(i), printed.SIDE, "center")
@@ -112,11 +113,10 @@ def _gate_score(recipe, view):
     """
     from ..data import datasets, images
     from ..models.classifiers import base
-    from ..store import artifacts
 
     real = datasets.load_for(recipe)
     trained = train.train(
-        recipe, real, view, None, f"gate {images.fingerprint(view)}", artifacts.Store()
+        recipe, real, view, None, f"gate {images.fingerprint(view)}", open_store()
     )
     return 100 * evaluate.accuracy(base.load_classifier_lora(trained)[0], real, real.val)["top1"]
 
@@ -132,7 +132,7 @@ def gate(vae, seeds, overrides, dataset="mnist", workers=1):
     from ..study import cells
 
     real, recipes, jobs = (
-        datasets.load(dataset),
+        datasets.load_dataset(dataset),
         cells.cells(["real"], seeds, overrides, dataset=dataset),
         [],
     )
@@ -167,7 +167,7 @@ def gate(vae, seeds, overrides, dataset="mnist", workers=1):
     )
 
 
-def verdict(table, allowed=1.0):
+def gate_verdict(table, allowed=1.0):
     """Return one sentence on a table of `gate`: how many points reconstructions lose, and
     whether that is `allowed`.
     """
@@ -221,7 +221,7 @@ def real_zero_shot(model, name):
     """
     from ..data import datasets
 
-    dataset = datasets.load(name)
+    dataset = datasets.load_dataset(name)
     result = evaluate.accuracy(model, dataset, dataset.test)
     return result["top1"], result["low"], result["high"]
 

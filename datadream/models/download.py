@@ -3,7 +3,7 @@
 import logging
 from contextlib import contextmanager
 
-from ..errors import ConfigError, ModelMissingError, nearest
+from ..errors import ConfigError, ModelMissingError, did_you_mean
 from .catalog import CLASSIFIERS, clip_id, hub_id, local, revision
 from .classifiers.clip import load_clip
 from .generators.unet import load_generator
@@ -100,7 +100,7 @@ def _is_clip(name):
     if weights not in tags:
         raise ConfigError(
             f"open_clip has no weights {weights!r} for {architecture!r}; accepted: "
-            f"{', '.join(tags) or 'none'}{nearest(weights, tags)}"
+            f"{', '.join(tags) or 'none'}{did_you_mean(weights, tags)}"
         )
     return True
 

@@ -12,9 +12,9 @@ from ..data.datasets import few_shots, prompt
 from ..data.images import fingerprint
 from ..models.device import dtype_for
 from ..models.generators.latents import Views, prediction_target
+from ..models.generators.lora import add_generator_lora, remove_lora, save_generator_lora
 from ..models.generators.unet import condition, image_side, load_generator, tokenize
 from ..models.identity import identity
-from ..models.lora import add_generator_lora, remove_lora, save_generator_lora
 from ..seeds import seed_for
 from ..store.keys import key
 from ..training.batch_size import BatchSize

@@ -130,7 +130,7 @@ def reader(recipe, dataset):
     ).tolist()
 
 
-def describe(recipe, dataset, label, index, root, folder, used):
+def metadata_row(recipe, dataset, label, index, root, folder, used):
     """Return an image's row of the metadata; its seed is in the file if it may have been drawn
     again.
     """

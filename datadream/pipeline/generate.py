@@ -23,7 +23,7 @@ from ..store.files import remove
 from ..store.keys import key
 from ..training.batch_size import BatchSize
 from .adapt import adapt, adapter_inputs
-from .draws import adapters, describe, image_seed, reader, slices, texts
+from .draws import adapters, image_seed, metadata_row, reader, slices, texts
 
 # the work folder's sub-folder in which a cluster's slices tell how their batches fitted
 NOTES = "notes"
@@ -178,7 +178,7 @@ def generate(recipe, dataset, shots, store):
                                 with adapted(recipe, *used) as pipe:
                                     where = label, indices, folder, counter
                                     sample_range(pipe, recipe, dataset, *where, size, judge)
-                        row = partial(describe, recipe, dataset, label)
+                        row = partial(metadata_row, recipe, dataset, label)
                         rows += [row(i, root / "train", name, used) for i in indices]
         _write_index(root, rows, dict(zip(folders, dataset.classes, strict=True)))
         notes.extend(size.notes)
@@ -207,7 +207,7 @@ def _slice_notes(root):
     return list(notes.values())
 
 
-def read(folder):
+def read_synthetic_set(folder):
     """Return the images of a generated artifact as `data.Images`, in the order of its metadata."""
     rows = [
         json.loads(line) for line in (folder / "train" / "metadata.jsonl").read_text().splitlines()

@@ -25,6 +25,7 @@ def read_record(file):
 
 
 def record_row(record):
+    """Return the columns of a record's row in the tidy table."""
     recipe, test = record["recipe"], record["result"]["test"]
     return {
         "profile": recipe["profile"],
@@ -56,6 +57,10 @@ def record_file(recipe, keys, store):
 
 
 def write_record(recipe, result, curve, keys, store):
+    """Write a cell's record to the store and return it.
+
+    One that is there with the same result is kept: it has the time and commit of its computation.
+    """
     file = record_file(recipe, keys, store)
     try:
         first = read_record(store.refresh(file))

@@ -7,7 +7,7 @@ from ..data.datasets import draw_inputs, few_shots, load_for, make_draw
 from ..models.download import fetch
 from ..store.keys import key
 from .evaluate import evaluate, evaluate_inputs
-from .generate import generate, generation_inputs, read
+from .generate import generate, generation_inputs, read_synthetic_set
 from .record import write_record
 from .train import train, train_inputs
 
@@ -50,7 +50,7 @@ def compute(recipe, store):
     if "shots" in keys:
         make_draw(recipe, dataset, store)
     if row.generator:
-        synthetic = read(generate(recipe, dataset, shots, store))
+        synthetic = read_synthetic_set(generate(recipe, dataset, shots, store))
     if row.trained:
         trained = train(
             recipe, dataset, shots if row.real else None, synthetic, keys.get("generate"), store

@@ -14,10 +14,10 @@ from pathlib import Path
 import yaml
 
 from ..config import METHODS
-from ..errors import ConfigError, nearest
+from ..errors import ConfigError, did_you_mean
 from ..models.catalog import GENERATORS
-from ..store.artifacts import Store
 from ..store.files import writing
+from ..store.open import open_store
 
 SHARD = 1000  # images in a WebDataset shard
 
@@ -31,12 +31,12 @@ def export(key, target, formats=None, store=None, licence="unknown"):
     artifact or format, a licence that is no identifier or a folder that is in the way, and
     StoreError where the target cannot be written.
     """
-    store, formats = store or Store(), list(FORMATS) if formats is None else list(formats)
+    store, formats = store or open_store(), list(FORMATS) if formats is None else list(formats)
     unknown = [f for f in formats if f not in FORMATS]
     if unknown:
         raise ConfigError(
             f"format {unknown[0]!r} is unknown; accepted: "
-            f"{', '.join(FORMATS)}{nearest(unknown[0], FORMATS)}"
+            f"{', '.join(FORMATS)}{did_you_mean(unknown[0], FORMATS)}"
         )
     if not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", licence):
         raise ConfigError(

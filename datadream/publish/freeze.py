@@ -15,8 +15,8 @@ from ..errors import ConfigError, DataError
 from ..paths import paths
 from ..pipeline.record import read_record
 from ..results.records import tidy
-from ..store.artifacts import Store
 from ..store.files import write_json, writing
+from ..store.open import open_store
 from ..study import outcome
 
 LIMIT = 1_000_000  # bytes of a kept page: git holds every version of it
@@ -29,7 +29,7 @@ MISSING = (
 )
 
 
-def keep(group="full", store=None):
+def freeze_study(group="full", store=None):
     """Copy the finished pages of a group's runs, and the records of their cells, to book/study;
     return a table of run, status and kilobytes.
 
@@ -38,10 +38,10 @@ def keep(group="full", store=None):
     is too large for git.
     """
     # here, not above: the book's pages read what is kept, and need no PyTorch, which takes seconds
-    from ..results.analysis import describe
+    from ..results.analysis import measure_sets
     from ..study.named_runs import cells_of, choose, load_study
 
-    store, target, rows = store or Store(), paths()["kept_pages"], []
+    store, target, rows = store or open_store(), paths()["kept_pages"], []
     target.mkdir(parents=True, exist_ok=True)
     lines = {line["key"]: line for line in _lines()}
     for name, entry in choose(load_study(), (), group).items():
@@ -59,7 +59,7 @@ def keep(group="full", store=None):
         cells = cells_of(entry)
         _keep_records(name, cells, lines, store)
         if entry["notebook"] == "analysis":
-            describe([cell for some in cells.values() for cell in some], store).to_csv(
+            measure_sets([cell for some in cells.values() for cell in some], store).to_csv(
                 _measures(name), index=False, float_format="%.6g"
             )
         size = _write_page(target / f"{name}.ipynb", notebook)
@@ -72,7 +72,7 @@ def keep(group="full", store=None):
     return pd.DataFrame(rows)
 
 
-def kept():
+def frozen():
     """Return the names of the runs whose records are committed."""
     return _runs(_lines())
 
@@ -81,7 +81,7 @@ def _runs(lines):
     return sorted({name for line in lines for name in line["runs"]})
 
 
-def load(name):
+def load_frozen(name):
     """Return the table of a run's committed records, as records.load_records gives it, with the
     column `value`: the point of an ablation.
 
@@ -103,7 +103,7 @@ def load(name):
     )
 
 
-def load_all():
+def load_all_frozen():
     """Return all committed records with a column `run`: a record that several runs show stands
     there once for each.
     """

@@ -12,10 +12,10 @@ from .. import progress
 from ..config import METHODS
 from ..data.datasets import SHOTS_TITLE, draw_images, draw_shots, few_shots, load_for
 from ..data.images import Images, fingerprint
-from ..pipeline.generate import generation_inputs, read
+from ..pipeline.generate import generation_inputs, read_synthetic_set
 from ..statistics import mean_interval, spearman
-from ..store.artifacts import Store
 from ..store.keys import key
+from ..store.open import open_store
 from .distances import MEASURES, TITLES, copying
 from .features import EXTRACTORS, extractors, features
 from .records import require_one_record_each, verdict
@@ -73,7 +73,7 @@ def _images(recipe, dataset, store):
             f"in {store.address}; run that cell first, with `python -m datadream study` or by its "
             "notebook"
         )
-    return replace(read(store.folder(artifact)), stamp=artifact), artifact
+    return replace(read_synthetic_set(store.folder(artifact)), stamp=artifact), artifact
 
 
 def _measure(unit, real, synthetic, shots=None):
@@ -107,7 +107,7 @@ def _rows(sets, found, classes, unit):
     return [whole, *rows]
 
 
-def describe(recipes, store=None, names=None):
+def measure_sets(recipes, store=None, names=None):
     """Return the tidy table of measures: one row per dataset, method, seed, extractor and class,
     and one for class "all".
 
@@ -120,7 +120,7 @@ def describe(recipes, store=None, names=None):
     `reference`'s, never test images. `names` are rows of EXTRACTORS; None takes the recipe's two.
     Raises LookupError on a synthetic set that has not been made.
     """
-    store, rows, done = store or Store(), [], set()
+    store, rows, done = store or open_store(), [], set()
     for recipe in progress.each(
         [r for r in recipes if r.row.generator or r.row.real], "describe", "set"
     ):

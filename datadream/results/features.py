@@ -13,7 +13,7 @@ from .. import progress
 from ..data import printed
 from ..data.images import fingerprint
 from ..data.transforms import evaluation_batches
-from ..errors import ConfigError, ModelMissingError, nearest
+from ..errors import ConfigError, ModelMissingError, did_you_mean
 from ..models.classifiers import print_reader
 from ..models.classifiers.base import load_classifier
 from ..models.device import device
@@ -142,7 +142,7 @@ def features(images, name, recipe, store):
     if name not in EXTRACTORS:
         raise ConfigError(
             f"the extractor {name!r} is unknown; accepted: "
-            f"{', '.join(EXTRACTORS)}{nearest(name, EXTRACTORS)}"
+            f"{', '.join(EXTRACTORS)}{did_you_mean(name, EXTRACTORS)}"
         )
     if not len(images):
         raise ValueError("there are no images to take features of; give a set of one or more")

@@ -7,7 +7,7 @@ import pandas as pd
 from ..config import METHODS
 from ..pipeline.record import read_record, record_row
 from ..statistics import mean_interval
-from ..store.artifacts import Store
+from ..store.open import open_store
 from .tables import show_table
 
 RELEASED = "[RELEASED PROTOCOL, for comparison only: the epoch is chosen on the test images]"
@@ -22,7 +22,7 @@ def load_records(source=None):
     record.
     """
     if source is None:
-        store = Store()
+        store = open_store()
         source = store.refresh_all(store.records)
     files = source if isinstance(source, list) else Path(source).glob("*.json")
     return tidy([read_record(file) for file in sorted(files)])
@@ -80,6 +80,7 @@ def protocol_note(table):
 
 
 def require_one_record_each(table):
+    """Raise ValueError where a table has two records of one dataset, method and seed."""
     if table.duplicated(["dataset", "method", "seed"]).any():
         raise ValueError(
             "several records of one method and seed; narrow the table with `select`, e.g. by "
@@ -170,7 +171,7 @@ def verdict(low, high, what):
     )
 
 
-def shown(low, high):
+def interval_text(low, high):
     """Return what an interval of a difference says: "shown", "the opposite is shown" or "not
     shown".
     """
@@ -203,7 +204,7 @@ def finding(table, variants, baseline):
     """
     best = best_by_validation(table, variants)
     found = paired(table, best, baseline)
-    return shown(found["low"], found["high"])
+    return interval_text(found["low"], found["high"])
 
 
 def compare(table, variants, baseline):

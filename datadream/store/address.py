@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from filelock import FileLock
 
 from ..errors import ConfigError
-from ..paths import copies, store_place
+from ..paths import copies
 from .artifacts import SALVAGE, Store, parse, verified
 from .files import FULL, StoreError, digest, holds, inside, part_of, remove, write_json, writing
 from .leases import Lease
@@ -84,8 +84,7 @@ class RemoteStore(Store):
 
     fix = "move the copies of what lies elsewhere with DATADREAM_CACHE"
 
-    def __init__(self, root=None):
-        address = str(root or store_place())
+    def __init__(self, address: str):
         super().__init__(copies(address))
         self.address, (self.fs, self.base) = address, resolve(address)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from .. import progress, signals
-from ..paths import is_address, paths, store_place
+from ..paths import is_address, paths
 from .files import (
     CLOSED,
     FULL,
@@ -55,21 +55,16 @@ class Store:
     """A directory of artifacts; an artifact is a folder named by its key, whose manifest.json is
     written last.
 
-    `Store(address)` is a remote.RemoteStore, which has the same methods; without a root it is the
-    store that $DATADREAM_STORE names.
+    `open.open_store` opens one, or the `address.RemoteStore` of an address, which has the same
+    methods.
     """
 
     fix = MOVE  # what helps against a full disk
 
-    def __new__(cls, root=None):
-        if cls is Store and is_address(root or store_place()):
-            from .address import RemoteStore
-
-            return object.__new__(RemoteStore)
-        return object.__new__(cls)
-
-    def __init__(self, root=None):
-        self.root = Path(root or paths()["store"])
+    def __init__(self, root: str | Path):
+        if is_address(root):
+            raise StoreError(f"{root} is no folder; open a store on an address with `open_store`")
+        self.root = Path(root)
         self.address = str(self.root.absolute())  # what `Store` takes, on whatever machine
         self.records = self.root / paths()["records"].name  # one JSON file per measured cell
         # One JSON file per classifier that a user keeps without a measurement.

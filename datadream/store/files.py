@@ -17,7 +17,8 @@ def digest(path):
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def holds(file, sha):
+def holds(file: Path, sha: str) -> bool:
+    """Return whether a file is there with this SHA-256."""
     try:
         return digest(file) == sha
     except (OSError, ValueError):  # a disk that no longer reads it, or a name that no file can have

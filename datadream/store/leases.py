@@ -43,7 +43,7 @@ class Lease:
         raises Stopped if it is asked to end while it waits.
         """
         while True:
-            content = read(self.fs, self.path)
+            content = read_lease(self.fs, self.path)
             if content is None and create(self.fs, self.path, f"{self.owner} 0"):
                 break
             signals.check()
@@ -63,12 +63,12 @@ class Lease:
         """
         mark = f"{self.path}.dead"
         if create(self.fs, mark, self.owner):
-            if read(self.fs, self.path) == content:
-                remove(self.fs, self.path)
-            remove(self.fs, mark)
+            if read_lease(self.fs, self.path) == content:
+                remove_lease(self.fs, self.path)
+            remove_lease(self.fs, mark)
             return True
-        if self._dead(mark, read(self.fs, mark)):
-            remove(self.fs, mark)
+        if self._dead(mark, read_lease(self.fs, mark)):
+            remove_lease(self.fs, mark)
         return False
 
     def release(self):
@@ -79,10 +79,10 @@ class Lease:
         self._thread.join()
         with suppress(Exception):  # the work is done, and must not fail for a network that is gone
             if self._own():
-                remove(self.fs, self.path)
+                remove_lease(self.fs, self.path)
 
     def _own(self):
-        return (read(self.fs, self.path) or "").startswith(f"{self.owner} ")
+        return (read_lease(self.fs, self.path) or "").startswith(f"{self.owner} ")
 
     def _beat(self):
         beat = 0
@@ -95,7 +95,7 @@ class Lease:
                 self.fs.pipe_file(self.path, f"{self.owner} {beat}".encode())
 
 
-def read(fs, path):
+def read_lease(fs, path):
     """Return the content of a lease as text, None if there is none."""
     try:
         return fs.cat_file(path).decode(errors="replace")
@@ -115,7 +115,7 @@ def create(fs, path, content):
         return False
 
 
-def remove(fs, path):
+def remove_lease(fs, path):
     """Remove a lease, if it is there."""
     with suppress(FileNotFoundError):
         fs.rm_file(path)
@@ -125,10 +125,10 @@ def running(fs, paths):
     """Return the first lease of `paths` whose heartbeat goes on, as "path (owner)", or None once
     none did for PATIENCE seconds.
     """
-    first, start = {path: read(fs, path) for path in paths}, time.monotonic()
+    first, start = {path: read_lease(fs, path) for path in paths}, time.monotonic()
     while any(content is not None for content in first.values()):
         for path, content in first.items():
-            now = read(fs, path)
+            now = read_lease(fs, path)
             if now and now != content:  # an empty one is being written
                 return f"{path} ({now.split()[0]})"
         if time.monotonic() - start >= PATIENCE:

@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from ..store.artifacts import Store
+from ..store.open import open_store
 from .run import find, run_cells
 
 
@@ -13,7 +13,7 @@ def run_axis(by_label, store=None, workers=1, engine="local"):
     A stage that two points share, as `real` shares everything along a setting of the generator, is
     computed once.
     """
-    store = store or Store()
+    store = store or open_store()
     run_cells(
         [recipe for recipes in by_label.values() for recipe in recipes], store, workers, engine
     )

@@ -33,7 +33,7 @@ def cells(
     ]
 
 
-def places(table):
+def artifact_places(table):
     """Return the artifact folders of each cell, one row per method and seed: few shots,
     synthetic set, classifier, result.
     """

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import yaml
 
-from ..errors import ConfigError, nearest
+from ..errors import ConfigError, did_you_mean
 from ..paths import paths
 from .cells import cells
 
@@ -188,7 +188,7 @@ def _check_run(file, name, entry, smoke):
     if unknown:
         raise ConfigError(
             f"{file}: run {name!r} sets {unknown[0]!r}, which is no parameter of "
-            f"{template.name}{nearest(unknown[0], accepted)} Accepted: "
+            f"{template.name}{did_you_mean(unknown[0], accepted)} Accepted: "
             f"{', '.join(sorted(accepted)) or 'none, it has no cell tagged parameters'}"
         )
 
@@ -229,10 +229,16 @@ def choose(study, names, group):
     if unknown:
         raise ConfigError(
             f"run {unknown[0]!r} is not in the study; accepted: "
-            f"{', '.join(runs)}{nearest(unknown[0], runs)}"
+            f"{', '.join(runs)}{did_you_mean(unknown[0], runs)}"
         )
     groups = {n: entry.get("groups", ["default"]) for n, entry in runs.items()}
     if not names and group not in {g for some in groups.values() for g in some}:
         accepted = sorted({g for some in groups.values() for g in some})
         raise ConfigError(f"group {group!r} has no run; accepted: {', '.join(accepted)}")
     return {n: entry for n, entry in runs.items() if (n in names if names else group in groups[n])}
+
+
+pass
+
+
+JOBS = "DATADREAM_JOBS"  # named runs that are executed at once beside a notebook

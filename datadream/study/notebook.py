@@ -10,7 +10,7 @@ from itertools import pairwise
 
 from IPython import get_ipython
 
-from ..errors import ConfigError, nearest
+from ..errors import ConfigError, did_you_mean
 
 
 def begin():
@@ -56,7 +56,7 @@ def check_parameters(executed):
             if unknown:
                 raise ConfigError(
                     f"{unknown[0]!r} is no parameter of this "
-                    f"notebook{nearest(unknown[0], accepted) or '.'} Accepted: "
+                    f"notebook{did_you_mean(unknown[0], accepted) or '.'} Accepted: "
                     f"{', '.join(accepted)}"
                 )
 

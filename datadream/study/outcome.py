@@ -25,7 +25,7 @@ def status_file() -> Path:
     return paths()["runs"] / "status.json"
 
 
-def load() -> dict[str, dict[str, Any]]:
+def load_outcomes() -> dict[str, dict[str, Any]]:
     """Return run -> `status`, `minutes`, `note`, `time` of each run's last execution; a damaged
     file counts as none.
     """
@@ -49,7 +49,7 @@ def save(row: dict[str, Any], known: set[str]) -> None:
     file = status_file()
     try:
         with FileLock(f"{file}.lock", timeout=10):  # another study may end a run at this moment
-            content = {name: one for name, one in load().items() if name in known}
+            content = {name: one for name, one in load_outcomes().items() if name in known}
             when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
             write_json(
                 file,
@@ -64,8 +64,7 @@ def save(row: dict[str, Any], known: set[str]) -> None:
     except (OSError, Timeout) as error:
         print(
             f"{relative_to_home(file)} cannot be written ({error}); `datadream outcome` will not "
-            "know of the "
-            f"run {row['run']}",
+            f"know of the run {row['run']}",
             file=sys.stderr,
         )
 
@@ -75,7 +74,7 @@ def failures() -> list[dict[str, Any]]:
     and the `page` kept of it (or None).
     """
     found = []
-    for name, one in sorted(load().items()):
+    for name, one in sorted(load_outcomes().items()):
         if one["status"] in BAD:
             page = paths()["runs"] / f"{name}.failed.ipynb"
             found.append(
@@ -94,11 +93,11 @@ def _html(name: str) -> str | None:
     return relative_to_home(page) if page.exists() else None
 
 
-def report() -> str:
+def failure_report() -> str:
     """Return what did not end well, a paragraph per run with the way to its page, or one line
     that all is well.
     """
-    outcomes, bad = load(), failures()
+    outcomes, bad = load_outcomes(), failures()
     if not outcomes:
         return f"no run has been executed here yet: {relative_to_home(status_file())} is not there"
     if not bad:
@@ -129,7 +128,7 @@ def notice() -> Markdown | None:
     if not lines:
         return None
     head = (
-        f"**{len(lines)} of {len(load())} runs on this machine did not end well.** Pages of "
-        "your own run may be older."
+        f"**{len(lines)} of {len(load_outcomes())} runs on this machine did not end well.** Pages "
+        "of your own run may be older."
     )
     return Markdown(f"{head}\n\n{bullets(lines).data}")

@@ -22,10 +22,8 @@ from ..errors import ConfigError
 from ..paths import paths, relative_to_home
 from ..store.files import digest, write_json
 from . import outcome
-from .named_runs import choose, load_study, page_cells, page_parameters
+from .named_runs import JOBS, choose, load_study, page_cells, page_parameters
 from .terminal import Terminal
-
-JOBS = "DATADREAM_JOBS"  # named runs that are executed at once beside a notebook
 
 
 @lru_cache
@@ -203,7 +201,7 @@ def run_study(names=(), group="default", smoke=False, file=None, jobs=1, engine=
     os.environ[JOBS] = str(min(jobs, len(chosen)))  # for the estimates of the pages
     with (
         signals.listening(signal.SIGTERM, signal.SIGINT),
-        progress.places() as place,
+        progress.state_folders() as place,
         ThreadPoolExecutor(jobs) as pool,
         Terminal() as terminal,
     ):

@@ -18,10 +18,9 @@ from ..errors import DataError
 from ..models.catalog import GENERATORS, absent
 from ..pipeline.costs import PROXY, STAGES, THROUGHPUT, seconds, units_of_work
 from ..pipeline.stages import artifact_keys
-from ..store.artifacts import Store
+from ..store.open import open_store
 from .cells import cells
-from .named_runs import cells_of, choose, load_study
-from .papermill_runs import JOBS
+from .named_runs import JOBS, cells_of, choose, load_study
 
 NO_CELLS = (
     "nothing to plan: what a run needs is only known beforehand for runs of "
@@ -101,7 +100,7 @@ def plan(recipes, store=None):
     """Return one row per costly stage that `recipes` need, each once: dataset, stage, key, done,
     images, steps, seconds, bytes.
     """
-    store, rows = store or Store(), {}
+    store, rows = store or open_store(), {}
     for recipe in recipes:
         dataset = load_or_describe(recipe)
         keys = artifact_keys(recipe, dataset)
@@ -251,7 +250,7 @@ def plan_text(recipes, store=None, workers=1, jobs=None):
     )
 
 
-def announce(recipes, store, workers=1):
+def announce_plan(recipes, store, workers=1):
     """Tell whoever watches this run what its cells need, for the share done and the time left;
     see `progress`.
     """

@@ -10,7 +10,7 @@ from ..errors import ConfigError
 from ..pipeline.record import record_file
 from ..pipeline.stages import artifact_keys, compute
 from ..results.records import load_records
-from ..store.artifacts import Store
+from ..store.open import open_store
 
 
 def run(recipe, store=None):
@@ -21,7 +21,7 @@ def run(recipe, store=None):
     the provenance. Raises Stopped on SIGTERM and KeyboardInterrupt on Ctrl-C once the state is
     saved.
     """
-    store = store or Store()
+    store = store or open_store()
     with signals.interruptible(), store.in_use():
         return compute(recipe, store)
 
@@ -30,7 +30,7 @@ def find(recipes, store=None):
     """Return the tidy table of exactly these cells. Raises LookupError if one has no record,
     with the command that makes it.
     """
-    store = store or Store()
+    store = store or open_store()
     files = [record_file(recipe, artifact_keys(recipe), store) for recipe in recipes]
     missing = [
         f"{r.dataset}, {r.method}, seed {r.seed}"
@@ -60,9 +60,9 @@ def run_cells(recipes, store=None, workers=1, engine="local"):
         raise ConfigError(
             f"workers={workers!r} is no number of processes; give a whole number of 1 or more"
         )
-    from .plan import announce  # here, since it imports this module
+    from .plan import announce_plan  # here, since it imports this module
 
-    store = store or Store()
+    store = store or open_store()
     name, address = engine_parts(engine)
     with signals.interruptible(), store.in_use():
         if name == "ray":
@@ -70,7 +70,7 @@ def run_cells(recipes, store=None, workers=1, engine="local"):
 
             run_ray(recipes, store, address)
             return find(recipes, store)
-        announce(recipes, store, workers)
+        announce_plan(recipes, store, workers)
         return _run_here(recipes, store, workers)
 
 

@@ -2,10 +2,10 @@
 
 from ..config import METHODS
 from ..data.datasets import SHOTS_TITLE, few_shots, load_for
-from ..pipeline.generate import generation_inputs, read
+from ..pipeline.generate import generation_inputs, read_synthetic_set
 from ..pipeline.stages import artifact_keys
-from ..store.artifacts import Store
 from ..store.keys import key
+from ..store.open import open_store
 
 
 def axis_sample_rows(by_label, store=None):
@@ -27,7 +27,7 @@ def sample_rows(recipes, store=None, depth=3):
     """Return title -> one list of `depth` PIL images per class: the first seed's few shots, then
     each of its generators.
     """
-    store, first = store or Store(), recipes[0]
+    store, first = store or open_store(), recipes[0]
     dataset = load_for(first)
     sets = {SHOTS_TITLE: few_shots(dataset, first.shots, first.seed)}
     for recipe in recipes:
@@ -37,7 +37,7 @@ def sample_rows(recipes, store=None, depth=3):
             made = key("generate", **generation_inputs(recipe, dataset))
             if not store.folder(made).exists():
                 store.done(made)  # which copies here what other machines made
-            sets[title] = read(store.folder(made))
+            sets[title] = read_synthetic_set(store.folder(made))
     return {
         title: [
             [images.open(i) for i, y in enumerate(images.labels) if y == label][:depth]

@@ -108,6 +108,7 @@ class Classifier(nn.Module):
 
 
 def load_clip(name):
+    """Return the Classifier of an open_clip model; see `base.load_classifier` for its `name`."""
     import open_clip
 
     folder = local(name, "clip")

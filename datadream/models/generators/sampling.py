@@ -11,7 +11,7 @@ import torch
 from ...errors import ConfigError
 from ...training.loop import DivergedError
 from ..device import dtype_for
-from ..lora import merged_lora
+from .lora import merged_lora
 from .unet import load_generator, make_scheduler
 
 BACKEND = "inductor"

@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 from safetensors import SafetensorError
 
-from ...errors import ConfigError, ModelMissingError, nearest
+from ...errors import ConfigError, ModelMissingError, did_you_mean
 from ..catalog import fetching, hub_id, local
 from ..device import device
 
@@ -153,7 +153,7 @@ def make_scheduler(pipe, name):
     if name not in known:
         raise ConfigError(
             f"generate.scheduler={name!r} is unknown; accepted: 'pipeline' or a scheduler class "
-            f"of diffusers{nearest(name, known)} For example DPMSolverMultistepScheduler."
+            f"of diffusers{did_you_mean(name, known)} For example DPMSolverMultistepScheduler."
         )
     # Made for pixels, DDIM and DDPM clip what they predict to -1 ... 1 by default, which is no
     # range of latents.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from safetensors import safe_open
 
-from .generators.unet import text_encoders
+from .unet import text_encoders
 
 UNET_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]  # paper, section 3.2
 TEXT_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj"]
