@@ -62,10 +62,11 @@ book: venv  ## build _build/html from the runs that are there, warnings as error
 test: venv  ## run the tests
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal -q
 
-lint: venv  ## look for faults in the code with ruff, and in the package's types with basedpyright
+lint: venv  ## check the format and the code with ruff, the types with basedpyright, and the floors with import-linter
 	@$(VENV)/bin/ruff format --check .ci book datadream tests benchmarks notebooks
 	@$(VENV)/bin/ruff check .ci book datadream tests benchmarks notebooks
 	@$(VENV)/bin/basedpyright --pythonpath $(PY)
+	@$(VENV)/bin/lint-imports
 
 lab: venv  ## open the notebooks in JupyterLab; LAB="--no-browser --port 9000" and the like is passed on
 	@$(VENV)/bin/jupyter lab $(LAB) notebooks

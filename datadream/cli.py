@@ -46,6 +46,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 128 + signal.SIGINT
 
 
+def _days(text):
+    if not (text.replace(".", "", 1).isdigit()):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of days; give 0 or more")
+    return float(text)
+
+
 def _add_runs(commands):
     """Commands that run or fetch something."""
     study = commands.add_parser(
@@ -144,6 +150,14 @@ def _add_upkeep(commands):
         "gc",
         help="list the artifacts that no record in the store refers to, and ask whether to remove "
         "them",
+    )
+    collect.add_argument(
+        "--older-than",
+        type=_days,
+        default=14,
+        metavar="DAYS",
+        help="spare what was written in the last days; another machine's study may need it "
+        "(default: %(default)s)",
     )
     collect.add_argument("--yes", action="store_true", help="remove them without a question")
     collect.set_defaults(call=_gc)
@@ -259,13 +273,13 @@ def _gc(options):
     from .store.gc import clear, listing, unused
 
     store, asked = open_store(), sys.stdin.isatty() and not options.yes
-    found = unused(store)
+    found = unused(store, options.older_than)
     print(listing(store, found))
     if found and (
         options.yes
         or (asked and input(f"Remove these {len(found)}? [y/N] ").strip().lower() in ("y", "yes"))
     ):
-        clear(store, found)
+        clear(store, found, options.older_than)
         print(f"removed {len(found)}")
     elif found:
         print(
@@ -273,6 +287,8 @@ def _gc(options):
             if asked
             else "nothing was removed: no terminal to ask on; --yes removes them without a question"
         )
+    if options.older_than:
+        print(f"what is younger than {options.older_than:g} days was spared; see --older-than")
     return 0
 
 

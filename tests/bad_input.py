@@ -21,16 +21,14 @@ import pytest
 import torch
 import yaml
 from conftest import draw_image, write_classes
-from fsspec.core import url_to_fs
 from PIL import Image
 
 from datadream import config, photos
 from datadream.data import datasets, folders, paper_datasets
 from datadream.errors import ConfigError, DataError, ModelMissingError, printable
 from datadream.publish import export
-from datadream.results import plots
+from datadream.results import plots, records
 from datadream.results.tables import show_table
-from datadream.store import leases
 from datadream.store.artifacts import Store
 from datadream.store.files import StoreError
 from datadream.study import cells, named_runs, run
@@ -532,7 +530,7 @@ def record(title, write, end):
                 and len(run.find([box.recipe], store)) == 1
             )
             return end
-        return cells.load_records(store.records) is not None and "used"
+        return records.load_records(store.records) is not None and "used"
 
     return Case(
         "damaged record", f"{title}, {'run' if end == 'made again' else 'read'}", end, attempt
@@ -569,7 +567,7 @@ RECORDS.append(
     )
 )
 
-# Locks, leases, and what a killed training left.
+# Locks, and what a killed training left.
 
 
 def lock(title, write, end="used"):
@@ -591,24 +589,6 @@ def replaced(make_other):
     return lambda file: (file.unlink(), make_other(file))
 
 
-def lease(title, write):
-    """Return a case: a lease of whatever content that no heartbeat changes is a dead one's."""
-
-    def attempt(box):
-        fs, path = url_to_fs(f"file://{box.root}/address/draw-1.lease", auto_mkdir=True)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(leases, "PATIENCE", 0.1)
-            patch.setattr(leases, "POLL", 0.01)
-            assert leases.create(fs, path, "dead-host-4711 7")
-            write(Path(path))
-            one = leases.Lease(fs, path)
-            one.acquire()
-            one.release()
-        return "taken over"
-
-    return Case("damaged lease", title, "taken over", attempt)
-
-
 def damaged_checkpoint(title, write):
     def attempt(box):
         file = box.root / "checkpoint.safetensors"
@@ -628,7 +608,7 @@ LOCKS = [lock(*one) for one in JUNK] + [
         "StoreError",
     ),
 ]
-LEFT = LOCKS + [lease(*one) for one in JUNK] + [damaged_checkpoint(*one) for one in JUNK]
+LEFT = LOCKS + [damaged_checkpoint(*one) for one in JUNK]
 
 # Split files of the paper's datasets.
 

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -43,7 +44,7 @@ def names(entries, kind):
 
 def test_what_no_record_refers_to_is_listed_with_its_size(filled):
     store, record = filled
-    found = unused(store)
+    found = unused(store, days=0)
     assert names(found, "artifact") == [LONE] and names(found, "unfinished") == [
         "adapt-0123456789abcdef.partial"
     ]
@@ -62,7 +63,7 @@ def test_what_no_record_refers_to_is_listed_with_its_size(filled):
 
 def test_what_is_removed_is_gone_and_the_rest_is_as_it_was(filled, make):
     store, record = filled
-    clear(store, unused(store))
+    clear(store, unused(store, days=0), days=0)
     assert sorted(p.name for p in store.root.iterdir()) == sorted(
         [
             *set(record["artifacts"].values()),
@@ -72,12 +73,12 @@ def test_what_is_removed_is_gone_and_the_rest_is_as_it_was(filled, make):
             "records",
         ]
     )
-    assert unused(store) == [] and run.run(make("real"), store) == record
+    assert unused(store, days=0) == [] and run.run(make("real"), store) == record
 
 
 def test_the_kept_classifier_has_no_record_and_stays(folder, tiny, store):
     _made, _trained, _, _ = photos.train_and_keep(folder, store=store, shots=0, overrides=tiny)
-    assert not store.records.exists() and names(unused(store), "artifact") == []
+    assert not store.records.exists() and names(unused(store, days=0), "artifact") == []
     assert len(list(store.kept.glob("*.json"))) == 1
 
 
@@ -87,7 +88,7 @@ def test_a_damaged_record_stops_it(filled):
     for content in ("", "null", '{"artifacts": 5}', "[" * 100_000):
         file.write_text(content)
         with pytest.raises(DataError, match="nobody knows what it needs"):
-            unused(store)
+            unused(store, days=0)
     assert store.done(LONE)
 
 
@@ -97,7 +98,7 @@ def test_nothing_is_listed_while_a_process_makes_something(filled):
         FileLock(store.root / f".{LONE}.lock"),
         pytest.raises(ConfigError, match=f"a process is making {LONE}"),
     ):
-        unused(store)
+        unused(store, days=0)
 
 
 def test_a_link_is_removed_and_what_it_leads_to_is_not(store, tmp_path):
@@ -106,14 +107,14 @@ def test_a_link_is_removed_and_what_it_leads_to_is_not(store, tmp_path):
     (elsewhere / "a.txt").write_text("mine")
     store.root.mkdir()
     store.folder(LONE).symlink_to(elsewhere)
-    (entry,) = unused(store)
+    (entry,) = unused(store, days=0)
     assert entry.size < 500
-    clear(store, [entry])
+    clear(store, [entry], days=0)
     assert not store.folder(LONE).is_symlink() and (elsewhere / "a.txt").read_text() == "mine"
 
 
 def test_an_empty_or_missing_store_has_nothing(store):
-    assert unused(store) == [] and "0.00 MB in 0" in listing(store, [])
+    assert unused(store, days=0) == [] and "0.00 MB in 0" in listing(store, [])
 
 
 @pytest.mark.parametrize(
@@ -134,7 +135,7 @@ def test_the_command_asks_before_it_removes(
     store.make(LONE, {}, lambda folder: (folder / "a.txt").write_text("x"))
     monkeypatch.setattr(sys.stdin, "isatty", lambda: terminal, raising=False)
     monkeypatch.setattr("builtins.input", lambda question: asked.append(question) or answer)
-    assert main(["gc", *arguments]) == 0
+    assert main(["gc", "--older-than", "0", *arguments]) == 0
     assert store.folder(LONE).exists() != gone and len(asked) == (answer is not None)
     printed = capsys.readouterr().out
     assert LONE in printed and words in printed
@@ -143,7 +144,10 @@ def test_the_command_asks_before_it_removes(
 def test_a_pipe_is_no_terminal(tmp_path):
     open_store().make(LONE, {}, lambda folder: (folder / "a.txt").write_text("x"))
     done = subprocess.run(
-        [sys.executable, "-m", "datadream", "gc"], input="y\n", capture_output=True, text=True
+        [sys.executable, "-m", "datadream", "gc", "--older-than", "0"],
+        input="y\n",
+        capture_output=True,
+        text=True,
     )
     assert (
         done.returncode == 0
@@ -156,7 +160,24 @@ def test_a_record_of_an_older_version_still_protects(store):
     store.make(LONE, {}, lambda folder: (folder / "a.txt").write_text("x"))
     store.records.mkdir()
     (store.records / "record-1.json").write_text(json.dumps({"artifacts": {"generate": LONE}}))
-    assert names(unused(store), "artifact") == []
+    assert names(unused(store, days=0), "artifact") == []
+
+
+def test_what_is_younger_than_two_weeks_is_spared(filled, capsys):
+    store, _ = filled
+    assert {entry.kind for entry in unused(store)} == {"lock"}
+    assert main(["gc", "--yes"]) == 0 and store.done(LONE)
+    old = time.time() - 15 * 86400
+    for path in [store.folder(LONE), *store.folder(LONE).iterdir()]:
+        os.utime(path, (old, old))
+    assert names(unused(store), "artifact") == [LONE] and not names(unused(store), "unfinished")
+    assert main(["gc", "--yes"]) == 0 and not store.folder(LONE).exists()
+
+
+def test_a_negative_age_is_refused(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["gc", "--older-than", "-1"])
+    assert ended.value.code == 2 and "0 or more" in capsys.readouterr().err
 
 
 # While a study runs.
@@ -168,14 +189,14 @@ def test_nothing_is_listed_between_two_stages_of_a_study(filled, make, monkeypat
 
     def between(*args):
         with pytest.raises(ConfigError, match="a study runs in .*; wait for it to end"):
-            unused(store)
+            unused(store, days=0)
         refused.append(1)
         return train(*args)
 
     monkeypatch.setattr(stages, "train", between)
     record = run.run(make("dset+real"), store)
     assert refused and set(record["artifacts"].values()).isdisjoint(
-        names(unused(store), "artifact")
+        names(unused(store, days=0), "artifact")
     )
 
 
@@ -183,12 +204,12 @@ def test_what_a_study_has_begun_to_need_since_the_list_is_not_removed(filled, ma
     store, record = filled
     record = run.run(make("dset"), store)
     (store.records / f"{record['key']}.json").unlink()
-    listed = unused(store)
+    listed = unused(store, days=0)
     assert record["artifacts"]["generate"] in names(listed, "artifact")
     with store.in_use(), pytest.raises(ConfigError, match="a study runs"):
-        clear(store, listed)
+        clear(store, listed, days=0)
     again = run.run(make("dset"), store)  # it finds what was listed
-    clear(store, listed)
+    clear(store, listed, days=0)
     assert (
         all(store.done(key) for key in again["artifacts"].values())
         and not store.folder(LONE).exists()
@@ -212,7 +233,7 @@ def test_the_mark_of_a_killed_study_is_a_lock_that_nobody_holds(store):
     assert not list(store.root.glob(".in-use-*"))
     (store.root / ".in-use-0123abcd.lock").touch()
     (store.root / ".generate-0123456789abcdef-2-10.lock").touch()
-    assert names(unused(store), "lock") == [
+    assert names(unused(store, days=0), "lock") == [
         ".generate-0123456789abcdef-2-10.lock",
         ".in-use-0123abcd.lock",
     ]
@@ -224,7 +245,7 @@ def test_nothing_is_listed_while_a_slice_is_made(filled):
         store.lock(f"{LONE}-2-0"),
         pytest.raises(ConfigError, match=f"a process is making {LONE}-2-0"),
     ):
-        unused(store)
+        unused(store, days=0)
 
 
 def test_a_store_that_cannot_be_marked_can_be_read(store, monkeypatch):

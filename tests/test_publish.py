@@ -96,11 +96,12 @@ def test_workflows_run_targets_that_exist_and_pythons_that_the_package_accepts()
     assert given and all(accepted.contains(version) for version in given if "matrix" not in version)
 
 
-def test_pre_commit_runs_the_linter_that_is_locked():
-    (repo,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+def test_pre_commit_runs_the_linters_that_are_locked():
+    repo, local = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
     assert repo["repo"].endswith("/ruff-pre-commit")
     lock = (ROOT / "requirements.lock").read_text().splitlines()
     assert f"ruff=={repo['rev'].removeprefix('v')}" in lock
+    assert set(local["hooks"][0]["additional_dependencies"]) < set(lock)
 
 
 def test_binder_has_a_pytorch_that_the_package_accepts_and_no_other_list_of_packages():

@@ -15,7 +15,6 @@ from ..errors import ConfigError
 from ..paths import copies
 from .artifacts import SALVAGE, Store, parse, verified
 from .files import FULL, StoreError, digest, holds, inside, part_of, remove, write_json, writing
-from .leases import Lease
 
 PARALLEL = 16  # objects under way at once: most are small, so that the time goes into waiting
 
@@ -77,9 +76,9 @@ class RemoteStore(Store):
     An artifact is its files under `<key>/` and, uploaded last, their manifest: object stores rename
     nothing, and without its manifest an artifact is not done. A copy is checked against the
     manifest's sizes and digests when it is fetched, and is read from then on; one that does not
-    agree is not done, and made again. Two machines that want one artifact make it once, by leases;
-    where a lease fails they make the same bytes twice. A killed build goes on from what it left
-    only on the machine where it ran, except for the parts that `share` has uploaded.
+    agree is not done, and made again. Two machines that want one artifact at once both make it: the
+    bytes are the same, and the manifest comes last. A killed build goes on from what it left only
+    on the machine where it ran, except for the parts that `share` has uploaded.
     """
 
     fix = "move the copies of what lies elsewhere with DATADREAM_CACHE"
@@ -87,6 +86,7 @@ class RemoteStore(Store):
     def __init__(self, address: str):
         super().__init__(copies(address))
         self.address, (self.fs, self.base) = address, resolve(address)
+        self._probed = False
 
     def probe(self):
         """Write and remove a small object, to see that the address can be used. Raises
@@ -103,6 +103,12 @@ class RemoteStore(Store):
 
     def objects(self, *parts):
         """Return path -> bytes of all objects below the address, or below a folder there."""
+        return {name: info["size"] for name, info in self.listed(*parts).items()}
+
+    def listed(self, *parts):
+        """Return path -> what the file system tells of each object below the address, or below a
+        folder there.
+        """
         top = self.at(*parts)
         with reaching(self.address):
             self.fs.invalidate_cache()  # some backends remember listings, and other machines write
@@ -110,7 +116,7 @@ class RemoteStore(Store):
                 found = self.fs.find(top, detail=True)
             except FileNotFoundError:
                 found = {}
-        return {name[len(top) + 1 :]: info["size"] for name, info in found.items()}
+        return {name[len(top) + 1 :]: info for name, info in found.items()}
 
     def _content(self, *parts):
         with reaching(self.address):
@@ -213,6 +219,10 @@ class RemoteStore(Store):
             )
 
     def _build(self, key, inputs, build, notes):
+        if not self._probed:  # else hours of work would end at an address that takes nothing
+            self.probe()
+            self._probed = True
+        before = self.manifest(key)
         # Else made here before, and not uploaded, or damaged since.
         if not self._sound(key, super().manifest(key)):
             for file in self.objects(self.work(key).name):
@@ -220,11 +230,15 @@ class RemoteStore(Store):
                     self.gather(key, file.removesuffix(".json"))
             super()._build(key, inputs, build, notes)
         folder, work = self.folder(key), self.work(key).name
-        self.drop(key)
         manifest = super().manifest(key)
         assert manifest is not None  # it was written above, or found sound
-        self._upload(folder, key, manifest["files"])
-        self._put(folder / "manifest.json", key, "manifest.json")
+        there = self.manifest(key)
+        # Another machine may have made the same meanwhile, which somebody may be reading.
+        same = there and there != before and there["files"] == manifest["files"]
+        if not (same and self._listed(key, there)):
+            self.drop(key)
+            self._upload(folder, key, manifest["files"])
+            self._put(folder / "manifest.json", key, "manifest.json")
         self.drop(work)
 
     def _upload(self, folder, name, files):
@@ -246,40 +260,14 @@ class RemoteStore(Store):
             self.fs.mv(part, path)
 
     def drop(self, name):
-        """Remove an artifact, the shared parts of one, or a lease from the address, if it is
-        there; a manifest goes first.
+        """Remove an artifact, or the shared parts of one, from the address, if it is there; a
+        manifest goes first.
         """
         with reaching(self.address):
             self.fs.invalidate_cache()
             for path, below in ((self.at(name, "manifest.json"), False), (self.at(name), True)):
                 with suppress(FileNotFoundError, NotADirectoryError):
                     self.fs.rm(path, recursive=below)
-
-    @contextmanager
-    def lock(self, name):
-        """Hold the lock of this name: of this machine's processes by a file lock, of all
-        machines by a lease on the address.
-        """
-        with super().lock(name), self._leased(name):
-            yield
-
-    @contextmanager
-    def mark(self, name):
-        """Show others, within, that something of this name goes on, by a file lock on this
-        machine and a lease on the address.
-        """
-        with super().mark(name), self._leased(name):
-            yield
-
-    @contextmanager
-    def _leased(self, name):
-        lease = Lease(self.fs, self.at(f"{name}.lease"))
-        with reaching(self.address):
-            lease.acquire()
-        try:
-            yield
-        finally:
-            lease.release()
 
     def share(self, key, part, files):
         """Upload `files` of an artifact's work folder as its `part`, with a list of their sizes

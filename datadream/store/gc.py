@@ -4,22 +4,26 @@ locks that nobody holds.
 
 import json
 import re
+import time
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import PurePath, PurePosixPath
 
 from filelock import FileLock, Timeout
 
 from ..errors import ConfigError, DataError
-from .address import RemoteStore, reaching
-from .artifacts import CLEARING, IN_USE, SALVAGE
+from .address import RemoteStore
+from .artifacts import CLEARING, IN_USE, SALVAGE, Store
 from .files import remove, writing
-from .leases import running
 
 # A key; a folder of another name is not this program's to remove.
 ARTIFACT = re.compile(r"[a-z]+-[0-9a-f]{16}")
 # an artifact, a slice or the salvage of one, a study
 HELD = rf"({ARTIFACT.pattern}(-\d+-\d+|-{SALVAGE})?|{IN_USE}\w+)"
-LOCK, LEASE = re.compile(rf"\.{HELD}\.lock"), re.compile(rf"{HELD}\.lease(\.dead)?")
+LOCK = re.compile(rf"\.{HELD}\.lock")
+LEASE = re.compile(rf"{HELD}\.lease(\.dead)?")  # left on an address by versions before 0.2
+DAYS = 14  # what is younger may belong to a study that runs on another machine; git's own default
 
 PART = re.compile(r".+\.[0-9a-f]{32}\.part")  # what a process that was killed meanwhile wrote
 
@@ -38,7 +42,7 @@ class Entry:
     away: bool = False
 
 
-def referred(store):
+def referred(store: Store) -> set[str]:
     """Return the keys that the records, and the notes on kept classifiers, refer to.
 
     Raises DataError on one that cannot be read: what it needs is then unknown.
@@ -62,78 +66,78 @@ def referred(store):
     return keys
 
 
-def unused(store):
+def unused(store: Store, days: float = DAYS) -> list[Entry]:
     """Return the entries that could go, by name: artifacts without a record, `.partial` folders and
     locks that nobody holds.
 
-    Whatever else lies in the store is left out. Of a store on an address both the address and the
-    copies on this machine are looked through; where leases are left there, this watches their
-    heartbeats for up to leases.PATIENCE seconds. Raises ConfigError while a study runs or a process
-    is making an artifact: those of a cell that is not finished have no record yet.
+    What was written in the last `days` is spared, since a study that runs on another machine may
+    have made it and has no record yet. Whatever else lies in the store is left out. Of a store on
+    an address both the address and the copies on this machine are looked through. Raises
+    ConfigError while a study runs, or a process makes an artifact, on this machine.
     """
-    needed, own, found = (
-        referred(store),
-        "copy" if isinstance(store, RemoteStore) else "artifact",
-        [],
-    )
+    needed, before = referred(store), time.time() - 86400 * days
+    own, found = "copy" if isinstance(store, RemoteStore) else "artifact", []
     for path in sorted(store.root.iterdir()) if store.root.is_dir() else []:
         if LOCK.fullmatch(path.name):
             _require_free(path)
             found.append(Entry(path, "lock", path.lstat().st_size))
-        elif (
-            path.suffix in (".partial", ".fetched")
-            and ARTIFACT.fullmatch(path.stem)
-            and path.stem not in needed
-        ):
-            found.append(Entry(path, "unfinished", _size(path)))
+        elif path.suffix in (".partial", ".fetched") and ARTIFACT.fullmatch(path.stem):
+            if path.stem not in needed and _written(path) <= before:
+                found.append(Entry(path, "unfinished", _size(path)))
         elif ARTIFACT.fullmatch(path.name) and path.name not in needed:
-            found.append(Entry(path, own, _size(path)))
-    parts = [
-        path
-        for folder in (store.root, store.records, store.kept)
-        if folder.is_dir()
-        for path in sorted(folder.iterdir())
-    ]
-    found += [
-        Entry(path, "unfinished", path.lstat().st_size)
-        for path in parts
-        if PART.fullmatch(path.name)
-    ]
-    return found + (_away(store, needed) if isinstance(store, RemoteStore) else [])
+            if _written(path) <= before:
+                found.append(Entry(path, own, _size(path)))
+    for folder in (store.root, store.records, store.kept):
+        for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+            if PART.fullmatch(path.name) and _written(path) <= before:
+                found.append(Entry(path, "unfinished", path.lstat().st_size))
+    return found + (_away(store, needed, before) if isinstance(store, RemoteStore) else [])
 
 
-def _away(store, needed):
-    """Return the entries on a store's address."""
+def _away(store, needed, before):
+    """Return the entries on a store's address whose last object was written before a time."""
     groups = {}
-    for name, size in store.objects().items():
+    for name, info in store.listed().items():
         top, _, rest = name.partition("/")
-        groups.setdefault(top, {})[rest] = size
-    leases = [name for name in groups if LEASE.fullmatch(name)]
-    with reaching(store.address):
-        busy = running(store.fs, [store.at(name) for name in leases])
-    if busy:
-        what = (
-            "a study runs"
-            if PurePosixPath(busy).name.startswith(IN_USE)
-            else f"a process is making {PurePosixPath(busy).name}"
-        )
-        raise ConfigError(
-            f"{what} in {store.address}; wait for it to end, since what it has made so far has no "
-            "record yet"
-        )
-    kinds = dict.fromkeys(leases, "lock")
-    for name, files in groups.items():
-        if name.endswith(".partial") and ARTIFACT.fullmatch(name.removesuffix(".partial")):
-            kinds[name] = "unfinished"
+        groups.setdefault(top, {})[rest] = info
+    found = []
+    for name, files in sorted(groups.items()):
+        if LEASE.fullmatch(name):
+            kind = "lock"
+        elif name.endswith(".partial") and ARTIFACT.fullmatch(name.removesuffix(".partial")):
+            kind = "unfinished"
         elif ARTIFACT.fullmatch(name) and name not in needed:
-            kinds[name] = "artifact" if "manifest.json" in files else "unfinished"
-    return [
-        Entry(PurePosixPath(store.at(name)), kinds[name], sum(groups[name].values()), True)
-        for name in sorted(kinds)
-    ]
+            kind = "artifact" if "manifest.json" in files else "unfinished"
+        else:
+            continue
+        if max(map(object_time, files.values())) <= before:
+            size = sum(info["size"] for info in files.values())
+            found.append(Entry(PurePosixPath(store.at(name)), kind, size, True))
+    return found
 
 
-def listing(store, entries):
+def object_time(info):
+    """Return when an object was written, in seconds since 1970; now where its file system does not
+    tell, so that it is spared.
+    """
+    told = (info.get(name) for name in ("LastModified", "last_modified", "updated", "mtime"))
+    value = next((one for one in (*told, info.get("created")) if one is not None), None)
+    if isinstance(value, str):
+        value = datetime.fromisoformat(value)
+    if isinstance(value, datetime):
+        return value.replace(tzinfo=value.tzinfo or UTC).timestamp()
+    return float(value) if isinstance(value, int | float) else time.time()
+
+
+def _written(path):
+    """Return when a file, or the last file of a folder, was written, in seconds since 1970."""
+    if path.is_symlink() or not path.is_dir():
+        return path.lstat().st_mtime
+    times = (p.lstat().st_mtime for p in path.rglob("*") if not p.is_dir())
+    return max(times, default=path.stat().st_mtime)
+
+
+def listing(store: Store, entries: Sequence[Entry]) -> str:
     """Return the entries as text, a line each but one for all locks, and their total."""
     lines = [
         f"{entry.size / 1e6:10.2f} MB  {entry.kind:10s}  {entry.path.name}"
@@ -149,7 +153,7 @@ def listing(store, entries):
     return "\n".join([*lines, total])
 
 
-def clear(store, entries):
+def clear(store: Store, entries: Iterable[Entry], days: float = DAYS) -> None:
     """Remove those of the entries that are still unused; a link is removed and what it leads to is
     not.
 
@@ -157,10 +161,13 @@ def clear(store, entries):
     the store cannot be written.
     """
     with writing(store.root, store.fix), store.lock(CLEARING):
-        still = {entry.path for entry in unused(store)}
+        still = {entry.path for entry in unused(store, days)}
         for entry in entries:
             if entry.path in still:
-                (store.drop(entry.path.name) if entry.away else remove(entry.path))
+                if entry.away and isinstance(store, RemoteStore):
+                    store.drop(entry.path.name)
+                else:
+                    remove(entry.path)
 
 
 def _size(path):
