@@ -76,9 +76,9 @@ fault-test: venv  ## kill and stop processes and nodes in the middle of a study,
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -m cluster -q
 
 # The whole study and book at a tiny size, in a copy, so that neither its artifacts nor its pages mix with real ones.
-smoke: venv  ## every notebook through papermill at a tiny size, the book's worked examples, and the book from the former
+smoke: venv  ## every notebook through papermill at a tiny size, the long tests, and the book from the former
 	@$(PY) -m datadream study --smoke --jobs $(JOBS)
-	@$(PY) -m pytest -m worked -q
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -m long -n 2 --dist worksteal -q
 	@export DATADREAM_HOME=$(CURDIR)/$(SMOKE) DATADREAM_STORE=$(CURDIR)/$(SMOKE)/artifacts; $(BOOK) $(SMOKE) --toc $$($(CONTENTS))
 	@test -s $(SMOKE)/_build/html/index.html || { echo "the build ended without $(SMOKE)/_build/html/index.html" >&2; exit 1; }
 

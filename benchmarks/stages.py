@@ -19,7 +19,7 @@ from datadream.data.decode_cache import Decoded
 from datadream.data.images import Images
 from datadream.models import device
 from datadream.models.generators import lora, sampling, unet
-from datadream.pipeline import adapt, classify, evaluate, generate, train
+from datadream.pipeline import adapt, evaluate, generate, train
 from datadream.training import batch_size
 
 from . import baseline
@@ -352,7 +352,7 @@ class Stage:
             images, targets, real = self.batches.at(self.epoch * self.steps + step)
             return train.mixed_loss(self.model(images, tokens), targets, real, options.real_weight)
 
-        classify.fit(parameters, loss_at, steps=self.steps, lr=options.lr)
+        train.fit(parameters, loss_at, steps=self.steps, lr=options.lr)
         self.epoch += 1
         seen = torch.cat(transforms.validation_batches(self.validation, self.model.size))
         again = math.ceil(len(seen) * (options.evaluations + 1) / options.epochs)

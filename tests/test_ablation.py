@@ -18,7 +18,7 @@ from PIL import Image
 from datadream.errors import ConfigError
 from datadream.results import ablation_statistics, plots
 from datadream.store.artifacts import Store
-from datadream.study import ablation, cells, named_runs, samples
+from datadream.study import ablation, named_runs, samples
 
 NOTEBOOK = Path(__file__).resolve().parents[1] / "notebooks" / "ablation.ipynb"
 
@@ -280,6 +280,7 @@ def test_numbers_that_span_a_factor_of_four_stand_on_a_logarithmic_scale(labels,
     assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == labels
 
 
+@pytest.mark.long
 def test_the_notebook_runs_under_papermill(folder, tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("DATADREAM_STORE", str(tmp_path / "store"))
     parameters = {
@@ -303,7 +304,7 @@ def test_the_notebook_runs_under_papermill(folder, tiny, tmp_path, monkeypatch):
         and text.count('"image/png": "') == 2
         and "No trend is computed" in text
     )
-    assert cells.Store(tmp_path / "store").records.is_dir()
+    assert Store(tmp_path / "store").records.is_dir()
     for output in (
         output
         for cell in page["cells"]

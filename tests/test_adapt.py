@@ -28,7 +28,7 @@ from datadream.pipeline.adapt import adapt, adapter_inputs, diffusion_losses
 from datadream.seeds import seed_for
 from datadream.store.artifacts import Store
 from datadream.store.keys import key
-from datadream.training import checkpoint, loop
+from datadream.training import checkpoint
 from datadream.training.batch_size import BatchSize
 from datadream.training.loop import DivergedError, fit
 
@@ -439,7 +439,7 @@ def test_a_kill_while_the_checkpoint_is_written_leaves_no_trace(
     recipe, store = make("dset", {"adapt.epochs": 3, "adapt.batch": 2}), Store(tmp_path / "killed")
     whole = adapt(recipe, dataset, shots, Store(tmp_path / "whole"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop.os, "replace", dies_at(os.replace, 2))
+        patch.setattr(checkpoint.os, "replace", dies_at(os.replace, 2))
         with pytest.raises(Killed):
             adapt(recipe, dataset, shots, store)
     monkeypatch.setattr(package, "fit", fit)  # no later checkpoint replaces the half-written one
@@ -451,7 +451,7 @@ def test_a_kill_while_the_checkpoint_is_written_leaves_no_trace(
 KILL = """
 import functools, os, signal, sys
 from datadream.pipeline import adapt as package
-from datadream.training import loop
+from datadream.training import checkpoint, loop
 from datadream.data import datasets
 from datadream.config import recipe
 from datadream.store.artifacts import Store
@@ -462,10 +462,10 @@ def replace(part, path, calls=[]):
         os.kill(os.getpid(), signal.SIGKILL)
     os.rename(part, path)
 
-loop.os = type("os", (), {"replace": staticmethod(replace)})
+checkpoint.os = type("os", (), {"replace": staticmethod(replace)})
 package.fit = functools.partial(loop.fit, every=3)
 one = recipe(overrides=OVERRIDES)
-dataset = datasets.load("folder", one.folder)
+dataset = datasets.load_dataset("folder", one.folder)
 package.adapt(one, dataset, datasets.few_shots(dataset, one.shots, one.seed), Store(STORE))
 """
 

@@ -130,7 +130,7 @@ def test_the_numbers_are_the_measures_of_the_stored_images(finished, make, datas
     row = select(finished.table, method="dset", seed=1, extractor="reader", label=2).iloc[0]
     parts = {
         "real": analysis.reference(dataset, 2, 1),
-        "synthetic": analysis.read(finished.store.folder(row["artifact"])),
+        "synthetic": analysis.read_synthetic_set(finished.store.folder(row["artifact"])),
         "shots": few_shots(dataset, 2, 1),
     }
     found = {
@@ -341,6 +341,7 @@ def test_the_embedded_study_s_reference_is_held_out():
     assert np.bincount(found.labels).tolist() == [200 - 16 + 50] * 10
 
 
+@pytest.mark.long
 def test_the_analysis_notebook_runs_under_papermill(folder, tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("DATADREAM_STORE", str(tmp_path / "store"))
     parameters = {

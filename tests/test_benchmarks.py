@@ -167,6 +167,7 @@ def test_a_process_has_its_own_peak_and_not_its_parents():
     assert 1e7 < int(done.stdout) < large.nbytes < peak_bytes()
 
 
+@pytest.mark.long
 def test_the_command_measures_prints_and_writes(tmp_path):
     out = tmp_path / "out.json"
     done = subprocess.run(
@@ -295,7 +296,7 @@ def test_the_papers_lengths_are_counted_from_the_full_size_models(store):
     )
 
 
-@pytest.mark.worked
+@pytest.mark.long
 def test_every_part_of_the_run_on_a_gpu_goes_through_on_a_cpu(tmp_path):
     """With the embedded models, and compiled by a backend that compiles nothing: a minute."""
     out = tmp_path / "out"
@@ -340,6 +341,7 @@ def test_the_kept_run_on_a_gpu_is_read():
     assert "54 s of compiling" in benchmark_tables.gpu_findings(results)[0]
 
 
+@pytest.mark.long
 def test_a_part_that_fails_or_does_not_fit_leaves_the_others_their_results(
     tmp_path, monkeypatch, capsys
 ):

@@ -392,7 +392,7 @@ def test_every_method_takes_the_same_number_of_steps(
 ):
     one, sizes = make(method), []
     monkeypatch.setattr(
-        train, "mixed_loss", lambda *args: (sizes.append(len(args[0])), mixed_loss(*args))[1]
+        package, "mixed_loss", lambda *args: (sizes.append(len(args[0])), mixed_loss(*args))[1]
     )
     real, drawn = shots if one.row.real else None, synthetic if one.row.generator else None
     train(one, dataset, real, drawn, "set" if drawn else None, store)

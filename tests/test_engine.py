@@ -155,6 +155,7 @@ def test_lofts_pairs_are_gathered_to_slices(make, dataset):
     assert [sum(len(indices) for indices, _ in part) for part in parts] == [100, 100, 50]
 
 
+@pytest.mark.long
 def test_ray_gives_the_same_bytes_and_records(cluster, undisturbed, tmp_path):
     recipes, local, table = undisturbed
     store = Store(tmp_path / "ray")

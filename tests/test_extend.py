@@ -26,7 +26,7 @@ TABLES = {
     "data.DATASETS": ("datadream/data/datasets.py", "DATASETS = {\n"),
     "config.METHODS": ("datadream/config.py", "METHODS = {\n"),
 }
-pytestmark = pytest.mark.worked
+pytestmark = pytest.mark.long
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ from PIL import Image
 from safetensors import safe_open
 
 import datadream.pipeline.adapt as adapt_module
+from datadream.data import png
 from datadream.data.datasets import few_shots
 from datadream.engines import on_ray
 from datadream.errors import ConfigError
@@ -414,7 +415,7 @@ def test_a_kill_while_an_image_is_written_leaves_no_half_image(make, dataset, sh
     recipe, store = make("base"), Store(tmp_path / "killed")
     whole = generate(recipe, dataset, shots, Store(tmp_path / "whole"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sampling.os, "replace", dies_at(os.replace, 7))
+        patch.setattr(png.os, "replace", dies_at(os.replace, 7))
         with pytest.raises(Killed):
             generate(recipe, dataset, shots, store)
     assert digests(generate(recipe, dataset, shots, store)) == digests(whole)

@@ -85,7 +85,7 @@ TINY = {
 }
 
 
-@pytest.mark.worked
+@pytest.mark.long
 def test_a_notebook_run_by_hand_shows_bars(tmp_path):
     cells = nbformat.read(ROOT / "notebooks" / "dataset.ipynb", 4).cells
     code = [cell.source for cell in cells if cell.cell_type == "code"]

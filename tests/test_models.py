@@ -13,13 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn as nn
-from datadream.models.networks import ModelMissingError
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from datadream.config import Adapt, Classify
-from datadream.errors import ConfigError
+from datadream.errors import ConfigError, ModelMissingError
 from datadream.models.catalog import GENERATORS
 from datadream.models.classifiers import base
 from datadream.models.classifiers.base import (
@@ -874,8 +873,9 @@ def test_a_hub_model_in_the_cache_loads_offline_and_is_known_by_its_commit(model
     (folder / "refs").mkdir()
     (folder / "refs" / "main").write_text("c" * 40)
     code = (
-        "from datadream.config import recipe; from datadream.models.networks import fetch, "
-        "identity, load_generator; fetch(recipe(generator='nobody/tiny')); "
+        "from datadream.config import recipe; from datadream.models.download import fetch; "
+        "from datadream.models.identity import identity; from datadream.models.generators.unet "
+        "import load_generator; fetch(recipe(generator='nobody/tiny')); "
         "print(load_generator('nobody/tiny').unet.config.sample_size, identity('nobody/tiny', "
         "'generator'))"
     )

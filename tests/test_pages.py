@@ -59,7 +59,7 @@ def test_a_misspelt_parameter_ends_the_run_before_anything_is_computed(template,
         for cell in json.loads((tmp_path / "out.ipynb").read_text())["cells"]
         if cell["cell_type"] == "code" and cell["execution_count"]
     ]
-    assert "pages.begin()" in "".join(cells[-1]["source"]), "no cell ran after it"
+    assert "notebook.begin()" in "".join(cells[-1]["source"]), "no cell ran after it"
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_a_name_unlike_any_parameter_is_told_what_is_accepted():
 
 
 BARS = [
-    "from datadream import pages\npages.begin()",
+    "from datadream.study import notebook\nnotebook.begin()",
     "from tqdm.auto import tqdm\nfor _ in tqdm(range(3)): pass",
     "import subprocess, sys\nprint(subprocess.run([sys.executable, '-c', 'from tqdm.auto import "
     "tqdm; list(tqdm(range(3)))'], capture_output=True, text=True).stderr or 'silent')",

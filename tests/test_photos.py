@@ -244,6 +244,7 @@ def printed(page, mark):
     return "".join(text for output in cell["outputs"] for text in output["text"])
 
 
+@pytest.mark.long
 def test_the_notebook_runs_on_a_folder_of_photos_and_what_it_prints_works(
     folder, tiny, tmp_path, monkeypatch
 ):

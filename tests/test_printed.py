@@ -503,7 +503,7 @@ def test_the_gate_of_another_autoencoder_is_measured_anew(tiny, monkeypatch):
     assert all(judged), "the gate decides about a model, so the test images have no say"
 
 
-@pytest.mark.worked
+@pytest.mark.long
 def test_the_gate_takes_several_seeds_and_workers(tiny):
     """The page has four seeds and two processes; a gate that is tried with one of each is
     another program.

@@ -660,6 +660,7 @@ def test_the_study_that_ships_is_sound_and_names_only_parameters_that_its_notebo
         assert set(wanted) <= known, f"run {name}"
 
 
+@pytest.mark.long
 def test_the_data_set_notebook_runs_under_papermill(folder, tiny, tmp_path, monkeypatch):
     """The template itself on the tiny models: every method, two seeds, all figures."""
     monkeypatch.delenv("DATADREAM_HOME", raising=False)

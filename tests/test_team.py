@@ -76,6 +76,7 @@ def test_cells_without_a_dataset_wise_adapter_are_refused(make, store):
         adapt_together([make("cls"), make("base")], store, ALONE)
 
 
+@pytest.mark.long
 def test_the_launcher_s_processes_make_the_adapter_of_one(make, tiny, dataset, shots, tmp_path):
     """Six images in batches of five: the last batch is smaller than the team."""
     values = {**tiny, "adapt.epochs": 4, "adapt.batch": 5}
