@@ -1,1 +1,4 @@
-"""Where cells run: in this process and its workers, or on a Ray cluster."""
+"""Where cells run: on a Ray cluster, or several processes on one adapter.
+
+Stands on `pipeline` and what is below it; `study.run` runs cells on this machine.
+"""

@@ -1,1 +1,4 @@
-"""Networks: generators, classifiers, their LoRA adapters, and where they come from."""
+"""Networks: generators, classifiers, their LoRA adapters, and where they come from.
+
+Stands on `data`, `training`, `store` and the ground floor.
+"""

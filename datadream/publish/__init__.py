@@ -1,1 +1,4 @@
-"""What leaves the project: the committed pages of the study, and exported datasets."""
+"""What leaves the project: the committed pages of the study, and exported datasets.
+
+Stands on `study` and what is below it.
+"""

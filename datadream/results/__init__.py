@@ -1,1 +1,4 @@
-"""What comes out: records, tables, figures, and measures of sets of images."""
+"""What comes out: records, tables, figures, and measures of sets of images.
+
+Stands on `pipeline` and what is below it.
+"""

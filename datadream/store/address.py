@@ -236,7 +236,8 @@ class RemoteStore(Store):
         # Another machine may have made the same meanwhile, which somebody may be reading.
         same = there and there != before and there["files"] == manifest["files"]
         if not (same and self._listed(key, there)):
-            self.drop(key)
+            if there and there["files"] != manifest["files"]:
+                self.drop(key)  # other bytes, as another device may compute
             self._upload(folder, key, manifest["files"])
             self._put(folder / "manifest.json", key, "manifest.json")
         self.drop(work)
