@@ -84,7 +84,7 @@ smoke: venv  ## every notebook through papermill at a tiny size, the long tests,
 
 site-test: venv  ## look at every page of a built site (SITE, by default that of `make smoke`) in a headless Chromium
 	@test -s $(SITE)/index.html || { echo "there is no site in $(SITE): run make smoke, or make book and name it with SITE=_build/html" >&2; exit 1; }
-	@DATADREAM_SITE=$(abspath $(SITE)) $(PY) -m pytest -m site -q -rs tests/test_site.py
+	@DATADREAM_SITE=$(abspath $(SITE)) $(PY) -m pytest -m site -q -rs tests/book/test_site.py
 
 base: venv  ## train the embedded base models again from nothing (hours on two cores)
 	@mkdir -p book/runs

@@ -22,7 +22,7 @@ from .store.open import open_store
 MEMORY = 4.0  # GB that the default study needs at most
 DISK = 1.0  # GB that it writes at most
 ENVIRONMENT = 7.0  # GB of the installed packages
-# As tests/test_site.py looks for one.
+# As tests/book/test_site.py looks for one.
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 

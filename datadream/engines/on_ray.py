@@ -41,7 +41,7 @@ GRACE = 20
 # tasks given to Ray over two for each worker, so that none waits for the next and little is decided
 # early
 AHEAD = 8
-# Bytes of a task's process, at most; measured by benchmarks and tests/test_full_size.py.
+# Bytes of a task's process, at most; measured by benchmarks and tests/models/test_full_size.py.
 MEMORY = {"mini": 1.5e9, "paper": 12e9}
 
 

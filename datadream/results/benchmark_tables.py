@@ -263,7 +263,7 @@ def _linear(fixed, each):
 
 
 def load_faults(file=None):
-    """Return what `python -m benchmarks.faults` wrote: `cases`, `inputs`, and where they were
+    """Return what `python tests/faults/campaign.py` wrote: `cases`, `inputs`, and where they were
     run; {} where nothing was.
     """
     file = Path(file or paths()["faults"])

@@ -353,7 +353,7 @@ def test_the_analysis_notebook_runs_under_papermill(folder, tiny, tmp_path, monk
         "helped": ["dset+real"],
         "overrides": tiny,
     }
-    notebook = Path(__file__).resolve().parents[1] / "notebooks" / "analysis.ipynb"
+    notebook = Path(__file__).resolve().parents[2] / "notebooks" / "analysis.ipynb"
     papermill.execute_notebook(
         notebook, tmp_path / "out.ipynb", parameters, progress_bar=False, start_timeout=300
     )

@@ -20,7 +20,7 @@ from datadream.results import ablation_statistics, plots
 from datadream.store.artifacts import Store
 from datadream.study import ablation, named_runs, samples
 
-NOTEBOOK = Path(__file__).resolve().parents[1] / "notebooks" / "ablation.ipynb"
+NOTEBOOK = Path(__file__).resolve().parents[2] / "notebooks" / "ablation.ipynb"
 
 
 def measured(rows):

@@ -167,7 +167,7 @@ def test_ray_gives_the_same_bytes_and_records(cluster, undisturbed, tmp_path):
 @pytest.mark.parametrize("stage", ["generate", "train"])
 def test_a_killed_worker_costs_time_only(cluster, make, tiny, tmp_path, stage):
     """kill -9 of every worker while the stage is being made: the records are the undisturbed
-    run's. `benchmarks.faults` has all stages.
+    run's. `tests/faults/campaign.py` has all stages.
     """
     recipes = [make("dset+real", {"adapt.epochs": 30, "generate.images": 60, "classify.steps": 60})]
     store, killed = Store(tmp_path / "ray"), []

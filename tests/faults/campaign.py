@@ -1,5 +1,5 @@
 """Kill, stop, starve and confuse a small study in every stage, start it again, and compare its
-records: `python -m benchmarks.faults --help`.
+records: `python tests/faults/campaign.py --help`.
 
 It measures whether what goes on from there ends with the undisturbed run's records, and the seconds
 that were lost. Cases that the results hold from the same commit are not run again, and those of
@@ -18,7 +18,9 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import disturb
 import psutil
+from disturb import FAILED, STAGES, ended, family, left_behind, reached, records, start
 
 from datadream.config import recipe
 from datadream.paths import paths
@@ -27,10 +29,7 @@ from datadream.store.files import write_json
 from datadream.store.provenance import provenance
 from datadream.study import run
 
-from . import disturb
-from .disturb import FAILED, STAGES, ended, family, left_behind, reached, records, start
-
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 # The tiny models, the folder of images and the bad input are the tests'.
 sys.path.insert(0, str(ROOT / "tests"))
 ENGINES = ("one process", "two processes", "ray", "command line")
@@ -567,7 +566,7 @@ def main(arguments=None):
     """Run the cases that are missing, write benchmarks/results/faults.json after each, and
     return 1 if one did not survive as it must.
     """
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.faults", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python tests/faults/campaign.py", description=__doc__)
     parser.add_argument(
         "--fault",
         action="append",
@@ -599,7 +598,7 @@ def main(arguments=None):
     )
     options = parser.parse_args(arguments)
     os.environ["PYTHONPATH"] = os.pathsep.join(
-        filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])
+        filter(None, [str(ROOT), str(Path(__file__).parent), os.environ.get("PYTHONPATH")])
     )
     results = load_faults(options.out)
     if results.get("commit") != provenance()["commit"]:

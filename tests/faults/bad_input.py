@@ -1,5 +1,5 @@
 """Bad input: one table of what is tried and how each must end. tests/test_bad_input.py holds to
-it, `python -m benchmarks.faults` counts it.
+it, `python tests/faults/campaign.py` counts it.
 """
 
 import contextlib

@@ -44,7 +44,7 @@ forked.set_forkserver_preload(
         "transformers.models.clip.modeling_clip",
         "peft",
         "open_clip",
-        "benchmarks.disturb",
+        "disturb",
     ]
 )
 

@@ -1,13 +1,14 @@
-"""The faults of `python -m benchmarks.faults` that take a moment, on real processes; the script
-does all of them in every engine.
+"""The faults of campaign.py that take a moment, on real processes; the script does all of them in
+every engine.
 """
 
 import multiprocessing
 import types
 
+import campaign
+import disturb
 import pytest
 
-from benchmarks import disturb, faults
 from datadream.results import benchmark_tables
 
 
@@ -29,7 +30,9 @@ def common(folder, tiny):
 @pytest.fixture(scope="module")
 def reference(common, tmp_path_factory):
     """Return (seconds, records and digests) of the run that nothing disturbs."""
-    with faults.boxed(tmp_path_factory.mktemp("reference") / "case", common, "one process") as box:
+    with campaign.boxed(
+        tmp_path_factory.mktemp("reference") / "case", common, "one process"
+    ) as box:
         box.finish()
         assert box.sound, box.notes
         return 1.0, disturb.records(box.store)
@@ -43,14 +46,16 @@ def test_what_is_disturbed_and_started_again_has_the_same_records(
     common, reference, tmp_path, monkeypatch, name, stage
 ):
     monkeypatch.setitem(disturb.CALLS, stage, (*disturb.CALLS[stage][:2], 7))
-    found = faults.run_case(name, stage, "one process", tmp_path / "case", common, None, reference)
+    found = campaign.run_case(
+        name, stage, "one process", tmp_path / "case", common, None, reference
+    )
     assert found["survived"] and not found["notes"], found
     assert found["equal"] and found["bytes"]
     assert found["lost"] == pytest.approx(found["seconds"] - 1.0, abs=0.02)
 
 
 def test_a_case_that_is_not_met_or_ends_otherwise_has_not_survived(common, tmp_path):
-    with faults.boxed(tmp_path / "case", common, "one process") as box:
+    with campaign.boxed(tmp_path / "case", common, "one process") as box:
         (box.root / "notes.txt").write_text("...\nKeyError: 'x'\n")
 
         class Ended:
@@ -68,22 +73,22 @@ def test_a_case_that_is_not_met_or_ends_otherwise_has_not_survived(common, tmp_p
 def test_every_fault_is_tried_in_one_stage_before_the_second_stage_of_any():
     every = types.SimpleNamespace(fault=None, stage=None, engine=None)
     results = {"cases": [], "commit": "now"}
-    cases = faults.pending(results, every)
+    cases = campaign.pending(results, every)
     pairs = [(name, engine) for name, _, engine in cases]
     assert (
         len(set(cases))
         == len(cases)
         == results["planned"]
-        == sum(len(e) * len(s) for _, e, s in faults.FAULTS.values())
+        == sum(len(e) * len(s) for _, e, s in campaign.FAULTS.values())
     )
     assert len(set(pairs[: len(set(pairs))])) == len(set(pairs))
     results["cases"] = [
         {**dict(zip(("fault", "stage", "engine"), case, strict=True)), "commit": "now"}
         for case in cases[5:]
     ]
-    assert faults.pending(results, every) == cases[:5]
+    assert campaign.pending(results, every) == cases[:5]
     assert (
-        faults.pending(results, types.SimpleNamespace(fault=["NaN"], stage=["all"], engine=None))
+        campaign.pending(results, types.SimpleNamespace(fault=["NaN"], stage=["all"], engine=None))
         == []
     )
 
@@ -93,7 +98,7 @@ def test_what_another_commit_measured_is_kept_where_it_is_not_asked_for():
         types.SimpleNamespace(fault=fault, stage=None, engine=None) for fault in (None, ["NaN"])
     )
     results = {"cases": [], "commit": "then"}
-    cases = faults.pending(results, every)
+    cases = campaign.pending(results, every)
     results = {
         "cases": [
             {**dict(zip(("fault", "stage", "engine"), case, strict=True)), "commit": "then"}
@@ -101,11 +106,11 @@ def test_what_another_commit_measured_is_kept_where_it_is_not_asked_for():
         ],
         "commit": "now",
     }
-    again = faults.pending(results, only)
+    again = campaign.pending(results, only)
     assert {fault for fault, _, _ in again} == {"NaN"} and len(results["cases"]) == len(
         cases
     ) - len(again)
-    assert faults.pending(results, every) == cases and not results["cases"]
+    assert campaign.pending(results, every) == cases and not results["cases"]
 
 
 def test_the_tables_count_what_the_script_wrote(tmp_path):
