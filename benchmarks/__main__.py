@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from datadream.config import as_dict, recipe
+from datadream.config import as_dict
+from datadream.methods.recipes import recipe
 from datadream.models.device import device
 from datadream.paths import paths
 from datadream.results.benchmark_tables import benchmark_table

@@ -26,6 +26,7 @@ from typing import Any
 import torch
 
 from datadream import config
+from datadream.methods import recipes
 from datadream.models import device
 from datadream.models.generators import unet
 from datadream.store.files import write_json
@@ -92,7 +93,9 @@ class Bench:
             if self.tiny
             else {"generator": str(self.root / "generator"), "classifier": str(self.root / "clip")}
         )
-        return config.recipe(self.profile, **{"dataset": "mnist", "method": "cls", **own, **fields})
+        return recipes.recipe(
+            self.profile, **{"dataset": "mnist", "method": "cls", **own, **fields}
+        )
 
     def load(self, dtype: torch.dtype | None = None, training: bool = False) -> Any:
         """Return the generator's pipeline, in half precision on a GPU unless `dtype` is given."""

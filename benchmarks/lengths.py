@@ -11,6 +11,7 @@ import torch
 
 from datadream.data.datasets import prompt
 from datadream.data.images import PIXEL
+from datadream.methods.registry import method_of
 from datadream.pipeline.costs import PROXY, seconds, units_of_work
 from datadream.study.plan import load_or_describe
 
@@ -55,7 +56,7 @@ def generator_flops():
     """Return the operations of Stable Diffusion 2.1-base for one image: UNet pass, encoding,
     decoding, a trained view, a trained prompt.
     """
-    from datadream.config import recipe
+    from datadream.methods.recipes import recipe
     from datadream.models.generators.lora import add_generator_lora
 
     pipe, side = _generator(), SIDE // 8
@@ -88,7 +89,7 @@ def generator_flops():
 def _classifier():
     import open_clip
 
-    from datadream.config import recipe
+    from datadream.methods.recipes import recipe
     from datadream.models.classifiers.clip import Classifier
     from datadream.models.classifiers.lora import add_classifier_lora
 
@@ -142,13 +143,15 @@ def decoded(recipe, dataset):
     """Return how many synthetic images a training decodes, and how many it reads back from the
     disk: all uses of a set that memory cannot keep.
     """
-    if not recipe.row.generator or not recipe.row.trained:
+    if not method_of(recipe).generates or not method_of(recipe).trained:
         return 0, 0
     made, used = (
         recipe.generate.images * len(dataset.classes),
         units_of_work(recipe, dataset)["train"][2],
     )
-    again = used / 2 if recipe.row.real else used  # half of a batch is real, and the few shots fit
+    again = (
+        used / 2 if method_of(recipe).real else used
+    )  # half of a batch is real, and the few shots fit
     return made, again if made * 3 * SIDE**2 > MEMORY else 0
 
 
@@ -159,9 +162,9 @@ def _cell(recipe, dataset):
     """
     options, classes = recipe.classify, len(dataset.classes)
     flops, core = classifier_flops(_prompt_length(dataset)), rates()
-    made = recipe.generate.images * classes if recipe.row.generator else 0
+    made = recipe.generate.images * classes if method_of(recipe).generates else 0
     test = (len(dataset.test) + options.evaluations * 4 * classes) * flops["read"] / PEAK / SHARE
-    if not recipe.row.trained:
+    if not method_of(recipe).trained:
         return {"test": test}
     _, steps, images = units_of_work(recipe, dataset)["train"]
     products = images * flops["trained image"] + steps * classes * flops["trained prompt"]

@@ -9,9 +9,9 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-from datadream import config
 from datadream.data import datasets
 from datadream.engines import on_ray
+from datadream.methods import recipes
 from datadream.pipeline import generate
 from datadream.store.artifacts import Store, verified
 from datadream.store.keys import key
@@ -78,7 +78,7 @@ def _run(images, root):
     """
     small = {"adapt.epochs": 1, "adapt.warmup": 1, "generate.images": images, "generate.steps": 1}
     recipe, store, found = (
-        config.recipe("mini", small, dataset="optdigits", method="dset", shots=1),
+        recipes.recipe("mini", small, dataset="optdigits", method="dset", shots=1),
         Store(root),
         {},
     )

@@ -10,8 +10,9 @@ import time
 from pathlib import Path
 from unittest import mock
 
-from datadream.config import recipe
 from datadream.engines import on_ray
+from datadream.methods.recipes import recipe
+from datadream.methods.registry import method_of
 from datadream.paths import paths
 from datadream.store.artifacts import Store
 from datadream.store.files import write_json
@@ -173,7 +174,7 @@ def describe(todo, seconds):
     }
     rows = [todo[name] for name in chain(todo, seconds)]
     sets = {name.partition("/")[0]: todo[name].recipe for name in kinds["slice"]}
-    cells = [todo[name].recipe for name in kinds["cell"] if todo[name].recipe.row.generator]
+    cells = [todo[name].recipe for name in kinds["cell"] if method_of(todo[name].recipe).generates]
     return {
         "tasks": {kind: len(names) for kind, names in kinds.items()},
         "images": sum(_images(recipe) for recipe in sets.values()),

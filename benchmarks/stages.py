@@ -17,6 +17,7 @@ from datadream import config, paths
 from datadream.data import batches, datasets, transforms
 from datadream.data.decode_cache import Decoded
 from datadream.data.images import Images
+from datadream.methods import recipes
 from datadream.models import device
 from datadream.models.generators import lora, sampling, unet
 from datadream.pipeline import adapt, evaluate, generate, train
@@ -69,7 +70,7 @@ def work(profile, root, overrides=None, size=None):
     }
     if profile == "paper":
         values |= {"generator": str(root / "generator"), "classifier": str(root / "clip")}
-    recipe = config.recipe(
+    recipe = recipes.recipe(
         "paper" if profile == "paper" else "mini",
         {**values, **(overrides or {})},
         dataset="mnist",
@@ -162,7 +163,7 @@ class Stage:
         )
         self.parameters = lora.add_generator_lora(self.pipe, self.recipe.adapt)
         per_epoch = -(-len(files) // self.recipe.adapt.batch)
-        self.short = config.recipe(
+        self.short = recipes.recipe(
             self.recipe.profile,
             {**_changed(self.recipe), "adapt.epochs": self.size.adapt // per_epoch},
         )
@@ -385,7 +386,7 @@ def peak_bytes():
 
 
 def _changed(recipe):
-    preset = config.as_dict(config.recipe(recipe.profile))
+    preset = config.as_dict(recipes.recipe(recipe.profile))
     return {
         name: value
         for name, value in config.as_dict(recipe).items()

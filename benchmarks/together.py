@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from peft.tuners.lora import Linear
 
-from datadream.config import recipe
+from datadream.methods.recipes import recipe
 from datadream.models.device import device, dtype_for
 from datadream.models.generators.lora import add_generator_lora, remove_lora
 from datadream.models.generators.unet import load_generator

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from datadream.config import METHODS
 from datadream.data.datasets import few_shots, load_for
 from datadream.data.images import Images
+from datadream.methods.registry import METHODS
 from datadream.paths import paths
 from datadream.pipeline.generate import generate, read_synthetic_set
 from datadream.publish import freeze

@@ -2,28 +2,42 @@
 2407.10910).
 
 `recipe` describes a cell of the study, `run` and `run_cells` compute some and return their records,
-`load_records` reads those that are there, and `open_store` opens the `Store` of the artifacts. Each
-is imported at its first use.
+`load_records` reads those that are there, `Method` and `register` add a method, and `open_store`
+opens the `Store` of the artifacts. Each is imported at its first use.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .config import recipe
+    from .methods.base import Method
+    from .methods.recipes import recipe
+    from .methods.registry import register
     from .results.records import load_records
     from .store.artifacts import Store
     from .store.open import open_store
     from .study.run import run, run_cells
 
 __version__ = "0.1.0"
-__all__ = ["Store", "__version__", "load_records", "open_store", "recipe", "run", "run_cells"]
+__all__ = [
+    "Method",
+    "Store",
+    "__version__",
+    "load_records",
+    "open_store",
+    "recipe",
+    "register",
+    "run",
+    "run_cells",
+]
 
 _HOMES = {
+    "Method": "methods.base",
+    "register": "methods.registry",
     "Store": "store.artifacts",
     "load_records": "results.records",
     "open_store": "store.open",
-    "recipe": "config",
+    "recipe": "methods.recipes",
     "run": "study.run",
     "run_cells": "study.run",
 }

@@ -1,9 +1,10 @@
-"""Every setting of the study with its default, unit and source; the profiles; the methods."""
+"""Every setting of the study with its default, unit and source; the profiles; validation."""
 
 import dataclasses
 import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from .errors import ConfigError, brief, did_you_mean, printable
 
@@ -165,105 +166,9 @@ class Classify:
 
 
 @dataclass(frozen=True)
-class Method:
-    """One row of the comparison: which generator, which images the classifier sees, and the
-    settings that make it what it is.
-
-    `settings` maps a profile to overrides of it. `main`: in the paper's main table, and run where
-    no method is named.
-    """
-
-    title: str
-    # Okabe and Ito's, which colour-blind readers tell apart, but dark red for the yellow that white
-    # swallows: one a generator
-    colour: str
-    # None: no synthetic images; "base": not adapted; "class", "dataset": DataDream; "image": an
-    # adapter an image
-    generator: str | None
-    real: bool  # whether the few real shots are in the classifier's training set
-    trained: bool = True
-    main: bool = True
-    settings: dict = field(default_factory=dict)
-
-
-# IsSynth's way: the same generator, asked in several words.
-TEMPLATES = {"paper": {"generate.templates": 7}, "mini": {"generate.templates": 7}}
-# DISEF starts at step 5 of 20 from a few shot and draws again what its CLIP reads as another class,
-# a hundred times at most; the mini profile four times, since its untouched CLIP reads handwriting
-# badly.
-FROM_SHOTS = {
-    "paper": {
-        "generate.strength": 0.75,
-        "generate.steps": 20,
-        "generate.scheduler": "DPMSolverMultistepScheduler",
-        "generate.redraws": 100,
-    },
-    "mini": {"generate.strength": 0.75, "generate.redraws": 4},
-}
-# LoFT's own settings; the mini profile has smaller images, and needs fewer steps for one of them.
-PER_IMAGE = {
-    "paper": {
-        "adapt.rank": 2,
-        "adapt.alpha": 2.0,
-        "adapt.lr": 1e-3,
-        "adapt.epochs": 600,
-        "adapt.batch": 1,
-        "adapt.warmup": 10,
-        "adapt.text_encoder": False,
-        "adapt.crop": "center",
-    },
-    "mini": {
-        "adapt.rank": 2,
-        "adapt.alpha": 2.0,
-        "adapt.epochs": 40,
-        "adapt.batch": 1,
-        "adapt.warmup": 10,
-        "adapt.text_encoder": False,
-        "adapt.crop": "center",
-    },
-}
-HEAVY = {
-    "paper": {"classify.crop_low": 0.08, "classify.mix": 1.0},
-    "mini": {"classify.crop_low": 0.5, "classify.mix": 0.6, "classify.randaugment": True},
-}
-METHODS = {
-    "clip": Method("CLIP zero-shot", "#666666", None, False, trained=False),
-    "real": Method("Real only", "#000000", None, True),
-    "base": Method("Un-adapted generator", "#E69F00", "base", False),
-    "cls": Method("DataDream (class)", "#009E73", "class", False),
-    "dset": Method("DataDream (dataset)", "#0072B2", "dataset", False),
-    "base+real": Method("Un-adapted generator + real", "#E69F00", "base", True),
-    "cls+real": Method("DataDream (class) + real", "#009E73", "class", True),
-    "dset+real": Method("DataDream (dataset) + real", "#0072B2", "dataset", True),
-    "heavy": Method(
-        "Real only, heavy augmentation", "#56B4E9", None, True, main=False, settings=HEAVY
-    ),
-    "issynth": Method(
-        "IsSynth-style prompts", "#661100", "base", False, main=False, settings=TEMPLATES
-    ),
-    "disef": Method(
-        "DISEF-style, from the shots", "#D55E00", "base", False, main=False, settings=FROM_SHOTS
-    ),
-    "loft": Method("LoFT", "#CC79A7", "image", False, main=False, settings=PER_IMAGE),
-    "issynth+real": Method(
-        "IsSynth-style prompts + real", "#661100", "base", True, main=False, settings=TEMPLATES
-    ),
-    "disef+real": Method(
-        "DISEF-style, from the shots + real",
-        "#D55E00",
-        "base",
-        True,
-        main=False,
-        settings=FROM_SHOTS,
-    ),
-    "loft+real": Method("LoFT + real", "#CC79A7", "image", True, main=False, settings=PER_IMAGE),
-}
-
-
-@dataclass(frozen=True)
 class Recipe:
     """One cell of the study: a dataset, a method, a seed, and every knob. Build it with
-    `recipe(...)`, which knows profiles.
+    `methods.recipes.recipe`, which knows profiles and methods.
     """
 
     profile: str = knob("mini", "which preset filled the other fields")
@@ -291,7 +196,7 @@ class Recipe:
     validation: int = knob(
         4, "validation images per class, no more than the shots; 0 takes all (CoOp: 4)", 0
     )
-    method: str = knob("dset+real", "a row of METHODS", choices=tuple(METHODS))
+    method: str = knob("dset+real", "a method of datadream.methods")
     fold: str = knob(
         "",
         "for dataset 'folder': '2/4' tests on the second of four parts and trains on the others, "
@@ -337,13 +242,8 @@ class Recipe:
     classify: Classify = field(default_factory=Classify)
 
     def __post_init__(self):
-        for name, value, spec in _leaves(self):
+        for name, value, spec in leaves(self):
             _check(name, value, spec)
-
-    @property
-    def row(self):
-        """The method's row."""
-        return METHODS[self.method]
 
 
 # A profile lists only what differs from the paper's values above.
@@ -387,11 +287,12 @@ PROFILES = {
 }
 
 
-def _leaves(config, prefix=""):
+def leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, dataclasses.Field]]:
+    """Yield (dotted name, value, field) of every setting of a recipe or a group of them."""
     for f in dataclasses.fields(config):
         value = getattr(config, f.name)
         if dataclasses.is_dataclass(value):
-            yield from _leaves(value, f"{prefix}{f.name}.")
+            yield from leaves(value, f"{prefix}{f.name}.")
         else:
             yield f"{prefix}{f.name}", value, f
 
@@ -452,9 +353,15 @@ def as_mapping(overrides):
     return overrides or {}
 
 
-def recipe(profile="mini", overrides=None, **fields):
-    """Return the Recipe of a profile with `fields` (e.g. `dataset="mnist"`) and dotted `overrides`
-    (e.g. `{"adapt.lr": 1e-3}`).
+def build_recipe(
+    profile: str,
+    settings: Mapping[str, Mapping[str, Any]],
+    overrides: Mapping[str, Any] | None = None,
+    **fields: Any,
+) -> Recipe:
+    """Return the Recipe of a profile with a method's `settings` (profile -> dotted name -> value),
+    `fields` (e.g. `dataset="mnist"`) and dotted `overrides` (e.g. `{"adapt.lr": 1e-3}`), each over
+    what comes before.
 
     Whole numbers are accepted where a float is wanted. Raises ConfigError on an unknown profile,
     key or value, with the nearest accepted name.
@@ -465,10 +372,9 @@ def recipe(profile="mini", overrides=None, **fields):
             f"{', '.join(PROFILES)}{did_you_mean(profile, PROFILES)}"
         )
     default = Recipe()
-    known = {name: spec for name, _, spec in _leaves(default)}
+    known = {name: spec for name, _, spec in leaves(default)}
     chosen = {**fields, **as_mapping(overrides)}
-    row = METHODS.get(str(chosen.get("method", default.method)))
-    values = {**PROFILES[profile], **(row.settings.get(profile, {}) if row else {}), **chosen}
+    values = {**PROFILES[profile], **settings.get(profile, {}), **chosen}
     if values.setdefault("profile", profile) != profile:
         raise ConfigError(
             f"profile={brief(values['profile'])} in overrides contradicts profile={profile!r}; "
@@ -499,39 +405,6 @@ def recipe(profile="mini", overrides=None, **fields):
     return Recipe(**{**top, **nested})
 
 
-def as_dict(config):
+def as_dict(config: Recipe) -> dict[str, Any]:
     """Return a recipe as one flat dict of dotted names, the form that `recipe` takes back."""
-    return {name: value for name, value, _ in _leaves(config)}
-
-
-def settings_table():
-    """Return one row per field: name, paper value, mini value, why; the book prints it as the
-    table of settings.
-    """
-    paper, mini = as_dict(recipe("paper")), as_dict(recipe("mini"))
-    return [
-        {"field": name, "paper": paper[name], "mini": mini[name], "why": spec.metadata["why"]}
-        for name, _, spec in _leaves(Recipe())
-    ]
-
-
-def method_settings_table():
-    """Return one row per setting that a method's row changes: method, field, its value in both
-    profiles, and the profiles' own.
-    """
-    rows = []
-    for name, row in METHODS.items():
-        if row.settings and not name.endswith("+real"):
-            changed = sorted({field for values in row.settings.values() for field in values})
-            values = {profile: as_dict(recipe(profile, method=name)) for profile in PROFILES}
-            own = {profile: as_dict(recipe(profile, method="dset")) for profile in PROFILES}
-            rows += [
-                {
-                    "method": row.title,
-                    "field": field,
-                    **{profile: values[profile][field] for profile in PROFILES},
-                    **{f"{profile}, other methods": own[profile][field] for profile in PROFILES},
-                }
-                for field in changed
-            ]
-    return rows
+    return {name: value for name, value, _ in leaves(config)}

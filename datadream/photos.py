@@ -12,11 +12,12 @@ from PIL import Image, ImageOps
 from safetensors import SafetensorError
 
 from . import signals
-from .config import recipe
 from .data.datasets import few_shots, load_for
 from .data.folders import folder_names, image_files, name_faults, require_inside
 from .data.images import Images, opened
 from .errors import ConfigError, DataError, printable
+from .methods.recipes import recipe
+from .methods.registry import method_of
 from .models.catalog import GENERATORS
 from .paths import interpreter, relative_to_home
 from .pipeline.generate import generate, read_synthetic_set
@@ -244,10 +245,10 @@ def train_and_keep(folder, test_folder="", method="dset+real", store=None, **fie
 
 
 def _keep(chosen, store):
-    dataset, row = load_for(chosen), chosen.row
+    dataset, row = load_for(chosen), method_of(chosen)
     keys = artifact_keys(chosen, dataset)
     shots, synthetic, made = few_shots(dataset, chosen.shots, chosen.seed), None, None
-    if row.generator:
+    if row.generates:
         made = generate(chosen, dataset, shots, store)
         synthetic = read_synthetic_set(made)
     trained = train(

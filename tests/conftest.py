@@ -25,8 +25,8 @@ import torch
 from hypothesis import HealthCheck, settings
 from PIL import Image
 
-from datadream.config import recipe
 from datadream.data import datasets
+from datadream.methods.recipes import recipe
 from datadream.store.artifacts import Store
 from datadream.store.open import open_store
 

@@ -13,9 +13,12 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from datadream import config, paths
-from datadream.config import METHODS, PROFILES, as_dict, recipe
+from datadream.config import PROFILES, as_dict
 from datadream.data.datasets import Dataset, Images, few_shots
 from datadream.errors import ConfigError
+from datadream.methods import recipes
+from datadream.methods.recipes import recipe
+from datadream.methods.registry import METHODS, method_of
 from datadream.models.catalog import GENERATORS
 from datadream.pipeline.adapt import adapter_inputs
 from datadream.pipeline.draws import adapters
@@ -23,8 +26,8 @@ from datadream.pipeline.generate import generation_inputs
 from datadream.pipeline.train import optimiser_steps, train_inputs
 from datadream.store.keys import key
 
-FIELDS = {row["field"]: row for row in config.settings_table()}
-SPECS = {name: spec for name, _, spec in config._leaves(recipe())}
+FIELDS = {row["field"]: row for row in recipes.settings_table()}
+SPECS = {name: spec for name, _, spec in config.leaves(recipe())}
 
 # What chooses the data is in a key through the images and the prompts that it gives, which the stub
 # stands for here.
@@ -60,6 +63,8 @@ def other_values(name):
     low, high, choices = (spec.metadata[k] for k in ("low", "high", "choices"))
     if choices:
         return st.sampled_from(choices)
+    if spec.name == "method":
+        return st.sampled_from(sorted(METHODS))
     if spec.type is bool:
         return st.booleans()
     if spec.type is int:
@@ -70,18 +75,22 @@ def other_values(name):
     return st.from_regex(r"[a-z]{4,8}/[a-z]{4,8}", fullmatch=True)
 
 
+ADAPTED = ("cls", "dset", "loft")  # not "clip"
+
+
 def stage_keys(one, dataset=DATA):
     """Return the keys of a recipe's stages: those of its adapters, its synthetic set and its
     classifier, where it has them.
     """
     keys = {}
-    if one.row.generator in ("dataset", "class", "image"):
+    if one.method.startswith(ADAPTED):
         keys["adapt"] = [
-            key("adapt", **adapter_inputs(one, dataset, *which)) for which in adapters(one, dataset)
+            key("adapt", **adapter_inputs(one, dataset, which.label, which.image))
+            for which in adapters(one, dataset)
         ]
-    if one.row.generator:
+    if method_of(one).generates:
         keys["generate"] = key("generate", **generation_inputs(one, dataset))
-    if one.row.trained:
+    if method_of(one).trained:
         keys["train"] = key("train", **train_inputs(one, dataset, keys.get("generate")))
     return keys
 
@@ -104,20 +113,20 @@ def needs(stage, method):
         } | {"generator", "resolution", "seed"}
         # It starts from them, and asks the classifier.
         own |= {"shots", "classifier"} if method.startswith("disef") else set()
-        return own | (needs("adapt", method) if row.generator != "base" else set())
+        return own | (needs("adapt", method) if method.startswith(ADAPTED) else set())
     own = {name for name in SPECS if name.startswith("classify.")} | {
         "classifier",
         "seed",
         "validation",
         "protocol",
     }
-    if not (row.real and row.generator):
+    if not (row.real and row.generates):
         # Lambda weighs two kinds of images; with one kind it does nothing.
         own.remove("classify.real_weight")
     return (
         own
         | ({"shots"} if row.real else set())
-        | (needs("generate", method) if row.generator else set())
+        | (needs("generate", method) if row.generates else set())
     )
 
 
@@ -220,7 +229,7 @@ def test_other_images_change_the_key_of_whatever_saw_them_and_no_other(method):
 
     tuned = (
         {"adapt", "generate"}
-        if row.generator in ("class", "dataset", "image")
+        if method.startswith(ADAPTED)
         else {"generate"}
         if method.startswith("disef")
         else set()

@@ -8,6 +8,7 @@ import pytest
 from conftest import ROOT
 
 import datadream
+from datadream.methods import recipes
 from datadream.study import run
 
 LIGHT = """
@@ -31,11 +32,10 @@ def test_importing_the_package_loads_nothing_heavy():
 
 
 def test_the_public_names_are_those_of_their_modules():
-    from datadream import config
     from datadream.results import records
     from datadream.store import artifacts
 
-    assert datadream.recipe is config.recipe and datadream.Store is artifacts.Store
+    assert datadream.recipe is recipes.recipe and datadream.Store is artifacts.Store
     assert datadream.run is run.run and datadream.run_cells is run.run_cells
     assert datadream.load_records is records.load_records
 

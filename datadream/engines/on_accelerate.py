@@ -1,6 +1,9 @@
 """Dataset-wise adapters, each trained by all processes that `accelerate launch` starts."""
 
 from ..errors import ConfigError
+from ..methods.base import Adapter
+from ..methods.registry import method_of
+from ..pipeline.draws import adapters
 
 
 def adapt_together(recipes, store, team):
@@ -16,13 +19,13 @@ def adapt_together(recipes, store, team):
 
     made = {}
     for recipe in recipes:
-        if recipe.row.generator != "dataset":
-            continue
         dataset = load_for(recipe)
+        if not method_of(recipe).generates or Adapter() not in adapters(recipe, dataset):
+            continue
         name = key("adapt", **adapter_inputs(recipe, dataset))
         if name not in made:
             if team.leads:
-                fetch(recipe)
+                fetch(recipe, True)
             team.first(0)  # the others find the models in the cache
             made[name] = adapt(
                 recipe, dataset, few_shots(dataset, recipe.shots, recipe.seed), store, team=team

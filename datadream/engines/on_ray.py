@@ -21,6 +21,7 @@ from ..data.datasets import few_shots, load_for
 from ..data.folders import class_folders
 from ..data.png import is_whole
 from ..errors import ConfigError
+from ..methods.registry import method_of
 from ..models.download import fetch
 from ..models.generators.sampling import adapted
 from ..models.generators.unet import use_gpu
@@ -75,14 +76,13 @@ def tasks(recipes, store, load=load_for):
         keys, lengths = artifact_keys(recipe, dataset), seconds(recipe, dataset, PROXY)
         name, needs = record_file(recipe, keys, store).name, []
         # Not `done`: the cell's task checks the bytes, where it reads them.
-        if recipe.row.generator and not store.whole(keys["generate"]):
-            trained = {
-                which: keys[f"adapt{i}"] for i, which in enumerate(adapters(recipe, dataset))
-            }
-            for which, adapter in trained.items():
+        if method_of(recipe).generates and not store.whole(keys["generate"]):
+            trained = {one: keys[f"adapt{i}"] for i, one in enumerate(adapters(recipe, dataset))}
+            for one, adapter in trained.items():
                 if not store.whole(adapter):
+                    where = (one.label, one.image)
                     found.setdefault(
-                        adapter, Task(adapter, "adapt", recipe, which, (), lengths["adapt"])
+                        adapter, Task(adapter, "adapt", recipe, where, (), lengths["adapt"])
                     )
             for label in range(len(dataset.classes)):
                 for position, groups in enumerate(slices(recipe, dataset, label)):
@@ -106,7 +106,12 @@ def tasks(recipes, store, load=load_for):
                     )
                     needs.append(part)
         found[name] = Task(
-            name, "cell", recipe, (), tuple(needs), lengths["train"] if recipe.row.trained else 0.0
+            name,
+            "cell",
+            recipe,
+            (),
+            tuple(needs),
+            lengths["train"] if method_of(recipe).trained else 0.0,
         )
     return found
 
@@ -181,7 +186,7 @@ def generate_slice(recipe, dataset, shots, store, label, position):
         for indices, own in part if missing else ():
             with (
                 adapted(
-                    recipe, *(adapt(recipe, dataset, shots, store, *which) for which in own)
+                    recipe, *(adapt(recipe, dataset, shots, store, o.label, o.image) for o in own)
                 ) as pipe,
                 progress.track("slice", "image", len(indices), shown=False) as counter,
             ):
@@ -248,7 +253,7 @@ def run_ray(recipes, store, address=None):
         ) from error
 
     for recipe in recipes:
-        fetch(recipe)
+        fetch(recipe, method_of(recipe).generates)
     own = not ray.is_initialized()
     if own:
         # The tasks' states are told by this process, since a worker may be on another machine.

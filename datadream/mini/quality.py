@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from ..data import printed
+from ..methods.recipes import recipe as make_recipe
 from ..models.classifiers.print_reader import Reader
 from ..pipeline import evaluate, train
 from ..results.tables import show_table
@@ -186,12 +187,11 @@ def zero_shot_images(folder, per_character, overrides=None, batch=60):
 
     Sampled as the study samples; `overrides` changes settings of the recipe by their dotted names.
     """
-    from .. import config
     from ..data.datasets import prompt
     from ..models.generators import sampling
     from ..pipeline import draws
 
-    recipe = config.recipe(generator=str(folder / "generator"), overrides=overrides)
+    recipe = make_recipe(generator=str(folder / "generator"), overrides=overrides)
     jobs = [
         (label, draws.image_seed(0, label, i))
         for label in range(len(printed.NAMES))

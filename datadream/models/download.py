@@ -3,6 +3,7 @@
 import logging
 from contextlib import contextmanager
 
+from ..config import Recipe
 from ..errors import ConfigError, ModelMissingError, did_you_mean
 from .catalog import CLASSIFIERS, clip_id, hub_id, local, revision
 from .classifiers.clip import load_clip
@@ -105,13 +106,13 @@ def _is_clip(name):
     return True
 
 
-def fetch(recipe):
+def fetch(recipe: Recipe, generates: bool) -> None:
     """Download the recipe's models that are not in the cache yet, so that every key knows their
-    commits before anything is made.
+    commits before anything is made; the generator only where the method `generates`.
     """
     wanted = [
         (recipe.classifier, "clip", load_clip),
-        *([(recipe.generator, "generator", load_generator)] if recipe.row.generator else []),
+        *([(recipe.generator, "generator", load_generator)] if generates else []),
     ]
     for name, part, load in wanted:
         if name != "resnet50" and local(name, part) is None and revision(name, part) is None:

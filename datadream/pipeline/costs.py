@@ -2,6 +2,8 @@
 
 import math
 
+from ..methods.registry import method_of
+from ..pipeline.draws import draws
 from .train import optimiser_steps
 
 # Seconds of a process for each unit of a stage's work, and for each artifact of it whatever its
@@ -30,13 +32,15 @@ def units_of_work(recipe, dataset):
     """Return by stage (images made, optimiser steps, units of work): what the throughputs
     multiply.
     """
-    classes = len(dataset.classes)
+    classes, method = len(dataset.classes), method_of(recipe)
     options = recipe.generate
     made, batch = options.images * classes, recipe.adapt.batch
     asked = 1 if options.guidance == 1 else 1 + options.guided  # a guided step asks the UNet twice
     passes = made * options.steps * (options.strength or 1) * (1 + options.redraws) * asked
     each = recipe.shots or math.ceil(len(dataset.train) / classes)
-    shots = {"dataset": each * classes, "image": 1}.get(recipe.row.generator, each)
+    first = next(iter(draws(recipe, dataset, 0)[0].adapters), None) if method.generates else None
+    shots = 1 if first and first.image is not None else each
+    shots = each * classes if first and first.label is None else shots
     steps = optimiser_steps(recipe, classes)[0]
     return {
         "adapt": (0, recipe.adapt.epochs * math.ceil(shots / batch), recipe.adapt.epochs * shots),

@@ -3,22 +3,27 @@ draws again what is misread.
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from itertools import groupby
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from ..config import require_warmup
-from ..data.datasets import few_shots, prompt
+from ..config import Recipe, require_warmup
+from ..data.datasets import Dataset, prompt
 from ..data.images import Images
 from ..data.transforms import evaluation_batches
+from ..errors import ConfigError, DataError, brief, printable
+from ..methods.base import Adapter, Draw, Method, Support
+from ..methods.registry import method_of
 from ..models.classifiers.base import load_classifier
 from ..seeds import seed_for
 from .evaluate import predict
 
 SLICE = 100  # images of a unit of work: some minutes at the paper's scale
-# images that LoFT's two fused adapters make before two others are drawn: 500 images have the 120
-# pairs of 16 about once
-TOGETHER = 4
 
 
 def image_seed(seed, label, index, *again):
@@ -28,32 +33,84 @@ def image_seed(seed, label, index, *again):
     return seed_for("image", seed, label, index, *again)
 
 
-def groups(recipe, dataset, label):
-    """Return (range of image indices, their adapters) of one class; an adapter is the (label,
-    image) that `adapt` takes.
+@lru_cache(maxsize=64)
+def draws(recipe: Recipe, dataset: Dataset, label: int) -> tuple[Draw, ...]:
+    """Return how each image of a class is made, as the recipe's method says.
 
-    The base has none, DataDream one for the dataset (None) or the class, LoFT two of the class's
-    images, drawn by the seed.
+    Raises ConfigError, which names the method, on what it gives that cannot be made and on
+    whatever it raises.
     """
-    count, kind = recipe.generate.images, recipe.row.generator
-    if kind != "image":
-        return [
-            (
-                range(count),
-                {"base": (), "dataset": ((None, None),), "class": ((label, None),)}[kind],
-            )
-        ]
-    shots, found = len(few_shots(dataset, recipe.shots, recipe.seed, label)), []
-    for start in range(0, count, TOGETHER):
-        drawn = np.random.RandomState(
-            seed_for("pair", recipe.seed, label, start) % 2**32
-        ).permutation(shots)[:2]
-        found.append(
-            (
-                range(start, min(start + TOGETHER, count)),
-                tuple((label, int(image)) for image in sorted(drawn)),
-            )
+    method, support = method_of(recipe), Support(recipe, dataset)
+    known = None if type(method).draw is Method.draw else set(adapters(recipe, dataset))
+    found = []
+    for index in range(recipe.generate.images):
+        rng = (
+            np.random.default_rng(seed_for("draw", recipe.seed, label, index))
+            if known is not None
+            else None
         )
+        with naming(method, f"draw, class {label}, image {index}"):
+            one = method.draw(support, label, index, rng)  # pyright: ignore[reportArgumentType]
+        if known is not None:
+            _require(method, support, label, index, one, known)
+        found.append(one)
+    return tuple(found)
+
+
+@contextmanager
+def naming(method: Method, where: str) -> Iterator[None]:
+    """Turn whatever a method raises into a ConfigError that names it; our own errors stay."""
+    try:
+        yield
+    except (ConfigError, DataError):
+        raise
+    except Exception as error:
+        raise ConfigError(
+            f"method {method.name!r} ({type(method).__module__}.{type(method).__qualname__}) "
+            f"failed in {where}: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _require(method, support, label, index, one, known):
+    """Raise ConfigError on a draw that cannot be made."""
+    where = f"method {method.name!r}, draw of class {label}, image {index}:"
+    if not isinstance(one, Draw):
+        raise ConfigError(f"{where} {brief(one)} is a {type(one).__name__}; return a Draw")
+    if not isinstance(one.prompt, str) or not one.prompt or not printable(one.prompt):
+        raise ConfigError(f"{where} prompt={brief(one.prompt)}; give printable text")
+    strange = [adapter for adapter in one.adapters if adapter not in known]
+    if strange:
+        raise ConfigError(
+            f"{where} {strange[0]} is none of the {len(known)} adapters that its `adapters` names"
+        )
+    if one.start is None:
+        return
+    if not support.recipe.generate.strength:
+        raise ConfigError(
+            f"{where} start={one.start}, but generate.strength=0 starts from noise; set it in the "
+            "method's settings"
+        )
+    count = support.count(label)
+    if type(one.start) is not int or not 0 <= one.start < count:
+        raise ConfigError(
+            f"{where} start={brief(one.start)}; give the place of a few shot, 0 to {count - 1}"
+        )
+
+
+def groups(recipe: Recipe, dataset: Dataset, label: int) -> list[tuple[range, tuple[Adapter, ...]]]:
+    """Return (range of image indices, their adapters) of one class: images that follow each other
+    and are made with the same adapters, from noise or from shots, can share a batch.
+    """
+    most = method_of(recipe).together or recipe.generate.images
+    alike = [
+        (one.adapters, one.start is None, index // most)
+        for index, one in enumerate(draws(recipe, dataset, label))
+    ]
+    found, start = [], 0
+    for (own, _, _), some in groupby(alike):
+        stop = start + len(list(some))
+        found.append((range(start, stop), own))
+        start = stop
     return found
 
 
@@ -80,37 +137,71 @@ def slices(recipe, dataset, label):
     return found
 
 
-def adapters(recipe, dataset):
-    """Return the adapters that a method samples with, each once, as the (label, image) that `adapt`
-    takes.
+@lru_cache(maxsize=64)
+def adapters(recipe: Recipe, dataset: Dataset) -> tuple[Adapter, ...]:
+    """Return the adapters that a method samples with, each once.
 
-    Raises ConfigError on a warm-up that is longer than the training of one.
+    Raises ConfigError on what is no adapter of this dataset, and on a warm-up that is longer than
+    the training of one.
     """
-    found = list(
-        dict.fromkeys(
-            which
-            for label in range(len(dataset.classes))
-            for _, own in groups(recipe, dataset, label)
-            for which in own
-        )
-    )
-    for label, image in found:
-        shots = len(few_shots(dataset, recipe.shots, recipe.seed, label)) if image is None else 1
+    method, support = method_of(recipe), Support(recipe, dataset)
+    with naming(method, "adapters"):
+        found = tuple(method.adapters(support))
+    for one in found:
+        if not isinstance(one, Adapter):
+            raise ConfigError(
+                f"method {method.name!r}, adapters: {brief(one)} is a {type(one).__name__}; return "
+                "Adapters"
+            )
+        _require_adapter(method, support, one)
         require_warmup(
             "adapt.warmup",
             recipe.adapt.warmup,
-            recipe.adapt.epochs * math.ceil(shots / recipe.adapt.batch),
+            recipe.adapt.epochs * math.ceil(one.shots(support) / recipe.adapt.batch),
             "steps",
         )
+    if len(set(found)) < len(found):
+        raise ConfigError(f"method {method.name!r}, adapters: one of them stands there twice")
     return found
 
 
-def texts(recipe, dataset, label):
-    """Return the prompts that the images of a class take in turn."""
-    return [
-        prompt(dataset.noun, dataset.classes[label], template)
-        for template in range(recipe.generate.templates)
-    ]
+def _require_adapter(method, support, one):
+    """Raise ConfigError on an adapter of a class or an image that the few shots have not."""
+    classes = len(support.classes)
+    if one.label is not None and (type(one.label) is not int or not 0 <= one.label < classes):
+        raise ConfigError(
+            f"method {method.name!r}, adapters: {one}; label is None or 0 to {classes - 1}"
+        )
+    if one.image is None:
+        return
+    count = support.count(one.label)
+    if type(one.image) is not int or not 0 <= one.image < count:
+        raise ConfigError(
+            f"method {method.name!r}, adapters: {one}; image is None or 0 to {count - 1}"
+        )
+
+
+def prompts(recipe: Recipe, dataset: Dataset, label: int) -> list[str]:
+    """Return the prompts that the images of a class take in turn, as the key knows them."""
+    method = method_of(recipe)
+    with naming(method, f"prompts, class {label}"):
+        found = list(method.prompts(Support(recipe, dataset), label))
+    for one in found:
+        if not isinstance(one, str) or not one or not printable(one):
+            raise ConfigError(
+                f"method {method.name!r}, prompts of class {label}: {brief(one)}; give printable "
+                "text"
+            )
+    if not found:
+        raise ConfigError(f"method {method.name!r}, prompts of class {label}: give one at least")
+    return found
+
+
+def own_key(recipe: Recipe, dataset: Dataset) -> dict[str, Any]:
+    """Return what the method adds to the key of its synthetic set; see `Method.key`."""
+    method, support = method_of(recipe), Support(recipe, dataset)
+    with naming(method, "key"):
+        return dict(method.key(support, lambda label: list(draws(recipe, dataset, label))))
 
 
 def reader(recipe, dataset):
@@ -134,14 +225,14 @@ def metadata_row(recipe, dataset, label, index, root, folder, used):
     """Return an image's row of the metadata; its seed is in the file if it may have been drawn
     again.
     """
-    words, file = texts(recipe, dataset, label), f"{folder}/{index:06d}.png"
+    file = f"{folder}/{index:06d}.png"
     seed = image_seed(recipe.seed, label, index)
     if recipe.generate.redraws:
         with Image.open(root / file) as image:
             seed = int(image.info["seed"])
     return {
         "file_name": file,
-        "prompt": words[index % len(words)],
+        "prompt": draws(recipe, dataset, label)[index].prompt,
         "class": dataset.classes[label],
         "label": label,
         "seed": seed,

@@ -15,6 +15,7 @@ from ..data.folders import class_folders
 from ..data.images import Images, fingerprint
 from ..data.png import is_whole, save_png
 from ..data.transforms import square
+from ..methods.registry import method_of
 from ..models.device import dtype_for
 from ..models.generators.sampling import adapted, embed, require_sampler, sample
 from ..models.generators.unet import image_side
@@ -23,22 +24,32 @@ from ..store.files import remove
 from ..store.keys import key
 from ..training.batch_size import BatchSize
 from .adapt import adapt, adapter_inputs
-from .draws import adapters, image_seed, metadata_row, reader, slices, texts
+from .draws import (
+    adapters,
+    draws,
+    image_seed,
+    metadata_row,
+    naming,
+    own_key,
+    prompts,
+    reader,
+    slices,
+)
 
 # the work folder's sub-folder in which a cluster's slices tell how their batches fitted
 NOTES = "notes"
 
 
-def sample_range(pipe, recipe, dataset, label, indices, folder, counter, size, judge=None):
+def sample_range(pipe, recipe, dataset, label, indices, folder, counter, size, read=None):
     """Write the images of a class that are missing in `folder`, in batches of fixed membership, so
     that a resumed run is the same where the size is given.
 
     One batch is written while the next is sampled. `size` is a `BatchSize`, shared by the classes;
-    `judge` says which class each of some images is read as, and what it misreads is drawn again
-    (DISEF).
+    `read` says which class each of some images is read as, for the method to draw some again.
     """
     start, writing = indices.start, []
-    draw = _drawing(pipe, recipe, dataset, label, bool(judge))
+    draw = _drawing(pipe, recipe, dataset, label, bool(read))
+    judge = read and partial(_misread, recipe, label, read)
 
     def make(count):
         rows = range(start, start + count)
@@ -46,8 +57,7 @@ def sample_range(pipe, recipe, dataset, label, indices, folder, counter, size, j
         for again in range(recipe.generate.redraws + 1 if judge else 1):
             drawn = dict(zip(misread, draw(misread, *([again] if again else [])), strict=True))
             images |= drawn
-            seen = zip(drawn, judge(list(drawn.values())), strict=True) if judge else ()
-            misread = [i for i, found in seen if found != label]
+            misread = judge(drawn) if judge else []
             if not misread:
                 break
         return [images[i] for i in rows]
@@ -71,17 +81,30 @@ def sample_range(pipe, recipe, dataset, label, indices, folder, counter, size, j
             written.result()
 
 
+def _misread(recipe, label, read, images):
+    """Return the indices of those images (index -> PIL image) that the method does not accept."""
+    method = method_of(recipe)
+    with naming(method, f"accept, class {label}"):
+        stay = list(method.accept(list(images.values()), label, read))
+        return [i for i, stays in zip(images, stay, strict=True) if not stays]
+
+
 def _drawing(pipe, recipe, dataset, label, seeded):
     """Return a function from image indices of a class to the images; `seeded` ones know their
     seed.
     """
     options, side = recipe.generate, image_side(pipe, recipe.resolution)
-    words = embed(pipe, texts(recipe, dataset, label), options)
-    shots = few_shots(dataset, recipe.shots, recipe.seed, label) if options.strength else None
+    made = draws(recipe, dataset, label)
+    place = {prompt: i for i, prompt in enumerate(dict.fromkeys(one.prompt for one in made))}
+    words = embed(pipe, list(place), options)
+    shots = few_shots(dataset, recipe.shots, recipe.seed, label)
 
     def draw(rows, *again):
-        own = {name: tensor[[i % len(tensor) for i in rows]] for name, tensor in words.items()}
-        starts = [square(shots.open(i % len(shots)), side) for i in rows] if shots else None
+        own = {
+            name: tensor[[place[made[i].prompt] for i in rows]] for name, tensor in words.items()
+        }
+        begun = [made[i].start for i in rows]  # all of a group, or none
+        starts = None if None in begun else [square(shots.open(i), side) for i in begun]
         seeds = [image_seed(recipe.seed, label, i, *again) for i in rows]
         images = sample(pipe, own, seeds, options, side, starts)
         for image, seed in zip(images, seeds, strict=True) if seeded else ():
@@ -105,7 +128,7 @@ def batch_size(recipe):
         options.compile,
         options.guidance > 1,
         options.images,
-        recipe.row.generator,
+        recipe.method,
     )
 
 
@@ -133,14 +156,15 @@ def generation_inputs(recipe, dataset):
         "generate": options,
         "resolution": recipe.resolution,
         "precision": str(dtype_for(recipe.precision, training=False)),
-        "prompts": [texts(recipe, dataset, label) for label in range(len(dataset.classes))],
+        "prompts": [prompts(recipe, dataset, label) for label in range(len(dataset.classes))],
         "seed": recipe.seed,
         "adapters": [
-            key("adapt", **adapter_inputs(recipe, dataset, *which))
-            for which in adapters(recipe, dataset)
+            key("adapt", **adapter_inputs(recipe, dataset, one.label, one.image))
+            for one in adapters(recipe, dataset)
         ],
         "starts": started,
         "judge": identity(recipe.classifier, "clip") if recipe.generate.redraws else None,
+        **own_key(recipe, dataset),
     }
 
 
@@ -158,7 +182,8 @@ def generate(recipe, dataset, shots, store):
         return store.folder(key("generate", **inputs))
     require_sampler(recipe)
     trained = {
-        which: adapt(recipe, dataset, shots, store, *which) for which in adapters(recipe, dataset)
+        one: adapt(recipe, dataset, shots, store, one.label, one.image)
+        for one in adapters(recipe, dataset)
     }
     judge, notes = reader(recipe, dataset), []
 

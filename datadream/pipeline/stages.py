@@ -4,7 +4,9 @@ import json
 
 from ..config import require_warmup
 from ..data.datasets import draw_inputs, few_shots, load_for, make_draw
+from ..methods.registry import method_of
 from ..models.download import fetch
+from ..pipeline.draws import adapters
 from ..store.keys import key
 from .evaluate import evaluate, evaluate_inputs
 from .generate import generate, generation_inputs, read_synthetic_set
@@ -19,14 +21,14 @@ def artifact_keys(recipe, dataset=None):
     `dataset` None: the recipe's own is loaded. Raises ConfigError on a warm-up that is longer than
     its training.
     """
-    dataset, row, keys = dataset or load_for(recipe), recipe.row, {}
+    dataset, row, keys = dataset or load_for(recipe), method_of(recipe), {}
     if (
         row.real
-        or row.generator in ("class", "dataset", "image")
-        or (row.generator and recipe.generate.strength)
+        or (row.generates and adapters(recipe, dataset))
+        or (row.generates and recipe.generate.strength)
     ):
         keys["shots"] = key("shots", **draw_inputs(recipe, dataset))
-    if row.generator:
+    if row.generates:
         inputs = generation_inputs(recipe, dataset)
         keys |= {f"adapt{i}": adapter for i, adapter in enumerate(inputs["adapters"])}
         keys["generate"] = key("generate", **inputs)
@@ -41,15 +43,15 @@ def compute(recipe, store):
     """Return `run`'s record for one that has marked the store as being in use and says what a
     signal does.
     """
-    row = recipe.row
-    fetch(recipe)
+    row = method_of(recipe)
+    fetch(recipe, row.generates)
     dataset = load_for(recipe)
     keys = artifact_keys(recipe, dataset)
     shots = few_shots(dataset, recipe.shots, recipe.seed)
     synthetic, trained = None, None
     if "shots" in keys:
         make_draw(recipe, dataset, store)
-    if row.generator:
+    if row.generates:
         synthetic = read_synthetic_set(generate(recipe, dataset, shots, store))
     if row.trained:
         trained = train(

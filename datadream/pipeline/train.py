@@ -13,6 +13,7 @@ from ..data.datasets import few_shots, prompt, validation_images
 from ..data.images import fingerprint
 from ..data.transforms import validation_batches
 from ..errors import ConfigError, DataError
+from ..methods.registry import method_of
 from ..models.classifiers.base import load_classifier, save_classifier_lora
 from ..models.device import dtype_for
 from ..models.identity import identity
@@ -84,7 +85,7 @@ def train_inputs(recipe, dataset, synthetic_key):
         for k, v in dataclasses.asdict(recipe.classify).items()
         if k not in ("epochs", "warmup", "steps")
     } | chosen
-    if not (recipe.row.real and synthetic_key):  # lambda weighs two kinds against each other
+    if not (method_of(recipe).real and synthetic_key):  # lambda weighs two kinds against each other
         options["real_weight"] = None
     return {
         "classifier": identity(recipe.classifier, "clip"),
@@ -97,7 +98,7 @@ def train_inputs(recipe, dataset, synthetic_key):
         "val": fingerprint(validation_images(recipe, dataset)),
         "synthetic": synthetic_key,
         "shots": fingerprint(few_shots(dataset, recipe.shots, recipe.seed))
-        if recipe.row.real
+        if method_of(recipe).real
         else None,
     }
 

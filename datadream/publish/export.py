@@ -13,8 +13,8 @@ from pathlib import Path
 
 import yaml
 
-from ..config import METHODS
 from ..errors import ConfigError, did_you_mean
+from ..methods.registry import METHODS
 from ..models.catalog import GENERATORS
 from ..store.files import writing
 from ..store.open import open_store
@@ -171,12 +171,13 @@ def card(key, rows, classes, form, store, licence):
     row, adapted = GENERATORS.get(recipe["generator"]), len(inputs["adapters"])
     options = "\n".join(
         f"| {name} | {json.dumps(value)} |"
-        for name, value in sorted({**inputs["generate"], **_tuning(recipe)}.items())
+        for name, value in sorted({**inputs["generate"], **_tuning(recipe, adapted)}.items())
     )
-    kind = {
-        0: "none: the base model as it is",
-        1: "one adapter for the dataset (DataDream_dset)",
-    }.get(adapted, f"{adapted} adapters, one per {METHODS[recipe['method']].generator}")
+    method = METHODS.get(recipe["method"])
+    kind = {0: "none: the base model as it is", 1: "one adapter"}.get(
+        adapted, f"{adapted} adapters"
+    )
+    kind += f" ({method.title if method else recipe['method']})"
     front = {
         "pretty_name": f"DataDream synthetic set {key}",
         "license": licence,
@@ -217,12 +218,8 @@ def _text(value):
     return f"{fence}{text}{fence}"
 
 
-def _tuning(recipe):
-    return {
-        name: value
-        for name, value in recipe.items()
-        if name.startswith("adapt.") and METHODS[recipe["method"]].generator != "base"
-    }
+def _tuning(recipe, adapted):
+    return {name: value for name, value in recipe.items() if name.startswith("adapt.") and adapted}
 
 
 LICENCE = "nobody has chosen one yet (`--licence` of the export)"

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pandas as pd
 
-from ..config import METHODS
+from ..methods.registry import METHODS
 from ..statistics import mean_interval
 from .records import best_by_validation, paired, protocol_note, sentence, summary, verdict
 

@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 
 from .. import progress
-from ..config import METHODS
 from ..data.datasets import SHOTS_TITLE, draw_images, draw_shots, few_shots, load_for
 from ..data.images import Images, fingerprint
+from ..methods.registry import METHODS, method_of
 from ..pipeline.generate import generation_inputs, read_synthetic_set
 from ..statistics import mean_interval, spearman
 from ..store.keys import key
@@ -63,7 +63,7 @@ def _images(recipe, dataset, store):
     """Return the set that a cell is about, the synthetic one or for method 'real' the few shots,
     and the name of its content.
     """
-    if not recipe.row.generator:
+    if not method_of(recipe).generates:
         shots = few_shots(dataset, recipe.shots, recipe.seed)
         return shots, fingerprint(shots)
     artifact = key("generate", **generation_inputs(recipe, dataset))
@@ -122,7 +122,7 @@ def measure_sets(recipes, store=None, names=None):
     """
     store, rows, done = store or open_store(), [], set()
     for recipe in progress.each(
-        [r for r in recipes if r.row.generator or r.row.real], "describe", "set"
+        [r for r in recipes if method_of(r).generates or method_of(r).real], "describe", "set"
     ):
         dataset = load_for(recipe)
         images, artifact = _images(recipe, dataset, store)
@@ -138,7 +138,7 @@ def measure_sets(recipes, store=None, names=None):
             continue
         done.add(tuple(cell.values()))
         sets = {"real": reference(dataset, recipe.shots, recipe.seed), "synthetic": images}
-        if recipe.row.generator:
+        if method_of(recipe).generates:
             sets["shots"] = few_shots(dataset, recipe.shots, recipe.seed)
         for name in names or extractors(recipe):
             found = {part: features(some, name, recipe, store) for part, some in sets.items()}
@@ -181,7 +181,7 @@ def over_seeds(table, measures=tuple(MEASURES)):
             values = table.loc[table["method"] == method, measure].dropna()
             if len(values):
                 mean, low, high = mean_interval(values)
-                title = METHODS[method].title if METHODS[method].generator else SHOTS_TITLE
+                title = METHODS[method].title if METHODS[method].generates else SHOTS_TITLE
                 rows.append(
                     {
                         "measure": measure,

@@ -18,7 +18,7 @@ from matplotlib.ticker import MaxNLocator, ScalarFormatter
 from matplotlib.transforms import Bbox
 from PIL import Image, ImageOps
 
-from ..config import METHODS
+from ..methods.registry import METHODS
 from . import style
 from .distances import TITLES
 from .style import BASE, LINE, SMALL, WIDTH, fitted, text_width, themed

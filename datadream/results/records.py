@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..config import METHODS
+from ..methods.registry import METHODS
 from ..pipeline.record import read_record, record_row
 from ..statistics import mean_interval
 from ..store.open import open_store

@@ -19,7 +19,7 @@ from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from ..config import METHODS
+from ..methods.registry import METHODS
 
 WIDTH = 5.0  # inches: 500 pixels on a desk, scaled to about 350 on a phone
 DPI = 100  # pixels per inch as displayed; a dense screen gets twice as many
@@ -89,7 +89,7 @@ def marks(method: str, **others: Any) -> dict[str, Any]:
 
 def _settings() -> Any:  # a dict whose keys are matplotlib's
     ground, ink, grid = shade(GROUND), shade(INK), shade(GRID)
-    colours = list(dict.fromkeys(shade(row.colour) for row in METHODS.values() if row.generator))
+    colours = list(dict.fromkeys(shade(row.colour) for row in METHODS.values() if row.generates))
     return {
         **sns.axes_style("whitegrid"),
         **sns.plotting_context("notebook"),

@@ -2,9 +2,10 @@
 
 import pandas as pd
 
-from .. import config
-from ..config import METHODS, as_mapping
+from ..config import as_mapping
 from ..errors import ConfigError
+from ..methods import recipes
+from ..methods.registry import METHODS
 
 
 def cells(
@@ -27,7 +28,7 @@ def cells(
         overrides
     )
     return [
-        config.recipe(overrides=values, method=method, seed=seed, **fields)
+        recipes.recipe(overrides=values, method=method, seed=seed, **fields)
         for seed in seeds
         for method in methods
     ]

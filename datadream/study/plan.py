@@ -10,11 +10,13 @@ from functools import lru_cache
 import numpy as np
 import pandas as pd
 
-from .. import config, progress
+from .. import progress
 from ..data.datasets import DATASETS, Dataset, load_for, released
 from ..data.images import PIXEL, Images
 from ..data.paper_datasets import HELD_OUT, SOURCES, elsewhere, lacking, readable
 from ..errors import DataError
+from ..methods.recipes import recipe as make_recipe
+from ..methods.registry import method_of
 from ..models.catalog import GENERATORS, absent
 from ..pipeline.costs import PROXY, STAGES, THROUGHPUT, seconds, units_of_work
 from ..pipeline.stages import artifact_keys
@@ -88,7 +90,7 @@ def _sizes(recipe):
 
 
 def _rates(recipe):
-    preset = config.recipe(recipe.profile)
+    preset = make_recipe(recipe.profile)
     same = all(
         getattr(recipe, name) == getattr(preset, name)
         for name in ("generator", "classifier", "resolution")
@@ -143,7 +145,11 @@ def missing(recipes):
                 hint = [elsewhere()] if way else hint
         wanted = [
             ("classifier", recipe.classifier, "clip"),
-            *([("generator", recipe.generator, "generator")] if recipe.row.generator else []),
+            *(
+                [("generator", recipe.generator, "generator")]
+                if method_of(recipe).generates
+                else []
+            ),
         ]
         for kind, name, part in wanted:
             if absent(name, part):

@@ -1,7 +1,7 @@
 """Sample images of cells for the figures of a page."""
 
-from ..config import METHODS
 from ..data.datasets import SHOTS_TITLE, few_shots, load_for
+from ..methods.registry import METHODS, method_of
 from ..pipeline.generate import generation_inputs, read_synthetic_set
 from ..pipeline.stages import artifact_keys
 from ..store.keys import key
@@ -14,7 +14,7 @@ def axis_sample_rows(by_label, store=None):
     """
     rows, seen = {}, set()
     for label, recipes in by_label.items():
-        made = [recipe for recipe in recipes if recipe.row.generator]
+        made = [recipe for recipe in recipes if method_of(recipe).generates]
         artifact = artifact_keys(made[0])["generate"] if made else None
         if made and artifact not in seen:
             seen.add(artifact)
@@ -31,7 +31,7 @@ def sample_rows(recipes, store=None, depth=3):
     dataset = load_for(first)
     sets = {SHOTS_TITLE: few_shots(dataset, first.shots, first.seed)}
     for recipe in recipes:
-        if recipe.row.generator and recipe.seed == first.seed:
+        if method_of(recipe).generates and recipe.seed == first.seed:
             # A method with real images shows the same set.
             title = METHODS[recipe.method.removesuffix("+real")].title
             made = key("generate", **generation_inputs(recipe, dataset))

@@ -17,9 +17,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import baseline, gpu, lengths, operations, simulate, together
 from benchmarks.stages import SWAPS, Stage, as_files, peak_bytes, work
-from datadream import config, paths
+from datadream import paths
 from datadream.data import datasets
 from datadream.engines import on_ray
+from datadream.methods import recipes
+from datadream.methods.registry import method_of
 from datadream.models.classifiers import clip
 from datadream.models.generators import lora, unet
 from datadream.pipeline.adapt import train_adapter
@@ -33,7 +35,7 @@ def test_the_product_has_the_baselines_loss_curve(tmp_path):
     """The same seed, images, prompts and noise in float32: a cached posterior and tokens change
     nothing but the time.
     """
-    recipe = config.recipe(
+    recipe = recipes.recipe(
         overrides={"adapt.epochs": 3, "adapt.warmup": 2}, dataset="mnist", method="cls", shots=16
     )
     dataset = datasets.load_dataset("mnist")
@@ -203,7 +205,7 @@ def test_adapters_that_train_together_have_the_gradients_that_each_has_alone():
     itself.
     """
     pipe = baseline.load_pipeline(paths.paths()["mini"] / "generator", torch.device("cpu"))
-    options = config.recipe(overrides={"adapt.rank": 2, "adapt.batch": 1}).adapt
+    options = recipes.recipe(overrides={"adapt.rank": 2, "adapt.batch": 1}).adapt
     # Leaves the weights as they are.
     still = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.0)
     own = [
@@ -279,7 +281,7 @@ def test_the_papers_lengths_are_counted_from_the_full_size_models(store):
     todo = on_ray.tasks(profile_cells("paper", ["eurosat"], 1), store, load_or_describe)
     first = {
         kind: next(
-            task for task in todo.values() if task.kind == kind and task.recipe.row.generator
+            task for task in todo.values() if task.kind == kind and method_of(task.recipe).generates
         )
         for kind in ("adapt", "slice", "cell")
     }

@@ -21,11 +21,8 @@ COMMANDS = [
     for line in block.splitlines()
     if line.strip()
 ]
-BLOCKS = re.findall(r"```\{code-block\} python\n:caption: (\S+)\n\n(.*?)```", PAGE, re.DOTALL)
-TABLES = {
-    "data.DATASETS": ("datadream/data/datasets.py", "DATASETS = {\n"),
-    "config.METHODS": ("datadream/config.py", "METHODS = {\n"),
-}
+BLOCKS = re.findall(r"```\{code-block\} \w+\n:caption: (\S+)\n\n(.*?)```", PAGE, re.DOTALL)
+TABLES = {"data.DATASETS": ("datadream/data/datasets.py", "DATASETS = {\n")}
 pytestmark = pytest.mark.long
 
 
@@ -38,6 +35,10 @@ def home(tmp_path_factory):
     for name in ("datadream", "notebooks"):
         shutil.copytree(ROOT / name, home / name, ignore=shutil.ignore_patterns("__pycache__"))
     for where, code in BLOCKS:
+        if where.startswith("seven_prompts/"):
+            (home / where).parent.mkdir(exist_ok=True)
+            (home / where).write_text(code)
+            continue
         file, start = TABLES.get(where, (where, None))
         text = (home / file).read_text()
         if start is None:
@@ -54,6 +55,8 @@ def home(tmp_path_factory):
         (home / file).write_text(
             text[:place] + ("\n\n" if start is None else "") + code + text[place:]
         )
+    installed = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*installed, "--target", home / "site", home / "seven_prompts"], check=True)
     write_classes(home / "birds", ["robin", "wren"], 24)
     (home / "scans").mkdir()
     for label, name in enumerate(("cat", "dog")):
@@ -95,7 +98,8 @@ def test_the_page_works_through_a_dataset_and_a_method():
         "datadream/data/paper_datasets.py",
         "datadream/data/datasets.py",
         "data.DATASETS",
-        "config.METHODS",
+        "seven_prompts/seven_prompts.py",
+        "seven_prompts/pyproject.toml",
     ] and len(COMMANDS) >= 6
 
 
@@ -110,7 +114,7 @@ def test_a_command_of_the_page_runs(home, command):
     place = {
         "DATADREAM_HOME": str(home),
         "DATADREAM_STORE": str(home / "artifacts"),
-        "PYTHONPATH": str(home),
+        "PYTHONPATH": os.pathsep.join([str(home), str(home / "site")]),
         "OMP_NUM_THREADS": "1",
     }
     done = subprocess.run(

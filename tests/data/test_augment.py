@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as TF
 
-from datadream.config import recipe
 from datadream.data import augment
 from datadream.data.augment import Augmentation
+from datadream.methods.recipes import recipe
 
 OFF = {f"classify.{name}": 0.0 for name in ("flip", "jitter", "grayscale", "blur", "solarize")}
 OFF |= {"classify.randaugment": False, "classify.crop_low": 1.0}

@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from datadream.config import recipe
 from datadream.data import datasets, images, paper_datasets
 from datadream.errors import DataError
+from datadream.methods.recipes import recipe
 
 # Class folders (or what stands for them) in label order; the names are those of the true archives.
 CLASSES = {

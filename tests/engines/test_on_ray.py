@@ -328,7 +328,7 @@ import ray
 from datadream.engines import on_ray
 from datadream import progress
 from datadream.study import cells
-from datadream.config import recipe
+from datadream.methods.recipes import recipe
 from datadream.store.artifacts import Store
 
 def noting(task, root):

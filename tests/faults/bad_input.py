@@ -26,6 +26,7 @@ from PIL import Image
 from datadream import config, photos
 from datadream.data import datasets, folders, paper_datasets
 from datadream.errors import ConfigError, DataError, ModelMissingError, printable
+from datadream.methods import recipes
 from datadream.publish import export
 from datadream.results import plots, records
 from datadream.results.tables import show_table
@@ -237,7 +238,7 @@ def markup(box, names, noun=""):
         )
         (root / "classes.json").write_text(json.dumps(dict(zip(safe, loaded.classes, strict=True))))
 
-    recipe = config.recipe(dataset="folder", folder=str(box.photos), method="base", noun=noun)
+    recipe = recipes.recipe(dataset="folder", folder=str(box.photos), method="base", noun=noun)
     key = "generate-0123456789abcdef"
     box.store.make(
         key, {"generate": {}, "seed": 0, "adapters": []}, build, recipe=config.as_dict(recipe)
@@ -403,7 +404,7 @@ RECIPES = [
 
 def settings_case(fields):
     def attempt(box):
-        config.recipe(**fields)
+        recipes.recipe(**fields)
         return "used"
 
     name = "a seed of 5,001 digits" if fields.get("seed", 0) > 2**64 else ascii(fields)[:60]

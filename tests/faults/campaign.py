@@ -22,7 +22,7 @@ import disturb
 import psutil
 from disturb import FAILED, STAGES, ended, family, left_behind, reached, records, start
 
-from datadream.config import recipe
+from datadream.methods.recipes import recipe
 from datadream.paths import paths
 from datadream.results.benchmark_tables import fault_table, input_table, load_faults
 from datadream.store.files import write_json

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from datadream import config
 from datadream.data import folders, images
 from datadream.errors import ConfigError, DataError, printable
+from datadream.methods import recipes
 from datadream.publish import export
 from datadream.store import keys
 from datadream.store.artifacts import Store
@@ -89,7 +90,7 @@ def test_any_class_names_are_refused_or_stay_text(names):
 @settings(max_examples=EXAMPLES["recipes"])
 @given(
     st.dictionaries(
-        st.sampled_from(sorted(config.as_dict(config.recipe()))),
+        st.sampled_from(sorted(config.as_dict(recipes.recipe()))),
         st.none()
         | st.booleans()
         | st.integers()
@@ -103,7 +104,7 @@ def test_any_class_names_are_refused_or_stay_text(names):
 )
 def test_any_settings_are_a_recipe_with_a_key_or_a_config_error(values):
     try:
-        one = config.recipe(overrides=values)
+        one = recipes.recipe(overrides=values)
     except ConfigError as error:
         assert printable(str(error))
     else:

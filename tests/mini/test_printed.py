@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFont
 from safetensors.torch import load_file
 
-from datadream.config import recipe
 from datadream.data import datasets, printed
+from datadream.methods.recipes import recipe
 from datadream.mini import base, quality, tokens
 from datadream.models.classifiers import print_reader
 from datadream.models.classifiers.base import load_classifier

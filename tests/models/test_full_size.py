@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from benchmarks.full_size import TEXT, UNET, save_models
-from datadream.config import Adapt, recipe
+from datadream.config import Adapt
+from datadream.methods.recipes import recipe
 from datadream.models.generators.lora import UNET_TARGETS, add_generator_lora
 from datadream.models.generators.unet import image_side
 

@@ -453,7 +453,7 @@ import functools, os, signal, sys
 from datadream.pipeline import adapt as package
 from datadream.training import checkpoint, loop
 from datadream.data import datasets
-from datadream.config import recipe
+from datadream.methods.recipes import recipe
 from datadream.store.artifacts import Store
 
 def replace(part, path, calls=[]):

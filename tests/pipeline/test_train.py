@@ -15,11 +15,12 @@ from conftest import Killed, dies_at
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datadream.config import recipe
 from datadream.data import datasets
 from datadream.data.batches import Batches
 from datadream.data.datasets import Dataset, Images, few_shots, load_for
 from datadream.errors import ConfigError
+from datadream.methods.recipes import recipe
+from datadream.methods.registry import method_of
 from datadream.models.classifiers import resnet
 from datadream.models.classifiers.base import load_classifier, load_classifier_lora
 from datadream.pipeline import train as package
@@ -394,7 +395,10 @@ def test_every_method_takes_the_same_number_of_steps(
     monkeypatch.setattr(
         package, "mixed_loss", lambda *args: (sizes.append(len(args[0])), mixed_loss(*args))[1]
     )
-    real, drawn = shots if one.row.real else None, synthetic if one.row.generator else None
+    real, drawn = (
+        shots if method_of(one).real else None,
+        synthetic if method_of(one).generates else None,
+    )
     train(one, dataset, real, drawn, "set" if drawn else None, store)
     assert sizes == [6] * 9 and optimiser_steps(one, 3) == (9, 3)
 
@@ -544,8 +548,8 @@ def test_a_killed_training_continues_to_the_same_bytes(
         one,
         dataset,
         shots,
-        synthetic if one.row.generator else None,
-        "set" if one.row.generator else None,
+        synthetic if method_of(one).generates else None,
+        "set" if method_of(one).generates else None,
     )
     whole, store = train(*arguments, Store(tmp_path / "whole")), Store(tmp_path / "killed")
     with pytest.MonkeyPatch.context() as patch:
@@ -707,9 +711,11 @@ def test_each_trained_classifier_has_its_own_result(make, dataset, shots, store)
 def test_what_a_training_depends_on_can_be_written_down(method):
     one = recipe(method=method)
     shots = toned([i % 3 for i in range(48)], [i % 3 for i in range(48)])
-    inputs = train_inputs(one, as_dataset(shots), "generate-0" if one.row.generator else None)
+    inputs = train_inputs(
+        one, as_dataset(shots), "generate-0" if method_of(one).generates else None
+    )
     assert json.loads(json.dumps(inputs)) == inputs
-    assert (inputs["synthetic"] is None) == (one.row.generator is None)
+    assert (inputs["synthetic"] is None) == (not method_of(one).generates)
 
 
 @pytest.mark.parametrize("select", ["last", "validation"])

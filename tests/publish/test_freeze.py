@@ -14,8 +14,8 @@ import yaml
 from conftest import ROOT
 from PIL import Image
 
-from datadream.config import METHODS
 from datadream.errors import DataError
+from datadream.methods.registry import METHODS
 from datadream.paths import paths
 from datadream.publish import freeze
 from datadream.results import records

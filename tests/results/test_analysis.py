@@ -12,10 +12,10 @@ import pandas as pd
 import papermill
 import pytest
 
-from datadream.config import METHODS
 from datadream.data import datasets
 from datadream.data.datasets import few_shots
 from datadream.errors import DataError
+from datadream.methods.registry import METHODS
 from datadream.results import analysis, features
 from datadream.results.distances import MEASURES, TITLES, copying
 from datadream.results.records import select

@@ -10,11 +10,11 @@ import pytest
 import torch
 from conftest import Killed, dies_at
 
-from datadream.config import recipe
 from datadream.data import datasets
 from datadream.data.images import Images
 from datadream.data.transforms import evaluation_batches
 from datadream.errors import ConfigError, ModelMissingError
+from datadream.methods.recipes import recipe
 from datadream.models.classifiers import print_reader
 from datadream.models.classifiers.base import load_classifier
 from datadream.paths import paths

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
-from datadream.config import METHODS
+from datadream.methods.registry import METHODS
 from datadream.results import plots, style
 from datadream.store.artifacts import Store
 
@@ -308,9 +308,9 @@ def test_a_figure_is_shown_once():
 
 def test_every_method_has_a_colour_and_a_generator_keeps_its_own():
     for name, row in METHODS.items():
-        if row.generator and row.real:
+        if row.generates and row.real:
             assert row.colour == METHODS[name.removesuffix("+real")].colour
-    alone = [row.colour for row in METHODS.values() if not (row.generator and row.real)]
+    alone = [row.colour for row in METHODS.values() if not (row.generates and row.real)]
     assert len(set(alone)) == len(alone)
 
 

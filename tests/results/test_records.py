@@ -10,6 +10,7 @@ import pytest
 from scipy import stats
 
 from datadream import config, paths
+from datadream.methods import recipes
 from datadream.results import benchmark_tables, records
 from datadream.statistics import mean_interval, wilson
 
@@ -17,7 +18,7 @@ from datadream.statistics import mean_interval, wilson
 def record(method="real", seed=0, top1=0.5, val=0.5, dataset="mnist", **overrides):
     """Return a record as study.run writes it."""
     recipe = config.as_dict(
-        config.recipe(method=method, seed=seed, dataset=dataset, overrides=overrides)
+        recipes.recipe(method=method, seed=seed, dataset=dataset, overrides=overrides)
     )
     correct = round(200 * top1)
     low, high = wilson(correct, 200)

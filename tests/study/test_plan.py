@@ -8,11 +8,11 @@ import re
 import pytest
 
 from datadream.cli import main
-from datadream.config import METHODS
 from datadream.data.datasets import validation_images
 from datadream.data.paper_datasets import SOURCES
 from datadream.engines import on_ray
 from datadream.errors import DataError
+from datadream.methods.registry import METHODS
 from datadream.pipeline.costs import STAGES, THROUGHPUT, seconds, units_of_work
 from datadream.store.artifacts import Store
 from datadream.study import cells, run

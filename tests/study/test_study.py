@@ -19,9 +19,10 @@ import pytest
 import yaml
 from conftest import CLASSES, ROOT, draw_image, write_classes
 
-from datadream.config import METHODS, as_dict
+from datadream.config import as_dict
 from datadream.data.datasets import DataError, few_shots
 from datadream.errors import ConfigError
+from datadream.methods.registry import METHODS, method_of
 from datadream.pipeline import stages
 from datadream.results.records import load_records
 from datadream.signals import Stopped
@@ -101,16 +102,18 @@ def test_a_record_holds_the_whole_cell(finished):
         )
         stages = (
             {"judge"}
-            | ({"train"} if one.row.trained else set())
-            | ({"generate"} if one.row.generator else set())
+            | ({"train"} if method_of(one).trained else set())
+            | ({"generate"} if method_of(one).generates else set())
         )
-        stages |= {"adapt"} if one.row.generator in ("class", "dataset") else set()
-        stages |= {"shots"} if one.row.real or "adapt" in stages else set()
+        stages |= {"adapt"} if one.method.startswith(("cls", "dset")) else set()
+        stages |= {"shots"} if method_of(one).real or "adapt" in stages else set()
         assert set(record["seconds"]) == stages and all(
             value >= 0 for value in record["seconds"].values()
         )
         assert all(finished.store.done(key) for key in record["artifacts"].values())
-        assert [row["step"] for row in record["curve"]] == ([3, 6, 9] if one.row.trained else [])
+        assert [row["step"] for row in record["curve"]] == (
+            [3, 6, 9] if method_of(one).trained else []
+        )
 
 
 def test_methods_share_the_stages_that_they_have_in_common(finished):

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from datadream.config import METHODS, recipe
+from datadream.methods.recipes import recipe
+from datadream.methods.registry import METHODS
 from datadream.pipeline.stages import artifact_keys
 
 KEPT = json.loads(Path(__file__).with_name("keys.json").read_text())

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datadream.config import METHODS, recipe
 from datadream.data.datasets import few_shots, prompt
+from datadream.methods.base import Adapter
+from datadream.methods.recipes import recipe
+from datadream.methods.registry import METHODS
 from datadream.models.generators import sampling
 from datadream.models.generators.lora import merged_lora
 from datadream.models.generators.unet import load_generator
@@ -39,8 +41,8 @@ def test_every_method_runs_to_a_record(make, tmp_path, method):
         and test["top1"] == matrix.trace() / matrix.sum()
     )
     made = {name.rstrip("0123456789") for name in record["artifacts"]}
-    assert made >= {"train", "judge"} and ("generate" in made) == bool(METHODS[method].generator)
-    assert ("adapt" in made) == (METHODS[method].generator not in (None, "base"))
+    assert made >= {"train", "judge"} and ("generate" in made) == bool(METHODS[method].generates)
+    assert ("adapt" in made) == method.startswith(("cls", "dset", "loft"))
 
 
 def test_a_method_s_settings_are_overrides_that_a_reader_may_override():
@@ -199,19 +201,19 @@ def test_lofts_pairs_are_two_images_of_the_class_and_all_are_used(make, dataset)
         found = draws.groups(one, dataset, label)
         assert [i for indices, _ in found for i in indices] == list(range(400))
         assert all(
-            len(own) == len(set(own)) == 2 and {which[0] for which in own} == {label}
+            len(own) == len(set(own)) == 2 and {which.label for which in own} == {label}
             for _, own in found
         )
-        counts = Counter(image for _, own in found for _, image in own)
+        counts = Counter(which.image for _, own in found for which in own)
         assert set(counts) == {0, 1, 2, 3} and len({own for _, own in found}) == 6, (
             "every pair of four"
         )
     assert draws.groups(make("loft", seed=1, shots=4), dataset, 0) != draws.groups(
         make("loft", shots=4), dataset, 0
     )
-    assert [own for _, own in draws.groups(make("loft", shots=1), dataset, 2)] == [((2, 0),)] * 2, (
-        "one shot has no pair"
-    )
+    assert [own for _, own in draws.groups(make("loft", shots=1), dataset, 2)] == [
+        (Adapter(2, 0),)
+    ] * 2, "one shot has no pair"
 
 
 def test_an_adapter_per_image_sees_that_image_only(make, dataset, shots, store):

@@ -1,0 +1,139 @@
+"""The protocol of a method: what is special about it, and nothing else.
+
+A method says which adapters of the generator are trained, how each image is made, and which of the
+drawn images stay. Everything else, sampling, resuming, sharing out over machines, training the
+classifier, recording, is the pipeline's and the same for all.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+from PIL.Image import Image
+
+from ..config import Recipe
+from ..data.datasets import Dataset, few_shots, prompt
+from ..data.images import Images
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """One LoRA of the generator: which of the few shots it is tuned on.
+
+    `label` None: those of all classes; a class index: those of that class, of which `image` picks
+    one.
+    """
+
+    label: int | None = None
+    image: int | None = None
+
+    def shots(self, support: "Support") -> int:
+        """Return how many images it is tuned on."""
+        return 1 if self.image is not None else support.count(self.label)
+
+
+@dataclass(frozen=True)
+class Draw:
+    """How one image is made: its prompt, the adapters whose weights are merged in equal shares
+    (none: the base generator), and the shot of its class that it starts from (None: pure noise).
+    """
+
+    prompt: str
+    adapters: tuple[Adapter, ...] = ()
+    start: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Support:
+    """The few real images that a method may use, and the recipe that it was asked for."""
+
+    recipe: Recipe
+    dataset: Dataset
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The class names in the order of the labels."""
+        return tuple(self.dataset.classes)
+
+    def shots(self, label: int | None = None) -> Images:
+        """Return the few shots of all classes, or of one."""
+        return few_shots(self.dataset, self.recipe.shots, self.recipe.seed, label)
+
+    def count(self, label: int | None = None) -> int:
+        """Return how many few shots there are, of all classes or of one."""
+        return len(self.shots(label))
+
+    def prompt(self, label: int, template: int = 0) -> str:
+        """Return the paper's prompt of a class, or another of `data.datasets.TEMPLATES`."""
+        return prompt(self.dataset.noun, self.classes[label], template)
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method of the comparison; a subclass overrides what it does otherwise than the default.
+
+    The default draws from the base generator, with the templates that `generate.templates` asks
+    for in turn, from a few shot if `generate.strength` says so, and draws an image again while the
+    untouched classifier reads another class, `generate.redraws` times at most.
+    """
+
+    # Whether recipe, prompts and adapters say all of how the images are made, so that no draw need
+    # stand in the key. It holds for the class that says so, and for none that is derived from it.
+    derived: ClassVar[bool] = True
+
+    name: str
+    title: str
+    # Of Okabe and Ito's, which colour-blind readers tell apart, but dark red for the yellow that
+    # white swallows: one for each generator.
+    colour: str
+    cite: str = ""  # a key of book/references.bib
+    real: bool = False  # whether the classifier is trained on the few shots too
+    generates: bool = True  # whether there is a synthetic set
+    trained: bool = True  # whether a classifier is trained at all
+    main: bool = False  # in the paper's main table, and run where no method is named
+    # What differs from the profile: profile -> dotted field -> value.
+    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    together: int = 0  # images that at most share a batch; 0: as many as have the same adapters
+    version: int = 1  # raise it when `accept` changes, so that sets are drawn anew
+
+    def adapters(self, support: Support) -> list[Adapter]:
+        """Return the adapters that are trained, each once."""
+        return []
+
+    def prompts(self, support: Support, label: int) -> list[str]:
+        """Return the prompts that the images of a class take in turn."""
+        return [support.prompt(label, t) for t in range(support.recipe.generate.templates)]
+
+    def used(self, support: Support, label: int, index: int) -> tuple[Adapter, ...]:
+        """Return the adapters of image `index` of a class."""
+        return ()
+
+    def draw(self, support: Support, label: int, index: int, rng: np.random.Generator) -> Draw:
+        """Return how image `index` of a class is made; `rng` depends on seed, class and index."""
+        prompts = self.prompts(support, label)
+        start = index % support.count(label) if support.recipe.generate.strength else None
+        return Draw(prompts[index % len(prompts)], self.used(support, label, index), start)
+
+    def accept(
+        self, images: Sequence[Image], label: int, read: Callable[[Sequence[Image]], list[int]]
+    ) -> list[bool]:
+        """Return which images of a class stay; `read` gives the classes that the untouched
+        classifier sees. It is asked only where `generate.redraws` allows to draw again.
+        """
+        return [found == label for found in read(images)]
+
+    def key(self, support: Support, draws: Callable[[int], list[Draw]]) -> dict[str, Any]:
+        """Return what the key of the synthetic set has to know beside the recipe, the prompts and
+        the adapters: nothing of a class that is `derived`, else every draw, and the version of an
+        `accept` of one's own.
+        """
+        if type(self).__dict__.get("derived"):
+            return {}
+        every = [[asdict(one) for one in draws(y)] for y in range(len(support.classes))]
+        found: dict[str, Any] = {"draws": hashlib.sha256(json.dumps(every).encode()).hexdigest()}
+        if type(self).accept is not Method.accept:
+            found["accept"] = [type(self).__module__, type(self).__qualname__, self.version]
+        return found

@@ -1,0 +1,23 @@
+"""DISEF's way (da Costa et al., 2023): start from a few shot, and draw again what is misread.
+
+It starts at step 5 of 20 from a few shot and draws again what its CLIP reads as another class, a
+hundred times at most; the mini profile four times, since its untouched CLIP reads handwriting
+badly.
+"""
+
+from .base import Method
+
+FROM_SHOTS = {
+    "paper": {
+        "generate.strength": 0.75,
+        "generate.steps": 20,
+        "generate.scheduler": "DPMSolverMultistepScheduler",
+        "generate.redraws": 100,
+    },
+    "mini": {"generate.strength": 0.75, "generate.redraws": 4},
+}
+METHODS = (
+    Method(
+        "disef", "DISEF-style, from the shots", "#D55E00", "dacosta2023disef", settings=FROM_SHOTS
+    ),
+)

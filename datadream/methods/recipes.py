@@ -1,0 +1,56 @@
+"""The recipe of a method in a profile, and the book's tables of settings."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..config import PROFILES, Recipe, as_dict, as_mapping, build_recipe, leaves
+from .registry import METHODS
+
+
+def recipe(
+    profile: str = "mini", overrides: Mapping[str, Any] | None = None, **fields: Any
+) -> Recipe:
+    """Return the Recipe of a profile and a method with `fields` (e.g. `dataset="mnist"`) and dotted
+    `overrides` (e.g. `{"adapt.lr": 1e-3}`).
+
+    Whole numbers are accepted where a float is wanted. Raises ConfigError on an unknown profile,
+    method, key or value, with the nearest accepted name.
+    """
+    named = {**fields, **as_mapping(overrides)}.get("method", Recipe.method)
+    known = METHODS.get(named) if isinstance(named, str) else None
+    made = build_recipe(profile, known.settings if known else {}, overrides, **fields)
+    METHODS.find(made.method)
+    return made
+
+
+def settings_table() -> list[dict[str, Any]]:
+    """Return one row per field: name, paper value, mini value, why; the book prints it as the
+    table of settings.
+    """
+    paper, mini = as_dict(recipe("paper")), as_dict(recipe("mini"))
+    return [
+        {"field": name, "paper": paper[name], "mini": mini[name], "why": spec.metadata["why"]}
+        for name, _, spec in leaves(Recipe())
+    ]
+
+
+def method_settings_table() -> list[dict[str, Any]]:
+    """Return one row per setting that a method's row changes: method, field, its value in both
+    profiles, and the profiles' own.
+    """
+    rows = []
+    for name, row in METHODS.items():
+        if row.settings and not name.endswith("+real"):
+            changed = sorted({field for values in row.settings.values() for field in values})
+            values = {profile: as_dict(recipe(profile, method=name)) for profile in PROFILES}
+            own = {profile: as_dict(recipe(profile, method="dset")) for profile in PROFILES}
+            rows += [
+                {
+                    "method": row.title,
+                    "field": field,
+                    **{profile: values[profile][field] for profile in PROFILES},
+                    **{f"{profile}, other methods": own[profile][field] for profile in PROFILES},
+                }
+                for field in changed
+            ]
+    return rows

@@ -1,0 +1,143 @@
+"""The table of all methods: those of this folder, of installed packages, and of a notebook."""
+
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from importlib.metadata import entry_points
+
+from ..config import Recipe
+from ..errors import ConfigError, brief, did_you_mean, printable
+from . import datadream, disef, issynth, loft, real, unadapted, zero_shot
+from .base import Method
+
+GROUP = "datadream.methods"  # of the entry points by which a package adds methods
+
+
+class Table(Mapping[str, Method]):
+    """Name -> Method, in the order of the tables and figures; packages' methods come last.
+
+    A package's entry points are loaded at the first look into the table. One that cannot be loaded
+    is left out with a warning, and named again where its method is asked for.
+    """
+
+    def __init__(self) -> None:
+        self._rows: dict[str, Method] = {}
+        self._faults: dict[str, str] = {}
+        self._loaded = False
+        main = (*unadapted.METHODS, *datadream.METHODS)
+        others = (*issynth.METHODS, *disef.METHODS, *loft.METHODS)
+        usual, heavy = real.METHODS
+        for method in (*zero_shot.METHODS, usual, *main, *map(with_real, main)):
+            self.add(method)
+        for method in (heavy, *others, *map(with_real, others)):
+            self.add(method)
+
+    def add(self, method: Method) -> None:
+        """Add one method. Raises ConfigError on what is none, and on a name that is taken."""
+        require_method(method)
+        if method.name in self._rows:
+            raise ConfigError(f"there is a method {method.name!r} already; give it another name")
+        self._rows[method.name] = method
+
+    def remove(self, name: str) -> None:
+        """Take a method that `register` added, and its twin with real images, away again."""
+        for one in (name, f"{name}+real"):
+            self._rows.pop(one, None)
+
+    def _load(self) -> None:
+        if self._loaded:
+            return
+        self._loaded = True
+        for entry in entry_points(group=GROUP):
+            try:
+                found = entry.load()
+                for method in (found,) if isinstance(found, Method) else tuple(found):
+                    self.add(method)
+                    if method.generates and not method.real:
+                        self.add(with_real(method))
+            except Exception as error:  # whatever a package of somebody else raises
+                said = f"{entry.name!r} ({entry.value}): {type(error).__name__}: {error}"
+                self._faults[entry.name] = said
+                warnings.warn(f"the entry point {said} gives no method", stacklevel=2)
+
+    def __getitem__(self, name: str) -> Method:
+        self._load()
+        return self._rows[name]
+
+    def __iter__(self) -> Iterator[str]:
+        self._load()
+        return iter(tuple(self._rows))
+
+    def __len__(self) -> int:
+        self._load()
+        return len(self._rows)
+
+    def find(self, name: str) -> Method:
+        """Return the method of a name. Raises ConfigError, with the near miss, if there is none."""
+        if name in self:
+            return self[name]
+        faults = "".join(
+            f" The entry point {said} could not be loaded." for said in self._faults.values()
+        )
+        raise ConfigError(
+            f"method={brief(name)} is unknown; accepted: {', '.join(self)}"
+            f"{did_you_mean(name, self)}{faults}"
+        )
+
+
+def require_method(method: object) -> None:
+    """Raise ConfigError on what is no Method, or has fields that a table cannot show."""
+    if not isinstance(method, Method):
+        raise ConfigError(
+            f"{brief(method)} is a {type(method).__name__}; a method is an instance of "
+            "datadream.methods.base.Method or of a class derived from it"
+        )
+    for name in ("name", "title", "colour", "cite"):
+        value = getattr(method, name)
+        if not isinstance(value, str) or not printable(value) or (not value and name != "cite"):
+            raise ConfigError(f"{name}={brief(value)} of a method; give printable text")
+    if not re.fullmatch(r"[\w+.-]{1,60}", method.name):
+        raise ConfigError(
+            f"name={brief(method.name)} of a method; give at most 60 letters, digits, '_', '-', "
+            "'.' and '+', since it stands in commands and file names"
+        )
+    if not re.fullmatch(r"#[0-9A-Fa-f]{6}", method.colour):
+        raise ConfigError(f"colour={method.colour!r} of method {method.name!r}; give '#rrggbb'")
+    if not isinstance(method.settings, Mapping):
+        raise ConfigError(
+            f"settings={brief(method.settings)} of method {method.name!r}; give a mapping such as "
+            "{'mini': {'adapt.rank': 4}}"
+        )
+
+
+def with_real(method: Method) -> Method:
+    """Return a method's twin, whose classifier is trained on the few real images too."""
+    return replace(method, name=f"{method.name}+real", title=f"{method.title} + real", real=True)
+
+
+METHODS = Table()
+
+
+def register(method: Method) -> Method:
+    """Add a method, and its twin with real images, for this process; in a notebook, before cells.
+
+    A method of the same name that was registered before is replaced. Raises ConfigError on what is
+    no method.
+    """
+    require_method(method)
+    if method.name in _registered:
+        METHODS.remove(method.name)
+    METHODS.add(method)
+    _registered.add(method.name)
+    if method.generates and not method.real:
+        METHODS.add(with_real(method))
+    return method
+
+
+_registered: set[str] = set()
+
+
+def method_of(recipe: Recipe) -> Method:
+    """Return the method of a recipe. Raises ConfigError, with the near miss, if there is none."""
+    return METHODS.find(recipe.method)
