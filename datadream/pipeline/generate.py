@@ -128,7 +128,7 @@ def batch_size(recipe):
         options.compile,
         options.guidance > 1,
         options.images,
-        recipe.method,
+        method_of(recipe).together,
     )
 
 

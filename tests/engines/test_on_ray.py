@@ -327,7 +327,7 @@ import json, pathlib, sys, time
 import ray
 from datadream.engines import on_ray
 from datadream import progress
-from datadream.study import cells
+from datadream.study.run import run_cells
 from datadream.methods.recipes import recipe
 from datadream.store.artifacts import Store
 
@@ -343,7 +343,7 @@ def when_both_are_there(ray, todo, store, drive=on_ray._drive):
 
 on_ray._drive = when_both_are_there
 recipes = [recipe(overrides=json.loads(text)) for text in sys.argv[2:]]
-cells.run_cells(recipes, Store(sys.argv[1]), engine="ray:auto")
+run_cells(recipes, Store(sys.argv[1]), engine="ray:auto")
 """
 
 

@@ -873,9 +873,10 @@ def test_a_hub_model_in_the_cache_loads_offline_and_is_known_by_its_commit(model
     (folder / "refs").mkdir()
     (folder / "refs" / "main").write_text("c" * 40)
     code = (
-        "from datadream.config import recipe; from datadream.models.download import fetch; "
+        "from datadream.methods.recipes import recipe; "
+        "from datadream.models.download import fetch; "
         "from datadream.models.identity import identity; from datadream.models.generators.unet "
-        "import load_generator; fetch(recipe(generator='nobody/tiny')); "
+        "import load_generator; fetch(recipe(generator='nobody/tiny'), True); "
         "print(load_generator('nobody/tiny').unet.config.sample_size, identity('nobody/tiny', "
         "'generator'))"
     )

@@ -113,7 +113,7 @@ def test_the_card_tells_method_licence_recipe_and_faults(made, form, models):
         "15 images of 3 classes",
         "ECCV 2024",
         "licence",
-        "one adapter for the dataset",
+        "one adapter (DataDream (dataset)",
         "adapt.rank",
         "guidance",
         "Seed of the study: 0",
