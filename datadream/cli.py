@@ -12,6 +12,7 @@ from pathlib import Path
 from . import __version__, signals
 from .errors import ConfigError, DataError, ModelMissingError, did_you_mean
 from .store.files import StoreError
+from .store.gc import DAYS
 from .store.open import open_store
 
 
@@ -154,7 +155,7 @@ def _add_upkeep(commands):
     collect.add_argument(
         "--older-than",
         type=_days,
-        default=14,
+        default=DAYS,
         metavar="DAYS",
         help="spare what was written in the last days; another machine's study may need it "
         "(default: %(default)s)",

@@ -99,6 +99,11 @@ class Method:
     together: int = 0  # images that at most share a batch; 0: as many as have the same adapters
     version: int = 1  # raise it when `accept` changes, so that sets are drawn anew
 
+    @property
+    def is_derived(self) -> bool:
+        """Whether the method's own class, and not only one that it comes from, is `derived`."""
+        return type(self).__dict__.get("derived", False)
+
     def adapters(self, support: Support) -> list[Adapter]:
         """Return the adapters that are trained, each once."""
         return []
@@ -130,7 +135,7 @@ class Method:
         the adapters: nothing of a class that is `derived`, else every draw, and the version of an
         `accept` of one's own.
         """
-        if type(self).__dict__.get("derived"):
+        if self.is_derived:
             return {}
         every = [[asdict(one) for one in draws(y)] for y in range(len(support.classes))]
         found: dict[str, Any] = {"draws": hashlib.sha256(json.dumps(every).encode()).hexdigest()}

@@ -24,6 +24,7 @@ class Table(Mapping[str, Method]):
     def __init__(self) -> None:
         self._rows: dict[str, Method] = {}
         self._faults: dict[str, str] = {}
+        self._registered: set[str] = set()
         self._loaded = False
         main = (*unadapted.METHODS, *datadream.METHODS)
         others = (*issynth.METHODS, *disef.METHODS, *loft.METHODS)
@@ -40,8 +41,23 @@ class Table(Mapping[str, Method]):
             raise ConfigError(f"there is a method {method.name!r} already; give it another name")
         self._rows[method.name] = method
 
-    def remove(self, name: str) -> None:
+    def add_with_twin(self, method: Method) -> None:
+        """Add a method and, where it can have one, its twin with real images."""
+        self.add(method)
+        if method.generates and not method.real:
+            self.add(with_real(method))
+
+    def register(self, method: Method) -> None:
+        """Add a method and its twin in the place of those of this name that were registered."""
+        require_method(method)
+        if method.name in self._registered:
+            self.unregister(method.name)
+        self.add_with_twin(method)
+        self._registered.add(method.name)
+
+    def unregister(self, name: str) -> None:
         """Take a method that `register` added, and its twin with real images, away again."""
+        self._registered.discard(name)
         for one in (name, f"{name}+real"):
             self._rows.pop(one, None)
 
@@ -53,9 +69,7 @@ class Table(Mapping[str, Method]):
             try:
                 found = entry.load()
                 for method in (found,) if isinstance(found, Method) else tuple(found):
-                    self.add(method)
-                    if method.generates and not method.real:
-                        self.add(with_real(method))
+                    self.add_with_twin(method)
             except Exception as error:  # whatever a package of somebody else raises
                 said = f"{entry.name!r} ({entry.value}): {type(error).__name__}: {error}"
                 self._faults[entry.name] = said
@@ -125,17 +139,8 @@ def register(method: Method) -> Method:
     A method of the same name that was registered before is replaced. Raises ConfigError on what is
     no method.
     """
-    require_method(method)
-    if method.name in _registered:
-        METHODS.remove(method.name)
-    METHODS.add(method)
-    _registered.add(method.name)
-    if method.generates and not method.real:
-        METHODS.add(with_real(method))
+    METHODS.register(method)
     return method
-
-
-_registered: set[str] = set()
 
 
 def method_of(recipe: Recipe) -> Method:

@@ -244,7 +244,8 @@ def train_generator(work, bank, steps=5500, seed=0, **options):
 
     Needs the autoencoder and the CLIP in `work`. `options` as in `denoise`.
     """
-    from diffusers import AutoencoderKL, UNet2DConditionModel  # pyright: ignore[reportPrivateImportUsage]
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
     vae = AutoencoderKL.from_pretrained(work / "generator" / "vae").eval()
     tokenizer = clip_tokenizer(work / "clip", TOKENS)
@@ -335,7 +336,10 @@ def save_generator(folder, vae, text, tokenizer, unet):
     The UNet is stored in half precision, which halves the repository's largest file; it is loaded
     and used in float32.
     """
-    from diffusers import PNDMScheduler, StableDiffusionPipeline  # pyright: ignore[reportPrivateImportUsage]
+    from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import (
+        StableDiffusionPipeline,
+    )
+    from diffusers.schedulers.scheduling_pndm import PNDMScheduler
 
     for part in (unet, vae):  # else its configuration would keep the path that it was loaded from
         part.register_to_config(_name_or_path="")

@@ -41,18 +41,12 @@ def draws(recipe: Recipe, dataset: Dataset, label: int) -> tuple[Draw, ...]:
     whatever it raises.
     """
     method, support = method_of(recipe), Support(recipe, dataset)
-    known = None if type(method).draw is Method.draw else set(adapters(recipe, dataset))
-    found = []
+    known, found = set(adapters(recipe, dataset)), []
     for index in range(recipe.generate.images):
-        rng = (
-            np.random.default_rng(seed_for("draw", recipe.seed, label, index))
-            if known is not None
-            else None
-        )
+        rng = np.random.default_rng(seed_for("draw", recipe.seed, label, index))
         with naming(method, f"draw, class {label}, image {index}"):
-            one = method.draw(support, label, index, rng)  # pyright: ignore[reportArgumentType]
-        if known is not None:
-            _require(method, support, label, index, one, known)
+            one = method.draw(support, label, index, rng)
+        _require(method, support, label, index, one, known)
         found.append(one)
     return tuple(found)
 
@@ -101,11 +95,14 @@ def groups(recipe: Recipe, dataset: Dataset, label: int) -> list[tuple[range, tu
     """Return (range of image indices, their adapters) of one class: images that follow each other
     and are made with the same adapters, from noise or from shots, can share a batch.
     """
-    most = method_of(recipe).together or recipe.generate.images
-    alike = [
-        (one.adapters, one.start is None, index // most)
-        for index, one in enumerate(draws(recipe, dataset, label))
-    ]
+    method, count = method_of(recipe), recipe.generate.images
+    if type(method).draw is Method.draw:  # no need to draw all that a cluster is to share out
+        support, noise = Support(recipe, dataset), not recipe.generate.strength
+        made = [(method.used(support, label, index), noise) for index in range(count)]
+    else:
+        made = [(one.adapters, one.start is None) for one in draws(recipe, dataset, label)]
+    most = method.together or count
+    alike = [(*one, index // most) for index, one in enumerate(made)]
     found, start = [], 0
     for (own, _, _), some in groupby(alike):
         stop = start + len(list(some))

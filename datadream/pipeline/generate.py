@@ -97,14 +97,16 @@ def _drawing(pipe, recipe, dataset, label, seeded):
     made = draws(recipe, dataset, label)
     place = {prompt: i for i, prompt in enumerate(dict.fromkeys(one.prompt for one in made))}
     words = embed(pipe, list(place), options)
-    shots = few_shots(dataset, recipe.shots, recipe.seed, label)
+    shots = few_shots(dataset, recipe.shots, recipe.seed, label) if options.strength else None
 
     def draw(rows, *again):
         own = {
             name: tensor[[place[made[i].prompt] for i in rows]] for name, tensor in words.items()
         }
         begun = [made[i].start for i in rows]  # all of a group, or none
-        starts = None if None in begun else [square(shots.open(i), side) for i in begun]
+        starts = (
+            [square(shots.open(i), side) for i in begun] if shots and None not in begun else None
+        )
         seeds = [image_seed(recipe.seed, label, i, *again) for i in rows]
         images = sample(pipe, own, seeds, options, side, starts)
         for image, seed in zip(images, seeds, strict=True) if seeded else ():

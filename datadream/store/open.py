@@ -10,7 +10,7 @@ def open_store(place: str | Path | None = None) -> Store:
     """Return the store at `place`: a folder, or an address that fsspec resolves (s3://bucket/...).
 
     None: the one that $DATADREAM_STORE names, else `artifacts` in the project's folder. Raises
-    StoreError where an address cannot be reached.
+    ConfigError on an address that cannot be resolved here.
     """
     place = place or store_place()
     if is_address(place):

@@ -34,7 +34,8 @@ def _hide_widgets() -> None:
     """
     from tqdm.notebook import tqdm_notebook
 
-    setattr(tqdm_notebook, "__init__", partialmethod(tqdm_notebook.__init__, disable=True))  # noqa: B010
+    quiet = partialmethod(tqdm_notebook.__init__, disable=True)
+    setattr(tqdm_notebook, "__init__", quiet)  # noqa: B010
 
 
 def check_parameters(executed):

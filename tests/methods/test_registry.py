@@ -43,8 +43,7 @@ def registered():
 
     yield add
     for name in names:
-        METHODS.remove(name)
-        registry._registered.discard(name)
+        METHODS.unregister(name)
     draws.draws.cache_clear()
     draws.adapters.cache_clear()
 
@@ -113,6 +112,10 @@ FAULTS = {
     "a line break": (dict(draw=lambda *_: Draw("a\nb")), "give printable text"),
     "unknown adapter": (
         dict(draw=lambda *_: Draw("a", (Adapter(1),))),
+        "is none of the 1 adapters that its `adapters` names",
+    ),
+    "unknown adapter by `used`": (
+        dict(used=lambda *_: (Adapter(1),)),
         "is none of the 1 adapters that its `adapters` names",
     ),
     "start without strength": (

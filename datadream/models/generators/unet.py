@@ -50,7 +50,8 @@ def _load_generator(name, dtype):
     transformers.utils.logging.disable_progress_bar()  # "Loading weights", between our own bars
     folder, hub = local(name, "generator"), hub_id(name)
     try:
-        config = diffusers.DiffusionPipeline.load_config(folder or hub)  # pyright: ignore[reportPrivateImportUsage]
+        pipeline = diffusers.DiffusionPipeline  # pyright: ignore[reportPrivateImportUsage]
+        config = pipeline.load_config(folder or hub)
         kind = cast("dict[str, Any]", config)["_class_name"]  # a tuple only where more is asked for
         if kind not in PIPELINES:
             raise ConfigError(
