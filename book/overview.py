@@ -11,11 +11,11 @@ from pathlib import Path
 
 from PIL import Image
 
-from datadream.data.datasets import few_shots, load_for
 from datadream.data.images import Images
 from datadream.methods.registry import METHODS
 from datadream.paths import paths
-from datadream.pipeline.generate import generate, read_synthetic_set
+from datadream.pipeline.generate import read_synthetic_set
+from datadream.pipeline.stages import Cell
 from datadream.publish import freeze
 from datadream.results import plots, records, style
 from datadream.store.artifacts import Store
@@ -43,10 +43,10 @@ def sample_rows(store: Store, **changes: object) -> dict[str, list[list[Image.Im
     }
     rows = {}
     for recipe in cells(["base", METHOD], [0], images=1, **known | changes):
-        dataset = load_for(recipe)
-        shots, classes = few_shots(dataset, recipe.shots, recipe.seed), len(dataset.classes)
+        cell = Cell(recipe)
+        shots, classes = cell.support.shots(), len(cell.dataset.classes)
         rows.setdefault("Real images: handwritten digits", first_images(shots, classes))
-        made = first_images(read_synthetic_set(generate(recipe, dataset, shots, store)), classes)
+        made = first_images(read_synthetic_set(cell.make("generate", store)), classes)
         title = METHODS[recipe.method].title
         rows[title if recipe.method == "base" else f"{title}, same prompts and noise"] = made
     return rows

@@ -239,18 +239,17 @@ def _plan(options):
 
 def _adapt(options):
     from .engines.on_accelerate import adapt_together
-    from .training.distributed import gather
+    from .training.distributed import accelerator, leads
 
-    team, store = gather(), open_store()
+    together, store = accelerator(), open_store()
+    first, count = leads(together), together.num_processes
     with (
         signals.listening(signal.SIGTERM, signal.SIGINT),
-        store.in_use() if team.leads else contextlib.nullcontext(),
+        store.in_use() if first else contextlib.nullcontext(),
     ):
-        for key in adapt_together(_chosen_cells(options), store, team):
-            if team.leads:
-                print(
-                    f"{store.folder(key)}, {team.size} process{'es' * (team.size > 1)}", flush=True
-                )
+        for key in adapt_together(_chosen_cells(options), store, together):
+            if first:
+                print(f"{store.folder(key)}, {count} process{'es' * (count > 1)}", flush=True)
     return 0
 
 

@@ -12,17 +12,14 @@ from PIL import Image, ImageOps
 from safetensors import SafetensorError
 
 from . import signals
-from .data.datasets import few_shots, load_for
 from .data.folders import folder_names, image_files, name_faults, require_inside
 from .data.images import Images, opened
 from .errors import ConfigError, DataError, printable
 from .methods.recipes import recipe
-from .methods.registry import method_of
 from .models.catalog import GENERATORS
 from .paths import interpreter, relative_to_home
-from .pipeline.generate import generate, read_synthetic_set
-from .pipeline.stages import artifact_keys
-from .pipeline.train import train
+from .pipeline.generate import read_synthetic_set
+from .pipeline.stages import Cell
 from .statistics import wilson
 from .store.open import open_store
 from .study.run import run
@@ -245,17 +242,11 @@ def train_and_keep(folder, test_folder="", method="dset+real", store=None, **fie
 
 
 def _keep(chosen, store):
-    dataset, row = load_for(chosen), method_of(chosen)
-    keys = artifact_keys(chosen, dataset)
-    shots, synthetic, made = few_shots(dataset, chosen.shots, chosen.seed), None, None
-    if row.generates:
-        made = generate(chosen, dataset, shots, store)
-        synthetic = read_synthetic_set(made)
-    trained = train(
-        chosen, dataset, shots if row.real else None, synthetic, keys.get("generate"), store
-    )
-    store.save(store.kept / f"{trained.name}.json", {"artifacts": keys})
-    return made, trained, shots, synthetic
+    cell = Cell(chosen)
+    folders = cell.compute(store, until="train")
+    made, trained = folders.get("generate"), folders["train"]
+    store.save(store.kept / f"{trained.name}.json", {"artifacts": cell.keys})
+    return made, trained, cell.support.shots(), read_synthetic_set(made) if made else None
 
 
 def classify_files(adapter, files):

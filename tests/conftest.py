@@ -26,8 +26,12 @@ from hypothesis import HealthCheck, settings
 from PIL import Image
 
 from datadream.data import datasets
+from datadream.methods.base import Adapter, Support
 from datadream.methods.recipes import recipe
+from datadream.pipeline.adapt import adapter_inputs
+from datadream.pipeline.stages import Cell, stage_of
 from datadream.store.artifacts import Store
+from datadream.store.keys import key
 from datadream.store.open import open_store
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -271,6 +275,26 @@ def build_classifier(folder):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(base, "CLIP", CLIP)
         base.save_clip(folder, model, tokenizer)
+
+
+def adapt(recipe, dataset, store, label=None, image=None):
+    """Return the folder of an adapter, made in a store."""
+    return Cell(recipe, dataset).make("adapt", store, Adapter(label, image))
+
+
+def generate(recipe, dataset, store):
+    """Return the folder of a synthetic set."""
+    return Cell(recipe, dataset).make("generate", store)
+
+
+def generate_slice(recipe, dataset, store, label, position):
+    """Make one slice of a class as a cluster does."""
+    stage_of("generate").do(Cell(recipe, dataset), (label, position), store)
+
+
+def adapter_key(recipe, dataset, label=None, image=None):
+    """Return the key of an adapter."""
+    return key("adapt", **adapter_inputs(Support(recipe, dataset), Adapter(label, image)))
 
 
 def draw_image(label, index):

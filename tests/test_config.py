@@ -18,12 +18,10 @@ from datadream.data.datasets import Dataset, Images, few_shots
 from datadream.errors import ConfigError
 from datadream.methods import recipes
 from datadream.methods.recipes import recipe
-from datadream.methods.registry import METHODS, method_of
+from datadream.methods.registry import METHODS
 from datadream.models.catalog import GENERATORS
-from datadream.pipeline.adapt import adapter_inputs
-from datadream.pipeline.draws import adapters
-from datadream.pipeline.generate import generation_inputs
-from datadream.pipeline.train import optimiser_steps, train_inputs
+from datadream.pipeline.stages import Cell
+from datadream.pipeline.train import optimiser_steps
 from datadream.store.keys import key
 
 FIELDS = {row["field"]: row for row in recipes.settings_table()}
@@ -82,16 +80,11 @@ def stage_keys(one, dataset=DATA):
     """Return the keys of a recipe's stages: those of its adapters, its synthetic set and its
     classifier, where it has them.
     """
-    keys = {}
-    if one.method.startswith(ADAPTED):
-        keys["adapt"] = [
-            key("adapt", **adapter_inputs(one, dataset, which.label, which.image))
-            for which in adapters(one, dataset)
-        ]
-    if method_of(one).generates:
-        keys["generate"] = key("generate", **generation_inputs(one, dataset))
-    if method_of(one).trained:
-        keys["train"] = key("train", **train_inputs(one, dataset, keys.get("generate")))
+    cell, keys = Cell(one, dataset), {}
+    if cell.adapters:
+        keys["adapt"] = list(cell.keys_of("adapt").values())
+    for stage in ("generate", "train"):
+        keys |= {stage: cell.key(stage)} if cell.key(stage) else {}
     return keys
 
 
@@ -139,7 +132,12 @@ def test_a_stage_key_changes_if_and_only_if_something_that_matters_does(data):
     assume(value != as_dict(before)[name])
     after = recipe(method=method, overrides={name: value})
     assume(name != "classify.steps" or optimiser_steps(before, 3) != optimiser_steps(after, 3))
-    old, new = stage_keys(before), stage_keys(after)
+    old = stage_keys(before)
+    try:
+        new = stage_keys(after)
+    except ConfigError as error:  # a training that ends before its warm-up has no key
+        assert "is longer than the training" in str(error)
+        return
     for stage in old:
         expected = name in needs(stage, method)
         if stage == "train" and name == "generate.images" and method == "real":

@@ -13,6 +13,7 @@ import time
 import psutil
 import pytest
 import torch
+from conftest import generate
 from filelock import FileLock
 
 from datadream import signals
@@ -166,18 +167,18 @@ def test_a_generation_ends_with_a_batch_and_goes_on_to_the_same_bytes(
     make, dataset, shots, tmp_path, monkeypatch
 ):
     recipe, store, calls, sample = make("base"), Store(tmp_path / "stopped"), [], package.sample
-    whole = package.generate(recipe, dataset, shots, Store(tmp_path / "whole"))
+    whole = generate(recipe, dataset, Store(tmp_path / "whole"))
     monkeypatch.setattr(
         package,
         "sample",
         lambda *args: (calls.append(1), len(calls) == 2 and send(), sample(*args))[2],
     )
     with pytest.raises(Stopped), listening():
-        package.generate(recipe, dataset, shots, store)
+        generate(recipe, dataset, store)
     assert len(calls) == 2 and len(list(store.root.rglob("*.png"))) == 4, (
         "what was sampled is written"
     )
-    folder = package.generate(recipe, dataset, shots, store)
+    folder = generate(recipe, dataset, store)
     assert len(calls) == 9 and [digest(f) for f in sorted(folder.rglob("*.png"))] == [
         digest(f) for f in sorted(whole.rglob("*.png"))
     ]

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from ..config import Recipe
 from ..errors import ConfigError, DataError, did_you_mean
 from ..seeds import seed_for
-from ..store.keys import key
 from .folders import folder_state, read_class_folders, read_photos
 from .images import Images, fingerprint, members
 from .paper_datasets import (
@@ -196,29 +196,24 @@ def validation_images(recipe, dataset):
     )[1]
 
 
-def make_draw(recipe, dataset, store):
-    """Return the artifact folder of the few-shot draw: shots.jsonl names each image by class,
-    place in the pool, file and digest.
+def write_draw(recipe: Recipe, dataset: Dataset, folder: Path) -> None:
+    """Write the few-shot draw to shots.jsonl: each image's class, place in the pool, digest and
+    file name.
     """
     rows, shots = draw_shots(dataset, recipe.shots, recipe.seed, None)
-    inputs = draw_inputs(recipe, dataset)
-
-    def build(folder):
-        lines = [
-            {
-                "class": dataset.classes[y],
-                "label": y,
-                "pool_index": row,
-                "sha256": fingerprint(shots.pick([i])),
-                "file": None
-                if isinstance(shots.sources[i], np.ndarray)
-                else Path(shots.sources[i]).name,
-            }
-            for i, (row, y) in enumerate(zip(rows, shots.labels, strict=True))
-        ]
-        (folder / "shots.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-
-    return store.make(key("shots", **inputs), inputs, build)
+    lines = [
+        {
+            "class": dataset.classes[y],
+            "label": y,
+            "pool_index": row,
+            "sha256": fingerprint(shots.pick([i])),
+            "file": None
+            if isinstance(shots.sources[i], np.ndarray)
+            else Path(shots.sources[i]).name,
+        }
+        for i, (row, y) in enumerate(zip(rows, shots.labels, strict=True))
+    ]
+    (folder / "shots.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 def draw_inputs(recipe, dataset):

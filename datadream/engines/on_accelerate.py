@@ -1,38 +1,57 @@
-"""Dataset-wise adapters, each trained by all processes that `accelerate launch` starts."""
+"""Dataset-wise adapters, each trained by all processes that `accelerate launch` starts.
 
+For an adapter of many images, whose training is one chain that more workers do not shorten.
+Adapters of single classes are tasks of their own, one GPU each: see `on_ray`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from ..config import Recipe
 from ..errors import ConfigError
 from ..methods.base import Adapter
-from ..methods.registry import method_of
-from ..pipeline.draws import adapters
+from ..store.artifacts import Store
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
-def adapt_together(recipes, store, team):
-    """Make the dataset-wise adapters of these cells that the store lacks, one after the other, and
-    return their keys.
+def adapt_together(
+    recipes: Iterable[Recipe], store: Store, accelerator: Accelerator | None
+) -> list[str]:
+    """Train the dataset-wise adapters of these cells that the store lacks, one after the other,
+    and return their keys.
 
-    Raises ConfigError where the cells have none, and what `adapt` raises.
+    Raises ConfigError where the cells have none, and what `train_adapter` raises.
     """
-    from ..data.datasets import few_shots, load_for
     from ..models.download import fetch
-    from ..pipeline.adapt import adapt, adapter_inputs
-    from ..store.keys import key
+    from ..pipeline.adapt import adapter_inputs, train_adapter
+    from ..pipeline.stages import Cell
+    from ..training.distributed import broadcast, leads, make_together
 
-    made = {}
+    made, one, recipes = [], Adapter(), list(recipes)
     for recipe in recipes:
-        dataset = load_for(recipe)
-        if not method_of(recipe).generates or Adapter() not in adapters(recipe, dataset):
+        cell = Cell(recipe)
+        if one not in cell.adapters:
             continue
-        name = key("adapt", **adapter_inputs(recipe, dataset))
-        if name not in made:
-            if team.leads:
-                fetch(recipe, True)
-            team.first(0)  # the others find the models in the cache
-            made[name] = adapt(
-                recipe, dataset, few_shots(dataset, recipe.shots, recipe.seed), store, team=team
-            )
+        if leads(accelerator):
+            fetch(recipe, True)
+        broadcast(0, accelerator)  # the others find the models in the cache
+        name, notes = cell.keys_of("adapt")[one], []
+        if name in made:
+            continue
+
+        def build(folder, support=cell.support, notes=notes):
+            notes.extend(train_adapter(support, one, folder, accelerator))
+
+        inputs = adapter_inputs(cell.support, one)
+        make_together(store, name, inputs, build, accelerator, batches=notes)
+        made.append(name)
     if not made:
         raise ConfigError(
             f"none of these {len(recipes)} cells has a dataset-wise adapter; name runs or a "
             "profile with a method such as 'dset'"
         )
-    return list(made)
+    return made

@@ -11,30 +11,26 @@ import os
 import signal
 import time
 from collections import defaultdict
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from .. import progress, signals
 from ..config import Recipe
-from ..data.datasets import few_shots, load_for
-from ..data.folders import class_folders
-from ..data.png import is_whole
+from ..data.datasets import Dataset, load_for
 from ..errors import ConfigError
 from ..methods.registry import method_of
 from ..models.download import fetch
-from ..models.generators.sampling import adapted
-from ..models.generators.unet import use_gpu
+from ..models.generators.load import use_gpu
 from ..paths import paths
-from ..pipeline.adapt import adapt
-from ..pipeline.costs import PROXY, seconds
-from ..pipeline.draws import adapters, reader, slices
-from ..pipeline.generate import NOTES, batch_size, generation_inputs, sample_range
-from ..pipeline.record import record_file
-from ..pipeline.stages import artifact_keys, compute
-from ..store.files import write_json, writing
-from ..store.keys import key
+from ..pipeline.stages import STAGES, Cell, stage_of
+from ..results.record import record_file
+from ..store.artifacts import Store
 from ..store.open import open_store
+from .here import run_cell
+from .rates import PROXY, seconds
 
 RETRIES = 5  # times that a task is given to another worker after its own died
 # seconds that a task has to save its state; batch schedulers give 30 from SIGTERM to SIGKILL
@@ -48,72 +44,63 @@ MEMORY = {"mini": 1.5e9, "paper": 12e9}
 
 @dataclass(frozen=True)
 class Task:
-    """A unit of work: `name` is what it makes, `kind` one of "adapt", "slice" and "cell", `needs`
-    the names that must be there first.
+    """A unit of work: `name` is what it makes, `kind` what it is called, `needs` the names that
+    must be there first.
 
-    `where` is for "adapt" the (label, image) of `adapt`, for "slice" (label, position in `slices`),
-    and empty for "cell". `length` says about how long it takes beside the others, in seconds of the
-    embedded models on one core.
+    `stage` and `where` say which piece of which stage, "" the cell itself. `length` says about how
+    long it takes beside the others, in seconds of the embedded models on one core.
     """
 
     name: str
     kind: str
     recipe: Recipe
-    where: tuple = ()
-    needs: tuple = ()
+    stage: str = ""
+    where: tuple[Any, ...] = ()
+    needs: tuple[str, ...] = ()
     length: float = 0.0
 
 
-def tasks(recipes, store, load=load_for):
+def tasks(
+    recipes: Iterable[Recipe], store: Store, load: Callable[[Recipe], Dataset] = load_for
+) -> dict[str, Task]:
     """Return name -> Task for what the cells need and the store has not, each once, in an order in
     which needs come first.
 
     `load` gives the Dataset of a recipe; `plan.load_or_describe` needs no images.
     """
-    found = {}
+    found: dict[str, Task] = {}
     for recipe in recipes:
-        dataset = load(recipe)
-        keys, lengths = artifact_keys(recipe, dataset), seconds(recipe, dataset, PROXY)
-        name, needs = record_file(recipe, keys, store).name, []
+        cell = Cell(recipe, load(recipe))
         # Not `done`: the cell's task checks the bytes, where it reads them.
-        if method_of(recipe).generates and not store.whole(keys["generate"]):
-            trained = {one: keys[f"adapt{i}"] for i, one in enumerate(adapters(recipe, dataset))}
-            for one, adapter in trained.items():
-                if not store.whole(adapter):
-                    where = (one.label, one.image)
-                    found.setdefault(
-                        adapter, Task(adapter, "adapt", recipe, where, (), lengths["adapt"])
+        open_stages = {
+            stage.name
+            for stage in STAGES
+            if not all(map(store.whole, cell.keys_of(stage.name).values()))
+        }
+        wanted = {need for stage in STAGES if stage.name in open_stages for need in stage.needs}
+        last, length = [], 0.0
+        for stage in STAGES:
+            if stage.pieces is None:  # within the cell's own task
+                for part in cell.keys_of(stage.name):
+                    length += seconds(cell, stage.name, PROXY, part)
+            elif stage.name in open_stages and (not stage.on_demand or stage.name in wanted):
+                pieces = [p for p in stage.pieces(cell) if not _is_whole(p, stage, cell, store)]
+                for piece in pieces:
+                    known = seconds(cell, stage.name, PROXY, piece.part) * piece.share
+                    needs = tuple(name for name in piece.needs if name in found)
+                    task = Task(
+                        piece.name, stage.piece, recipe, stage.name, piece.where, needs, known
                     )
-            for label in range(len(dataset.classes)):
-                for position, groups in enumerate(slices(recipe, dataset, label)):
-                    part = f"{keys['generate']}/{label}/{position}"
-                    own = dict.fromkeys(trained[which] for _, used in groups for which in used)
-                    share = (
-                        sum(len(indices) for indices, _ in groups)
-                        / recipe.generate.images
-                        / len(dataset.classes)
-                    )
-                    found.setdefault(
-                        part,
-                        Task(
-                            part,
-                            "slice",
-                            recipe,
-                            (label, position),
-                            tuple(a for a in own if a in found),
-                            lengths["generate"] * share,
-                        ),
-                    )
-                    needs.append(part)
-        found[name] = Task(
-            name,
-            "cell",
-            recipe,
-            (),
-            tuple(needs),
-            lengths["train"] if method_of(recipe).trained else 0.0,
-        )
+                    found.setdefault(piece.name, task)
+                last += [] if stage.on_demand else [piece.name for piece in pieces]
+        name = record_file(cell, store).name
+        found[name] = Task(name, "cell", recipe, needs=tuple(last), length=length)
     return found
+
+
+def _is_whole(piece, stage, cell, store):
+    """Return whether a piece is an artifact of its own, and there."""
+    return piece.name == cell.keys_of(stage.name).get(piece.part) and store.whole(piece.name)
 
 
 class Agenda:
@@ -159,44 +146,6 @@ class Agenda:
         return found
 
 
-def generate_slice(recipe, dataset, shots, store, label, position):
-    """Write one of the `slices` of a class into the work folder of its synthetic set and share it,
-    so that `generate` finds it there.
-
-    Raises StoreError where nothing can be written.
-    """
-    artifact, name = key("generate", **generation_inputs(recipe, dataset)), f"{label}-{position}"
-    folder, part = (
-        store.work(artifact) / "train" / class_folders(dataset.classes)[label],
-        slices(recipe, dataset, label)[position],
-    )
-    files = [folder / f"{i:06d}.png" for indices, _ in part for i in indices]
-    size, judge, notes = (
-        batch_size(recipe),
-        reader(recipe, dataset),
-        store.work(artifact) / NOTES / f"{name}.json",
-    )
-    with writing(store.root, store.fix), store.lock(f"{artifact}-{name}"):
-        # Another study may have made the slice, and the artifact of it, while this one waited.
-        if store.done(artifact) or store.gather(artifact, name):
-            return
-        store.salvage(artifact)
-        folder.mkdir(parents=True, exist_ok=True)
-        missing = not all(is_whole(file) for file in files)
-        for indices, own in part if missing else ():
-            with (
-                adapted(
-                    recipe, *(adapt(recipe, dataset, shots, store, o.label, o.image) for o in own)
-                ) as pipe,
-                progress.track("slice", "image", len(indices), shown=False) as counter,
-            ):
-                sample_range(pipe, recipe, dataset, label, indices, folder, counter, size, judge)
-        if missing and size.notes:
-            notes.parent.mkdir(exist_ok=True)
-            write_json(notes, size.notes)
-        store.share(artifact, name, [*files, *([notes] if notes.exists() else [])])
-
-
 def work(task, address):
     """Do one task of the store at `address` in this process and return its name.
 
@@ -207,7 +156,7 @@ def work(task, address):
     _take_gpu()
     try:
         with signals.listening(signal.SIGINT, signal.SIGTERM):
-            _do(task.kind, task.recipe, open_store(address), task.where)
+            _do(task, open_store(address))
     except signals.Stopped as error:
         if error.number == signal.SIGTERM:
             os._exit(128 + error.number)
@@ -227,13 +176,12 @@ def _take_gpu():
         use_gpu(visible.index(str(ids[0])) if str(ids[0]) in visible else int(ids[0]))
 
 
-def _do(kind, recipe, store, where):
-    if kind == "cell":
-        compute(recipe, store)
-        return
-    dataset = load_for(recipe)
-    shots = few_shots(dataset, recipe.shots, recipe.seed)
-    (adapt if kind == "adapt" else generate_slice)(recipe, dataset, shots, store, *where)
+def _do(task, store):
+    do = stage_of(task.stage).do if task.stage else None
+    if do:
+        do(Cell(task.recipe), task.where, store)
+    else:
+        run_cell(task.recipe, store)
 
 
 def run_ray(recipes, store, address=None):

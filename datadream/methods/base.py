@@ -46,7 +46,7 @@ class Draw:
     start: int | None = None
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Support:
     """The few real images that a method may use, and the recipe that it was asked for."""
 

@@ -6,11 +6,13 @@ import torch
 import torch.nn.functional as F
 
 from ..data import printed
+from ..methods.base import Support
 from ..methods.recipes import recipe as make_recipe
 from ..models.classifiers.print_reader import Reader
 from ..pipeline import evaluate, train
 from ..results.tables import show_table
 from ..statistics import mean_interval, wilson
+from ..store.keys import key
 from ..store.open import open_store
 from ..study import run
 from ..training.loop import fit
@@ -116,9 +118,13 @@ def _gate_score(recipe, view):
     from ..models.classifiers import base
 
     real = datasets.load_for(recipe)
-    trained = train.train(
-        recipe, real, view, None, f"gate {images.fingerprint(view)}", open_store()
-    )
+    support = Support(recipe, real)
+    inputs = train.train_inputs(support, f"gate {images.fingerprint(view)}")
+
+    def build(folder):
+        train.train(support, inputs, view, None, folder)
+
+    trained = open_store().make(key("train", **inputs), inputs, build)
     return 100 * evaluate.accuracy(base.load_classifier_lora(trained)[0], real, real.val)["top1"]
 
 
@@ -189,24 +195,24 @@ def zero_shot_images(folder, per_character, overrides=None, batch=60):
     """
     from ..data.datasets import prompt
     from ..models.generators import sampling
-    from ..pipeline import draws
+    from ..pipeline.generate import image_seed
 
     recipe = make_recipe(generator=str(folder / "generator"), overrides=overrides)
     jobs = [
-        (label, draws.image_seed(0, label, i))
+        (label, image_seed(0, label, i))
         for label in range(len(printed.NAMES))
         for i in range(per_character)
     ]
     images = []
 
-    with sampling.adapted(recipe) as pipe:
+    with sampling.adapted(recipe) as generator:
         for start in range(0, len(jobs), batch):
             labels, seeds = zip(*jobs[start : start + batch], strict=True)
             texts = [prompt("", printed.NAMES[label]) for label in labels]
             images.extend(
                 sampling.sample(
-                    pipe,
-                    sampling.embed(pipe, texts, recipe.generate),
+                    generator,
+                    generator.embed(texts, recipe.generate),
                     seeds,
                     recipe.generate,
                     printed.SIDE,

@@ -7,7 +7,7 @@ from ..config import Recipe
 from ..errors import ConfigError, ModelMissingError, did_you_mean
 from .catalog import CLASSIFIERS, clip_id, hub_id, local, revision
 from .classifiers.clip import load_clip
-from .generators.unet import load_generator
+from .generators.load import load_pipeline
 
 
 def download_model(name):
@@ -112,7 +112,7 @@ def fetch(recipe: Recipe, generates: bool) -> None:
     """
     wanted = [
         (recipe.classifier, "clip", load_clip),
-        *([(recipe.generator, "generator", load_generator)] if generates else []),
+        *([(recipe.generator, "generator", load_pipeline)] if generates else []),
     ]
     for name, part, load in wanted:
         if name != "resnet50" and local(name, part) is None and revision(name, part) is None:

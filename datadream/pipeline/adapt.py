@@ -2,70 +2,63 @@
 section 3.2).
 """
 
+from __future__ import annotations
+
 import dataclasses
 import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
-from ..data.datasets import few_shots, prompt
-from ..data.images import fingerprint
+from ..data.images import Images, fingerprint
+from ..methods.base import Adapter, Support
 from ..models.device import dtype_for
-from ..models.generators.latents import Views, prediction_target
+from ..models.generators.base import Generator, Schedule
+from ..models.generators.latents import Views
+from ..models.generators.load import load_generator
 from ..models.generators.lora import add_generator_lora, remove_lora, save_generator_lora
-from ..models.generators.unet import condition, image_side, load_generator, tokenize
 from ..models.identity import identity
 from ..seeds import seed_for
-from ..store.keys import key
 from ..training.batch_size import BatchSize
-from ..training.distributed import ALONE
-from ..training.loop import fit
+from ..training.distributed import leads
+from ..training.loop import Shares, fit
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
-def diffusion_losses(
-    pipe, noise_scheduler, moments, tokens, side, micro=0, places=None, batch=None
-):
-    """Yield the DDPM loss at uniform timesteps (paper, eq. 2) in parts of `micro` images (0: all at
-    once), which sum to it.
+def diffusion_loss(
+    predict: Callable[[Tensor, Tensor], Tensor],
+    moments: Tensor,
+    draws: tuple[Tensor, Tensor, Tensor],
+    schedule: Schedule,
+) -> Tensor:
+    """Return the mean squared error of a network's prediction (paper, eq. 2).
 
-    The images have `side` pixels and are given as `latent_moments`, their prompts as `tokenize`
-    does. The latent is sampled from the posterior; the target follows the scheduler's prediction
-    type. Where they are only these `places` of a step's `batch`, the parts sum to their share of
-    its loss, with the noise that they have in it. Raises ConfigError on a target that is neither
-    noise nor velocity.
+    `moments` (B, 2, C, h, w) are mean and standard deviation of the latents' posterior. `draws` are
+    standard normal for the posterior's sample (B, C, h, w), the noise that is added, of the same
+    shape, and the timesteps (B,). `predict(noisy, times)` is the network, and the target is what
+    the schedule says: the noise in the paper.
     """
     mean, std = moments.unbind(1)
-    if places is None or batch is None:  # all images of the step are here
-        batch, places = len(mean), slice(None)
-    latents = (
-        mean + std * torch.randn(batch, *mean.shape[1:], device=mean.device)[places]
-    ) * pipe.vae.config.scaling_factor
-    noise = torch.randn(batch, *mean.shape[1:], device=mean.device)[places]
-    times = torch.randint(
-        noise_scheduler.config.num_train_timesteps, (batch,), device=latents.device
-    )[places]
-    noisy = noise_scheduler.add_noise(latents, noise, times).to(pipe.unet.dtype)
-    target = prediction_target(noise_scheduler, latents, noise, times)
-    for rows in torch.arange(len(latents), device=latents.device).split(micro or len(latents)):
-        text, extra = condition(pipe, tuple(ids[rows] for ids in tokens), side)
-        predicted = pipe.unet(noisy[rows], times[rows], text, added_cond_kwargs=extra).sample
-        yield F.mse_loss(predicted.float(), target[rows].float()) * len(rows) / batch
+    posterior, noise, times = draws
+    latents = schedule.latents(mean + std * posterior)
+    prediction = predict(schedule.add_noise(latents, noise, times), times)
+    return F.mse_loss(prediction.float(), schedule.target(latents, noise, times).float())
 
 
-def adapter_inputs(recipe, dataset, label=None, image=None):
-    """Return what an adapter depends on: model, options, prompts, seed, and the few shots' pixels.
-
-    `label` chooses one class's images (DataDream_cls), with `image` one of them (LoFT); None takes
-    all (DataDream_dset).
-    """
-    shots = few_shots(dataset, recipe.shots, recipe.seed, label)
-    names = dataset.classes if label is None else (dataset.classes[label],)
-    # These save memory only.
-    options = {
-        k: v
-        for k, v in dataclasses.asdict(recipe.adapt).items()
-        if k not in ("micro", "checkpointing")
-    }
+def adapter_inputs(support: Support, adapter: Adapter) -> dict[str, Any]:
+    """Return what an adapter depends on: model, options, prompts, seed, and its shots' pixels."""
+    recipe, label, image = support.recipe, adapter.label, adapter.image
+    options = dataclasses.asdict(recipe.adapt)
+    for name in ("micro", "checkpointing"):  # they save memory only
+        options.pop(name)
+    labels = range(len(support.classes)) if label is None else [label]
+    shots = support.shots(label)
     return {
         "generator": identity(recipe.generator, "generator"),
         "adapt": options,
@@ -74,91 +67,100 @@ def adapter_inputs(recipe, dataset, label=None, image=None):
         "image": image,
         "resolution": recipe.resolution,
         "precision": str(dtype_for(recipe.precision, training=True)),
-        "prompts": [prompt(dataset.noun, n) for n in names],
+        "prompts": [support.prompt(y) for y in labels],
         "shots": fingerprint(shots if image is None else shots.pick([image])),
     }
 
 
-def adapt(recipe, dataset, shots, store, label=None, image=None, team=ALONE):
-    """Train one adapter and return its artifact folder, which `load_lora_weights` reads; `label`
-    and `image` as for `adapter_inputs`.
+def adapter_work(support: Support, adapter: Adapter) -> tuple[int, int, int]:
+    """Return (images made, optimiser steps, images of all steps) of a training."""
+    options, shots = support.recipe.adapt, adapter.shots(support)
+    return 0, options.epochs * math.ceil(shots / options.batch), options.epochs * shots
 
-    A killed training goes on from its last checkpoint to the same bytes. All processes of a `team`
-    call this at once, and their sums differ from those of one process in their rounding. Raises
-    DivergedError on a loss that is not finite.
+
+def train_adapter(
+    support: Support, adapter: Adapter, folder: Path, accelerator: Accelerator | None = None
+) -> list[str]:
+    """Train one adapter and write it to `folder`, where `load_lora_weights` reads it; return notes
+    on its batches.
+
+    A killed training goes on from the checkpoint in `folder` to the same bytes. The processes of an
+    `accelerator` all call this; rank 0 writes, and their sums differ from one process's in
+    rounding. Raises DivergedError on a loss that is not finite.
     """
-    inputs, micro = (
-        adapter_inputs(recipe, dataset, label, image),
-        BatchSize(recipe.adapt.micro or recipe.adapt.batch),
-    )
-    which = (label,) if image is None else (label, image)
-
-    def build(folder):
+    recipe = support.recipe
+    which = (adapter.label,) if adapter.image is None else (adapter.label, adapter.image)
+    shots = support.shots(adapter.label)
+    shots = shots if adapter.image is None else shots.pick([adapter.image])
+    batch = BatchSize(recipe.adapt.micro or recipe.adapt.batch)
+    generator = load_generator(recipe.generator, dtype_for(recipe.precision, training=True))
+    network: Any = generator.network
+    torch.manual_seed(seed_for("adapter", recipe.seed, *which))
+    try:
+        parameters = add_generator_lora(generator, recipe.adapt)
+        if recipe.adapt.checkpointing:
+            network.enable_gradient_checkpointing()
         checkpoint = folder / "checkpoint.safetensors"
-        rows = [i for i, y in enumerate(shots.labels) if label in (None, y)]
-        rows = rows if image is None else [rows[image]]
-        pipe = load_generator(recipe.generator, dtype_for(recipe.precision, training=True))
-        torch.manual_seed(seed_for("adapter", recipe.seed, *which))
-        try:
-            parameters = add_generator_lora(pipe, recipe.adapt)
-            if recipe.adapt.checkpointing:
-                pipe.unet.enable_gradient_checkpointing()
-            train_adapter(
-                pipe, parameters, recipe, dataset, shots.pick(rows), checkpoint, micro, which, team
-            )
-            if team.leads:
-                save_generator_lora(pipe, folder, recipe.adapt)
-                checkpoint.unlink(missing_ok=True)
-        finally:
-            pipe.unet.disable_gradient_checkpointing()
-            remove_lora(pipe)
-
-    return team.make(store, key("adapt", **inputs), inputs, build, batches=micro.notes)
+        tune(generator, parameters, support, shots, checkpoint, batch, which, accelerator)
+        if leads(accelerator):
+            save_generator_lora(generator, folder, recipe.adapt)
+            checkpoint.unlink(missing_ok=True)
+    finally:
+        network.disable_gradient_checkpointing()
+        remove_lora(generator)
+    return batch.notes
 
 
-def train_adapter(pipe, parameters, recipe, dataset, images, checkpoint, micro, which, team=ALONE):
-    """Run the paper's optimisation of the attached LoRA on `images`; every epoch is a new order
-    and, where there is room, a new crop.
+def tune(
+    generator: Generator,
+    parameters: dict[str, torch.nn.Parameter],
+    support: Support,
+    images: Images,
+    checkpoint: Path,
+    batch: BatchSize,
+    which: tuple[int | None, ...],
+    accelerator: Accelerator | None = None,
+) -> list[float]:
+    """Run the paper's optimisation of the attached LoRA on `images` and return the losses.
 
-    `which` names the adapter: (None,), (label,) or (label, image); of a `team` each process
-    computes its share of a step's images.
+    Every epoch has a new order and, where an image is not square, a new crop. `which` names the
+    adapter: (None,), (label,) or (label, image).
     """
-    from diffusers import DDPMScheduler  # pyright: ignore[reportPrivateImportUsage]
-
-    options = recipe.adapt
-    noise_scheduler = DDPMScheduler.from_config(pipe.scheduler.config)
-    name = (
-        "dataset"
-        if which == (None,)
-        else ", image ".join([dataset.classes[which[0]], *map(str, which[1:])])
+    options, schedule = support.recipe.adapt, generator.schedule()
+    side, per_epoch = (
+        generator.side(support.recipe.resolution),
+        math.ceil(len(images) / options.batch),
     )
-    tokens = tokenize(pipe, [prompt(dataset.noun, dataset.classes[y]) for y in images.labels])
-    side, per_epoch = image_side(pipe, recipe.resolution), math.ceil(len(images) / options.batch)
-    seed = seed_for("adapt", recipe.seed, *which)
-    views = Views(pipe, images, side, options, seed)
+    tokens = generator.tokenize([support.prompt(y) for y in images.labels])
+    shape, seed = generator.latent_shape(side), seed_for("adapt", support.recipe.seed, *which)
+    views = Views(generator, images, side, options, seed)
 
     def loss_at(step):
         epoch, part = divmod(step, per_epoch)
-        order = torch.randperm(
-            len(images), generator=torch.Generator().manual_seed(seed_for(seed, "epoch", epoch))
-        )
-        batch = order[part * options.batch : (part + 1) * options.batch]
-        places = team.share(torch.arange(len(batch)))
-        if not len(places):  # an epoch's last batch may be smaller than the team
-            return []
-        rows = batch[places]
-        ids = tuple(part[rows.to(part.device)] for part in tokens)
-        return diffusion_losses(
-            pipe,
-            noise_scheduler,
-            views.at(rows.tolist(), epoch),
-            ids,
-            side,
-            micro.size,
-            places,
-            len(batch),
-        )
+        order = torch.Generator().manual_seed(seed_for(seed, "epoch", epoch))
+        members = torch.randperm(len(images), generator=order)
+        members = members[part * options.batch : (part + 1) * options.batch]
+        # Drawn for the whole batch, so that an image's noise depends on no micro-batch.
+        count, device = len(members), generator.device
+        posterior, noise = (torch.randn(count, *shape, device=device) for _ in range(2))
+        times = schedule.times(count, device)
 
+        def share(rows):
+            own = members[rows]
+            words = generator.condition(tuple(ids[own.to(ids.device)] for ids in tokens), side)
+            loss = diffusion_loss(
+                lambda noisy, times: generator.predict(noisy, times, words),
+                views.at(own.tolist(), epoch),
+                (posterior[rows], noise[rows], times[rows]),
+                schedule,
+            )
+            return loss * len(own) / count
+
+        return Shares(count, share)
+
+    name = "dataset"
+    if which != (None,):
+        name = ", image ".join([support.classes[which[0] or 0], *map(str, which[1:])])
     return fit(
         parameters,
         loss_at,
@@ -171,7 +173,7 @@ def train_adapter(pipe, parameters, recipe, dataset, images, checkpoint, micro, 
         clip=options.clip,
         seed=seed,
         checkpoint=checkpoint,
-        halve=micro.halve,
-        team=team,
+        batch=batch,
+        accelerator=accelerator,
         description=f"adapt {name}",
     )

@@ -1,21 +1,29 @@
 """Evaluate a classifier on validation and test images (paper, section 4)."""
 
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
 from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from .. import progress
 from ..data.datasets import prompt, validation_images
-from ..data.images import fingerprint
+from ..data.images import Images, fingerprint
 from ..data.transforms import BATCH, evaluation_batches, validation_batches
+from ..methods.base import Support
 from ..models.classifiers.base import load_classifier, load_classifier_lora
 from ..models.device import dtype_for
 from ..models.identity import identity
 from ..statistics import confusion, wilson
 from ..store.files import write_json
-from ..store.keys import key
 from ..training.batch_size import BatchSize
+
+if TYPE_CHECKING:
+    from ..data.datasets import Dataset
 
 
 def _read(model, part, text, count):
@@ -24,8 +32,13 @@ def _read(model, part, text, count):
 
 
 @torch.no_grad()
-def predict(model, tokens, batches, counted=lambda number: None):
-    """Return the predicted class of each image of some uint8 batches (B, 3, S, S), as an int array
+def predict(
+    model: Any,
+    tokens: torch.Tensor,
+    batches: Iterable[torch.Tensor],
+    counted: Callable[[int], None] = lambda number: None,
+) -> np.ndarray:
+    """Return the predicted class of each image of some uint8 batches (B, 3, S, S), an int array
     (n,); batches that do not fit are halved.
 
     `counted` is called with the number of images of each batch.
@@ -41,9 +54,15 @@ def predict(model, tokens, batches, counted=lambda number: None):
     return np.asarray(found, int)
 
 
-def accuracy(model, dataset, images, views=evaluation_batches, counted=lambda number: None):
-    """Return top-1 with its 95 % Wilson interval, the accuracy per class, and the confusion
-    matrix, over all `images` as `views` gives them.
+def accuracy(
+    model: Any,
+    dataset: Dataset,
+    images: Images,
+    views: Callable[..., Iterable[torch.Tensor]] = evaluation_batches,
+    counted: Callable[[int], None] = lambda number: None,
+) -> dict[str, Any]:
+    """Return top-1 in [0, 1] with its 95 % Wilson interval, the accuracy per class, and the
+    confusion matrix, over all `images` as `views` gives them.
     """
     tokens = model.prompts(prompt(dataset.noun, name) for name in dataset.classes)
     predictions = predict(model, tokens, views(images, model.size), counted)
@@ -61,36 +80,44 @@ def accuracy(model, dataset, images, views=evaluation_batches, counted=lambda nu
     }
 
 
-def evaluate_inputs(recipe, dataset, trained_key):
+def evaluate_inputs(support: Support, trained_key: str | None) -> dict[str, Any]:
     """Return what a result depends on; `trained_key` is None for the untouched classifier."""
+    recipe, dataset = support.recipe, support.dataset
     return {
         "trained": trained_key or identity(recipe.classifier, "clip"),
         "precision": str(dtype_for(recipe.precision, training=True)),
         "test": fingerprint(dataset.test),
         "val": fingerprint(validation_images(recipe, dataset)),
-        "prompts": [prompt(dataset.noun, name) for name in dataset.classes],
+        "prompts": [support.prompt(label) for label in range(len(dataset.classes))],
     }
 
 
-def evaluate(recipe, dataset, trained, store):
-    """Return the artifact folder of result.json = {'val': ..., 'test': ...}, each as `evaluate`
-    gives it.
+def validated(support: Support) -> int:
+    """Return how many images `validation_images` gives, without drawing them."""
+    recipe, val = support.recipe, support.dataset.val
+    if not recipe.validation or recipe.protocol == "released":
+        return len(val)
+    return min(recipe.shots or recipe.validation, recipe.validation) * len(support.classes)
 
-    `trained` is an artifact of `train`, or None for the untouched classifier.
+
+def evaluation_work(support: Support) -> tuple[int, int, int]:
+    """Return (images made, optimiser steps, images that are classified)."""
+    return 0, 0, validated(support) + len(support.dataset.test)
+
+
+def evaluate(support: Support, trained: Path | None, folder: Path) -> None:
+    """Write result.json = {'val': ..., 'test': ...}, each as `accuracy` gives it, into `folder`.
+
+    `trained` is the folder of `train`, or None for the untouched classifier.
     """
-    inputs = evaluate_inputs(recipe, dataset, trained.name if trained else None)
-
-    def build(folder):
-        model = (
-            load_classifier_lora(trained)[0]
-            if trained
-            else load_classifier(recipe.classifier, precision=recipe.precision)
-        )
-        seen = validation_images(recipe, dataset)
-        with progress.track("judge", "image", len(seen) + len(dataset.test)) as counter:
-            # The training has just seen the same.
-            validation = accuracy(model, dataset, seen, validation_batches, counter.update)
-            test = accuracy(model, dataset, dataset.test, counted=counter.update)
-        write_json(folder / "result.json", {"val": validation, "test": test})
-
-    return store.make(key("judge", **inputs), inputs, build)
+    recipe, dataset = support.recipe, support.dataset
+    if trained:
+        model = load_classifier_lora(trained)[0]
+    else:
+        model = load_classifier(recipe.classifier, precision=recipe.precision)
+    seen = validation_images(recipe, dataset)
+    with progress.track("judge", "image", len(seen) + len(dataset.test)) as counter:
+        # The training has just seen the same.
+        validation = accuracy(model, dataset, seen, validation_batches, counter.update)
+        test = accuracy(model, dataset, dataset.test, counted=counter.update)
+    write_json(folder / "result.json", {"val": validation, "test": test})

@@ -2,86 +2,255 @@
 section 3.3).
 """
 
+from __future__ import annotations
+
 import dataclasses
 import json
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from functools import lru_cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
 
 from .. import progress, signals
-from ..config import as_dict
-from ..data.datasets import few_shots
+from ..config import Recipe
 from ..data.folders import class_folders
 from ..data.images import Images, fingerprint
 from ..data.png import is_whole, save_png
-from ..data.transforms import square
+from ..data.transforms import evaluation_batches, square
+from ..methods.base import Adapter, Support
+from ..methods.checked import draws, groups, naming, own_key, prompts
 from ..methods.registry import method_of
+from ..models.classifiers.base import load_classifier
 from ..models.device import dtype_for
-from ..models.generators.sampling import adapted, embed, require_sampler, sample
-from ..models.generators.unet import image_side
+from ..models.generators.sampling import adapted, sample
 from ..models.identity import identity
-from ..store.files import remove
-from ..store.keys import key
+from ..seeds import seed_for
+from ..store.files import remove, write_json, writing
 from ..training.batch_size import BatchSize
-from .adapt import adapt, adapter_inputs
-from .draws import (
-    adapters,
-    draws,
-    image_seed,
-    metadata_row,
-    naming,
-    own_key,
-    prompts,
-    reader,
-    slices,
-)
+from .evaluate import predict
 
-# the work folder's sub-folder in which a cluster's slices tell how their batches fitted
-NOTES = "notes"
+if TYPE_CHECKING:
+    from ..models.generators.base import Generator
+    from ..store.artifacts import Store
+
+SLICE = 100  # images of a unit of work: some minutes at the paper's scale
+NOTES = "notes"  # the work folder's sub-folder of what a cluster's slices noted of their batches
+
+Reader = Callable[[Sequence[Image.Image]], list[int]]
 
 
-def sample_range(pipe, recipe, dataset, label, indices, folder, counter, size, read=None):
-    """Write the images of a class that are missing in `folder`, in batches of fixed membership, so
-    that a resumed run is the same where the size is given.
-
-    One batch is written while the next is sampled. `size` is a `BatchSize`, shared by the classes;
-    `read` says which class each of some images is read as, for the method to draw some again.
+def image_seed(seed: int, label: int, index: int, *again: int) -> int:
+    """Return the seed of image `index` of a class, whatever the batch and the order; `again`
+    counts the times that it was drawn before.
     """
-    start, writing = indices.start, []
-    draw = _drawing(pipe, recipe, dataset, label, bool(read))
-    judge = read and partial(_misread, recipe, label, read)
+    return seed_for("image", seed, label, index, *again)
 
-    def make(count):
-        rows = range(start, start + count)
-        images, misread = {}, rows
-        for again in range(recipe.generate.redraws + 1 if judge else 1):
-            drawn = dict(zip(misread, draw(misread, *([again] if again else [])), strict=True))
-            images |= drawn
-            misread = judge(drawn) if judge else []
-            if not misread:
-                break
-        return [images[i] for i in rows]
 
+def generation_inputs(support: Support, adapter_keys: Sequence[str]) -> dict[str, Any]:
+    """Return what a synthetic set depends on; batch size and compilation change no noise."""
+    recipe = support.recipe
+    options = dataclasses.asdict(recipe.generate)
+    for name in ("batch", "compile"):
+        options.pop(name)
+    return {
+        "generator": identity(recipe.generator, "generator"),
+        "generate": options,
+        "resolution": recipe.resolution,
+        "precision": str(dtype_for(recipe.precision, training=False)),
+        "prompts": [prompts(support, label) for label in range(len(support.classes))],
+        "seed": recipe.seed,
+        "adapters": list(adapter_keys),
+        "starts": fingerprint(support.shots()) if recipe.generate.strength else None,
+        "judge": identity(recipe.classifier, "clip") if recipe.generate.redraws else None,
+        **own_key(support),
+    }
+
+
+def generation_work(support: Support) -> tuple[int, int, float]:
+    """Return (images made, optimiser steps, images of all sampling steps)."""
+    options = support.recipe.generate
+    made = options.images * len(support.classes)
+    asked = 1 if options.guidance == 1 else 1 + options.guided  # a guided step asks the UNet twice
+    passes = made * options.steps * (options.strength or 1) * (1 + options.redraws) * asked
+    return made, 0, passes
+
+
+def slices(support: Support, label: int) -> list[list[tuple[range, tuple[Adapter, ...]]]]:
+    """Return the images of one class in units of work of about SLICE images, each a list of
+    (indices, adapters).
+
+    A unit ends with a batch, so that a batch has the same members however units are shared out.
+    """
+    batch = support.recipe.generate.batch
+    step = batch * max(1, SLICE // max(1, batch)) or SLICE
+    found: list[list[tuple[range, tuple[Adapter, ...]]]] = []
+    for indices, own in groups(support, label):
+        for start in range(indices.start, indices.stop, step):
+            part = range(start, min(start + step, indices.stop))
+            if found and sum(len(some) for some, _ in found[-1]) + len(part) <= step:
+                found[-1].append((part, own))
+            else:
+                found.append([(part, own)])
+    return found
+
+
+def generate(
+    support: Support,
+    trained: Mapping[Adapter, Path],
+    root: Path,
+    lock: Callable[[str], AbstractContextManager[None]],
+) -> list[str]:
+    """Write `train/<class>/<index>.png` with metadata.jsonl and classes.json into `root`; return
+    notes on the batches.
+
+    `trained` are the folders of the adapters. Image i of a class has the same seed whatever the
+    batch size; images that a killed run left are kept. `lock(name)` keeps a cluster's slices apart.
+    """
+    folders = class_folders(support.classes)
+    size, read, rows = batch_size(support.recipe), reader(support), []
+    total = len(folders) * support.recipe.generate.images
+    with progress.track(f"generate {support.recipe.method}", "image", total) as counter:
+        for label, name in enumerate(folders):
+            folder = root / "train" / name
+            for position, part in enumerate(slices(support, label)):
+                with lock(f"{root.stem}-{label}-{position}"):  # a cluster may be making it
+                    write_slice(support, trained, label, part, folder, counter, size, read)
+                for indices, own in part:
+                    used = " + ".join(trained[one].name for one in own) or None
+                    rows += [_metadata(support, label, i, folder, used) for i in indices]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (root / "train" / "metadata.jsonl").write_text(lines)
+    names = dict(zip(folders, support.classes, strict=True))
+    (root / "classes.json").write_text(json.dumps(names, indent=1))
+    return size.notes + [note for note in _slice_notes(root) if note not in size.notes]
+
+
+def share_slice(
+    support: Support,
+    adapter: Callable[[Adapter], Path],
+    label: int,
+    position: int,
+    artifact: str,
+    store: Store,
+) -> None:
+    """Write one of a class's `slices` into the work folder of its synthetic set and share it, so
+    that `generate` finds it there. Raises StoreError where nothing can be written.
+    """
+    name, root = f"{label}-{position}", store.work(artifact)
+    part, size = slices(support, label)[position], batch_size(support.recipe)
+    folder, notes = root / "train" / class_folders(support.classes)[label], root / NOTES
+    files = [folder / f"{i:06d}.png" for indices, _ in part for i in indices]
+    with writing(store.root, store.fix), store.lock(f"{artifact}-{name}"):
+        # Another study may have made the slice, or the whole set, while this one waited.
+        if store.done(artifact) or store.gather(artifact, name):
+            return
+        store.salvage(artifact)
+        if not all(is_whole(file) for file in files):
+            trained = {one: adapter(one) for _, own in part for one in own}
+            with progress.track("slice", "image", len(files), shown=False) as counter:
+                read = reader(support)
+                write_slice(support, trained, label, part, folder, counter, size, read)
+            if size.notes:
+                notes.mkdir(exist_ok=True)
+                write_json(notes / f"{name}.json", size.notes)
+        told = notes / f"{name}.json"
+        store.share(artifact, name, [*files, *([told] if told.exists() else [])])
+
+
+def write_slice(
+    support: Support,
+    trained: Mapping[Adapter, Path],
+    label: int,
+    part: Sequence[tuple[range, tuple[Adapter, ...]]],
+    folder: Path,
+    counter: progress.Count,
+    size: BatchSize,
+    read: Reader | None = None,
+) -> None:
+    """Write those images of a slice that are missing in `folder`.
+
+    `size` is shared by the slices. `read` says which class some images are read as, for the method
+    to draw again what it does not accept.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for indices, own in part:
+        if all(is_whole(folder / f"{i:06d}.png") for i in indices):
+            counter.update(len(indices))
+            continue
+        with adapted(support.recipe, *(trained[one] for one in own)) as generator:
+            draw = drawing(generator, support, label, read)
+            _write_range(draw, indices, folder, counter, size)
+
+
+def _write_range(draw, indices, folder, counter, size):
+    """Write a range of images in batches of fixed membership, so that a resumed run is the same
+    where the size is given; one batch is written while the next is sampled.
+    """
+    start, writing_out = indices.start, []
     with ThreadPoolExecutor(1) as writer:
         while start < indices.stop:
             signals.check()
             count = min(size.size, indices.stop - start)
             files = [folder / f"{i:06d}.png" for i in range(start, start + count)]
             if not all(is_whole(f) for f in files):
-                images = size.run(make, count, len(indices))
+                images = size.run(partial(draw, start), count, len(indices))
                 count = len(images)
                 # At most one batch waits; an error of the writer ends the run here.
-                for written in writing:
+                for written in writing_out:
                     written.result()
                 pairs = zip(images, files[:count], strict=True)
-                writing = [writer.submit(save_png, image, file) for image, file in pairs]
+                writing_out = [writer.submit(save_png, image, file) for image, file in pairs]
             counter.update(count)
             start += count
-        for written in writing:
+        for written in writing_out:
             written.result()
 
 
-def _misread(recipe, label, read, images):
+def drawing(
+    generator: Generator, support: Support, label: int, read: Reader | None = None
+) -> Callable[[int, int], list[Image.Image]]:
+    """Return a function from (first index, count) to a class's images, drawn anew while the method
+    does not accept them.
+    """
+    recipe, options = support.recipe, support.recipe.generate
+    made, side = draws(support, label), generator.side(recipe.resolution)
+    place = {prompt: i for i, prompt in enumerate(dict.fromkeys(one.prompt for one in made))}
+    words = generator.embed(list(place), options)
+    shots = support.shots(label) if options.strength else None
+
+    def sampled(rows, *again):
+        own = [place[made[i].prompt] for i in rows]
+        text = {name: tensor[own] for name, tensor in words.items()}
+        begun = [made[i].start for i in rows]  # all of a group, or none
+        starts = None
+        if shots and None not in begun:
+            starts = [square(shots.open(i), side) for i in begun]
+        seeds = [image_seed(recipe.seed, label, i, *again) for i in rows]
+        images = sample(generator, text, seeds, options, side, starts)
+        for image, seed in zip(images, seeds, strict=True) if read else ():
+            image.info["seed"] = seed
+        return dict(zip(rows, images, strict=True))
+
+    def draw(start, count):
+        rows = range(start, start + count)
+        images = latest = sampled(rows)
+        for again in range(options.redraws if read else 0):
+            refused = _refused(recipe, label, read, latest)
+            if not refused:
+                break
+            latest = sampled(refused, again + 1)
+            images |= latest
+        return [images[i] for i in rows]
+
+    return draw
+
+
+def _refused(recipe, label, read, images):
     """Return the indices of those images (index -> PIL image) that the method does not accept."""
     method = method_of(recipe)
     with naming(method, f"accept, class {label}"):
@@ -89,48 +258,33 @@ def _misread(recipe, label, read, images):
         return [i for i, stays in zip(images, stay, strict=True) if not stays]
 
 
-def _drawing(pipe, recipe, dataset, label, seeded):
-    """Return a function from image indices of a class to the images; `seeded` ones know their
-    seed.
+def reader(support: Support) -> Reader | None:
+    """Return a function from images to the classes that the untouched classifier reads, None
+    where no image is drawn again.
     """
-    options, side = recipe.generate, image_side(pipe, recipe.resolution)
-    made = draws(recipe, dataset, label)
-    place = {prompt: i for i, prompt in enumerate(dict.fromkeys(one.prompt for one in made))}
-    words = embed(pipe, list(place), options)
-    shots = few_shots(dataset, recipe.shots, recipe.seed, label) if options.strength else None
+    recipe = support.recipe
+    if not recipe.generate.redraws:
+        return None
+    model = load_classifier(recipe.classifier, precision=recipe.precision)
+    tokens = model.prompts(support.prompt(label) for label in range(len(support.classes)))
 
-    def draw(rows, *again):
-        own = {
-            name: tensor[[place[made[i].prompt] for i in rows]] for name, tensor in words.items()
-        }
-        begun = [made[i].start for i in rows]  # all of a group, or none
-        starts = (
-            [square(shots.open(i), side) for i in begun] if shots and None not in begun else None
-        )
-        seeds = [image_seed(recipe.seed, label, i, *again) for i in rows]
-        images = sample(pipe, own, seeds, options, side, starts)
-        for image, seed in zip(images, seeds, strict=True) if seeded else ():
-            image.info["seed"] = seed
-        return images
+    def read(images):
+        pixels = Images(tuple(np.asarray(image) for image in images), (0,) * len(images))
+        return predict(model, tokens, evaluation_batches(pixels, model.size)).tolist()
 
-    return draw
+    return read
 
 
-def batch_size(recipe):
-    """Return the BatchSize of a set or a slice: where it is searched for this process's, so that
-    what one slice found holds for the next.
+def batch_size(recipe: Recipe) -> BatchSize:
+    """Return the BatchSize of a set or a slice; one that is searched for is this process's, so
+    that what one slice found holds for the next.
     """
     options = recipe.generate
     if options.batch:
         return BatchSize(options.batch)
     return _searched(
-        recipe.generator,
-        recipe.resolution,
-        recipe.precision,
-        options.compile,
-        options.guidance > 1,
-        options.images,
-        method_of(recipe).together,
+        *(recipe.generator, recipe.resolution, recipe.precision, options.compile),
+        *(options.guidance > 1, options.images, method_of(recipe).together),
     )
 
 
@@ -139,93 +293,25 @@ def _searched(*settings):
     return BatchSize(0)
 
 
-def generation_inputs(recipe, dataset):
-    """Return what a synthetic set depends on; the batch size and compilation are left out, since
-    they change no image's noise.
-    """
-    options = {
-        k: v
-        for k, v in dataclasses.asdict(recipe.generate).items()
-        if k not in ("batch", "compile")
-    }
-    started = (
-        fingerprint(few_shots(dataset, recipe.shots, recipe.seed))
-        if recipe.generate.strength
-        else None
-    )
+def _metadata(support, label, index, folder, used):
+    """Return an image's row of metadata.jsonl, with the seed of the draw that stayed."""
+    file = folder / f"{index:06d}.png"
+    seed = image_seed(support.recipe.seed, label, index)
+    if support.recipe.generate.redraws:
+        with Image.open(file) as image:
+            seed = int(image.info["seed"])
     return {
-        "generator": identity(recipe.generator, "generator"),
-        "generate": options,
-        "resolution": recipe.resolution,
-        "precision": str(dtype_for(recipe.precision, training=False)),
-        "prompts": [prompts(recipe, dataset, label) for label in range(len(dataset.classes))],
-        "seed": recipe.seed,
-        "adapters": [
-            key("adapt", **adapter_inputs(recipe, dataset, one.label, one.image))
-            for one in adapters(recipe, dataset)
-        ],
-        "starts": started,
-        "judge": identity(recipe.classifier, "clip") if recipe.generate.redraws else None,
-        **own_key(recipe, dataset),
+        "file_name": f"{folder.name}/{file.name}",
+        "prompt": draws(support, label)[index].prompt,
+        "class": support.classes[label],
+        "label": label,
+        "seed": seed,
+        "adapter": used,
     }
-
-
-def generate(recipe, dataset, shots, store):
-    """Return the artifact folder `train/<class>/<index>.png` with `metadata.jsonl` and
-    `classes.json`, adapting first if needed.
-
-    Image i of a class keeps its seed whatever the batch size; images that a killed run left are
-    kept. Raises ConfigError on a sampler or a resolution that the generator cannot use, before
-    anything is adapted.
-    """
-    inputs, folders = generation_inputs(recipe, dataset), class_folders(dataset.classes)
-    if store.done(key("generate", **inputs)):
-        progress.found(key("generate", **inputs))
-        return store.folder(key("generate", **inputs))
-    require_sampler(recipe)
-    trained = {
-        one: adapt(recipe, dataset, shots, store, one.label, one.image)
-        for one in adapters(recipe, dataset)
-    }
-    judge, notes = reader(recipe, dataset), []
-
-    def build(root):
-        rows, size = [], batch_size(recipe)
-        total = len(folders) * recipe.generate.images
-        with progress.track(f"generate {recipe.method}", "image", total) as counter:
-            for label, name in enumerate(folders):
-                folder = root / "train" / name
-                folder.mkdir(parents=True, exist_ok=True)
-                for position, part in enumerate(slices(recipe, dataset, label)):
-                    for indices, own in part:
-                        used = [trained[which] for which in own]
-                        # A cluster may be making the same slice.
-                        with store.lock(f"{root.stem}-{label}-{position}"):
-                            if not all(is_whole(folder / f"{i:06d}.png") for i in indices):
-                                with adapted(recipe, *used) as pipe:
-                                    where = label, indices, folder, counter
-                                    sample_range(pipe, recipe, dataset, *where, size, judge)
-                        row = partial(metadata_row, recipe, dataset, label)
-                        rows += [row(i, root / "train", name, used) for i in indices]
-        _write_index(root, rows, dict(zip(folders, dataset.classes, strict=True)))
-        notes.extend(size.notes)
-        notes.extend(note for note in _slice_notes(root) if note not in notes)
-
-    # The recipe is for the card.
-    return store.make(
-        key("generate", **inputs), inputs, build, batches=notes, recipe=as_dict(recipe)
-    )
-
-
-def _write_index(root, rows, classes):
-    """Write metadata.jsonl and classes.json, folder name -> class name, of a set."""
-    lines = "".join(json.dumps(row) + "\n" for row in rows)
-    (root / "train" / "metadata.jsonl").write_text(lines)
-    (root / "classes.json").write_text(json.dumps(classes, indent=1))
 
 
 def _slice_notes(root):
-    """Take away, and return, what a cluster's slices noted of their batches, each note once."""
+    """Remove, and return once each, what a cluster's slices noted of their batches."""
     notes = {}
     for file in sorted((root / NOTES).glob("*.json")):
         with suppress(ValueError):  # a power cut left it empty
@@ -234,11 +320,10 @@ def _slice_notes(root):
     return list(notes.values())
 
 
-def read_synthetic_set(folder):
-    """Return the images of a generated artifact as `data.Images`, in the order of its metadata."""
-    rows = [
-        json.loads(line) for line in (folder / "train" / "metadata.jsonl").read_text().splitlines()
-    ]
+def read_synthetic_set(folder: Path) -> Images:
+    """Return the images of a generated artifact in the order of its metadata."""
+    lines = (folder / "train" / "metadata.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
     return Images(
         tuple(str(folder / "train" / row["file_name"]) for row in rows),
         tuple(row["label"] for row in rows),

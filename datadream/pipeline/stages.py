@@ -1,62 +1,235 @@
-"""The stages of a cell, their keys, and how a cell is computed."""
+"""The table of stages, and a cell: what a recipe needs, under which keys, and how it is made.
 
-import json
+Whatever goes through the stages reads this table: `Cell.compute`, the plan, the Ray engine, the
+photo page, `gc`. A new stage is one more row.
+"""
 
-from ..config import require_warmup
-from ..data.datasets import draw_inputs, few_shots, load_for, make_draw
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .. import progress
+from ..config import Recipe, as_dict
+from ..data.datasets import Dataset, draw_inputs, load_for, write_draw
+from ..methods.base import Adapter, Support
+from ..methods.checked import adapters
 from ..methods.registry import method_of
 from ..models.download import fetch
-from ..pipeline.draws import adapters
+from ..models.generators.sampling import require_sampler
 from ..store.keys import key
-from .evaluate import evaluate, evaluate_inputs
-from .generate import generate, generation_inputs, read_synthetic_set
-from .record import write_record
-from .train import train, train_inputs
+from . import adapt, evaluate, generate, train
+
+if TYPE_CHECKING:
+    from ..store.artifacts import Store
+
+# Stage -> part -> folder, of what a build may read.
+Made = Mapping[str, Mapping[Any, Path]]
 
 
-def artifact_keys(recipe, dataset=None):
-    """Return the keys of a cell's artifacts by stage, in the order of the stages, without making
-    anything.
-
-    `dataset` None: the recipe's own is loaded. Raises ConfigError on a warm-up that is longer than
-    its training.
+@dataclass(frozen=True)
+class Piece:
+    """A unit of work by which a cluster shares a stage out: `name` is what it makes, `where` what
+    `Stage.do` takes, `needs` the keys of the artifacts that come first.
     """
-    dataset, row, keys = dataset or load_for(recipe), method_of(recipe), {}
-    if (
-        row.real
-        or (row.generates and adapters(recipe, dataset))
-        or (row.generates and recipe.generate.strength)
-    ):
-        keys["shots"] = key("shots", **draw_inputs(recipe, dataset))
-    if row.generates:
-        inputs = generation_inputs(recipe, dataset)
-        keys |= {f"adapt{i}": adapter for i, adapter in enumerate(inputs["adapters"])}
-        keys["generate"] = key("generate", **inputs)
-    if row.trained:
-        require_warmup("classify.warmup", recipe.classify.warmup, recipe.classify.epochs, "epochs")
-        keys["train"] = key("train", **train_inputs(recipe, dataset, keys.get("generate")))
-    keys["judge"] = key("judge", **evaluate_inputs(recipe, dataset, keys.get("train")))
-    return keys
+
+    name: str
+    where: tuple[Any, ...]
+    needs: tuple[str, ...] = ()
+    share: float = 1.0  # of the work of its artifact
+    part: Any = None  # which artifact of the stage it belongs to
 
 
-def compute(recipe, store):
-    """Return `run`'s record for one that has marked the store as being in use and says what a
-    signal does.
+@dataclass(frozen=True)
+class Stage:
+    """A row of the table. The artifacts that a cell has of a stage are its `parts`: a list of
+    None for a single one, of what tells them apart for several, empty for none.
     """
-    row = method_of(recipe)
-    fetch(recipe, row.generates)
-    dataset = load_for(recipe)
-    keys = artifact_keys(recipe, dataset)
-    shots = few_shots(dataset, recipe.shots, recipe.seed)
-    synthetic, trained = None, None
-    if "shots" in keys:
-        make_draw(recipe, dataset, store)
-    if row.generates:
-        synthetic = read_synthetic_set(generate(recipe, dataset, shots, store))
-    if row.trained:
-        trained = train(
-            recipe, dataset, shots if row.real else None, synthetic, keys.get("generate"), store
-        )
-    result = json.loads((evaluate(recipe, dataset, trained, store) / "result.json").read_text())
-    curve = json.loads((trained / "curve.json").read_text()) if trained else []
-    return write_record(recipe, result, curve, keys, store)
+
+    name: str
+    parts: Callable[[Cell], Sequence[Any]]
+    inputs: Callable[[Cell, Any], dict[str, Any]]  # (cell, part) -> what the key is made of
+    # (cell, part, what it needs, work folder, store) -> notes for the manifest
+    build: Callable[[Cell, Any, Made, Path, Store], list[str] | None]
+    needs: tuple[str, ...] = ()  # stages whose artifacts the build reads
+    on_demand: bool = False  # made only for what needs it: it may be gone while that remains
+    require: Callable[[Cell], None] = lambda cell: None  # raises ConfigError before anything runs
+    # (cell, part) -> (images made, optimiser steps, units of work), for plans; None: costs nothing
+    work: Callable[[Cell, Any], tuple[int, int, float]] | None = None
+    # How a cluster shares it out; None: within the task of the cell.
+    pieces: Callable[[Cell], list[Piece]] | None = None
+    do: Callable[[Cell, tuple[Any, ...], Store], object] | None = None
+    piece: str = ""  # what a piece is called
+
+
+class Cell:
+    """One cell of the study: a recipe with its dataset, support set, adapters and keys, each
+    computed once. Raises ConfigError and DataError on what cannot be run.
+    """
+
+    def __init__(self, recipe: Recipe, dataset: Dataset | None = None):
+        self.recipe, self.method = recipe, method_of(recipe)
+        self.dataset = dataset or load_for(recipe)
+        self.support = Support(recipe, self.dataset)
+        self._keys: dict[str, dict[Any, str]] = {}
+
+    @cached_property
+    def adapters(self) -> tuple[Adapter, ...]:
+        """The adapters that the method samples with, each once."""
+        return adapters(self.support)
+
+    @cached_property
+    def keys(self) -> dict[str, str]:
+        """The keys of all artifacts in the table's order, by the names that records have."""
+        found = {}
+        for stage in STAGES:
+            for i, (part, name) in enumerate(self.keys_of(stage.name).items()):
+                found[stage.name if part is None else f"{stage.name}{i}"] = name
+        return found
+
+    def keys_of(self, name: str) -> dict[Any, str]:
+        """Return the keys of a stage's artifacts by their parts, without making anything."""
+        if name not in self._keys:
+            stage = stage_of(name)
+            found = {p: key(name, **stage.inputs(self, p)) for p in stage.parts(self)}
+            self._keys[name] = found
+        return self._keys[name]
+
+    def key(self, name: str) -> str | None:
+        """Return the key of a stage that has one artifact, None where the cell has not."""
+        return self.keys_of(name).get(None)
+
+    def make(self, name: str, store: Store, part: Any = None) -> Path:
+        """Return the folder of an artifact, after making it and what it needs if it is not done."""
+        stage, own = stage_of(name), self.keys_of(name)[part]
+        if store.done(own):
+            progress.found(own)
+            return store.folder(own)
+        stage.require(self)
+        made = {n: {p: self.make(n, store, p) for p in self.keys_of(n)} for n in stage.needs}
+        notes: list[str] = []
+
+        def build(folder):
+            notes.extend(stage.build(self, part, made, folder, store) or ())
+
+        more = {"batches": notes, "recipe": as_dict(self.recipe)}  # the recipe is for the card
+        return store.make(own, stage.inputs(self, part), build, **more)
+
+    def compute(self, store: Store, until: str = "") -> dict[str, Path]:
+        """Make the stages in order, the last one `until`, and return the folders of those that
+        have one artifact. What is done is read and checked.
+        """
+        fetch(self.recipe, self.method.generates)
+        for stage in STAGES:  # whatever cannot run is said before the first hour
+            if not (stage.on_demand or all(map(store.whole, self.keys_of(stage.name).values()))):
+                stage.require(self)
+        found = {}
+        for stage in STAGES:
+            for part in () if stage.on_demand else self.keys_of(stage.name):
+                found[stage.name] = self.make(stage.name, store, part)
+            if stage.name == until:
+                break
+        return found
+
+
+def stage_of(name: str) -> Stage:
+    """Return a row of the table by its name."""
+    return next(stage for stage in STAGES if stage.name == name)
+
+
+def _draws_shots(cell):
+    """Return whether some shot is used: to train on, to tune on, or to start from."""
+    started = cell.method.generates and cell.recipe.generate.strength
+    return [None] if cell.method.real or cell.adapters or started else []
+
+
+def _adapter_pieces(cell):
+    return [Piece(name, (one,), part=one) for one, name in cell.keys_of("adapt").items()]
+
+
+def _slices(cell):
+    """Return a piece for each slice of each class; it needs the adapters of its own images."""
+    set_key, trained = cell.key("generate"), cell.keys_of("adapt")
+    total, found = cell.recipe.generate.images * len(cell.dataset.classes), []
+    for label in range(len(cell.dataset.classes)):
+        for position, groups in enumerate(generate.slices(cell.support, label)):
+            needs = tuple(dict.fromkeys(trained[one] for _, own in groups for one in own))
+            share = sum(len(indices) for indices, _ in groups) / total
+            name = f"{set_key}/{label}/{position}"
+            found.append(Piece(name, (label, position), needs, share))
+    return found
+
+
+def _share_slice(cell, where, store):
+    def trained(one):
+        return cell.make("adapt", store, one)
+
+    label, position = where
+    generate.share_slice(cell.support, trained, label, position, cell.key("generate"), store)
+
+
+def _train(cell, part, made, folder, store):
+    synthetic = made["generate"].get(None)
+    images = generate.read_synthetic_set(synthetic) if synthetic else None
+    real = cell.support.shots() if cell.method.real else None
+    inputs = train.train_inputs(cell.support, cell.key("generate"))
+    return train.train(cell.support, inputs, real, images, folder)
+
+
+STAGES: tuple[Stage, ...] = (
+    Stage(
+        "shots",
+        parts=_draws_shots,
+        inputs=lambda cell, _: draw_inputs(cell.recipe, cell.dataset),
+        build=lambda cell, _, made, folder, store: write_draw(cell.recipe, cell.dataset, folder),
+    ),
+    Stage(
+        "adapt",  # section 3.2
+        parts=lambda cell: cell.adapters,
+        inputs=lambda cell, one: adapt.adapter_inputs(cell.support, one),
+        build=lambda cell, one, made, folder, store: adapt.train_adapter(cell.support, one, folder),
+        on_demand=True,
+        work=lambda cell, one: adapt.adapter_work(cell.support, one),
+        pieces=_adapter_pieces,
+        do=lambda cell, where, store: cell.make("adapt", store, *where),
+        piece="adapt",
+    ),
+    Stage(
+        "generate",  # section 3.3
+        parts=lambda cell: [None] if cell.method.generates else [],
+        inputs=lambda cell, _: generate.generation_inputs(
+            cell.support, list(cell.keys_of("adapt").values())
+        ),
+        build=lambda cell, _, made, folder, store: generate.generate(
+            cell.support, made["adapt"], folder, store.lock
+        ),
+        needs=("adapt",),
+        require=lambda cell: require_sampler(cell.recipe),
+        work=lambda cell, _: generate.generation_work(cell.support),
+        pieces=_slices,
+        do=_share_slice,
+        piece="slice",
+    ),
+    Stage(
+        "train",  # section 3.4
+        parts=lambda cell: [None] if cell.method.trained else [],
+        inputs=lambda cell, _: train.train_inputs(cell.support, cell.key("generate")),
+        build=_train,
+        needs=("generate",),
+        require=lambda cell: train.require_validation(cell.support),
+        work=lambda cell, _: train.training_work(cell.support),
+    ),
+    Stage(
+        "judge",  # section 4
+        parts=lambda cell: [None],
+        inputs=lambda cell, _: evaluate.evaluate_inputs(cell.support, cell.key("train")),
+        build=lambda cell, _, made, folder, store: evaluate.evaluate(
+            cell.support, made["train"].get(None), folder
+        ),
+        needs=("train",),
+        work=lambda cell, _: evaluate.evaluation_work(cell.support),
+    ),
+)

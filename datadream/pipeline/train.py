@@ -1,67 +1,57 @@
 """LoRA-tune CLIP on synthetic and real images (paper, section 3.4)."""
 
+from __future__ import annotations
+
 import dataclasses
 import json
 import math
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
+from ..config import Classify, Recipe, require_warmup
 from ..data.batches import Batches
-from ..data.datasets import few_shots, prompt, validation_images
-from ..data.images import fingerprint
+from ..data.datasets import validation_images
+from ..data.images import Images, fingerprint
 from ..data.transforms import validation_batches
 from ..errors import ConfigError, DataError
+from ..methods.base import Support
 from ..methods.registry import method_of
 from ..models.classifiers.base import load_classifier, save_classifier_lora
 from ..models.device import dtype_for
 from ..models.identity import identity
 from ..seeds import seed_for
 from ..store.files import write_json
-from ..store.keys import key
 from ..training.batch_size import BatchSize
 from ..training.checkpoint import load_state, save_state
-from ..training.loop import fit
+from ..training.loop import Shares, fit
 from .evaluate import predict
 
 
-def mixed_loss(logits, targets, real, weight):
-    """Return weight * CE(real) + (1 - weight) * CE(synthetic) (paper, eq. 3), for soft targets (B,
-    C) and a mask (B,).
+def mixed_loss(
+    logits: Tensor, targets: Tensor, real: Tensor, weight: float, batch: Tensor | None = None
+) -> Tensor:
+    """Return weight * CE(real) + (1 - weight) * CE(synthetic), means over each kind (paper, eq. 3).
 
-    A batch that holds one kind only gives that kind's mean, so that no weight is lost and no NaN
-    appears.
+    `targets` (B, C) are soft, `real` (B,) is a mask. A batch of one kind gives that kind's mean, so
+    that no weight is lost and no NaN appears. `batch` is the mask of the whole batch where these
+    are some of its images: then the loss is their part of the sum.
     """
     losses = F.cross_entropy(logits, targets, reduction="none")
-    if real.all() or not real.any():
-        return losses.mean()
-    return weight * losses[real].mean() + (1 - weight) * losses[~real].mean()
+    whole = real if batch is None else batch
+    if whole.all() or not whole.any():
+        return losses.sum() / len(whole)
+    real_part = losses[real].sum() / whole.sum()
+    return weight * real_part + (1 - weight) * (losses[~real].sum() / (~whole).sum())
 
 
-def loss_parts(model, tokens, images, targets, real, weight, size):
-    """Yield the `mixed_loss` of a batch in parts of `size` images, whose graphs need not be held
-    together.
-
-    They sum to it but for rounding, other draws of the dropout, and in a ResNet the statistics of
-    its batches.
-    """
-    if size >= len(images):
-        yield mixed_loss(model(images, tokens), targets, real, weight)
-        return
-    shares = torch.full((len(real),), 1 / len(real), device=real.device)
-    if real.any() and not real.all():
-        shares = torch.where(real, weight / real.sum(), (1 - weight) / (~real).sum())
-    for rows in torch.arange(len(images), device=images.device).split(size):
-        yield (
-            shares[rows]
-            * F.cross_entropy(model(images[rows], tokens), targets[rows], reduction="none")
-        ).sum()
-
-
-def optimiser_steps(recipe, classes):
-    """Return (steps, those of them that warm up) of one training, the same for every method:
-    epochs over images * classes.
+def optimiser_steps(recipe: Recipe, classes: int) -> tuple[int, int]:
+    """Return (steps, those of them that warm up), the same for every method: epochs over as many
+    images as a synthetic set has.
     """
     options = recipe.classify
     per_epoch = math.ceil(recipe.generate.images * classes / options.batch)
@@ -69,80 +59,94 @@ def optimiser_steps(recipe, classes):
     return steps, round(steps * options.warmup / options.epochs)
 
 
-def train_inputs(recipe, dataset, synthetic_key):
+def training_work(support: Support) -> tuple[int, int, int]:
+    """Return (images made, optimiser steps, images of all steps)."""
+    steps = optimiser_steps(support.recipe, len(support.classes))[0]
+    return 0, steps, steps * support.recipe.classify.batch
+
+
+def train_inputs(support: Support, synthetic_key: str | None) -> dict[str, Any]:
     """Return what a trained classifier depends on; `synthetic_key` is None where the method uses
-    no synthetic images.
+    no synthetic images. Raises ConfigError on a warm-up that is longer than the training.
     """
-    steps, warmup = optimiser_steps(recipe, len(dataset.classes))
-    chosen = (
-        {"select": "validation", "evaluations": recipe.classify.epochs}
-        if recipe.protocol == "released"
-        else {}
-    )
-    # The steps say it.
-    options = {
-        k: v
-        for k, v in dataclasses.asdict(recipe.classify).items()
-        if k not in ("epochs", "warmup", "steps")
-    } | chosen
-    if not (method_of(recipe).real and synthetic_key):  # lambda weighs two kinds against each other
+    recipe, real = support.recipe, method_of(support.recipe).real
+    require_warmup("classify.warmup", recipe.classify.warmup, recipe.classify.epochs, "epochs")
+    steps, warmup = optimiser_steps(recipe, len(support.classes))
+    options = dataclasses.asdict(recipe.classify)
+    for name in ("epochs", "warmup", "steps"):  # the steps say it
+        options.pop(name)
+    if recipe.protocol == "released":
+        options |= {"select": "validation", "evaluations": recipe.classify.epochs}
+    if not (real and synthetic_key):  # lambda weighs two kinds against each other
         options["real_weight"] = None
     return {
         "classifier": identity(recipe.classifier, "clip"),
         "precision": str(dtype_for(recipe.precision, training=True)),
         "classify": options,
-        "prompts": [prompt(dataset.noun, name) for name in dataset.classes],
+        "prompts": [support.prompt(label) for label in range(len(support.classes))],
         "steps": steps,
         "warmup": warmup,
         "seed": recipe.seed,
-        "val": fingerprint(validation_images(recipe, dataset)),
+        "val": fingerprint(validation_images(recipe, support.dataset)),
         "synthetic": synthetic_key,
-        "shots": fingerprint(few_shots(dataset, recipe.shots, recipe.seed))
-        if method_of(recipe).real
-        else None,
+        "shots": fingerprint(support.shots()) if real else None,
     }
 
 
-def train(recipe, dataset, real, synthetic, synthetic_key, store):
-    """Return the artifact folder of a trained classifier: adapter.safetensors, adapter.json and
-    curve.json.
-
-    `real` and `synthetic` are Images or None. The folder's curve holds validation accuracy and
-    training loss by step.
-    """
-    inputs = train_inputs(recipe, dataset, synthetic_key)
-    options = dataclasses.replace(
-        recipe.classify, **{k: inputs["classify"][k] for k in ("select", "evaluations")}
-    )
+def require_validation(support: Support) -> None:
+    """Raise ConfigError if the epoch would be chosen on the training images."""
+    recipe, dataset = support.recipe, support.dataset
     if recipe.classify.select == "validation" and dataset.val is dataset.train:
         raise ConfigError(
             "classify.select='validation' would choose the epoch on the training images, since "
             "with fold or test_folder no others are set aside; give classify.select='last'"
         )
-    texts, size = inputs["prompts"], BatchSize(options.batch)
 
-    def build(folder):
-        torch.manual_seed(seed_for("classifier", recipe.seed))
-        model = load_classifier(recipe.classifier, len(texts), recipe.precision)
-        parameters = model.attach(options)
-        seed = seed_for("batches", recipe.seed)
-        batches = Batches(real, synthetic, options, len(texts), model.size, seed, model.mean.device)
-        val, seed = validation_images(recipe, dataset), seed_for("train", recipe.seed)
-        length = inputs["steps"], inputs["warmup"]
-        optimise(model, parameters, batches, texts, val, options, *length, folder, seed, size)
-        config = {
-            **{name: getattr(recipe, name) for name in ("classifier", "precision")},
-            **{name: getattr(options, name) for name in ("rank", "alpha", "dropout")},
-            "classes": list(dataset.classes), "prompts": texts,
-        }  # fmt: skip
-        save_classifier_lora(model, folder, config)
 
-    return store.make(key("train", **inputs), inputs, build, batches=size.notes)
+def train(
+    support: Support,
+    inputs: dict[str, Any],
+    real: Images | None,
+    synthetic: Images | None,
+    folder: Path,
+) -> list[str]:
+    """Train a classifier and write adapter.safetensors, adapter.json and curve.json into `folder`;
+    return notes on its batches.
+
+    `inputs` are `train_inputs`. The curve holds validation accuracy and training loss by step.
+    """
+    recipe, texts = support.recipe, inputs["prompts"]
+    chosen = {name: inputs["classify"][name] for name in ("select", "evaluations")}
+    options = dataclasses.replace(recipe.classify, **chosen)
+    size = BatchSize(options.batch)
+    torch.manual_seed(seed_for("classifier", recipe.seed))
+    model = load_classifier(recipe.classifier, len(texts), recipe.precision)
+    parameters = model.attach(options)
+    batches = Batches(
+        real,
+        synthetic,
+        options,
+        len(texts),
+        model.size,
+        seed_for("batches", recipe.seed),
+        model.mean.device,
+    )
+    val, seed = validation_images(recipe, support.dataset), seed_for("train", recipe.seed)
+    length = inputs["steps"], inputs["warmup"]
+    optimise(model, parameters, batches, texts, val, options, *length, folder, seed, size)
+    config = {
+        **{name: getattr(recipe, name) for name in ("classifier", "precision")},
+        **{name: getattr(options, name) for name in ("rank", "alpha", "dropout")},
+        "classes": list(support.classes),
+        "prompts": texts,
+    }
+    save_classifier_lora(model, folder, config)
+    return size.notes
 
 
 def _curve(folder, *states):
-    """Return the curve's rows by step that a killed training left in its folder; where they are
-    damaged its `states` go too, to begin anew.
+    """Return the curve that a killed training left, rows by step; a damaged one takes the
+    `states` with it, and the training begins anew.
     """
     file = folder / "curve.json"
     try:
@@ -155,26 +159,37 @@ def _curve(folder, *states):
         return {}
 
 
-def optimise(model, parameters, batches, texts, val, options, steps, warmup, folder, seed, size):
-    """Train in place; the validation images `val` draw the curve and, only if `select` says so,
-    choose the weights that are kept.
-
-    `size` is a BatchSize: a step that does not fit into memory is done again in halves, as its
-    notes say.
+def optimise(
+    model: Any,
+    parameters: dict[str, torch.nn.Parameter],
+    batches: Batches,
+    texts: list[str],
+    val: Images,
+    options: Classify,
+    steps: int,
+    warmup: int,
+    folder: Path,
+    seed: int,
+    size: BatchSize,
+) -> None:
+    """Train a classifier in place; the validation images `val` draw the curve and, only if
+    `options.select` says so, choose the weights that are kept.
     """
     tokens, views = model.prompts(texts), validation_batches(val, model.size)
-    labels, best, checkpoint = (
-        np.asarray(val.labels),
-        folder / "best.safetensors",
-        folder / "checkpoint.safetensors",
-    )
+    labels, best = np.asarray(val.labels), folder / "best.safetensors"
+    checkpoint = folder / "checkpoint.safetensors"
     points = {round(steps * (i + 1) / options.evaluations) - 1 for i in range(options.evaluations)}
     curve = _curve(folder, best, checkpoint)
 
     def loss_at(step):
         model.train()
         images, targets, real = batches.at(step)
-        return loss_parts(model, tokens, images, targets, real, options.real_weight, size.size)
+
+        def share(rows):
+            logits = model(images[rows], tokens)
+            return mixed_loss(logits, targets[rows], real[rows], options.real_weight, real)
+
+        return Shares(len(images), share)
 
     def after(step, loss):
         if step not in points:
@@ -198,7 +213,7 @@ def optimise(model, parameters, batches, texts, val, options, steps, warmup, fol
         checkpoint=checkpoint,
         after=after,
         buffers=model.state(),
-        halve=size.halve,
+        batch=size,
         description="train classifier",
     )
     if best.exists():
@@ -208,8 +223,8 @@ def optimise(model, parameters, batches, texts, val, options, steps, warmup, fol
 
 
 def _take(model, best, checkpoint):
-    """Give the model the weights of the file `best`. Raises DataError, and lets the next run
-    begin anew, if it is damaged.
+    """Load the weights that validation chose. Raises DataError, and lets the next run begin anew,
+    if the file is damaged.
     """
     state = load_state(best)
     if state is None:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from ..errors import ConfigError, DataError
 from ..paths import paths
-from ..pipeline.record import read_record
+from ..results.record import read_record
 from ..results.records import tidy
 from ..store.files import write_json, writing
 from ..store.open import open_store
@@ -170,14 +170,14 @@ def _keep_records(name, cells, lines, store):
     """Put the run's records, of `cells` by label, into `lines` (key -> record with `runs`: run
     -> label -> position), in place of its earlier ones.
     """
-    from ..pipeline.record import record_file
-    from ..pipeline.stages import artifact_keys
+    from ..pipeline.stages import Cell
+    from ..results.record import record_file
 
     for line in lines.values():
         line["runs"].pop(name, None)
     for place, (label, recipes) in enumerate(cells.items()):
         for recipe in recipes:
-            file = record_file(recipe, artifact_keys(recipe), store)
+            file = record_file(Cell(recipe), store)
             if not store.refresh(file).exists():
                 raise LookupError(
                     f"the page of {name} is there and its record {file.name} is not; run `python "

@@ -12,9 +12,9 @@ from .. import progress
 from ..data.datasets import SHOTS_TITLE, draw_images, draw_shots, few_shots, load_for
 from ..data.images import Images, fingerprint
 from ..methods.registry import METHODS, method_of
-from ..pipeline.generate import generation_inputs, read_synthetic_set
+from ..pipeline.generate import read_synthetic_set
+from ..pipeline.stages import Cell
 from ..statistics import mean_interval, spearman
-from ..store.keys import key
 from ..store.open import open_store
 from .distances import MEASURES, TITLES, copying
 from .features import EXTRACTORS, extractors, features
@@ -66,7 +66,7 @@ def _images(recipe, dataset, store):
     if not method_of(recipe).generates:
         shots = few_shots(dataset, recipe.shots, recipe.seed)
         return shots, fingerprint(shots)
-    artifact = key("generate", **generation_inputs(recipe, dataset))
+    artifact = Cell(recipe, dataset).key("generate")
     if not store.done(artifact):
         raise LookupError(
             f"the synthetic set of {recipe.dataset}, {recipe.method}, seed {recipe.seed} is not "

@@ -5,9 +5,9 @@ from pathlib import Path
 import pandas as pd
 
 from ..methods.registry import METHODS
-from ..pipeline.record import read_record, record_row
 from ..statistics import mean_interval
 from ..store.open import open_store
+from .record import read_record, record_row
 from .tables import show_table
 
 RELEASED = "[RELEASED PROTOCOL, for comparison only: the epoch is chosen on the test images]"

@@ -5,6 +5,11 @@ import hashlib
 import json
 
 
+def stage_of_key(key: str) -> str:
+    """Return the stage that a key begins with."""
+    return key.partition("-")[0]
+
+
 def key(stage, **inputs):
     """Return the content key of a stage, `<stage>-<16 hex digits>`: equal if and only if every
     input is equal.

@@ -4,22 +4,24 @@ and what is missing.
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
 import numpy as np
 import pandas as pd
 
 from .. import progress
+from ..config import Recipe
 from ..data.datasets import DATASETS, Dataset, load_for, released
 from ..data.images import PIXEL, Images
 from ..data.paper_datasets import HELD_OUT, SOURCES, elsewhere, lacking, readable
+from ..engines.rates import PROXY, THROUGHPUT, seconds
 from ..errors import DataError
 from ..methods.recipes import recipe as make_recipe
 from ..methods.registry import method_of
 from ..models.catalog import GENERATORS, absent
-from ..pipeline.costs import PROXY, STAGES, THROUGHPUT, seconds, units_of_work
-from ..pipeline.stages import artifact_keys
+from ..pipeline.stages import STAGES, Cell
+from ..store.artifacts import Store
 from ..store.open import open_store
 from .cells import cells
 from .named_runs import JOBS, cells_of, choose, load_study
@@ -98,32 +100,31 @@ def _rates(recipe):
     return THROUGHPUT.get(recipe.profile, {}) if same else {}
 
 
-def plan(recipes, store=None):
-    """Return one row per costly stage that `recipes` need, each once: dataset, stage, key, done,
-    images, steps, seconds, bytes.
+def plan(recipes: Iterable[Recipe], store: Store | None = None) -> pd.DataFrame:
+    """Return one row per artifact of a costly stage that `recipes` need, each once: dataset,
+    stage, key, done, images, steps, units, seconds, bytes.
     """
     store, rows = store or open_store(), {}
     for recipe in recipes:
-        dataset = load_or_describe(recipe)
-        keys = artifact_keys(recipe, dataset)
+        cell = Cell(recipe, load_or_describe(recipe))
         side, adapter = _sizes(recipe)
-        needed, lengths = units_of_work(recipe, dataset), seconds(recipe, dataset, _rates(recipe))
-        for name, stage_key in keys.items():
-            stage = name.rstrip("0123456789")
-            if stage in needed:
-                images, steps, units = needed[stage]
-                row = {
+        rates = _rates(recipe)
+        for stage in STAGES:
+            for part, own in cell.keys_of(stage.name).items():
+                if own in rows or stage.work is None:
+                    continue
+                images, steps, units = stage.work(cell, part)
+                rows[own] = {
                     "dataset": recipe.dataset,
-                    "stage": stage,
-                    "key": stage_key,
-                    "done": store.whole(stage_key),
+                    "stage": stage.name,
+                    "key": own,
+                    "done": store.whole(own),
                     "images": images,
                     "steps": steps,
                     "units": units,
-                    "seconds": lengths[stage],
-                    "bytes": images * side**2 * PIXEL + (adapter if stage == "adapt" else 0),
+                    "seconds": seconds(cell, stage.name, rates, part),
+                    "bytes": images * side**2 * PIXEL + adapter * (stage.name == "adapt"),
                 }
-                rows.setdefault(stage_key, row)
     return pd.DataFrame(
         rows.values(),
         columns=["dataset", "stage", "key", "done", "images", "steps", "units", "seconds", "bytes"],
@@ -164,7 +165,7 @@ def overview(recipes, store=None):
         return NO_CELLS
     table = table.assign(
         pending=~table["done"],
-        order=table["stage"].map(STAGES.index),
+        order=table["stage"].map([stage.name for stage in STAGES].index),
         place=table.groupby("dataset", sort=False).ngroup(),
     )
     groups = table.sort_values(["place", "order"], kind="stable").groupby(
@@ -268,7 +269,7 @@ def announce_plan(recipes, store, workers=1):
         table["seconds"]
         if known
         else [
-            units * PROXY[stage]
+            units * PROXY.get(stage, 0.0)
             for units, stage in zip(table["units"], table["stage"], strict=True)
         ]
     )

@@ -5,10 +5,11 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
 from .. import progress, signals
+from ..engines.here import run_cell
 from ..engines.names import engine_parts
 from ..errors import ConfigError
-from ..pipeline.record import record_file
-from ..pipeline.stages import artifact_keys, compute
+from ..pipeline.stages import Cell
+from ..results.record import record_file
 from ..results.records import load_records
 from ..store.open import open_store
 
@@ -23,7 +24,7 @@ def run(recipe, store=None):
     """
     store = store or open_store()
     with signals.interruptible(), store.in_use():
-        return compute(recipe, store)
+        return run_cell(recipe, store)
 
 
 def find(recipes, store=None):
@@ -31,7 +32,7 @@ def find(recipes, store=None):
     with the command that makes it.
     """
     store = store or open_store()
-    files = [record_file(recipe, artifact_keys(recipe), store) for recipe in recipes]
+    files = [record_file(Cell(recipe), store) for recipe in recipes]
     missing = [
         f"{r.dataset}, {r.method}, seed {r.seed}"
         for r, file in zip(recipes, files, strict=True)

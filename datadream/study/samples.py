@@ -2,9 +2,8 @@
 
 from ..data.datasets import SHOTS_TITLE, few_shots, load_for
 from ..methods.registry import METHODS, method_of
-from ..pipeline.generate import generation_inputs, read_synthetic_set
-from ..pipeline.stages import artifact_keys
-from ..store.keys import key
+from ..pipeline.generate import read_synthetic_set
+from ..pipeline.stages import Cell
 from ..store.open import open_store
 
 
@@ -15,7 +14,7 @@ def axis_sample_rows(by_label, store=None):
     rows, seen = {}, set()
     for label, recipes in by_label.items():
         made = [recipe for recipe in recipes if method_of(recipe).generates]
-        artifact = artifact_keys(made[0])["generate"] if made else None
+        artifact = Cell(made[0]).key("generate") if made else None
         if made and artifact not in seen:
             seen.add(artifact)
             title, columns = list(sample_rows(made[:1], store, 1).items())[-1]
@@ -34,7 +33,7 @@ def sample_rows(recipes, store=None, depth=3):
         if method_of(recipe).generates and recipe.seed == first.seed:
             # A method with real images shows the same set.
             title = METHODS[recipe.method.removesuffix("+real")].title
-            made = key("generate", **generation_inputs(recipe, dataset))
+            made = Cell(recipe, dataset).key("generate")
             if not store.folder(made).exists():
                 store.done(made)  # which copies here what other machines made
             sets[title] = read_synthetic_set(store.folder(made))

@@ -1,91 +1,104 @@
-"""One adapter trained by several processes at once, each on its part of every batch: `accelerate
-launch -m datadream adapt`.
+"""Several processes train one adapter together, each on its part of every batch.
 
-For a dataset-wise adapter of many images, whose training is one chain that more workers do not
-shorten. Adapters of single classes are tasks of their own, which `engine` hands to one GPU each.
+`accelerate launch -m datadream adapt` starts them. Their `Accelerator` averages nothing by itself:
+torch's DistributedDataParallel sums gradients while it goes backward, where a process that runs out
+of memory and halves its batch would leave the others waiting. So each ends its own backward pass,
+and the gradients are summed after it. `accelerator` is None in a process that trains alone.
 """
 
-from dataclasses import dataclass
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-# The others wait while the first one waits for a lock; a dead one is the launcher's to notice.
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from torch import Tensor, nn
+
+    from ..store.artifacts import Store
+
+# The others wait while rank 0 waits for a lock; a process that died is the launcher's to notice.
 PATIENCE = timedelta(days=1)
 
 
-@dataclass(frozen=True)
-class Team:
-    """The `size` processes that train one adapter, of which this is number `rank`; without
-    others nothing is sent.
+def accelerator() -> Accelerator:
+    """Return the Accelerator of the processes that `accelerate launch` or `torchrun` started."""
+    from accelerate import Accelerator, InitProcessGroupKwargs
+
+    waits = InitProcessGroupKwargs(timeout=PATIENCE)
+    return Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[waits])
+
+
+def rank(accelerator: Accelerator | None) -> int:
+    """Return this process's number, 0 if it trains alone."""
+    return 0 if accelerator is None else accelerator.process_index
+
+
+def leads(accelerator: Accelerator | None) -> bool:
+    """True in the process that writes, rank 0."""
+    return rank(accelerator) == 0
+
+
+def share(rows: Tensor, accelerator: Accelerator | None) -> Tensor:
+    """Return this process's part of a step's rows, none if there are fewer than processes."""
+    if accelerator is None:
+        return rows
+    return rows[accelerator.process_index :: accelerator.num_processes]
+
+
+def sum_step(
+    parameters: Iterable[nn.Parameter], loss: float, accelerator: Accelerator | None
+) -> float:
+    """Sum the gradients over the processes in place and return the sum of their losses."""
+    if accelerator is None or accelerator.num_processes == 1:
+        return loss
+    values = list(parameters)
+    grads = [torch.zeros_like(v) if v.grad is None else v.grad for v in values]
+    flat: Any = accelerator.reduce(torch.cat([grad.flatten() for grad in grads]), "sum")
+    sums = flat.split([grad.numel() for grad in grads])
+    for value, own in zip(values, sums, strict=True):
+        value.grad = own.view_as(value).clone()
+    losses: Any = accelerator.gather(torch.tensor([loss], device=accelerator.device))
+    return losses.sum().item()
+
+
+def broadcast(number: int, accelerator: Accelerator | None) -> int:
+    """Broadcast rank 0's integer."""
+    if accelerator is None or accelerator.num_processes == 1:
+        return number
+    from accelerate.utils import broadcast as send
+
+    sent: Any = send(torch.tensor(number, device=accelerator.device))
+    return int(sent)
+
+
+def make_together(
+    store: Store,
+    key: str,
+    inputs: Mapping[str, Any],
+    build: Callable[[Path], None],
+    accelerator: Accelerator | None,
+    **notes: Any,
+) -> Path:
+    """Make an artifact as `store.make` does, all processes calling `build` at once.
+
+    Rank 0 holds the lock and writes; the others must see the work folder, and write nothing in it.
+    Raises what `store.make` and `build` do.
     """
+    if accelerator is None or accelerator.num_processes == 1:
+        return store.make(key, inputs, build, **notes)
+    begun = []
 
-    rank: int = 0
-    size: int = 1
+    def lead(folder: Path) -> None:
+        begun.append(broadcast(1, accelerator))
+        build(folder)
 
-    @property
-    def leads(self):
-        """Whether this is the process that writes."""
-        return self.rank == 0
-
-    def share(self, rows):
-        """Return this process's part of a step's rows."""
-        return rows[self.rank :: self.size]
-
-    def add(self, tensors):
-        """Replace each of the tensors, of one device and dtype, by its sum over the processes."""
-        if self.size == 1:
-            return
-        from accelerate.utils import reduce
-
-        flat = reduce(torch.cat([tensor.flatten() for tensor in tensors]), "sum")
-        assert isinstance(flat, torch.Tensor)  # a mapping only where it is given one
-        for tensor, own in zip(
-            tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True
-        ):
-            tensor.copy_(own.view_as(tensor))
-
-    def first(self, number):
-        """Return the integer that the first process has here."""
-        if self.size == 1:
-            return number
-        from accelerate import PartialState
-        from accelerate.utils import broadcast
-
-        sent = broadcast(torch.tensor(number, device=PartialState().device))
-        assert isinstance(sent, torch.Tensor)  # a mapping only where it is given one
-        return int(sent)
-
-    def make(self, store, key, inputs, build, **notes):
-        """Return the artifact's folder as `store.make` does; the first process makes it, and the
-        others call `build` beside it.
-
-        They must see the work folder too, in which they write nothing. Raises what `store.make` and
-        `build` do.
-        """
-        begun = []
-
-        def lead(folder):
-            begun.append(self.first(1))
-            build(folder)
-
-        if self.leads:
-            store.make(
-                key, inputs, lead, **notes, **({"processes": self.size} if self.size > 1 else {})
-            )
-        if not begun and self.first(0):  # the first process found it finished, or has begun
-            build(store.work(key))
-        return store.folder(key)
-
-
-ALONE = Team()
-
-
-def gather():
-    """Return the team of the processes that `accelerate launch` or `torchrun` started: this one
-    alone where neither did.
-    """
-    from accelerate import PartialState
-
-    state = PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
-    return Team(state.process_index, state.num_processes)
+    if accelerator.is_main_process:
+        store.make(key, inputs, lead, **notes, processes=accelerator.num_processes)
+    if not begun and broadcast(0, accelerator):  # rank 0 found it finished, or has begun
+        build(store.work(key))
+    return store.folder(key)

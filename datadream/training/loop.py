@@ -1,24 +1,32 @@
 """The one optimisation loop: AdamW, a schedule, and a checkpoint that resumes to the same bytes."""
 
+from __future__ import annotations
+
 import math
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
+from torch import Tensor, nn
 
 from .. import progress, signals
 from ..errors import ConfigError
 from ..seeds import seed_for
+from .batch_size import BatchSize
 from .checkpoint import load_state, save_state
-from .distributed import ALONE
+from .distributed import broadcast, leads, rank, share, sum_step
 from .schedule import cosine_schedule
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
 class DivergedError(RuntimeError):
-    """A loss or an image became NaN or infinite; the state before that step, if there was one,
-    and the images before it are kept.
-    """
+    """A loss or an image became NaN or infinite; what was good before it is kept."""
 
 
 def _state(parameters, buffers, optimiser, losses):
@@ -54,96 +62,121 @@ def _diverged(loss, norm, step, steps, lr, warmup, checkpoint):
     )
 
 
-def _backward(loss_at, step, seed, optimiser, halve, team):
-    """Set the gradients of one step and return its loss, both summed over the team."""
-    loss = _own_backward(loss_at, step, seed, optimiser, halve)
-    if team.size > 1:
-        values = [value for group in optimiser.param_groups for value in group["params"]]
-        for value in values:
-            value.grad = torch.zeros_like(value) if value.grad is None else value.grad
-        sums = [value.grad for value in values] + [
-            torch.tensor([loss], device=values[0].device, dtype=values[0].dtype)
-        ]
-        team.add(sums)
-        loss = sums[-1].item()
-    return loss
+@dataclass(frozen=True)
+class Shares:
+    """The loss of a step as a sum over its images, for a batch that is worked on in parts.
+
+    `of(rows)` is the part of the loss that these of the `count` images carry, a scalar with its
+    graph; `rows` is an index tensor or `slice(None)`. Parts that cover all images sum to the loss.
+    """
+
+    count: int
+    of: Callable[[Any], Tensor]
 
 
-def _own_backward(loss_at, step, seed, optimiser, halve):
+def _backward(loss_at, step, seed, optimiser, batch, accelerator):
+    """Set the gradients of this process's part of a step, in micro-batches, and return its loss.
+
+    Where memory ends the step is done again from its seed in micro-batches of half the size.
+    """
     while True:
         torch.manual_seed(seed)
         optimiser.zero_grad(set_to_none=True)
         try:
             loss, total = loss_at(step), 0.0
-            for part in [loss] if isinstance(loss, torch.Tensor) else loss:
-                part.backward()
-                total += part.item()
+            if isinstance(loss, Tensor):
+                loss.backward()
+                return loss.item()
+            rows = share(torch.arange(loss.count), accelerator)
+            # An epoch's last batch may be smaller than the number of processes.
+            for part in rows.split(batch.size if batch else loss.count) if len(rows) else ():
+                value = loss.of(slice(None) if len(part) == loss.count else part)
+                value.backward()
+                total += value.item()
             return total
         except RuntimeError as error:
-            if not (halve and halve(error)):
+            loss = value = None  # frees the graph that did not fit
+            if not (batch and batch.halve(error)):
                 raise
 
 
 def fit(
-    parameters, loss_at, *, steps, lr, warmup=0, minimum_lr=0.0, betas=(0.9, 0.999),
-    weight_decay=1e-2, eps=1e-8, clip=None, seed=0, checkpoint=None, every=200, after=None,
-    buffers=None, halve=None, team=ALONE, description="training",
-):  # fmt: skip
-    """Minimise `loss_at(step)` over `parameters` (name -> Parameter) in place and return all
-    losses, one float a step.
+    parameters: Mapping[str, nn.Parameter],
+    loss_at: Callable[[int], Tensor | Shares],
+    *,
+    steps: int,
+    lr: float,
+    warmup: int = 0,
+    minimum_lr: float = 0.0,
+    betas: tuple[float, float] = (0.9, 0.999),
+    weight_decay: float = 1e-2,
+    eps: float = 1e-8,
+    clip: float | None = None,
+    seed: int = 0,
+    checkpoint: str | Path | None = None,
+    every: int = 200,
+    after: Callable[[int, float], None] | None = None,
+    buffers: Mapping[str, Tensor] | None = None,
+    batch: BatchSize | None = None,
+    accelerator: Accelerator | None = None,
+    description: str = "training",
+) -> list[float]:
+    """Minimise `loss_at(step)` over `parameters` in place with AdamW; return the loss of each step.
 
-    The loss is a tensor, or an iterable of parts that sum to it, whose graphs are not held
-    together. Where memory ends and `halve(error)` says that the parts are smaller now, the step is
-    done again.
+    The loss is a tensor, or `Shares` of one, which are taken in micro-batches of `batch.size`
+    images (gradient accumulation) and spread over the processes of an `accelerator`. The learning
+    rate rises for `warmup` of the `steps`, then falls to `minimum_lr` along half a cosine.
 
     Every step reseeds torch's global generator from (seed, step), so a run that was killed and
     resumed from `checkpoint` (written every `every` steps) draws the same noise, dropout and
     augmentation as one that was not. `buffers` are further tensors that a step changes (running
-    statistics), kept with the parameters. `after(step, loss)` is called once a step is done. Each
-    process of a `team` has its share of the loss; they read the checkpoint alike, and the first one
-    writes it. Raises DivergedError on a loss that is not finite, ConfigError where a process of the
-    team does not find the checkpoint that the first one found, and Stopped, once the state is
-    saved, where the process was asked to end.
+    statistics), kept with the parameters. `after(step, loss)` is called once a step is done.
+
+    Raises DivergedError on a loss or gradient that is not finite; Stopped, once the state is saved,
+    where the process was asked to end; ConfigError where a process does not find rank 0's
+    checkpoint.
     """
     values, buffers = list(parameters.values()), buffers or {}
     optimiser = torch.optim.AdamW(
         values, lr=lr, betas=betas, weight_decay=weight_decay, eps=eps, fused=True
     )
-    first, losses = _begin(parameters, buffers, optimiser, checkpoint, team, description)
+    first, losses = _begin(parameters, buffers, optimiser, checkpoint, accelerator, description)
+    writes = checkpoint if leads(accelerator) else None
     with torch.random.fork_rng(), progress.track(description, "step", steps, first) as count:
         for step in range(first, steps):
             for group in optimiser.param_groups:
                 group["lr"] = max(minimum_lr, lr * cosine_schedule(step, steps, warmup))
-            losses.append(_backward(loss_at, step, seed_for(seed, step), optimiser, halve, team))
-            norm = torch.nn.utils.clip_grad_norm_(parameters.values(), clip or math.inf)
+            own = _backward(loss_at, step, seed_for(seed, step), optimiser, batch, accelerator)
+            losses.append(sum_step(values, own, accelerator))
+            norm = torch.nn.utils.clip_grad_norm_(values, clip or math.inf)
             if not (math.isfinite(losses[-1]) and torch.isfinite(norm)):
                 # The parameters are still good; running statistics a bad number may have reached.
-                if checkpoint and team.leads and step and buffers.keys() <= parameters.keys():
+                if writes and step and buffers.keys() <= parameters.keys():
                     with suppress(OSError, SafetensorError):  # a full disk may not hide the error
                         state = _state(parameters, buffers, optimiser, losses[:-1])
-                        save_state(checkpoint, state, step)
+                        save_state(writes, state, step)
                 what = _diverged(losses[-1], norm.item(), step, steps, lr, warmup, checkpoint)
                 raise DivergedError(f"{description}: {what}")
             optimiser.step()
             if after:  # before the checkpoint: a run killed in it does it again when it resumes
                 after(step, losses[-1])
-            stop, more = team.first(signals.asked()), step + 1 < steps
-            if checkpoint and team.leads and more and (stop or (step + 1) % every == 0):
-                save_state(checkpoint, _state(parameters, buffers, optimiser, losses), step + 1)
+            stop, more = broadcast(signals.asked(), accelerator), step + 1 < steps
+            if writes and more and (stop or (step + 1) % every == 0):
+                save_state(writes, _state(parameters, buffers, optimiser, losses), step + 1)
             if stop and more:
                 raise signals.Stopped(stop)
             count.update(loss=f"{losses[-1]:.4f}")
     return losses
 
 
-def _begin(parameters, buffers, optimiser, checkpoint, team, description):
+def _begin(parameters, buffers, optimiser, checkpoint, accelerator, description):
     """Return (first step, losses so far) after restoring the checkpoint, if there is one."""
     state = checkpoint and load_state(checkpoint)
     first, losses = _restore(parameters, buffers, optimiser, state) if state else (0, [])
-    if team.first(first) != first:
+    if broadcast(first, accelerator) != first:
         raise ConfigError(
-            f"{description}: process {team.rank} would begin at step {first}, the first one at "
-            f"another: {checkpoint} must be the same for all processes; start them on one "
+            f"{description}: process {rank(accelerator)} would begin at step {first}, the first "
+            f"one at another: {checkpoint} must be the same for all processes; start them on one "
             "machine, or on machines that share the store's folder"
         )
     return first, losses

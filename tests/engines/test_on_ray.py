@@ -20,20 +20,21 @@ from pathlib import Path
 import pytest
 import ray
 import torch
+from conftest import generate, generate_slice
 
 from datadream import progress, signals
 from datadream.config import as_dict
 from datadream.engines import names, on_ray
 from datadream.errors import ConfigError
-from datadream.models.generators import unet
+from datadream.methods.base import Adapter, Support
+from datadream.models.generators import load
 from datadream.paths import paths
-from datadream.pipeline import draws
 from datadream.pipeline import generate as package
-from datadream.pipeline.generate import generate, generation_inputs
+from datadream.pipeline.generate import slices
+from datadream.pipeline.stages import Cell
 from datadream.signals import Stopped
 from datadream.store.artifacts import Store
 from datadream.store.files import StoreError, digest
-from datadream.store.keys import key
 from datadream.study import papermill_runs, run
 from datadream.training.checkpoint import load_state
 
@@ -87,7 +88,7 @@ def test_the_tasks_of_a_cell(make, store):
     for task in found.values():
         if task.kind == "slice":
             (adapter,) = task.needs
-            assert found[adapter].where == (task.where[0], None), (
+            assert found[adapter].where == (Adapter(task.where[0]),), (
                 "a class waits for its own adapter only"
             )
     cells = [task for task in found.values() if task.kind == "cell"]
@@ -141,17 +142,15 @@ def test_what_waits_for_failed_tasks_is_lost_once(make, store):
     [(250, 10, [100, 100, 50]), (250, 64, [64, 64, 64, 58]), (30, 50, [30]), (120, 0, [100, 20])],
 )
 def test_slices_end_with_a_batch(make, dataset, images, batch, expected):
-    parts = draws.slices(
-        make("base", {"generate.images": images, "generate.batch": batch}), dataset, 0
-    )
+    recipe = make("base", {"generate.images": images, "generate.batch": batch})
+    parts = slices(Support(recipe, dataset), 0)
     assert [sum(len(indices) for indices, _ in part) for part in parts] == expected
     assert [i for part in parts for indices, _ in part for i in indices] == list(range(images))
 
 
 def test_lofts_pairs_are_gathered_to_slices(make, dataset):
-    parts = draws.slices(
-        make("loft", {"generate.images": 250, "generate.batch": 10}, shots=4), dataset, 0
-    )
+    recipe = make("loft", {"generate.images": 250, "generate.batch": 10}, shots=4)
+    parts = slices(Support(recipe, dataset), 0)
     assert [sum(len(indices) for indices, _ in part) for part in parts] == [100, 100, 50]
 
 
@@ -226,11 +225,9 @@ def test_a_slice_of_a_set_that_another_study_has_finished_meanwhile_leaves_nothi
     make, dataset, shots, tmp_path
 ):
     recipe, store = make("base"), Store(tmp_path)
-    whole = generate(recipe, dataset, shots, Store(tmp_path / "other"))
+    whole = generate(recipe, dataset, Store(tmp_path / "other"))
     with store.lock(f"{whole.name}-1-0"):  # the other has the slice
-        thread = threading.Thread(
-            target=on_ray.generate_slice, args=(recipe, dataset, shots, store, 1, 0)
-        )
+        thread = threading.Thread(target=generate_slice, args=(recipe, dataset, store, 1, 0))
         thread.start()
         time.sleep(0.3)
         assert thread.is_alive() and not store.work(whole.name).exists()
@@ -245,7 +242,7 @@ def test_a_slice_on_a_full_disk_is_the_store_s_error(make, dataset, shots, store
 
     monkeypatch.setattr(package, "save_png", full)
     with pytest.raises(StoreError, match="the disk is full.*DATADREAM_STORE"):
-        on_ray.generate_slice(make("base"), dataset, shots, store, 0, 0)
+        generate_slice(make("base"), dataset, store, 0, 0)
 
 
 def test_a_slice_and_a_whole_set_are_not_made_at_once(make, dataset, shots, tmp_path, monkeypatch):
@@ -256,9 +253,9 @@ def test_a_slice_and_a_whole_set_are_not_made_at_once(make, dataset, shots, tmp_
         package.sample,
     )
     monkeypatch.setattr(package, "sample", lambda *args: (reached.set(), sample(*args))[1])
-    artifact = key("generate", **generation_inputs(recipe, dataset))
+    artifact = Cell(recipe, dataset).key("generate")
     with store.lock(f"{artifact}-0-0"):
-        thread = threading.Thread(target=generate, args=(recipe, dataset, shots, store))
+        thread = threading.Thread(target=generate, args=(recipe, dataset, store))
         thread.start()
         assert not reached.wait(0.5), "another process writes these files"
     thread.join(60)
@@ -455,7 +452,7 @@ def test_a_task_works_on_the_gpu_that_it_was_given(monkeypatch, visible, given, 
     monkeypatch.setattr(torch.cuda, "current_device", lambda: taken[-1])
     monkeypatch.setattr(torch.cuda, "set_device", taken.append)
     monkeypatch.setattr(
-        unet._load_generator, "cache_clear", lambda: cleared.append(1), raising=False
+        load._load_pipeline, "cache_clear", lambda: cleared.append(1), raising=False
     )
     monkeypatch.setattr(ray, "get_gpu_ids", lambda: [given])
     on_ray._take_gpu()

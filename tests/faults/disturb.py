@@ -31,7 +31,7 @@ SHORT = {"adapt.epochs": 2, "generate.images": 5, "classify.steps": 0}
 FAILED, LIMIT = (3, 300)
 # Module, function, and the call of it that a fault is put into.
 CALLS = {
-    "adapt": ("datadream.pipeline.adapt", "diffusion_losses", 40),
+    "adapt": ("datadream.pipeline.adapt", "diffusion_loss", 40),
     "generate": ("datadream.pipeline.generate", "sample", 9),
     "train": ("datadream.pipeline.train", "mixed_loss", 20),
 }

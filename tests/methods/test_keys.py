@@ -13,7 +13,7 @@ import pytest
 
 from datadream.methods.recipes import recipe
 from datadream.methods.registry import METHODS
-from datadream.pipeline.stages import artifact_keys
+from datadream.pipeline.stages import Cell
 
 KEPT = json.loads(Path(__file__).with_name("keys.json").read_text())
 
@@ -31,7 +31,7 @@ def shortened(keys):
 @pytest.mark.parametrize("method", next(iter(KEPT.values())))
 def test_the_keys_of_a_method_are_those_of_the_first_study(dataset, method):
     one = recipe(dataset=dataset, method=method)
-    assert shortened(artifact_keys(one)) == KEPT[dataset][method]
+    assert shortened(Cell(one).keys) == KEPT[dataset][method]
 
 
 def test_no_method_of_the_first_study_is_gone():

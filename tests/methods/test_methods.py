@@ -7,16 +7,19 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from conftest import generate as make_set
 from PIL import Image
 
 from datadream.data.datasets import few_shots, prompt
-from datadream.methods.base import Adapter
+from datadream.methods.base import Adapter, Support
+from datadream.methods.checked import groups
 from datadream.methods.recipes import recipe
 from datadream.methods.registry import METHODS
 from datadream.models.generators import sampling
+from datadream.models.generators.load import generator_of, load_pipeline
 from datadream.models.generators.lora import merged_lora
-from datadream.models.generators.unet import load_generator
-from datadream.pipeline import draws, generate
+from datadream.pipeline import generate
+from datadream.pipeline.generate import image_seed, reader
 from datadream.store.artifacts import Store
 from datadream.study import run
 
@@ -63,7 +66,7 @@ def test_a_method_s_settings_are_overrides_that_a_reader_may_override():
 
 def test_templates_are_taken_in_turn_and_the_first_is_the_papers(make, dataset, shots, store):
     one = make("issynth", {"generate.templates": 3})
-    found = rows(generate.generate(one, dataset, shots, store))
+    found = rows(make_set(one, dataset, store))
     expected = [prompt("", name, i % 3) for name in dataset.classes for i in range(5)]
     assert [row["prompt"] for row in found] == expected and expected[
         0
@@ -78,10 +81,9 @@ def test_an_image_does_not_depend_on_what_its_neighbours_are_asked_for(
 ):
     """The second image of a class has the second template whatever the batch."""
     folders = [
-        generate.generate(
+        make_set(
             make("issynth", {"generate.templates": 2, "generate.batch": b}),
             dataset,
-            shots,
             Store(tmp_path / str(b)),
         )
         for b in (1, 5)
@@ -104,14 +106,14 @@ def test_a_weak_noise_leaves_the_few_shot_and_a_full_one_does_not(make, dataset,
             "generate.scheduler": "DDIMScheduler",
         }
         one = make("disef", options)
-        folder = generate.generate(one, dataset, shots, Store(tmp_path / str(strength)))
+        folder = make_set(one, dataset, Store(tmp_path / str(strength)))
         images = generate.read_synthetic_set(folder)
         own = few_shots(dataset, 2, 0, 0)
         found = [np.asarray(images.open(i)).astype(float) for i in range(4)]
         starts = [own.open(i % 2) for i in range(4)]
-        seeds = [draws.image_seed(0, 0, i) for i in range(4)]
+        seeds = [image_seed(0, 0, i) for i in range(4)]
         with sampling.adapted(one) as pipe:
-            text = sampling.embed(pipe, [prompt("", dataset.classes[0])], one.generate)
+            text = pipe.embed([prompt("", dataset.classes[0])], one.generate)
             expected = sampling.sample(
                 pipe, text, seeds, one.generate, 16, [generate.square(s, 16) for s in starts]
             )
@@ -139,33 +141,33 @@ def test_what_is_misread_is_drawn_again_with_another_seed_which_is_kept(
     """
     first = []
 
-    def reader(recipe, dataset):
+    def strict(support):
         def judge(images):
             known = [image.info["seed"] for image in images]
             first.extend(known)
             return [
-                0 if seed in {draws.image_seed(0, 1, i) for i in range(5)} else label_of[seed]
+                0 if seed in {image_seed(0, 1, i) for i in range(5)} else label_of[seed]
                 for seed in known
             ]
 
         return judge
 
     label_of = {
-        draws.image_seed(0, label, i, *again): label
+        image_seed(0, label, i, *again): label
         for label in range(3)
         for i in range(5)
         for again in ((), (1,))
     }
-    monkeypatch.setattr(generate, "reader", reader)
+    monkeypatch.setattr(generate, "reader", strict)
     one = make("base", {"generate.redraws": 3})
-    folder = generate.generate(one, dataset, shots, Store(tmp_path / "again"))
+    folder = make_set(one, dataset, Store(tmp_path / "again"))
     seeds = {(row["label"], int(row["file_name"][-10:-4])): row["seed"] for row in rows(folder)}
     assert seeds == {
-        (label, i): draws.image_seed(0, label, i, *([1] if label == 1 else []))
+        (label, i): image_seed(0, label, i, *([1] if label == 1 else []))
         for label in range(3)
         for i in range(5)
     }
-    plain = generate.generate(make("base"), dataset, shots, Store(tmp_path / "plain"))
+    plain = make_set(make("base"), dataset, Store(tmp_path / "plain"))
     pairs = [
         (
             np.asarray(generate.read_synthetic_set(folder).open(i)),
@@ -177,28 +179,24 @@ def test_what_is_misread_is_drawn_again_with_another_seed_which_is_kept(
 
 
 def test_redraws_end_and_the_last_image_is_kept(make, dataset, shots, tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        generate, "reader", lambda recipe, dataset: lambda images: [-1] * len(images)
-    )
-    folder = generate.generate(
-        make("base", {"generate.redraws": 2}), dataset, shots, Store(tmp_path)
-    )
+    monkeypatch.setattr(generate, "reader", lambda support: lambda images: [-1] * len(images))
+    folder = make_set(make("base", {"generate.redraws": 2}), dataset, Store(tmp_path))
     assert [row["seed"] for row in rows(folder)] == [
-        draws.image_seed(0, label, i, 2) for label in range(3) for i in range(5)
+        image_seed(0, label, i, 2) for label in range(3) for i in range(5)
     ]
 
 
 def test_the_untouched_classifier_is_the_reader(make, dataset):
-    read = draws.reader(make("disef", {"generate.redraws": 1}), dataset)
+    read = reader(Support(make("disef", {"generate.redraws": 1}), dataset))
     found = read([dataset.test.open(i) for i in range(5)])
     assert len(found) == 5 and all(0 <= label < 3 for label in found)
-    assert draws.reader(make("base"), dataset) is None
+    assert reader(Support(make("base"), dataset)) is None
 
 
 def test_lofts_pairs_are_two_images_of_the_class_and_all_are_used(make, dataset):
     one = make("loft", {"generate.images": 400}, shots=4)
     for label in range(3):
-        found = draws.groups(one, dataset, label)
+        found = groups(Support(one, dataset), label)
         assert [i for indices, _ in found for i in indices] == list(range(400))
         assert all(
             len(own) == len(set(own)) == 2 and {which.label for which in own} == {label}
@@ -208,16 +206,14 @@ def test_lofts_pairs_are_two_images_of_the_class_and_all_are_used(make, dataset)
         assert set(counts) == {0, 1, 2, 3} and len({own for _, own in found}) == 6, (
             "every pair of four"
         )
-    assert draws.groups(make("loft", seed=1, shots=4), dataset, 0) != draws.groups(
-        make("loft", shots=4), dataset, 0
-    )
-    assert [own for _, own in draws.groups(make("loft", shots=1), dataset, 2)] == [
-        (Adapter(2, 0),)
-    ] * 2, "one shot has no pair"
+    other, same = (make("loft", seed=seed, shots=4) for seed in (1, 0))
+    assert groups(Support(other, dataset), 0) != groups(Support(same, dataset), 0)
+    alone = groups(Support(make("loft", shots=1), dataset), 2)
+    assert [own for _, own in alone] == [(Adapter(2, 0),)] * 2, "one shot has no pair"
 
 
 def test_an_adapter_per_image_sees_that_image_only(make, dataset, shots, store):
-    folder = generate.generate(make("loft"), dataset, shots, store)
+    folder = make_set(make("loft"), dataset, store)
     made = sorted(path.name for path in store.root.glob("adapt-*"))
     assert len(made) == 3 * 2
     for row in rows(folder):
@@ -230,13 +226,13 @@ def test_an_adapter_per_image_sees_that_image_only(make, dataset, shots, store):
 
 
 def test_two_fused_adapters_have_half_a_weight_each(make, dataset, shots, store):
-    generate.generate(make("loft"), dataset, shots, store)
+    make_set(make("loft"), dataset, store)
     one, other = sorted(store.root.glob("adapt-*"))[:2]
-    pipe = load_generator(make("loft").generator)
+    pipe = load_pipeline(make("loft").generator)
     base = {name: p.clone() for name, p in pipe.unet.named_parameters()}
 
     def change(*folders):
-        with merged_lora(pipe, *folders):
+        with merged_lora(generator_of(pipe), *folders):
             return {name: p - base[name] for name, p in pipe.unet.named_parameters()}
 
     single, second, both = change(one), change(other), change(one, other)

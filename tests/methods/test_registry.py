@@ -8,14 +8,12 @@ import pickle
 import pytest
 
 from datadream.errors import ConfigError
-from datadream.methods import registry
+from datadream.methods import checked, registry
 from datadream.methods.base import Adapter, Draw, Method
 from datadream.methods.datadream import DatasetWise
 from datadream.methods.recipes import recipe
 from datadream.methods.registry import METHODS, Table, method_of, register, with_real
-from datadream.pipeline import draws
-from datadream.pipeline.generate import generation_inputs
-from datadream.pipeline.stages import artifact_keys
+from datadream.pipeline.stages import Cell, stage_of
 from datadream.results import plots
 from datadream.results.records import load_records, summary
 from datadream.study import run
@@ -27,6 +25,11 @@ class Own(DatasetWise):
 
     def draw(self, support, label, index, rng):
         return Draw(f"{support.classes[label]}, tone {rng.integers(9)}", (Adapter(),))
+
+
+def inputs(recipe, dataset):
+    """Return what the key of a synthetic set is made of."""
+    return stage_of("generate").inputs(Cell(recipe, dataset), None)
 
 
 OWN = Own("own", "Somebody's own", "#882255")
@@ -44,8 +47,8 @@ def registered():
     yield add
     for name in names:
         METHODS.unregister(name)
-    draws.draws.cache_clear()
-    draws.adapters.cache_clear()
+    checked.draws.cache_clear()
+    checked.adapters.cache_clear()
 
 
 def test_the_table_has_the_fifteen_of_the_first_study_in_their_order():
@@ -82,16 +85,16 @@ def test_a_method_of_one_s_own_runs_to_a_record_is_planned_tabled_and_plotted(
 def test_what_a_method_of_one_s_own_draws_is_in_its_key(make, dataset, registered):
     """A class that is derived from one of ours inherits no promise that its draws are derived."""
     registered(OWN)
-    before = generation_inputs(make("own"), dataset)
-    assert before["draws"] and "draws" not in generation_inputs(make("dset"), dataset)
+    before = inputs(make("own"), dataset)
+    assert before["draws"] and "draws" not in inputs(make("dset"), dataset)
 
     class Other(Own):
         def draw(self, support, label, index, rng):
             return Draw(f"a {support.classes[label]}", (Adapter(),))
 
     registered(Other("own", "Somebody's own", "#882255"))
-    draws.draws.cache_clear()
-    assert generation_inputs(make("own"), dataset)["draws"] != before["draws"]
+    checked.draws.cache_clear()
+    assert inputs(make("own"), dataset)["draws"] != before["draws"]
 
 
 def test_an_accept_of_one_s_own_and_its_version_are_in_the_key(make, dataset, registered):
@@ -102,7 +105,7 @@ def test_an_accept_of_one_s_own_and_its_version_are_in_the_key(make, dataset, re
     found = []
     for version in (1, 2):
         registered(Every("own", "Somebody's own", "#882255", version=version))
-        found.append(generation_inputs(make("own"), dataset)["accept"])
+        found.append(inputs(make("own"), dataset)["accept"])
     assert found[0][-1] == 1 and found[1][-1] == 2 and found[0][:2] == found[1][:2]
 
 
@@ -144,7 +147,7 @@ def test_a_faulty_method_ends_in_one_message_that_names_it(make, dataset, regist
     parts, message = FAULTS[fault]
     registered(type("Faulty", (DatasetWise,), parts)("faulty", "Faulty", "#882255"))
     with pytest.raises(ConfigError) as error:
-        artifact_keys(make("faulty"), dataset)
+        _ = Cell(make("faulty"), dataset).keys
     assert "method 'faulty'" in str(error.value) and message in str(error.value)
 
 

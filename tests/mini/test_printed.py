@@ -20,12 +20,13 @@ from safetensors.torch import load_file
 from datadream.data import datasets, printed
 from datadream.methods.recipes import recipe
 from datadream.mini import base, quality, tokens
+from datadream.models.classifiers import base as loading
 from datadream.models.classifiers import print_reader
 from datadream.models.classifiers.base import load_classifier
-from datadream.models.generators import sampling, unet
-from datadream.models.generators.unet import load_generator
+from datadream.models.generators import sampling
+from datadream.models.generators.load import generator_of, load_pipeline
 from datadream.paths import paths
-from datadream.pipeline import evaluate, train
+from datadream.pipeline import evaluate
 
 
 @pytest.fixture(scope="module")
@@ -308,7 +309,7 @@ def test_a_second_training_from_nothing_starts_from_nothing(monkeypatch):
 
 
 def test_the_trained_parts_are_loaded_by_the_code_that_loads_the_real_ones(work):
-    pipe, model = load_generator(str(work / "generator")), load_classifier(str(work / "clip"))
+    pipe, model = load_pipeline(str(work / "generator")), load_classifier(str(work / "clip"))
     names = {
         part: type(getattr(pipe, part)).__name__
         for part in ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
@@ -487,8 +488,10 @@ def test_the_gate_of_another_autoencoder_is_measured_anew(tiny, monkeypatch):
         "accuracy",
         lambda model, real, images: (judged.append(images is real.val), {"top1": 0.5})[1],
     )
-    real = train.train
-    monkeypatch.setattr(train, "train", lambda *args: (trained.append(real(*args)), trained[-1])[1])
+    load = loading.load_classifier_lora
+    monkeypatch.setattr(
+        loading, "load_classifier_lora", lambda folder: (trained.append(folder), load(folder))[1]
+    )
     overrides = {
         **{name: value for name, value in tiny.items() if name.startswith("classify")},
         "shots": 1,
@@ -513,7 +516,7 @@ def test_the_gate_takes_several_seeds_and_workers(tiny):
         "shots": 1,
         "generate.images": 1,
     }
-    vae = load_generator("mini").vae
+    vae = load_pipeline("mini").vae
     table = quality.gate(vae, [0, 1], overrides, dataset="optdigits", workers=2)
     assert table["seed"].tolist() == [0, 1, "mean"]
     rows, mean = table[table["seed"] != "mean"], table.iloc[-1]
@@ -543,7 +546,7 @@ def test_the_gate_says_whether_it_is_passed(difference, word):
 
 
 def test_zero_shot_images_come_with_their_labels_and_leave_the_pipeline_alone(work):
-    pipe = load_generator(str(work / "generator"))
+    pipe = load_pipeline(str(work / "generator"))
     own = pipe.scheduler
     images, labels = quality.zero_shot_images(work, 2, {"generate.steps": 1})
     assert labels == [label for label in range(36) for _ in range(2)] and len(images) == 72
@@ -556,13 +559,15 @@ def test_the_embedded_generator_draws_what_it_is_asked_for(bank):
     which is 90 % or higher.
     """
     options = recipe(overrides={"generate.steps": 15, "generate.guidance": 2.0}).generate
-    pipe, reader = load_generator("mini"), print_reader.load_reader(paths()["mini"])
+    pipe, reader = load_pipeline("mini"), print_reader.load_reader(paths()["mini"])
     labels = [label for label in range(10) for _ in range(2)]
     own = pipe.scheduler
-    pipe.scheduler = unet.make_scheduler(pipe, "DPMSolverMultistepScheduler")
+    pipe.scheduler = generator_of(pipe).scheduler("DPMSolverMultistepScheduler")
     try:
         texts = [datasets.prompt("", printed.NAMES[label]) for label in labels]
-        images = sampling.sample(pipe, sampling.embed(pipe, texts, options), range(20), options, 32)
+        generator = generator_of(pipe)
+        text = generator.embed(texts, options)
+        images = sampling.sample(generator, text, range(20), options, 32)
     finally:
         pipe.scheduler = own
     (share, _, _), hits = quality.recognised(reader, images, labels)

@@ -29,19 +29,13 @@ from datadream.models.classifiers.base import (
 from datadream.models.classifiers.clip import Classifier
 from datadream.models.classifiers.lora import LoRAAttention, LoRAProjection, add_classifier_lora
 from datadream.models.device import device, dtype_for
+from datadream.models.generators.load import generator_of, load_pipeline
 from datadream.models.generators.lora import (
     LORA_FILE,
     add_generator_lora,
     merged_lora,
     remove_lora,
     save_generator_lora,
-)
-from datadream.models.generators.unet import (
-    condition,
-    image_side,
-    load_generator,
-    text_encoders,
-    tokenize,
 )
 from datadream.models.identity import identity
 
@@ -92,7 +86,7 @@ def attach(pipe, options):
     """Attach a LoRA whose every tensor is random, the second matrices included, as after a
     training.
     """
-    parameters = add_generator_lora(pipe, options)
+    parameters = add_generator_lora(generator_of(pipe), options)
     with torch.no_grad():
         for i, p in enumerate(parameters.values()):
             p.copy_(torch.randn(p.shape, generator=torch.Generator().manual_seed(i)) * 0.3)
@@ -108,16 +102,16 @@ def test_a_saved_adapter_gives_the_same_numbers_in_a_fresh_pipeline(
     models, tmp_path, rank, alpha, text_encoder
 ):
     pipe, options = (
-        load_generator(models.generator),
+        load_pipeline(models.generator),
         Adapt(rank=rank, alpha=alpha, text_encoder=text_encoder),
     )
     base = outputs(pipe)
     try:
         attach(pipe, options)
         trained, tensors = outputs(pipe), lora_tensors(pipe)
-        save_generator_lora(pipe, tmp_path, options)
+        save_generator_lora(generator_of(pipe), tmp_path, options)
     finally:
-        remove_lora(pipe)
+        remove_lora(generator_of(pipe))
 
     fresh = fresh_pipeline(models.generator).to(pipe.device)
     fresh.load_lora_weights(tmp_path)
@@ -136,15 +130,17 @@ def test_a_saved_adapter_gives_the_same_numbers_in_a_fresh_pipeline(
 
 @pytest.mark.parametrize("generator", ["generator", "xl"])
 def test_a_prompt_that_stands_in_several_rows_is_encoded_once(models, generator):
-    pipe, sizes = load_generator(getattr(models, generator)), []
+    pipe, sizes = load_pipeline(getattr(models, generator)), []
     order = [2, 0, 2, 2, 1, 0]
-    once, extra = condition(pipe, tokenize(pipe, TEXTS), 16)
+    once, extra = generator_of(pipe).condition(generator_of(pipe).tokenize(TEXTS), 16)
     handles = [
         encoder.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
-        for encoder in text_encoders(pipe).values()
+        for encoder in generator_of(pipe).text_encoders().values()
     ]
     try:
-        hidden, more = condition(pipe, tokenize(pipe, [TEXTS[i] for i in order]), 16)
+        hidden, more = generator_of(pipe).condition(
+            generator_of(pipe).tokenize([TEXTS[i] for i in order]), 16
+        )
     finally:
         for handle in handles:
             handle.remove()
@@ -161,15 +157,15 @@ def test_a_merged_adapter_is_the_loaded_one_and_leaves_the_base_bit_for_bit(
     models, tmp_path, generator, text_encoder
 ):
     pipe, options = (
-        load_generator(getattr(models, generator)),
+        load_pipeline(getattr(models, generator)),
         Adapt(rank=3, alpha=5.0, text_encoder=text_encoder),
     )
-    parts = {"unet": pipe.unet, **text_encoders(pipe)}
+    parts = {"unet": pipe.unet, **generator_of(pipe).text_encoders()}
 
     def features():
-        tokens = tokenize(pipe, TEXTS)
+        tokens = generator_of(pipe).tokenize(TEXTS)
         with torch.no_grad():
-            hidden, extra = condition(pipe, tokens, 16)
+            hidden, extra = generator_of(pipe).condition(tokens, 16)
             noisy = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0)).to(
                 pipe.device
             )
@@ -185,11 +181,11 @@ def test_a_merged_adapter_is_the_loaded_one_and_leaves_the_base_bit_for_bit(
     before = weights()
     try:
         attach(pipe, options)
-        save_generator_lora(pipe, tmp_path, options)
+        save_generator_lora(generator_of(pipe), tmp_path, options)
         expected = features()
     finally:
-        remove_lora(pipe)
-    with pytest.raises(RuntimeError, match="stopped"), merged_lora(pipe, tmp_path):
+        remove_lora(generator_of(pipe))
+    with pytest.raises(RuntimeError, match="stopped"), merged_lora(generator_of(pipe), tmp_path):
         for ours, theirs in zip(features(), expected, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
         changed = [name for name, p in weights().items() if not torch.equal(p, before[name])]
@@ -205,21 +201,21 @@ def test_a_merged_adapter_is_the_loaded_one_and_leaves_the_base_bit_for_bit(
 
 def test_an_adapter_of_another_pipeline_is_refused_and_leaves_no_residue(models, tmp_path):
     pipe, other, options = (
-        load_generator(models.generator),
-        load_generator(models.xl),
+        load_pipeline(models.generator),
+        load_pipeline(models.xl),
         Adapt(rank=2),
     )
     try:
         attach(other, options)
-        save_generator_lora(other, tmp_path, options)
+        save_generator_lora(generator_of(other), tmp_path, options)
     finally:
-        remove_lora(other)
+        remove_lora(generator_of(other))
     before = outputs(pipe)
     with (
         pytest.raises(
             ValueError, match="another pipeline's: StableDiffusionPipeline has no text_encoder_2"
         ),
-        merged_lora(pipe, tmp_path),
+        merged_lora(generator_of(pipe), tmp_path),
     ):
         pytest.fail("it does not fit")
     assert all(torch.equal(a, b) for a, b in zip(before, outputs(pipe), strict=True))
@@ -227,14 +223,14 @@ def test_an_adapter_of_another_pipeline_is_refused_and_leaves_no_residue(models,
 
 def test_the_same_adapter_is_the_same_file(models, tmp_path):
     """Two trainings of one recipe must be comparable by a digest of their files."""
-    pipe, options, files = load_generator(models.generator), Adapt(rank=2, alpha=2.0), set()
+    pipe, options, files = load_pipeline(models.generator), Adapt(rank=2, alpha=2.0), set()
     try:
         attach(pipe, options)
         for i in range(8):
-            save_generator_lora(pipe, tmp_path / str(i), options)
+            save_generator_lora(generator_of(pipe), tmp_path / str(i), options)
             files.add((tmp_path / str(i) / "pytorch_lora_weights.safetensors").read_bytes())
     finally:
-        remove_lora(pipe)
+        remove_lora(generator_of(pipe))
     assert len(files) == 1
     assert str(Path(models.generator).parent).encode() not in files.pop(), "no path of this machine"
 
@@ -243,7 +239,7 @@ def test_alpha_and_rank_scale_the_update(models):
     """The noise prediction's change is alpha / rank times that of the bare product, to first
     order.
     """
-    pipe, changes = load_generator(models.generator), {}
+    pipe, changes = load_pipeline(models.generator), {}
     base = outputs(pipe)[0]
     for alpha in (4.0, 8.0):
         try:
@@ -253,7 +249,7 @@ def test_alpha_and_rank_scale_the_update(models):
                     p.mul_(1e-1)
             changes[alpha] = outputs(pipe)[0] - base
         finally:
-            remove_lora(pipe)
+            remove_lora(generator_of(pipe))
     torch.testing.assert_close(
         changes[8.0], 2 * changes[4.0], rtol=0.05, atol=0.05 * changes[8.0].abs().max().item()
     )
@@ -261,10 +257,10 @@ def test_alpha_and_rank_scale_the_update(models):
 
 
 def test_the_generators_lora_is_on_the_papers_layers_and_starts_at_nothing(models):
-    pipe = load_generator(models.generator)
+    pipe = load_pipeline(models.generator)
     base = outputs(pipe)
     try:
-        parameters = add_generator_lora(pipe, Adapt(rank=4, alpha=4.0))
+        parameters = add_generator_lora(generator_of(pipe), Adapt(rank=4, alpha=4.0))
         layers = {name.split(".lora_")[0] for name in parameters}
         attentions = [m for m in pipe.unet.modules() if type(m).__name__ == "Attention"]
         blocks = pipe.text_encoder.config.num_hidden_layers
@@ -289,18 +285,18 @@ def test_the_generators_lora_is_on_the_papers_layers_and_starts_at_nothing(model
         for before, after in zip(base, outputs(pipe), strict=True):
             assert torch.equal(before, after)
     finally:
-        remove_lora(pipe)
+        remove_lora(generator_of(pipe))
 
 
 def test_removing_the_lora_restores_the_base_exactly(models):
-    pipe = load_generator(models.generator)
+    pipe = load_pipeline(models.generator)
     base, names = (
         outputs(pipe),
         [name for part in (pipe.unet, pipe.text_encoder) for name, _ in part.named_parameters()],
     )
     for text_encoder in (True, False, True):
         attach(pipe, Adapt(rank=4, alpha=4.0, text_encoder=text_encoder))
-        remove_lora(pipe)
+        remove_lora(generator_of(pipe))
         assert all(
             torch.equal(before, after) for before, after in zip(base, outputs(pipe), strict=True)
         )
@@ -313,8 +309,8 @@ def test_removing_the_lora_restores_the_base_exactly(models):
 
 
 def test_a_generator_is_loaded_once_frozen_and_in_evaluation_mode(models):
-    pipe = load_generator(models.generator)
-    assert load_generator(models.generator) is pipe
+    pipe = load_pipeline(models.generator)
+    assert load_pipeline(models.generator) is pipe
     for part in (pipe.unet, pipe.text_encoder, pipe.vae):
         assert not part.training and not any(p.requires_grad for p in part.parameters())
 
@@ -764,7 +760,7 @@ def test_a_missing_generator_is_named_with_the_way_to_get_it(models, tmp_path, m
     # A download that was cut off.
     (tmp_path / "halfway" / "unet" / "diffusion_pytorch_model.safetensors").unlink()
     with pytest.raises(ModelMissingError) as caught:
-        load_generator(name)
+        load_pipeline(name)
     way = (
         ["damaged", "download it again"]
         if name in ("empty", "halfway")
@@ -780,7 +776,7 @@ def test_a_generator_with_a_truncated_file_is_named(models, tmp_path, part):
     (file,) = (tmp_path / "truncated" / part).glob("*.safetensors")
     file.write_bytes(file.read_bytes()[:1000])
     with pytest.raises(ModelMissingError, match="truncated"):
-        load_generator(str(tmp_path / "truncated"))
+        load_pipeline(str(tmp_path / "truncated"))
 
 
 @pytest.mark.parametrize(
@@ -854,7 +850,7 @@ def test_weights_that_are_a_pickle_are_refused(models, tmp_path, monkeypatch):
     file.unlink()
     monkeypatch.setattr(torch, "load", lambda *args, **options: pytest.fail("a pickle was loaded"))
     with pytest.raises(ModelMissingError, match="damaged or in another format"):
-        load_generator(str(tmp_path / "model"))
+        load_pipeline(str(tmp_path / "model"))
 
 
 def test_the_identity_of_a_hub_model_is_its_id():
@@ -875,9 +871,9 @@ def test_a_hub_model_in_the_cache_loads_offline_and_is_known_by_its_commit(model
     code = (
         "from datadream.methods.recipes import recipe; "
         "from datadream.models.download import fetch; "
-        "from datadream.models.identity import identity; from datadream.models.generators.unet "
-        "import load_generator; fetch(recipe(generator='nobody/tiny'), True); "
-        "print(load_generator('nobody/tiny').unet.config.sample_size, identity('nobody/tiny', "
+        "from datadream.models.identity import identity; from datadream.models.generators.load "
+        "import load_pipeline; fetch(recipe(generator='nobody/tiny'), True); "
+        "print(load_pipeline('nobody/tiny').unet.config.sample_size, identity('nobody/tiny', "
         "'generator'))"
     )
     environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
@@ -890,7 +886,7 @@ def test_a_hub_model_in_the_cache_loads_offline_and_is_known_by_its_commit(model
 @pytest.mark.parametrize("name", [name for name in GENERATORS if name != "mini"])
 def test_a_model_of_the_table_that_is_not_there_is_named_with_size_and_licence(name):
     with pytest.raises(ModelMissingError) as caught:
-        load_generator(name)
+        load_pipeline(name)
     row = GENERATORS[name]
     for word in (
         f"datadream download {name}",
@@ -911,15 +907,15 @@ def test_a_pipeline_of_another_kind_is_refused(models, tmp_path):
         ConfigError,
         match="is a FluxPipeline; accepted: StableDiffusionPipeline, StableDiffusionXLPipeline",
     ):
-        load_generator(str(tmp_path / "flux"))
+        load_pipeline(str(tmp_path / "flux"))
 
 
 def test_the_side_of_the_images_is_the_pipeline_s_own_unless_given(models):
-    pipe = load_generator(models.generator)
+    pipe = load_pipeline(models.generator)
     assert (
-        image_side(pipe, 0) == 16
-        and image_side(pipe, 24) == 24
-        and image_side(load_generator("mini"), 0) == 32
+        generator_of(pipe).side(0) == 16
+        and generator_of(pipe).side(24) == 24
+        and generator_of(load_pipeline("mini")).side(0) == 32
     )
 
 
@@ -947,7 +943,7 @@ def test_half_precision_where_the_device_has_it(
 
 
 def test_the_embedded_models_load_and_fit_each_other():
-    pipe, model = load_generator("mini"), load_classifier("mini")
+    pipe, model = load_pipeline("mini"), load_classifier("mini")
     assert pipe.vae.config.sample_size == model.size == 32
     texts = [f"a photo of a {name}" for name in ("zero", "seven", "nine")]
     ids = model.prompts(texts).tolist()

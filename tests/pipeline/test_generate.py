@@ -11,26 +11,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import CLASSES, Killed, dies_at
+from conftest import CLASSES, Killed, adapt, adapter_key, dies_at, generate, generate_slice
 from diffusers import AutoencoderKL
 from PIL import Image
 from safetensors import safe_open
 
 import datadream.pipeline.adapt as adapt_module
 from datadream.data import png
-from datadream.data.datasets import few_shots
-from datadream.engines import on_ray
 from datadream.errors import ConfigError
 from datadream.models.generators import sampling
-from datadream.models.generators.sampling import adapted, embed, sample
-from datadream.models.generators.unet import condition, load_generator, make_scheduler, tokenize
+from datadream.models.generators.load import generator_of, load_pipeline
+from datadream.models.generators.sampling import adapted, sample
+from datadream.models.generators.unet import UNet
 from datadream.pipeline import generate as package
-from datadream.pipeline.adapt import adapt, adapter_inputs
-from datadream.pipeline.draws import image_seed
-from datadream.pipeline.generate import generate, generation_inputs, read_synthetic_set
+from datadream.pipeline.generate import image_seed, read_synthetic_set
+from datadream.pipeline.stages import Cell
 from datadream.store.artifacts import Store
 from datadream.store.files import digest
-from datadream.store.keys import key
 from datadream.training.loop import DivergedError
 
 
@@ -61,10 +58,10 @@ def metadata(folder):
 
 def draw(recipe, adapter=None, text="a photo of a seven", seeds=(1, 2, 3)):
     """Return images sampled with an adapter, as one array."""
-    with adapted(recipe, *([adapter] if adapter else [])) as pipe:
+    with adapted(recipe, *([adapter] if adapter else [])) as generator:
         found = sample(
-            pipe,
-            embed(pipe, [text], recipe.generate),
+            generator,
+            generator.embed([text], recipe.generate),
             list(seeds),
             recipe.generate,
             recipe.resolution,
@@ -83,7 +80,7 @@ def test_an_image_is_the_same_whatever_the_batch_size(make, dataset, shots, tmp_
     found = {}
     for batch in (1, 2, 5, 64):
         folder = generate(
-            make("base", {"generate.batch": batch}), dataset, shots, Store(tmp_path / str(batch))
+            make("base", {"generate.batch": batch}), dataset, Store(tmp_path / str(batch))
         )
         found[batch] = pixels(folder)
         assert digest(folder / "train" / "metadata.jsonl") == digest(
@@ -114,8 +111,8 @@ def test_images_and_classes_and_seeds_all_differ_in_their_seed():
 
 
 def test_more_images_leave_the_first_ones_as_they_are(make, dataset, shots, store):
-    few = pixels(generate(make("base", {"generate.images": 2}), dataset, shots, store))
-    many = pixels(generate(make("base", {"generate.images": 4}), dataset, shots, store))
+    few = pixels(generate(make("base", {"generate.images": 2}), dataset, store))
+    many = pixels(generate(make("base", {"generate.images": 4}), dataset, store))
     assert len(few) == 6 and len(many) == 12
     # The batch is two, so the first batches are the same.
     assert all(np.array_equal(few[name], many[name]) for name in few)
@@ -125,7 +122,7 @@ def test_the_callers_random_state_has_no_say(make, dataset, shots, tmp_path):
     found = []
     for seed in (1, 2):
         torch.manual_seed(seed)
-        found.append(digests(generate(make("base"), dataset, shots, Store(tmp_path / str(seed)))))
+        found.append(digests(generate(make("base"), dataset, Store(tmp_path / str(seed)))))
     assert found[0] == found[1]
 
 
@@ -143,7 +140,7 @@ def test_guidance_one_is_the_conditional_prediction_alone(make):
     network on no other text.
     """
     recipe, texts = make("base", {"generate.guidance": 1.0}), []
-    pipe = load_generator(recipe.generator)
+    pipe = load_pipeline(recipe.generator)
     handle = pipe.text_encoder.register_forward_pre_hook(
         lambda module, args, kwargs: texts.extend(
             (args[0] if args else kwargs["input_ids"]).tolist()
@@ -178,7 +175,7 @@ def test_guidance_on_a_share_of_the_steps_asks_the_network_once_on_the_others(
     }
     recipe = make("base", options)
     sizes = []
-    handle = load_generator(recipe.generator).unet.register_forward_pre_hook(
+    handle = load_pipeline(recipe.generator).unet.register_forward_pre_hook(
         lambda module, args: sizes.append(len(args[0]))
     )
     try:
@@ -204,14 +201,13 @@ def test_a_compiled_network_survives_a_change_of_adapters(
     monkeypatch.setattr(
         sampling, "BACKEND", lambda graph, inputs: (graphs.append(graph), graph.forward)[1]
     )
-    plain = pixels(generate(make("cls"), dataset, shots, Store(tmp_path / "plain")))
-    pipe = load_generator(make("cls").generator)
+    plain = pixels(generate(make("cls"), dataset, Store(tmp_path / "plain")))
+    pipe = load_pipeline(make("cls").generator)
     try:
         fast = pixels(
             generate(
                 make("cls", {"generate.compile": True, "generate.batch": 5}),
                 dataset,
-                shots,
                 Store(tmp_path / "fast"),
             )
         )
@@ -228,15 +224,15 @@ def test_a_compiled_network_survives_a_change_of_adapters(
 
 
 def test_the_folder_its_metadata_and_its_map_of_names(make, slashed, store):
-    recipe, shots = make("dset"), few_shots(slashed, 2, 0)
-    folder = generate(recipe, slashed, shots, store)
+    recipe = make("dset")
+    folder = generate(recipe, slashed, store)
     names = json.loads((folder / "classes.json").read_text())
     assert list(names.values()) == list(slashed.classes)
     assert sorted(path.name for path in (folder / "train").iterdir()) == sorted(
         [*names, "metadata.jsonl"]
     )
     rows = metadata(folder)
-    adapter = key("adapt", **adapter_inputs(recipe, slashed))
+    adapter = adapter_key(recipe, slashed)
     expected = [
         {
             "file_name": f"{directory}/{index:06d}.png",
@@ -253,13 +249,11 @@ def test_the_folder_its_metadata_and_its_map_of_names(make, slashed, store):
     for row in rows:
         with Image.open(folder / "train" / row["file_name"]) as image:
             assert image.size == (16, 16) and image.mode == "RGB" and image.format == "PNG"
-    assert folder.name == key("generate", **generation_inputs(recipe, slashed)) and store.done(
-        folder.name
-    )
+    assert folder.name == Cell(recipe, slashed).key("generate") and store.done(folder.name)
 
 
 def test_reading_a_set_back_keeps_images_with_labels(make, dataset, shots, store):
-    images = read_synthetic_set(generate(make("base"), dataset, shots, store))
+    images = read_synthetic_set(generate(make("base"), dataset, store))
     assert images.labels == (0,) * 5 + (1,) * 5 + (2,) * 5
     assert all(
         f"/{CLASSES[label]}/" in source
@@ -271,7 +265,7 @@ def test_reading_a_set_back_keeps_images_with_labels(make, dataset, shots, store
 def test_torchvision_reads_the_set(make, slashed, store):
     from torchvision.datasets import ImageFolder
 
-    folder = generate(make("base"), slashed, few_shots(slashed, 2, 0), store)
+    folder = generate(make("base"), slashed, store)
     names = json.loads((folder / "classes.json").read_text())
     found = ImageFolder(folder / "train")
     assert found.classes == sorted(names) and len(found) == 15
@@ -283,7 +277,7 @@ def test_torchvision_reads_the_set(make, slashed, store):
 def test_the_datasets_library_reads_the_set_with_its_metadata(make, slashed, store, tmp_path):
     import datasets
 
-    folder = generate(make("base"), slashed, few_shots(slashed, 2, 0), store)
+    folder = generate(make("base"), slashed, store)
     table = datasets.load_dataset(
         "imagefolder", data_dir=str(folder), split="train", cache_dir=str(tmp_path / "cache")
     )
@@ -305,10 +299,10 @@ def test_the_datasets_library_reads_the_set_with_its_metadata(make, slashed, sto
 
 
 def test_the_base_generator_is_the_same_before_and_after_an_adapter(make, dataset, shots, store):
-    recipe, pipe = make("dset"), load_generator(make("dset").generator)
+    recipe, pipe = make("dset"), load_pipeline(make("dset").generator)
     own, before = pipe.scheduler, draw(make("base"))
     for text_encoder in (True, False):
-        adapter = adapt(make("dset", {"adapt.text_encoder": text_encoder}), dataset, shots, store)
+        adapter = adapt(make("dset", {"adapt.text_encoder": text_encoder}), dataset, store)
         tuned = draw(recipe, adapter)
         assert np.abs(tuned - before).max() > 1, "the adapter changes the images"
         assert np.array_equal(draw(make("base")), before), "bit for bit"
@@ -323,12 +317,12 @@ def test_the_base_generator_is_the_same_before_and_after_an_adapter(make, datase
 
 def test_a_failure_while_sampling_leaves_no_residue_either(make, dataset, shots, store):
     recipe, before = make("dset", {"generate.scheduler": "DDIMScheduler"}), draw(make("base"))
-    pipe = load_generator(recipe.generator)
+    pipe = load_pipeline(recipe.generator)
     own = pipe.scheduler
 
     with (
         pytest.raises(RuntimeError, match="no memory"),
-        adapted(recipe, adapt(recipe, dataset, shots, store)),
+        adapted(recipe, adapt(recipe, dataset, store)),
     ):
         raise RuntimeError("no memory")
     assert pipe.scheduler is own and np.array_equal(draw(make("base")), before)
@@ -336,8 +330,8 @@ def test_a_failure_while_sampling_leaves_no_residue_either(make, dataset, shots,
 
 def test_class_wise_generation_uses_each_classs_own_adapter(make, dataset, shots, store):
     recipe = make("cls")
-    folder = generate(recipe, dataset, shots, store)
-    keys = [key("adapt", **adapter_inputs(recipe, dataset, label)) for label in range(3)]
+    folder = generate(recipe, dataset, store)
+    keys = [adapter_key(recipe, dataset, label) for label in range(3)]
     rows = metadata(folder)
     assert [row["adapter"] for row in rows] == [k for k in keys for _ in range(5)] and len(
         set(keys)
@@ -355,12 +349,12 @@ def test_class_wise_generation_uses_each_classs_own_adapter(make, dataset, shots
 
 def test_the_data_sets_adapter_is_one(make, dataset, shots, store):
     recipe = make("dset")
-    rows = metadata(generate(recipe, dataset, shots, store))
-    assert {row["adapter"] for row in rows} == {key("adapt", **adapter_inputs(recipe, dataset))}
+    rows = metadata(generate(recipe, dataset, store))
+    assert {row["adapter"] for row in rows} == {adapter_key(recipe, dataset)}
 
 
 def test_the_un_adapted_generator_trains_nothing(make, dataset, shots, store):
-    rows = metadata(generate(make("base"), dataset, shots, store))
+    rows = metadata(generate(make("base"), dataset, store))
     assert {row["adapter"] for row in rows} == {None}
     assert not list(store.root.glob("adapt-*"))
 
@@ -374,10 +368,8 @@ def test_the_time_of_the_adapters_is_counted_once(make, dataset, shots, store, m
 
     clock = [0.0]
     monkeypatch.setattr(clockwork.time, "perf_counter", lambda: clock[0])
-    monkeypatch.setattr(
-        adaptation, "train_adapter", lambda *args: clock.__setitem__(0, clock[0] + 10)
-    )
-    folder = generate(make("cls"), dataset, shots, store)
+    monkeypatch.setattr(adaptation, "tune", lambda *args: clock.__setitem__(0, clock[0] + 10))
+    folder = generate(make("cls"), dataset, store)
     assert [
         store.manifest(path.name)["seconds"] for path in sorted(store.root.glob("adapt-*"))
     ] == [10, 10, 10]
@@ -394,17 +386,17 @@ def test_a_killed_generation_continues_to_the_same_bytes(
     make, dataset, shots, tmp_path, method, call
 ):
     recipe, store = make(method), Store(tmp_path / "killed")
-    whole = generate(recipe, dataset, shots, Store(tmp_path / "whole"))
+    whole = generate(recipe, dataset, Store(tmp_path / "whole"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(package, "save_png", dies_at(package.save_png, call))
         with pytest.raises(Killed):
-            generate(recipe, dataset, shots, store)
+            generate(recipe, dataset, store)
     assert not store.folder(whole.name).exists()
     torch.manual_seed(call)
     calls = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(package, "sample", lambda *args: (calls.append(1), sample(*args))[1])
-        folder = generate(recipe, dataset, shots, store)
+        folder = generate(recipe, dataset, store)
     assert digests(folder) == digests(whole)
     assert len(calls) == {1: 9, 2: 9, 8: 5, 15: 1}[call], (
         "finished batches are not sampled again; an unfinished one is, whole"
@@ -413,12 +405,12 @@ def test_a_killed_generation_continues_to_the_same_bytes(
 
 def test_a_kill_while_an_image_is_written_leaves_no_half_image(make, dataset, shots, tmp_path):
     recipe, store = make("base"), Store(tmp_path / "killed")
-    whole = generate(recipe, dataset, shots, Store(tmp_path / "whole"))
+    whole = generate(recipe, dataset, Store(tmp_path / "whole"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(png.os, "replace", dies_at(os.replace, 7))
         with pytest.raises(Killed):
-            generate(recipe, dataset, shots, store)
-    assert digests(generate(recipe, dataset, shots, store)) == digests(whole)
+            generate(recipe, dataset, store)
+    assert digests(generate(recipe, dataset, store)) == digests(whole)
 
 
 @pytest.mark.parametrize(
@@ -433,20 +425,20 @@ def test_an_image_that_is_missing_or_empty_among_those_left_is_made_again(
     one only.
     """
     recipe, store = make("base"), Store(tmp_path / "killed")
-    whole = generate(recipe, dataset, shots, Store(tmp_path / "whole"))
+    whole = generate(recipe, dataset, Store(tmp_path / "whole"))
     with monkeypatch.context() as patch:
         patch.setattr(package, "save_png", dies_at(package.save_png, 8))
         with pytest.raises(Killed):
-            generate(recipe, dataset, shots, store)
+            generate(recipe, dataset, store)
     # The first of the second batch.
     spoil(store.work(whole.name) / "train" / CLASSES[0] / "000002.png")
-    assert digests(generate(recipe, dataset, shots, store)) == digests(whole)
+    assert digests(generate(recipe, dataset, store)) == digests(whole)
 
 
 def test_a_finished_set_is_not_made_again(make, dataset, shots, store, monkeypatch):
-    folder = generate(make("cls"), dataset, shots, store)
+    folder = generate(make("cls"), dataset, store)
     monkeypatch.setattr(sampling, "load_generator", lambda *args: pytest.fail("the store has it"))
-    assert generate(make("cls+real", {"generate.batch": 3}), dataset, shots, store) == folder
+    assert generate(make("cls+real", {"generate.batch": 3}), dataset, store) == folder
 
 
 def damage(image, how):
@@ -466,7 +458,7 @@ def test_of_a_damaged_set_only_what_is_damaged_is_made_again(
     """By the batch that the image belongs to, whose members are fixed; in one process, or as a
     cluster's slices.
     """
-    folder = generate(make("base"), dataset, shots, store)
+    folder = generate(make("base"), dataset, store)
     found, image = digests(folder), sorted(folder.rglob("*.png"))[6]
     damage(image, how)
     monkeypatch.setattr("datadream.store.artifacts.verified", {})  # as in another process
@@ -477,8 +469,8 @@ def test_of_a_damaged_set_only_what_is_damaged_is_made_again(
         lambda pipe, text, own, *rest: (seeds.extend(own), sample(pipe, text, own, *rest))[1],
     )
     for label in range(3) if as_slices else ():
-        on_ray.generate_slice(make("base"), dataset, shots, store, label, 0)
-    assert digests(generate(make("base"), dataset, shots, store)) == found and len(seeds) == 2
+        generate_slice(make("base"), dataset, store, label, 0)
+    assert digests(generate(make("base"), dataset, store)) == found and len(seeds) == 2
 
 
 def test_what_a_slice_notes_of_its_batches_comes_into_the_manifest(
@@ -496,8 +488,8 @@ def test_what_a_slice_notes_of_its_batches_comes_into_the_manifest(
 
     monkeypatch.setattr(package, "sample", small)
     for label in range(3):
-        on_ray.generate_slice(recipe, dataset, shots, stores[0], label, 0)
-    folders = [generate(recipe, dataset, shots, store) for store in stores]
+        generate_slice(recipe, dataset, stores[0], label, 0)
+    folders = [generate(recipe, dataset, store) for store in stores]
     assert digests(folders[0]) == digests(folders[1])
     assert [
         store.manifest(folder.name)["batches"]
@@ -512,7 +504,7 @@ def test_an_unknown_scheduler_names_the_near_miss_before_anything_is_trained(
     make, dataset, shots, store
 ):
     with pytest.raises(ConfigError) as caught:
-        generate(make("dset", {"generate.scheduler": "DDIMSchedular"}), dataset, shots, store)
+        generate(make("dset", {"generate.scheduler": "DDIMSchedular"}), dataset, store)
     assert "'DDIMSchedular'" in str(caught.value) and "Did you mean 'DDIMScheduler'" in str(
         caught.value
     )
@@ -525,14 +517,14 @@ def test_a_resolution_that_the_autoencoder_cannot_make_is_refused_before_anythin
     make, dataset, shots, store
 ):
     with pytest.raises((ConfigError, ValueError), match="20"):
-        generate(make("dset", {"resolution": 20}), dataset, shots, store)
+        generate(make("dset", {"resolution": 20}), dataset, store)
     assert not list(store.root.glob("adapt-*"))
 
 
 def test_a_scheduler_keeps_the_pipelines_noise_schedule(make):
-    pipe = load_generator(make("base").generator)
+    pipe = load_pipeline(make("base").generator)
     for name in ("pipeline", "DPMSolverMultistepScheduler", "DDIMScheduler"):
-        scheduler = make_scheduler(pipe, name)
+        scheduler = generator_of(pipe).scheduler(name)
         assert scheduler is not pipe.scheduler and torch.equal(
             scheduler.alphas_cumprod, pipe.scheduler.alphas_cumprod
         )
@@ -542,22 +534,22 @@ def test_a_scheduler_keeps_the_pipelines_noise_schedule(make):
 @pytest.mark.parametrize("name", ["DDIMScheduler", "DDPMScheduler"])
 def test_no_scheduler_clips_latents_to_the_range_of_pixels(make, name):
     """DDIM lost a study 13 points before this: latents reach beyond 1."""
-    pipe = load_generator(make("base").generator)
-    scheduler = make_scheduler(pipe, name)
+    pipe = load_pipeline(make("base").generator)
+    scheduler = generator_of(pipe).scheduler(name)
     scheduler.set_timesteps(4)
     time, large = scheduler.timesteps[-1], torch.full((1, 4, 8, 8), 3.0)
     found = scheduler.step(torch.zeros_like(large), time, large).pred_original_sample
     torch.testing.assert_close(found, large / scheduler.alphas_cumprod[time] ** 0.5)
-    own = make_scheduler(pipe, "pipeline")
+    own = generator_of(pipe).scheduler("pipeline")
     own.register_to_config(clip_sample=True)
-    assert make_scheduler(types.SimpleNamespace(scheduler=own), name).config.clip_sample, (
+    assert UNet(types.SimpleNamespace(scheduler=own)).scheduler(name).config.clip_sample, (
         "what the pipeline says of itself holds"
     )
 
 
 def test_the_recipes_seed_changes_every_image(make, dataset, shots, tmp_path):
     one, other = (
-        pixels(generate(make("base", seed=seed), dataset, shots, Store(tmp_path / "store")))
+        pixels(generate(make("base", seed=seed), dataset, Store(tmp_path / "store")))
         for seed in (0, 1)
     )
     assert all(not np.array_equal(one[name], other[name]) for name in one)
@@ -575,10 +567,8 @@ def test_every_kind_of_pipeline_is_adapted_and_sampled_by_the_same_code(
         method,
         {"generator": getattr(models, kind), "resolution": 0, "adapt.lr": 0.05, "adapt.epochs": 6},
     )
-    images = read_synthetic_set(generate(recipe, dataset, shots, store))
-    plain = read_synthetic_set(
-        generate(dataclasses.replace(recipe, method="base"), dataset, shots, store)
-    )
+    images = read_synthetic_set(generate(recipe, dataset, store))
+    plain = read_synthetic_set(generate(dataclasses.replace(recipe, method="base"), dataset, store))
     assert len(images) == len(plain) == 15 and images.open(0).size == (16, 16)
     assert any(not np.array_equal(images.open(i), plain.open(i)) for i in range(15)), (
         "the adapter does something"
@@ -600,7 +590,7 @@ def test_stable_diffusion_xl_is_conditioned_as_its_own_pipeline_does(models):
     when it samples.
     """
     pipe, seen, texts = (
-        load_generator(models.xl),
+        load_pipeline(models.xl),
         {},
         ["a photo of a red fox", "a photo of a old truck"],
     )
@@ -619,7 +609,7 @@ def test_stable_diffusion_xl_is_conditioned_as_its_own_pipeline_does(models):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pipe.unet, "forward", spy)
         pipe(texts, num_inference_steps=1, guidance_scale=1.0, height=16, width=16)
-    hidden, extra = condition(pipe, tokenize(pipe, texts), 16)
+    hidden, extra = generator_of(pipe).condition(generator_of(pipe).tokenize(texts), 16)
     assert torch.allclose(hidden, seen["hidden"], atol=1e-6) and torch.allclose(
         extra["text_embeds"], seen["text_embeds"], atol=1e-6
     )
@@ -638,13 +628,13 @@ def test_half_precision_keeps_the_adapter_in_single(
         lambda precision, training: asked.append((precision, training)) or torch.bfloat16,
     )
     recipe = make("dset", {"generator": getattr(models, kind), "resolution": 0})
-    folder = adapt_module.adapt(recipe, dataset, shots, store)
+    folder = adapt(recipe, dataset, store)
     with safe_open(folder / "pytorch_lora_weights.safetensors", "pt") as file:
         tensors = [file.get_tensor(name) for name in file.keys()]
     assert set(asked) == {("auto", True)} and all(
         t.dtype == torch.float32 and t.isfinite().all() for t in tensors
     )
-    assert load_generator(recipe.generator, torch.bfloat16).unet.dtype == torch.bfloat16
+    assert load_pipeline(recipe.generator, torch.bfloat16).unet.dtype == torch.bfloat16
 
 
 def test_an_image_that_is_not_a_number_is_an_error_and_no_black_image(
@@ -665,6 +655,6 @@ def test_an_image_that_is_not_a_number_is_an_error_and_no_black_image(
         with pytest.raises(
             DivergedError, match="NaN for 1 of 1 images.*black.*precision='float32'"
         ):
-            generate(make("base"), dataset, shots, store)
+            generate(make("base"), dataset, store)
     assert len(list(store.root.rglob("*.png"))) == 4, "two batches of two"
-    assert len(list(generate(make("base"), dataset, shots, store).rglob("*.png"))) == 15
+    assert len(list(generate(make("base"), dataset, store).rglob("*.png"))) == 15

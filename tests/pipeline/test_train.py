@@ -19,16 +19,19 @@ from datadream.data import datasets
 from datadream.data.batches import Batches
 from datadream.data.datasets import Dataset, Images, few_shots, load_for
 from datadream.errors import ConfigError
+from datadream.methods.base import Support
 from datadream.methods.recipes import recipe
 from datadream.methods.registry import method_of
 from datadream.models.classifiers import resnet
 from datadream.models.classifiers.base import load_classifier, load_classifier_lora
 from datadream.pipeline import train as package
-from datadream.pipeline.evaluate import accuracy, evaluate, predict
-from datadream.pipeline.train import loss_parts, mixed_loss, optimiser_steps, train, train_inputs
+from datadream.pipeline.evaluate import accuracy, evaluate_inputs, predict
+from datadream.pipeline.evaluate import evaluate as measure
+from datadream.pipeline.train import mixed_loss, optimiser_steps, require_validation, train_inputs
 from datadream.statistics import wilson
 from datadream.store.artifacts import Store
 from datadream.store.files import digest
+from datadream.store.keys import key
 from datadream.training.checkpoint import load_state
 from datadream.training.loop import DivergedError
 from datadream.training.schedule import stream
@@ -37,6 +40,27 @@ PLAIN = {
     f"classify.{name}": 0.0 for name in ("flip", "jitter", "grayscale", "blur", "solarize", "mix")
 }
 PLAIN |= {"classify.randaugment": False, "classify.crop_low": 1.0}  # no augmentation at all
+
+
+def train(recipe, dataset, real, synthetic, synthetic_key, store):
+    """Return the folder of a classifier, trained on these images."""
+    support, notes = Support(recipe, dataset), []
+    inputs = train_inputs(support, synthetic_key)
+    require_validation(support)
+
+    def build(folder):
+        notes.extend(package.train(support, inputs, real, synthetic, folder))
+
+    return store.make(key("train", **inputs), inputs, build, batches=notes)
+
+
+def evaluate(recipe, dataset, trained, store):
+    """Return the folder of a result; `trained` None: of the untouched classifier."""
+    support = Support(recipe, dataset)
+    inputs = evaluate_inputs(support, trained.name if trained else None)
+    return store.make(
+        key("judge", **inputs), inputs, lambda folder: measure(support, trained, folder)
+    )
 
 
 def constant(value, count, classes=3):
@@ -84,11 +108,11 @@ def test_the_parts_of_a_batch_sum_to_its_loss(real_count, synthetic_count, weigh
         torch.randn(n, 4, dtype=torch.float64),
         torch.tensor([True] * real_count + [False] * synthetic_count)[torch.randperm(n)],
     )
-    targets, rows = torch.softmax(torch.randn(n, 4, dtype=torch.float64), 1), torch.arange(n)
-    parts = list(
-        loss_parts(lambda images, tokens: logits[images], None, rows, targets, real, weight, size)
-    )
-    assert len(parts) == -(-n // size)
+    targets = torch.softmax(torch.randn(n, 4, dtype=torch.float64), 1)
+    parts = [
+        mixed_loss(logits[rows], targets[rows], real[rows], weight, real)
+        for rows in torch.arange(n).split(size)
+    ]
     torch.testing.assert_close(
         sum(parts), mixed_loss(logits, targets, real, weight), rtol=1e-6, atol=1e-6
     )
@@ -711,9 +735,8 @@ def test_each_trained_classifier_has_its_own_result(make, dataset, shots, store)
 def test_what_a_training_depends_on_can_be_written_down(method):
     one = recipe(method=method)
     shots = toned([i % 3 for i in range(48)], [i % 3 for i in range(48)])
-    inputs = train_inputs(
-        one, as_dataset(shots), "generate-0" if method_of(one).generates else None
-    )
+    support = Support(one, as_dataset(shots))
+    inputs = train_inputs(support, "generate-0" if method_of(one).generates else None)
     assert json.loads(json.dumps(inputs)) == inputs
     assert (inputs["synthetic"] is None) == (not method_of(one).generates)
 

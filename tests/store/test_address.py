@@ -23,8 +23,9 @@ from datadream.engines import on_ray
 from datadream.errors import ConfigError
 from datadream.paths import copies, paths, relative_to_home
 from datadream.pipeline import generate
-from datadream.pipeline.record import record_file
+from datadream.pipeline.stages import Cell
 from datadream.results import records
+from datadream.results.record import record_file
 from datadream.store import artifacts as package
 from datadream.store.address import RemoteStore
 from datadream.store.artifacts import Store
@@ -320,8 +321,7 @@ def test_a_slice_of_another_machine_is_found_and_not_made_again(
 ):
     assert [task.kind for task in sliced.parts] == ["adapt"] * 3 + ["slice"] * 3
     store = machine("last")
-    for module in (on_ray, generate):
-        monkeypatch.setattr(module, "sample_range", forbidden)
+    monkeypatch.setattr(generate, "drawing", forbidden)
     on_ray.work(sliced.parts[-1], address)
     on_ray.work(sliced.cell, address)
     assert not [name for name in store.objects() if ".partial" in name], (
@@ -343,9 +343,9 @@ def test_a_damaged_slice_is_sampled_again(make, sliced, address, machine, monkey
         name for name in store.objects() if name.endswith("/000003.png") and "truck" in name
     )
     store.fs.pipe_file(store.at(image), store.fs.cat_file(store.at(image))[:-1] + b"x")
-    sample_range = generate.sample_range
+    drawing = generate.drawing
     monkeypatch.setattr(
-        generate, "sample_range", lambda *args: (labels.append(args[3]), sample_range(*args))
+        generate, "drawing", lambda *args: (labels.append(args[2]), drawing(*args))[1]
     )
     on_ray.work(sliced.cell, address)
     assert labels == [1]
@@ -537,7 +537,7 @@ def test_an_address_that_cannot_be_written_can_be_read(make, machine, monkeypatc
 def test_what_another_machine_removed_is_removed_here(make, machine):
     recipe, store = make("clip"), machine("one")
     record = run.run(recipe, store)
-    file = record_file(recipe, record["artifacts"], store)
+    file = record_file(Cell(recipe), store)
     store.fs.rm(store.at("records", file.name))
     assert file.exists() and store.refresh_all(store.records) == [] and not file.exists()
     with pytest.raises(LookupError, match=f"no record in {store.address}"):

@@ -14,7 +14,7 @@ from filelock import FileLock
 from datadream import photos
 from datadream.cli import main
 from datadream.errors import ConfigError, DataError
-from datadream.pipeline import stages
+from datadream.pipeline import train
 from datadream.store.artifacts import Store
 from datadream.store.gc import clear, listing, unused
 from datadream.store.open import open_store
@@ -185,15 +185,15 @@ def test_a_negative_age_is_refused(capsys):
 
 def test_nothing_is_listed_between_two_stages_of_a_study(filled, make, monkeypatch):
     """No lock of a stage is held then, and what the study has made so far has no record."""
-    store, train, refused = filled[0], stages.train, []
+    store, real, refused = filled[0], train.train, []
 
     def between(*args):
         with pytest.raises(ConfigError, match="a study runs in .*; wait for it to end"):
             unused(store, days=0)
         refused.append(1)
-        return train(*args)
+        return real(*args)
 
-    monkeypatch.setattr(stages, "train", between)
+    monkeypatch.setattr(train, "train", between)
     record = run.run(make("dset+real"), store)
     assert refused and set(record["artifacts"].values()).isdisjoint(
         names(unused(store, days=0), "artifact")

@@ -11,9 +11,10 @@ from datadream.cli import main
 from datadream.data.datasets import validation_images
 from datadream.data.paper_datasets import SOURCES
 from datadream.engines import on_ray
+from datadream.engines.rates import THROUGHPUT, seconds
 from datadream.errors import DataError
 from datadream.methods.registry import METHODS
-from datadream.pipeline.costs import STAGES, THROUGHPUT, seconds, units_of_work
+from datadream.pipeline.stages import STAGES, Cell, stage_of
 from datadream.store.artifacts import Store
 from datadream.study import cells, run
 from datadream.study.plan import (
@@ -26,6 +27,8 @@ from datadream.study.plan import (
     processes,
     profile_cells,
 )
+
+COSTLY = [stage.name for stage in STAGES if stage.work]
 
 
 @pytest.fixture(autouse=True)
@@ -111,18 +114,17 @@ def test_the_estimate_counts_the_runs_beside_it(store, monkeypatch):
 
 def test_the_estimate_is_the_sum_of_work_and_fixed_costs():
     recipe = cells.cells(["dset+real"], dataset="mnist")[0]
-    dataset, rates = (
-        load_or_describe(recipe),
-        {"adapt": 2.0, "generate": 3.0, "train": 5.0, "judge": 7.0, "fixed": {"train": 11.0}},
+    cell = Cell(recipe, load_or_describe(recipe))
+    rates = {"adapt": 2.0, "generate": 3.0, "train": 5.0, "judge": 7.0, "fixed": {"train": 11.0}}
+    (one,), looked = cell.adapters, len(cell.dataset.val)
+    adapted, trained = (
+        stage_of(name).work(cell, part)[2] for name, part in (("adapt", one), ("train", None))
     )
-    amounts, found = units_of_work(recipe, dataset), seconds(recipe, dataset, rates)
-    assert found["adapt"] == 2 * amounts["adapt"][2] and found["judge"] == 7 * (
-        len(dataset.val) + len(dataset.test)
-    )
-    assert found["train"] == 5 * amounts["train"][2] + 11 + 7 * recipe.classify.evaluations * len(
-        dataset.val
-    )
-    assert all(math.isnan(value) for value in seconds(recipe, dataset, {}).values())
+    assert seconds(cell, "adapt", rates, one) == 2 * adapted
+    assert seconds(cell, "judge", rates) == 7 * (looked + len(cell.dataset.test))
+    times = recipe.classify.evaluations
+    assert seconds(cell, "train", rates) == 5 * trained + 11 + 7 * times * looked
+    assert all(math.isnan(seconds(cell, name, {}, one)) for name in COSTLY)
 
 
 @pytest.mark.parametrize("overrides, speed", [({}, 1.0), ({"resolution": 16}, None)])
@@ -134,7 +136,7 @@ def test_a_watched_run_is_told_what_it_needs(store, tmp_path, monkeypatch, overr
     announce_plan(recipes, store)
     (file,) = tmp_path.glob("plan-*.json")
     told = json.loads(file.read_text())
-    assert told["speed"] == speed and [row["stage"] for row in told["rows"]] == list(STAGES)
+    assert told["speed"] == speed and [row["stage"] for row in told["rows"]] == COSTLY
     assert all(row["seconds"] > 0 and not row["done"] for row in told["rows"])
 
 
@@ -212,7 +214,7 @@ def test_the_overview_adds_up(store):
         "hours",
         "GB",
     ]
-    assert [line.split()[:2] for line in lines[1:5]] == [["mnist", stage] for stage in STAGES]
+    assert [line.split()[:2] for line in lines[1:5]] == [["mnist", stage] for stage in COSTLY]
     hours = [float(line.split()[-2]) for line in lines[1:6]]
     assert sum(hours[:4]) == pytest.approx(hours[4], abs=0.03) and hours[4] > 0
     assert THROUGHPUT["mini"]["device"] in text and text.endswith("nothing is missing")

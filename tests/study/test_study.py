@@ -23,7 +23,7 @@ from datadream.config import as_dict
 from datadream.data.datasets import DataError, few_shots
 from datadream.errors import ConfigError
 from datadream.methods.registry import METHODS, method_of
-from datadream.pipeline import stages
+from datadream.pipeline.stages import Cell
 from datadream.results.records import load_records
 from datadream.signals import Stopped
 from datadream.store.artifacts import Store
@@ -133,7 +133,7 @@ def test_methods_share_the_stages_that_they_have_in_common(finished):
 
 def test_the_keys_of_a_cell_are_known_before_it_runs(finished):
     for one, record in zip(finished.recipes, finished.table["artifacts"], strict=True):
-        assert stages.artifact_keys(one) == record
+        assert Cell(one).keys == record
 
 
 def test_the_draw_is_kept_by_image(finished, dataset):
@@ -237,12 +237,8 @@ def test_a_warm_up_that_is_longer_than_the_training_is_refused_before_anything_i
     with pytest.raises(ConfigError, match=words):
         run.run(make(method, overrides), store)
     assert not list(store.root.glob("*-*")), "no artifact"
-    stages.artifact_keys(
-        make(
-            method,
-            {name: value - 1 if "warmup" in name else value for name, value in overrides.items()},
-        )
-    )
+    shorter = {k: value - 1 if "warmup" in k else value for k, value in overrides.items()}
+    assert Cell(make(method, shorter)).keys
 
 
 def test_too_few_images_stop_a_cell_with_the_class(make, store):

@@ -4,6 +4,7 @@ from unittest import mock
 
 import pytest
 import torch
+from conftest import generate
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -131,7 +132,7 @@ def test_a_generation_goes_on_with_smaller_batches_and_says_so(
 
     monkeypatch.setattr(package, "sample", small)
     store = Store(tmp_path)
-    folder = package.generate(recipe, dataset, shots, store)
+    folder = generate(recipe, dataset, store)
     assert len(list(folder.rglob("*.png"))) == 15
     assert store.manifest(folder.name)["batches"] == [
         "out of memory with 4 images at once, went on with 2"

@@ -7,19 +7,20 @@ import os
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
+from conftest import adapt
 from safetensors.torch import load_file
 
 from datadream.engines.on_accelerate import adapt_together
 from datadream.errors import ConfigError
 from datadream.paths import paths
-from datadream.pipeline.adapt import adapt
 from datadream.store.artifacts import Store
 from datadream.training.checkpoint import load_state
-from datadream.training.distributed import ALONE, Team
+from datadream.training.distributed import broadcast, leads, share, sum_step
 from datadream.training.loop import fit
 
 
@@ -55,25 +56,35 @@ def launch(script, *words, **environment):
     )
 
 
+def process(rank, count):
+    """Stand for one of several processes that nothing is sent between."""
+    return SimpleNamespace(
+        process_index=rank, num_processes=count, is_main_process=rank == 0, device="cpu"
+    )
+
+
 def test_every_row_has_one_process():
     rows = torch.arange(7)
-    parts = [Team(rank, 3).share(rows) for rank in range(3)]
+    parts = [share(rows, process(rank, 3)) for rank in range(3)]
     assert (
         sorted(torch.cat(parts).tolist()) == rows.tolist()
         and max(map(len, parts)) - min(map(len, parts)) <= 1
     )
-    assert Team(1, 3).share(rows[:1]).tolist() == [] and ALONE.share(rows).tolist() == rows.tolist()
+    assert share(rows[:1], process(1, 3)).tolist() == []
+    assert share(rows, None).tolist() == rows.tolist()
 
 
-def test_one_process_alone_sends_nothing():
-    value = torch.ones(3)
-    ALONE.add([value])
-    assert value.tolist() == [1, 1, 1] and ALONE.first(5) == 5 and ALONE.leads
+@pytest.mark.parametrize("alone", [None, process(0, 1)])
+def test_one_process_alone_sends_nothing(alone):
+    value = torch.nn.Parameter(torch.ones(3))
+    value.grad = torch.ones(3)
+    assert sum_step([value], 2.0, alone) == 2.0 and value.grad.tolist() == [1, 1, 1]
+    assert broadcast(5, alone) == 5 and leads(alone)
 
 
 def test_cells_without_a_dataset_wise_adapter_are_refused(make, store):
     with pytest.raises(ConfigError, match="none of these 2 cells has a dataset-wise adapter"):
-        adapt_together([make("cls"), make("base")], store, ALONE)
+        adapt_together([make("cls"), make("base")], store, None)
 
 
 @pytest.mark.long
@@ -103,7 +114,7 @@ def test_the_launcher_s_processes_make_the_adapter_of_one(make, tiny, dataset, s
         DATADREAM_STORE=str(tmp_path / "together"),
     )
     assert done.returncode == 0, done.stderr
-    whole = adapt(recipe, dataset, shots, Store(tmp_path / "alone"))
+    whole = adapt(recipe, dataset, Store(tmp_path / "alone"))
     folder = tmp_path / "together" / whole.name
     assert done.stdout.strip().splitlines()[-1] == f"{folder}, 2 processes"
     manifest = json.loads((folder / "manifest.json").read_text())
@@ -126,28 +137,29 @@ from datadream import signals
 from datadream.training import distributed, loop
 
 folder, what = Path(sys.argv[1]), sys.argv[2]
-ours = distributed.gather()
+ours = distributed.accelerator()
 weight = torch.nn.Parameter(torch.zeros(3))
 goal = torch.arange(12.0).view(4, 3)
 
 def loss_at(step):
-    rows = ours.share(torch.arange(4 if step % 2 else 1))  # now and then one process has nothing
     noise = torch.randn(4, 3)
-    return [((weight - goal[rows] + noise[rows]) ** 2).sum() / 10] if len(rows) else []
+    share = lambda rows: ((weight - goal[:count][rows] + noise[:count][rows]) ** 2).sum() / 10
+    count = 4 if step % 2 else 1  # now and then one process has nothing
+    return loop.Shares(count, share)
 
 def after(step, loss):
-    if what == "stop" and step == 6 and ours.leads:
+    if what == "stop" and step == 6 and ours.is_main_process:
         os.kill(os.getpid(), signal.SIGTERM)
-    if what == "nan" and step == 6 and not ours.leads:
+    if what == "nan" and step == 6 and not ours.is_main_process:
         goal.fill_(float("nan"))
 
-own = folder / str(ours.rank) if what == "apart" else folder
+own = folder / str(ours.process_index) if what == "apart" else folder
 own.mkdir(exist_ok=True)
-with open(folder / f"end-{what}-{ours.rank}", "w") as report:
+with open(folder / f"end-{what}-{ours.process_index}", "w") as report:
     try:
         with signals.listening():
             losses = loop.fit({"weight": weight}, loss_at, steps=12, lr=0.1, seed=1, every=4,
-                                  after=after, checkpoint=own / "state.safetensors", team=ours)
+                              after=after, accelerator=ours, checkpoint=own / "state.safetensors")
         report.write(repr((losses, weight.tolist())))
     except (Exception, signals.Stopped) as error:
         report.write(f"{type(error).__name__}: {error}")

@@ -1,54 +1,38 @@
-"""What the autoencoder makes of the few shots, encoded once where a view comes again."""
+"""VAE moments of the few shots, cached per image and crop."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import torch
 
+from ...config import Adapt
+from ...data.images import Images
 from ...data.transforms import generator_image, resized
-from ...errors import ConfigError
 from ...seeds import seed_for
+from .base import Generator
 
-# few shots kept in memory at the generator's size, about a MB each: 16 shots of 100 classes fit
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# Few shots kept in memory at the generator's size, about 1 MB each: 16 shots of 100 classes.
 PICTURES = 2048
 
 
-@torch.no_grad()
-def latent_moments(pipe, images):
-    """Return mean and standard deviation of the autoencoder's posterior, (B, 2, C, h, w), for
-    images (B, 3, S, S) in [-1, 1].
-    """
-    posterior = pipe.vae.encode(images.to(pipe.vae.device, pipe.vae.dtype)).latent_dist
-    # The noise schedule's ends do not fit into half precision.
-    return torch.stack([posterior.mean, posterior.std], 1).float()
-
-
-def prediction_target(noise_scheduler, latents, noise, times):
-    """Return what the UNet should predict: the noise, or the velocity. Raises ConfigError if the
-    scheduler's type is neither.
-    """
-    kind = noise_scheduler.config.prediction_type
-    if kind not in ("epsilon", "v_prediction"):
-        raise ConfigError(
-            f"the generator predicts {kind!r}; accepted: 'epsilon' (the paper's) and 'v_prediction'"
-        )
-    return noise if kind == "epsilon" else noise_scheduler.get_velocity(latents, noise, times)
-
-
 class Views:
-    """The latent moments of the training views: a picture that has one view only is encoded
-    once, and so is each of a limited number.
-    """
+    """Cache VAE moments per (image, crop); random crops that do not come again are not kept."""
 
-    def __init__(self, pipe, images, side, options, seed):
-        self.pipe, self.side, self.options, self.seed, self.known = pipe, side, options, seed, {}
+    def __init__(self, generator: Generator, images: Images, side: int, options: Adapt, seed: int):
+        self.generator, self.side, self.options, self.seed = generator, side, options, seed
+        self.known: dict[tuple[int, int], Tensor] = {}
         # A camera's picture is many times larger than what its crops are cut from, and to resize it
         # again changes nothing.
         self.open = lru_cache(maxsize=PICTURES)(lambda i: resized(images.open(i), side))
 
     def _view(self, i, epoch):
-        """Return (i, the number of picture i's view in `epoch`): 0 where there is one only, as
-        of a square picture or the centre crop.
-        """
+        """Return (i, number of its view in `epoch`): 0 where there is one only."""
         if (i, 0) in self.known:
             return i, 0
         width, height = self.open(i).size
@@ -56,9 +40,10 @@ class Views:
             return i, 0
         return i, 1 + (epoch % self.options.crops if self.options.crops else epoch)
 
-    def at(self, rows, epoch):
-        """Return the moments (len(rows), 2, C, h, w) of the pictures `rows` in `epoch`; a random
-        crop depends on the seed and its number.
+    def at(self, rows: Sequence[int], epoch: int) -> Tensor:
+        """Return the moments (len(rows), 2, C, h, w) of some images in `epoch`.
+
+        A random crop depends on the seed, the image and the number of the view alone.
         """
         views = [self._view(i, epoch) for i in rows]
         new = [view for view in views if view not in self.known]
@@ -68,9 +53,8 @@ class Views:
                 for view in new:
                     torch.manual_seed(seed_for(self.seed, "crop", *view))
                     images.append(generator_image(self.open(view[0]), self.side, self.options.crop))
-            self.known |= dict(
-                zip(new, latent_moments(self.pipe, torch.stack(images)), strict=True)
-            )
+            moments = self.generator.moments(torch.stack(images))
+            self.known |= dict(zip(new, moments, strict=True))
         moments = torch.stack([self.known[view] for view in views])
         for view in new:  # a crop that does not come again is not kept
             if view[1] and not self.options.crops:

@@ -3,39 +3,41 @@
 """
 
 import json
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, cast
 
 from safetensors import safe_open
+from torch import nn
 
-from .unet import text_encoders
+from ...config import Adapt
+from .base import Generator
 
-UNET_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]  # paper, section 3.2
-TEXT_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj"]
 LORA_FILE = "pytorch_lora_weights.safetensors"  # the name that load_lora_weights looks for
 
 
-def add_generator_lora(pipe, options):
-    """Attach fresh LoRA layers to the UNet and, if asked for, the text encoders; return their
-    parameters by name (paper, 3.2).
+def _parts(generator: Generator, options: Adapt) -> dict[str, Any]:
+    """Return the modules that get LoRA, by the pipeline's names for them."""
+    return {n: getattr(generator.pipe, n) for n in generator.lora_targets(options.text_encoder)}
 
-    They are float32 whatever the frozen weights are.
+
+def add_generator_lora(generator: Generator, options: Adapt) -> dict[str, nn.Parameter]:
+    """Attach fresh LoRA layers and return their parameters by name (paper, section 3.2).
+
+    They are float32 whatever the precision of the frozen weights.
     """
     from peft import LoraConfig
 
-    def config(targets):
-        return LoraConfig(
+    parts = _parts(generator, options)
+    for name, targets in generator.lora_targets(options.text_encoder).items():
+        config = LoraConfig(
             r=options.rank,
-            lora_alpha=options.alpha,
+            lora_alpha=cast("int", options.alpha),  # a float is as good
             init_lora_weights="gaussian",
-            target_modules=targets,
+            target_modules=list(targets),
         )
-
-    pipe.unet.add_adapter(config(UNET_TARGETS))
-    texts = text_encoders(pipe) if options.text_encoder else {}
-    for encoder in texts.values():
-        encoder.add_adapter(config(TEXT_TARGETS))
-    parts = {"unet": pipe.unet, **texts}
+        parts[name].add_adapter(config)
     # Else the adapter's file would tell where this machine keeps the base.
     for module in parts.values():
         module.peft_config["default"].base_model_name_or_path = None
@@ -50,29 +52,27 @@ def add_generator_lora(pipe, options):
     return found
 
 
-def save_generator_lora(pipe, folder, options):
-    """Write the attached LoRA so that any diffusers pipeline reads it with
-    `load_lora_weights(folder)`, alpha included.
+def save_generator_lora(generator: Generator, folder: Path, options: Adapt) -> None:
+    """Write the attached LoRA, alpha included, so that `load_lora_weights(folder)` reads it in any
+    diffusers pipeline of the family.
     """
     from diffusers.training_utils import _collate_lora_metadata
     from diffusers.utils.state_dict_utils import convert_state_dict_to_diffusers
     from peft import get_peft_model_state_dict
 
-    modules = {"unet": pipe.unet} | (text_encoders(pipe) if options.text_encoder else {})
+    modules = _parts(generator, options)
     layers = {
         f"{part}_lora_layers": convert_state_dict_to_diffusers(get_peft_model_state_dict(m))
         for part, m in modules.items()
     }
-    type(pipe).save_lora_weights(folder, **layers, **_collate_lora_metadata(modules))
+    type(generator.pipe).save_lora_weights(folder, **layers, **_collate_lora_metadata(modules))
     _sort_header(Path(folder) / LORA_FILE)
 
 
 def _sort_header(file):
-    """Write a safetensors header with its entries sorted: the libraries' order is random, and equal
-    adapters would differ in bytes.
+    """Sort a safetensors header and the layer names in its notes.
 
-    So are the names of the adapted layers in its notes, a set that has another order in every
-    process.
+    The libraries' order is random, and equal adapters would differ in bytes.
     """
     content = file.read_bytes()
     length = int.from_bytes(content[:8], "little")
@@ -90,26 +90,24 @@ def _sort_header(file):
     file.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length :])
 
 
-def remove_lora(pipe):
-    """Detach every LoRA layer from the pipeline, restoring the base model."""
-    pipe.unload_lora_weights()
+def remove_lora(generator: Generator) -> None:
+    """Detach every LoRA layer, restoring the base model."""
+    generator.pipe.unload_lora_weights()
 
 
 @contextmanager
-def merged_lora(pipe, *folders):
-    """Add the adapters in `folders`, of `save_generator_lora`, to the pipeline's own weights, and
-    put those back at the end.
+def merged_lora(generator: Generator, *folders: Path) -> Iterator[Generator]:
+    """Add adapters to the generator's own weights, within: W + alpha / rank * B A.
 
-    W + alpha / rank * B A is one product a layer and no module is exchanged, so a swap is cheap,
-    sampling costs what the base costs, and the weights afterwards are the base's bit for bit.
-    Several have equal shares of one (LoFT: two of a half). Raises ValueError on an adapter of
-    another pipeline.
+    `folders` are those of `save_generator_lora`; several have equal shares of one (LoFT: two of a
+    half). No module is exchanged, so sampling costs what the base costs, and afterwards the weights
+    are the base's bit for bit. Raises ValueError on an adapter of another pipeline.
     """
     originals = {}
     try:
         for folder in folders:
-            _merge(pipe, folder, 1 / len(folders), originals)
-        yield pipe
+            _merge(generator.pipe, folder, 1 / len(folders), originals)
+        yield generator
     finally:
         for weight, original in originals.items():
             weight.data.copy_(original)

@@ -1,73 +1,44 @@
-"""Run a pipeline: the prompt encoded once, one seed per image, guidance on a share of the steps,
-a batch that fits the device.
-"""
+"""Sample images from a generator, one seed each, with adapters merged into its weights."""
 
-import math
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ...config import Generate, Recipe
 from ...errors import ConfigError
 from ...training.loop import DivergedError
 from ..device import dtype_for
+from .base import Generator
+from .load import load_generator
 from .lora import merged_lora
-from .unet import load_generator, make_scheduler
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor
 
 BACKEND = "inductor"
-# As encode_prompt orders them.
-EMBEDDINGS = (
-    "prompt_embeds",
-    "negative_prompt_embeds",
-    "pooled_prompt_embeds",
-    "negative_pooled_prompt_embeds",
-)
-# What a pipeline holds twice under guidance: without the text, and with it.
-PAIRED = ("prompt_embeds", "add_text_embeds", "add_time_ids")
 
 
-def embed(pipe, texts, options):
-    """Return what the pipeline takes in place of the prompts `texts`, (texts, ...) tensors by
-    argument: encoded once for many images.
+def sample(
+    generator: Generator,
+    text: Mapping[str, Tensor],
+    seeds: Sequence[int],
+    options: Generate,
+    side: int,
+    starts: Sequence[Image] | None = None,
+) -> list[Image]:
+    """Sample one RGB image of `side` pixels per seed.
+
+    `text` and `starts` as in `Generator.draw`. Raises DivergedError on NaN.
     """
-    guided = options.guidance > 1 and options.guided > 0
-    values = pipe.encode_prompt(
-        texts, device=pipe.device, num_images_per_prompt=1, do_classifier_free_guidance=guided
-    )
-    found = zip(EMBEDDINGS, values, strict=False)  # one text encoder has no pooled embeddings
-    return {name: value for name, value in found if value is not None}
-
-
-def sample(pipe, text, seeds, options, resolution, starts=None):
-    """Return one uint8 RGB PIL image per seed, guided by `options.guidance` on the first
-    `options.guided` of the steps.
-
-    `text` is `embed`'s, of one prompt for all images or of one for each. `starts`, square PIL
-    images, are what `options.strength` of the schedule's noise is added to (Meng et al., 2022,
-    SDEdit); None starts from pure noise. Raises DivergedError on NaN.
-    """
-    # On the CPU: the same noise on every device.
-    generators = [torch.Generator().manual_seed(s) for s in seeds]
-    part, each = {}, len(seeds) // len(text["prompt_embeds"])
-    place = {"height": resolution, "width": resolution}
-    if starts is not None:
-        pipe, place = _from_images(pipe), {"image": starts, "strength": options.strength}
-    if 0 < options.guided < 1:
-        paired = [name for name in PAIRED if name in pipe._callback_tensor_inputs]
-        part = {
-            "callback_on_step_end": partial(_end_guidance, options.guided),
-            "callback_on_step_end_tensor_inputs": paired,
-        }
-    images = pipe(
-        **text,
-        num_images_per_prompt=each,
-        num_inference_steps=options.steps,
-        generator=generators,
-        output_type="pt",
-        guidance_scale=options.guidance if options.guided else 1.0,
-        **place,
-        **part,
-    ).images
+    # Noise comes from the CPU, so that it is the same for every device.
+    noise = [torch.Generator().manual_seed(seed) for seed in seeds]
+    images = generator.draw(text, noise, options, side, starts)
     broken = [
         seed for seed, image in zip(seeds, images, strict=True) if not torch.isfinite(image).all()
     ]
@@ -77,67 +48,45 @@ def sample(pipe, text, seeds, options, resolution, starts=None):
             f"seed {broken[0]}, which would be black; half precision may be too little for it, "
             "precision='float32' is not"
         )
-    return pipe.image_processor.numpy_to_pil(pipe.image_processor.pt_to_numpy(images))
+    processor = generator.pipe.image_processor
+    return processor.numpy_to_pil(processor.pt_to_numpy(images))
 
 
-def _from_images(pipe):
-    """Return the pipeline's twin that starts from images, on the same networks."""
-    from diffusers import AutoPipelineForImage2Image  # pyright: ignore[reportPrivateImportUsage]
-
-    twin = AutoPipelineForImage2Image.from_pipe(pipe)
-    twin.set_progress_bar_config(disable=True)
-    return twin
-
-
-def _end_guidance(share, pipe, step, time, tensors):
-    """Leave the unconditional half out of the pipeline's remaining steps once this share of them
-    is done.
-    """
-    if (
-        step + 1 != max(1, round(share * pipe.num_timesteps))
-        or not pipe.do_classifier_free_guidance
-    ):
-        return {}
-    pipe._guidance_scale = 1.0
-    return {name: tensor.chunk(2)[-1] for name, tensor in tensors.items()}
-
-
-def require_sampler(recipe):
+def require_sampler(recipe: Recipe) -> None:
     """Raise ConfigError on a sampler or a resolution that the generator cannot use, before
     anything is trained for it.
     """
-    pipe = load_generator(recipe.generator, dtype_for(recipe.precision, training=False))
-    make_scheduler(pipe, recipe.generate.scheduler)
-    unit = math.lcm(8, pipe.vae_scale_factor)  # what the pipeline accepts
-    if recipe.resolution % unit:
+    generator = load_generator(recipe.generator, dtype_for(recipe.precision, training=False))
+    generator.scheduler(recipe.generate.scheduler)
+    if recipe.resolution % generator.unit:
         raise ConfigError(
             f"resolution={recipe.resolution} does not suit the generator {recipe.generator!r}; "
-            f"give a multiple of {unit}"
+            f"give a multiple of {generator.unit}"
         )
 
 
 @contextmanager
-def adapted(recipe, *adapters):
-    """Yield the recipe's pipeline and sampler with the LoRA of the artifact folders in its
-    weights, in equal shares (none: the base).
+def adapted(recipe: Recipe, *adapters: Path) -> Iterator[Generator]:
+    """Yield the recipe's generator and sampler with adapters merged into its weights.
+
+    `adapters` are artifact folders, each with an equal share; none gives the base model.
     """
-    pipe = load_generator(recipe.generator, dtype_for(recipe.precision, training=False))
-    own, pipe.scheduler = pipe.scheduler, make_scheduler(pipe, recipe.generate.scheduler)
+    generator = load_generator(recipe.generator, dtype_for(recipe.precision, training=False))
+    pipe, own = generator.pipe, generator.pipe.scheduler
+    pipe.scheduler = generator.scheduler(recipe.generate.scheduler)
     try:
         with (
-            merged_lora(pipe, *adapters),
-            compiled(pipe.unet) if recipe.generate.compile else nullcontext(),
+            merged_lora(generator, *adapters),
+            compiled(generator.network) if recipe.generate.compile else nullcontext(),
         ):
-            yield pipe
+            yield generator
     finally:
         pipe.scheduler = own
 
 
 @contextmanager
-def compiled(network):
-    """Let `network` run compiled: once for the process, since adapters that are merged into its
-    weights change no shape.
-    """
+def compiled(network: Any) -> Iterator[None]:
+    """Run `network` compiled, within; merged adapters change no shape, so once for the process."""
     if not hasattr(network, "compiled_once"):
         network.compiled_once = torch.compile(network._call_impl, backend=BACKEND)
     network._compiled_call_impl = network.compiled_once

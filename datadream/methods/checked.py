@@ -1,5 +1,7 @@
-"""What each generator of the comparison samples a class with: prompts, adapters, seeds, and who
-draws again what is misread.
+"""What a method says, asked once and checked: its adapters, prompts and draws.
+
+A method may come from outside the package, so whatever it gives wrong ends in one message that
+names it, what is accepted and where it was asked.
 """
 
 import math
@@ -10,38 +12,23 @@ from itertools import groupby
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from ..config import Recipe, require_warmup
-from ..data.datasets import Dataset, prompt
-from ..data.images import Images
-from ..data.transforms import evaluation_batches
+from ..config import require_warmup
 from ..errors import ConfigError, DataError, brief, printable
-from ..methods.base import Adapter, Draw, Method, Support
-from ..methods.registry import method_of
-from ..models.classifiers.base import load_classifier
 from ..seeds import seed_for
-from .evaluate import predict
-
-SLICE = 100  # images of a unit of work: some minutes at the paper's scale
-
-
-def image_seed(seed, label, index, *again):
-    """Return the seed of image `index` of class `label`: it depends on nothing else, so neither
-    batch size nor order matters.
-    """
-    return seed_for("image", seed, label, index, *again)
+from .base import Adapter, Draw, Method, Support
+from .registry import method_of
 
 
 @lru_cache(maxsize=64)
-def draws(recipe: Recipe, dataset: Dataset, label: int) -> tuple[Draw, ...]:
-    """Return how each image of a class is made, as the recipe's method says.
+def draws(support: Support, label: int) -> tuple[Draw, ...]:
+    """Return how each image of a class is made.
 
     Raises ConfigError, which names the method, on what it gives that cannot be made and on
     whatever it raises.
     """
-    method, support = method_of(recipe), Support(recipe, dataset)
-    known, found = set(adapters(recipe, dataset)), []
+    method, recipe = method_of(support.recipe), support.recipe
+    known, found = set(adapters(support)), []
     for index in range(recipe.generate.images):
         rng = np.random.default_rng(seed_for("draw", recipe.seed, label, index))
         with naming(method, f"draw, class {label}, image {index}"):
@@ -91,16 +78,17 @@ def _require(method, support, label, index, one, known):
         )
 
 
-def groups(recipe: Recipe, dataset: Dataset, label: int) -> list[tuple[range, tuple[Adapter, ...]]]:
-    """Return (range of image indices, their adapters) of one class: images that follow each other
-    and are made with the same adapters, from noise or from shots, can share a batch.
+def groups(support: Support, label: int) -> list[tuple[range, tuple[Adapter, ...]]]:
+    """Return (range of image indices, their adapters) of one class, for images that can share a
+    batch: consecutive, with the same adapters, and all from noise or all from shots.
     """
+    recipe = support.recipe
     method, count = method_of(recipe), recipe.generate.images
     if type(method).draw is Method.draw:  # no need to draw all that a cluster is to share out
-        support, noise = Support(recipe, dataset), not recipe.generate.strength
+        noise = not recipe.generate.strength
         made = [(method.used(support, label, index), noise) for index in range(count)]
     else:
-        made = [(one.adapters, one.start is None) for one in draws(recipe, dataset, label)]
+        made = [(one.adapters, one.start is None) for one in draws(support, label)]
     most = method.together or count
     alike = [(*one, index // most) for index, one in enumerate(made)]
     found, start = [], 0
@@ -111,37 +99,18 @@ def groups(recipe: Recipe, dataset: Dataset, label: int) -> list[tuple[range, tu
     return found
 
 
-def slices(recipe, dataset, label):
-    """Return the groups of one class in parts of about SLICE images, each a unit of work for a
-    machine.
-
-    A part ends with a batch, so that a batch has the same members however the parts are shared out.
-    """
-    step, found = (
-        recipe.generate.batch * max(1, SLICE // max(1, recipe.generate.batch)) or SLICE,
-        [],
-    )
-    parts = [
-        (range(start, min(start + step, indices.stop)), own)
-        for indices, own in groups(recipe, dataset, label)
-        for start in range(indices.start, indices.stop, step)
-    ]
-    for part in parts:
-        if found and sum(len(indices) for indices, _ in found[-1]) + len(part[0]) <= step:
-            found[-1].append(part)
-        else:
-            found.append([part])
-    return found
-
-
 @lru_cache(maxsize=64)
-def adapters(recipe: Recipe, dataset: Dataset) -> tuple[Adapter, ...]:
-    """Return the adapters that a method samples with, each once.
+def adapters(support: Support) -> tuple[Adapter, ...]:
+    """Return the adapters that the recipe's method samples with, each once; none of a method that
+    generates nothing.
 
     Raises ConfigError on what is no adapter of this dataset, and on a warm-up that is longer than
     the training of one.
     """
-    method, support = method_of(recipe), Support(recipe, dataset)
+    recipe = support.recipe
+    method = method_of(recipe)
+    if not method.generates:
+        return ()
     with naming(method, "adapters"):
         found = tuple(method.adapters(support))
     for one in found:
@@ -178,11 +147,11 @@ def _require_adapter(method, support, one):
         )
 
 
-def prompts(recipe: Recipe, dataset: Dataset, label: int) -> list[str]:
+def prompts(support: Support, label: int) -> list[str]:
     """Return the prompts that the images of a class take in turn, as the key knows them."""
-    method = method_of(recipe)
+    method = method_of(support.recipe)
     with naming(method, f"prompts, class {label}"):
-        found = list(method.prompts(Support(recipe, dataset), label))
+        found = list(method.prompts(support, label))
     for one in found:
         if not isinstance(one, str) or not one or not printable(one):
             raise ConfigError(
@@ -194,44 +163,8 @@ def prompts(recipe: Recipe, dataset: Dataset, label: int) -> list[str]:
     return found
 
 
-def own_key(recipe: Recipe, dataset: Dataset) -> dict[str, Any]:
+def own_key(support: Support) -> dict[str, Any]:
     """Return what the method adds to the key of its synthetic set; see `Method.key`."""
-    method, support = method_of(recipe), Support(recipe, dataset)
+    method = method_of(support.recipe)
     with naming(method, "key"):
-        return dict(method.key(support, lambda label: list(draws(recipe, dataset, label))))
-
-
-def reader(recipe, dataset):
-    """Return a function from PIL images to the classes that the untouched classifier reads, or
-    None if no image is drawn again.
-    """
-    if not recipe.generate.redraws:
-        return None
-    model = load_classifier(recipe.classifier, precision=recipe.precision)
-    tokens = model.prompts(prompt(dataset.noun, name) for name in dataset.classes)
-    return lambda images: predict(
-        model,
-        tokens,
-        evaluation_batches(
-            Images(tuple(np.asarray(image) for image in images), (0,) * len(images)), model.size
-        ),
-    ).tolist()
-
-
-def metadata_row(recipe, dataset, label, index, root, folder, used):
-    """Return an image's row of the metadata; its seed is in the file if it may have been drawn
-    again.
-    """
-    file = f"{folder}/{index:06d}.png"
-    seed = image_seed(recipe.seed, label, index)
-    if recipe.generate.redraws:
-        with Image.open(root / file) as image:
-            seed = int(image.info["seed"])
-    return {
-        "file_name": file,
-        "prompt": draws(recipe, dataset, label)[index].prompt,
-        "class": dataset.classes[label],
-        "label": label,
-        "seed": seed,
-        "adapter": " + ".join(adapter.name for adapter in used) or None,
-    }
+        return dict(method.key(support, lambda label: list(draws(support, label))))

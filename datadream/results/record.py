@@ -1,15 +1,24 @@
 """The record of a cell: its recipe, result and provenance as one JSON file."""
 
+from __future__ import annotations
+
 import json
 import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ..config import as_dict
 from ..errors import DataError
-from ..store.keys import key
+from ..store.keys import key, stage_of_key
 from ..store.provenance import provenance
 
+if TYPE_CHECKING:
+    from ..pipeline.stages import Cell
+    from ..store.artifacts import Store
 
-def read_record(file):
+
+def read_record(file: Path) -> dict[str, Any]:
     """Return the record in a file. Raises DataError, with the fix, on one that is damaged: a
     table without it would be a smaller one.
     """
@@ -24,7 +33,7 @@ def read_record(file):
         ) from error
 
 
-def record_row(record):
+def record_row(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return the columns of a record's row in the tidy table."""
     recipe, test = record["recipe"], record["result"]["test"]
     return {
@@ -49,19 +58,23 @@ def record_row(record):
     }
 
 
-def record_file(recipe, keys, store):
+def record_file(cell: Cell, store: Store) -> Path:
     """Return the file of a cell's record: another recipe, other data or other weights have
     another.
     """
-    return store.records / f"{key('record', **as_dict(recipe), artifacts=keys)}.json"
+    name = key("record", **as_dict(cell.recipe), artifacts=cell.keys)
+    return store.records / f"{name}.json"
 
 
-def write_record(recipe, result, curve, keys, store):
+def write_record(cell: Cell, made: Mapping[str, Path], store: Store) -> dict[str, Any]:
     """Write a cell's record to the store and return it.
 
-    One that is there with the same result is kept: it has the time and commit of its computation.
+    `made` are the folders of its stages. A record that is there with the same result is kept: it
+    has the time and commit of its computation.
     """
-    file = record_file(recipe, keys, store)
+    file, keys = record_file(cell, store), cell.keys
+    result = json.loads((made["judge"] / "result.json").read_text())
+    curve = json.loads((made["train"] / "curve.json").read_text()) if "train" in made else []
     try:
         first = read_record(store.refresh(file))
         # The same cell: keep the time and commit of its computation.
@@ -70,15 +83,15 @@ def write_record(recipe, result, curve, keys, store):
     except DataError:  # missing or damaged: the artifacts have all that it says
         pass
     seconds, commits = {}, {}
-    for name, artifact in keys.items():
-        stage = name.rstrip("0123456789")
+    for artifact in keys.values():
+        stage = stage_of_key(artifact)
         # An adapter may have been deleted while its images remain.
         manifest = store.manifest(artifact) or {"seconds": 0.0, "commit": "unknown"}
         seconds[stage] = seconds.get(stage, 0.0) + manifest["seconds"]
         commits[stage] = sorted({*commits.get(stage, []), manifest["commit"]})
     record = {
         "key": file.stem,
-        "recipe": as_dict(recipe),
+        "recipe": as_dict(cell.recipe),
         "result": result,
         "curve": curve,
         "seconds": seconds,

@@ -1,0 +1,143 @@
+"""The protocol of a generator family: what differs between text-to-image models of two kinds."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from ...config import Generate
+
+if TYPE_CHECKING:
+    import torch
+    from PIL.Image import Image
+    from torch import Tensor, nn
+
+# What `Generator.condition` gives and `Generator.predict` takes; only the family looks inside.
+Condition = Any
+
+
+class Schedule(Protocol):
+    """How a family adds noise to latents, and what its network should predict from the result."""
+
+    def latents(self, sample: Tensor) -> Tensor:
+        """Scale a sample of the autoencoder's posterior as the network takes it."""
+        ...
+
+    def times(self, count: int, device: torch.device) -> Tensor:
+        """Draw `count` training timesteps from torch's global generator."""
+        ...
+
+    def add_noise(self, latents: Tensor, noise: Tensor, times: Tensor) -> Tensor:
+        """Return the latents as they are at `times`."""
+        ...
+
+    def target(self, latents: Tensor, noise: Tensor, times: Tensor) -> Tensor:
+        """Return what the network should predict: noise, or a velocity."""
+        ...
+
+
+class Generator(ABC):
+    """A diffusers pipeline, frozen and in evaluation mode, behind what the stages need of it.
+
+    A family is a subclass. The stages train and sample through these methods and know no pipeline
+    class; what all families share is in `lora`, `latents` and `sampling`.
+    """
+
+    network_name: ClassVar[str]  # the pipeline's attribute that denoises
+    targets: ClassVar[Sequence[str]]  # layers of the network that get LoRA
+    text_targets: ClassVar[Sequence[str]] = ()  # layers of a text encoder that get LoRA
+
+    def __init__(self, pipe: Any):
+        self.pipe = pipe
+
+    @property
+    def network(self) -> nn.Module:
+        """The module that denoises, in its own precision."""
+        return getattr(self.pipe, self.network_name)
+
+    @property
+    def device(self) -> torch.device:
+        """The device that the pipeline is on."""
+        return self.pipe.device
+
+    @abstractmethod
+    def text_encoders(self) -> dict[str, nn.Module]:
+        """Return the text encoders that can be tuned, by the pipeline's names for them."""
+
+    def lora_targets(self, text_encoder: bool) -> dict[str, Sequence[str]]:
+        """Return the layers that get LoRA, by the name of the part: the network, and with
+        `text_encoder` the text encoders.
+        """
+        texts = self.text_encoders() if text_encoder else ()
+        return {self.network_name: self.targets, **dict.fromkeys(texts, self.text_targets)}
+
+    @abstractmethod
+    def side(self, resolution: int = 0) -> int:
+        """Return the images' side in pixels: `resolution`, or for 0 the model's native one."""
+
+    @property
+    @abstractmethod
+    def unit(self) -> int:
+        """The number of pixels that a side must be a multiple of."""
+
+    # Training
+
+    @abstractmethod
+    def moments(self, images: Tensor) -> Tensor:
+        """Encode images (B, 3, S, S) in [-1, 1] to the posterior's mean and standard deviation,
+        float32 (B, 2, C, h, w); without a posterior the latter is 0.
+        """
+
+    @abstractmethod
+    def latent_shape(self, side: int) -> tuple[int, int, int]:
+        """Return the shape (C, h, w) of the latents of an image of `side` pixels."""
+
+    @abstractmethod
+    def schedule(self) -> Schedule:
+        """Return the noise schedule that the model was trained with."""
+
+    @abstractmethod
+    def tokenize(self, texts: Sequence[str]) -> tuple[Tensor, ...]:
+        """Prepare prompts once for many steps, as tensors with a row per prompt: token ids, or
+        embeddings where no text encoder is tuned.
+        """
+
+    @abstractmethod
+    def condition(self, tokens: tuple[Tensor, ...], side: int) -> Condition:
+        """Return what the network is conditioned on for rows of `tokenize`, with gradients to the
+        text encoders.
+        """
+
+    @abstractmethod
+    def predict(self, noisy: Tensor, times: Tensor, condition: Condition) -> Tensor:
+        """Return the network's prediction, of the shape of `noisy`."""
+
+    # Sampling
+
+    @abstractmethod
+    def scheduler(self, name: str) -> Any:
+        """Return a fresh sampler: the pipeline's own for 'pipeline', else a class of diffusers.
+        Raises ConfigError on a name that this family cannot use.
+        """
+
+    @abstractmethod
+    def embed(self, texts: Sequence[str], options: Generate) -> dict[str, Tensor]:
+        """Encode prompts once for many images: tensors with a row per prompt, by the name of the
+        pipeline's argument.
+        """
+
+    @abstractmethod
+    def draw(
+        self,
+        text: Mapping[str, Tensor],
+        noise: Sequence[torch.Generator],
+        options: Generate,
+        side: int,
+        starts: Sequence[Image] | None = None,
+    ) -> Tensor:
+        """Run the pipeline, one image per generator of noise, (B, 3, S, S) in [0, 1].
+
+        `text` holds rows of `embed`, one for all images or one each. `starts` are square images
+        that `options.strength` of the schedule's noise is added to (SDEdit); None: pure noise.
+        """

@@ -1,0 +1,104 @@
+"""Load a generator: its diffusers pipeline, frozen, and the family that it belongs to."""
+
+import gc
+from functools import lru_cache
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError
+
+from ...errors import ConfigError, ModelMissingError
+from ..catalog import fetching, hub_id, local
+from ..device import device
+from .base import Generator
+from .unet import UNet
+
+# The table of families: a pipeline's class, as its model_index.json names it -> how it is used.
+FAMILIES: dict[str, type[Generator]] = {
+    "StableDiffusionPipeline": UNet,
+    "StableDiffusionXLPipeline": UNet,
+}
+
+
+def generator_of(pipe: Any) -> Generator:
+    """Return a loaded diffusers pipeline as a generator of its family."""
+    return FAMILIES[type(pipe).__name__](pipe)
+
+
+def load_generator(name: str, dtype: torch.dtype = torch.float32) -> Generator:
+    """Load a generator; `name` and errors as in `load_pipeline`."""
+    return generator_of(load_pipeline(name, dtype))
+
+
+def load_pipeline(name: str, dtype: torch.dtype = torch.float32) -> Any:
+    """Load a diffusers pipeline, frozen, without safety checker or progress bar.
+
+    `name` is a row of catalog.GENERATORS, a hub id or a folder in diffusers format. The last two
+    pipelines are kept. Raises ModelMissingError with the way to get the model, ConfigError on a
+    pipeline that no family knows.
+    """
+    return _load_pipeline(name, dtype)
+
+
+def forget_generators() -> None:
+    """Drop the cached pipelines and free their memory."""
+    _load_pipeline.cache_clear()
+
+
+def use_gpu(number: int) -> None:
+    """Work on this GPU from here on, as CUDA counts; models on another one are loaded again."""
+    if number != torch.cuda.current_device():
+        forget_generators()
+        gc.collect()
+        torch.cuda.empty_cache()  # else the memory stays this worker's
+        torch.cuda.set_device(number)
+
+
+@lru_cache(maxsize=2)
+def _load_pipeline(name, dtype):
+    import diffusers
+    import transformers
+
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()  # "Loading weights", between our own bars
+    folder, hub = local(name, "generator"), hub_id(name)
+    try:
+        pipeline = diffusers.DiffusionPipeline  # pyright: ignore[reportPrivateImportUsage]
+        config = pipeline.load_config(folder or hub)
+        kind = cast("dict[str, Any]", config)["_class_name"]  # a tuple only where more is asked for
+        if kind not in FAMILIES:
+            raise ConfigError(
+                f"the generator {name!r} is a {kind}; accepted: {', '.join(FAMILIES)}"
+            )
+        checker = (
+            {"safety_checker": None, "requires_safety_checker": False}
+            if kind == "StableDiffusionPipeline"
+            else {}
+        )
+        # No pickle.
+        pipe = getattr(diffusers, kind).from_pretrained(
+            folder or hub, dtype=dtype, use_safetensors=True, **checker
+        )
+    except (OSError, KeyError, ValueError, SafetensorError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ModelMissingError(
+            f"the generator {name!r} cannot be loaded: {_way(name, folder)}, or set "
+            "generator=<folder in diffusers format>; generator='mini' needs no download. Cause: "
+            f"{error}"
+        ) from error
+    pipe.set_progress_bar_config(disable=True)
+    family = generator_of(pipe)
+    for module in (family.network, pipe.vae, *family.text_encoders().values()):
+        module.requires_grad_(False).eval()
+    # The layout that convolutions in half precision want; two CPU cores gain nothing by it.
+    if device().type == "cuda" and isinstance(family, UNet):
+        pipe.unet.to(memory_format=torch.channels_last)
+        pipe.vae.to(memory_format=torch.channels_last)
+    return pipe.to(device())
+
+
+def _way(name, folder):
+    if folder:
+        return f"its folder {folder} is damaged or in another format; copy or download it again"
+    return f"where a network is at hand, {fetching(name)}; point HF_HOME to that cache"
