@@ -28,7 +28,7 @@ import torch
 from datadream import config
 from datadream.methods import recipes
 from datadream.models import device
-from datadream.models.generators import unet
+from datadream.models.generators import load
 from datadream.store.files import write_json
 
 from . import full_size, limits
@@ -99,7 +99,7 @@ class Bench:
 
     def load(self, dtype: torch.dtype | None = None, training: bool = False) -> Any:
         """Return the generator's pipeline, in half precision on a GPU unless `dtype` is given."""
-        return unet.load_generator(
+        return load.load_pipeline(
             self.generator, dtype or device.dtype_for("auto", training=training)
         )
 
@@ -119,7 +119,7 @@ class Bench:
 
     def forget(self) -> None:
         """Free the pipelines and what the device still holds."""
-        unet.forget_generators()
+        load.forget_generators()
         gc.collect()
         if self.cuda:
             torch.cuda.empty_cache()

@@ -22,7 +22,7 @@ from datadream.data import batches, datasets
 from datadream.data.images import Images
 from datadream.models import device
 from datadream.models.classifiers import base
-from datadream.models.generators import lora, sampling
+from datadream.models.generators import load, lora, sampling
 from datadream.pipeline import train
 from datadream.store.artifacts import Store
 from datadream.study.run import run as run_cell
@@ -151,8 +151,8 @@ def rates(bench: Bench, name: str, ways, units: int, repeats: int = 2) -> dict[s
             "seconds": times,
             "peak_GB": (max(peaks) - held) / 1e9,
         }
-        if hasattr(stage, "pipe") and hasattr(stage, "parameters"):
-            lora.remove_lora(stage.pipe)
+        if hasattr(stage, "generator"):
+            lora.remove_lora(stage.generator)
         del stage
     bench.forget()
     return found
@@ -337,14 +337,14 @@ def decoder_batches(bench: Bench, pipe) -> tuple[dict[int, Any], torch.Tensor]:
 
 
 def unet_step(bench: Bench):
-    """Return (pipeline, a function that does one optimiser step of the UNet's LoRA)."""
+    """Return (generator, a function that does one optimiser step of its UNet's LoRA)."""
     options = bench.recipe().adapt
-    pipe = bench.load(training=True)
-    work = together.problem(pipe, options, 1)
-    parameters = lora.add_generator_lora(pipe, options)
+    generator = load.generator_of(bench.load(training=True))
+    work = together.problem(generator.pipe, options, 1)
+    parameters = lora.add_generator_lora(generator, options)
     own = [p for name, p in parameters.items() if name.startswith("unet")]
     optimiser = torch.optim.AdamW(own, lr=1e-4, fused=True)
-    return pipe, lambda: together.step(pipe.unet, optimiser, *work)
+    return generator, lambda: together.step(generator.network, optimiser, *work)
 
 
 @part(70)
@@ -352,16 +352,16 @@ def adapt_parts(bench: Bench) -> dict[str, Any]:
     """Return where an optimiser step goes, and the UNet's share with the LoRA in other ways."""
     stage = bench.stage("adapt", "product")
     found: dict[str, Any] = {"profile": bench.profiled(stage.run, "adapting", bench.size.adapt)}
-    lora.remove_lora(stage.pipe)
+    lora.remove_lora(stage.generator)
     del stage
     bench.forget()
-    pipe, once = unet_step(bench)
+    generator, once = unet_step(bench)
     milliseconds = found["unet_ms"] = {"as shipped": bench.milliseconds(once)}
     found["unet_profile"] = bench.profiled(once, "UNet's step")
     # A cast that peft would do in single precision is undone by autocast: the LoRA's products are
     # then in bfloat16.
     half = torch.autocast(bench.device.type, torch.bfloat16, enabled=bench.cuda)
-    with half, disable_input_dtype_casting(pipe.unet, active=bench.cuda):
+    with half, disable_input_dtype_casting(generator.network, active=bench.cuda):
         milliseconds["LoRA in bfloat16"] = bench.milliseconds(once)
         with bench.cudnn_attention():
             milliseconds["LoRA in bfloat16, cuDNN attention"] = bench.milliseconds(once)
@@ -371,7 +371,7 @@ def adapt_parts(bench: Bench) -> dict[str, Any]:
         found["lean_profile"] = bench.profiled(once, "UNet's step, LoRA as one addmm")
     finally:
         Linear.forward = before
-    lora.remove_lora(pipe)
+    lora.remove_lora(generator)
     return found
 
 
@@ -426,10 +426,10 @@ def adapt_compiled(bench: Bench) -> dict[str, Any]:
     """Return the UNet's optimiser step compiled, with peft's layers as they are; it compiles for
     minutes.
     """
-    pipe, once = unet_step(bench)
-    with compiling(bench), sampling.compiled(pipe.unet):
+    generator, once = unet_step(bench)
+    with compiling(bench), sampling.compiled(generator.network):
         found = {"compile_s": first_seconds(bench, once), "unet_ms": bench.milliseconds(once)}
-    lora.remove_lora(pipe)
+    lora.remove_lora(generator)
     return found
 
 

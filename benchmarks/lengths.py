@@ -11,8 +11,12 @@ import torch
 
 from datadream.data.datasets import prompt
 from datadream.data.images import PIXEL
+from datadream.engines.rates import PROXY, seconds
 from datadream.methods.registry import method_of
-from datadream.pipeline.costs import PROXY, seconds, units_of_work
+from datadream.pipeline.adapt import adapter_work
+from datadream.pipeline.generate import generation_work
+from datadream.pipeline.stages import Cell
+from datadream.pipeline.train import training_work
 from datadream.study.plan import load_or_describe
 
 from . import limits
@@ -58,6 +62,7 @@ def generator_flops():
     """
     from datadream.methods.recipes import recipe
     from datadream.models.generators.lora import add_generator_lora
+    from datadream.models.generators.unet import UNet
 
     pipe, side = _generator(), SIDE // 8
     latent, picture, ids = (
@@ -78,7 +83,7 @@ def generator_flops():
             "encode": _count(lambda: pipe.vae.encode(picture)),
             "decode": _count(lambda: pipe.vae.decode(latent)),
         }
-    add_generator_lora(pipe, recipe("paper").adapt)
+    add_generator_lora(UNet(pipe), recipe("paper").adapt)
     found["trained prompt"] = _count(lambda: text().sum().backward())
     return found | {
         "trained view": _count(lambda: unet(text()).sum().backward()) - found["trained prompt"]
@@ -139,36 +144,34 @@ def _prompt_length(dataset):
     return int(ids.argmax(1).max()) + 1
 
 
-def decoded(recipe, dataset):
+def decoded(support):
     """Return how many synthetic images a training decodes, and how many it reads back from the
     disk: all uses of a set that memory cannot keep.
     """
-    if not method_of(recipe).generates or not method_of(recipe).trained:
+    method = method_of(support.recipe)
+    if not method.generates or not method.trained:
         return 0, 0
-    made, used = (
-        recipe.generate.images * len(dataset.classes),
-        units_of_work(recipe, dataset)["train"][2],
-    )
-    again = (
-        used / 2 if method_of(recipe).real else used
-    )  # half of a batch is real, and the few shots fit
+    made, used = generation_work(support)[0], training_work(support)[2]
+    # Half of a batch is real, and the few shots fit.
+    again = used / 2 if method.real else used
     return made, again if made * 3 * SIDE**2 > MEMORY else 0
 
 
 @functools.lru_cache
-def _cell(recipe, dataset):
+def _cell(support):
     """Return the parts of a cell in seconds: the set's digests, the classifier's products, the
     decoding of its images, the test.
     """
-    options, classes = recipe.classify, len(dataset.classes)
+    method, options = method_of(support.recipe), support.recipe.classify
+    dataset, classes = support.dataset, len(support.classes)
     flops, core = classifier_flops(_prompt_length(dataset)), rates()
-    made = recipe.generate.images * classes if method_of(recipe).generates else 0
+    made = generation_work(support)[0] if method.generates else 0
     test = (len(dataset.test) + options.evaluations * 4 * classes) * flops["read"] / PEAK / SHARE
-    if not method_of(recipe).trained:
+    if not method.trained:
         return {"test": test}
-    _, steps, images = units_of_work(recipe, dataset)["train"]
+    _, steps, images = training_work(support)
     products = images * flops["trained image"] + steps * classes * flops["trained prompt"]
-    once, again = (count * 3 * SIDE**2 for count in decoded(recipe, dataset))
+    once, again = (count * 3 * SIDE**2 for count in decoded(support))
     return {
         "digests": made * PIXEL * SIDE**2 / core["hashed"],
         "products": products / PEAK / SHARE,
@@ -181,22 +184,21 @@ def parts(task):
     """Return what a task of the paper's table takes, part -> seconds; a cell decodes while it
     computes.
     """
-    recipe = task.recipe
-    dataset, flops = load_or_describe(recipe), generator_flops()
+    cell, flops = Cell(task.recipe, load_or_describe(task.recipe)), generator_flops()
     if task.kind == "cell":
-        return dict(_cell(recipe, dataset))
-    amounts = units_of_work(recipe, dataset)
+        return dict(_cell(cell.support))
     if task.kind == "adapt":
-        prompts = len(dataset.classes) if task.where[0] is None else 1
+        (one,), batch = task.where, task.recipe.adapt.batch
+        prompts = len(cell.dataset.classes) if one.label is None else 1
         view = (
             flops["trained view"]
             + flops["encode"]
-            + flops["trained prompt"] * min(prompts, recipe.adapt.batch) / recipe.adapt.batch
+            + flops["trained prompt"] * min(prompts, batch) / batch
         )
-        return {"products": amounts["adapt"][2] * view / PEAK / SHARE}
-    images, _, passes = amounts["generate"]
+        return {"products": adapter_work(cell.support, one)[2] * view / PEAK / SHARE}
+    images, _, passes = generation_work(cell.support)
     whole = (passes * flops["unet"] + images * flops["decode"]) / PEAK / SHARE
-    return {"products": whole * task.length / seconds(recipe, dataset, PROXY)["generate"]}
+    return {"products": whole * task.length / seconds(cell, "generate", PROXY)}
 
 
 def length(task):

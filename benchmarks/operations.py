@@ -9,12 +9,10 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-from datadream.data import datasets
 from datadream.engines import on_ray
 from datadream.methods import recipes
-from datadream.pipeline import generate
+from datadream.pipeline.stages import Cell
 from datadream.store.artifacts import Store, verified
-from datadream.store.keys import key
 
 SIZES = (2, 4)  # images per class of the two runs, whose difference is what an image costs
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
@@ -87,17 +85,14 @@ def _run(images, root):
             with counting(root) as counts:
                 on_ray.work(task, str(root))
             found[task.kind] = images if task.kind == "slice" else 0, counts
-    dataset = datasets.load_for(recipe)
-    shots, whole = (
-        datasets.few_shots(dataset, recipe.shots, recipe.seed),
-        images * len(dataset.classes),
-    )
+    cell = Cell(recipe)
+    whole = images * len(cell.dataset.classes)
     with counting(root) as counts:
-        generate.generate(recipe, dataset, shots, store)
+        cell.make("generate", store)
     found["assemble"] = whole, counts
     verified.clear()  # as in another process
     with counting(root) as counts:
-        assert store.done(key("generate", **generate.generation_inputs(recipe, dataset)))
+        assert store.done(cell.key("generate"))
     return found | {"check": (whole, counts)}
 
 

@@ -3,7 +3,7 @@ benchmarks.rates mnist optdigits`.
 
 Run `make study` on an otherwise idle machine first, and `make smoke`, whose small artifacts tell
 the costs that do not depend on the work. What is printed is a row of
-`datadream.pipeline.costs.THROUGHPUT`.
+`datadream.engines.rates.THROUGHPUT`.
 """
 
 from __future__ import annotations
@@ -19,12 +19,14 @@ import pandas as pd
 
 from datadream.config import Recipe
 from datadream.paths import paths
-from datadream.pipeline.costs import STAGES, units_of_work, validated
-from datadream.pipeline.stages import artifact_keys
+from datadream.pipeline.evaluate import validated
+from datadream.pipeline.stages import STAGES, Cell
 from datadream.store.artifacts import Store
 from datadream.store.open import open_store
 from datadream.study.named_runs import cells_of, choose, load_study
 from datadream.study.plan import load_or_describe
+
+COSTLY = tuple(stage.name for stage in STAGES if stage.work)
 
 
 def observed(recipes: Iterable[Recipe], store: Store) -> pd.DataFrame:
@@ -35,23 +37,18 @@ def observed(recipes: Iterable[Recipe], store: Store) -> pd.DataFrame:
     """
     rows: dict[str, dict[str, Any]] = {}
     for recipe in recipes:
-        dataset = load_or_describe(recipe)
-        amounts = units_of_work(recipe, dataset)
-        for name, key in artifact_keys(recipe, dataset).items():
-            stage, manifest = name.rstrip("0123456789"), store.manifest(key)
-            if stage in STAGES and manifest:
-                looked = (
-                    recipe.classify.evaluations * validated(recipe, dataset)
-                    if stage == "train"
-                    else 0
-                )
-                rows[key] = {
-                    "key": key,
-                    "stage": stage,
-                    "units": amounts[stage][2],
-                    "looked": looked,
-                    "seconds": manifest["seconds"],
-                }
+        cell = Cell(recipe, load_or_describe(recipe))
+        looked = recipe.classify.evaluations * validated(cell.support)
+        for stage in STAGES:
+            for part, key in cell.keys_of(stage.name).items() if stage.work else ():
+                if manifest := store.manifest(key):
+                    rows[key] = {
+                        "key": key,
+                        "stage": stage.name,
+                        "units": stage.work(cell, part)[2],
+                        "looked": looked if stage.name == "train" else 0,
+                        "seconds": manifest["seconds"],
+                    }
     return pd.DataFrame(rows.values(), columns=["key", "stage", "units", "looked", "seconds"])
 
 
@@ -66,7 +63,7 @@ def rates(table: pd.DataFrame) -> dict[str, Any]:
 
     found: dict[str, Any] = {"fixed": {}}
     # Its rate is a part of the training's.
-    for stage in ("judge", *(stage for stage in STAGES if stage != "judge")):
+    for stage in ("judge", *(stage for stage in COSTLY if stage != "judge")):
         own = table[table["stage"] == stage]
         if own.empty:
             raise ValueError(

@@ -11,6 +11,7 @@ from pathlib import Path
 from unittest import mock
 
 from datadream.engines import on_ray
+from datadream.methods.base import Support
 from datadream.methods.recipes import recipe
 from datadream.methods.registry import method_of
 from datadream.paths import paths
@@ -86,7 +87,7 @@ def remedies(todo, seconds):
         name: decoded(task) if task.kind == "cell" else seconds[name] for name, task in todo.items()
     }
     shared = {
-        name: seconds[name] / (ALONE if task.kind == "adapt" and task.where[0] is None else 1)
+        name: seconds[name] / (ALONE if task.kind == "adapt" and task.where[0].label is None else 1)
         for name, task in todo.items()
     }
     both = {name: min(elsewhere[name], shared[name]) for name in todo}
@@ -196,7 +197,7 @@ def describe(todo, seconds):
             {
                 "dataset": recipe.dataset,
                 "images": _images(recipe),
-                "read": round(lengths.decoded(recipe, load_or_describe(recipe))[1]),
+                "read": round(lengths.decoded(Support(recipe, load_or_describe(recipe)))[1]),
             }
             for recipe in cells
         ],

@@ -18,10 +18,11 @@ from datadream.data import batches, datasets, transforms
 from datadream.data.decode_cache import Decoded
 from datadream.data.images import Images
 from datadream.methods import recipes
+from datadream.methods.base import Adapter, Support
 from datadream.models import device
-from datadream.models.generators import lora, sampling, unet
+from datadream.models.generators import load, lora, sampling
 from datadream.pipeline import adapt, evaluate, generate, train
-from datadream.training import batch_size
+from datadream.training import batch_size, loop
 
 from . import baseline
 
@@ -137,13 +138,14 @@ class Stage:
         self.files = as_files(
             self.shots.pick(range(self.recipe.shots)), self.root / "shots", self.side, self.wide
         )
-        self.pipe = baseline.load_pipeline(self._generator(), self.device)
-        self.parameters = lora.add_generator_lora(self.pipe, self.recipe.adapt)
+        pipe = baseline.load_pipeline(self._generator(), self.device)
+        self.generator = load.generator_of(pipe)
+        self.parameters = lora.add_generator_lora(self.generator, self.recipe.adapt)
 
     def baseline_adapt(self):
         """Run the optimiser steps."""
         baseline.adapt(
-            self.pipe,
+            self.generator.pipe,
             self.parameters,
             self.files,
             self.texts,
@@ -158,23 +160,20 @@ class Stage:
             self.shots.pick(range(self.recipe.shots)), self.root / "shots", self.side, self.wide
         )
         self.images = Images(tuple(files), (0,) * len(files))
-        self.pipe = unet.load_generator(
+        self.generator = load.load_generator(
             self.recipe.generator, device.dtype_for(self.recipe.precision, training=True)
         )
-        self.parameters = lora.add_generator_lora(self.pipe, self.recipe.adapt)
+        self.parameters = lora.add_generator_lora(self.generator, self.recipe.adapt)
         per_epoch = -(-len(files) // self.recipe.adapt.batch)
-        self.short = recipes.recipe(
-            self.recipe.profile,
-            {**_changed(self.recipe), "adapt.epochs": self.size.adapt // per_epoch},
-        )
+        short = {**_changed(self.recipe), "adapt.epochs": self.size.adapt // per_epoch}
+        self.short = Support(recipes.recipe(self.recipe.profile, short), self.dataset)
 
     def product_adapt(self):
         """Run the optimiser steps."""
-        adapt.train_adapter(
-            self.pipe,
+        adapt.tune(
+            self.generator,
             self.parameters,
             self.short,
-            self.dataset,
             self.images,
             None,
             batch_size.BatchSize(self.recipe.adapt.batch),
@@ -188,7 +187,7 @@ class Stage:
 
     def product_compiled(self):
         """Run the optimiser steps; the first run compiles."""
-        with sampling.compiled(self.pipe.unet):
+        with sampling.compiled(self.generator.network):
             self.product_adapt()
 
     # Generating a class.
@@ -203,11 +202,11 @@ class Stage:
     def _adapter(self):
         folder = self.root / "adapter"
         if not (folder / lora.LORA_FILE).exists():
-            pipe = unet.load_generator(self.recipe.generator)
-            for p in lora.add_generator_lora(pipe, self.recipe.adapt).values():
+            generator = load.load_generator(self.recipe.generator)
+            for p in lora.add_generator_lora(generator, self.recipe.adapt).values():
                 p.data.normal_(0, 0.01)
-            lora.save_generator_lora(pipe, folder, self.recipe.adapt)
-            lora.remove_lora(pipe)
+            lora.save_generator_lora(generator, folder, self.recipe.adapt)
+            lora.remove_lora(generator)
         return folder
 
     def prepare_baseline_generate(self):
@@ -232,25 +231,22 @@ class Stage:
     def prepare_product_generate(self):
         """Make the class's adapter, and load the pipeline."""
         self.prepare_baseline_generate()
-        unet.load_generator(
+        load.load_generator(
             self.recipe.generator, device.dtype_for(self.recipe.precision, training=False)
         )
 
     def product_generate(self):
         """Write the class's images."""
-        with (
-            tempfile.TemporaryDirectory(dir=self.root) as target,
-            sampling.adapted(self.recipe, self.adapter) as pipe,
-        ):
-            generate.sample_range(
-                pipe,
-                self.recipe,
-                self.dataset,
+        support, own = Support(self.recipe, self.dataset), Adapter(0)
+        with tempfile.TemporaryDirectory(dir=self.root) as target:
+            generate.write_slice(
+                support,
+                {own: self.adapter},
                 0,
-                range(self.recipe.generate.images),
+                [(range(self.recipe.generate.images), (own,))],
                 Path(target),
                 _Silent(),
-                generate.batch_size(self.recipe),
+                generate.batch_size(support),
             )
             self.written = len(list(Path(target).glob("*.png")))
 
@@ -353,7 +349,7 @@ class Stage:
             images, targets, real = self.batches.at(self.epoch * self.steps + step)
             return train.mixed_loss(self.model(images, tokens), targets, real, options.real_weight)
 
-        train.fit(parameters, loss_at, steps=self.steps, lr=options.lr)
+        loop.fit(parameters, loss_at, steps=self.steps, lr=options.lr)
         self.epoch += 1
         seen = torch.cat(transforms.validation_batches(self.validation, self.model.size))
         again = math.ceil(len(seen) * (options.evaluations + 1) / options.epochs)

@@ -18,8 +18,8 @@ from peft.tuners.lora import Linear
 
 from datadream.methods.recipes import recipe
 from datadream.models.device import device, dtype_for
+from datadream.models.generators.load import load_generator
 from datadream.models.generators.lora import add_generator_lora, remove_lora
-from datadream.models.generators.unet import load_generator
 from datadream.paths import paths
 from datadream.statistics import mean_interval
 from datadream.store.files import write_json
@@ -98,29 +98,30 @@ def timed(run):
     return time.perf_counter() - start
 
 
-def ways(profile, count, generator=None):
+def ways(profile, count, name=""):
     """Return name -> a function that takes one step of `count` adapters and returns its seconds.
 
-    `generator` None is the profile's.
+    `name` is the generator's; "": the profile's.
     """
     options = recipe(profile).adapt
-    pipe = load_generator(
-        generator or recipe(profile).generator, dtype_for(recipe(profile).precision, training=True)
+    generator = load_generator(
+        name or recipe(profile).generator, dtype_for(recipe(profile).precision, training=True)
     )
+    pipe = generator.pipe
     work = problem(pipe, options, count)
     parts = list(zip(*(part.split(options.batch) for part in work), strict=True))
 
     def apart():
-        parameters = add_generator_lora(pipe, options)
+        parameters = add_generator_lora(generator, options)
         single = torch.optim.AdamW(
             [p for n, p in parameters.items() if n.startswith("unet")], lr=options.lr, fused=True
         )
         seconds = timed(lambda: [step(pipe.unet, single, *part) for part in parts])
-        remove_lora(pipe)
+        remove_lora(generator)
         return seconds
 
     def together():
-        add_generator_lora(pipe, options)
+        add_generator_lora(generator, options)
         originals = {
             name: layer for name, layer in pipe.unet.named_modules() if isinstance(layer, Linear)
         }
@@ -128,7 +129,7 @@ def ways(profile, count, generator=None):
         seconds = timed(lambda: step(pipe.unet, optimiser, *work, count))
         for name, layer in originals.items():
             pipe.unet.set_submodule(name, layer)
-        remove_lora(pipe)
+        remove_lora(generator)
         return seconds
 
     return {"apart": apart, "together": together}

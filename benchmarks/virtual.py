@@ -1,4 +1,4 @@
-"""A cluster without machines: what `engine._drive` asks of Ray, answered by a list of ends, so
+"""A cluster without machines: what `on_ray._drive` asks of Ray, answered by a list of ends, so
 that a table of weeks runs in seconds.
 """
 

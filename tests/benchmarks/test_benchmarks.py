@@ -21,10 +21,11 @@ from datadream import paths
 from datadream.data import datasets
 from datadream.engines import on_ray
 from datadream.methods import recipes
+from datadream.methods.base import Support
 from datadream.methods.registry import method_of
 from datadream.models.classifiers import clip
-from datadream.models.generators import lora, unet
-from datadream.pipeline.adapt import train_adapter
+from datadream.models.generators import load, lora
+from datadream.pipeline.adapt import tune
 from datadream.results import benchmark_tables
 from datadream.seeds import seed_for
 from datadream.study.plan import load_or_describe, profile_cells
@@ -47,11 +48,11 @@ def test_the_product_has_the_baselines_loss_curve(tmp_path):
     for way in ("product", "baseline"):
         pipe = baseline.load_pipeline(paths.paths()["mini"] / "generator", torch.device("cpu"))
         torch.manual_seed(5)
-        parameters = lora.add_generator_lora(pipe, recipe.adapt)
+        generator = load.generator_of(pipe)
+        parameters = lora.add_generator_lora(generator, recipe.adapt)
         if way == "product":
-            curves[way] = train_adapter(
-                pipe, parameters, recipe, dataset, shots, None, BatchSize(8), (0,)
-            )
+            support = Support(recipe, dataset)
+            curves[way] = tune(generator, parameters, support, shots, None, BatchSize(8), (0,))
             continue
         seed = seed_for("adapt", 0, 0)
 
@@ -85,7 +86,7 @@ def own_pipeline():
     process of its own.
     """
     yield
-    unet.forget_generators()
+    load.forget_generators()
 
 
 @pytest.mark.parametrize(
@@ -208,9 +209,8 @@ def test_adapters_that_train_together_have_the_gradients_that_each_has_alone():
     options = recipes.recipe(overrides={"adapt.rank": 2, "adapt.batch": 1}).adapt
     # Leaves the weights as they are.
     still = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.0)
-    own = [
-        p for name, p in lora.add_generator_lora(pipe, options).items() if name.startswith("unet")
-    ]
+    found = lora.add_generator_lora(load.generator_of(pipe), options)
+    own = [p for name, p in found.items() if name.startswith("unet")]
     torch.manual_seed(1)
     for p in own:
         p.data.normal_(0, 0.05)
@@ -256,6 +256,13 @@ def test_a_virtual_cluster_runs_the_engine_s_loop(graph, tmp_path):
     assert slow["bottleneck"] == "driver" and slow["seconds"] >= 20 * len(graph)
 
 
+def test_a_node_shares_out_the_adapters_of_whole_datasets_alone(graph):
+    seconds = dict.fromkeys(graph, 8.0)
+    shared = simulate.remedies(graph, seconds)[f"dataset-wise adapters on {simulate.ALONE} GPUs"]
+    sooner = [graph[name].recipe.method for name, value in shared.items() if value == 1.0]
+    assert sooner == ["dset+real"] and sorted(set(shared.values())) == [1.0, 8.0]
+
+
 def test_long_tasks_first_end_sooner(make, store):
     """Two workers: the adapter of the last method, about as long as all else, begins at once and
     not after it.
@@ -292,6 +299,13 @@ def test_the_papers_lengths_are_counted_from_the_full_size_models(store):
         lengths.length(first["adapt"])
         > 16 * 200 * flops["trained view"] / lengths.PEAK / lengths.SHARE
     )
+    # A batch has eight images: of one class, or of eight of the ten.
+    for method, shots, share in (("cls", 16, 1 / 8), ("dset", 160, 1)):
+        task = next(t for t in todo.values() if (t.kind, t.recipe.method) == ("adapt", method))
+        each = flops["trained view"] + flops["encode"] + share * flops["trained prompt"]
+        assert lengths.length(task) == pytest.approx(
+            shots * task.recipe.adapt.epochs * each / lengths.PEAK / lengths.SHARE
+        )
     assert (
         set(lengths.parts(first["cell"])) == {"digests", "products", "decoding", "test"}
         and lengths.length(first["cell"]) > 0

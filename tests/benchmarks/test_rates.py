@@ -5,9 +5,9 @@ does not.
 import pandas as pd
 import pytest
 
-from benchmarks.rates import observed, rates
-from datadream.pipeline import stages
-from datadream.pipeline.costs import STAGES, seconds
+from benchmarks.rates import COSTLY, observed, rates
+from datadream.engines.rates import seconds
+from datadream.pipeline.stages import STAGES, Cell
 from datadream.store.artifacts import Store
 from datadream.store.files import write_json
 from datadream.study import cells
@@ -33,17 +33,14 @@ def test_the_rates_come_back_from_the_seconds_that_they_give(tmp_path):
             ["dset+real"], dataset="optdigits" if images == 4 else "mnist", overrides=overrides
         )
     for recipe in recipes:
-        dataset = load_or_describe(recipe)
-        lengths = seconds(recipe, dataset, TRUE)
-        for name, key in stages.artifact_keys(recipe, dataset).items():
-            stage = name.rstrip("0123456789")
-            (tmp_path / key).mkdir()
-            write_json(
-                tmp_path / key / "manifest.json",
-                {"files": {}, "seconds": float(lengths.get(stage, 0.0))},
-            )
+        cell = Cell(recipe, load_or_describe(recipe))
+        for stage in STAGES:
+            for part, key in cell.keys_of(stage.name).items():
+                took = float(seconds(cell, stage.name, TRUE, part))
+                (tmp_path / key).mkdir()
+                write_json(tmp_path / key / "manifest.json", {"files": {}, "seconds": took})
     found = rates(observed(recipes, store))
-    for stage in STAGES:
+    for stage in COSTLY:
         assert found[stage] == pytest.approx(TRUE[stage], rel=0.02) and found["fixed"][
             stage
         ] == pytest.approx(TRUE["fixed"][stage], abs=0.05)
@@ -52,10 +49,10 @@ def test_the_rates_come_back_from_the_seconds_that_they_give(tmp_path):
 def test_one_size_tells_no_fixed_cost_and_a_missing_stage_is_named():
     rows = [
         {"key": stage, "stage": stage, "units": 100, "looked": 0, "seconds": 5.0}
-        for stage in STAGES
+        for stage in COSTLY
     ]
-    assert rates(pd.DataFrame(rows)) == {"fixed": dict.fromkeys(STAGES, 0.0)} | dict.fromkeys(
-        STAGES, 0.05
+    assert rates(pd.DataFrame(rows)) == {"fixed": dict.fromkeys(COSTLY, 0.0)} | dict.fromkeys(
+        COSTLY, 0.05
     )
     with pytest.raises(ValueError, match="no artifact of the stage 'train'"):
         rates(pd.DataFrame([row for row in rows if row["stage"] != "train"]))

@@ -12,29 +12,30 @@ from PIL import Image
 from benchmarks.full_size import TEXT, UNET, save_models
 from datadream.config import Adapt
 from datadream.methods.recipes import recipe
-from datadream.models.generators.lora import UNET_TARGETS, add_generator_lora
-from datadream.models.generators.unet import image_side
+from datadream.models.generators.lora import add_generator_lora
+from datadream.models.generators.unet import UNet
 
 
 def without_weights():
-    """Return the UNet and the text encoder of Stable Diffusion 2.1-base on the meta device."""
+    """Return UNet and text encoder of Stable Diffusion 2.1-base on the meta device, a Generator."""
     from diffusers import UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
     with torch.device("meta"):
         unet, text = UNet2DConditionModel(**UNET), CLIPTextModel(CLIPTextConfig(**TEXT))
-    return types.SimpleNamespace(
+    pipe = types.SimpleNamespace(
         unet=unet.requires_grad_(False), text_encoder=text.requires_grad_(False), vae_scale_factor=8
     )
+    return UNet(pipe)
 
 
 def test_the_papers_adapter_has_its_targets_and_its_size():
     """Rank 16 on q, k, v and out: of 16 transformer blocks with two attentions each, and of 23
     text layers.
     """
-    pipe = without_weights()
-    assert image_side(pipe, 0) == 512
-    found = add_generator_lora(pipe, Adapt())
+    generator = without_weights()
+    assert generator.side() == 512
+    found = add_generator_lora(generator, Adapt())
     counts = {
         part: sum(p.numel() for name, p in found.items() if name.startswith(f"{part}."))
         for part in ("unet", "text_encoder")
@@ -48,7 +49,7 @@ def test_the_papers_adapter_has_its_targets_and_its_size():
     assert counts["text_encoder"] == 16 * 23 * 4 * 2 * 1024 == 3_014_656
     layers = {name.split(".lora_")[0] for name in found if name.startswith("unet.")}
     assert len(layers) == 16 * 2 * 4 and all(
-        any(layer.endswith(t) for t in UNET_TARGETS) and (".attn1." in layer or ".attn2." in layer)
+        any(layer.endswith(t) for t in UNet.targets) and (".attn1." in layer or ".attn2." in layer)
         for layer in layers
     )
     assert not any(
