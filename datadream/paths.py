@@ -1,9 +1,12 @@
-"""Every folder that the package reads or writes, and how a page names them."""
+"""Every folder that the package reads or writes, how a page names them, and the atomic write."""
 
 import hashlib
 import os
 import shlex
 import sys
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -61,6 +64,32 @@ def interpreter() -> str:
     # nothing of the environment.
     path, root = Path(sys.executable).parent.resolve() / Path(sys.executable).name, home().resolve()
     return shlex.quote(str(path.relative_to(root)) if path.is_relative_to(root) else str(path))
+
+
+def part_of(path: str | Path) -> str:
+    """Return a unique temporary name beside `path`, on this machine or on an address.
+
+    `store.gc` knows what a killed process left by the form of this name, `<path>.<32 hex>.part`.
+    """
+    return f"{path}.{uuid.uuid4().hex}.part"
+
+
+@contextmanager
+def atomic_write(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary file name beside `path`, which is renamed to `path` on success.
+
+    A reader sees the old file or the new one, never half of it, even where two processes write at
+    once. If the body raises, `path` stays as it was and the temporary file is removed; only a
+    kill leaves it.
+    """
+    part = Path(part_of(path))
+    try:
+        yield part
+        os.replace(part, path)
+    except BaseException:
+        with suppress(OSError):  # the error to report is the one that stopped the writing
+            part.unlink(missing_ok=True)
+        raise
 
 
 def paths() -> dict[str, Path]:

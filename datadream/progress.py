@@ -21,6 +21,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+from .paths import atomic_write
+
 PLACE = "DATADREAM_PROGRESS"  # names the folder of a run's states
 THROTTLE = 0.5  # seconds between two states of a process
 INTERVAL = 5.0  # seconds between two states of a cluster's file
@@ -134,10 +136,8 @@ def _write(name: str, value: Any) -> None:
     if not place:
         return
     # A full disk is for the work to report; without the folder nobody reads.
-    with contextlib.suppress(OSError):
-        part = Path(place, f"{name}.part")
+    with contextlib.suppress(OSError), atomic_write(Path(place, name)) as part:
         part.write_text(json.dumps(value))
-        os.replace(part, Path(place, name))
 
 
 class _Process:
@@ -435,7 +435,6 @@ class Progress:
             text = "\n".join(
                 [self.line(), *(f"failed: {task}: {why}" for task, why in self.failures.items())]
             )
-            with contextlib.suppress(OSError):  # a full disk is for the tasks to report
-                part = Path(f"{self.file}.part")
+            # A full disk is for the tasks to report.
+            with contextlib.suppress(OSError), atomic_write(self.file) as part:
                 part.write_text(text + "\n")
-                os.replace(part, self.file)

@@ -5,12 +5,14 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from datadream import progress
+from datadream.paths import part_of
 from datadream.progress import INTERVAL, PLACE, SETTLED, THROTTLE, Estimate, Progress, Run
 from datadream.store.artifacts import Store
 
@@ -203,7 +205,7 @@ def test_a_killed_process_leaves_no_line_and_what_it_finished_counts(place):
     (place / f"{gone.pid}.json").write_text(
         json.dumps({"counts": [count], "artifacts": {"adapt-2": [0, 1]}, "time": time.time()})
     )
-    (place / "1.json.part").write_text("{")
+    Path(part_of(place / "1.json")).write_text("{")
     run = Run("mnist", place)
     progress.announce(PLAN)
     run.look()

@@ -4,6 +4,8 @@ import os
 
 from PIL.PngImagePlugin import PngInfo
 
+from ..paths import atomic_write
+
 END = b"\0\0\0\0IEND\xaeB`\x82"  # a PNG's last chunk
 
 
@@ -24,5 +26,5 @@ def save_png(image, path):
     notes = PngInfo()
     for name, value in image.info.items():
         notes.add_text(name, str(value))
-    image.save(f"{path}.part", format="PNG", pnginfo=notes)
-    os.replace(f"{path}.part", path)
+    with atomic_write(path) as part:
+        image.save(part, format="PNG", pnginfo=notes)

@@ -1,9 +1,7 @@
 """Features of image sets by a table of extractors, computed once and kept in the store."""
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -18,7 +16,7 @@ from ..models.classifiers import print_reader
 from ..models.classifiers.base import load_classifier
 from ..models.device import device
 from ..models.identity import identity
-from ..paths import paths
+from ..paths import atomic_write, paths
 from ..store.files import digest
 from ..store.keys import key
 
@@ -124,9 +122,8 @@ def _write(file, encode, batches):
     from safetensors.torch import save_file
 
     found = torch.cat([encode(batch.to(device()).float() / 255).float().cpu() for batch in batches])
-    part = Path(f"{file}.part")
-    save_file({"features": found.contiguous()}, part)
-    os.replace(part, file)
+    with atomic_write(file) as part:
+        save_file({"features": found.contiguous()}, part)
 
 
 def features(images, name, recipe, store):

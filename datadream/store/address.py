@@ -7,14 +7,14 @@ import os
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 from filelock import FileLock
 
 from ..errors import ConfigError
-from ..paths import copies
+from ..paths import atomic_write, copies, part_of
 from .artifacts import SALVAGE, Store, parse, verified
-from .files import FULL, StoreError, digest, holds, inside, part_of, remove, write_json, writing
+from .files import FULL, StoreError, digest, holds, inside, remove, write_json, writing
 
 PARALLEL = 16  # objects under way at once: most are small, so that the time goes into waiting
 
@@ -67,6 +67,10 @@ def reaching(address, own=()):
             f"{address} cannot be read or written ({type(error).__name__}: {error}). Check that "
             "it exists, its credentials and the network, and run again; what is finished is kept"
         ) from error
+
+
+class _DamagedError(Exception):
+    """A fetched file is missing or has another digest."""
 
 
 class RemoteStore(Store):
@@ -182,18 +186,14 @@ class RemoteStore(Store):
 
         def get(file):
             target = folder / file
-            part = Path(part_of(target))
             target.parent.mkdir(parents=True, exist_ok=True)
-            with reaching(self.address, FULL):
-                try:
+            with suppress(_DamagedError), atomic_write(target) as part:
+                with reaching(self.address, FULL), suppress(FileNotFoundError):
                     self.fs.get_file(self.at(name, file), str(part))
-                except FileNotFoundError:
-                    return False
-            if not holds(part, files[file][1]):
-                part.unlink()
-                return False
-            os.replace(part, target)
-            return True
+                if not holds(part, files[file][1]):
+                    raise _DamagedError
+                return True
+            return False
 
         with ThreadPoolExecutor(PARALLEL) as pool:
             return all(list(pool.map(get, files)))  # what is right is fetched in any case
@@ -322,9 +322,8 @@ class RemoteStore(Store):
         elif not file.exists() or file.read_bytes() != content:
             with writing(self.root, self.fix):
                 file.parent.mkdir(parents=True, exist_ok=True)
-                part = Path(part_of(file))
-                part.write_bytes(content)
-                os.replace(part, file)
+                with atomic_write(file) as part:
+                    part.write_bytes(content)
         return file
 
     def refresh_all(self, folder):

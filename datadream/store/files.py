@@ -1,4 +1,4 @@
-"""Files written atomically, their digests, and clear errors of full or closed disks."""
+"""JSON written atomically, digests of files, and clear errors of full or closed disks."""
 
 import errno
 import hashlib
@@ -6,9 +6,10 @@ import json
 import os
 import re
 import shutil
-import uuid
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+
+from ..paths import atomic_write
 
 
 def digest(path):
@@ -41,23 +42,12 @@ def remove(path):
         path.unlink(missing_ok=True)
 
 
-def part_of(path):
-    """Return a name that nobody else has for what is written beside `path` and then renamed to
-    it, here or on an address.
-    """
-    return f"{path}.{uuid.uuid4().hex}.part"
-
-
 def write_json(path, value):
     """Write JSON atomically: a reader sees the old file or the new one, never half of it, even
     where two processes write it at once.
     """
-    part = Path(part_of(path))
-    try:
+    with atomic_write(path) as part:
         part.write_text(json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 class StoreError(RuntimeError):

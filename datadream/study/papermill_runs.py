@@ -109,8 +109,8 @@ def execute(name, entry, parameters, runs):
             f"a cell raised (see {relative_to_home(part)})",
         )
     notebook["metadata"]["datadream"] = fingerprint
-    write_json(part, notebook)
-    os.replace(part, output)
+    write_json(output, notebook)
+    part.unlink()
     return "done", time.perf_counter() - start, relative_to_home(output)
 
 

@@ -1,7 +1,6 @@
 """Checkpoints with a digest, written atomically."""
 
 import hashlib
-import os
 from pathlib import Path
 
 import torch
@@ -9,6 +8,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
+from ..paths import atomic_write
 from ..store.files import remove
 
 
@@ -26,12 +26,9 @@ def save_state(path, tensors, step):
     """Write `tensors` (name -> tensor) and the number of finished steps to one safetensors file,
     atomically.
     """
-    part, tensors = (
-        Path(f"{path}.part"),
-        {name: value.detach().contiguous().cpu() for name, value in tensors.items()},
-    )
-    save_file(tensors, part, {"step": str(step), "sha256": _digest(tensors)})
-    os.replace(part, path)
+    tensors = {name: value.detach().contiguous().cpu() for name, value in tensors.items()}
+    with atomic_write(path) as part:
+        save_file(tensors, part, {"step": str(step), "sha256": _digest(tensors)})
 
 
 def load_state(path):

@@ -28,6 +28,7 @@ from datadream.pipeline import adapt as package
 from datadream.pipeline.adapt import diffusion_loss
 from datadream.seeds import seed_for
 from datadream.store.artifacts import Store
+from datadream.store.gc import PART
 from datadream.training import checkpoint
 from datadream.training.batch_size import BatchSize
 from datadream.training.loop import DivergedError, fit
@@ -377,7 +378,7 @@ def test_a_kill_while_the_checkpoint_is_written_leaves_no_trace(
     recipe, store = make("dset", {"adapt.epochs": 3, "adapt.batch": 2}), Store(tmp_path / "killed")
     whole = adapt(recipe, dataset, Store(tmp_path / "whole"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoint.os, "replace", dies_at(os.replace, 2))
+        patch.setattr(os, "replace", dies_at(os.replace, 2))
         with pytest.raises(Killed):
             adapt(recipe, dataset, store)
     monkeypatch.setattr(package, "fit", fit)  # no later checkpoint replaces the half-written one
@@ -389,19 +390,19 @@ def test_a_kill_while_the_checkpoint_is_written_leaves_no_trace(
 KILL = """
 import functools, os, signal, sys
 from datadream.pipeline import adapt as package
-from datadream.training import checkpoint, loop
+from datadream.training import loop
 from datadream.methods.base import Adapter
 from datadream.methods.recipes import recipe
 from datadream.pipeline.stages import Cell
 from datadream.store.artifacts import Store
 
 def replace(part, path, calls=[]):
-    calls.append(path)
+    calls.extend([path] if str(path).endswith("checkpoint.safetensors") else [])
     if len(calls) == 2:
         os.kill(os.getpid(), signal.SIGKILL)
     os.rename(part, path)
 
-checkpoint.os = type("os", (), {"replace": staticmethod(replace)})
+os.replace = replace
 package.fit = functools.partial(loop.fit, every=3)
 one = recipe(overrides=OVERRIDES)
 Cell(one).make("adapt", Store(STORE), Adapter())
@@ -427,6 +428,7 @@ def test_after_a_real_kill_9_another_process_continues_to_the_same_bytes(
         "the first checkpoint outlives the process"
     )
     assert checkpoint.load_state(partial / "checkpoint.safetensors")[1] == 3
+    assert [PART.fullmatch(file.name) is not None for file in partial.glob("*.part")] == [True]
     folder = adapt(recipe, dataset, Store(tmp_path / "killed"))
     assert same(folder, whole)
 

@@ -17,7 +17,6 @@ from PIL import Image
 from safetensors import safe_open
 
 import datadream.pipeline.adapt as adapt_module
-from datadream.data import png
 from datadream.errors import ConfigError
 from datadream.models.generators import sampling
 from datadream.models.generators.load import generator_of, load_pipeline
@@ -407,7 +406,7 @@ def test_a_kill_while_an_image_is_written_leaves_no_half_image(make, dataset, sh
     recipe, store = make("base"), Store(tmp_path / "killed")
     whole = generate(recipe, dataset, Store(tmp_path / "whole"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(png.os, "replace", dies_at(os.replace, 7))
+        patch.setattr(os, "replace", dies_at(os.replace, 7))
         with pytest.raises(Killed):
             generate(recipe, dataset, store)
     assert digests(generate(recipe, dataset, store)) == digests(whole)

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import Killed, dies_at, make_at_once
 
+from datadream.paths import part_of
 from datadream.publish.export import export
 from datadream.store import artifacts as package
 from datadream.store import files
@@ -138,12 +139,10 @@ def test_a_kill_at_the_very_end_is_repaired(store, monkeypatch, call):
 
 
 def test_half_written_files_do_not_enter_an_artifact(store):
-    """The convention of the package: a file is written as <name>.part and renamed; a kill may
-    leave the .part.
-    """
+    """A file is written as <name>.<32 hex>.part and renamed; a kill may leave the part."""
 
     def killed(work):
-        (work / "state.safetensors.part").write_text("half")
+        Path(part_of(work / "state.safetensors")).write_text("half")
         raise Killed
 
     with pytest.raises(Killed):

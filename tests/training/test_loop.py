@@ -3,6 +3,7 @@ to the same bytes.
 """
 
 import math
+import os
 
 import pytest
 import torch
@@ -160,7 +161,7 @@ def test_a_killed_run_continues_to_the_same_bytes(tmp_path_factory, steps, kill,
     with pytest.MonkeyPatch.context() as patch:
         if where == "save":
             # Killed with the checkpoint half written.
-            patch.setattr("datadream.training.checkpoint.os.replace", _raise_killed)
+            patch.setattr(os, "replace", _raise_killed)
         try:
             fit(
                 parameters,
@@ -356,7 +357,7 @@ def test_a_gradient_that_is_not_finite_is_no_good_state(tmp_path):
 
 def test_a_state_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
     save_state(tmp_path / "state", {"a": torch.ones(2)}, 1)
-    monkeypatch.setattr("datadream.training.checkpoint.os.replace", _raise_killed)
+    monkeypatch.setattr(os, "replace", _raise_killed)
     with pytest.raises(Killed):
         save_state(tmp_path / "state", {"a": torch.zeros(2)}, 2)
     tensors, step = load_state(tmp_path / "state")
