@@ -1,16 +1,18 @@
-"""The classifier's augmentation on batches of tensors: torchvision's operations, drawn anew for
-each image (paper, section 3.4).
+"""The classifier's augmentation on batches of tensors, drawn per image (paper, section 3.4).
 
-torchvision draws one operation and one strength for a whole batch, so per-image draws would need a
-loop over images. Here the draws are vectors: images that drew the same operation pass through it
-together, and crops are two products with resampling matrices.
+The operations are torchvision's, which draws one operation and one strength for a whole batch, so
+that per-image draws would need a loop over images. Here the draws are vectors: images that drew the
+same operation pass through it together, and crops are two products with resampling matrices.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
+
+from ..config import Classify
 
 RATIOS = (3 / 4, 4 / 3)  # aspect ratios of a random resized crop (torchvision)
 BLUR = (0.1, 2.0)  # standard deviation of the blur in pixels (released code)
@@ -57,9 +59,10 @@ OPERATIONS = {
 ONE_WAY = {"Identity", "Posterize", "Solarize", "AutoContrast", "Equalize"}
 
 
-def rand_augment(images, operations=2):
-    """Return uint8 images (B, 3, H, W) after `operations` random operations each (Cubuk et al.,
-    2020; torchvision's defaults).
+def rand_augment(images: torch.Tensor, operations: int = 2) -> torch.Tensor:
+    """Apply RandAugment to uint8 images (B, 3, H, W) (Cubuk et al., 2020).
+
+    Each image draws its own `operations`; the magnitude is torchvision's default.
     """
     names = list(OPERATIONS)
     for _ in range(operations):
@@ -77,12 +80,12 @@ def rand_augment(images, operations=2):
     return images
 
 
-def draw_boxes(count, height, width, low, tries=10):
-    """Return `count` crops (top, left, height, width) in pixels, (count, 4) floats, as
-    torchvision's RandomResizedCrop draws them.
+def draw_boxes(count: int, height: int, width: int, low: float, tries: int = 10) -> torch.Tensor:
+    """Draw crop boxes (top, left, height, width) as torchvision's RandomResizedCrop does.
 
-    Of `tries` random areas in [low, 1] and aspect ratios the first that fits; if none does, the
-    largest centre crop of an accepted ratio.
+    Returns (count, 4) floats, in whole pixels. Of `tries` random areas, as shares in [low, 1],
+    and aspect ratios the first that fits is taken; if none does, the largest centre crop of an
+    accepted ratio.
     """
     area = height * width * (low + (1 - low) * torch.rand(count, tries))
     ratio = torch.exp(
@@ -104,12 +107,12 @@ def draw_boxes(count, height, width, low, tries=10):
     return torch.where(fits[:, None], torch.stack([top, left, tall, wide], 1), centre)
 
 
-def resampling(start, length, size, out):
-    """Return the matrices (B, out, size) of an antialiased bicubic resize of [start, start +
-    length) of `size` pixels to `out`.
+def resampling(start: torch.Tensor, length: torch.Tensor, size: int, out: int) -> torch.Tensor:
+    """Return the matrices (B, out, size) of an antialiased bicubic resize.
 
-    Pillow's kernel, which torchvision's antialiased resize uses too: a cubic of a = -0.5, widened
-    when it shrinks.
+    Each resizes [start, start + length) of `size` pixels to `out`. The kernel is Pillow's,
+    which torchvision's antialiased resize uses too: a cubic of a = -0.5, widened when it
+    shrinks.
     """
     scale = (length / out)[:, None, None]
     place = torch.arange(size, device=start.device) - start[:, None]  # of each pixel in the crop
@@ -121,13 +124,12 @@ def resampling(start, length, size, out):
     return weights / weights.sum(-1, keepdim=True)
 
 
-def random_resized_crop(images, size, low, flip):
-    """Return images (B, 3, H, W), uint8, as random crops (B, 3, size, size) in [0, 1], each flipped
-    with probability `flip`.
+def random_resized_crop(images: torch.Tensor, size: int, low: float, flip: float) -> torch.Tensor:
+    """Crop uint8 images (B, 3, H, W) at random to (B, 3, size, size) in [0, 1].
 
-    The boxes are drawn on the CPU, the same on every device. Their matrices are made where the
-    images are: for a batch of 256 large images that takes one core longer than the model's whole
-    step takes an H200.
+    Each is flipped with probability `flip`. The boxes are drawn on the CPU, the same on every
+    device. Their matrices are made where the images are: for a batch of 256 large images that
+    takes one core longer than the model's whole step takes an H200.
     """
     height, width = images.shape[-2:]
     boxes = draw_boxes(len(images), height, width, low)
@@ -173,12 +175,15 @@ def _hue(images, turn):
     return torch.stack([value - chroma * torch.minimum(k, 4 - k).clamp(0, 1) for k in places], 1)
 
 
-def color_jitter(images, brightness, contrast, saturation, hue):
-    """Return images (B, 3, S, S) in [0, 1] with the four changes in a random order each,
-    strengths uniform (torchvision).
+def color_jitter(
+    images: torch.Tensor, brightness: float, contrast: float, saturation: float, hue: float
+) -> torch.Tensor:
+    """Jitter the colours of images (B, 3, S, S) in [0, 1] in place, as torchvision does.
+
+    Each image draws its own strengths, uniformly, and its own order of the four changes.
     """
 
-    def factors(strength, middle=1.0):
+    def factors(strength: float, middle: float = 1.0) -> torch.Tensor:
         return (middle + strength * (2 * torch.rand(len(images)) - 1)).clamp(
             min=0 if middle else -0.5
         )
@@ -200,16 +205,15 @@ def color_jitter(images, brightness, contrast, saturation, hue):
     return images
 
 
-def blur_kernel(size):
-    """Return the side of the blur's window for images of `size` pixels: an odd tenth of it
-    (released code).
-    """
+def blur_kernel(size: int) -> int:
+    """Return the blur's window in pixels: an odd tenth of `size`, 3 or more (released code)."""
     return max(3, size // 10 // 2 * 2 + 1)
 
 
-def gaussian_blur(images, kernel, sigma):
-    """Return images (B, 3, S, S) blurred by a window of `kernel` pixels, each with its own
-    `sigma` (B,) in pixels.
+def gaussian_blur(images: torch.Tensor, kernel: int, sigma: torch.Tensor) -> torch.Tensor:
+    """Blur images (B, 3, S, S) by a window of `kernel` pixels, each with its own `sigma`.
+
+    `sigma` (B,) is in pixels.
     """
     offsets = torch.arange(kernel) - kernel // 2
     window = torch.exp(-0.5 * (offsets / sigma[:, None]) ** 2)
@@ -223,17 +227,17 @@ def gaussian_blur(images, kernel, sigma):
 
 
 class Augmentation:
-    """The released code's augmentation in its order: a list of uint8 images (3, H, W) -> (B, 3,
-    size, size) in [0, 1].
+    """The released code's augmentation, in its order.
 
-    `options` is a recipe's `classify`. All draws come from torch's global generator on the CPU,
-    whatever device the images are on.
+    Maps a list of uint8 images (3, H, W) to (B, 3, size, size) in [0, 1]. `options` is a
+    recipe's `classify`. All draws come from torch's global generator on the CPU, whatever
+    device the images are on.
     """
 
-    def __init__(self, options, size):
+    def __init__(self, options: Classify, size: int) -> None:
         self.options, self.size, self.kernel = options, size, blur_kernel(size)
 
-    def __call__(self, images):
+    def __call__(self, images: Sequence[torch.Tensor]) -> torch.Tensor:
         """Augment the images; those of one shape pass together."""
         shapes = [tuple(image.shape) for image in images]
         views = images[0].new_empty(len(images), 3, self.size, self.size, dtype=torch.float32)

@@ -1,26 +1,33 @@
-"""The classifier's training batches: real and synthetic images, augmented and mixed (paper,
-section 3.4).
-"""
+"""Training batches of real and synthetic images, augmented and mixed (paper, section 3.4)."""
 
 import torch
 import torch.nn.functional as F
 
+from ..config import Classify
 from ..seeds import seed_for
 from ..training.schedule import stream
 from .decode_cache import Decoded
+from .images import Images
 
 
 class Batches:
-    """Augmented training batches: `at(step)` gives images (B, 3, S, S) in [0, 1], soft targets (B,
-    C) and a real mask (B,).
+    """Augmented training batches of real and synthetic images.
 
-    With both kinds, half of each batch is real: the paper repeats the few shots until both kinds
-    are as many.
+    `at(step)` gives images (B, 3, S, S) in [0, 1], soft targets (B, C) and a real mask (B,).
+    With both kinds, half of each batch is real: the paper repeats the few shots until both
+    kinds are as many.
     """
 
     def __init__(
-        self, real, synthetic, options, classes, size, seed, device: torch.device | str = "cpu"
-    ):
+        self,
+        real: Images | None,
+        synthetic: Images | None,
+        options: Classify,
+        classes: int,
+        size: int,
+        seed: int,
+        device: torch.device | str = "cpu",
+    ) -> None:
         from .augment import Augmentation  # here, since torchvision takes seconds to import
 
         self.sets = {
@@ -48,8 +55,9 @@ class Batches:
         return kind(num_classes=self.classes)(images, labels)
 
     def at(self, step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return the batch of `step`; the augmentation draws from torch's global generator,
-        which `fit` seeds per step.
+        """Return the batch of `step`: images, soft targets, real mask.
+
+        The augmentation draws from torch's global generator, which `fit` seeds per step.
         """
         parts, keys = [], self._keys(step)
         pictures = {kind: self.decoded.take(own) for kind, own in keys.items()}

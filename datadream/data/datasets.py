@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -28,13 +29,14 @@ DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight"
 
 @dataclass(frozen=True)
 class Dataset:
-    """Classes in label order, the prompt's noun, and three disjoint parts: few-shot pool,
-    validation and test.
+    """A dataset with its classes in label order, its prompt's noun and three disjoint parts.
+
+    `train` is the pool that the few shots are drawn from.
     """
 
     name: str
     noun: str
-    classes: tuple
+    classes: tuple[str, ...]
     train: Images
     val: Images
     test: Images
@@ -42,16 +44,16 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Row:
-    """One dataset of the table: how it is read, the noun of its prompt, its class names, where it
-    comes from, and its folder.
+    """A row of the table: a dataset's reader, noun, class names, source and use of `folder`.
 
-    `folder` says what the recipe's field of that name may be: "none" (it lies in a package), "own"
-    (it must be given, and is watched for changes) or "optional" (else the data folder is searched).
+    `folder` says what the recipe's field of that name may be: "none" (the dataset lies in a
+    package), "own" (it must be given, and is watched for changes) or "optional" (else the data
+    folder is searched).
     """
 
-    read: Callable
+    read: Callable[[str], Any]  # folder -> [train, val, test], or (classes, those) of the user's
     noun: str
-    classes: tuple
+    classes: tuple[str, ...]
     source: str
     folder: str
 
@@ -75,12 +77,20 @@ DATASETS = {
 }
 
 
-def load_dataset(name, folder="", noun="", names="paper", shots_folder="", fold="", test_folder=""):
-    """Return the Dataset `name`, read anew if a file of the user's folders has changed since; see
-    the recipe's fields of these names.
+def load_dataset(
+    name: str,
+    folder: str = "",
+    noun: str = "",
+    names: str = "paper",
+    shots_folder: str = "",
+    fold: str = "",
+    test_folder: str = "",
+) -> Dataset:
+    """Load a dataset by name; the arguments are the recipe's fields of these names.
 
-    Raises ConfigError on an unknown name or a folder that it would not read, and DataError on
-    missing or unusable data.
+    It is cached, and read anew once a file of the user's folders has changed. Raises
+    ConfigError on an unknown name or a folder that it would not read, and DataError on missing
+    or unusable data.
     """
     if name not in DATASETS:
         raise ConfigError(
@@ -106,8 +116,8 @@ def load_dataset(name, folder="", noun="", names="paper", shots_folder="", fold=
     return _load(name, folder, noun, names, shots_folder, fold, test_folder, state)
 
 
-def load_for(recipe):
-    """Return the Dataset that a recipe names, with its noun, names and few-shot folder."""
+def load_for(recipe: Recipe) -> Dataset:
+    """Load the dataset of a recipe, with its noun, class names, few-shot folder and protocol."""
     dataset = load_dataset(
         recipe.dataset,
         recipe.folder,
@@ -121,9 +131,10 @@ def load_for(recipe):
 
 
 @lru_cache(maxsize=8)
-def released(dataset):
-    """Return a Dataset with the released code's faults: its test part, which is also what
-    chooses the epoch.
+def released(dataset: Dataset) -> Dataset:
+    """Reproduce the released code's faults in a dataset: its test part, and selection on it.
+
+    What chooses the epoch is then the test part too.
     """
     part = SOURCES[dataset.name].released_test if dataset.name in SOURCES else "test"
     return replace(dataset, val=getattr(dataset, part), test=getattr(dataset, part))
@@ -144,9 +155,12 @@ def _load(name, folder, noun, names, shots_folder, fold, test_folder, state):
 
 
 @lru_cache(maxsize=2048)
-def draw_images(images, classes, count, key_):
-    """Return the positions and the Images of `count` drawn from each class index in `classes`;
-    all of a class that has fewer.
+def draw_images(
+    images: Images, classes: tuple[int, ...], count: int, key_: tuple[Any, ...]
+) -> tuple[list[int], Images]:
+    """Draw `count` images of each class index, seeded by `key_`: (positions, Images).
+
+    A class that has fewer gives all it has.
     """
     rows = []
     for label in classes:
@@ -159,8 +173,10 @@ def draw_images(images, classes, count, key_):
     return rows, images.pick(rows)
 
 
-def draw_shots(dataset, shots, seed, label):
-    """Return the positions and the Images of `few_shots`."""
+def draw_shots(
+    dataset: Dataset, shots: int, seed: int, label: int | None
+) -> tuple[list[int], Images]:
+    """Draw as `few_shots` does, and return the positions in the pool too: (positions, Images)."""
     classes = tuple(range(len(dataset.classes))) if label is None else (label,)
     for few in (c for c in classes if len(members(dataset.train, c)) < shots):
         raise DataError(
@@ -171,19 +187,20 @@ def draw_shots(dataset, shots, seed, label):
     return draw_images(dataset.train, classes, shots or len(dataset.train), ("shots", seed))
 
 
-def few_shots(dataset, shots, seed, label=None):
-    """Draw `shots` (0: all) training images per class by `seed` (paper, section 4), of all classes
-    or of class index `label`.
+def few_shots(dataset: Dataset, shots: int, seed: int, label: int | None = None) -> Images:
+    """Draw `shots` training images per class by `seed` (paper, section 4); 0 takes all.
 
-    The same draw is the same object, so that it is hashed once. Raises DataError if a class has too
-    few images.
+    Of all classes, or of class index `label` alone. The same draw is the same object, so that
+    it is hashed once. Raises DataError if a class has too few images.
     """
     return draw_shots(dataset, shots, seed, label)[1]
 
 
-def validation_images(recipe, dataset):
-    """Return the images that may choose a model: min(shots, validation) per class of the
-    validation part (CoOp), or all of it.
+def validation_images(recipe: Recipe, dataset: Dataset) -> Images:
+    """Return the images that model selection may use, a part of validation or all of it.
+
+    min(shots, recipe.validation) per class, as CoOp has it; all where `validation` is 0 and
+    under the released protocol.
     """
     if not recipe.validation or recipe.protocol == "released":
         return dataset.val
@@ -208,17 +225,18 @@ def write_draw(recipe: Recipe, dataset: Dataset, folder: Path) -> None:
             "pool_index": row,
             "sha256": fingerprint(shots.pick([i])),
             "file": None
-            if isinstance(shots.sources[i], np.ndarray)
-            else Path(shots.sources[i]).name,
+            if isinstance(source := shots.sources[i], np.ndarray)
+            else Path(source).name,
         }
         for i, (row, y) in enumerate(zip(rows, shots.labels, strict=True))
     ]
     (folder / "shots.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
-def draw_inputs(recipe, dataset):
-    """Return what the few-shot draw is, by its images, so that whatever gives the same images
-    shares what was made from them.
+def draw_inputs(recipe: Recipe, dataset: Dataset) -> dict[str, Any]:
+    """Return the key inputs of the few-shot draw: its images' fingerprint and the classes.
+
+    Whatever draws the same images thus shares what was made from them.
     """
     return {
         "images": fingerprint(few_shots(dataset, recipe.shots, recipe.seed)),
@@ -239,9 +257,10 @@ TEMPLATES = (
 )
 
 
-def prompt(noun, name, template=0):
-    """Return the paper's prompt, `a {noun }photo of a {class}` (section 3.2), or another of
-    TEMPLATES by its position.
+def prompt(noun: str, name: str, template: int = 0) -> str:
+    """Return the paper's prompt, `a {noun }photo of a {class}` (section 3.2).
+
+    `template` is the position of another in TEMPLATES.
     """
     return TEMPLATES[template].format(noun=f"{noun} " if noun else "", name=name)
 

@@ -1,12 +1,21 @@
 """Training images decoded once, in memory or in a temporary file."""
 
+from __future__ import annotations
+
 import os
 import tempfile
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+from .images import Images
+
+if TYPE_CHECKING:
+    import torch
 
 # Decoded training images kept in memory; the others lie in a temporary file.
 CACHE_BYTES = 4 * 2**30
@@ -15,9 +24,10 @@ LARGE = 2**14
 SPARE_BYTES = 10 * 2**30  # that such a file leaves free on its disk, which others use too
 
 
-def large(images):
-    """Return whether the images are files that threads decode faster: the first one stands for
-    all.
+def large(images: Images) -> bool:
+    """True if the images are files so large that threads decode them faster.
+
+    The first one stands for all.
     """
     first = next(iter(images.sources), None)
     try:
@@ -27,21 +37,21 @@ def large(images):
 
 
 class Decoded:
-    """Images as bytes by (kind, position), each decoded once; of large files threads decode what is
-    needed next.
+    """Decode each image once, by (kind, position), and cache its bytes.
 
-    The first CACHE_BYTES stay in memory; the rest go to a file in the folder for temporary files
-    (TMPDIR, on a disk), which nobody else sees and which ends with the process, and where that has
-    no room left are decoded anew at each use. What came first stays in memory: an epoch visits
-    every image once, so that the image used longest ago is the one that is needed soonest.
+    The first CACHE_BYTES stay in memory; the rest go to a file in the folder for temporary
+    files (TMPDIR, on a disk), which nobody else sees and which ends with the process. Where
+    that has no room left, images are decoded anew at each use. What came first stays in memory:
+    an epoch visits every image once, so that the image used longest ago is the one that is
+    needed soonest. Of large files threads decode what is needed next.
     """
 
-    def __init__(self, sets):
+    def __init__(self, sets: Mapping[bool, Images]) -> None:
         self.sets, self.kept, self.coming, self.room = sets, {}, {}, CACHE_BYTES
         self.file, self.places, self.end, self.full = None, {}, 0, False
         self.pool = ThreadPoolExecutor(os.cpu_count()) if any(map(large, sets.values())) else None
 
-    def start(self, keys):
+    def start(self, keys: Iterable[tuple[bool, int]]) -> None:
         """Begin to decode these images, or to read them back, in the background."""
         if self.pool is None:
             return
@@ -49,8 +59,11 @@ class Decoded:
             if key not in self.kept and key not in self.coming:
                 self.coming[key] = self.pool.submit(self._load, key)
 
-    def take(self, keys):
-        """Return these images, uint8 (3, H, W) each. Raises DataError on an unreadable file."""
+    def take(self, keys: Sequence[tuple[bool, int]]) -> list[torch.Tensor]:
+        """Return these images, uint8 (3, H, W) each.
+
+        Raises DataError on an unreadable file.
+        """
         self.start(keys)
         fresh = {
             key: self.coming.pop(key).result() if self.pool else self._load(key)

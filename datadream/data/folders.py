@@ -1,11 +1,10 @@
-"""Image folders: one sub-folder a class, read with their faults named, and safe names to write
-them.
-"""
+"""Image folders, one sub-folder per class, and safe folder names for classes."""
 
 import itertools
 import os
 import re
 import unicodedata
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -16,14 +15,14 @@ from .images import Images, split
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"}
 
 
-def read_class_folders(folder):
-    """Return (class names, [train, val, test]) of <folder>/<class>/*, or of
-    <folder>/{train,val,test}/<class>/* if the user made the split.
+def read_class_folders(folder: str | Path) -> tuple[list[str], list[Images]]:
+    """Read class folders and split them: (class names, [train, val, test]).
 
-    Hidden folders and files, and files of other types, are passed over (`photos.inspect` counts
-    them). Raises DataError on a missing folder, a class of too few images, a split that lacks a
-    part, an image that cannot be read, a link that leads out of the folder, and on class names as
-    `name_faults` has them.
+    The layout is <folder>/<class>/*, or <folder>/{train,val,test}/<class>/* if the user made
+    the split. Hidden folders and files, and files of other types, are passed over
+    (`photos.inspect` counts them). Raises DataError on a missing folder, a class of too few
+    images, a split that lacks a part, an image that cannot be read, a link that leads out of
+    the folder, and class names that `name_faults` reports.
     """
     root, wanted = Path(folder), ("train", "val", "test")
     if not folder or not root.is_dir():
@@ -55,14 +54,14 @@ def _open_all(parts):
             images.open(i)
 
 
-def read_photos(folder, fold, test_folder):
-    """Return (class names, [train, val, test]) of <folder>/<class>/* where few images are to be
-    used well.
+def read_photos(folder: str | Path, fold: str, test_folder: str) -> tuple[list[str], list[Images]]:
+    """Read <folder>/<class>/* where images are few: (class names, [train, val, test]).
 
     With a `test_folder` of the same class folders all images of `folder` are for training. Else
     `fold` '2/4' cuts each class into four parts and tests on the second; '0/4' tests on none.
-    Nothing is selected here, so the validation part is the training part. Raises DataError on bad
-    values, on classes that differ, and on names, links and images as `read_class_folders` does.
+    Nothing is selected here, so the validation part is the training part. Raises DataError on
+    bad values, on classes that differ, and on names, links and images as `read_class_folders`
+    does.
     """
     root = Path(folder)
     if not folder or not root.is_dir():
@@ -110,7 +109,7 @@ def _shares(n):
     return min(max(1, round(0.5 * n)), n - val - 1), val
 
 
-def folder_names(root):
+def folder_names(root: Path) -> list[str]:
     """Return the names of the sub-folders of `root` that may be classes, sorted."""
     return sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
 
@@ -122,9 +121,11 @@ def _checked_names(root):
     return names
 
 
-def name_faults(names):
-    """Return (name, what is wrong) of each class name that is no text for a prompt, or is
-    another one but for case, spaces or accents' form.
+def name_faults(names: Iterable[str]) -> list[tuple[str, str]]:
+    """Return (name, what is wrong) of each class name that a prompt cannot use.
+
+    Either it is not printable text, or it differs from another one only in case, spaces or the
+    Unicode form of its accents.
     """
     faults, seen = [], {}
     for name in names:
@@ -150,12 +151,11 @@ def name_faults(names):
     return faults
 
 
-def image_files(folder):
-    """Return (the image files of a class folder, the names of its other entries), sorted; links
-    that lead nowhere count as images.
+def image_files(folder: Path) -> tuple[list[Path], list[str]]:
+    """List a class folder: (image files, names of the other entries), both sorted.
 
-    Hidden files, such as the ._photo.jpg of a Mac, and sub-folders are among the others, whatever
-    their suffix.
+    Links that lead nowhere count as images. Hidden files, such as the ._photo.jpg of a Mac, and
+    sub-folders are among the others, whatever their suffix.
     """
     entries = sorted(folder.iterdir()) if folder.is_dir() else []
     images = [
@@ -168,7 +168,7 @@ def image_files(folder):
     return images, [p.name for p in sorted({*entries} - {*images})]
 
 
-def require_inside(file, root):
+def require_inside(file: str | Path, root: Path) -> None:
     """Raise DataError if `file` is reached by a link that leads out of the folder `root`."""
     target = Path(os.path.realpath(file))  # of a link to itself, too
     if not target.is_relative_to(root.resolve()):
@@ -178,9 +178,10 @@ def require_inside(file, root):
         )
 
 
-def folder_state(folder):
-    """Return the names, sizes and times of all files under `folder`, so that a cache sees a
-    repaired, added or removed one.
+def folder_state(folder: str | Path) -> tuple[tuple[str, int, int], ...]:
+    """Return (name, size, time) of every file under `folder`, as a cache key.
+
+    A repaired, added or removed file changes it; the time is in ns. Empty where `folder` is ''.
     """
     files = sorted(p for p in Path(folder).rglob("*") if p.is_file()) if folder else []
     return tuple((str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files)
@@ -207,9 +208,10 @@ def _read_folders(root, names, least, home):
     return Images(tuple(sources), tuple(labels))
 
 
-def class_folders(classes):
-    """Return one file-system-safe folder name per class, in order, distinct even where case is
-    ignored.
+def class_folders(classes: Iterable[str]) -> list[str]:
+    """Return one file-system-safe folder name per class, in order.
+
+    The names are distinct even where case is ignored.
     """
     folders, taken = [], set()
     for name in classes:

@@ -1,16 +1,22 @@
 """Labelled images, in memory or in files."""
 
+from __future__ import annotations
+
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..errors import DataError
+
+if TYPE_CHECKING:
+    import torch
 
 PIXEL = 1.5  # bytes of a PNG per pixel, about
 # a longer side over this many shorter ones is refused: resized by its short side it would fill the
@@ -21,25 +27,26 @@ STRIP = 50
 # Compared by identity, so that caches may key on a set without hashing its pixels.
 @dataclass(frozen=True, eq=False)
 class Images:
-    """A labelled set: `sources` are uint8 arrays (H, W) or file paths, `labels` their class
-    indices.
+    """A labelled set of images, in memory or in files.
 
-    `stamp` stands for the content in the fingerprint of a set that is too large to be read for it.
+    `sources` are uint8 arrays (H, W), or (H, W, 3), or file paths; `labels` are their class
+    indices. `stamp` stands for the content in the fingerprint of a set that is too large to be
+    read for it.
     """
 
-    sources: Sequence
-    labels: Sequence
+    sources: Sequence[np.ndarray | str]
+    labels: Sequence[int]
     stamp: str = ""
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.sources)
 
-    def open(self, i):
-        """Return image i as an RGB PIL image: turned by its EXIF entry, its first frame,
-        transparency on white, 16-bit grey in 8 bits.
+    def open(self, i: int) -> Image.Image:
+        """Return image i as an RGB PIL image.
 
-        Raises DataError on an unreadable file, on one of 32 bits a pixel and channel, and on a
-        strip of over STRIP to 1.
+        It is turned by its EXIF entry; of several frames the first is taken, transparency
+        lies on white, and 16-bit grey is cut to 8 bits. Raises DataError on an unreadable
+        file, on one of 32 bits a pixel and channel, and on a strip of over STRIP to 1.
         """
         source = self.sources[i]
         if isinstance(source, np.ndarray):
@@ -47,7 +54,7 @@ class Images:
         with opened(source) as image:
             return _rgb(ImageOps.exif_transpose(image))
 
-    def pick(self, rows):
+    def pick(self, rows: Iterable[int]) -> Images:
         """Return the subset at integer positions `rows`."""
         return Images(tuple(self.sources[i] for i in rows), tuple(self.labels[i] for i in rows))
 
@@ -60,9 +67,10 @@ def _cause(error):
 
 
 @contextmanager
-def opened(file):
-    """Yield the PIL image of a file. Raises DataError, with the file's name, on whatever goes
-    wrong with it meanwhile.
+def opened(file: str | Path) -> Iterator[Image.Image]:
+    """Open an image file as a PIL image, within the context.
+
+    Raises DataError, with the file's name, on whatever goes wrong with it meanwhile.
     """
     try:
         with Image.open(file) as image:
@@ -95,9 +103,11 @@ def _rgb(image):
 
 
 @lru_cache(maxsize=4096)
-def fingerprint(*parts):
-    """Return 16 hex digits that change whenever an image's bytes or shape, a label, or the split
-    changes; read once per set.
+def fingerprint(*parts: Images) -> str:
+    """Return 16 hex digits of the content of some image sets, which are read once.
+
+    They change whenever an image's bytes or shape, a label, or the split into `parts` changes.
+    A set with a `stamp` is not read.
     """
     digest = hashlib.sha256()
     for images in parts:
@@ -122,20 +132,27 @@ def _by_label(images):
     return order, labels[order]
 
 
-def members(images, label):
-    """Return the positions of a class's images, ascending; a set is sorted once, since a
-    thousand classes ask for theirs.
+def members(images: Images, label: int) -> np.ndarray:
+    """Return the positions of a class's images, ascending.
+
+    A set is sorted once, since a thousand classes ask for theirs.
     """
     order, labels = _by_label(images)
     return order[slice(*np.searchsorted(labels, [label, label + 1]))]
 
 
-def split(sources, labels, counts):
-    """Split per class into parts of fixed size by a permutation that never changes; `counts(n)`
-    gives two sizes, test takes the rest.
+def split(
+    sources: Sequence[np.ndarray | str],
+    labels: Sequence[int] | np.ndarray,
+    counts: Callable[[int], tuple[int, int]],
+) -> list[Images]:
+    """Split each class into train, validation and test by a permutation that never changes.
+
+    `counts(n)` gives the first two sizes for a class of n images; test takes the rest.
     """
-    parts, whole = ([], [], []), Images((), labels)
-    for label in sorted(set(np.asarray(labels).tolist())):
+    classes = np.asarray(labels).tolist()
+    parts, whole = ([], [], []), Images((), classes)
+    for label in sorted(set(classes)):
         # RandomState is frozen by numpy's policy.
         rows = np.random.RandomState(label).permutation(members(whole, label))
         first, second = counts(len(rows))
@@ -147,6 +164,6 @@ def split(sources, labels, counts):
     ]
 
 
-def to_image(tensor):
-    """Return a tensor (3, H, W) in [0, 1] as a PIL image."""
+def to_image(tensor: torch.Tensor) -> Image.Image:
+    """Convert a tensor (3, H, W) in [0, 1] to a PIL image."""
     return Image.fromarray((255 * tensor).round().byte().permute(1, 2, 0).numpy())

