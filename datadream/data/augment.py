@@ -83,9 +83,9 @@ def rand_augment(images: torch.Tensor, operations: int = 2) -> torch.Tensor:
 def draw_boxes(count: int, height: int, width: int, low: float, tries: int = 10) -> torch.Tensor:
     """Draw crop boxes (top, left, height, width) as torchvision's RandomResizedCrop does.
 
-    Returns (count, 4) floats, in whole pixels. Of `tries` random areas, as shares in [low, 1],
-    and aspect ratios the first that fits is taken; if none does, the largest centre crop of an
-    accepted ratio.
+    Returns (count, 4) floats, in whole pixels. Of `tries` random areas, as shares in [low, 1], and
+    aspect ratios the first that fits is taken; if none does, the largest centre crop of an accepted
+    ratio.
     """
     area = height * width * (low + (1 - low) * torch.rand(count, tries))
     ratio = torch.exp(
@@ -110,9 +110,8 @@ def draw_boxes(count: int, height: int, width: int, low: float, tries: int = 10)
 def resampling(start: torch.Tensor, length: torch.Tensor, size: int, out: int) -> torch.Tensor:
     """Return the matrices (B, out, size) of an antialiased bicubic resize.
 
-    Each resizes [start, start + length) of `size` pixels to `out`. The kernel is Pillow's,
-    which torchvision's antialiased resize uses too: a cubic of a = -0.5, widened when it
-    shrinks.
+    Each resizes [start, start + length) of `size` pixels to `out`. The kernel is Pillow's, which
+    torchvision's antialiased resize uses too: a cubic of a = -0.5, widened when it shrinks.
     """
     scale = (length / out)[:, None, None]
     place = torch.arange(size, device=start.device) - start[:, None]  # of each pixel in the crop
@@ -128,8 +127,8 @@ def random_resized_crop(images: torch.Tensor, size: int, low: float, flip: float
     """Crop uint8 images (B, 3, H, W) at random to (B, 3, size, size) in [0, 1].
 
     Each is flipped with probability `flip`. The boxes are drawn on the CPU, the same on every
-    device. Their matrices are made where the images are: for a batch of 256 large images that
-    takes one core longer than the model's whole step takes an H200.
+    device. Their matrices are made where the images are: for a batch of 256 large images that takes
+    one core longer than the model's whole step takes an H200.
     """
     height, width = images.shape[-2:]
     boxes = draw_boxes(len(images), height, width, low)
@@ -229,9 +228,9 @@ def gaussian_blur(images: torch.Tensor, kernel: int, sigma: torch.Tensor) -> tor
 class Augmentation:
     """The released code's augmentation, in its order.
 
-    Maps a list of uint8 images (3, H, W) to (B, 3, size, size) in [0, 1]. `options` is a
-    recipe's `classify`. All draws come from torch's global generator on the CPU, whatever
-    device the images are on.
+    Maps a list of uint8 images (3, H, W) to (B, 3, size, size) in [0, 1]. `options` is a recipe's
+    `classify`. All draws come from torch's global generator on the CPU, whatever device the images
+    are on.
     """
 
     def __init__(self, options: Classify, size: int) -> None:

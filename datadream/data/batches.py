@@ -13,9 +13,9 @@ from .images import Images
 class Batches:
     """Augmented training batches of real and synthetic images.
 
-    `at(step)` gives images (B, 3, S, S) in [0, 1], soft targets (B, C) and a real mask (B,).
-    With both kinds, half of each batch is real: the paper repeats the few shots until both
-    kinds are as many.
+    `at(step)` gives images (B, 3, S, S) in [0, 1], soft targets (B, C) and a real mask (B,). With
+    both kinds, half of each batch is real: the paper repeats the few shots until both kinds are as
+    many.
     """
 
     def __init__(

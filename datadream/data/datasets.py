@@ -88,9 +88,8 @@ def load_dataset(
 ) -> Dataset:
     """Load a dataset by name; the arguments are the recipe's fields of these names.
 
-    It is cached, and read anew once a file of the user's folders has changed. Raises
-    ConfigError on an unknown name or a folder that it would not read, and DataError on missing
-    or unusable data.
+    It is cached, and read anew once a file of the user's folders has changed. Raises ConfigError on
+    an unknown name or a folder that it would not read, and DataError on missing or unusable data.
     """
     if name not in DATASETS:
         raise ConfigError(
@@ -190,8 +189,8 @@ def draw_shots(
 def few_shots(dataset: Dataset, shots: int, seed: int, label: int | None = None) -> Images:
     """Draw `shots` training images per class by `seed` (paper, section 4); 0 takes all.
 
-    Of all classes, or of class index `label` alone. The same draw is the same object, so that
-    it is hashed once. Raises DataError if a class has too few images.
+    Of all classes, or of class index `label` alone. The same draw is the same object, so that it is
+    hashed once. Raises DataError if a class has too few images.
     """
     return draw_shots(dataset, shots, seed, label)[1]
 
@@ -199,8 +198,8 @@ def few_shots(dataset: Dataset, shots: int, seed: int, label: int | None = None)
 def validation_images(recipe: Recipe, dataset: Dataset) -> Images:
     """Return the images that model selection may use, a part of validation or all of it.
 
-    min(shots, recipe.validation) per class, as CoOp has it; all where `validation` is 0 and
-    under the released protocol.
+    min(shots, recipe.validation) per class, as CoOp has it; all where `validation` is 0 and under
+    the released protocol.
     """
     if not recipe.validation or recipe.protocol == "released":
         return dataset.val

@@ -39,11 +39,11 @@ def large(images: Images) -> bool:
 class Decoded:
     """Decode each image once, by (kind, position), and cache its bytes.
 
-    The first CACHE_BYTES stay in memory; the rest go to a file in the folder for temporary
-    files (TMPDIR, on a disk), which nobody else sees and which ends with the process. Where
-    that has no room left, images are decoded anew at each use. What came first stays in memory:
-    an epoch visits every image once, so that the image used longest ago is the one that is
-    needed soonest. Of large files threads decode what is needed next.
+    The first CACHE_BYTES stay in memory; the rest go to a file in the folder for temporary files
+    (TMPDIR, on a disk), which nobody else sees and which ends with the process. Where that has no
+    room left, images are decoded anew at each use. What came first stays in memory: an epoch visits
+    every image once, so that the image used longest ago is the one that is needed soonest. Of large
+    files threads decode what is needed next.
     """
 
     def __init__(self, sets: Mapping[bool, Images]) -> None:

@@ -18,11 +18,11 @@ SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"}
 def read_class_folders(folder: str | Path) -> tuple[list[str], list[Images]]:
     """Read class folders and split them: (class names, [train, val, test]).
 
-    The layout is <folder>/<class>/*, or <folder>/{train,val,test}/<class>/* if the user made
-    the split. Hidden folders and files, and files of other types, are passed over
-    (`photos.inspect` counts them). Raises DataError on a missing folder, a class of too few
-    images, a split that lacks a part, an image that cannot be read, a link that leads out of
-    the folder, and class names that `name_faults` reports.
+    The layout is <folder>/<class>/*, or <folder>/{train,val,test}/<class>/* if the user made the
+    split. Hidden folders and files, and files of other types, are passed over (`photos.inspect`
+    counts them). Raises DataError on a missing folder, a class of too few images, a split that
+    lacks a part, an image that cannot be read, a link that leads out of the folder, and class names
+    that `name_faults` reports.
     """
     root, wanted = Path(folder), ("train", "val", "test")
     if not folder or not root.is_dir():
@@ -59,9 +59,8 @@ def read_photos(folder: str | Path, fold: str, test_folder: str) -> tuple[list[s
 
     With a `test_folder` of the same class folders all images of `folder` are for training. Else
     `fold` '2/4' cuts each class into four parts and tests on the second; '0/4' tests on none.
-    Nothing is selected here, so the validation part is the training part. Raises DataError on
-    bad values, on classes that differ, and on names, links and images as `read_class_folders`
-    does.
+    Nothing is selected here, so the validation part is the training part. Raises DataError on bad
+    values, on classes that differ, and on names, links and images as `read_class_folders` does.
     """
     root = Path(folder)
     if not folder or not root.is_dir():

@@ -30,8 +30,8 @@ class Images:
     """A labelled set of images, in memory or in files.
 
     `sources` are uint8 arrays (H, W), or (H, W, 3), or file paths; `labels` are their class
-    indices. `stamp` stands for the content in the fingerprint of a set that is too large to be
-    read for it.
+    indices. `stamp` stands for the content in the fingerprint of a set that is too large to be read
+    for it.
     """
 
     sources: Sequence[np.ndarray | str]
@@ -44,9 +44,9 @@ class Images:
     def open(self, i: int) -> Image.Image:
         """Return image i as an RGB PIL image.
 
-        It is turned by its EXIF entry; of several frames the first is taken, transparency
-        lies on white, and 16-bit grey is cut to 8 bits. Raises DataError on an unreadable
-        file, on one of 32 bits a pixel and channel, and on a strip of over STRIP to 1.
+        It is turned by its EXIF entry; of several frames the first is taken, transparency lies on
+        white, and 16-bit grey is cut to 8 bits. Raises DataError on an unreadable file, on one of
+        32 bits a pixel and channel, and on a strip of over STRIP to 1.
         """
         source = self.sources[i]
         if isinstance(source, np.ndarray):
@@ -106,8 +106,8 @@ def _rgb(image):
 def fingerprint(*parts: Images) -> str:
     """Return 16 hex digits of the content of some image sets, which are read once.
 
-    They change whenever an image's bytes or shape, a label, or the split into `parts` changes.
-    A set with a `stamp` is not read.
+    They change whenever an image's bytes or shape, a label, or the split into `parts` changes. A
+    set with a `stamp` is not read.
     """
     digest = hashlib.sha256()
     for images in parts:

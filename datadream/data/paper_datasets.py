@@ -32,11 +32,11 @@ class Source:
 
     `noun` is the prompt's; `folders` are its names under the data folder, torchvision's first;
     `images` the places of the images in it; `split` is CoOp's split file; `sizes` the images in
-    train, validation and test; `torchvision` the class that downloads the images, if one still
-    can; `fetch` where they come from otherwise; `inside` a folder by which the images' folder
-    is known; `released_test` the part on which the released code tests (classify/data.py asks
-    three loaders for the train split); `disef` whether DISEF's split tells the classes by the
-    files' names; `home` the page that describes the dataset.
+    train, validation and test; `torchvision` the class that downloads the images, if one still can;
+    `fetch` where they come from otherwise; `inside` a folder by which the images' folder is known;
+    `released_test` the part on which the released code tests (classify/data.py asks three loaders
+    for the train split); `disef` whether DISEF's split tells the classes by the files' names;
+    `home` the page that describes the dataset.
     """
 
     noun: str
@@ -161,9 +161,9 @@ def read_paper_dataset(name: str, classes: Sequence[str], folder: str | Path = "
     """Read one of the paper's datasets: [train, val, test].
 
     Labels are positions in `classes`, the paper's names in its label order. `folder` is the
-    dataset's own folder; empty: the data folder is searched. Raises DataError, with what to
-    fetch and where to put it, on missing files, and with both numbers on a part that has not
-    the size of the paper's table.
+    dataset's own folder; empty: the data folder is searched. Raises DataError, with what to fetch
+    and where to put it, on missing files, and with both numbers on a part that has not the size of
+    the paper's table.
     """
     source = SOURCES[name]
     base, images = locate(name, folder)
@@ -513,8 +513,8 @@ def read_optdigits(folder: str | Path) -> list[Images]:
 def read_shots(folder: str | Path, classes: Iterable[str]) -> Images:
     """Read the few shots of the released code's layout, `<folder>/<class>/*`.
 
-    Class folders have the raw names, also where one has a '/'. Raises DataError on a class
-    without images and on a link that leads out of `folder`.
+    Class folders have the raw names, also where one has a '/'. Raises DataError on a class without
+    images and on a link that leads out of `folder`.
     """
     sources, labels = [], []
     for label, name in enumerate(classes):

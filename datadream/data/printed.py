@@ -141,8 +141,8 @@ def faces(paths: Iterable[str | Path]) -> list[ImageFont.FreeTypeFont]:
 def glyph(font: ImageFont.FreeTypeFont, character: str, height: int = 44) -> np.ndarray:
     """Draw one character as a SIZE x SIZE uint8 mask.
 
-    Its bounding box is centred and scaled to `height` pixels, aspect kept. Raises ValueError if
-    the font draws nothing.
+    Its bounding box is centred and scaled to `height` pixels, aspect kept. Raises ValueError if the
+    font draws nothing.
     """
     canvas = Image.new("L", (3 * SIZE, 3 * SIZE))
     ImageDraw.Draw(canvas).text((SIZE, SIZE), character, font=font, fill=255)
@@ -229,8 +229,8 @@ def tone(
 ) -> torch.Tensor:
     """Colour masks (B, 1, H, W) with grey tones: RGB images (B, 3, H, W) in [0, 1].
 
-    `light` (B,) says which are light on dark; the tones differ by `contrast` or more, and a
-    share `extreme` is pure black and white.
+    `light` (B,) says which are light on dark; the tones differ by `contrast` or more, and a share
+    `extreme` is pure black and white.
     """
     n = len(masks)
     gap = contrast + (1 - contrast) * torch.rand(n)
@@ -266,8 +266,8 @@ def draw(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Draw n random printed characters: images, labels and light-on-dark flags.
 
-    Images are (n, 3, 32, 32) in [0, 1], labels (n,) in 0..35, drawn where none are given, and
-    flags (n,). `affine` goes to `distort`, `strokes` is the share for `restroke`.
+    Images are (n, 3, 32, 32) in [0, 1], labels (n,) in 0..35, drawn where none are given, and flags
+    (n,). `affine` goes to `distort`, `strokes` is the share for `restroke`.
     """
     labels = torch.randint(len(CHARACTERS), (n,)) if labels is None else labels
     masks = bank[torch.randint(len(bank), (n,)), labels].unsqueeze(1).float() / 255

@@ -36,8 +36,8 @@ def resized(image: Image, side: int) -> Image:
 def generator_image(image: Image, resolution: int, crop: str) -> torch.Tensor:
     """Return the generator's view of an image, (3, resolution, resolution) in [-1, 1].
 
-    The short side is resized to `resolution` (bilinear), and a square cut: at random if `crop`
-    is 'random', else from the centre.
+    The short side is resized to `resolution` (bilinear), and a square cut: at random if `crop` is
+    'random', else from the centre.
     """
     from torchvision.transforms import v2
 
@@ -69,8 +69,8 @@ BATCH = 250  # images judged at once
 def evaluation_batches(images: Images, size: int, batch: int = BATCH) -> Iterator[torch.Tensor]:
     """Yield the evaluation views of all images in order, uint8 (up to batch, 3, size, size).
 
-    A test set need not fit in memory. Of large files threads decode the next batch while the
-    caller works on this one. Raises DataError on an unreadable file.
+    A test set need not fit in memory. Of large files threads decode the next batch while the caller
+    works on this one. Raises DataError on an unreadable file.
     """
 
     def views(part: Iterable[int]) -> torch.Tensor:

@@ -1,13 +1,16 @@
-"""A store on an address that fsspec resolves, such as object storage: uploaded with the manifest
-last, read through copies on this machine.
+"""A store on an address that fsspec resolves, such as object storage.
+
+Artifacts are uploaded with the manifest last, and read through copies on this machine.
 """
 
 import json
 import os
 import uuid
+from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 from filelock import FileLock
 
@@ -19,9 +22,10 @@ from .files import FULL, StoreError, digest, holds, inside, remove, write_json, 
 PARALLEL = 16  # objects under way at once: most are small, so that the time goes into waiting
 
 
-def resolve(address):
-    """Return (fsspec file system, path in it) of an address. Raises ConfigError, with the fix,
-    on one that cannot be resolved here.
+def resolve(address: str) -> tuple[Any, str]:
+    """Resolve an address to (fsspec file system, path in it).
+
+    Raises ConfigError, with the fix, on one that cannot be resolved here.
     """
     from fsspec import available_protocols
     from fsspec.core import url_to_fs
@@ -51,9 +55,10 @@ def resolve(address):
 
 
 @contextmanager
-def reaching(address, own=()):
-    """Turn whatever a file system raises into a StoreError that names the address; error numbers
-    in `own` are of this machine's disk.
+def reaching(address: str, own: Collection[int] = ()) -> Iterator[None]:
+    """Turn whatever a file system raises into a StoreError that names the address.
+
+    Error numbers in `own` are of this machine's disk, and pass.
     """
     try:
         yield
@@ -74,45 +79,44 @@ class _DamagedError(Exception):
 
 
 class RemoteStore(Store):
-    """A store on an address; `root` is a folder of this machine, in which artifacts are made and to
-    which finished ones are copied.
+    """A store on an address; `root` is a folder of this machine.
 
-    An artifact is its files under `<key>/` and, uploaded last, their manifest: object stores rename
-    nothing, and without its manifest an artifact is not done. A copy is checked against the
-    manifest's sizes and digests when it is fetched, and is read from then on; one that does not
-    agree is not done, and made again. Two machines that want one artifact at once both make it: the
-    bytes are the same, and the manifest comes last. A killed build goes on from what it left only
-    on the machine where it ran, except for the parts that `share` has uploaded.
+    Artifacts are made in `root`, and finished ones are copied to it. An artifact is its files under
+    `<key>/` and, uploaded last, their manifest: object stores rename nothing, and without its
+    manifest an artifact is not done. A copy is checked against the manifest's sizes and digests
+    when it is fetched, and is read from then on; one that does not agree is not done, and made
+    again. Two machines that want one artifact at once both make it: the bytes are the same, and the
+    manifest comes last. A killed build goes on from what it left only on the machine where it ran,
+    except for the parts that `share` has uploaded.
     """
 
     fix = "move the copies of what lies elsewhere with DATADREAM_CACHE"
 
-    def __init__(self, address: str):
+    def __init__(self, address: str) -> None:
         super().__init__(copies(address))
         self.address, (self.fs, self.base) = address, resolve(address)
         self._probed = False
 
-    def probe(self):
-        """Write and remove a small object, to see that the address can be used. Raises
-        StoreError where it cannot.
+    def probe(self) -> None:
+        """Check that the address can be used, by writing and removing a small object.
+
+        Raises StoreError where it cannot.
         """
         path = self.at(f"probe-{uuid.uuid4().hex}")
         with reaching(self.address):
             self.fs.pipe_file(path, b"")
             self.fs.rm_file(path)
 
-    def at(self, *parts):
+    def at(self, *parts: str) -> str:
         """Return the path, in the file system, of what lies below the address."""
         return "/".join((self.base, *parts))
 
-    def objects(self, *parts):
-        """Return path -> bytes of all objects below the address, or below a folder there."""
+    def objects(self, *parts: str) -> dict[str, int]:
+        """Map path -> bytes of all objects below the address, or below a folder there."""
         return {name: info["size"] for name, info in self.listed(*parts).items()}
 
-    def listed(self, *parts):
-        """Return path -> what the file system tells of each object below the address, or below a
-        folder there.
-        """
+    def listed(self, *parts: str) -> dict[str, dict[str, Any]]:
+        """Map path -> fsspec's entry of all objects below the address, or below a folder there."""
         top = self.at(*parts)
         with reaching(self.address):
             self.fs.invalidate_cache()  # some backends remember listings, and other machines write
@@ -129,18 +133,14 @@ class RemoteStore(Store):
             except FileNotFoundError:
                 return None
 
-    def manifest(self, key):
-        """Return an artifact's manifest as it is on the address, or None if it is missing or
-        damaged.
-        """
+    def manifest(self, key: str) -> dict[str, Any] | None:
+        """Return an artifact's manifest as it is on the address; None if missing or damaged."""
         content = self._content(key, "manifest.json")
         manifest = None if content is None else parse(content)
         return manifest if manifest and all(inside(name) for name in manifest["files"]) else None
 
-    def whole(self, key):
-        """Return whether an artifact looks complete on the address: its manifest is readable and
-        every object has the recorded size.
-        """
+    def whole(self, key: str) -> bool:
+        """True if an artifact looks complete on the address, by its manifest and object sizes."""
         return self._listed(key, self.manifest(key))
 
     def _listed(self, key, manifest):
@@ -149,9 +149,10 @@ class RemoteStore(Store):
         sizes = self.objects(key)
         return all(sizes.get(name) == size for name, (size, _) in manifest["files"].items())
 
-    def done(self, key):
-        """Return whether an artifact is complete, `whole` and copied to this machine with the
-        recorded digests; it is copied for that.
+    def done(self, key: str) -> bool:
+        """True if an artifact is complete: `whole`, and copied here with the recorded digests.
+
+        It is copied for that, unless it is here already.
         """
         manifest = self.manifest(key)
         return self._listed(key, manifest) and (
@@ -184,7 +185,7 @@ class RemoteStore(Store):
         all are what they should be.
         """
 
-        def get(file):
+        def get(file: str) -> bool:
             target = folder / file
             target.parent.mkdir(parents=True, exist_ok=True)
             with suppress(_DamagedError), atomic_write(target) as part:
@@ -198,9 +199,10 @@ class RemoteStore(Store):
         with ThreadPoolExecutor(PARALLEL) as pool:
             return all(list(pool.map(get, files)))  # what is right is fetched in any case
 
-    def salvage(self, key):
-        """Fetch what is undamaged of an artifact that is not `done` into its work folder, for
-        `build` to go on from.
+    def salvage(self, key: str) -> None:
+        """Fetch what is undamaged of a damaged artifact into its work folder.
+
+        `build` goes on from there.
         """
         super().salvage(key)
         manifest, work = self.manifest(key), self.work(key)
@@ -243,7 +245,7 @@ class RemoteStore(Store):
         self.drop(work)
 
     def _upload(self, folder, name, files):
-        def put(file):
+        def put(file: str) -> None:
             with reaching(self.address):
                 self.fs.put_file(str(folder / file), self.at(name, file))
 
@@ -260,9 +262,10 @@ class RemoteStore(Store):
             self.fs.put_file(str(file), part)
             self.fs.mv(part, path)
 
-    def drop(self, name):
-        """Remove an artifact, or the shared parts of one, from the address, if it is there; a
-        manifest goes first.
+    def drop(self, name: str) -> None:
+        """Remove an artifact, or the shared parts of one, from the address, if it is there.
+
+        A manifest goes first.
         """
         with reaching(self.address):
             self.fs.invalidate_cache()
@@ -270,9 +273,10 @@ class RemoteStore(Store):
                 with suppress(FileNotFoundError, NotADirectoryError):
                     self.fs.rm(path, recursive=below)
 
-    def share(self, key, part, files):
-        """Upload `files` of an artifact's work folder as its `part`, with a list of their sizes
-        and digests last.
+    def share(self, key: str, part: str, files: Iterable[Path]) -> None:
+        """Upload `files` of an artifact's work folder as its `part`.
+
+        A list of their sizes and digests comes last.
         """
         work = self.work(key)
         found = {
@@ -284,9 +288,10 @@ class RemoteStore(Store):
         self._put(listing, work.name, f"{part}.json")
         listing.unlink()
 
-    def gather(self, key, part):
-        """Fetch a part of an artifact that a machine has shared into the work folder, and return
-        whether all of it is there, undamaged.
+    def gather(self, key: str, part: str) -> bool:
+        """Fetch a part that a machine has shared into the work folder; True if it is complete.
+
+        That is, all of its files are there, undamaged.
         """
         work, content = self.work(key), self._content(self.work(key).name, f"{part}.json")
         files = _files(content)
@@ -296,8 +301,8 @@ class RemoteStore(Store):
         with writing(self.root, self.fix):
             return self._download(work.name, work, missing)
 
-    def keys(self):
-        """Return the names of what may be finished artifacts on the address, sorted."""
+    def keys(self) -> list[str]:
+        """List the names of what may be finished artifacts on the address, sorted."""
         with reaching(self.address):
             self.fs.invalidate_cache()
             try:
@@ -307,15 +312,19 @@ class RemoteStore(Store):
             except FileNotFoundError:
                 return []
 
-    def save(self, file, value):
-        """Write a record or a note here and to the address. Raises StoreError where one of them
-        cannot be written.
+    def save(self, file: Path, value: object) -> None:
+        """Write a record or a note here and to the address.
+
+        Raises StoreError where one of them cannot be written.
         """
         super().save(file, value)
         self._put(file, *file.relative_to(self.root).parts)
 
-    def refresh(self, file):
-        """Return the file of a record or a note, made what the address has."""
+    def refresh(self, file: Path) -> Path:
+        """Make the file of a record or a note what the address has, and return it.
+
+        It is removed where the address has none.
+        """
         content = self._content(*file.relative_to(self.root).parts)
         if content is None:
             file.unlink(missing_ok=True)
@@ -326,9 +335,10 @@ class RemoteStore(Store):
                     part.write_bytes(content)
         return file
 
-    def refresh_all(self, folder):
-        """Return the files of all records or of all notes on the address, sorted; copies of
-        others are removed.
+    def refresh_all(self, folder: Path) -> list[Path]:
+        """List the files of all records or of all notes on the address, up to date and sorted.
+
+        Copies of others are removed.
         """
         names = {
             name for name in self.objects(folder.name) if name.endswith(".json") and "/" not in name

@@ -1,14 +1,17 @@
-"""Artifact folders: written under a temporary name, listed in a manifest, renamed, and never
-made twice.
+"""Artifact folders, built under a temporary name, listed in a manifest and then renamed.
+
+A finished artifact is never made twice.
 """
 
 import json
 import os
 import time
 import uuid
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -33,8 +36,8 @@ IN_USE, CLEARING = ("in-use-", "clearing")
 SALVAGE = "salvage"  # of the lock on taking a damaged artifact apart
 
 
-def parse(text):
-    """Return the manifest in the bytes of a manifest.json, None if it is damaged."""
+def parse(text: str | bytes) -> dict[str, Any] | None:
+    """Parse the content of a manifest.json; None if it is damaged."""
     try:
         manifest = json.loads(text)
         sound = all(
@@ -52,8 +55,7 @@ verified = {}
 
 
 class Store:
-    """A directory of artifacts; an artifact is a folder named by its key, whose manifest.json is
-    written last.
+    """A folder of artifacts, each a folder named by its key with its manifest.json written last.
 
     `open.open_store` opens one, or the `address.RemoteStore` of an address, which has the same
     methods.
@@ -61,7 +63,7 @@ class Store:
 
     fix = MOVE  # what helps against a full disk
 
-    def __init__(self, root: str | Path):
+    def __init__(self, root: str | Path) -> None:
         if is_address(root):
             raise StoreError(f"{root} is no folder; open a store on an address with `open_store`")
         self.root = Path(root)
@@ -70,32 +72,30 @@ class Store:
         # One JSON file per classifier that a user keeps without a measurement.
         self.kept = self.root / paths()["kept"].name
 
-    def folder(self, key):
-        """Return the folder of a finished artifact; whether it exists is for `done` to say."""
+    def folder(self, key: str) -> Path:
+        """Return the folder of a finished artifact; `done` tells whether there is one."""
         return self.root / key
 
-    def work(self, key):
+    def work(self, key: str) -> Path:
         """Return the folder in which an artifact is made; it survives a kill."""
         return self.root / f"{key}.partial"
 
-    def manifest(self, key):
+    def manifest(self, key: str) -> dict[str, Any] | None:
         """Return an artifact's manifest, or None if it is missing or damaged."""
         try:
             return parse((self.folder(key) / "manifest.json").read_bytes())
         except OSError:
             return None
 
-    def whole(self, key):
-        """Return whether an artifact looks complete: its manifest is readable and every file has
-        the recorded size.
-        """
+    def whole(self, key: str) -> bool:
+        """True if an artifact looks complete, by its manifest and the sizes of its files."""
         return self._state(key, self.manifest(key)) is not None
 
-    def done(self, key):
-        """Return whether an artifact is complete, `whole` and with the recorded digests, which are
-        computed once a process.
+    def done(self, key: str) -> bool:
+        """True if an artifact is complete: `whole`, and with the recorded digests.
 
-        They are computed again when the size or the time of a file has changed since.
+        Digests are computed once a process, and again when the size or the time of a file has
+        changed since.
         """
         return self._sound(key, self.manifest(key))
 
@@ -134,13 +134,15 @@ class Store:
             else None
         )
 
-    def make(self, key, inputs, build, **notes):
-        """Return the artifact's folder, calling `build(work_folder)` first unless it is done;
-        `notes` go into its manifest, not its key.
+    def make(
+        self, key: str, inputs: dict[str, Any], build: Callable[[Path], object], **notes: Any
+    ) -> Path:
+        """Return the artifact's folder, calling `build(work_folder)` first unless it is done.
 
-        The work folder `<key>.partial` survives a kill, so that `build` can go on from what it
-        finds there. A second process that wants the same artifact waits for the first, and then
-        finds it done. Raises StoreError where nothing can be written.
+        `notes` go into its manifest, not its key. The work folder `<key>.partial` survives a kill,
+        so that `build` can go on from what it finds there. A second process that wants the same
+        artifact waits for the first, and then finds it done. Raises StoreError where nothing can be
+        written.
         """
         if not self.done(key):
             with writing(self.root, self.fix), self.lock(key):
@@ -152,9 +154,11 @@ class Store:
         return self.folder(key)
 
     @contextmanager
-    def lock(self, name):
-        """Hold the lock of this name, which one process at a time has; raises Stopped if this
-        one is asked to end while it waits.
+    def lock(self, name: str) -> Iterator[None]:
+        """Hold the lock of this name, which one process at a time has.
+
+        Raises Stopped if this process is asked to end while it waits, StoreError where a link or a
+        folder lies in the lock's place.
         """
         self.root.mkdir(parents=True, exist_ok=True)
         file = self.root / f".{name}.lock"
@@ -178,9 +182,10 @@ class Store:
             lock.release()
 
     @contextmanager
-    def in_use(self):
-        """Within, `gc` removes nothing: what a cell has made so far has no record yet. Where
-        nothing can be written, nothing is marked.
+    def in_use(self) -> Iterator[None]:
+        """Keep `gc` from removing anything within: what a cell has made so far has no record yet.
+
+        Where nothing can be written, nothing is marked.
         """
         with ExitStack() as marks:
             try:
@@ -196,7 +201,7 @@ class Store:
             yield
 
     @contextmanager
-    def mark(self, name):
+    def mark(self, name: str) -> Iterator[None]:
         """Show others, within, that something of this name goes on; nobody waits for it."""
         mark = FileLock(self.root / f".{name}.lock")
         mark.acquire()
@@ -234,12 +239,11 @@ class Store:
         os.replace(work, final)
         verified[final.absolute()] = self._state(key, manifest)
 
-    def salvage(self, key):
-        """Move what is undamaged of an artifact that is not `done` into its work folder, for
-        `build` to go on from, and remove the rest.
+    def salvage(self, key: str) -> None:
+        """Move what is undamaged of a damaged artifact into its work folder; remove the rest.
 
-        It may have been finished meanwhile, by a process that does not wait for this one: then it
-        stays.
+        `build` goes on from there. An artifact that is done stays: a process that does not wait for
+        this one may have finished it meanwhile.
         """
         folder, work = self.folder(key), self.work(key)
         if not folder.exists() and not folder.is_symlink():
@@ -257,39 +261,40 @@ class Store:
                     os.replace(folder / name, work / name)
             remove(folder)
 
-    def share(self, key, part, files):
-        """Let other machines have `files` of an artifact's work folder, as its `part`; in a
-        folder they have them already.
+    def share(self, key: str, part: str, files: Iterable[Path]) -> None:
+        """Share `files` of an artifact's work folder with other machines, as its `part`.
+
+        In a folder they have them already.
         """
 
-    def gather(self, key, part):
-        """Fetch a part of an artifact that another machine has shared into the work folder;
-        return whether it was there, False in a folder.
+    def gather(self, key: str, part: str) -> bool:
+        """Fetch a part that another machine has shared into the work folder; True if it was there.
+
+        Always False in a folder.
         """
         return False
 
-    def keys(self):
-        """Return the names of what may be finished artifacts, sorted."""
+    def keys(self) -> list[str]:
+        """List the names of what may be finished artifacts, sorted."""
         return (
             sorted(path.name for path in self.root.iterdir() if path.is_dir())
             if self.root.is_dir()
             else []
         )
 
-    def save(self, file, value):
-        """Write a record or a note, a JSON file in `records` or `kept`. Raises StoreError where
-        it cannot be written.
+    def save(self, file: Path, value: object) -> None:
+        """Write a record or a note, a JSON file in `records` or `kept`.
+
+        Raises StoreError where it cannot be written.
         """
         with writing(self.root, self.fix):
             file.parent.mkdir(parents=True, exist_ok=True)
             write_json(file, value)
 
-    def refresh(self, file):
-        """Return the file of a record or a note, as the store has it now; whether it exists is
-        the caller's to look.
-        """
+    def refresh(self, file: Path) -> Path:
+        """Bring the file of a record or a note up to date, and return it; it need not exist."""
         return file
 
-    def refresh_all(self, folder):
-        """Return the files of all records or of all notes, sorted."""
+    def refresh_all(self, folder: Path) -> list[Path]:
+        """List the files of all records or of all notes, up to date and sorted."""
         return sorted(folder.glob("*.json"))

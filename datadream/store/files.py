@@ -6,53 +6,54 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from ..paths import atomic_write
 
 
-def digest(path):
+def digest(path: str | Path) -> str:
     """Return the SHA-256 of a file as hex."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def holds(file: Path, sha: str) -> bool:
-    """Return whether a file is there with this SHA-256."""
+    """True if a file is there and has this SHA-256."""
     try:
         return digest(file) == sha
     except (OSError, ValueError):  # a disk that no longer reads it, or a name that no file can have
         return False
 
 
-def inside(name):
-    """Return whether a relative path leads nowhere out of its folder."""
+def inside(name: str) -> bool:
+    """True if a relative path stays within its folder."""
     path = PurePosixPath(name)
     return not path.is_absolute() and ".." not in path.parts
 
 
-def remove(path):
-    """Remove a file or a folder with all that is in it, if it is there; of a link the link
-    alone.
-    """
+def remove(path: Path) -> None:
+    """Remove a file or a folder with all its content, if it is there; of a link the link alone."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
 
 
-def write_json(path, value):
-    """Write JSON atomically: a reader sees the old file or the new one, never half of it, even
-    where two processes write it at once.
+def write_json(path: str | Path, value: object) -> None:
+    """Write JSON atomically, see `paths.atomic_write`.
+
+    Raises ValueError on NaN and infinity, which other programs could not read.
     """
     with atomic_write(path) as part:
         part.write_text(json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n")
 
 
 class StoreError(RuntimeError):
-    """A folder or an address cannot be read or written; the message names it, the cause and the
-    fix.
+    """A folder or an address cannot be read or written.
+
+    The message names it, the cause and the fix.
     """
 
 
@@ -66,9 +67,10 @@ MOVE = "move the artifacts with DATADREAM_STORE"
 
 
 @contextmanager
-def writing(root, fix=MOVE):
-    """Turn what a full disk or a read-only folder raises, in whatever words, into a StoreError
-    on `root` that names the `fix`.
+def writing(root: str | Path, fix: str = MOVE) -> Iterator[None]:
+    """Turn the errors of a full disk or a read-only folder into a StoreError on `root`.
+
+    In whatever words they are raised; the message names the `fix`.
     """
     try:
         yield

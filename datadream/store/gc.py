@@ -1,5 +1,6 @@
-"""What the store holds for nobody: artifacts that no record refers to, builds that never ended,
-locks that nobody holds.
+"""Garbage collection of the store.
+
+It finds artifacts that no record refers to, builds that never ended, and locks that nobody holds.
 """
 
 import json
@@ -8,7 +9,8 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import PurePath, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -30,10 +32,10 @@ PART = re.compile(r".+\.[0-9a-f]{32}\.part")  # what a process that was killed m
 
 @dataclass(frozen=True)
 class Entry:
-    """One thing that could go: its path, its kind ('artifact', 'unfinished', 'lock' or 'copy') and
-    its size in bytes.
+    """An entry of the store that could go: its path, kind and size in bytes.
 
-    `away`: it lies on the store's address rather than on this machine.
+    The kinds are 'artifact', 'unfinished', 'lock' and 'copy'. `away`: it lies on the store's
+    address rather than on this machine.
     """
 
     path: PurePath
@@ -43,7 +45,7 @@ class Entry:
 
 
 def referred(store: Store) -> set[str]:
-    """Return the keys that the records, and the notes on kept classifiers, refer to.
+    """Return the keys that the records and the notes on kept classifiers refer to.
 
     Raises DataError on one that cannot be read: what it needs is then unknown.
     """
@@ -67,13 +69,13 @@ def referred(store: Store) -> set[str]:
 
 
 def unused(store: Store, days: float = DAYS) -> list[Entry]:
-    """Return the entries that could go, by name: artifacts without a record, `.partial` folders and
-    locks that nobody holds.
+    """List what could go: unreferred artifacts, `.partial` folders, temporary files, free locks.
 
-    What was written in the last `days` is spared, since a study that runs on another machine may
-    have made it and has no record yet. Whatever else lies in the store is left out. Of a store on
-    an address both the address and the copies on this machine are looked through. Raises
-    ConfigError while a study runs, or a process makes an artifact, on this machine.
+    The entries are sorted by name. What was written in the last `days` is spared, since a study
+    that runs on another machine may have made it and has no record yet. Whatever else lies in the
+    store is left out. Of a store on an address both the address and the copies on this machine are
+    looked through. Raises ConfigError while a study runs, or a process makes an artifact, on this
+    machine.
     """
     needed, before = referred(store), time.time() - 86400 * days
     own, found = "copy" if isinstance(store, RemoteStore) else "artifact", []
@@ -116,9 +118,10 @@ def _away(store, needed, before):
     return found
 
 
-def object_time(info):
-    """Return when an object was written, in seconds since 1970; now where its file system does not
-    tell, so that it is spared.
+def object_time(info: dict[str, Any]) -> float:
+    """Return when an object was written, in seconds since 1970.
+
+    Now where its file system does not tell, so that it is spared.
     """
     told = (info.get(name) for name in ("LastModified", "last_modified", "updated", "mtime"))
     value = next((one for one in (*told, info.get("created")) if one is not None), None)
@@ -138,7 +141,7 @@ def _written(path):
 
 
 def listing(store: Store, entries: Sequence[Entry]) -> str:
-    """Return the entries as text, a line each but one for all locks, and their total."""
+    """Format the entries as text, a line each but one for all locks, and their total."""
     lines = [
         f"{entry.size / 1e6:10.2f} MB  {entry.kind:10s}  {entry.path.name}"
         for entry in entries
@@ -154,8 +157,7 @@ def listing(store: Store, entries: Sequence[Entry]) -> str:
 
 
 def clear(store: Store, entries: Iterable[Entry], days: float = DAYS) -> None:
-    """Remove those of the entries that are still unused; a link is removed and what it leads to is
-    not.
+    """Remove those of the entries that are still unused; of a link the link alone.
 
     A study that begins meanwhile waits. Raises ConfigError if one has begun since, StoreError where
     the store cannot be written.
@@ -167,7 +169,7 @@ def clear(store: Store, entries: Iterable[Entry], days: float = DAYS) -> None:
                 if entry.away and isinstance(store, RemoteStore):
                     store.drop(entry.path.name)
                 else:
-                    remove(entry.path)
+                    remove(Path(entry.path))
 
 
 def _size(path):

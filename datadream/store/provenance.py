@@ -1,10 +1,11 @@
-"""Where a result comes from: commit, versions, device."""
+"""Provenance of a result: commit, versions, device."""
 
 import os
 import platform
 import subprocess
 from functools import lru_cache
 from importlib import metadata
+from typing import Any
 
 from ..paths import home
 
@@ -12,12 +13,13 @@ PACKAGES = ("torch", "torchvision", "diffusers", "transformers", "peft", "open_c
 
 
 @lru_cache
-def provenance():
-    """Return where a result comes from: commit, dirty flag, package versions, Python, device;
-    asked once a process.
+def provenance() -> dict[str, Any]:
+    """Return the commit, dirty flag, package versions, Python and device of this process.
+
+    They are determined once.
     """
 
-    def git(*words):
+    def git(*words: str) -> str:
         try:
             done = subprocess.run(
                 ["git", "-C", str(home()), *words], capture_output=True, text=True, check=False
