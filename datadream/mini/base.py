@@ -1,19 +1,23 @@
-"""Train the embedded base models from nothing: an autoencoder, a text-to-image model and a CLIP, on
-printed characters.
+"""Train the embedded base models from nothing on printed characters.
 
-Each function trains one part, is resumable (its checkpoint lies in `work`), and saves it in the
-format of the real thing: a `StableDiffusionPipeline` folder and an open_clip model folder.
-`notebooks/mini_base.ipynb` calls and judges them.
+They are an autoencoder, a text-to-image model and a CLIP. Each function trains one part, is
+resumable (its checkpoint lies in `work`), and saves it in the format of the real thing: a
+`StableDiffusionPipeline` folder and an open_clip model folder. `notebooks/mini_base.ipynb` calls
+and judges them.
 """
+
+from __future__ import annotations
 
 import json
 import shutil
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn as nn
 import torch.nn.functional as F
 
 from .. import signals
@@ -24,6 +28,11 @@ from ..store.provenance import provenance
 from ..training.loop import fit
 from .quality import train_reader
 from .tokens import clip_tokenizer, write_vocabulary
+
+if TYPE_CHECKING:
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTokenizer
 
 TOKENS = 24  # context length of both text towers: the longest caption has 11
 AUTOENCODER: dict[str, Any] = dict(
@@ -116,16 +125,25 @@ def _decoded(vae, latents):
     return vae.decode(latents).sample
 
 
-def train_autoencoder(work, bank, steps=5000, batch=64, lr=2e-3, kl=1e-4, seed=0):
-    """Train and save the AutoencoderKL: L1 + 2 MSE + kl * KL on strongly warped print, and a
-    latent scale of one.
+def train_autoencoder(
+    work: Path,
+    bank: torch.Tensor,
+    steps: int = 5000,
+    batch: int = 64,
+    lr: float = 2e-3,
+    kl: float = 1e-4,
+    seed: int = 0,
+) -> list[float]:
+    """Train and save the AutoencoderKL on strongly warped print; return the losses.
+
+    The loss is L1 + 2 MSE + kl * KL; the latents are scaled to unit standard deviation.
     """
     from diffusers import AutoencoderKL  # pyright: ignore[reportPrivateImportUsage]
 
     torch.manual_seed(seed)
     vae, latents = AutoencoderKL(**AUTOENCODER), UNET["in_channels"] * UNET["sample_size"] ** 2
 
-    def loss_at(step):
+    def loss_at(step: int) -> torch.Tensor:
         images = (
             2
             * printed.draw(bank, batch, warp=0.08, strokes=0.6, scale=0.25, shear=0.3, rotate=15)[0]
@@ -159,9 +177,12 @@ def train_autoencoder(work, bank, steps=5000, batch=64, lr=2e-3, kl=1e-4, seed=0
     return losses
 
 
-def latent_pool(vae, bank, size, seed):
-    """Encode `size` random prints once: posterior mean and standard deviation (size, 8, 8, 8),
-    labels, and light flags.
+def latent_pool(
+    vae: AutoencoderKL, bank: torch.Tensor, size: int, seed: int
+) -> tuple[torch.Tensor, ...]:
+    """Encode `size` random prints once: posterior means and deviations, labels, light flags.
+
+    Mean and standard deviation are (size, 8, 8, 8), labels and flags (size,).
     """
     torch.manual_seed(seed)
     means, stds, labels, lights = [], [], [], []
@@ -178,9 +199,11 @@ def latent_pool(vae, bank, size, seed):
     return tuple(torch.cat(parts) for parts in (means, stds, labels, lights))
 
 
-def text_encoder(folder, tokenizer):
-    """Return the text tower of the trained CLIP in `folder` as a CLIPTextModel: Stable
-    Diffusion, too, reads prompts with CLIP's.
+def text_encoder(folder: Path, tokenizer: Any) -> CLIPTextModel:
+    """Convert the text tower of the trained open_clip model in `folder` to a CLIPTextModel.
+
+    Stable Diffusion, too, reads prompts with CLIP's. `tokenizer` is the CLIPTokenizer of the same
+    folder. Raises RuntimeError on weights that do not fit.
     """
     from safetensors.torch import load_file
     from transformers import CLIPTextConfig, CLIPTextModel
@@ -230,19 +253,22 @@ def text_encoder(folder, tokenizer):
     return model
 
 
-def random_times(n):
-    """Draw n timesteps, three in four around the middle (logit-normal), where a sampler decides
-    on shapes, the others uniform.
+def random_times(n: int) -> torch.Tensor:
+    """Draw n timesteps, three in four around the middle (logit-normal), the others uniform.
+
+    In the middle a sampler decides on shapes.
     """
     shares = torch.where(torch.rand(n) < 0.75, torch.sigmoid(torch.randn(n)), torch.rand(n))
     return (shares * NOISE["num_train_timesteps"]).long()
 
 
-def train_generator(work, bank, steps=5500, seed=0, **options):
-    """Train the UNet from nothing and the CLIP's text tower further, on captioned print; save the
-    pipeline.
+def train_generator(
+    work: Path, bank: torch.Tensor, steps: int = 5500, seed: int = 0, **options: Any
+) -> list[float]:
+    """Train the UNet from nothing and CLIP's text tower further, on captioned print.
 
-    Needs the autoencoder and the CLIP in `work`. `options` as in `denoise`.
+    Saves the pipeline and returns the losses. Needs the autoencoder and the CLIP in `work`.
+    `options` as in `denoise`.
     """
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
@@ -256,9 +282,13 @@ def train_generator(work, bank, steps=5500, seed=0, **options):
     )
 
 
-def refine_generator(work, bank, steps=6000, seed=0, **options):
-    """Train the generator of `work` for a second, equal schedule on new prints: with one,
-    prompts without guidance are drawn less well.
+def refine_generator(
+    work: Path, bank: torch.Tensor, steps: int = 6000, seed: int = 0, **options: Any
+) -> list[float]:
+    """Train the generator of `work` for a second schedule of its own on new prints.
+
+    With one, prompts without guidance are drawn less well. Returns the losses; `options` as in
+    `denoise`.
     """
     from diffusers import StableDiffusionPipeline  # pyright: ignore[reportPrivateImportUsage]
 
@@ -280,19 +310,32 @@ def refine_generator(work, bank, steps=6000, seed=0, **options):
 
 
 def denoise(
-    work, bank, vae, tokenizer, unet, text, name, *, steps, seed, batch=64, lr=1e-3, pool=60_000
-):
-    """Minimise the DDPM loss on a pool of captioned prints, and save the pipeline; its checkpoint
-    is called `name`.
+    work: Path,
+    bank: torch.Tensor,
+    vae: AutoencoderKL,
+    tokenizer: CLIPTokenizer,
+    unet: UNet2DConditionModel,
+    text: CLIPTextModel,
+    name: str,
+    *,
+    steps: int,
+    seed: int,
+    batch: int = 64,
+    lr: float = 1e-3,
+    pool: int = 60_000,
+) -> list[float]:
+    """Minimise the DDPM loss on a pool of captioned prints, and save the pipeline.
 
-    10 % of the captions are empty (classifier-free guidance), 30 % name the tones.
+    10 % of the captions are empty (classifier-free guidance), 30 % name the tones. `name` is that
+    of the checkpoint. Returns the losses.
     """
     from diffusers import DDPMScheduler  # pyright: ignore[reportPrivateImportUsage]
 
     means, stds, labels, lights = latent_pool(vae, bank, pool, seed)
-    noise_scheduler = DDPMScheduler(**NOISE)
+    scale = vae.config["scaling_factor"]
+    noise_scheduler: Any = DDPMScheduler(**NOISE)  # its annotation wants 32-bit times
 
-    def loss_at(step):
+    def loss_at(step: int) -> torch.Tensor:
         rows = torch.randint(pool, (batch,))
         kind = torch.rand(batch)
         texts = printed.captions(labels[rows], lights[rows], kind < 0.3)
@@ -301,9 +344,7 @@ def denoise(
             padding="max_length",
             return_tensors="pt",
         ).input_ids
-        latents = (
-            means[rows] + stds[rows] * torch.randn_like(means[rows])
-        ) * vae.config.scaling_factor
+        latents = scale * (means[rows] + stds[rows] * torch.randn_like(means[rows]))
         noise, times = torch.randn_like(latents), random_times(batch)
         with _mixed():
             out = unet(
@@ -329,9 +370,14 @@ def denoise(
     return losses
 
 
-def save_generator(folder, vae, text, tokenizer, unet):
-    """Write the four parts and a PNDM scheduler, the paper's sampler, as a StableDiffusionPipeline
-    folder.
+def save_generator(
+    folder: Path,
+    vae: AutoencoderKL,
+    text: CLIPTextModel,
+    tokenizer: CLIPTokenizer,
+    unet: UNet2DConditionModel,
+) -> None:
+    """Write a StableDiffusionPipeline folder with a PNDM scheduler, the paper's sampler.
 
     The UNet is stored in half precision, which halves the repository's largest file; it is loaded
     and used in float32.
@@ -357,12 +403,18 @@ def save_generator(folder, vae, text, tokenizer, unet):
     StableDiffusionPipeline(**parts).save_pretrained(folder)
 
 
-def train_clip(work, bank, steps=6000, batch=144, lr=1e-3, seed=0):
-    """Train and save the open_clip model by the symmetric contrastive loss, every caption once in a
-    batch of 36 or 72 captions.
+def train_clip(
+    work: Path,
+    bank: torch.Tensor,
+    steps: int = 6000,
+    batch: int = 144,
+    lr: float = 1e-3,
+    seed: int = 0,
+) -> list[float]:
+    """Train and save the open_clip model by the symmetric contrastive loss; return the losses.
 
-    A batch holds each of the 36 characters four times; its captions are all plain or all with
-    tones, and images that share a caption share the target.
+    A batch holds each of the 36 characters four times, and every caption once, of 36 or 72: its
+    captions are all plain or all with tones, and images that share a caption share the target.
     """
     from open_clip import CLIP as Model
 
@@ -378,7 +430,7 @@ def train_clip(work, bank, steps=6000, batch=144, lr=1e-3, seed=0):
     model = Model(**dict(CLIP, text_cfg=dict(text, vocab_size=len(tokenizer))))
     labels = torch.arange(batch) % len(printed.CHARACTERS)
 
-    def loss_at(step):
+    def loss_at(step: int) -> torch.Tensor:
         images, _, light = printed.draw(bank, batch, labels=labels, **printed.READING)
         texts = printed.captions(labels, light, torch.full((batch,), step % 2 == 1))
         unique = sorted(set(texts))
@@ -408,7 +460,7 @@ def train_clip(work, bank, steps=6000, batch=144, lr=1e-3, seed=0):
     return losses
 
 
-def save_clip(folder, model, tokenizer):
+def save_clip(folder: Path, model: nn.Module, tokenizer: CLIPTokenizer) -> None:
     """Write an open_clip model folder (weights, JSON config, tokenizer) that `local-dir:` loads."""
     from safetensors.torch import save_file
 
@@ -442,13 +494,12 @@ SMOKE = {
 SHIPPED = ("generator", "clip", "reader.safetensors", "training.json")
 
 
-def prepare(retrain=False, smoke=False, seed=0):
-    """Return the folder of the models to judge: what ships, or with `smoke` a few steps of every
-    training in a temporary folder.
+def prepare(retrain: bool = False, smoke: bool = False, seed: int = 0) -> Path:
+    """Return the folder of the models to judge: those that ship, or newly trained ones.
 
     `retrain` first trains everything from nothing with `seed` and ships it; a killed training goes
     on where it was. The folder it leaves under the store is removed at the end, so that the next
-    one starts from nothing again.
+    one starts from nothing again. `smoke` trains everything for a few steps in a temporary folder.
     """
     if smoke:
         work = Path(tempfile.mkdtemp())
@@ -462,12 +513,12 @@ def prepare(retrain=False, smoke=False, seed=0):
     return paths()["mini"]
 
 
-def train_all(work, seed=0, **options):
-    """Train every part into `work`, skipping those done, and note steps, seconds, losses and device
-    in training.json.
+def train_all(work: Path, seed: int = 0, **options: dict[str, Any]) -> None:
+    """Train every part into `work`, skipping those done.
 
-    `options` gives keyword arguments by part. A killed training goes on from its checkpoint. Raises
-    Stopped on SIGTERM, KeyboardInterrupt on Ctrl-C.
+    training.json notes steps, seconds, losses and device. `options` gives keyword arguments by
+    part. A killed training goes on from its checkpoint. Raises Stopped on SIGTERM,
+    KeyboardInterrupt on Ctrl-C.
     """
     work.mkdir(parents=True, exist_ok=True)
     file, bank = work / "training.json", printed.glyph_bank()
@@ -481,10 +532,8 @@ def train_all(work, seed=0, **options):
                 write_json(file, notes)
 
 
-def note(losses, seconds, seed, points=50):
-    """Return what training.json keeps of one part: `points` means of the loss, and how it was
-    trained.
-    """
+def note(losses: Sequence[float], seconds: float, seed: int, points: int = 50) -> dict[str, Any]:
+    """Return training.json's entry of a part: `points` means of its loss, and its training."""
     size = -(-len(losses) // points)
     groups = [losses[i : i + size] for i in range(0, len(losses), size)]
     return {
@@ -498,7 +547,7 @@ def note(losses, seconds, seed, points=50):
     }
 
 
-def ship(work):
+def ship(work: Path) -> None:
     """Copy a finished training from `work` into the package, replacing what shipped before."""
     for name in SHIPPED:
         source, target = work / name, paths()["mini"] / name
@@ -509,6 +558,6 @@ def ship(work):
             shutil.copy2(source, target)
 
 
-def load_training(folder):
-    """Return training.json: part -> step, loss, steps, seconds, seed, device, torch."""
+def load_training(folder: Path) -> dict[str, dict[str, Any]]:
+    """Load training.json: part -> step, loss, steps, seconds, seed, device, torch."""
     return json.loads((folder / "training.json").read_text())

@@ -1,13 +1,20 @@
-"""How good the embedded base models are: the numbers that `notebooks/mini_base.ipynb` shows."""
+"""The quality of the embedded base models, as `notebooks/mini_base.ipynb` shows it."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from pandas.io.formats.style import Styler
+from PIL.Image import Image
 
 from ..data import printed
 from ..methods.base import Support
 from ..methods.recipes import recipe as make_recipe
+from ..models.classifiers.clip import Classifier
 from ..models.classifiers.print_reader import Reader
 from ..pipeline import evaluate, train
 from ..results.tables import show_table
@@ -20,14 +27,21 @@ from ..training.loop import fit
 PRINTS = 1080  # prints that a reader is judged on: 30 of each character
 
 
-def train_reader(work, bank, steps=1500, batch=128, lr=2e-3, seed=0):
-    """Train and save the Reader on the same print as the base models."""
+def train_reader(
+    work: Path,
+    bank: torch.Tensor,
+    steps: int = 1500,
+    batch: int = 128,
+    lr: float = 2e-3,
+    seed: int = 0,
+) -> list[float]:
+    """Train and save the Reader on the same print as the base models; return the losses."""
     from safetensors.torch import save_file
 
     torch.manual_seed(seed)
     reader = Reader().train()
 
-    def loss_at(step):
+    def loss_at(step: int) -> torch.Tensor:
         images, labels, _ = printed.draw(bank, batch, **printed.READING)
         return F.cross_entropy(reader(images), labels, label_smoothing=0.05)
 
@@ -45,9 +59,10 @@ def train_reader(work, bank, steps=1500, batch=128, lr=2e-3, seed=0):
     return losses
 
 
-def every_character(bank, n, seed):
-    """Return n random prints of `bank`, (n, 3, 32, 32) in [0, 1], each character as often, and
-    their labels (n,).
+def every_character(bank: torch.Tensor, n: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draw n random prints of `bank`, each character as often: (images, labels).
+
+    Images are (n, 3, 32, 32) in [0, 1], labels (n,).
     """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -55,18 +70,24 @@ def every_character(bank, n, seed):
 
 
 @torch.no_grad()
-def read_print(reader, bank, n=PRINTS, seed=1):
-    """Return the Reader's share correct on n random prints of `bank`, with its Wilson interval:
-    (share, low, high).
+def read_print(
+    reader: Reader, bank: torch.Tensor, n: int = PRINTS, seed: int = 1
+) -> tuple[float, float, float]:
+    """Return the Reader's accuracy on n random prints with its Wilson interval.
+
+    As (share, low, high); the prints are of `bank`.
     """
     images, labels = every_character(bank, n, seed)
     correct = int((reader(images).argmax(1) == labels).sum())
     return correct / n, *wilson(correct, n)
 
 
-def recognised(reader, images, labels):
-    """Return the share of PIL images that the Reader takes for the prompted character, with its
-    Wilson interval, and which.
+def recognised(
+    reader: Reader, images: Sequence[Image], labels: Sequence[int]
+) -> tuple[tuple[float, float, float], list[bool]]:
+    """Return the share of PIL images that the Reader reads as prompted, and which: (share, hits).
+
+    The share comes with its Wilson interval, (share, low, high).
     """
     from torchvision.transforms.functional import to_tensor
 
@@ -79,18 +100,20 @@ def recognised(reader, images, labels):
 
 
 @torch.no_grad()
-def reconstruct(vae, images):
-    """Pass images (n, 3, H, W) in [-1, 1] through the autoencoder: a posterior sample, decoded
-    and clipped to [-1, 1], on the CPU.
+def reconstruct(vae: Any, images: torch.Tensor) -> torch.Tensor:
+    """Pass images (n, 3, H, W) in [-1, 1] through the autoencoder, by a posterior sample.
+
+    The result is clipped to [-1, 1], on the CPU.
     """
     return (
         vae.decode(vae.encode(images.to(vae.device)).latent_dist.sample()).sample.clamp(-1, 1).cpu()
     )
 
 
-def real_images(name, n=300):
-    """Return the first n validation images of a dataset as the generator sees them, (n, 3, 32,
-    32) in [-1, 1].
+def real_images(name: str, n: int = 300) -> torch.Tensor:
+    """Return the first n validation images of a dataset as the generator sees them.
+
+    They are (n, 3, 32, 32) in [-1, 1].
     """
     from ..data import datasets, transforms
 
@@ -103,8 +126,8 @@ def real_images(name, n=300):
     )
 
 
-def print_images(bank, n=300, seed=1):
-    """Return n random prints of `bank` in [-1, 1], (n, 3, 32, 32)."""
+def print_images(bank: torch.Tensor, n: int = 300, seed: int = 1) -> torch.Tensor:
+    """Draw n random prints of `bank`, (n, 3, 32, 32) in [-1, 1]."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return 2 * printed.draw(bank, n)[0] - 1
@@ -128,12 +151,18 @@ def _gate_score(recipe, view):
     return 100 * evaluate.accuracy(base.load_classifier_lora(trained)[0], real, real.val)["top1"]
 
 
-def gate(vae, seeds, overrides, dataset="mnist", workers=1):
-    """Train the classifier on the real few shots and on their reconstructions, at equal steps;
-    return a table of top-1 in percent.
+def gate(
+    vae: Any,
+    seeds: Iterable[int],
+    overrides: Mapping[str, Any] | None,
+    dataset: str = "mnist",
+    workers: int = 1,
+) -> pd.DataFrame:
+    """Train the classifier on real few shots and on their reconstructions, at equal steps.
 
-    Judged on validation images, since the gate decides about a model. A row per seed and one for
-    the mean difference with its interval over seeds. `workers` processes share the trainings.
+    Returns a table of top-1 in percent, a row per seed and one for the mean difference with its
+    interval over seeds. It is judged on validation images, since the gate decides about a model.
+    `workers` processes share the trainings.
     """
     from ..data import datasets, images, transforms
     from ..study import cells
@@ -174,10 +203,8 @@ def gate(vae, seeds, overrides, dataset="mnist", workers=1):
     )
 
 
-def gate_verdict(table, allowed=1.0):
-    """Return one sentence on a table of `gate`: how many points reconstructions lose, and
-    whether that is `allowed`.
-    """
+def gate_verdict(table: pd.DataFrame, allowed: float = 1.0) -> str:
+    """Summarise a table of `gate`: points lost by reconstructions, and if that is `allowed`."""
     mean = table[table["seed"] == "mean"].iloc[0]
     passed = "passed" if -mean["difference"] <= allowed else "not passed"
     return (
@@ -187,11 +214,13 @@ def gate_verdict(table, allowed=1.0):
     )
 
 
-def zero_shot_images(folder, per_character, overrides=None, batch=60):
-    """Return (PIL images, labels) of the un-adapted generator in `folder`, `per_character` for each
-    of the 36 prompts.
+def zero_shot_images(
+    folder: Path, per_character: int, overrides: Mapping[str, Any] | None = None, batch: int = 60
+) -> tuple[list[Image], list[int]]:
+    """Sample the un-adapted generator in `folder` as the study samples: (PIL images, labels).
 
-    Sampled as the study samples; `overrides` changes settings of the recipe by their dotted names.
+    `per_character` for each of the 36 prompts; `overrides` changes settings of the recipe by their
+    dotted names.
     """
     from ..data.datasets import prompt
     from ..models.generators import sampling
@@ -221,9 +250,10 @@ def zero_shot_images(folder, per_character, overrides=None, batch=60):
     return images, [label for label, _ in jobs]
 
 
-def real_zero_shot(model, name):
-    """Return the classifier's zero-shot share on a dataset's test images, with its Wilson
-    interval.
+def real_zero_shot(model: Classifier, name: str) -> tuple[float, float, float]:
+    """Return the zero-shot accuracy on a dataset's test images with its Wilson interval.
+
+    As (share, low, high).
     """
     from ..data import datasets
 
@@ -232,8 +262,8 @@ def real_zero_shot(model, name):
     return result["top1"], result["low"], result["high"]
 
 
-def share_table(scores):
-    """Return name -> (share, low, high) as a table in percent."""
+def share_table(scores: Mapping[str, tuple[float, float, float]]) -> Styler:
+    """Format name -> (share, low, high) as a table in percent."""
     rows = [
         {"what": name, "share %": 100 * a, "95 % interval": f"{100 * b:.1f} to {100 * c:.1f}"}
         for name, (a, b, c) in scores.items()
@@ -241,9 +271,12 @@ def share_table(scores):
     return show_table(pd.DataFrame(rows), precision=1)
 
 
-def clip_zero_shot(model, bank, n=PRINTS, seed=1):
-    """Return the classifier's 36-way zero-shot share on n random prints of `bank`, with its
-    Wilson interval.
+def clip_zero_shot(
+    model: Classifier, bank: torch.Tensor, n: int = PRINTS, seed: int = 1
+) -> tuple[float, float, float]:
+    """Return the 36-way zero-shot accuracy on n random prints with its Wilson interval.
+
+    As (share, low, high); the prints are of `bank`.
     """
     from ..data.datasets import prompt
     from ..pipeline.evaluate import predict

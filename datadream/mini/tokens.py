@@ -1,14 +1,22 @@
-"""A small vocabulary cut from CLIP's own: the same text splits the same way, in about 600 rows
-instead of 49,408.
+"""A small vocabulary cut from CLIP's own.
+
+The same text splits the same way, in about 600 rows instead of 49,408.
 """
+
+from __future__ import annotations
 
 import gzip
 import itertools
 import json
 import string
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..data.printed import DIGITS
+
+if TYPE_CHECKING:
+    from transformers import CLIPTokenizer
 
 WORDS = (
     "a",
@@ -55,9 +63,10 @@ def _merges_of(word, ranks):
     return used
 
 
-def write_vocabulary(folder, words=WORDS):
-    """Write `vocab.json` and `merges.txt` of a CLIPTokenizer that knows every byte and, as one
-    token each, `words`.
+def write_vocabulary(folder: str | Path, words: Sequence[str] = WORDS) -> None:
+    """Write `vocab.json` and `merges.txt` of a small CLIPTokenizer.
+
+    It knows every byte and, as one token each, `words`.
     """
     from open_clip.tokenizer import bytes_to_unicode, default_bpe
 
@@ -86,10 +95,8 @@ def write_vocabulary(folder, words=WORDS):
     (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in kept))
 
 
-def clip_tokenizer(folder, length):
-    """Return the `transformers.CLIPTokenizer` over the vocabulary in `folder`, padding to
-    `length` tokens.
-    """
+def clip_tokenizer(folder: str | Path, length: int) -> CLIPTokenizer:
+    """Load the CLIPTokenizer over the vocabulary in `folder`, padding to `length` tokens."""
     from transformers import CLIPTokenizer
 
     return CLIPTokenizer(

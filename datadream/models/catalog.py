@@ -9,8 +9,7 @@ from ..paths import paths
 
 @dataclass(frozen=True)
 class Model:
-    """One row of the tables: its hub id, its licence, the download in GB, the side of its images in
-    pixels, and what it is.
+    """A row of the tables: hub id, licence, download in GB, image side in pixels, a description.
 
     `adapter` is the size of a generator's LoRA of rank 16 in MB.
     """
@@ -85,14 +84,15 @@ WEIGHTS = {  # by part, the files of which one is there wherever the model is
 }
 
 
-def hub_id(name):
+def hub_id(name: str) -> str:
     """Return the hub id of a generator: the table's, or the name itself."""
     return GENERATORS[name].hub if name in GENERATORS else name
 
 
-def clip_id(name):
-    """Return the hub id of a classifier's weights: the table's, or open_clip's of
-    '<architecture>/<weights>', or the name itself.
+def clip_id(name: str) -> str:
+    """Return the hub id of a classifier's weights.
+
+    The table's, or open_clip's of '<architecture>/<weights>', or the name itself.
     """
     if name in CLASSIFIERS or name.startswith("hf-hub:") or "/" not in name:
         return CLASSIFIERS[name].hub if name in CLASSIFIERS else name.removeprefix("hf-hub:")
@@ -101,8 +101,9 @@ def clip_id(name):
     return open_clip.get_pretrained_cfg(*name.split("/", 1)).get("hf_hub", name).strip("/")
 
 
-def local(name, part):
-    """Return the folder of a model, or None for a name that the hub or open_clip must resolve;
+def local(name: str, part: str) -> Path | None:
+    """Return the folder of a model, or None for a name that the hub or open_clip must resolve.
+
     `part` is 'generator' or 'clip'.
     """
     folder = paths()["mini"] / part if name == "mini" else Path(name)
@@ -128,8 +129,9 @@ def _cached(hub, *files):
     )
 
 
-def revision(name, part):
-    """Return the commit of a model in the local cache of the hub, or None if it is not there;
+def revision(name: str, part: str) -> str | None:
+    """Return the commit of a model in the hub's local cache, or None if it is not there.
+
     `part` is 'generator' or 'clip'.
     """
     if part == "generator":
@@ -139,9 +141,10 @@ def revision(name, part):
     return folder and folder.name
 
 
-def absent(name, part):
-    """Return how to get the model `name` ('generator' or 'clip' is its `part`) if its weights
-    are not on this machine, else ''.
+def absent(name: str, part: str) -> str:
+    """Return how to get a model if its weights are not on this machine, else ''.
+
+    `part` is 'generator' or 'clip'.
     """
     if name == "resnet50" or local(name, part) is not None:
         return ""
@@ -152,9 +155,10 @@ def absent(name, part):
     )
 
 
-def fetching(name):
-    """Return the words on the command that fetches a model, with its hub id, size and licence
-    where the tables know them.
+def fetching(name: str) -> str:
+    """Return the words on the command that fetches a model.
+
+    They tell its hub id, size and licence where the tables know them.
     """
     row = GENERATORS.get(name) or CLASSIFIERS.get(name)
     about = f" ({row.hub}, about {row.gigabytes:g} GB, {row.licence})" if row else ""

@@ -3,16 +3,16 @@
 import torch
 
 
-def device():
-    """Return the device that everything runs on: the GPU of `use_gpu`, the first one if nothing
-    was said, else the CPU.
+def device() -> torch.device:
+    """Return the device that everything runs on: the GPU if there is one, else the CPU.
+
+    The GPU is that of `use_gpu`, the first one if nothing was said.
     """
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def dtype_for(precision, training):
-    """Return the dtype of the frozen weights: float32 on a CPU or if `precision` says so; on a GPU
-    half.
+def dtype_for(precision: str, training: bool) -> torch.dtype:
+    """Return the dtype of the frozen weights: float32 on a CPU or on request, half on a GPU.
 
     To sample, float16 as the released code does; to train, bfloat16 where the GPU has it, which
     needs no loss scaling, else float32.

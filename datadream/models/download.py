@@ -10,8 +10,8 @@ from .classifiers.clip import load_clip
 from .generators.load import load_pipeline
 
 
-def download_model(name):
-    """Fetch a generator or a classifier into the hub's cache: only the files that loading it needs.
+def download_model(name: str) -> None:
+    """Fetch a generator or a classifier into the hub's cache, only the files that loading needs.
 
     Raises ModelMissingError, with the way to bring them by hand, where they cannot be fetched, and
     ConfigError on a name that means none.
@@ -67,7 +67,7 @@ def _reason(error):
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
-def cache():
+def cache() -> str:
     """Return the folder of the hub's cache, which HF_HOME moves."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
@@ -107,8 +107,10 @@ def _is_clip(name):
 
 
 def fetch(recipe: Recipe, generates: bool) -> None:
-    """Download the recipe's models that are not in the cache yet, so that every key knows their
-    commits before anything is made; the generator only where the method `generates`.
+    """Download the recipe's models that are not in the cache yet.
+
+    Every key then knows their commits before anything is made. The generator is fetched only where
+    the method `generates`.
     """
     wanted = [
         (recipe.classifier, "clip", load_clip),

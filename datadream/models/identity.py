@@ -1,4 +1,4 @@
-"""What the key of an artifact knows of a model."""
+"""The identity of a model in an artifact's key."""
 
 from functools import lru_cache
 
@@ -12,9 +12,10 @@ def _digests(folder):
     return [f"{p.relative_to(folder)}:{digest(p)[:12]}" for p in files]
 
 
-def identity(name, part):
-    """Return what a stage's key knows of a model: a digest of a folder's files, whatever it is
-    called, or the hub's id and commit.
+def identity(name: str, part: str) -> list[str] | str:
+    """Return what a stage's key holds of a model: its files' digests, or its hub id and commit.
+
+    The digests are of a folder, whatever it is called. `part` is 'generator' or 'clip'.
     """
     folder = local(name, part)
     if folder is not None:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -9,32 +10,40 @@ from ...config import Classify
 from ...errors import ConfigError
 from ...store.files import write_json
 from ..device import device, dtype_for
-from .clip import load_clip
+from .clip import Classifier, load_clip
 from .resnet import ResNet
 
 
-def load_classifier(name, classes=None, precision="auto"):
-    """Return a classifier, frozen but for what its `attach` makes trainable; a GPU multiplies in
-    bfloat16 unless `precision` forbids it.
+def load_classifier(
+    name: str, classes: int | None = None, precision: str = "auto"
+) -> Classifier | ResNet:
+    """Load a classifier, frozen but for what its `attach` makes trainable.
 
-    `name` is 'mini', a folder in open_clip's layout, 'hf-hub:<id>', '<architecture>/<weights>', or
-    'resnet50', which starts from random weights and needs the number of `classes`. Raises
-    ModelMissingError, with the way to get it, on a model that cannot be loaded or that open_clip
-    does not know, and ConfigError on 'resnet50' where an untrained classifier is judged.
+    On a GPU it multiplies in bfloat16 unless `precision` forbids it. `name` is 'mini', a folder in
+    open_clip's layout, 'hf-hub:<id>', '<architecture>/<weights>', or 'resnet50', which starts from
+    random weights and needs the number of `classes`. Raises ModelMissingError, with the way to get
+    it, on a model that cannot be loaded or that open_clip does not know, and ConfigError on
+    'resnet50' where an untrained classifier is judged.
     """
-    if name == "resnet50" and classes is None:
+    if name != "resnet50":
+        model = load_clip(name)
+    elif classes is not None:
+        model = ResNet(classes)
+    else:
         raise ConfigError(
             "classifier='resnet50' starts from random weights and judges nothing untrained; leave "
             "out method 'clip'"
         )
-    model = ResNet(classes) if name == "resnet50" else load_clip(name)
     model.mixed = dtype_for(precision, training=True) is torch.bfloat16
     return model.to(device())
 
 
-def save_classifier_lora(model, folder, config):
-    """Write what training changed as safetensors beside its JSON config (classifier, precision,
-    rank, alpha, dropout, classes, prompts).
+def save_classifier_lora(
+    model: Classifier | ResNet, folder: str | Path, config: dict[str, Any]
+) -> None:
+    """Write what training changed, adapter.safetensors, and its `config`, adapter.json.
+
+    The config holds classifier, precision, rank, alpha, dropout, classes and prompts.
     """
     from safetensors.torch import save_file
 
@@ -45,9 +54,10 @@ def save_classifier_lora(model, folder, config):
     write_json(Path(folder) / "adapter.json", config)
 
 
-def load_classifier_lora(folder):
-    """Return (Classifier with the adapter of `folder`, its config): what `save_classifier_lora`
-    wrote.
+def load_classifier_lora(folder: str | Path) -> tuple[Classifier | ResNet, dict[str, Any]]:
+    """Load what `save_classifier_lora` wrote: (classifier with its adapter, config).
+
+    The classifier is in evaluation mode. Raises ValueError on an adapter that does not fit it.
     """
     from safetensors.torch import load_file
 

@@ -1,24 +1,31 @@
 """An open_clip model as a zero-shot classifier (paper, section 3.4)."""
 
+from collections.abc import Iterable, Sequence
+from typing import Any
+
 import torch
 import torch.nn as nn
 from safetensors import SafetensorError
 
+from ...config import Classify
 from ...errors import ConfigError, ModelMissingError
 from ..catalog import fetching, local
 from .lora import add_classifier_lora
 
 
 class Classifier(nn.Module):
-    """An open_clip model as a classifier: logits = exp(logit_scale) * cosine(image, text of the
-    class's prompt) (paper, 3.4).
+    """An open_clip model as a zero-shot classifier (paper, section 3.4).
+
+    logits = exp(logit_scale) * cosine(image, text of the class's prompt).
     """
 
     mean: torch.Tensor
     std: torch.Tensor
     mixed = False  # whether products are in bfloat16; weights and logits are float32 either way
 
-    def __init__(self, clip, tokenizer, mean, std):
+    def __init__(
+        self, clip: Any, tokenizer: Any, mean: Sequence[float], std: Sequence[float]
+    ) -> None:
         super().__init__()
         self.clip, self.tokenizer = clip.requires_grad_(False), tokenizer
         self.size = (
@@ -29,9 +36,8 @@ class Classifier(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
-    def prompts(self, texts):
-        """Return the token ids of one prompt per class, (classes, length), without the padding that
-        no text needs.
+    def prompts(self, texts: Iterable[str]) -> torch.Tensor:
+        """Tokenize one prompt per class: token ids (classes, length), without needless padding.
 
         In a causal tower a token sees only those before it, so what follows the end of a text
         changes nothing that is read: the paper's prompts have about ten tokens of CLIP's 77. Other
@@ -74,41 +80,44 @@ class Classifier(nn.Module):
         }
         return torch.func.functional_call(self.clip, short, kwargs={"text": tokens})[1]
 
-    def text(self, tokens):
-        """Return the unit features (classes, D) of token ids (classes, length): they stay the
-        same until the weights change.
+    def text(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Return the unit features (classes, D) of token ids (classes, length).
+
+        They stay the same until the weights change.
         """
         with torch.autocast(tokens.device.type, torch.bfloat16, enabled=self.mixed):
             return self._encode_text(tokens).float()
 
-    def image(self, images):
+    def image(self, images: torch.Tensor) -> torch.Tensor:
         """Return the unit features (B, D) of images (B, 3, S, S) in [0, 1]."""
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.mixed):
             return self.clip.encode_image((images - self.mean) / self.std, normalize=True).float()
 
-    def score(self, images, text):
-        """Return logits (B, classes) for images (B, 3, S, S) in [0, 1] and the classes' `text`
-        features.
+    def score(self, images: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+        """Return logits (B, classes) for images (B, 3, S, S) in [0, 1].
+
+        `text` holds the features of the classes' prompts.
         """
         return self.clip.logit_scale.exp() * self.image(images) @ text.T
 
-    def forward(self, images, tokens):
-        """Return logits (B, classes) for images (B, 3, S, S) in [0, 1] and token ids (classes,
-        length).
+    def forward(self, images: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """Return logits (B, classes) for images in [0, 1] and token ids (classes, length).
+
+        Images are (B, 3, S, S).
         """
         return self.score(images, self.text(tokens))
 
-    def attach(self, options):
+    def attach(self, options: Classify) -> dict[str, nn.Parameter]:
         """Add LoRA as `options` say and return the trainable parameters by name."""
         return add_classifier_lora(self, options.rank, options.alpha, options.dropout)
 
-    def state(self):
+    def state(self) -> dict[str, torch.Tensor]:
         """Return what training changes, name -> tensor: the LoRA."""
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
 
-def load_clip(name):
-    """Return the Classifier of an open_clip model; see `base.load_classifier` for its `name`."""
+def load_clip(name: str) -> Classifier:
+    """Load an open_clip model as a Classifier; see `base.load_classifier` for its `name`."""
     import open_clip
 
     folder = local(name, "clip")

@@ -1,10 +1,17 @@
 """LoRA on the query and value projections of both towers of a CLIP (paper, section 3.4)."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
 from ...errors import ConfigError
+
+if TYPE_CHECKING:
+    from .clip import Classifier
 
 
 def _register_lora(module, width, rank):
@@ -35,11 +42,13 @@ def _project(module, x, weight, bias):
 
 
 class LoRAProjection(nn.Module):
-    """The same low-rank updates for a fused linear q, k, v projection, as timm's attention has
-    it (SigLIP's image tower).
+    """LoRA on q and v of a fused linear q, k, v projection.
+
+    Timm's attention has such a one (SigLIP's image tower); the updates are those of
+    `LoRAAttention`.
     """
 
-    def __init__(self, linear, rank, alpha, dropout):
+    def __init__(self, linear: nn.Linear, rank: int, alpha: float, dropout: float) -> None:
         super().__init__()
         self.base, self.scale, self.dropout = (
             linear.requires_grad_(False),
@@ -48,20 +57,21 @@ class LoRAProjection(nn.Module):
         )
         _register_lora(self, linear.in_features, rank)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the projections (..., 3 D) of x (..., D)."""
         return torch.cat(_project(self, x, self.base.weight, self.base.bias), -1)
 
 
 class LoRAAttention(nn.Module):
-    """A frozen nn.MultiheadAttention with trainable low-rank updates of its query and value
-    projections only (paper, 3.4).
+    """LoRA on q and v of a frozen nn.MultiheadAttention (paper, section 3.4).
 
     q = x W_q' + b_q + (alpha / rank) * drop(x) A_q' B_q', v alike; k and the output projection are
     untouched. B starts at zero.
     """
 
-    def __init__(self, attention, rank, alpha, dropout):
+    def __init__(
+        self, attention: nn.MultiheadAttention, rank: int, alpha: float, dropout: float
+    ) -> None:
         super().__init__()
         if not attention._qkv_same_embed_dim or attention.bias_k is not None:
             raise ValueError(
@@ -74,9 +84,17 @@ class LoRAAttention(nn.Module):
         )
         _register_lora(self, attention.embed_dim, rank)
 
-    def forward(self, query, key, value, need_weights=False, attn_mask=None):
-        """Return (self-attention output, None) for x = query = key = value, (B, L, D) or (L, B,
-        D) as the base has it.
+    def forward(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        need_weights: bool = False,
+        attn_mask: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, None]:
+        """Return (self-attention output, None) for x = query = key = value.
+
+        x is (B, L, D), or (L, B, D) where the base is not batch-first.
         """
         x = query if self.base.batch_first else query.transpose(0, 1)
         q, k, v = _project(self, x, self.base.in_proj_weight, self.base.in_proj_bias)
@@ -98,9 +116,13 @@ def _towers(clip):
     ]
 
 
-def add_classifier_lora(model, rank, alpha, dropout):
-    """Add LoRA to q and v of every self-attention of both towers, open_clip's or timm's; return
-    the trainable parameters by name.
+def add_classifier_lora(
+    model: Classifier, rank: int, alpha: float, dropout: float
+) -> dict[str, nn.Parameter]:
+    """Add LoRA to q and v of every self-attention of both towers, open_clip's or timm's.
+
+    Returns the trainable parameters by name. Raises ConfigError on EVA's attention, ValueError on a
+    tower without transformer blocks.
     """
     for module in _towers(model.clip):
         if type(module).__name__ == "EvaAttention":

@@ -1,20 +1,21 @@
 """The reader of printed characters that judges the embedded generator."""
 
+from pathlib import Path
+
 import torch.nn as nn
 
 from ...data import printed
 
 
 class Reader(nn.Sequential):
-    """A small convolutional reader of printed characters, (B, 3, SIDE, SIDE) in [0, 1] -> logits
-    (B, 36).
+    """A small CNN that reads printed characters, (B, 3, SIDE, SIDE) in [0, 1] -> (B, 36) logits.
 
     It shares no weight, loss or architecture with the mini CLIP, so it can judge the generator
     independently.
     """
 
-    def __init__(self):
-        def block(inside, outside):
+    def __init__(self) -> None:
+        def block(inside: int, outside: int) -> list[nn.Module]:
             return [
                 nn.Conv2d(inside, outside, 3, padding=1),
                 nn.BatchNorm2d(outside),
@@ -32,8 +33,8 @@ class Reader(nn.Sequential):
         )
 
 
-def load_reader(folder):
-    """Return the Reader of `folder` in evaluation mode."""
+def load_reader(folder: Path) -> Reader:
+    """Load the Reader of `folder` in evaluation mode."""
     from safetensors.torch import load_file
 
     reader = Reader()
