@@ -29,10 +29,7 @@ DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight"
 
 @dataclass(frozen=True)
 class Dataset:
-    """A dataset with its classes in label order, its prompt's noun and three disjoint parts.
-
-    `train` is the pool that the few shots are drawn from.
-    """
+    """Classes in label order, the prompt's noun, and disjoint few-shot pool, validation, test."""
 
     name: str
     noun: str
@@ -78,14 +75,9 @@ DATASETS = {
 
 
 def load_dataset(
-    name: str,
-    folder: str = "",
-    noun: str = "",
-    names: str = "paper",
-    shots_folder: str = "",
-    fold: str = "",
-    test_folder: str = "",
-) -> Dataset:
+    name: str, folder: str = "", noun: str = "", names: str = "paper", shots_folder: str = "",
+    fold: str = "", test_folder: str = "",
+) -> Dataset:  # fmt: skip
     """Load a dataset by name; the arguments are the recipe's fields of these names.
 
     It is cached, and read anew once a file of the user's folders has changed. Raises ConfigError on
@@ -107,11 +99,7 @@ def load_dataset(
                 f"{field}={value!r} would be ignored by dataset={name!r}; give dataset='folder' "
                 "to use it"
             )
-    state = (
-        folder_state(folder if own else ""),
-        folder_state(shots_folder),
-        folder_state(test_folder),
-    )
+    state = tuple(map(folder_state, (folder if own else "", shots_folder, test_folder)))
     return _load(name, folder, noun, names, shots_folder, fold, test_folder, state)
 
 
@@ -131,10 +119,7 @@ def load_for(recipe: Recipe) -> Dataset:
 
 @lru_cache(maxsize=8)
 def released(dataset: Dataset) -> Dataset:
-    """Reproduce the released code's faults in a dataset: its test part, and selection on it.
-
-    What chooses the epoch is then the test part too.
-    """
+    """Give a dataset the released code's faults: its test part, which also chooses the epoch."""
     part = SOURCES[dataset.name].released_test if dataset.name in SOURCES else "test"
     return replace(dataset, val=getattr(dataset, part), test=getattr(dataset, part))
 
@@ -157,10 +142,7 @@ def _load(name, folder, noun, names, shots_folder, fold, test_folder, state):
 def draw_images(
     images: Images, classes: tuple[int, ...], count: int, key_: tuple[Any, ...]
 ) -> tuple[list[int], Images]:
-    """Draw `count` images of each class index, seeded by `key_`: (positions, Images).
-
-    A class that has fewer gives all it has.
-    """
+    """Draw `count` images (or all, if fewer) per class index by `key_`: (positions, Images)."""
     rows = []
     for label in classes:
         own = members(images, label)
@@ -196,20 +178,12 @@ def few_shots(dataset: Dataset, shots: int, seed: int, label: int | None = None)
 
 
 def validation_images(recipe: Recipe, dataset: Dataset) -> Images:
-    """Return the images that model selection may use, a part of validation or all of it.
-
-    min(shots, recipe.validation) per class, as CoOp has it; all where `validation` is 0 and under
-    the released protocol.
-    """
+    """Return the images for model selection: min(shots, validation) per class (CoOp), or all."""
     if not recipe.validation or recipe.protocol == "released":
         return dataset.val
     classes = tuple(range(len(dataset.classes)))
-    return draw_images(
-        dataset.val,
-        classes,
-        min(recipe.validation, recipe.shots or recipe.validation),
-        ("validation", recipe.seed),
-    )[1]
+    count = min(recipe.validation, recipe.shots or recipe.validation)
+    return draw_images(dataset.val, classes, count, ("validation", recipe.seed))[1]
 
 
 def write_draw(recipe: Recipe, dataset: Dataset, folder: Path) -> None:

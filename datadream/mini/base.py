@@ -533,7 +533,7 @@ def train_all(work: Path, seed: int = 0, **options: dict[str, Any]) -> None:
 
 
 def note(losses: Sequence[float], seconds: float, seed: int, points: int = 50) -> dict[str, Any]:
-    """Return training.json's entry of a part: `points` means of its loss, and its training."""
+    """Summarise the training of a part for training.json, its loss as `points` means."""
     size = -(-len(losses) // points)
     groups = [losses[i : i + size] for i in range(0, len(losses), size)]
     return {
