@@ -6,6 +6,7 @@ import math
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -193,28 +194,16 @@ def _check_run(file, name, entry, smoke):
         )
 
 
-def _template_parameters(template):
-    """Return name -> value of what a notebook's cell tagged `parameters` assigns; papermill
-    takes any other name without a word.
-    """
+def _template_parameters(template: Path) -> dict[str, Any]:
+    """Return name -> default value of a notebook's parameters, as papermill infers them."""
+    import papermill  # here: it takes seconds to import
+
+    # Beside its own errors papermill raises those of nbformat, and KeyError, AttributeError ... on
+    # a damaged file.
     try:
-        cells_ = json.loads(template.read_text())["cells"]
-        sources = [
-            "".join(c["source"]) for c in cells_ if "parameters" in c["metadata"].get("tags", [])
-        ]
-        nodes = [
-            node
-            for source in sources
-            for node in ast.parse(source).body
-            if isinstance(node, ast.Assign)
-        ]
-        return {
-            t.id: ast.literal_eval(node.value)
-            for node in nodes
-            for t in node.targets
-            if isinstance(t, ast.Name)
-        }
-    except (OSError, ValueError, KeyError, SyntaxError) as error:
+        found = papermill.inspect_notebook(template)
+        return {name: ast.literal_eval(one["default"]) for name, one in found.items()}
+    except Exception as error:
         raise ConfigError(
             f"{template} is no readable notebook whose parameters are literals: {error}"
         ) from error
@@ -236,9 +225,6 @@ def choose(study, names, group):
         accepted = sorted({g for some in groups.values() for g in some})
         raise ConfigError(f"group {group!r} has no run; accepted: {', '.join(accepted)}")
     return {n: entry for n, entry in runs.items() if (n in names if names else group in groups[n])}
-
-
-pass
 
 
 JOBS = "DATADREAM_JOBS"  # named runs that are executed at once beside a notebook

@@ -659,6 +659,23 @@ def test_the_study_that_ships_is_sound_and_names_only_parameters_that_its_notebo
         assert set(wanted) <= known, f"run {name}"
 
 
+@pytest.mark.parametrize("template", sorted((ROOT / "notebooks").glob("*.ipynb")))
+def test_papermill_finds_every_parameter_with_its_value(template):
+    """It skips a line with two `=` and cuts a default at a `#`, in a string too."""
+    assigned = {}
+    for cell in nbformat.read(template, 4).cells:
+        if "parameters" in cell.metadata.get("tags", []):
+            exec(cell.source, {}, assigned)
+    assert assigned and named_runs.page_parameters(template.stem) == assigned
+
+
+@pytest.mark.parametrize("source", ["x = len('a')", "x = 'a # b'"])
+def test_parameters_that_are_no_literals_are_refused(home, source):
+    write_notebook(home / "notebooks", "good", parameters=source)
+    with pytest.raises(ConfigError, match=r"good.ipynb is no readable notebook.*literals"):
+        named_runs.page_parameters("good")
+
+
 @pytest.mark.long
 def test_the_data_set_notebook_runs_under_papermill(folder, tiny, tmp_path, monkeypatch):
     """The template itself on the tiny models: every method, two seeds, all figures."""
