@@ -11,7 +11,7 @@ import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
-import yaml
+from huggingface_hub import DatasetCardData
 
 from ..errors import ConfigError, did_you_mean
 from ..methods.registry import METHODS
@@ -178,15 +178,15 @@ def card(key, rows, classes, form, store, licence):
         adapted, f"{adapted} adapters"
     )
     kind += f" ({method.title if method else recipe['method']})"
-    front = {
-        "pretty_name": f"DataDream synthetic set {key}",
-        "license": licence,
-        "task_categories": ["image-classification"],
-        "tags": ["synthetic", "few-shot", "datadream"],
-        "class_names": dict(enumerate(classes)),
-    }
+    front = DatasetCardData(
+        pretty_name=f"DataDream synthetic set {key}",
+        license=licence,
+        task_categories=["image-classification"],
+        tags=["synthetic", "few-shot", "datadream"],
+        class_names=dict(enumerate(classes)),
+    )
     return CARD.format(
-        front=yaml.safe_dump(front, sort_keys=False, allow_unicode=True),
+        front=front.to_yaml(),
         key=key,
         form=form,
         count=len(rows),
@@ -229,7 +229,8 @@ COLUMNS = {
     "parquet": "image, label, prompt, seed, adapter",
 }
 CARD = """---
-{front}---
+{front}
+---
 
 # Synthetic training set {key}
 

@@ -126,15 +126,16 @@ def test_the_card_tells_method_licence_recipe_and_faults(made, form, models):
 
 def test_a_class_name_is_never_markup_in_the_card(make, tmp_path, store):
     from conftest import write_classes
+    from huggingface_hub import DatasetCard
     from markdown_it import MarkdownIt
 
     names = ['`` a"b: [x](y)', "<script>alert(1)</script>".replace("/", "∕"), "- {y} \U0001f436"]
     write_classes(tmp_path / "photos", names, 6)
     key = run.run(make("base", folder=str(tmp_path / "photos")), store)["artifacts"]["generate"]
     text = (export(key, tmp_path / "out", ["imagefolder"], store)[0] / "README.md").read_text()
-    front, body = text.split("---", 2)[1:]
-    assert sorted(yaml.safe_load(front)["class_names"].values()) == sorted(names)
-    page = MarkdownIt().render(body)
+    card = DatasetCard(text)  # as the hub reads it
+    assert sorted(card.data.class_names.values()) == sorted(names)
+    page = MarkdownIt().render(card.text)
     assert "<script>" not in page and "<a " not in page and "&quot;a photo of a" in page
 
 
