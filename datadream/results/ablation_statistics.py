@@ -1,8 +1,11 @@
-"""What the accuracy does along an axis: statistics of the tables that `ablation.run_axis` and
-`keep.load` return.
+"""Statistics of accuracy along an ablation's axis.
+
+The tables are those of `ablation.run_axis` and `freeze.load_frozen`.
 """
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,19 +15,18 @@ from ..statistics import mean_interval
 from .records import best_by_validation, paired, protocol_note, sentence, summary, verdict
 
 
-def along(table):
-    """Return records.summary of every point, one row per value and method, with the column
-    `value`.
-    """
+def along(table: pd.DataFrame) -> pd.DataFrame:
+    """Summarise every point: `records.summary` per value, with the column `value`."""
     return pd.concat(
         [summary(part).assign(value=value) for value, part in table.groupby("value", sort=False)],
         ignore_index=True,
     )
 
 
-def differences(table, variants, baseline):
-    """Return one row per value: the difference in points of the variant that validation prefers
-    there to `baseline`, with its interval.
+def differences(table: pd.DataFrame, variants: Sequence[str], baseline: str) -> pd.DataFrame:
+    """Compare the best variant at each value with `baseline`: difference in points and interval.
+
+    The best variant is the one that validation prefers at that value.
     """
     rows = []
     for value, part in table.groupby("value", sort=False):
@@ -33,8 +35,8 @@ def differences(table, variants, baseline):
     return pd.DataFrame(rows)
 
 
-def difference_lines(table, variants, baseline):
-    """Return a plain sentence per value on `differences`."""
+def difference_lines(table: pd.DataFrame, variants: Sequence[str], baseline: str) -> list[str]:
+    """Return `differences` as plain sentences, one per value."""
     return [
         f"{row['value']}: {sentence(row, METHODS[row['better']].title, METHODS[baseline].title)} "
         f"{protocol_note(table)}".strip()
@@ -42,16 +44,17 @@ def difference_lines(table, variants, baseline):
     ]
 
 
-def against(table, method, reference):
-    """Return one row per other value: the difference in points of `method` at this value to itself
-    at `reference`, with its interval.
+def against(table: pd.DataFrame, method: str, reference: Any) -> pd.DataFrame:
+    """Compare `method` at each other value with itself at the value `reference`.
 
-    A value whose records are those of the reference is left out: the setting does not reach this
-    method.
+    One row per value with the paired difference in points and its interval. A value whose records
+    are those of the reference is left out: the setting does not reach this method.
     """
     # The values are what is paired.
-    own = table[table["method"] == method].assign(method=table["value"])
-    keys = {value: set(part["key"]) for value, part in own.groupby("value", sort=False)}
+    own = table.loc[table["method"] == method].assign(method=table["value"])
+    keys: dict[Any, set[str]] = {
+        value: set(part["key"]) for value, part in own.groupby("value", sort=False)
+    }
     rows = [
         {"value": value, "reference": reference, **paired(own, value, reference)}
         for value in keys
@@ -60,8 +63,8 @@ def against(table, method, reference):
     return pd.DataFrame(rows, columns=["value", "reference", "seeds", "difference", "low", "high"])
 
 
-def against_lines(table, method, reference):
-    """Return a plain sentence per value on `against`."""
+def against_lines(table: pd.DataFrame, method: str, reference: Any) -> list[str]:
+    """Return `against` as plain sentences, one per value."""
     return [
         f"{METHODS[method].title}, {sentence(row, repr(row['value']), repr(reference))} "
         f"{protocol_note(table)}".strip()
@@ -69,21 +72,22 @@ def against_lines(table, method, reference):
     ]
 
 
-def last_lines(table, method):
-    """Return a plain sentence on what the last value adds to the one before it: where a curve
-    flattens, a slope over all of it misleads.
+def last_lines(table: pd.DataFrame, method: str) -> list[str]:
+    """Return a sentence on what the last value adds to the one before it.
+
+    Where a curve flattens, a slope over all of it misleads.
     """
     before, last = list(dict.fromkeys(table["value"]))[-2:]
-    return against_lines(table[table["value"].isin([before, last])], method, before)
+    return against_lines(table.loc[table["value"].isin([before, last])], method, before)
 
 
-def trend(table, method):
-    """Return (mean, low, high) over the seeds of the points that a doubling of the value adds to
-    top-1: a least-squares slope each.
+def trend(table: pd.DataFrame, method: str) -> tuple[float, float, float]:
+    """Return (mean, low, high) over the seeds of the top-1 points that doubling the value adds.
 
-    Raises ValueError where a value is no positive number or there are fewer than three.
+    Per seed it is a least-squares slope over the value's logarithm. Raises ValueError where a value
+    is no positive number or there are fewer than three.
     """
-    own = table[table["method"] == method]
+    own = table.loc[table["method"] == method]
     try:
         x = own["value"].astype(float)
     except ValueError as error:
@@ -102,10 +106,8 @@ def trend(table, method):
     )
 
 
-def trend_line(table, method, what):
-    """Return a plain sentence on `trend`: how many points each doubling of `what` adds, and
-    whether that is shown.
-    """
+def trend_line(table: pd.DataFrame, method: str, what: str) -> str:
+    """Return `trend` as a sentence: points per doubling of `what`, and what the interval shows."""
     mean, low, high = trend(table, method)
     seeds, title = table.loc[table["method"] == method, "seed"].nunique(), METHODS[method].title
     if math.isnan(low):
@@ -120,21 +122,22 @@ def trend_line(table, method, what):
     ).strip()
 
 
-def worth(curve, table, method, baseline="real"):
-    """Return (mean, low, high) over the seeds of how many real shots train `baseline` as well as
-    `method` is trained, or None.
+def worth(
+    curve: pd.DataFrame, table: pd.DataFrame, method: str, baseline: str = "real"
+) -> tuple[float, ...] | None:
+    """Return how many real shots `baseline` needs to match `method`: (mean, low, high) over seeds.
 
     `curve` has `baseline` at several shots, the column `value`; `table` has one row of `method` a
-    seed. Per seed the shots are read off the curve, straight between its points over their
-    logarithm and made to rise; the mean is taken of logarithms. None where a seed's accuracy lies
-    outside of its curve, since nothing can be read off there.
+    seed. Per seed the shots are read off the curve, interpolated linearly in their logarithm and
+    made monotone; the mean is geometric. Returns None where a seed's accuracy lies outside its
+    curve, since nothing can be read off there.
     """
     found = []
-    for row in table[table["method"] == method].itertuples():
-        own = curve[(curve["method"] == baseline) & (curve["seed"] == row.seed)]
+    for row in table.loc[table["method"] == method].to_dict("records"):
+        own = curve.loc[(curve["method"] == baseline) & (curve["seed"] == row["seed"])]
         own = own.assign(shots=np.log2(own["value"].astype(float))).sort_values("shots")
         heights = np.maximum.accumulate(own["top1"].to_numpy())
-        if not heights[0] <= row.top1 <= heights[-1]:
+        if not heights[0] <= row["top1"] <= heights[-1]:
             return None
-        found.append(float(np.interp(row.top1, heights, own["shots"])))
+        found.append(float(np.interp(row["top1"], heights, own["shots"])))
     return tuple(2**x for x in mean_interval(found))

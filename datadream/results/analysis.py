@@ -1,7 +1,6 @@
-"""Describe synthetic sets against held-out real images, and set that beside the accuracy that
-they bring: one tidy table.
-"""
+"""Measure synthetic sets against held-out real images, and relate the measures to accuracy."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 
@@ -9,12 +8,14 @@ import numpy as np
 import pandas as pd
 
 from .. import progress
-from ..data.datasets import SHOTS_TITLE, draw_images, draw_shots, few_shots, load_for
+from ..config import Recipe
+from ..data.datasets import SHOTS_TITLE, Dataset, draw_images, draw_shots, few_shots, load_for
 from ..data.images import Images, fingerprint
 from ..methods.registry import METHODS, method_of
 from ..pipeline.generate import read_synthetic_set
 from ..pipeline.stages import Cell
 from ..statistics import mean_interval, spearman
+from ..store.artifacts import Store
 from ..store.open import open_store
 from .distances import MEASURES, TITLES, copying
 from .features import EXTRACTORS, extractors, features
@@ -26,12 +27,11 @@ REFERENCE = 500
 
 
 @lru_cache(maxsize=8)
-def reference(dataset, shots, seed):
-    """Return the real images that synthetic ones are compared with: the validation part and the
-    few-shot pool without the shots drawn.
+def reference(dataset: Dataset, shots: int, seed: int) -> Images:
+    """Return the real images to compare with: validation part and pool, less the shots drawn.
 
-    None of them was seen by the generator, so that a copy of the few shots is no success; and none
-    is a test image, so that a measure may be used to choose a setting. A part that is also the test
+    The generator saw none of them, so that copying the few shots is not rewarded; and none is a
+    test image, so that a measure may be used to choose a setting. A part that is also the test
     part, as in the released protocol, is left out, and one that is both pool and validation counts
     once. At most REFERENCE images per class of each, drawn once for all seeds. Raises ValueError if
     none is left.
@@ -107,18 +107,21 @@ def _rows(sets, found, classes, unit):
     return [whole, *rows]
 
 
-def measure_sets(recipes, store=None, names=None):
-    """Return the tidy table of measures: one row per dataset, method, seed, extractor and class,
-    and one for class "all".
+def measure_sets(
+    recipes: Iterable[Recipe], store: Store | None = None, names: Sequence[str] | None = None
+) -> pd.DataFrame:
+    """Measure the cells' image sets: a row per dataset, method, seed, extractor and class or "all".
 
     A method with real images shares its synthetic set with the one without, whose name the rows
     bear. 'real' describes the few shots themselves, which tells what fresh real images score: by
     KID, CMMD, precision and density, while the Frechet distance and coverage depend on the number
-    of images. 'clip' has no images. `label` is the class's index, missing for "all"; `n` and
-    `reference` count the images, `artifact` names the set, and distances.TITLES tells what the
-    other columns are: NaN where a set is too small for a measure. The real images are
-    `reference`'s, never test images. `names` are rows of EXTRACTORS; None takes the recipe's two.
-    Raises LookupError on a synthetic set that has not been made.
+    of images. 'clip' has no images.
+
+    `label` is the class's index, missing for "all"; `n` and `reference` count the images,
+    `artifact` names the set, and distances.TITLES explains the other columns: NaN where a set is
+    too small for a measure. The real images are those of `reference`, never test images. `names`
+    are rows of EXTRACTORS; None takes the recipe's two. Raises LookupError on a synthetic set that
+    has not been made.
     """
     store, rows, done = store or open_store(), [], set()
     for recipe in progress.each(
@@ -163,12 +166,12 @@ def measure_sets(recipes, store=None, names=None):
     return pd.DataFrame(rows, columns=columns).astype({"label": "Int64"})
 
 
-def over_seeds(table, measures=tuple(MEASURES)):
-    """Return one row per method and measure: title, seeds, mean and 95 % interval over seeds
-    (Student's t), for plots.plot_measures.
+def over_seeds(table: pd.DataFrame, measures: Sequence[str] = tuple(MEASURES)) -> pd.DataFrame:
+    """Return mean and 95 % interval over seeds (Student's t) per method and measure.
 
-    Raises ValueError on several rows of one method and seed, e.g. of two extractors or of classes
-    beside "all".
+    The columns are measure, method, title, seeds, mean, low and high, as plots.plot_measures takes
+    them. Raises ValueError on several rows of one method and seed, e.g. of two extractors or of
+    classes beside "all".
     """
     if table.duplicated(["method", "seed"]).any():
         raise ValueError(
@@ -177,7 +180,7 @@ def over_seeds(table, measures=tuple(MEASURES)):
         )
     rows = []
     for measure in measures:
-        for method in (m for m in METHODS if (table["method"] == m).any()):
+        for method in (m for m in METHODS if m in set(table["method"])):
             values = table.loc[table["method"] == method, measure].dropna()
             if len(values):
                 mean, low, high = mean_interval(values)
@@ -198,16 +201,16 @@ def over_seeds(table, measures=tuple(MEASURES)):
     )
 
 
-def gains(table, records, method, baseline):
-    """Return one row per class: the accuracy that `method` gains over `baseline`, in points, beside
-    the measures of its synthetic set.
+def gains(table: pd.DataFrame, records: pd.DataFrame, method: str, baseline: str) -> pd.DataFrame:
+    """Return each class's accuracy gain of `method` over `baseline`, with its set's measures.
 
-    `table` is of `describe`, narrowed to one extractor and dataset, and `records` of `study.find`
-    or `load_records`. All values are means over the seeds that table and both methods have: the
-    seeds share their classes and are no further pairs for a correlation. `low` and `high` are the
-    gain's 95 % interval over seeds. Raises ValueError where something is missing or ambiguous.
+    One row per class, the gain in points. `table` is of `measure_sets`, narrowed to one extractor
+    and dataset, and `records` of `study.find` or `load_records`. All values are means over the
+    seeds that table and both methods have: the seeds share their classes and are no further pairs
+    for a correlation. `low` and `high` are the gain's 95 % interval over seeds. Raises ValueError
+    where something is missing or ambiguous.
     """
-    own = table[(table["method"] == method.removesuffix("+real")) & table["label"].notna()]
+    own = table.loc[(table["method"] == method.removesuffix("+real")) & table["label"].notna()]
     require_one_record_each(records)
     accuracy = records.pivot(index="seed", columns="method", values="per_class")
     missing = [m for m in (method, baseline) if m not in accuracy] + (
@@ -223,14 +226,14 @@ def gains(table, records, method, baseline):
             "several rows of one class and seed, or several datasets; narrow both tables with "
             "`select`, e.g. by extractor and dataset"
         )
-    accuracy = accuracy[[method, baseline]].dropna()
-    accuracy = accuracy[accuracy.index.isin(own["seed"])]
+    accuracy = accuracy.loc[:, [method, baseline]].dropna()
+    accuracy = accuracy.loc[accuracy.index.isin(own["seed"])]
     if accuracy.empty:
         raise ValueError(
             f"{method}, {baseline} and the described images have no seed in common; run them on "
             "the same seeds"
         )
-    means = own[own["seed"].isin(accuracy.index)].groupby("label")[[*TITLES]].mean()
+    means = own.loc[own["seed"].isin(accuracy.index)].groupby("label")[[*TITLES]].mean()
     names = own.drop_duplicates("label").set_index("label")["class"]
     differences = 100 * (np.stack(accuracy[method]) - np.stack(accuracy[baseline]))
     rows = [
@@ -248,9 +251,10 @@ def gains(table, records, method, baseline):
     return pd.DataFrame(rows)
 
 
-def copying_sentence(table, method, extractor, share=0.05):
-    """Return one plain sentence on whether a method's images are copies of its few shots: see
-    `distances.copying`, whose quantile leaves `share`.
+def copying_sentence(table: pd.DataFrame, method: str, extractor: str, share: float = 0.05) -> str:
+    """Return a sentence on whether a method's images copy its few shots.
+
+    See `distances.copying`, whose quantile leaves `share`.
     """
     own = table[
         (table["class"] == "all") & (table["method"] == method) & (table["extractor"] == extractor)
@@ -269,9 +273,10 @@ def copying_sentence(table, method, extractor, share=0.05):
     )
 
 
-def correlation_sentence(joined, measure="centroid"):
-    """Return one plain sentence on the rank correlation of `measure` with the gain over the
-    classes of `gains`' table.
+def correlation_sentence(joined: pd.DataFrame, measure: str = "centroid") -> str:
+    """Return a sentence on the rank correlation of `measure` with the gain over classes.
+
+    `joined` is the table of `gains`.
     """
     pairs = joined.dropna(subset=[measure, "gain"])
     first, title = joined.iloc[0], TITLES[measure].partition(" (")[0]

@@ -2,27 +2,28 @@
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from ..paths import paths
 
 
-def load_benchmarks(folder):
-    """Return what `python -m benchmarks` wrote to `folder`, one dict per device and profile."""
+def load_benchmarks(folder: str | Path) -> list[dict[str, Any]]:
+    """Load what `python -m benchmarks` wrote to `folder`, one dict per device and profile."""
     return _measured(folder, "limits")
 
 
-def _measured(folder: Path, field: str) -> list[dict]:
+def _measured(folder: str | Path, field: str) -> list[dict[str, Any]]:
     """Return the files of `folder` that have a field: it holds measurements of several kinds."""
     found = [json.loads(file.read_text()) for file in sorted(Path(folder).glob("*.json"))]
     return [results for results in found if field in results]
 
 
-def benchmark_table(results):
-    """Return one benchmark's rows for people: images per second of both ways, ratio with interval,
-    share of the machine's peak, memory.
+def benchmark_table(results: Mapping[str, Any]) -> pd.DataFrame:
+    """Tabulate a benchmark: images/s of both ways, their ratio, share of peak, and memory.
 
     The peak is that of matrix products, or for a row that decodes and multiplies nothing that of
     decoding on all cores. The ratio "at peak" is what a product that ran at the peak would reach:
@@ -51,9 +52,10 @@ def benchmark_table(results):
     return pd.DataFrame(rows)
 
 
-def stage_table(table):
-    """Return one row per stage: its artifacts in the records of `table`, their seconds, and the
-    share of the whole; what records share counts once.
+def stage_table(table: pd.DataFrame) -> pd.DataFrame:
+    """Tabulate the seconds per stage in records, with the share of the whole.
+
+    One row per stage with its number of artifacts; an artifact that records share counts once.
     """
     seconds = {}
     for stages, artifacts in zip(table["stages"], table["artifacts"], strict=True):
@@ -83,9 +85,10 @@ def stage_table(table):
     )
 
 
-def load_together(file=None):
-    """Return a row per number of adapters that `python -m benchmarks.together` trained at once:
-    ratio with interval, device, commit.
+def load_together(file: str | Path | None = None) -> pd.DataFrame:
+    """Load what `python -m benchmarks.together` wrote, a row per number of adapters.
+
+    The columns give the ratio with its interval, the device and the commit.
     """
     file = Path(file or paths()["together"])
     results = json.loads(file.read_text()) if file.exists() else {"together": []}
@@ -104,9 +107,7 @@ def load_together(file=None):
 
 
 def load_gpus(folder: Path) -> list[dict]:
-    """Return what `python -m benchmarks.gpu` wrote, as it is kept in `folder`: one dict per
-    card.
-    """
+    """Load what `python -m benchmarks.gpu` wrote to `folder`, one dict per card."""
     return _measured(folder, "gpu")
 
 
@@ -119,9 +120,7 @@ GPU_STAGES = {
 
 
 def gpu_table(results: dict) -> pd.DataFrame:
-    """Return the rates of a run on a GPU by stage and way of doing it, with its peak memory and
-    the ratio to the first way.
-    """
+    """Tabulate the rates of a GPU run by stage and way: speed, ratio to the first way, memory."""
     rows = []
     for part, (title, unit) in GPU_STAGES.items():
         ways = {
@@ -144,8 +143,9 @@ def gpu_table(results: dict) -> pd.DataFrame:
 
 
 def gpu_findings(results: dict, steps: int = 50) -> list[str]:
-    """Return what a run on a GPU says of where time goes, a sentence or two a stage; `steps` of
-    sampling make an image.
+    """Return what a GPU run says of where time goes, a sentence or two per stage.
+
+    `steps` of sampling make an image.
     """
     parts = results["parts"]
     sampling, compiled, batch = (
@@ -185,16 +185,18 @@ def gpu_findings(results: dict, steps: int = 50) -> list[str]:
     ]
 
 
-def load_scale(file=None):
-    """Return what `python -m benchmarks.simulate` wrote: the paper's table simulated on many
-    GPUs, with all that goes into it.
+def load_scale(file: str | Path | None = None) -> dict[str, Any]:
+    """Load what `python -m benchmarks.simulate` wrote: the paper's table simulated on many GPUs.
+
+    All that goes into the simulation is in it.
     """
     return json.loads(Path(file or paths()["scale"]).read_text())
 
 
-def load_engines(file=None):
-    """Return what `python -m benchmarks.engines` wrote: the seconds of one study on either
-    engine, and their ratio with its 95 % interval.
+def load_engines(file: str | Path | None = None) -> dict[str, Any]:
+    """Load what `python -m benchmarks.engines` wrote: one study timed on either engine.
+
+    It holds the seconds and their ratio with its 95 % interval.
     """
     return json.loads(Path(file or paths()["engines"]).read_text())
 
@@ -206,10 +208,8 @@ BOUNDS = {
 }
 
 
-def scale_table(results, run="engine"):
-    """Return one row per number of GPUs for people: hours, utilisation, the bound that no
-    schedule can beat, and what it is.
-    """
+def scale_table(results: Mapping[str, Any], run: str = "engine") -> pd.DataFrame:
+    """Tabulate a simulated run by number of GPUs: hours, utilisation, lower bound, bottleneck."""
     return pd.DataFrame(
         [
             {
@@ -224,10 +224,8 @@ def scale_table(results, run="engine"):
     )
 
 
-def remedy_table(results):
-    """Return the hours of each simulated run, one row each, by number of GPUs, the longest
-    first.
-    """
+def remedy_table(results: Mapping[str, Any]) -> pd.DataFrame:
+    """Tabulate the hours of each simulated run by number of GPUs, the longest run first."""
     many = {row["gpus"] for row in results["runs"]["order of the table"]}
     runs = sorted(results["runs"].items(), key=lambda run: -run[1][-1]["seconds"])
     return pd.DataFrame(
@@ -245,10 +243,8 @@ def remedy_table(results):
     )
 
 
-def operation_table(results):
-    """Return one row per kind of task for people: its operations on the store, as `fixed + each
-    x images`.
-    """
+def operation_table(results: Mapping[str, Any]) -> pd.DataFrame:
+    """Tabulate store operations by kind of task, as `fixed + each x images`."""
     kinds = ("exists", "list", "get", "put", "lock")
     return pd.DataFrame(
         [
@@ -262,17 +258,19 @@ def _linear(fixed, each):
     return f"{fixed:.0f}" if not each else f"{fixed:.0f} + {each:g} n"
 
 
-def load_faults(file=None):
-    """Return what `python tests/faults/campaign.py` wrote: `cases`, `inputs`, and where they were
-    run; {} where nothing was.
+def load_faults(file: str | Path | None = None) -> dict[str, Any]:
+    """Load what `python tests/faults/campaign.py` wrote, {} where there is no such file.
+
+    It has `cases`, `inputs`, and where they were run.
     """
     file = Path(file or paths()["faults"])
     return json.loads(file.read_text()) if file.exists() else {}
 
 
-def fault_table(results):
-    """Return one row per fault and engine for people: stages tried, survived, equal records and
-    bytes, and the seconds lost, least to most.
+def fault_table(results: Mapping[str, Any]) -> pd.DataFrame:
+    """Tabulate the faults by engine: stages tried, survived, equal records and bytes, time lost.
+
+    The seconds lost are given from least to most.
     """
     rows = []
     for _, group in pd.DataFrame(results["cases"], columns=CASE).groupby(
@@ -322,10 +320,8 @@ CASE = [
 ]
 
 
-def input_table(results):
-    """Return one row per class of bad input for people: how many were tried, and how many ended
-    in which way.
-    """
+def input_table(results: Mapping[str, Any]) -> pd.DataFrame:
+    """Tabulate the classes of bad input: how many were tried, and how they ended."""
     return pd.DataFrame(
         [
             {

@@ -1,18 +1,22 @@
-"""Pure functions of two feature matrices (images, features): how far a synthetic set is from a
-real one, and whether it copies.
+"""Distances between two feature matrices (images, features), and a measure of copying.
+
+All are pure functions of the real set's features and the synthetic set's.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 # Entries of a pairwise matrix held at once, 128 MB: of 50,000 images a side it would need 20 GB.
 BLOCK = 2**24
 ROUNDING = 1e-9  # relative error allowed to a squared distance, which is a difference of products
 
 
-def _pair(x, y, least=1, names=("real", "synthetic")):
+def _pair(
+    x: ArrayLike, y: ArrayLike, least: int = 1, names: tuple[str, str] = ("real", "synthetic")
+) -> tuple[np.ndarray, np.ndarray]:
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
     for name, s in zip(names, (x, y), strict=True):
         if s.ndim != 2 or 0 in s.shape[1:]:
@@ -34,14 +38,13 @@ def _pair(x, y, least=1, names=("real", "synthetic")):
     return x, y
 
 
-def frechet(real, synthetic):
-    """Return the squared Frechet distance (>= 0) of the Gaussians fitted to two sets of features,
-    FID's formula (Heusel et al., 2017).
+def frechet(real: ArrayLike, synthetic: ArrayLike) -> float:
+    """Return the squared Frechet distance (>= 0), FID's formula (Heusel et al., 2017).
 
-    Each set needs two rows. The trace of (C_1 C_2)^(1/2) is the sum of the singular values of A
-    B^T, where C_1 = A^T A and C_2 = B^T B: no matrix root is taken, nothing is squared, and fewer
-    images than features do no harm to it. The estimate itself is too high for small sets, so
-    compare sets of one size only.
+    Gaussians are fitted to both sets, of two rows or more. The trace of (C_1 C_2)^(1/2) is the sum
+    of the singular values of A B^T, where C_1 = A^T A and C_2 = B^T B: no matrix root is taken,
+    nothing is squared, and fewer images than features do no harm. The estimate is biased upwards
+    for small sets, so compare sets of one size only.
     """
     x, y = _pair(real, synthetic, 2)
     a, b = ((s - s.mean(0)) / np.sqrt(len(s) - 1) for s in (x, y))
@@ -60,32 +63,32 @@ def _kernel_sum(kernel, x, y):
     return sum(float(kernel(x[rows], y).sum()) for rows in _blocks(x, y))
 
 
-def kid(real, synthetic):
-    """Return the unbiased squared MMD of two sets by the kernel (x . y / d + 1)^3 (Binkowski et
-    al., 2018); below zero by chance.
+def kid(real: ArrayLike, synthetic: ArrayLike) -> float:
+    """Return the KID: unbiased squared MMD by (x . y / d + 1)^3 (Binkowski et al., 2018).
 
-    Each set needs two rows. All pairs are used rather than random subsets, which gives the same
-    expectation with less variance.
+    It can fall below zero by chance. Each set needs two rows. All pairs are used rather than random
+    subsets, which gives the same expectation with less variance.
     """
     x, y = _pair(real, synthetic, 2)
 
-    def kernel(a, b):
+    def kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         return (a @ b.T / x.shape[1] + 1) ** 3
 
-    def within(s):  # without the pairs of an image with itself
+    def within(s: np.ndarray) -> float:  # without the pairs of an image with itself
         own = float((((s * s).sum(1) / s.shape[1] + 1) ** 3).sum())
         return (_kernel_sum(kernel, s, s) - own) / (len(s) * (len(s) - 1))
 
     return within(x) + within(y) - 2 * _kernel_sum(kernel, x, y) / (len(x) * len(y))
 
 
-def cmmd(real, synthetic, sigma=10.0, scale=1000.0):
-    """Return `scale` times the squared MMD (>= 0) of unit CLIP features by a Gaussian kernel of
-    width `sigma` (Jayasumana et al., 2024).
+def cmmd(
+    real: ArrayLike, synthetic: ArrayLike, sigma: float = 10.0, scale: float = 1000.0
+) -> float:
+    """Return the CMMD of unit CLIP features: a scaled squared MMD (Jayasumana et al., 2024).
 
-    As in their code an image is also paired with itself: identical sets give 0, and small sets a
-    little too much. Raises ValueError on features that are not of length one, which the width is
-    made for.
+    It is `scale` times the squared MMD, >= 0; the kernel is Gaussian of width `sigma`. As in their
+    code an image is also paired with itself: identical sets give 0, and small sets a little too
+    much. Raises ValueError on features that are not of unit length, for which the width is made.
     """
     x, y = _pair(real, synthetic)
     lengths = np.linalg.norm(np.concatenate([x, y]), axis=1)
@@ -95,7 +98,7 @@ def cmmd(real, synthetic, sigma=10.0, scale=1000.0):
             "unit features, so divide each row by it"
         )
 
-    def kernel(a, b):
+    def kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         squares = (a * a).sum(1)[:, None] + (b * b).sum(1) - 2 * a @ b.T
         return np.exp(-squares / (2 * sigma**2))
 
@@ -125,44 +128,44 @@ def _reach(x, k):
     return np.concatenate([np.partition(squares, k, axis=1)[:, k] for squares in _squares(x, x)])
 
 
-def precision(real, synthetic, k=3):
-    """Return the share of synthetic images in the real manifold: within the k-th neighbour's reach
-    of a real one (Kynkaanniemi et al., 2019).
+def precision(real: ArrayLike, synthetic: ArrayLike, k: int = 3) -> float:
+    """Return the share of synthetic images in the real manifold (Kynkaanniemi et al., 2019).
 
-    The balls hold their border, as in their eq. 2. Raises ValueError on sets of k images or fewer.
+    The manifold is the union of balls around real images that reach to their k-th neighbour. The
+    balls are closed, as in their eq. 2. Raises ValueError on sets of k images or fewer.
     """
     x, y = _pair(real, synthetic, k + 1)
     reach = _reach(x, k) * (1 + ROUNDING)
     return float(np.mean(np.concatenate([(squares <= reach).any(1) for squares in _squares(y, x)])))
 
 
-def recall(real, synthetic, k=3):
-    """Return the share of real images in the synthetic manifold: precision with the sets
-    exchanged (Kynkaanniemi et al., 2019).
+def recall(real: ArrayLike, synthetic: ArrayLike, k: int = 3) -> float:
+    """Return the share of real images in the synthetic manifold (Kynkaanniemi et al., 2019).
+
+    It is `precision` with the sets exchanged.
     """
     _pair(real, synthetic, k + 1)
     return precision(synthetic, real, k)
 
 
-def density(real, synthetic, k=5):
-    """Return the mean number of real k-neighbour balls around a synthetic image, over k: 0 or more,
-    about 1 for equal laws (Naeem et al., 2020).
+def density(real: ArrayLike, synthetic: ArrayLike, k: int = 5) -> float:
+    """Return the density of real k-NN balls at the synthetic images (Naeem et al., 2020).
 
-    The balls lack their border, as in their code, so that identical sets give 1. Raises ValueError
-    on sets of k images or fewer.
+    That is the mean number of balls around a synthetic image, over k: >= 0 and about 1 for equal
+    distributions. The balls are open, as in their code, so that identical sets give 1. Raises
+    ValueError on sets of k images or fewer.
     """
     x, y = _pair(real, synthetic, k + 1)
     reach = _reach(x, k) * (1 - ROUNDING)
     return sum(int((squares < reach).sum()) for squares in _squares(y, x)) / (k * len(y))
 
 
-def coverage(real, synthetic, k=5):
-    """Return the share of real images with a synthetic one in their k-neighbour ball (Naeem et al.,
-    2020); as `density` otherwise.
+def coverage(real: ArrayLike, synthetic: ArrayLike, k: int = 5) -> float:
+    """Return the share of real images with a synthetic one in their k-NN ball (Naeem et al., 2020).
 
-    For equal laws n real and m synthetic images give 1 - (n - 1) ... (n - k) / ((n + m - 1) ... (n
-    + m - k)) on average, so compare sets of one size only: with 2,340 and 1,000 images that is
-    0.83, with 2,340 and 160 only 0.28.
+    The balls are those of `density`. For equal distributions n real and m synthetic images give 1 -
+    (n - 1) ... (n - k) / ((n + m - 1) ... (n + m - k)) on average, so compare sets of one size
+    only: with 2,340 and 1,000 images that is 0.83, with 2,340 and 160 only 0.28.
     """
     x, y = _pair(real, synthetic, k + 1)
     nearest = np.concatenate([squares.min(1) for squares in _squares(x, y)])
@@ -179,17 +182,19 @@ def _unit(x):
     return x / lengths
 
 
-def centroid(real, synthetic):
-    """Return the cosine similarity, in [-1, 1], of the mean features of two sets, as a rule
-    those of one class.
+def centroid(real: ArrayLike, synthetic: ArrayLike) -> float:
+    """Return the cosine similarity, in [-1, 1], of the two sets' mean features.
+
+    The sets are usually those of one class.
     """
     x, y = (_unit(s.mean(0)) for s in _pair(real, synthetic))
     return float(np.clip(x @ y, -1, 1))
 
 
-def nearest(images, shots):
-    """Return (index, cosine similarity) of the nearest row of `shots` (m, d) for each row of
-    `images` (n, d), two arrays (n,).
+def nearest(images: ArrayLike, shots: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """Return (index, cosine similarity) of each image's nearest shot, two arrays (n,).
+
+    `images` are (n, d), `shots` (m, d).
     """
     x, y = map(_unit, _pair(images, shots, names=("given", "few-shot")))
     blocks = [x[rows] @ y.T for rows in _blocks(x, y)]
@@ -198,13 +203,15 @@ def nearest(images, shots):
     )
 
 
-def copying(real, synthetic, shots, quantile=0.95):
-    """Return how near synthetic images come to the few shots that their generator saw, beside
-    `real` images that are not among them.
+def copying(
+    real: ArrayLike, synthetic: ArrayLike, shots: ArrayLike, quantile: float = 0.95
+) -> dict[str, float]:
+    """Measure how near synthetic images come to the few shots that their generator saw.
 
-    `nearest` and `nearest_real` are the mean cosine similarities to the nearest shot, `closer` the
-    share of synthetic images that are nearer to a shot than the `quantile` of real images: about 1
-    - quantile if the generator does not copy, 1 if it copies all.
+    `real` are images that are not among the shots. `nearest` and `nearest_real` are the mean cosine
+    similarities to the nearest shot, `closer` the share of synthetic images that are nearer to a
+    shot than the `quantile` of real images: about 1 - quantile if the generator does not copy, 1 if
+    it copies all.
     """
     ours, theirs = (nearest(s, shots)[1] for s in (synthetic, real))
     return {
@@ -216,15 +223,14 @@ def copying(real, synthetic, shots, quantile=0.95):
 
 @dataclass(frozen=True)
 class Measure:
-    """One row of the table: its title with the better direction, the function of (real, synthetic),
-    and what it needs.
+    """One row of the table: a title with the better direction, and a function of (real, synthetic).
 
-    `least` is the number of images in the smaller set; `unit` says that only unit CLIP features
-    will do.
+    `least` is the number of images that the smaller set needs; `unit` marks a measure that only
+    takes unit CLIP features.
     """
 
     title: str
-    function: Callable
+    function: Callable[[ArrayLike, ArrayLike], float]
     least: int = 1
     unit: bool = False
 

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 
 from .. import progress
+from ..config import Recipe
 from ..data import printed
-from ..data.images import fingerprint
+from ..data.images import Images, fingerprint
 from ..data.transforms import evaluation_batches
 from ..errors import ConfigError, ModelMissingError, did_you_mean
 from ..models.classifiers import print_reader
@@ -17,6 +18,7 @@ from ..models.classifiers.base import load_classifier
 from ..models.device import device
 from ..models.identity import identity
 from ..paths import atomic_write, paths
+from ..store.artifacts import Store
 from ..store.files import digest
 from ..store.keys import key
 
@@ -60,16 +62,15 @@ def _load_dinov2(recipe):
 
 @dataclass(frozen=True)
 class Extractor:
-    """One row of the table: what it is, what a key knows of it, and how it is loaded, each for a
-    recipe.
+    """One feature extractor: its description, what its cache key holds, and how it is loaded.
 
-    `load` returns (function of images (B, 3, S, S) in [0, 1] to features (B, d), S); `unit`
-    features have length one.
+    `identity` and `load` take a recipe. `load` returns (function of images (B, 3, S, S) in [0, 1]
+    to features (B, d), S); `unit` marks features of unit length.
     """
 
     about: str
-    identity: Callable
-    load: Callable
+    identity: Callable[[Recipe], Any]
+    load: Callable[[Recipe], tuple[Any, int]]
     unit: bool = False
 
 
@@ -93,12 +94,12 @@ EXTRACTORS = {
 }
 
 
-def extractors(recipe):
-    """Return the names of a recipe's two extractors: its own CLIP, and one that neither its
-    generator nor its classifier is made of.
+def extractors(recipe: Recipe) -> tuple[str, str]:
+    """Return the names of a recipe's two extractors: its own CLIP, and an independent one.
 
-    DINOv2 agrees with people's judgement better than Inception's features do (Stein et al., 2023),
-    and a mini model draws characters.
+    No part of the generator or the classifier is in the second. DINOv2 agrees with people's
+    judgement better than Inception's features do (Stein et al., 2023), and a mini model draws
+    characters.
     """
     return ("clip", "reader" if recipe.profile == "mini" else "dinov2")
 
@@ -126,13 +127,12 @@ def _write(file, encode, batches):
         save_file({"features": found.contiguous()}, part)
 
 
-def features(images, name, recipe, store):
-    """Return the features (n, d) of `images`, float32, by the extractor `name` of the table, from
-    the evaluation view of each image.
+def features(images: Images, name: str, recipe: Recipe, store: Store) -> np.ndarray:
+    """Return the features (n, d), float32, of the images' evaluation views by extractor `name`.
 
-    They are computed once: the key holds the images' fingerprint, which is `images.stamp` where
-    that is set, and the extractor. What a killed run finished is kept. Raises ConfigError on an
-    unknown name, ValueError on no image, ModelMissingError on missing weights.
+    They are cached in the store: the key holds the images' fingerprint, which is `images.stamp`
+    where that is set, and the extractor. What a killed run finished is kept. Raises ConfigError on
+    an unknown name, ValueError on no image, ModelMissingError on missing weights.
     """
     from safetensors.numpy import load_file
 

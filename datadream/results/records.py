@@ -1,8 +1,11 @@
 """Load records into one tidy table, and say what the comparison shows."""
 
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
+from pandas.io.formats.style import Styler
 
 from ..methods.registry import METHODS
 from ..statistics import mean_interval
@@ -13,13 +16,13 @@ from .tables import show_table
 RELEASED = "[RELEASED PROTOCOL, for comparison only: the epoch is chosen on the test images]"
 
 
-def load_records(source=None):
-    """Return one row per record: dataset, method, shots, images, seed, top1, low, high, val_top1,
-    seconds and the rest, sorted.
+def load_records(source: str | Path | list[Path] | None = None) -> pd.DataFrame:
+    """Load records into a table, one row each, sorted by dataset, method and seed.
 
-    `source` is a folder of records or a list of files; None is the store's. Accuracies are shares
-    in [0, 1]. No record gives an empty table with these columns. Raises DataError on a damaged
-    record.
+    The columns are dataset, method, shots, images, seed, top1, low, high, val_top1, seconds and the
+    rest of `tidy`. `source` is a folder of records or a list of files; None is the store's.
+    Accuracies are shares in [0, 1]. No record gives an empty table with these columns. Raises
+    DataError on a damaged record.
     """
     if source is None:
         store = open_store()
@@ -28,8 +31,8 @@ def load_records(source=None):
     return tidy([read_record(file) for file in sorted(files)])
 
 
-def tidy(records):
-    """Return some records as `load_records` returns those of a folder."""
+def tidy(records: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+    """Return the table of some records, as `load_records` does for files."""
     columns = [
         "profile",
         "protocol",
@@ -65,21 +68,19 @@ def tidy(records):
     )
 
 
-def select(table, **values):
-    """Return the rows whose columns equal `values`, e.g. select(table, dataset="mnist",
-    shots=16).
-    """
+def select(table: pd.DataFrame, **values: Any) -> pd.DataFrame:
+    """Return the rows whose columns equal `values`, e.g. `select(table, method="real")`."""
     for column, value in values.items():
-        table = table[table[column] == value]
+        table = table.loc[table[column] == value]
     return table.reset_index(drop=True)
 
 
-def protocol_note(table):
-    """Return a loud sentence if a cell of the table repeats the released code's faults, else ''."""
-    return "" if (table["protocol"] == "strict").all() else RELEASED
+def protocol_note(table: pd.DataFrame) -> str:
+    """Return a warning if a cell of the table has the released code's faults, else ''."""
+    return "" if set(table["protocol"]) <= {"strict"} else RELEASED
 
 
-def require_one_record_each(table):
+def require_one_record_each(table: pd.DataFrame) -> None:
     """Raise ValueError where a table has two records of one dataset, method and seed."""
     if table.duplicated(["dataset", "method", "seed"]).any():
         raise ValueError(
@@ -88,8 +89,8 @@ def require_one_record_each(table):
         )
 
 
-def summary(table):
-    """Return one row per method: seeds, mean top-1 and interval in percent.
+def summary(table: pd.DataFrame) -> pd.DataFrame:
+    """Return one row per method: seeds, mean top-1 and its interval in percent.
 
     The interval is Student's over seeds, and Wilson's over test images where all seeds have the
     same accuracy, as a single one does.
@@ -99,12 +100,12 @@ def summary(table):
     for method, group in table.groupby("method", sort=False):
         mean, low, high = mean_interval(group["top1"])
         # One seed, or a method without chance: what is left is which test images there are.
-        if group["top1"].nunique() == 1:
+        if len(set(group["top1"])) == 1:
             low, high = group["low"].iloc[0], group["high"].iloc[0]
         rows.append(
             {
                 "method": method,
-                "title": f"{METHODS[method].title} {protocol_note(group)}".strip(),
+                "title": f"{METHODS[str(method)].title} {protocol_note(group)}".strip(),
                 "seeds": len(group),
                 "top1": 100 * mean,
                 "low": 100 * low,
@@ -115,9 +116,10 @@ def summary(table):
     return pd.DataFrame(rows)
 
 
-def paired(table, better, baseline):
-    """Return mean and 95 % interval of top-1 differences better - baseline over the seeds that
-    both have, in points.
+def paired(table: pd.DataFrame, better: str, baseline: str) -> dict[str, Any]:
+    """Return the paired difference better - baseline in top-1 points, with its 95 % interval.
+
+    The pairs are the seeds that both have. Raises KeyError where a method has no record.
     """
     require_one_record_each(table)
     wide = table.pivot(index="seed", columns="method", values="top1")
@@ -138,16 +140,17 @@ def paired(table, better, baseline):
     }
 
 
-def best_by_validation(table, methods):
-    """Return the one of `methods` with the highest mean validation accuracy; the test set has no
-    say.
+def best_by_validation(table: pd.DataFrame, methods: Sequence[str]) -> str:
+    """Return the one of `methods` with the highest mean validation accuracy.
+
+    The test set has no say.
     """
-    means = table[table["method"].isin(methods)].groupby("method")["val_top1"].mean()
+    means = table.loc[table["method"].isin(methods)].groupby("method")["val_top1"].mean()
     return max((m for m in methods if m in means), key=lambda m: means[m])
 
 
-def show(table):
-    """Return a summary as a table for people: method, seeds, top-1 with its interval."""
+def show(table: pd.DataFrame) -> Styler:
+    """Return a summary as a table for a page: method, seeds, top-1 with its interval."""
     rows = [
         {
             "Method": row["title"],
@@ -160,10 +163,8 @@ def show(table):
     return show_table(pd.DataFrame(rows))
 
 
-def verdict(low, high, what):
-    """Return in words whether an interval shows a `what`, such as a difference: whether it is
-    clear of zero.
-    """
+def verdict(low: float, high: float, what: str) -> str:
+    """Say in words whether an interval is clear of zero, and so shows a `what` ("difference")."""
     return (
         "the interval is clear of zero"
         if low > 0 or high < 0
@@ -171,10 +172,8 @@ def verdict(low, high, what):
     )
 
 
-def interval_text(low, high):
-    """Return what an interval of a difference says: "shown", "the opposite is shown" or "not
-    shown".
-    """
+def interval_text(low: float, high: float) -> str:
+    """Say of a difference's interval "shown", "the opposite is shown" or "not shown"."""
     return "shown" if low > 0 else "the opposite is shown" if high < 0 else "not shown"
 
 
@@ -183,7 +182,7 @@ def _bound(value):
     return f"{value:+.1f}" if abs(value) >= 0.05 else f"{value:+.2f}"
 
 
-def sentence(difference, better, baseline):
+def sentence(difference: Mapping[str, Any], better: str, baseline: str) -> str:
     """Return one plain sentence on a paired difference: what is shown, or that nothing is."""
     if difference["seeds"] < 2:
         return (
@@ -198,16 +197,17 @@ def sentence(difference, better, baseline):
     )
 
 
-def finding(table, variants, baseline):
-    """Return "shown", "the opposite is shown" or "not shown": what the interval of the
-    difference says, as `compare` has it.
+def finding(table: pd.DataFrame, variants: Sequence[str], baseline: str) -> str:
+    """Return `interval_text` of the difference that `compare` describes.
+
+    That is "shown", "the opposite is shown" or "not shown".
     """
     best = best_by_validation(table, variants)
     found = paired(table, best, baseline)
     return interval_text(found["low"], found["high"])
 
 
-def compare(table, variants, baseline):
+def compare(table: pd.DataFrame, variants: Sequence[str], baseline: str) -> str:
     """Return the sentence on the variant that validation prefers against `baseline`."""
     best = best_by_validation(table, variants)
     return (
