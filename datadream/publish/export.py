@@ -1,6 +1,4 @@
-"""Export a synthetic dataset: an image folder, WebDataset shards or Parquet, each with a dataset
-card.
-"""
+"""Export a synthetic dataset as an image folder, WebDataset shards or Parquet, with a card."""
 
 import io
 import json
@@ -8,28 +6,37 @@ import re
 import shutil
 import tarfile
 import tempfile
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any, cast
 
 from huggingface_hub import DatasetCardData
 
 from ..errors import ConfigError, did_you_mean
 from ..methods.registry import METHODS
 from ..models.catalog import GENERATORS
+from ..store.artifacts import Store
 from ..store.files import writing
 from ..store.open import open_store
 
 SHARD = 1000  # images in a WebDataset shard
+Rows = list[dict[str, Any]]  # the metadata, a row per image
 
 
-def export(key, target, formats=None, store=None, licence="unknown"):
-    """Write the synthetic set of artifact `key` into folders of `target`, one per format, and
-    return them.
+def export(
+    key: str,
+    target: str | Path,
+    formats: Sequence[str] | None = None,
+    store: Store | None = None,
+    licence: str = "unknown",
+) -> list[Path]:
+    """Write the synthetic set of artifact `key` to a folder of `target` per format.
 
-    `formats` are names of FORMATS (None: all), `licence` is what the cards say of the images, an
-    identifier of the hub. A folder that exists is left alone. Raises ConfigError on an unknown
-    artifact or format, a licence that is no identifier or a folder that is in the way, and
-    StoreError where the target cannot be written.
+    Returns the folders. `formats` are names of FORMATS (None: all), `licence` is what the cards say
+    of the images, an identifier of the hub. A folder that exists is left alone. Raises ConfigError
+    on an unknown artifact or format, a licence that is no identifier or a folder that is in the
+    way, and StoreError where the target cannot be written.
     """
     store, formats = store or open_store(), list(FORMATS) if formats is None else list(formats)
     unknown = [f for f in formats if f not in FORMATS]
@@ -78,12 +85,12 @@ def export(key, target, formats=None, store=None, licence="unknown"):
     return folders
 
 
-def write_imagefolder(source, rows, classes, folder):
-    """Copy the images as train/<class>/<index>.png with their metadata, which `imagefolder` of
-    datasets and torchvision read.
+def write_imagefolder(source: Path, rows: Rows, classes: Sequence[str], folder: Path) -> None:
+    """Copy the images as train/<class>/<index>.png with their metadata.
 
-    Only Parquet can tell `datasets` the names of the labels; without that package the metadata stay
-    JSON lines and the labels numbers.
+    `imagefolder` of datasets and torchvision's ImageFolder read them. Only Parquet can tell
+    `datasets` the names of the labels; without that package the metadata stay JSON lines and the
+    labels numbers.
     """
     shutil.copytree(source / "train", folder / "train")
     shutil.copy2(source / "classes.json", folder)
@@ -102,9 +109,10 @@ def _label(classes):
     return ClassLabel(names=classes)
 
 
-def write_webdataset(source, rows, classes, folder):
-    """Write shards of SHARD images: <number>.png, .cls (the label) and .json (the metadata),
-    shuffled by nothing, dated by nothing.
+def write_webdataset(source: Path, rows: Rows, classes: Sequence[str], folder: Path) -> None:
+    """Write shards of SHARD images: <number>.png, .cls (the label) and .json (the metadata).
+
+    They are not shuffled and bear no dates, so that the same set gives the same bytes.
     """
     for start in range(0, len(rows), SHARD):
         with tarfile.open(folder / f"train-{start // SHARD:06d}.tar", "w") as tar:
@@ -120,9 +128,10 @@ def write_webdataset(source, rows, classes, folder):
                     tar.addfile(entry, io.BytesIO(content))
 
 
-def write_parquet(source, rows, classes, folder):
-    """Write one Parquet file as `datasets` does: image bytes, label with the class names,
-    prompt, seed, adapter.
+def write_parquet(source: Path, rows: Rows, classes: Sequence[str], folder: Path) -> None:
+    """Write one Parquet file as `datasets` does: image bytes, label, prompt, seed, adapter.
+
+    The label has the class names.
     """
     from datasets import Dataset, Features, Image, Value
 
@@ -136,7 +145,7 @@ def write_parquet(source, rows, classes, folder):
         }
     )
 
-    def entries():  # one image in memory at a time
+    def entries() -> Iterator[dict[str, Any]]:  # one image in memory at a time
         for row in rows:
             image = {
                 "bytes": (source / "train" / row["file_name"]).read_bytes(),
@@ -159,14 +168,15 @@ FORMATS = {
 }
 
 
-def card(key, rows, classes, form, store, licence):
-    """Return the dataset card: method, base model and licences, recipe, seeds and known faults, as
-    Markdown with YAML in front.
+def card(
+    key: str, rows: Rows, classes: Sequence[str], form: str, store: Store, licence: str
+) -> str:
+    """Return the dataset card: method, base model, licences, recipe, seeds and known faults.
 
-    Class names and prompts come from users: in front they are YAML's business, in the text they
-    stand in code spans.
+    It is Markdown with YAML in front. Class names and prompts come from users: in front YAML quotes
+    them, in the text they stand in code spans.
     """
-    manifest = store.manifest(key)
+    manifest = cast("dict[str, Any]", store.manifest(key))  # None only where it is damaged
     recipe, inputs = manifest["recipe"], manifest["inputs"]
     row, adapted = GENERATORS.get(recipe["generator"]), len(inputs["adapters"])
     options = "\n".join(

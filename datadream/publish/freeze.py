@@ -1,11 +1,10 @@
-"""What the book shows out of the repository: executed pages without bulk, the records of their
-cells in one table, and the contents.
-"""
+"""What the book keeps in git: executed pages without bulk, their records, and the contents."""
 
 import base64
 import io
 import json
 import re
+from pathlib import Path
 
 import pandas as pd
 import yaml
@@ -15,6 +14,7 @@ from ..errors import ConfigError, DataError
 from ..paths import paths
 from ..results.record import read_record
 from ..results.records import tidy
+from ..store.artifacts import Store
 from ..store.files import write_json, writing
 from ..store.open import open_store
 from ..study import outcome
@@ -29,13 +29,12 @@ MISSING = (
 )
 
 
-def freeze_study(group="full", store=None):
-    """Copy the finished pages of a group's runs, and the records of their cells, to book/study;
-    return a table of run, status and kilobytes.
+def freeze_study(group: str = "full", store: Store | None = None) -> pd.DataFrame:
+    """Copy the finished pages of a group, and the records of their cells, to book/study.
 
-    A run that has not ended here keeps what an earlier call, perhaps on another machine, has kept
-    of it. Raises LookupError where a finished page's records are gone, and DataError where a page
-    is too large for git.
+    Returns a table of run, status and kilobytes. A run that has not ended here keeps what an
+    earlier call, perhaps on another machine, has kept of it. Raises LookupError where a finished
+    page's records are gone, and DataError where a page is too large for git.
     """
     # here, not above: the book's pages read what is kept, and need no PyTorch, which takes seconds
     from ..results.analysis import measure_sets
@@ -72,7 +71,7 @@ def freeze_study(group="full", store=None):
     return pd.DataFrame(rows)
 
 
-def frozen():
+def frozen() -> list[str]:
     """Return the names of the runs whose records are committed."""
     return _runs(_lines())
 
@@ -81,11 +80,10 @@ def _runs(lines):
     return sorted({name for line in lines for name in line["runs"]})
 
 
-def load_frozen(name):
-    """Return the table of a run's committed records, as records.load_records gives it, with the
-    column `value`: the point of an ablation.
+def load_frozen(name: str) -> pd.DataFrame:
+    """Load a run's committed records, as records.load_records does, with the column `value`.
 
-    Raises LookupError if none is kept under this name.
+    That is the point of an ablation. Raises LookupError if none is kept under this name.
     """
     lines = [line for line in _lines() if name in line["runs"]]
     labels = {label: place for line in lines for label, place in line["runs"][name].items()}
@@ -103,10 +101,8 @@ def load_frozen(name):
     )
 
 
-def load_all_frozen():
-    """Return all committed records with a column `run`: a record that several runs show stands
-    there once for each.
-    """
+def load_all_frozen() -> pd.DataFrame:
+    """Load all committed records with a column `run`, once for each run that shows them."""
     lines = _lines()
     return pd.concat(
         [
@@ -117,10 +113,8 @@ def load_all_frozen():
     )
 
 
-def durations():
-    """Return one row per committed page: the run, and the minutes that it took where and when it
-    was executed.
-    """
+def durations() -> pd.DataFrame:
+    """Return each committed page's run and the minutes that it took, where it was executed."""
     pages = {
         page.stem: json.loads(page.read_text())["metadata"]["papermill"]
         for page in sorted(paths()["kept_pages"].glob("*.ipynb"))
@@ -130,9 +124,10 @@ def durations():
     )
 
 
-def load_measures(name):
-    """Return the committed table of an analysis run, as analysis.describe gives it. Raises
-    LookupError if none is kept.
+def load_measures(name: str) -> pd.DataFrame:
+    """Load the committed table of an analysis run, as analysis.measure_sets gives it.
+
+    Raises LookupError if none is kept.
     """
     if not _measures(name).exists():
         raise LookupError(
@@ -243,13 +238,12 @@ def _few_colours(encoded):
     return base64.b64encode(min(data, small.getvalue(), key=len)).decode()
 
 
-def write_contents():
-    """Write the book's table of contents, _toc.yml and a part for the pages in book/runs, and
-    return its file.
+def write_contents() -> Path:
+    """Write the book's contents, _toc.yml with a part for the pages in book/runs.
 
-    A run that failed has the page of what it had done, beside that of an earlier run if there is
-    one. A page of the study that is not kept yet is left out. Raises ConfigError on a _toc.yml
-    without parts.
+    Returns its file. A run that failed has the page of what it had done, beside that of an earlier
+    run if there is one. A page of the study that is not kept yet is left out. Raises ConfigError on
+    a _toc.yml without parts.
     """
     contents = yaml.safe_load((paths()["home"] / "_toc.yml").read_text())
     if not isinstance(contents, dict) or "parts" not in contents:

@@ -1,5 +1,4 @@
-"""The study: its cells, the named runs of notebooks/study.yaml, ablations, the plan, and what a
-notebook needs.
+"""The study: cells, named runs of notebooks/study.yaml, ablations, plan, and what notebooks need.
 
 Stands on `engines`, `results` and what is below them.
 """

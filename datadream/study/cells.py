@@ -1,20 +1,29 @@
 """The cells of the study as lists of recipes, and what a page shows of them."""
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import pandas as pd
 
-from ..config import as_mapping
+from ..config import Recipe, as_mapping
 from ..errors import ConfigError
 from ..methods import recipes
 from ..methods.registry import METHODS
 
 
 def cells(
-    methods=None, seeds=(0,), overrides=None, images=None, generator=None, classifier=None, **fields
-):
-    """Return the recipes of every method on every seed: the parameters of notebooks/dataset.ipynb,
-    where None is the profile's.
+    methods: Sequence[str] | None = None,
+    seeds: Sequence[int] = (0,),
+    overrides: Mapping[str, Any] | None = None,
+    images: int | None = None,
+    generator: str | None = None,
+    classifier: str | None = None,
+    **fields: Any,
+) -> list[Recipe]:
+    """Return the recipes of every method on every seed: the cells of a dataset page.
 
-    `methods` None means the paper's main table. Raises ConfigError on an unknown name or value.
+    The parameters are those of notebooks/dataset.ipynb; None takes the profile's value, and for
+    `methods` those of the paper's main table. Raises ConfigError on an unknown name or value.
     """
     methods = [name for name, row in METHODS.items() if row.main] if methods is None else methods
     for name, value in {"methods": methods, "seeds": seeds}.items():
@@ -34,9 +43,10 @@ def cells(
     ]
 
 
-def artifact_places(table):
-    """Return the artifact folders of each cell, one row per method and seed: few shots,
-    synthetic set, classifier, result.
+def artifact_places(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the artifact folders of each cell, one row per method and seed.
+
+    The columns are few shots, synthetic set, classifier and result.
     """
     stages = {
         "few shots": "shots",
@@ -46,10 +56,10 @@ def artifact_places(table):
     }
     rows = [
         {
-            "method": row.method,
-            "seed": row.seed,
-            **{title: row.artifacts.get(stage, "") for title, stage in stages.items()},
+            "method": row["method"],
+            "seed": row["seed"],
+            **{title: row["artifacts"].get(stage, "") for title, stage in stages.items()},
         }
-        for row in table.itertuples()
+        for row in table.to_dict("records")
     ]
     return pd.DataFrame(rows)

@@ -5,21 +5,28 @@ import json
 import math
 import re
 import shlex
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from ..config import Recipe
 from ..errors import ConfigError, did_you_mean
 from ..paths import paths
 from .cells import cells
 
+JOBS = "DATADREAM_JOBS"  # named runs that are executed at once beside a notebook
+VALUES = 10_000  # at most in a study file, with aliases followed
+# Parameters of a notebook that say how its cells are run, and what its page shows of them.
+RUNNING, SHOWN = ("workers", "engine"), ("question", "baseline", "helped")
 
-def points(axis, values):
-    """Return label -> overrides of each point: `values` is a list for the setting `axis`, or such a
-    mapping for a free title `axis`.
 
-    Raises ConfigError on anything else.
+def points(axis: str, values: Any) -> dict[str, dict[str, Any]]:
+    """Return label -> overrides for each point of an axis.
+
+    `values` is a list for the setting `axis`, or a mapping of label to overrides, of which `axis`
+    is a free title. Raises ConfigError on anything else.
     """
     if isinstance(values, dict) and values and all(isinstance(v, dict) for v in values.values()):
         return {str(label): dict(overrides) for label, overrides in values.items()}
@@ -32,9 +39,12 @@ def points(axis, values):
     )
 
 
-def axis_cells(axis, values, overrides=None, **parameters):
-    """Return label -> the recipes of that point; `parameters` are those of `study.cells`, and a
-    point's settings override them.
+def axis_cells(
+    axis: str, values: Any, overrides: Mapping[str, Any] | None = None, **parameters: Any
+) -> dict[str, list[Recipe]]:
+    """Return label -> recipes for each point of an axis.
+
+    `parameters` are those of `study.cells`; a point's settings override them.
     """
     return {
         label: cells(overrides={**(overrides or {}), **own}, **parameters)
@@ -42,15 +52,11 @@ def axis_cells(axis, values, overrides=None, **parameters):
     }
 
 
-# Parameters of a notebook that say what its page shows of the cells.
-SHOWN = ("question", "baseline", "helped")
+def cells_of(entry: Mapping[str, Any]) -> dict[str, list[Recipe]]:
+    """Return label -> recipes of a named run of study.yaml.
 
-
-def cells_of(entry):
-    """Return label -> recipes of a named run of study.yaml: the points of an ablation, and one
-    label '' for a page of one set of cells.
-
-    A notebook whose cells are only known once it runs has none.
+    An ablation has a label per point, a page of one set of cells the label ''. A notebook whose
+    cells are only known once it runs has none.
     """
     values = page_parameters(entry["notebook"]) | entry.get("parameters", {})
     values = {name: value for name, value in values.items() if name not in (*RUNNING, *SHOWN)}
@@ -59,14 +65,11 @@ def cells_of(entry):
     return {"": cells(**values)} if entry["notebook"] in ("dataset", "analysis") else {}
 
 
-VALUES = 10_000  # in a study file, with aliases followed
+def page_cells(name: str) -> list[Recipe]:
+    """Return the recipes that an executed page of notebooks/dataset.ipynb shows.
 
-
-def page_cells(name):
-    """Return the recipes that an executed page of notebooks/dataset.ipynb in book/runs shows: its
-    parameters over the template's.
-
-    Raises LookupError if the page is not there.
+    The page is that of run `name` in book/runs; its parameters override the template's defaults.
+    Raises LookupError if there is no such page.
     """
     page, again = (
         paths()["runs"] / f"{name}.ipynb",
@@ -84,18 +87,16 @@ def page_cells(name):
     return cells(**values)
 
 
-# Parameters of a notebook that say how its cells are run, not which.
-RUNNING = ("workers", "engine")
-
-
-def page_parameters(notebook):
+def page_parameters(notebook: str) -> dict[str, Any]:
     """Return name -> default value of a template's parameters."""
     return _template_parameters(paths()["notebooks"] / f"{notebook}.ipynb")
 
 
-def load_study(file=None):
-    """Return the named runs of a study file: name -> {notebook, groups, parameters}. Raises
-    ConfigError on a bad file.
+def load_study(file: str | Path | None = None) -> dict[str, Any]:
+    """Load a study file: `runs`, name -> {notebook, groups, parameters}, and `smoke`.
+
+    `smoke` maps a notebook to the tiny parameters of a smoke test. Raises ConfigError on a bad
+    file.
     """
     file = Path(file or paths()["study"])
     try:
@@ -209,9 +210,10 @@ def _template_parameters(template: Path) -> dict[str, Any]:
         ) from error
 
 
-def choose(study, names, group):
-    """Return the runs called `names`, or without names those of `group`. Raises ConfigError on
-    what is not in the study.
+def choose(study: Mapping[str, Any], names: Collection[str], group: str) -> dict[str, Any]:
+    """Return the runs called `names`, or without names those of `group`.
+
+    Raises ConfigError on what is not in the study.
     """
     runs = study["runs"]
     unknown = [n for n in names if n not in runs]
@@ -225,6 +227,3 @@ def choose(study, names, group):
         accepted = sorted({g for some in groups.values() for g in some})
         raise ConfigError(f"group {group!r} has no run; accepted: {', '.join(accepted)}")
     return {n: entry for n, entry in runs.items() if (n in names if names else group in groups[n])}
-
-
-JOBS = "DATADREAM_JOBS"  # named runs that are executed at once beside a notebook

@@ -1,10 +1,9 @@
-"""What a notebook does first: refuse a parameter that it does not have, and keep progress bars
-out of a page that nobody watches.
-"""
+"""The first cell of a notebook: refuse unknown parameters, and hide bars that nobody watches."""
 
 import ast
 import os
 import warnings
+from collections.abc import Sequence
 from functools import partialmethod
 from itertools import pairwise
 
@@ -13,12 +12,11 @@ from IPython import get_ipython
 from ..errors import ConfigError, did_you_mean
 
 
-def begin():
-    """Check the parameters that papermill injected and, where nobody watches, silence progress
-    bars; raise ConfigError on an unknown one.
+def begin() -> None:
+    """Check the injected parameters, and silence progress bars where nobody watches.
 
     It comes before the imports of the other cells: tqdm reads its settings, and warns of a missing
-    widget, when it is imported.
+    widget, when it is imported. Raises ConfigError on an unknown parameter.
     """
     shell = get_ipython()
     check_parameters(shell.user_ns["In"])
@@ -38,13 +36,12 @@ def _hide_widgets() -> None:
     setattr(tqdm_notebook, "__init__", quiet)  # noqa: B010
 
 
-def check_parameters(executed):
-    """Raise ConfigError if the cell that papermill injects sets a name that the cell of parameters
-    before it does not have.
+def check_parameters(executed: Sequence[str]) -> None:
+    """Raise ConfigError if papermill injected a parameter that the notebook does not have.
 
     papermill defines such a name and goes on with the default of the one that was meant. `executed`
-    is IPython's `In`: the sources of the cells that have run, in which the injected one is known by
-    its first line.
+    is IPython's `In`: the sources of the cells that have run. The injected cell is known by its
+    first line, and the cell of parameters comes before it.
     """
     for before, injected in pairwise(executed):
         if injected.startswith("# Parameters\n"):
@@ -73,8 +70,9 @@ def _assigned(source):
 
 
 def _watched(shell):
-    """Return whether a person may look on: a front end lets a cell ask for input, papermill and
-    the book's build do not.
+    """True in an interactive front end, False under papermill and in the book's build.
+
+    A front end lets a cell ask for input.
     """
     # A console has no requests.
     request = shell.get_parent() if hasattr(shell, "get_parent") else {}

@@ -1,5 +1,6 @@
-"""How each named run ended last: a small file beside the executed pages, told last after a long
-build.
+"""How each named run ended last, kept in a small file beside the executed pages.
+
+A long build tells of it at its end.
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ def status_file() -> Path:
 
 
 def load_outcomes() -> dict[str, dict[str, Any]]:
-    """Return run -> `status`, `minutes`, `note`, `time` of each run's last execution; a damaged
-    file counts as none.
+    """Return run -> `status`, `minutes`, `note`, `time` of each run's last execution.
+
+    A damaged file counts as none.
     """
     try:
         content = json.loads(status_file().read_text())
@@ -41,10 +43,9 @@ def load_outcomes() -> dict[str, dict[str, Any]]:
 
 
 def save(row: dict[str, Any], known: set[str]) -> None:
-    """Note how a run ended, and forget the runs that are not `known`; where nothing can be written,
-    say so and go on.
+    """Note how a run ended, and forget the runs that are not `known`.
 
-    `row` is one of run_study's table.
+    `row` is one of run_study's table. Where nothing can be written, say so and go on.
     """
     file = status_file()
     try:
@@ -70,8 +71,9 @@ def save(row: dict[str, Any], known: set[str]) -> None:
 
 
 def failures() -> list[dict[str, Any]]:
-    """Return the runs that failed or were stopped when last executed, by name, each with `run`
-    and the `page` kept of it (or None).
+    """Return the runs that failed or were stopped when last executed, sorted by name.
+
+    Each has `run`, its outcome, and the `page` and its `html` that are left of it (or None).
     """
     found = []
     for name, one in sorted(load_outcomes().items()):
@@ -94,8 +96,9 @@ def _html(name: str) -> str | None:
 
 
 def failure_report() -> str:
-    """Return what did not end well, a paragraph per run with the way to its page, or one line
-    that all is well.
+    """Return what did not end well, a paragraph per run with the way to its page.
+
+    It is one line where all is well.
     """
     outcomes, bad = load_outcomes(), failures()
     if not outcomes:

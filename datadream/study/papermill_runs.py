@@ -7,12 +7,14 @@ import os
 import shutil
 import signal
 import time
+from collections.abc import Collection, Mapping
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -71,9 +73,12 @@ def _recorded(name, entry):
         return False
 
 
-def execute(name, entry, parameters, runs):
-    """Execute one named run with papermill and return (status, seconds, note); a failed notebook
-    is kept as <name>.failed.ipynb.
+def execute(
+    name: str, entry: Mapping[str, Any], parameters: Mapping[str, Any], runs: Path
+) -> tuple[str, float, str]:
+    """Execute one named run with papermill and return (status, seconds, note).
+
+    A failed notebook is kept as <name>.failed.ipynb.
     """
     import papermill
 
@@ -151,9 +156,10 @@ def _execute_watched(name, entry, parameters, runs, place):
     return execute(name, entry, parameters, runs)
 
 
-def smoke_home():
-    """Copy the sources to _build/smoke and point this process there, where tiny results cannot
-    be taken for real ones.
+def smoke_home() -> None:
+    """Copy the sources to _build/smoke and make that this process's project folder.
+
+    There tiny results cannot be taken for real ones.
     """
     source, target = paths()["home"], paths()["smoke"]
     shutil.rmtree(target, ignore_errors=True)
@@ -168,15 +174,24 @@ def smoke_home():
     os.environ.update(DATADREAM_HOME=str(target), DATADREAM_STORE=str(target / "artifacts"))
 
 
-def run_study(names=(), group="default", smoke=False, file=None, jobs=1, engine="local"):
-    """Execute the pending named runs, `jobs` at once, go on after a failed one, and return the
-    table of what happened.
+def run_study(
+    names: Collection[str] = (),
+    group: str = "default",
+    smoke: bool = False,
+    file: str | Path | None = None,
+    jobs: int = 1,
+    engine: str = "local",
+) -> pd.DataFrame:
+    """Execute the pending named runs, `jobs` at once, and return the table of what happened.
+
+    A failed run does not end the others. `names` chooses runs; without names all of `group`.
+    `smoke` shrinks every run to the tiny parameters of the study file, and adds one run of each
+    notebook that the group leaves out. `engine` is that of the notebooks that have such a
+    parameter.
 
     Raises Stopped on SIGTERM and Ctrl-C once the runs have saved their state; a second Ctrl-C does
-    not wait for that. `names` chooses runs; without names all of `group`. `smoke` shrinks every run
-    to the tiny parameters of the study file, and adds one run of each notebook that the group
-    leaves out. `engine` is that of the notebooks that have such a parameter. Raises ConfigError
-    where several runs at once would each start a Ray cluster of the same cores and GPUs.
+    not wait for that. Raises ConfigError where several runs at once would each start a Ray cluster
+    of the same cores and GPUs.
     """
     name, address = engine_parts(engine)
     if name == "ray" and jobs > 1 and not (address or os.environ.get("RAY_ADDRESS")):

@@ -1,6 +1,4 @@
-"""What `datadream study` shows of its runs: a live line each on a terminal, else a plain line a
-minute.
-"""
+"""What `datadream study` shows of its runs: live lines on a terminal, else a line a minute."""
 
 from __future__ import annotations
 
@@ -22,8 +20,9 @@ WIDE = 100  # columns from which numbers stand in words, "7 of 10" for "7/10"
 
 
 class Terminal:
-    """Shows runs on `console` (None: the standard output). Use it as a context; `clock` gives
-    seconds.
+    """Show runs on `console` (None: the standard output), as a context manager.
+
+    `clock` gives seconds.
     """
 
     def __init__(self, console: Console | None = None, clock: Callable[[], float] = time.monotonic):
