@@ -27,8 +27,9 @@ def begin() -> None:
 
 
 def _hide_widgets() -> None:
-    """Keep tqdm's widgets out of the page: they take `disable` from their caller alone, not from
-    the environment.
+    """Keep tqdm's widgets out of the page.
+
+    They take `disable` from their caller alone, not from the environment.
     """
     from tqdm.notebook import tqdm_notebook
 

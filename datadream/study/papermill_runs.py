@@ -193,13 +193,7 @@ def run_study(
     not wait for that. Raises ConfigError where several runs at once would each start a Ray cluster
     of the same cores and GPUs.
     """
-    name, address = engine_parts(engine)
-    if name == "ray" and jobs > 1 and not (address or os.environ.get("RAY_ADDRESS")):
-        raise ConfigError(
-            f"jobs={jobs} with engine='ray': every run would start a cluster of its own on the "
-            "same cores and GPUs; leave --jobs at 1, since Ray uses all of them, or name one "
-            "cluster, as in --engine ray:auto"
-        )
+    _require_one_cluster(jobs, engine)
     study = load_study(file)
     chosen, runs = choose(study, names, group), paths()["runs"]
     if smoke and not names:  # every notebook once, whatever its group
@@ -235,6 +229,16 @@ def run_study(
             )
         return pd.DataFrame(
             _collect(futures, terminal, set(study["runs"]), place and place / "cause")
+        )
+
+
+def _require_one_cluster(jobs: int, engine: str) -> None:
+    name, address = engine_parts(engine)
+    if name == "ray" and jobs > 1 and not (address or os.environ.get("RAY_ADDRESS")):
+        raise ConfigError(
+            f"jobs={jobs} with engine='ray': every run would start a cluster of its own on the "
+            "same cores and GPUs; leave --jobs at 1, since Ray uses all of them, or name one "
+            "cluster, as in --engine ray:auto"
         )
 
 
