@@ -1,9 +1,9 @@
-"""DataDream, reproduced: few-shot guided dataset generation (Kim et al., ECCV 2024, arXiv
-2407.10910).
+"""DataDream, reproduced: few-shot guided dataset generation (Kim et al., ECCV 2024).
 
-`recipe` describes a cell of the study, `run` and `run_cells` compute some and return their records,
-`load_records` reads those that are there, `Method` and `register` add a method, and `open_store`
-opens the `Store` of the artifacts. Each is imported at its first use.
+The paper is arXiv 2407.10910. `recipe` describes a cell of the study, `run` and `run_cells` compute
+some and return their records, `load_records` reads those that are there, `Method` and `register`
+add a method, and `open_store` opens the `Store` of the artifacts. Each is imported at its first
+use.
 """
 
 from importlib import import_module

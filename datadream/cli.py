@@ -1,5 +1,6 @@
-"""The command line, `datadream` or `python -m datadream`: `study | adapt | plan | doctor |
-export | download | gc | keep | outcome | contents`.
+"""The command line, `datadream` or `python -m datadream`.
+
+Commands: study | adapt | plan | doctor | export | download | gc | keep | outcome | contents.
 """
 
 import argparse
@@ -22,8 +23,9 @@ def _program() -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse the command line, call the package, and return the exit code: 0 if every run ended
-    well, 1 if one failed, 2 on bad use, 128 + its number on a signal.
+    """Parse the command line, run the command, and return the exit code.
+
+    It is 0 if every run ended well, 1 if one failed, 2 on bad use, 128 + its number on a signal.
     """
     parser = argparse.ArgumentParser(prog=_program(), description=__doc__)
     parser.add_argument("--version", action="version", version=f"datadream {__version__}")

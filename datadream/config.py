@@ -20,8 +20,9 @@ def knob(
     high: float | None = None,
     choices: tuple[str, ...] | None = None,
 ) -> T:
-    """Declare a field: its default, its unit or reason with the source, and the accepted range
-    (both ends included).
+    """Declare a field: default, unit or reason with the source, and accepted range.
+
+    Both ends of the range are included; `choices` lists what a text may be.
     """
     high = MOST if high is None and type(default) is int else high
     return field(
@@ -167,8 +168,9 @@ class Classify:
 
 @dataclass(frozen=True)
 class Recipe:
-    """One cell of the study: a dataset, a method, a seed, and every knob. Build it with
-    `methods.recipes.recipe`, which knows profiles and methods.
+    """One cell of the study: a dataset, a method, a seed, and every knob.
+
+    Build it with `methods.recipes.recipe`, which knows profiles and methods.
     """
 
     profile: str = knob("mini", "which preset filled the other fields")
@@ -241,7 +243,7 @@ class Recipe:
     generate: Generate = field(default_factory=Generate)
     classify: Classify = field(default_factory=Classify)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, value, spec in leaves(self):
             _check(name, value, spec)
 
@@ -332,9 +334,10 @@ def _check(name, value, spec):
         )
 
 
-def require_warmup(name, warmup, length, unit):
-    """Raise ConfigError on a warm-up that is longer than its training, whose learning rate would
-    never be reached.
+def require_warmup(name: str, warmup: int, length: int, unit: str) -> None:
+    """Raise ConfigError on a warm-up that is longer than its training.
+
+    Such a training would never reach its learning rate.
     """
     if warmup > length:
         raise ConfigError(
@@ -343,7 +346,7 @@ def require_warmup(name, warmup, length, unit):
         )
 
 
-def as_mapping(overrides):
+def as_mapping(overrides: Any) -> dict[str, Any]:
     """Return overrides as a dict, {} for None. Raises ConfigError on anything else."""
     if not isinstance(overrides, (dict, type(None))):
         raise ConfigError(
@@ -359,12 +362,12 @@ def build_recipe(
     overrides: Mapping[str, Any] | None = None,
     **fields: Any,
 ) -> Recipe:
-    """Return the Recipe of a profile with a method's `settings` (profile -> dotted name -> value),
-    `fields` (e.g. `dataset="mnist"`) and dotted `overrides` (e.g. `{"adapt.lr": 1e-3}`), each over
-    what comes before.
+    """Build the Recipe of a profile, a method's settings, fields and overrides.
 
-    Whole numbers are accepted where a float is wanted. Raises ConfigError on an unknown profile,
-    key or value, with the nearest accepted name.
+    Each comes over what is before it: `settings` (profile -> dotted name -> value), `fields` (e.g.
+    `dataset="mnist"`), dotted `overrides` (e.g. `{"adapt.lr": 1e-3}`). Whole numbers are accepted
+    where a float is wanted. Raises ConfigError on an unknown profile, key or value, with the
+    nearest accepted name.
     """
     if not isinstance(profile, str) or profile not in PROFILES:
         raise ConfigError(

@@ -1,10 +1,12 @@
-"""Check this machine: device, memory, disk, packages, models and datasets, and say how to mend
-what is missing.
+"""Check this machine for what the study needs, and say how to fix what is missing.
+
+It looks at device, memory, disk, packages, models and datasets.
 """
 
 import os
 import shutil
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 
@@ -28,8 +30,9 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the report: its state is 'ok', 'optional' (missing, and only some runs need
-    it) or 'problem'.
+    """One line of the report; `state` is 'ok', 'optional' or 'problem'.
+
+    'optional' is missing, and only some runs need it.
     """
 
     what: str
@@ -37,9 +40,10 @@ class Check:
     detail: str
 
 
-def examine():
-    """Return all checks of this machine, without loading a model or touching a network, unless
-    the store lies on one.
+def examine() -> list[Check]:
+    """Return all checks of this machine, without loading a model or using a network.
+
+    A store on a network is tried.
     """
     return [
         _python(),
@@ -56,7 +60,7 @@ def examine():
     ]
 
 
-def report(checks):
+def report(checks: Sequence[Check]) -> str:
     """Return the checks as text, one line each, and a last line that counts the problems."""
     problems = sum(check.state == "problem" for check in checks)
     lines = [f"{check.state:9s} {check.what}: {check.detail}" for check in checks]
@@ -116,7 +120,7 @@ def _browser() -> Check:
 
 
 def _environment() -> Check:
-    """Tell whether there is room to install anew; what is installed goes on to work without."""
+    """Check the room to install anew; what is installed goes on to work without."""
     free = shutil.disk_usage(sys.prefix).free / 1e9
     enough = free > ENVIRONMENT
     detail = (

@@ -11,14 +11,16 @@ class ConfigError(ValueError):
 
 
 class ModelMissingError(RuntimeError):
-    """A model is neither on disk nor on the hub; the message names it, what to download and
-    which setting points to it.
+    """A model is neither on disk nor on the hub.
+
+    The message names it, what to download, and which setting points to it.
     """
 
 
 def printable(text: str) -> bool:
-    """Return whether a text has no control character, line break or lone surrogate, so that it
-    fits a prompt, a page and a terminal.
+    """True if a text has no control character, line break or lone surrogate.
+
+    Such a text fits a prompt, a page and a terminal.
     """
     return not any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in text)
 
@@ -36,9 +38,7 @@ def brief(value: object) -> str:
 
 
 def did_you_mean(word: object, words: Iterable[str]) -> str:
-    """Return `. Did you mean 'x'?` for the closest of `words`, or an empty text if none is
-    close.
-    """
+    """Return `. Did you mean 'x'?` for the closest of `words`, or '' if none is close."""
     close = difflib.get_close_matches(str(word), list(words), 1)
     return f". Did you mean {close[0]!r}?" if close else ""
 

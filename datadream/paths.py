@@ -11,8 +11,9 @@ from pathlib import Path
 
 
 def home() -> Path:
-    """Return the project's folder: $DATADREAM_HOME, the checkout that holds this package, or the
-    working directory.
+    """Return the project's folder.
+
+    That is $DATADREAM_HOME, else the checkout that holds this package, else the working directory.
     """
     checkout = Path(__file__).resolve().parents[1]
     fallback = checkout if (checkout / "notebooks").is_dir() else Path.cwd()
@@ -20,22 +21,22 @@ def home() -> Path:
 
 
 def is_address(place: str | Path) -> bool:
-    """Return whether a place is an address that fsspec resolves, such as s3://bucket/prefix,
-    rather than a folder.
-    """
+    """True if a place is an fsspec address, such as s3://bucket/prefix, and no folder."""
     return "://" in str(place)
 
 
 def store_place() -> str:
-    """Return where the artifacts lie, as text: $DATADREAM_STORE, a folder or an address, or
-    `artifacts` in the project's folder.
+    """Return where the artifacts are stored, as text: a folder or an address.
+
+    That is $DATADREAM_STORE, else `artifacts` in the project's folder.
     """
     return os.environ.get("DATADREAM_STORE") or str(home() / "artifacts")
 
 
 def copies(address: str) -> Path:
-    """Return the folder of this machine that holds the copies of what lies on an address: under
-    $DATADREAM_CACHE, else in the user's cache.
+    """Return this machine's folder for copies of what is stored at an address.
+
+    It is under $DATADREAM_CACHE, else in the user's cache.
     """
     cache = (
         os.environ.get("DATADREAM_CACHE")
@@ -45,10 +46,10 @@ def copies(address: str) -> Path:
 
 
 def relative_to_home(path: str | Path) -> str:
-    """Return a path as a page shows it: relative to the project's folder where it lies inside, so
-    that no machine's name for it is kept.
+    """Return a path as a page shows it: relative to the project's folder if it is inside.
 
-    The folder of copies of the store's address is shown as the address.
+    So no page has this machine's name for it. The folder of copies of the store's address is shown
+    as the address.
     """
     if is_address(store_place()) and Path(path) == copies(store_place()):
         return store_place()
@@ -57,8 +58,9 @@ def relative_to_home(path: str | Path) -> str:
 
 
 def interpreter() -> str:
-    """Return the running Python as a command line in the project's folder names it: relative
-    where it lies inside, else whole.
+    """Return the running Python, quoted for a command line in the project's folder.
+
+    Its path is relative where it lies inside that folder, else absolute.
     """
     # The file itself is not resolved: an environment's Python is a link to one outside, which knows
     # nothing of the environment.
@@ -93,10 +95,10 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
 
 
 def paths() -> dict[str, Path]:
-    """Return every folder that the package reads or writes, by name; $DATADREAM_STORE moves the
-    artifacts, $DATADREAM_DATA the datasets.
+    """Return every folder and file that the package reads or writes, by name.
 
-    Where $DATADREAM_STORE is an address, `store` is the folder of its copies.
+    $DATADREAM_STORE moves the artifacts, $DATADREAM_DATA the datasets. Where $DATADREAM_STORE is an
+    address, `store` is the folder of its copies.
     """
     root, place = home(), store_place()
     results = root / "benchmarks" / "results"

@@ -1,11 +1,11 @@
-"""A user's own photos: check them, estimate what a classifier makes of them, and train the one
-that is kept.
-"""
+"""A user's own photos: check them, estimate a classifier's accuracy, and train the one to keep."""
 
 import hashlib
 import json
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from PIL import Image, ImageOps
@@ -21,15 +21,15 @@ from .paths import interpreter, relative_to_home
 from .pipeline.generate import read_synthetic_set
 from .pipeline.stages import Cell
 from .statistics import wilson
+from .store.artifacts import Store
 from .store.open import open_store
 from .study.run import run
 
 ROTATED = range(2, 9)  # EXIF orientations other than upright
 
 
-def inspect(folder, test_folder="", side=0):
-    """Return a table of what is noticed in a folder of class folders: level ('error' or 'note'),
-    where, what.
+def inspect(folder: str | Path, test_folder: str | Path = "", side: int = 0) -> pd.DataFrame:
+    """Check a folder of class folders; return a table of level ('error' or 'note'), where, what.
 
     Errors stop a training: unreadable images, links out of the folder, class names that are no text
     or alike, the same image in two classes or in the test. Notes do not: counts, duplicates within
@@ -61,9 +61,10 @@ def inspect(folder, test_folder="", side=0):
     )
 
 
-def drawn_side(**fields):
-    """Return the side in pixels of what the generator of a recipe's `fields` draws, 0 if it is
-    not in the table of models.
+def drawn_side(**fields: Any) -> int:
+    """Return the side in pixels of the images that a recipe's generator draws.
+
+    `fields` are the recipe's. It is 0 if the generator is not in the table of models.
     """
     chosen = recipe(dataset="folder", **fields)
     return chosen.resolution or (
@@ -71,14 +72,14 @@ def drawn_side(**fields):
     )
 
 
-def require(table):
+def require(table: pd.DataFrame) -> None:
     """Raise DataError, with all of them, if a table of `inspect` has errors."""
-    errors = table[table["level"] == "error"]
+    errors = table.loc[table["level"] == "error"]
     if len(errors):
         count, them = (f"{len(errors)} errors", "them") if len(errors) > 1 else ("1 error", "it")
         raise DataError(
             f"{count} in the photos; mend {them} and run again:\n"
-            + "\n".join(f"- {r.where}: {r.what}" for r in errors.itertuples())
+            + "\n".join(f"- {r['where']}: {r['what']}" for r in errors.to_dict("records"))
         )
 
 
@@ -183,14 +184,20 @@ def _duplicates(seen):
     return found
 
 
-def estimate(folder, test_folder="", folds=4, methods=("real", "dset+real"), store=None, **fields):
-    """Return the table of the methods' accuracy on photos that they were not trained on: one row
-    per method.
+def estimate(
+    folder: str,
+    test_folder: str = "",
+    folds: int = 4,
+    methods: Sequence[str] = ("real", "dset+real"),
+    store: Store | None = None,
+    **fields: Any,
+) -> pd.DataFrame:
+    """Estimate the methods' accuracy on photos that they were not trained on, a row per method.
 
     With a `test_folder` each method is trained once on all photos. Else `folds`-fold
     cross-validation: the generator, too, is tuned without the held-out part, and every photo is
-    tested once. The interval is Wilson's over all tested photos. `fields` go to the recipe. Raises
-    ConfigError on fewer than two folds.
+    tested once. The interval is Wilson's over all tested photos, in percent. `fields` go to the
+    recipe. Raises ConfigError on fewer than two folds.
     """
     if not test_folder and (not isinstance(folds, int) or folds < 2):
         raise ConfigError(
@@ -225,12 +232,18 @@ def estimate(folder, test_folder="", folds=4, methods=("real", "dset+real"), sto
     return pd.DataFrame(rows)
 
 
-def train_and_keep(folder, test_folder="", method="dset+real", store=None, **fields):
-    """Train on all photos and return (folder of the synthetic set or None, folder of the
-    classifier's adapter, few shots, synthetic images).
+def train_and_keep(
+    folder: str,
+    test_folder: str = "",
+    method: str = "dset+real",
+    store: Store | None = None,
+    **fields: Any,
+) -> tuple[Path | None, Path, Images, Images | None]:
+    """Train on all photos; return (synthetic set, classifier adapter, few shots, synthetic images).
 
-    A note in the store's folder `kept` names the artifacts: nothing is measured here, so that no
-    record does.
+    The first two are folders; both synthetic ones are None where the method generates nothing. A
+    note in the store's folder `kept` names the artifacts: nothing is measured here, so there is no
+    record that does.
     """
     store, part = (
         store or open_store(),
@@ -249,11 +262,11 @@ def _keep(chosen, store):
     return made, trained, cell.support.shots(), read_synthetic_set(made) if made else None
 
 
-def classify_files(adapter, files):
-    """Return the class name of each image file, by the classifier adapter in a folder (what `keep`
-    returns).
+def classify_files(adapter: str | Path, files: Sequence[str | Path]) -> list[str]:
+    """Classify image files with the adapter in a folder, and return their class names.
 
-    Raises DataError on a damaged adapter and on an unreadable image.
+    The folder is the second that `train_and_keep` returns. Raises DataError on a damaged adapter
+    and on an unreadable image.
     """
     from .data.transforms import evaluation_batches
     from .models.classifiers.base import load_classifier_lora
@@ -277,10 +290,8 @@ def classify_files(adapter, files):
     ]
 
 
-def how_to_classify(adapter):
-    """Return a script that classifies a photo with the adapter in a folder, and the command that
-    runs it, for a page.
-    """
+def how_to_classify(adapter: str | Path) -> str:
+    """Return a script that classifies a photo with an adapter's folder, and how to run it."""
     return (
         f"# classify.py, in the project's folder; run it there: {interpreter()} classify.py\n"
         f"from datadream.photos import classify_files\n\n"
@@ -288,14 +299,15 @@ def how_to_classify(adapter):
     )
 
 
-def how_to_export(made):
+def how_to_export(made: str | Path) -> str:
     """Return the command that exports the synthetic set in a folder, for a page."""
     return f"{interpreter()} -m datadream export {Path(made).name} my_set"
 
 
-def answers(adapter, shots, count=4):
-    """Return a table of a few of the photos that a classifier was trained on, spread over the
-    classes, and what it takes them for.
+def answers(adapter: str | Path, shots: Images, count: int = 4) -> pd.DataFrame:
+    """Return what a classifier takes some of its training photos for, as a table.
+
+    The `count` photos are spread over the classes.
     """
     count = min(count, len(shots))
     files = [Path(shots.sources[i * len(shots) // count]) for i in range(count)]
@@ -307,9 +319,10 @@ def answers(adapter, shots, count=4):
     )
 
 
-def demonstration(classes=3, per_class=16):
-    """Write a few handwritten digits as photos into the store's folder `demonstration` and
-    return it: what a user's folder looks like.
+def demonstration(classes: int = 3, per_class: int = 16) -> str:
+    """Write a few handwritten digits as photos and return their folder: an example of a user's own.
+
+    It is the folder `demonstration` of the store.
     """
     from .data.datasets import load_dataset
 
@@ -325,7 +338,7 @@ def demonstration(classes=3, per_class=16):
     return str(root)
 
 
-def what_to_expect(profile):
+def what_to_expect(profile: str) -> str:
     """Return a paragraph on what the models of a profile can do with photos."""
     if profile == "mini":
         return (
@@ -337,14 +350,14 @@ def what_to_expect(profile):
     return "Full-size models: adapting and generating take a GPU, and hours for many classes."
 
 
-def estimate_verdict(table):
+def estimate_verdict(table: pd.DataFrame) -> str:
     """Return one sentence per method of an `estimate`, and what the intervals allow to say."""
     lines = [
-        f"- **{row.method}**: {row.correct} of {row.tested} held-out photos right, {row.top1:.1f} "
-        f"%, 95 % interval {row.low:.1f} to {row.high:.1f}."
-        for row in table.itertuples()
+        f"- **{row['method']}**: {row['correct']} of {row['tested']} held-out photos right, "
+        f"{row['top1']:.1f} %, 95 % interval {row['low']:.1f} to {row['high']:.1f}."
+        for row in table.to_dict("records")
     ]
-    apart = len(table) > 1 and (table["low"].max() > table["high"].min())
+    apart = len(table) > 1 and max(table["low"]) > min(table["high"])
     lines.append(
         "The intervals do not overlap."
         if apart
@@ -354,14 +367,17 @@ def estimate_verdict(table):
     return "\n".join(lines[:-1]) + "\n\n" + lines[-1]
 
 
-def adapter_classes(adapter):
+def adapter_classes(adapter: str | Path) -> list[str]:
     """Return the class names of a classifier adapter's folder."""
     return json.loads((Path(adapter) / "adapter.json").read_text())["classes"]
 
 
-def columns(sets, classes, depth=3):
-    """Return title -> one list of `depth` images per class, for plots.plot_samples; a set that
-    is None is left out.
+def columns(
+    sets: Mapping[str, Images | None], classes: int, depth: int = 3
+) -> dict[str, list[list[Image.Image]]]:
+    """Return title -> one list of `depth` images per class, for plots.plot_samples.
+
+    A set that is None is left out.
     """
     return {
         title: [

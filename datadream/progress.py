@@ -1,11 +1,10 @@
-"""How far the work is: one source of counts for a notebook's bars, the terminal's lines and a
-cluster's tasks.
+"""Progress: one source of counts for notebook bars, terminal lines and a cluster's tasks.
 
 What takes longer than some seconds counts with `track`, which draws a bar. Where
 $DATADREAM_PROGRESS names a folder, each process also writes its state there: open counters, how far
 each artifact is, and the planned work. `Run` reads such a folder from outside, e.g. for
-`terminal.Terminal`. Nothing here may fail what computes: a state that cannot be written is not
-written.
+`terminal.Terminal`. Nothing here may make the computation fail: a state that cannot be written is
+not written.
 """
 
 from __future__ import annotations
@@ -34,9 +33,7 @@ Item = TypeVar("Item")
 
 
 class Count:
-    """A counter of `unit`s on its way from `done` to `total`, shown by a bar and in the state of
-    its process.
-    """
+    """A counter of `unit`s from `done` to `total`, shown by a bar and in the process's state."""
 
     def __init__(self, name: str, unit: str, total: int, done: int, bar: Any):
         self.name, self.unit, self.total, self.done, self.bar = name, unit, total, done, bar
@@ -63,8 +60,9 @@ class Count:
 
 @contextlib.contextmanager
 def track(name: str, unit: str, total: int, done: int = 0, shown: bool = True) -> Iterator[Count]:
-    """Yield a `Count` of `total` units, of which some are `done`; without `shown` it draws no
-    bar.
+    """Yield a `Count` of `total` units, of which some are `done`, and show it as a bar.
+
+    Without `shown` there is no bar.
     """
     from tqdm.auto import tqdm  # late: it reads its settings when it is imported, see pages.begin
 
@@ -141,8 +139,9 @@ def _write(name: str, value: Any) -> None:
 
 
 class _Process:
-    """What this process tells: its open counters, outer ones first, and [share at first, share
-    now] of each artifact.
+    """What this process reports: open counters, outer ones first, and shares of artifacts.
+
+    `artifacts` has [share at first, share now] of each.
     """
 
     def __init__(self) -> None:
@@ -188,8 +187,9 @@ def state_folders() -> Iterator[Path | None]:
 
 
 class Estimate:
-    """Share done and time left of work whose amount is known, from what was done since the first
-    look.
+    """Share done and time left of work whose amount is known.
+
+    The speed is measured from what was done since the first look.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic):
@@ -199,11 +199,9 @@ class Estimate:
     def update(
         self, total: float, covered: float, made: float, planned: float | None = None
     ) -> None:
-        """Take over that `covered` of the `total` work is there, of which this run has `made` a
-        part.
+        """Record that `covered` of the `total` work is there, of which this run has `made` a part.
 
-        `planned` is the expected speed, in work a second. The share that was told once does not
-        fall.
+        `planned` is the expected speed, in work a second. The share once reported never falls.
         """
         now = self.clock()
         self.share = max(self.share, min(1.0, covered / total if total > 0 else 0.0))
@@ -213,11 +211,10 @@ class Estimate:
             self.samples.popleft()
 
     def speed(self) -> float | None:
-        """Return the work a second: the planned one at first, the measured one once SETTLED seconds
-        have passed.
+        """Return the work a second: as planned at first, as measured after SETTLED seconds.
 
-        A run that has hardly made anything, since it only starts or loads its models, tells no
-        speed yet.
+        A run that has made hardly anything, since it only starts or loads its models, has no
+        measured speed yet.
         """
         if not self.samples:
             return self.planned
@@ -233,7 +230,7 @@ class Estimate:
         return trust * measured + (1 - trust) * self.planned or None
 
     def left(self) -> float | None:
-        """Return the seconds left, None where nothing tells."""
+        """Return the seconds left, None if they cannot be told."""
         speed = self.speed()
         return self.rest / speed if speed else None
 
@@ -252,8 +249,9 @@ def _alive(file: Path) -> bool:
 
 
 class Run:
-    """How far one run is, read from the `folder` that its processes write to (None: nobody
-    knows).
+    """How far one run is, read from the `folder` that its processes write to.
+
+    Without a folder (None) nothing is known.
     """
 
     def __init__(self, name: str, folder: Path | None, clock: Callable[[], float] = time.monotonic):
@@ -328,9 +326,7 @@ class Run:
         self.where = ", ".join([*parts, _position(inner, name=True)])
 
     def messages(self) -> list[str]:
-        """Return the lines that the run's processes wrote to their standard error since the last
-        call.
-        """
+        """Return the lines that the run's processes wrote to standard error since the last call."""
         if self.folder is None:
             return []
         try:
@@ -374,11 +370,10 @@ def _position(count: dict[str, Any], name: bool = False) -> str:
 
 
 class Progress:
-    """Counts of a cluster's tasks by kind, on a bar and in `file` (None: nowhere), which `tail`
-    reads where nothing shows the bar.
+    """Counts of a cluster's tasks by kind, on a bar and in `file` (None: no file).
 
-    `kinds` has the kind of every task; `clock` gives seconds. Use it as a context: its end is
-    written too.
+    The file is for `tail`, where nothing shows the bar. `kinds` has the kind of every task; `clock`
+    gives seconds. Use it as a context manager: its end is written too.
     """
 
     def __init__(
@@ -401,8 +396,9 @@ class Progress:
         self._write()
 
     def ended_one(self, kind: str, name: str, error: BaseException | None = None) -> None:
-        """Count a task as ended; `error`, if it failed, is shown at once: the other tasks may
-        take hours.
+        """Count a task as ended; show the `error` of a failed one at once.
+
+        The other tasks may take hours.
         """
         self.ended[kind] += 1
         if error is not None:
@@ -417,8 +413,10 @@ class Progress:
             self._write()
 
     def line(self) -> str:
-        """Return the state as one line: tasks ended of all by kind, tasks a minute, minutes left
-        at this rate, failures.
+        """Return the state as one line: tasks by kind, rate, minutes left, failures.
+
+        Per kind it has the tasks ended of all, then tasks a minute and the minutes left at this
+        rate.
         """
         seconds, ended, total = self.clock() - self.start, self.ended.total(), self.total.total()
         parts = [f"{kind} {self.ended[kind]}/{count}" for kind, count in self.total.items()]
