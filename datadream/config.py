@@ -174,7 +174,7 @@ class Recipe:
     """
 
     profile: str = knob("mini", "which preset filled the other fields")
-    dataset: str = knob("mnist", "a row of data.DATASETS, or 'folder'")
+    dataset: str = knob("mnist", "a row of data.datasets.DATASETS, or 'folder'")
     folder: str = knob(
         "",
         "where the dataset lies: for 'folder' the directory of class folders; empty: under the "
@@ -215,7 +215,8 @@ class Recipe:
     )
     generator: str = knob(
         "sd2.1-base",
-        "a row of hub.GENERATORS, a hub id, or a folder in diffusers format (paper: SD 2.1-base)",
+        "a row of models.catalog.GENERATORS, a hub id, or a folder in diffusers format (paper: SD "
+        "2.1-base)",
     )
     classifier: str = knob(
         "ViT-B-16-quickgelu/openai", "'mini', an open_clip name/weights, or an open_clip folder"

@@ -64,9 +64,9 @@ def track(name: str, unit: str, total: int, done: int = 0, shown: bool = True) -
 
     Without `shown` there is no bar.
     """
-    from tqdm.auto import tqdm  # late: it reads its settings when it is imported, see pages.begin
+    from tqdm.auto import tqdm  # late: it reads its settings at import, see notebook.begin
 
-    # tqdm's bars of ipywidgets overlook the variable that pages.begin sets.
+    # tqdm's bars of ipywidgets overlook the variable that notebook.begin sets.
     hidden = not shown or os.environ.get("TQDM_DISABLE", "0") not in ("", "0")
     with tqdm(
         total=total, initial=done, desc=name, leave=False, mininterval=2, disable=hidden

@@ -259,7 +259,7 @@ def _collect(futures, terminal, known, cause):
 
     `futures` maps what `_execute_apart` returns to the progress.Run. The outcome of each is kept
     beside the pages, beside those of other `known` runs. `cause` is the file of
-    stopping.end_kernels.
+    signals.end_kernels.
     """
     rows, pending = [], set(futures)
     while pending:
