@@ -310,7 +310,7 @@ def answers(adapter: str | Path, shots: Images, count: int = 4) -> pd.DataFrame:
     The `count` photos are spread over the classes.
     """
     count = min(count, len(shots))
-    files = [Path(shots.sources[i * len(shots) // count]) for i in range(count)]
+    files = [Path(str(shots.sources[i * len(shots) // count])) for i in range(count)]
     return pd.DataFrame(
         {
             "training photo": [f"{file.parent.name}/{file.name}" for file in files],

@@ -1,6 +1,6 @@
 """The quality of the embedded base models, as `notebooks/mini_base.ipynb` shows it."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +153,7 @@ def _gate_score(recipe, view):
 
 def gate(
     vae: Any,
-    seeds: Iterable[int],
+    seeds: Sequence[int],
     overrides: Mapping[str, Any] | None,
     dataset: str = "mnist",
     workers: int = 1,

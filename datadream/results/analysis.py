@@ -66,7 +66,7 @@ def _images(recipe, dataset, store):
     if not method_of(recipe).generates:
         shots = few_shots(dataset, recipe.shots, recipe.seed)
         return shots, fingerprint(shots)
-    artifact = Cell(recipe, dataset).key("generate")
+    artifact = Cell(recipe, dataset).keys["generate"]
     if not store.done(artifact):
         raise LookupError(
             f"the synthetic set of {recipe.dataset}, {recipe.method}, seed {recipe.seed} is not "

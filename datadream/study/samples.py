@@ -33,7 +33,7 @@ def sample_rows(recipes, store=None, depth=3):
         if method_of(recipe).generates and recipe.seed == first.seed:
             # A method with real images shows the same set.
             title = METHODS[recipe.method.removesuffix("+real")].title
-            made = Cell(recipe, dataset).key("generate")
+            made = Cell(recipe, dataset).keys["generate"]
             if not store.folder(made).exists():
                 store.done(made)  # which copies here what other machines made
             sets[title] = read_synthetic_set(store.folder(made))

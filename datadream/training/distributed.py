@@ -8,7 +8,7 @@ and the gradients are summed after it. `accelerator` is None in a process that t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,7 +79,7 @@ def broadcast(number: int, accelerator: Accelerator | None) -> int:
 def make_together(
     store: Store,
     key: str,
-    inputs: Mapping[str, Any],
+    inputs: dict[str, Any],
     build: Callable[[Path], None],
     accelerator: Accelerator | None,
     **notes: Any,
