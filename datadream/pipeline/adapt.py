@@ -112,15 +112,10 @@ def train_adapter(
 
 
 def tune(
-    generator: Generator,
-    parameters: dict[str, torch.nn.Parameter],
-    support: Support,
-    images: Images,
-    checkpoint: Path,
-    batch: BatchSize,
-    which: tuple[int | None, ...],
+    generator: Generator, parameters: dict[str, torch.nn.Parameter], support: Support,
+    images: Images, checkpoint: Path | None, batch: BatchSize, which: tuple[int | None, ...],
     accelerator: Accelerator | None = None,
-) -> list[float]:
+) -> list[float]:  # fmt: skip
     """Run the paper's optimisation of the attached LoRA on `images` and return the losses.
 
     Every epoch has a new order and, where an image is not square, a new crop. `which` names the
@@ -162,18 +157,8 @@ def tune(
     if which != (None,):
         name = ", image ".join([support.classes[which[0] or 0], *map(str, which[1:])])
     return fit(
-        parameters,
-        loss_at,
-        steps=options.epochs * per_epoch,
-        lr=options.lr,
-        warmup=options.warmup,
-        betas=(options.beta1, options.beta2),
-        weight_decay=options.weight_decay,
-        eps=options.eps,
-        clip=options.clip,
-        seed=seed,
-        checkpoint=checkpoint,
-        batch=batch,
-        accelerator=accelerator,
-        description=f"adapt {name}",
-    )
+        parameters, loss_at, steps=options.epochs * per_epoch, lr=options.lr,
+        warmup=options.warmup, betas=(options.beta1, options.beta2),
+        weight_decay=options.weight_decay, eps=options.eps, clip=options.clip, seed=seed,
+        checkpoint=checkpoint, batch=batch, accelerator=accelerator, description=f"adapt {name}",
+    )  # fmt: skip

@@ -33,11 +33,9 @@ def _read(model, part, text, count):
 
 @torch.no_grad()
 def predict(
-    model: Any,
-    tokens: torch.Tensor,
-    batches: Iterable[torch.Tensor],
+    model: Any, tokens: torch.Tensor, batches: Iterable[torch.Tensor],
     counted: Callable[[int], None] = lambda number: None,
-) -> np.ndarray:
+) -> np.ndarray:  # fmt: skip
     """Return the predicted class of each image of some uint8 batches (B, 3, S, S), an int array
     (n,); batches that do not fit are halved.
 
@@ -55,12 +53,10 @@ def predict(
 
 
 def accuracy(
-    model: Any,
-    dataset: Dataset,
-    images: Images,
+    model: Any, dataset: Dataset, images: Images,
     views: Callable[..., Iterable[torch.Tensor]] = evaluation_batches,
     counted: Callable[[int], None] = lambda number: None,
-) -> dict[str, Any]:
+) -> dict[str, Any]:  # fmt: skip
     """Return top-1 in [0, 1] with its 95 % Wilson interval, the accuracy per class, and the
     confusion matrix, over all `images` as `views` gives them.
     """
@@ -71,13 +67,9 @@ def accuracy(
     low, high = wilson(correct, total)
     per_class = (matrix.diagonal() / np.maximum(matrix.sum(1), 1)).round(4).tolist()
     return {
-        "top1": correct / total,
-        "low": low,
-        "high": high,
-        "total": total,
-        "per_class": per_class,
-        "confusion": matrix.tolist(),
-    }
+        "top1": correct / total, "low": low, "high": high, "total": total,
+        "per_class": per_class, "confusion": matrix.tolist(),
+    }  # fmt: skip
 
 
 def evaluate_inputs(support: Support, trained_key: str | None) -> dict[str, Any]:

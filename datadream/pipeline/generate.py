@@ -7,20 +7,17 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, suppress
-from functools import lru_cache, partial
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
-from .. import progress, signals
-from ..config import Recipe
+from .. import progress
 from ..data.folders import class_folders
 from ..data.images import Images, fingerprint
-from ..data.png import is_whole, save_png
+from ..data.png import is_whole, write_images
 from ..data.transforms import evaluation_batches, square
 from ..methods.base import Adapter, Support
 from ..methods.checked import draws, groups, naming, own_key, prompts
@@ -30,8 +27,7 @@ from ..models.device import dtype_for
 from ..models.generators.sampling import adapted, sample
 from ..models.identity import identity
 from ..seeds import seed_for
-from ..store.files import remove, write_json, writing
-from ..training.batch_size import BatchSize
+from ..training.batch_size import BatchSize, shared_batch_size
 from .evaluate import predict
 
 if TYPE_CHECKING:
@@ -39,9 +35,9 @@ if TYPE_CHECKING:
     from ..store.artifacts import Store
 
 SLICE = 100  # images of a unit of work: some minutes at the paper's scale
-NOTES = "notes"  # the work folder's sub-folder of what a cluster's slices noted of their batches
 
 Reader = Callable[[Sequence[Image.Image]], list[int]]
+Slice = list[tuple[range, tuple[Adapter, ...]]]  # (image indices, their adapters)
 
 
 def image_seed(seed: int, label: int, index: int, *again: int) -> int:
@@ -80,7 +76,7 @@ def generation_work(support: Support) -> tuple[int, int, float]:
     return made, 0, passes
 
 
-def slices(support: Support, label: int) -> list[list[tuple[range, tuple[Adapter, ...]]]]:
+def slices(support: Support, label: int) -> list[Slice]:
     """Return the images of one class in units of work of about SLICE images, each a list of
     (indices, adapters).
 
@@ -88,7 +84,7 @@ def slices(support: Support, label: int) -> list[list[tuple[range, tuple[Adapter
     """
     batch = support.recipe.generate.batch
     step = batch * max(1, SLICE // max(1, batch)) or SLICE
-    found: list[list[tuple[range, tuple[Adapter, ...]]]] = []
+    found: list[Slice] = []
     for indices, own in groups(support, label):
         for start in range(indices.start, indices.stop, step):
             part = range(start, min(start + step, indices.stop))
@@ -100,11 +96,9 @@ def slices(support: Support, label: int) -> list[list[tuple[range, tuple[Adapter
 
 
 def generate(
-    support: Support,
-    trained: Mapping[Adapter, Path],
-    root: Path,
+    support: Support, trained: Mapping[Adapter, Path], root: Path,
     lock: Callable[[str], AbstractContextManager[None]],
-) -> list[str]:
+) -> list[str]:  # fmt: skip
     """Write `train/<class>/<index>.png` with metadata.jsonl and classes.json into `root`; return
     notes on the batches.
 
@@ -112,7 +106,7 @@ def generate(
     batch size; images that a killed run left are kept. `lock(name)` keeps a cluster's slices apart.
     """
     folders = class_folders(support.classes)
-    size, read, rows = batch_size(support.recipe), reader(support), []
+    size, read, rows = _batch_size(support), reader(support), []
     total = len(folders) * support.recipe.generate.images
     with progress.track(f"generate {support.recipe.method}", "image", total) as counter:
         for label, name in enumerate(folders):
@@ -127,51 +121,35 @@ def generate(
     (root / "train" / "metadata.jsonl").write_text(lines)
     names = dict(zip(folders, support.classes, strict=True))
     (root / "classes.json").write_text(json.dumps(names, indent=1))
-    return size.notes + [note for note in _slice_notes(root) if note not in size.notes]
+    return size.notes
 
 
 def share_slice(
-    support: Support,
-    adapter: Callable[[Adapter], Path],
-    label: int,
-    position: int,
-    artifact: str,
-    store: Store,
-) -> None:
+    support: Support, adapter: Callable[[Adapter], Path], label: int, position: int,
+    artifact: str, store: Store,
+) -> None:  # fmt: skip
     """Write one of a class's `slices` into the work folder of its synthetic set and share it, so
-    that `generate` finds it there. Raises StoreError where nothing can be written.
+    that `generate` finds it there. `adapter` gives the folder of one.
     """
-    name, root = f"{label}-{position}", store.work(artifact)
-    part, size = slices(support, label)[position], batch_size(support.recipe)
-    folder, notes = root / "train" / class_folders(support.classes)[label], root / NOTES
+    part, size = slices(support, label)[position], _batch_size(support)
+    folder = store.work(artifact) / "train" / class_folders(support.classes)[label]
     files = [folder / f"{i:06d}.png" for indices, _ in part for i in indices]
-    with writing(store.root, store.fix), store.lock(f"{artifact}-{name}"):
-        # Another study may have made the slice, or the whole set, while this one waited.
-        if store.done(artifact) or store.gather(artifact, name):
-            return
-        store.salvage(artifact)
-        if not all(is_whole(file) for file in files):
-            trained = {one: adapter(one) for _, own in part for one in own}
-            with progress.track("slice", "image", len(files), shown=False) as counter:
-                read = reader(support)
-                write_slice(support, trained, label, part, folder, counter, size, read)
-            if size.notes:
-                notes.mkdir(exist_ok=True)
-                write_json(notes / f"{name}.json", size.notes)
-        told = notes / f"{name}.json"
-        store.share(artifact, name, [*files, *([told] if told.exists() else [])])
+
+    def build():
+        if all(map(is_whole, files)):
+            return []
+        trained = {one: adapter(one) for _, own in part for one in own}
+        with progress.track("slice", "image", len(files), shown=False) as counter:
+            write_slice(support, trained, label, part, folder, counter, size, reader(support))
+        return size.notes
+
+    store.make_part(artifact, f"{label}-{position}", files, build)
 
 
 def write_slice(
-    support: Support,
-    trained: Mapping[Adapter, Path],
-    label: int,
-    part: Sequence[tuple[range, tuple[Adapter, ...]]],
-    folder: Path,
-    counter: progress.Count,
-    size: BatchSize,
-    read: Reader | None = None,
-) -> None:
+    support: Support, trained: Mapping[Adapter, Path], label: int, part: Slice, folder: Path,
+    counter: progress.Count, size: BatchSize, read: Reader | None = None,
+) -> None:  # fmt: skip
     """Write those images of a slice that are missing in `folder`.
 
     `size` is shared by the slices. `read` says which class some images are read as, for the method
@@ -184,31 +162,7 @@ def write_slice(
             continue
         with adapted(support.recipe, *(trained[one] for one in own)) as generator:
             draw = drawing(generator, support, label, read)
-            _write_range(draw, indices, folder, counter, size)
-
-
-def _write_range(draw, indices, folder, counter, size):
-    """Write a range of images in batches of fixed membership, so that a resumed run is the same
-    where the size is given; one batch is written while the next is sampled.
-    """
-    start, writing_out = indices.start, []
-    with ThreadPoolExecutor(1) as writer:
-        while start < indices.stop:
-            signals.check()
-            count = min(size.size, indices.stop - start)
-            files = [folder / f"{i:06d}.png" for i in range(start, start + count)]
-            if not all(is_whole(f) for f in files):
-                images = size.run(partial(draw, start), count, len(indices))
-                count = len(images)
-                # At most one batch waits; an error of the writer ends the run here.
-                for written in writing_out:
-                    written.result()
-                pairs = zip(images, files[:count], strict=True)
-                writing_out = [writer.submit(save_png, image, file) for image, file in pairs]
-            counter.update(count)
-            start += count
-        for written in writing_out:
-            written.result()
+            write_images(draw, indices, folder, size, counter.update)
 
 
 def drawing(
@@ -275,22 +229,12 @@ def reader(support: Support) -> Reader | None:
     return read
 
 
-def batch_size(recipe: Recipe) -> BatchSize:
-    """Return the BatchSize of a set or a slice; one that is searched for is this process's, so
-    that what one slice found holds for the next.
-    """
-    options = recipe.generate
-    if options.batch:
-        return BatchSize(options.batch)
-    return _searched(
-        *(recipe.generator, recipe.resolution, recipe.precision, options.compile),
+def _batch_size(support):
+    recipe, options = support.recipe, support.recipe.generate
+    return shared_batch_size(
+        *(options.batch, recipe.generator, recipe.resolution, recipe.precision, options.compile),
         *(options.guidance > 1, options.images, method_of(recipe).together),
     )
-
-
-@lru_cache(maxsize=1)
-def _searched(*settings):
-    return BatchSize(0)
 
 
 def _metadata(support, label, index, folder, used):
@@ -308,16 +252,6 @@ def _metadata(support, label, index, folder, used):
         "seed": seed,
         "adapter": used,
     }
-
-
-def _slice_notes(root):
-    """Remove, and return once each, what a cluster's slices noted of their batches."""
-    notes = {}
-    for file in sorted((root / NOTES).glob("*.json")):
-        with suppress(ValueError):  # a power cut left it empty
-            notes |= {json.dumps(note): note for note in json.loads(file.read_text())}
-    remove(root / NOTES)
-    return list(notes.values())
 
 
 def read_synthetic_set(folder: Path) -> Images:

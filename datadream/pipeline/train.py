@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -18,16 +17,15 @@ from ..data.batches import Batches
 from ..data.datasets import validation_images
 from ..data.images import Images, fingerprint
 from ..data.transforms import validation_batches
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError
 from ..methods.base import Support
 from ..methods.registry import method_of
 from ..models.classifiers.base import load_classifier, save_classifier_lora
 from ..models.device import dtype_for
 from ..models.identity import identity
 from ..seeds import seed_for
-from ..store.files import write_json
 from ..training.batch_size import BatchSize
-from ..training.checkpoint import load_state, save_state
+from ..training.curve import Curve
 from ..training.loop import Shares, fit
 from .evaluate import predict
 
@@ -117,69 +115,36 @@ def train(
     """
     recipe, texts = support.recipe, inputs["prompts"]
     chosen = {name: inputs["classify"][name] for name in ("select", "evaluations")}
-    options = dataclasses.replace(recipe.classify, **chosen)
-    size = BatchSize(options.batch)
+    options, size = dataclasses.replace(recipe.classify, **chosen), BatchSize(recipe.classify.batch)
     torch.manual_seed(seed_for("classifier", recipe.seed))
     model = load_classifier(recipe.classifier, len(texts), recipe.precision)
-    parameters = model.attach(options)
-    batches = Batches(
-        real,
-        synthetic,
-        options,
-        len(texts),
-        model.size,
-        seed_for("batches", recipe.seed),
-        model.mean.device,
-    )
+    parameters, seed = model.attach(options), seed_for("batches", recipe.seed)
+    sets = real, synthetic
+    batches = Batches(*sets, options, len(texts), model.size, seed, model.mean.device)
     val, seed = validation_images(recipe, support.dataset), seed_for("train", recipe.seed)
     length = inputs["steps"], inputs["warmup"]
     optimise(model, parameters, batches, texts, val, options, *length, folder, seed, size)
     config = {
         **{name: getattr(recipe, name) for name in ("classifier", "precision")},
         **{name: getattr(options, name) for name in ("rank", "alpha", "dropout")},
-        "classes": list(support.classes),
-        "prompts": texts,
-    }
+        "classes": list(support.classes), "prompts": texts,
+    }  # fmt: skip
     save_classifier_lora(model, folder, config)
     return size.notes
 
 
-def _curve(folder, *states):
-    """Return the curve that a killed training left, rows by step; a damaged one takes the
-    `states` with it, and the training begins anew.
-    """
-    file = folder / "curve.json"
-    try:
-        return {row["step"]: row for row in json.loads(file.read_text())}
-    except FileNotFoundError:
-        return {}
-    except (ValueError, LookupError, TypeError):
-        for other in (file, *states):
-            other.unlink(missing_ok=True)
-        return {}
-
-
 def optimise(
-    model: Any,
-    parameters: dict[str, torch.nn.Parameter],
-    batches: Batches,
-    texts: list[str],
-    val: Images,
-    options: Classify,
-    steps: int,
-    warmup: int,
-    folder: Path,
-    seed: int,
+    model: Any, parameters: dict[str, torch.nn.Parameter], batches: Batches, texts: list[str],
+    val: Images, options: Classify, steps: int, warmup: int, folder: Path, seed: int,
     size: BatchSize,
-) -> None:
+) -> None:  # fmt: skip
     """Train a classifier in place; the validation images `val` draw the curve and, only if
     `options.select` says so, choose the weights that are kept.
     """
     tokens, views = model.prompts(texts), validation_batches(val, model.size)
-    labels, best = np.asarray(val.labels), folder / "best.safetensors"
-    checkpoint = folder / "checkpoint.safetensors"
+    labels, checkpoint = np.asarray(val.labels), folder / "checkpoint.safetensors"
     points = {round(steps * (i + 1) / options.evaluations) - 1 for i in range(options.evaluations)}
-    curve = _curve(folder, best, checkpoint)
+    curve = Curve(folder, checkpoint)
 
     def loss_at(step):
         model.train()
@@ -192,47 +157,16 @@ def optimise(
         return Shares(len(images), share)
 
     def after(step, loss):
-        if step not in points:
-            return
-        accuracy = float((predict(model, tokens, views) == labels).mean())
-        earlier = [row["val"] for s, row in curve.items() if s < step + 1]
-        if options.select == "validation" and accuracy > max(earlier, default=-1.0):
-            save_state(best, model.state(), step + 1)
-        curve[step + 1] = {"step": step + 1, "val": accuracy, "loss": loss}
-        write_json(folder / "curve.json", sorted(curve.values(), key=lambda row: row["step"]))
+        if step in points:
+            accuracy = float((predict(model, tokens, views) == labels).mean())
+            if options.select == "validation" and curve.is_best(step + 1, accuracy):
+                curve.keep(step + 1, model.state())
+            curve.add(step + 1, accuracy, loss)
 
     fit(
-        parameters,
-        loss_at,
-        steps=steps,
-        lr=options.lr,
-        warmup=warmup,
-        minimum_lr=options.minimum_lr,
-        weight_decay=options.weight_decay,
-        seed=seed,
-        checkpoint=checkpoint,
-        after=after,
-        buffers=model.state(),
-        batch=size,
+        parameters, loss_at, steps=steps, lr=options.lr, warmup=warmup,
+        minimum_lr=options.minimum_lr, weight_decay=options.weight_decay, seed=seed,
+        checkpoint=checkpoint, after=after, buffers=model.state(), batch=size,
         description="train classifier",
-    )
-    if best.exists():
-        _take(model, best, checkpoint)
-    for file in (best, checkpoint):
-        file.unlink(missing_ok=True)
-
-
-def _take(model, best, checkpoint):
-    """Load the weights that validation chose. Raises DataError, and lets the next run begin anew,
-    if the file is damaged.
-    """
-    state = load_state(best)
-    if state is None:
-        checkpoint.unlink(missing_ok=True)
-        raise DataError(
-            f"{best}, the weights that validation chose, is damaged and was removed; run again, "
-            "and the training begins anew"
-        )
-    with torch.no_grad():
-        for name, value in state[0].items():
-            model.state()[name].copy_(value)
+    )  # fmt: skip
+    curve.restore_best(model.state())

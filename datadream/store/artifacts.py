@@ -7,9 +7,9 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from .provenance import provenance
 
 # The names of the locks by which studies and `gc` keep out of each other's way.
 IN_USE, CLEARING = ("in-use-", "clearing")
+NOTES = "notes"  # the folder of a work folder in which parts tell how their batches fitted
 SALVAGE = "salvage"  # of the lock on taking a damaged artifact apart
 
 
@@ -52,6 +53,16 @@ def parse(text: str | bytes) -> dict[str, Any] | None:
 # folder of an artifact -> digests, and sizes and times of its files, when this process found the
 # digests right
 verified = {}
+
+
+def _take_notes(work):
+    """Remove, and return, what the parts of an artifact noted of their batches."""
+    found = []
+    for file in sorted((work / NOTES).glob("*.json")):
+        with suppress(ValueError):  # a power cut left it empty
+            found += json.loads(file.read_text())
+    remove(work / NOTES)
+    return found
 
 
 class Store:
@@ -217,6 +228,9 @@ class Store:
         self.salvage(key)
         start = time.perf_counter()
         build(work)
+        told = _take_notes(work)
+        if told:
+            notes["batches"] = list(dict.fromkeys([*notes.get("batches", []), *told]))
         # Left by a process that was killed while it wrote.
         for stale in [*work.rglob("*.part"), work / "manifest.json"]:
             stale.unlink(missing_ok=True)
@@ -260,6 +274,25 @@ class Store:
                     (work / name).parent.mkdir(parents=True, exist_ok=True)
                     os.replace(folder / name, work / name)
             remove(folder)
+
+    def make_part(
+        self, key: str, part: str, files: Sequence[Path], build: Callable[[], list[str]]
+    ) -> None:
+        """Make some files of an artifact's work folder and share them, for `make` to find there.
+
+        `build()` writes the files and returns notes on its batches, which come into the artifact's
+        manifest. Raises StoreError where nothing can be written.
+        """
+        with writing(self.root, self.fix), self.lock(f"{key}-{part}"):
+            # Another process may have made the part, or the whole, while this one waited.
+            if self.done(key) or self.gather(key, part):
+                return
+            self.salvage(key)
+            told = self.work(key) / NOTES / f"{part}.json"
+            if notes := build():
+                told.parent.mkdir(parents=True, exist_ok=True)
+                write_json(told, notes)
+            self.share(key, part, [*files, *([told] if told.exists() else [])])
 
     def share(self, key: str, part: str, files: Iterable[Path]) -> None:
         """Share `files` of an artifact's work folder with other machines, as its `part`.

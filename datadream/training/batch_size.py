@@ -2,6 +2,9 @@
 
 import gc
 import time
+from collections.abc import Callable, Hashable
+from functools import lru_cache
+from typing import Any
 
 import torch
 
@@ -9,29 +12,32 @@ import torch
 SMALLEST, GAIN = (8, 1.05)
 
 
-def out_of_memory(error):
-    """Return whether an exception says that the device, or the host, has no memory left."""
+def out_of_memory(error: BaseException) -> bool:
+    """True if an exception says that the device, or the host, has no memory left."""
     return isinstance(error, torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and "allocate memory" in str(error)
     )
 
 
 class BatchSize:
-    """How many images are worked on at once: `size`, which halves where memory ends; 0 is doubled
-    while that pays.
+    """How many images are worked on at once: `size`, halved where memory ends.
 
-    The images that a search makes are kept, so that it costs nothing; a size is timed by its second
-    batch, since the first may be compiled for. `notes` says what was found.
+    For 0 it is searched for: doubled while that pays. The images of a search are kept, so that it
+    costs nothing; a size is timed by its second batch, since the first may be compiled for. `notes`
+    says what was found.
     """
 
-    def __init__(self, size):
+    size: int
+    notes: list[str]
+
+    def __init__(self, size: int):
         self.searching, self.size, self.rate, self.notes = size == 0, size or SMALLEST, 0.0, []
         # The size before this one, and that of the last batch that was not timed.
         self.before, self.warm = (self.size, 0)
 
-    def halve(self, error):
-        """Halve the size if `error` says that memory ended, and free what is left over; return
-        whether there was something to halve.
+    def halve(self, error: BaseException) -> bool:
+        """Halve the size and free memory if `error` says that it ended; False if that is not so or
+        the size is 1.
         """
         if self.size == 1 or not out_of_memory(error):
             return False
@@ -45,11 +51,13 @@ class BatchSize:
             torch.cuda.empty_cache()
         return True
 
-    def run(self, make, count, most=None):
-        """Return `make(n)`'s list of n images for an n of at most `count`; raises the device's
-        error where one image is too many.
+    def run(
+        self, make: Callable[[int], list[Any]], count: int, most: int | None = None
+    ) -> list[Any]:
+        """Return `make(n)`, a list of n images, for an n of at most `count`.
 
-        `most` is the largest `count` that comes, at which a search ends.
+        `most` is the largest `count` that comes, at which a search ends. Raises the device's error
+        where one image is too many.
         """
         self.size = min(self.size, most) if self.searching and most else self.size
         while True:
@@ -81,3 +89,15 @@ class BatchSize:
             self.before, self.rate, self.size = n, rate, 2 * n
         if not self.searching:
             self.notes.append(f"{self.size} images at once are fastest")
+
+
+def shared_batch_size(size: int, *settings: Hashable) -> BatchSize:
+    """Return a BatchSize; one that is searched for is the process's last one if the `settings` are
+    the same, so that what one slice found holds for the next.
+    """
+    return _searched(*settings) if size == 0 else BatchSize(size)
+
+
+@lru_cache(maxsize=1)
+def _searched(*settings):
+    return BatchSize(0)

@@ -101,26 +101,14 @@ def _backward(loss_at, step, seed, optimiser, batch, accelerator):
 
 
 def fit(
-    parameters: Mapping[str, nn.Parameter],
-    loss_at: Callable[[int], Tensor | Shares],
-    *,
-    steps: int,
-    lr: float,
-    warmup: int = 0,
-    minimum_lr: float = 0.0,
-    betas: tuple[float, float] = (0.9, 0.999),
-    weight_decay: float = 1e-2,
-    eps: float = 1e-8,
-    clip: float | None = None,
-    seed: int = 0,
-    checkpoint: str | Path | None = None,
-    every: int = 200,
-    after: Callable[[int, float], None] | None = None,
-    buffers: Mapping[str, Tensor] | None = None,
-    batch: BatchSize | None = None,
-    accelerator: Accelerator | None = None,
-    description: str = "training",
-) -> list[float]:
+    parameters: Mapping[str, nn.Parameter], loss_at: Callable[[int], Tensor | Shares], *,
+    steps: int, lr: float, warmup: int = 0, minimum_lr: float = 0.0,
+    betas: tuple[float, float] = (0.9, 0.999), weight_decay: float = 1e-2, eps: float = 1e-8,
+    clip: float | None = None, seed: int = 0, checkpoint: str | Path | None = None,
+    every: int = 200, after: Callable[[int, float], None] | None = None,
+    buffers: Mapping[str, Tensor] | None = None, batch: BatchSize | None = None,
+    accelerator: Accelerator | None = None, description: str = "training",
+) -> list[float]:  # fmt: skip
     """Minimise `loss_at(step)` over `parameters` in place with AdamW; return the loss of each step.
 
     The loss is a tensor, or `Shares` of one, which are taken in micro-batches of `batch.size`
