@@ -272,16 +272,19 @@ def _export(options):
 
 
 def _gc(options):
+    from .pipeline.stages import STAGES
+    from .results.features import STAGE as FEATURES
     from .store.gc import clear, listing, unused
 
+    stages = {FEATURES, *(stage.name for stage in STAGES)}
     store, asked = open_store(), sys.stdin.isatty() and not options.yes
-    found = unused(store, options.older_than)
+    found = unused(store, options.older_than, stages)
     print(listing(store, found))
     if found and (
         options.yes
         or (asked and input(f"Remove these {len(found)}? [y/N] ").strip().lower() in ("y", "yes"))
     ):
-        clear(store, found, options.older_than)
+        clear(store, found, options.older_than, stages)
         print(f"removed {len(found)}")
     elif found:
         print(

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from .. import progress
+from ..config import Recipe
 from ..data.folders import class_folders
 from ..data.images import Images, fingerprint
 from ..data.png import is_whole, write_images
@@ -106,7 +107,7 @@ def generate(
     batch size; images that a killed run left are kept. `lock(name)` keeps a cluster's slices apart.
     """
     folders = class_folders(support.classes)
-    size, read, rows = _batch_size(support), reader(support), []
+    size, read, rows = batch_size(support.recipe), reader(support), []
     total = len(folders) * support.recipe.generate.images
     with progress.track(f"generate {support.recipe.method}", "image", total) as counter:
         for label, name in enumerate(folders):
@@ -131,7 +132,7 @@ def share_slice(
     """Write one of a class's `slices` into the work folder of its synthetic set and share it, so
     that `generate` finds it there. `adapter` gives the folder of one.
     """
-    part, size = slices(support, label)[position], _batch_size(support)
+    part, size = slices(support, label)[position], batch_size(support.recipe)
     folder = store.work(artifact) / "train" / class_folders(support.classes)[label]
     files = [folder / f"{i:06d}.png" for indices, _ in part for i in indices]
 
@@ -229,8 +230,9 @@ def reader(support: Support) -> Reader | None:
     return read
 
 
-def _batch_size(support):
-    recipe, options = support.recipe, support.recipe.generate
+def batch_size(recipe: Recipe) -> BatchSize:
+    """Return the BatchSize of a set or a slice."""
+    options = recipe.generate
     return shared_batch_size(
         *(options.batch, recipe.generator, recipe.resolution, recipe.precision, options.compile),
         *(options.guidance > 1, options.images, method_of(recipe).together),

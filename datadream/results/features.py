@@ -22,6 +22,7 @@ from ..store.artifacts import Store
 from ..store.files import digest
 from ..store.keys import key
 
+STAGE = "features"  # what the key of an artifact of features begins with
 SHARD = 1000  # images in a file: what a killed extraction does again at most
 # Pixels; a multiple of its patch of 14.
 DINOV2, DINOV2_SIDE = ("vit_base_patch14_dinov2.lvd142m", 224)
@@ -147,7 +148,7 @@ def features(images: Images, name: str, recipe: Recipe, store: Store) -> np.ndar
     inputs = {"images": fingerprint(images), "extractor": name, "model": row.identity(recipe)}
     with store.in_use():
         folder = store.make(
-            key("features", **inputs), inputs, lambda work: _extract(images, row, recipe, work)
+            key(STAGE, **inputs), inputs, lambda work: _extract(images, row, recipe, work)
         )
         return np.concatenate(
             [load_file(file)["features"] for file in sorted(folder.glob("*.safetensors"))]

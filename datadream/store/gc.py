@@ -6,7 +6,7 @@ It finds artifacts that no record refers to, builds that never ended, and locks 
 import json
 import re
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path, PurePath, PurePosixPath
@@ -18,6 +18,7 @@ from ..errors import ConfigError, DataError
 from .address import RemoteStore
 from .artifacts import CLEARING, IN_USE, SALVAGE, Store
 from .files import remove, writing
+from .keys import stage_of_key
 
 # A key; a folder of another name is not this program's to remove.
 ARTIFACT = re.compile(r"[a-z]+-[0-9a-f]{16}")
@@ -68,35 +69,41 @@ def referred(store: Store) -> set[str]:
     return keys
 
 
-def unused(store: Store, days: float = DAYS) -> list[Entry]:
+def unused(store: Store, days: float = DAYS, stages: Collection[str] | None = None) -> list[Entry]:
     """List what could go: unreferred artifacts, `.partial` folders, temporary files, free locks.
 
     The entries are sorted by name. What was written in the last `days` is spared, since a study
     that runs on another machine may have made it and has no record yet. Whatever else lies in the
-    store is left out. Of a store on an address both the address and the copies on this machine are
+    store is left out, and so are artifacts of none of these `stages` (None: of any), which may be
+    another program's. Of a store on an address both the address and the copies on this machine are
     looked through. Raises ConfigError while a study runs, or a process makes an artifact, on this
     machine.
     """
     needed, before = referred(store), time.time() - 86400 * days
+
+    def ours(name):
+        found = ARTIFACT.fullmatch(name)
+        return bool(found) and (stages is None or stage_of_key(name) in stages)
+
     own, found = "copy" if isinstance(store, RemoteStore) else "artifact", []
     for path in sorted(store.root.iterdir()) if store.root.is_dir() else []:
         if LOCK.fullmatch(path.name):
             _require_free(path)
             found.append(Entry(path, "lock", path.lstat().st_size))
-        elif path.suffix in (".partial", ".fetched") and ARTIFACT.fullmatch(path.stem):
+        elif path.suffix in (".partial", ".fetched") and ours(path.stem):
             if path.stem not in needed and _written(path) <= before:
                 found.append(Entry(path, "unfinished", _size(path)))
-        elif ARTIFACT.fullmatch(path.name) and path.name not in needed:
+        elif ours(path.name) and path.name not in needed:
             if _written(path) <= before:
                 found.append(Entry(path, own, _size(path)))
     for folder in (store.root, store.records, store.kept):
         for path in sorted(folder.iterdir()) if folder.is_dir() else []:
             if PART.fullmatch(path.name) and _written(path) <= before:
                 found.append(Entry(path, "unfinished", path.lstat().st_size))
-    return found + (_away(store, needed, before) if isinstance(store, RemoteStore) else [])
+    return found + (_away(store, needed, before, ours) if isinstance(store, RemoteStore) else [])
 
 
-def _away(store, needed, before):
+def _away(store, needed, before, ours):
     """Return the entries on a store's address whose last object was written before a time."""
     groups = {}
     for name, info in store.listed().items():
@@ -106,9 +113,9 @@ def _away(store, needed, before):
     for name, files in sorted(groups.items()):
         if LEASE.fullmatch(name):
             kind = "lock"
-        elif name.endswith(".partial") and ARTIFACT.fullmatch(name.removesuffix(".partial")):
+        elif name.endswith(".partial") and ours(name.removesuffix(".partial")):
             kind = "unfinished"
-        elif ARTIFACT.fullmatch(name) and name not in needed:
+        elif ours(name) and name not in needed:
             kind = "artifact" if "manifest.json" in files else "unfinished"
         else:
             continue
@@ -156,14 +163,19 @@ def listing(store: Store, entries: Sequence[Entry]) -> str:
     return "\n".join([*lines, total])
 
 
-def clear(store: Store, entries: Iterable[Entry], days: float = DAYS) -> None:
+def clear(
+    store: Store,
+    entries: Iterable[Entry],
+    days: float = DAYS,
+    stages: Collection[str] | None = None,
+) -> None:
     """Remove those of the entries that are still unused; of a link the link alone.
 
     A study that begins meanwhile waits. Raises ConfigError if one has begun since, StoreError where
     the store cannot be written.
     """
     with writing(store.root, store.fix), store.lock(CLEARING):
-        still = {entry.path for entry in unused(store, days)}
+        still = {entry.path for entry in unused(store, days, stages)}
         for entry in entries:
             if entry.path in still:
                 if entry.away and isinstance(store, RemoteStore):
