@@ -246,7 +246,7 @@ class Stage:
                 [(range(self.recipe.generate.images), (own,))],
                 Path(target),
                 _Silent(),
-                generate.batch_size(support),
+                generate.batch_size(self.recipe),
             )
             self.written = len(list(Path(target).glob("*.png")))
 

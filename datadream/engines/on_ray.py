@@ -21,7 +21,7 @@ from .. import progress, signals
 from ..config import Recipe
 from ..data.datasets import Dataset, load_for
 from ..errors import ConfigError
-from ..methods.registry import method_of
+from ..methods.registry import adopt_methods, method_of, pack_methods
 from ..models.download import fetch
 from ..models.generators.load import use_gpu
 from ..paths import paths
@@ -58,6 +58,7 @@ class Task:
     where: tuple[Any, ...] = ()
     needs: tuple[str, ...] = ()
     length: float = 0.0
+    methods: bytes = b""  # of a notebook; see `registry.pack_methods`
 
 
 def tasks(
@@ -69,6 +70,7 @@ def tasks(
     `load` gives the Dataset of a recipe; `plan.load_or_describe` needs no images.
     """
     found: dict[str, Task] = {}
+    methods = pack_methods()
     for recipe in recipes:
         cell = Cell(recipe, load(recipe))
         # Not `done`: the cell's task checks the bytes, where it reads them.
@@ -88,13 +90,12 @@ def tasks(
                 for piece in pieces:
                     known = seconds(cell, stage.name, PROXY, piece.part) * piece.share
                     needs = tuple(name for name in piece.needs if name in found)
-                    task = Task(
-                        piece.name, stage.piece, recipe, stage.name, piece.where, needs, known
-                    )
+                    which = stage.name, piece.where, needs, known, methods
+                    task = Task(piece.name, stage.piece, recipe, *which)
                     found.setdefault(piece.name, task)
                 last += [] if stage.on_demand else [piece.name for piece in pieces]
         name = record_file(cell, store).name
-        found[name] = Task(name, "cell", recipe, needs=tuple(last), length=length)
+        found[name] = Task(name, "cell", recipe, "", (), tuple(last), length, methods)
     return found
 
 
@@ -177,6 +178,7 @@ def _take_gpu():
 
 
 def _do(task, store):
+    adopt_methods(task.methods)
     do = stage_of(task.stage).do if task.stage else None
     if do:
         do(Cell(task.recipe), task.where, store)

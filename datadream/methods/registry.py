@@ -1,5 +1,6 @@
 """The table of all methods: those of this folder, of installed packages, and of a notebook."""
 
+import pickle
 import re
 import warnings
 from collections.abc import Iterator, Mapping
@@ -54,6 +55,10 @@ class Table(Mapping[str, Method]):
             self.unregister(method.name)
         self.add_with_twin(method)
         self._registered.add(method.name)
+
+    def registered(self) -> list[Method]:
+        """Return the methods that `register` added, without their twins."""
+        return [self._rows[name] for name in sorted(self._registered)]
 
     def unregister(self, name: str) -> None:
         """Take a method that `register` added, and its twin with real images, away again."""
@@ -141,6 +146,24 @@ def register(method: Method) -> Method:
     """
     METHODS.register(method)
     return method
+
+
+def pack_methods() -> bytes:
+    """Pickle the methods that this process has registered, for the processes that it starts.
+
+    A class that a notebook defines goes along by value.
+    """
+    if not METHODS.registered():
+        return b""
+    import cloudpickle
+
+    return cloudpickle.dumps(METHODS.registered())
+
+
+def adopt_methods(packed: bytes) -> None:
+    """Register what `pack_methods` gave in another process."""
+    for method in pickle.loads(packed) if packed else ():
+        METHODS.register(method)
 
 
 def method_of(recipe: Recipe) -> Method:

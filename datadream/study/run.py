@@ -8,6 +8,7 @@ from .. import progress, signals
 from ..engines.here import run_cell
 from ..engines.names import engine_parts
 from ..errors import ConfigError
+from ..methods.registry import adopt_methods, pack_methods
 from ..pipeline.stages import Cell
 from ..results.record import record_file
 from ..results.records import load_records
@@ -98,7 +99,10 @@ def in_processes(function, jobs, workers):
     if workers == 1:
         return [function(*job) for job in jobs]
     with ProcessPoolExecutor(
-        workers, get_context("spawn"), _begin_worker, (max(1, os.cpu_count() // workers),)
+        workers,
+        get_context("spawn"),
+        _begin_worker,
+        (max(1, (os.cpu_count() or 1) // workers), pack_methods()),
     ) as pool:
         try:
             return list(
@@ -112,10 +116,11 @@ def in_processes(function, jobs, workers):
             raise
 
 
-def _begin_worker(threads):
+def _begin_worker(threads, methods):
     import torch
 
     signals.serve()
+    adopt_methods(methods)
     torch.set_num_threads(threads)
 
 

@@ -4,9 +4,12 @@ import dataclasses
 import importlib.metadata
 import json
 import pickle
+import subprocess
+import sys
 
 import pytest
 
+from datadream.config import as_dict
 from datadream.errors import ConfigError
 from datadream.methods import checked, registry
 from datadream.methods.base import Adapter, Draw, Method
@@ -203,3 +206,32 @@ def test_no_package_of_this_environment_adds_one():
 
 def test_a_method_travels_to_other_processes():
     assert pickle.loads(pickle.dumps(METHODS["loft+real"])) == METHODS["loft+real"]
+
+
+NOTEBOOK = """
+import datadream
+from datadream import Method
+from datadream.methods.base import Draw
+from datadream.study.run import run_cells
+from datadream.store.artifacts import Store
+
+class Own(Method):
+    def draw(self, support, label, index, rng):
+        return Draw(f"{support.classes[label]}, tone {rng.integers(9)}")
+
+datadream.register(Own("own", "Own", "#882255"))
+cells = [datadream.recipe(overrides={**VALUES, "method": "own", "seed": seed}) for seed in (0, 1)]
+table = run_cells(cells, Store(STORE), **HOW)
+assert table["method"].tolist() == ["own", "own"], table
+"""
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("how", [{"workers": 2}, {"engine": "ray"}], ids=["workers", "ray"])
+def test_a_notebook_s_method_reaches_the_processes_that_share_its_cells(make, tmp_path, how):
+    """Its class is in `__main__`, which no other process can import."""
+    left_out = ("profile", "method", "seed")
+    values = {name: v for name, v in as_dict(make("base")).items() if name not in left_out}
+    script = f"VALUES, STORE, HOW = {values!r}, {str(tmp_path)!r}, {how!r}{NOTEBOOK}"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
