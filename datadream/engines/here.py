@@ -11,7 +11,7 @@ from ..store.artifacts import Store
 def run_cell(recipe: Recipe, store: Store) -> dict[str, Any]:
     """Compute what the store lacks of a cell, write its record and return it.
 
-    The caller has marked the store as being in use, and says what a signal does.
+    The caller marks the store as in use and handles signals.
     """
     cell = Cell(recipe)
     return write_record(cell, cell.compute(store), store)

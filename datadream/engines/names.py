@@ -1,14 +1,15 @@
-"""The names of the engines, and the address that one may have."""
+"""The names of the engines and their optional addresses."""
 
 from ..errors import ConfigError, did_you_mean
 
-# Where cells are computed: this process and its workers, or a Ray cluster.
+# Where cells run: in this process and its workers, or on a Ray cluster.
 ENGINES = ("local", "ray")
 
 
-def engine_parts(engine):
-    """Return (name, address or None) of an engine. Raises ConfigError on an unknown name, and on
-    an address of what has none.
+def engine_parts(engine: str) -> tuple[str, str | None]:
+    """Split an engine such as "ray:auto" into (name, address or None).
+
+    Raises ConfigError on an unknown name, and on an address where the engine takes none.
     """
     name, _, address = str(engine).partition(":")
     if name not in ENGINES:

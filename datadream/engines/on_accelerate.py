@@ -1,17 +1,18 @@
-"""Dataset-wise adapters, each trained by all processes that `accelerate launch` starts.
+"""Train dataset-wise adapters, each on all processes that `accelerate launch` starts.
 
-For an adapter of many images, whose training is one chain that more workers do not shorten.
-Adapters of single classes are tasks of their own, one GPU each: see `on_ray`.
+Meant for adapters tuned on many images: one training is sequential, so extra workers do not shorten
+it. Adapters of single classes are separate tasks, one GPU each: see `on_ray`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..config import Recipe
 from ..errors import ConfigError
-from ..methods.base import Adapter
+from ..methods.base import Adapter, Support
 from ..store.artifacts import Store
 
 if TYPE_CHECKING:
@@ -21,10 +22,10 @@ if TYPE_CHECKING:
 def adapt_together(
     recipes: Iterable[Recipe], store: Store, accelerator: Accelerator | None
 ) -> list[str]:
-    """Train the dataset-wise adapters of these cells that the store lacks, one after the other,
-    and return their keys.
+    """Train the cells' dataset-wise adapters one by one and return their keys.
 
-    Raises ConfigError where the cells have none, and what `train_adapter` raises.
+    Those that the store has are not trained again. Raises ConfigError if no cell has one, and what
+    `train_adapter` raises.
     """
     from ..models.download import fetch
     from ..pipeline.adapt import adapter_inputs, train_adapter
@@ -43,7 +44,7 @@ def adapt_together(
         if name in made:
             continue
 
-        def build(folder, support=cell.support, notes=notes):
+        def build(folder: Path, support: Support = cell.support, notes: list[str] = notes) -> None:
             notes.extend(train_adapter(support, one, folder, accelerator))
 
         inputs = adapter_inputs(cell.support, one)

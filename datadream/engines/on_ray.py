@@ -1,8 +1,8 @@
-"""The study's tasks on a Ray cluster: adapt one class, generate one slice of one class, train and
-judge one classifier.
+"""Run the study's tasks on a Ray cluster.
 
-A task is small and may be done twice: what it makes lies in the store under its key, so one whose
-worker or node died is simply done again elsewhere, and goes on from what the dead one left.
+A task adapts one class, generates one slice of one class, or trains and judges one classifier. It
+is small and idempotent: its result lies in the store under its key, so a task whose worker or node
+died is run again elsewhere and resumes from what the dead one saved.
 """
 
 import heapq
@@ -11,7 +11,7 @@ import os
 import signal
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,23 +32,24 @@ from ..store.open import open_store
 from .here import run_cell
 from .rates import PROXY, seconds
 
-RETRIES = 5  # times that a task is given to another worker after its own died
-# seconds that a task has to save its state; batch schedulers give 30 from SIGTERM to SIGKILL
+RETRIES = 5  # times that a task is retried on another worker after its own died
+# Seconds that a task has to save its state; batch schedulers give 30 from SIGTERM to SIGKILL.
 GRACE = 20
-# tasks given to Ray over two for each worker, so that none waits for the next and little is decided
-# early
+# Tasks submitted to Ray beyond two per worker: enough that no worker idles, few enough that the
+# order is decided late.
 AHEAD = 8
-# Bytes of a task's process, at most; measured by benchmarks and tests/models/test_full_size.py.
+# Upper bound of a task's memory in bytes; measured by benchmarks and
+# tests/models/test_full_size.py.
 MEMORY = {"mini": 1.5e9, "paper": 12e9}
 
 
 @dataclass(frozen=True)
 class Task:
-    """A unit of work: `name` is what it makes, `kind` what it is called, `needs` the names that
-    must be there first.
+    """A unit of work: one piece of a stage, or the rest of a cell.
 
-    `stage` and `where` say which piece of which stage, "" the cell itself. `length` says about how
-    long it takes beside the others, in seconds of the embedded models on one core.
+    `name` is what it makes, `kind` what it is called, and `needs` are the names of the tasks that
+    come first. `stage` and `where` say which piece of which stage; "" is the cell itself. `length`
+    estimates its duration relative to the others, in seconds of the embedded models on one core.
     """
 
     name: str
@@ -64,10 +65,10 @@ class Task:
 def tasks(
     recipes: Iterable[Recipe], store: Store, load: Callable[[Recipe], Dataset] = load_for
 ) -> dict[str, Task]:
-    """Return name -> Task for what the cells need and the store has not, each once, in an order in
-    which needs come first.
+    """Return name -> Task for all that the cells need and the store lacks, in topological order.
 
-    `load` gives the Dataset of a recipe; `plan.load_or_describe` needs no images.
+    Each task appears once. `load` gives the Dataset of a recipe; `plan.load_or_describe` needs no
+    images.
     """
     found: dict[str, Task] = {}
     methods = pack_methods()
@@ -100,16 +101,18 @@ def tasks(
 
 
 def _is_whole(piece, stage, cell, store):
-    """Return whether a piece is an artifact of its own, and there."""
+    """True if a piece is an artifact of its own and complete in the store."""
     return piece.name == cell.keys_of(stage.name).get(piece.part) and store.whole(piece.name)
 
 
 class Agenda:
-    """Which task is next: of those whose needs are done the one that the longest chain waits
-    for, so that no long one is left for the end.
+    """Schedule tasks by critical path.
+
+    Of the tasks whose needs are done, the one that the longest chain waits for comes first, so that
+    no long chain is left for the end.
     """
 
-    def __init__(self, todo):
+    def __init__(self, todo: dict[str, Task]):
         self.after, self.lost, chain = defaultdict(list), set(), {}
         self.left = {name: len(task.needs) for name, task in todo.items()}
         for name, task in todo.items():
@@ -123,20 +126,21 @@ class Agenda:
         self.ready = [(*self.place[name], name) for name, count in self.left.items() if not count]
         heapq.heapify(self.ready)
 
-    def next(self):
+    def next(self) -> str | None:
         """Return the name of the next task, None if all that are left wait for others."""
         return heapq.heappop(self.ready)[-1] if self.ready else None
 
-    def done(self, name):
-        """Let go what waited for this task alone."""
+    def done(self, name: str) -> None:
+        """Mark a task as done, which frees those that waited for it alone."""
         for later in self.after.pop(name, ()):
             self.left[later] -= 1
             if not self.left[later]:
                 heapq.heappush(self.ready, (*self.place[later], later))
 
-    def failed(self, name):
-        """Return the names of all that waited for this task, directly or not, each once: they
-        will never be next.
+    def failed(self, name: str) -> list[str]:
+        """Drop the tasks that depend on a failed one, directly or not, and return their names.
+
+        They will never be next. A task is returned only once, even if several of its needs fail.
         """
         found, more = [], [name]
         while more:
@@ -147,11 +151,11 @@ class Agenda:
         return found
 
 
-def work(task, address):
-    """Do one task of the store at `address` in this process and return its name.
+def work(task: Task, address: str) -> str:
+    """Run one task on the store at `address` in this process and return its name.
 
-    SIGINT, which `ray.cancel` stands for, ends the task once its state is saved. SIGTERM, by which
-    a batch scheduler takes a machine away, ends the worker then, and Ray has the task done
+    SIGINT, which `ray.cancel` sends, ends the task once its state is saved. SIGTERM, which a batch
+    scheduler sends before it reclaims a machine, then ends the worker too, and Ray runs the task
     elsewhere.
     """
     _take_gpu()
@@ -167,9 +171,7 @@ def work(task, address):
 
 
 def _take_gpu():
-    """Work on the GPU that Ray gave this task: of a node with several it may be another one than
-    the worker's last task had.
-    """
+    """Use the GPU that Ray gave this task; on a node with several it may differ from the last."""
     import ray
 
     if torch.cuda.is_available() and (ids := ray.get_gpu_ids()):
@@ -186,13 +188,12 @@ def _do(task, store):
         run_cell(task.recipe, store)
 
 
-def run_ray(recipes, store, address=None):
-    """Run the cells on a Ray cluster: this machine's cores and GPUs, or the one at `address`
-    ("auto": the one that this node is in).
+def run_ray(recipes: Sequence[Recipe], store: Store, address: str | None = None) -> None:
+    """Run the cells on the Ray cluster at `address`, or on this machine's cores and GPUs.
 
-    Raises RuntimeError with the failures once all other tasks are done; a task that needs a failed
-    one is not tried. Ctrl-C and SIGTERM let what runs save its state, for GRACE seconds, and leave
-    the store ready to go on.
+    The address "auto" is the cluster that this node is in. Raises RuntimeError with the failures
+    once all other tasks are done; a task that needs a failed one is not tried. On Ctrl-C and
+    SIGTERM, running tasks have GRACE seconds to save their state, and a later run resumes.
     """
     try:
         import ray
@@ -206,13 +207,13 @@ def run_ray(recipes, store, address=None):
         fetch(recipe, method_of(recipe).generates)
     own = not ray.is_initialized()
     if own:
-        # The tasks' states are told by this process, since a worker may be on another machine.
+        # This process reports the tasks' states, since a worker may be on another machine.
         names = {
             name: value
             for name, value in os.environ.items()
             if name.startswith(("DATADREAM_", "HF_")) and name != progress.PLACE
         }
-        # Ray would hide all GPUs but the first task's from a worker that lives on.
+        # Else Ray hides from a reused worker all GPUs but its first task's.
         env = {
             **names,
             "DATADREAM_HOME": str(paths()["home"]),
@@ -226,7 +227,7 @@ def run_ray(recipes, store, address=None):
             runtime_env={"env_vars": env},
         )
     try:
-        with signals.interruptible():  # after `init`, which has a handler of its own for SIGTERM
+        with signals.interruptible():  # after `init`, which sets its own handler for SIGTERM
             todo = tasks(recipes, store)
             _require_room(ray, todo, _scarce(ray))
             _drive(ray, todo, store)
@@ -240,9 +241,7 @@ def _scarce(ray):
 
 
 def _demand(task, resource):
-    """Return what a task asks of a node: a core, a GPU where the cluster has some, and memory in
-    bytes.
-    """
+    """Return a task's Ray resources: a core, a GPU if the cluster has any, and bytes of memory."""
     return {
         "num_cpus": 1,
         "num_gpus": int(resource == "GPU"),
@@ -251,9 +250,7 @@ def _demand(task, resource):
 
 
 def _require_room(ray, todo, resource):
-    """Raise ConfigError if no node that has joined the cluster can take a task, which Ray would
-    wait for without a word.
-    """
+    """Raise ConfigError if no node of the cluster can take a task; Ray would silently wait."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     for task in {task.recipe.profile: task for task in todo.values()}.values():
         wanted = dict(zip(("CPU", "GPU", "memory"), _demand(task, resource).values(), strict=True))
@@ -271,13 +268,14 @@ def _require_room(ray, todo, resource):
 
 
 def _drive(ray, todo, store, do=work):
-    """Have `do(task, address)` done for every task. Ray is given few at a time: a wait takes a
-    time that grows with what it waits for.
+    """Have Ray run `do(task, address)` for every task, a few at a time.
+
+    The time of `ray.wait` grows with the number of tasks that it is given.
     """
     resource = _scarce(ray)
     remote, agenda, flying, failures = ray.remote(do), Agenda(todo), {}, {}
 
-    def hand_out():
+    def hand_out() -> None:
         # Asked again each time: nodes come and go.
         room = 2 * int(ray.cluster_resources().get(resource, 0)) + AHEAD
         while len(flying) < room and (name := agenda.next()):
@@ -287,7 +285,7 @@ def _drive(ray, todo, store, do=work):
                 remote.options(name=f"{task.kind} {name}", **options).remote(task, store.address)
             ] = name
 
-    def end(ref):
+    def end(ref: Any) -> dict[str, Exception | None]:
         name = flying.pop(ref)
         try:
             ray.get(ref)
@@ -323,9 +321,7 @@ def _drive(ray, todo, store, do=work):
 
 
 def _cancel(ray, pending):
-    """Ask the tasks that run to save their state and end, and end those that have not after
-    GRACE seconds or at a second Ctrl-C.
-    """
+    """Ask running tasks to save their state and end; kill them after GRACE s or a second Ctrl-C."""
     for ref in pending:
         ray.cancel(ref)
     end = time.monotonic() + GRACE
@@ -336,7 +332,7 @@ def _cancel(ray, pending):
 
 
 def _report(todo, failures):
-    """Return what failed of itself, one line each; what only waited for it is counted."""
+    """List the tasks that failed themselves, a line each, and count those that needed them."""
     first = {
         name: error
         for name, error in failures.items()

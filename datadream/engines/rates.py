@@ -1,4 +1,4 @@
-"""What a stage takes, in seconds at measured rates."""
+"""Estimate what a stage takes, in seconds at measured rates."""
 
 import math
 from collections.abc import Mapping
@@ -7,12 +7,12 @@ from typing import Any
 from ..pipeline.evaluate import validated
 from ..pipeline.stages import Cell, stage_of
 
-# Seconds of a process for each unit of a stage's work, and for each artifact of it whatever its
-# work (loading models, digests), with the models and the resolution of a profile while every core
-# is busy: an image of a step (adapt), an image of a sampling step without guidance (generate), a
-# training image (train), an image that is classified (judge; a training classifies validation
-# images too). Measured as processor time; `python -m benchmarks.rates` computes the same from a
-# store. A profile that nobody has measured has no row, and its hours are unknown.
+# Seconds of a process per unit of a stage's work, and per artifact whatever its work ("fixed":
+# loading models, digests), with a profile's models and resolution and every core busy. The unit is
+# an image of a step (adapt), an image of a sampling step without guidance (generate), a training
+# image (train), a classified image (judge; a training classifies validation images too). Measured
+# as processor time; `python -m benchmarks.rates` computes the same from a store. A profile that
+# nobody has measured has no row, and its hours are unknown.
 THROUGHPUT: dict[str, dict[str, Any]] = {
     "mini": {
         "device": "one core of a two-core x86_64 CPU with AVX-512, the other busy too",
@@ -23,15 +23,15 @@ THROUGHPUT: dict[str, dict[str, Any]] = {
         "fixed": {"adapt": 0.3, "generate": 0.6, "train": 1.0, "judge": 0.3},
     }
 }
-# Ratios that tell a long stage from a short one where nobody has measured. Without what is fixed: a
-# worker keeps its models.
+# Ratios that tell a long stage from a short one where nobody has measured. The fixed costs are left
+# out, since a worker keeps its models loaded.
 PROXY: dict[str, Any] = {
     stage: rate for stage, rate in THROUGHPUT["mini"].items() if stage not in ("device", "fixed")
 }
 
 
 def seconds(cell: Cell, name: str, rates: Mapping[str, Any], part: Any = None) -> float:
-    """Return what an artifact of a stage takes at some throughputs, NaN where they have none."""
+    """Return the seconds that a stage's artifact takes at `rates`, NaN where they have none."""
     work = stage_of(name).work
     if work is None:
         return 0.0
