@@ -1,10 +1,11 @@
-"""What a set of cells needs before anything runs: stages, images, optimiser steps, hours, disk,
-and what is missing.
+"""Plan a set of cells before anything runs.
+
+A plan has stages, images, optimiser steps, hours and disk, and says what is missing.
 """
 
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -33,11 +34,12 @@ NO_CELLS = (
 
 
 class _Numbers(Sequence):
-    """Stands for the images of a set that is not there: image i is the bytes of i, so that what
-    is drawn from it can be hashed.
+    """Stand in for the images of an absent set.
+
+    Image i is the bytes of i, so that what is drawn from it can be hashed.
     """
 
-    def __init__(self, count):
+    def __init__(self, count: int):
         self._count = count
 
     def __len__(self):
@@ -65,12 +67,11 @@ def _described(name, noun, names):
     )
 
 
-def load_or_describe(recipe):
-    """Return the Dataset of a recipe, or where the paper's images are not on this machine one of
-    its classes and sizes only.
+def load_or_describe(recipe: Recipe) -> Dataset:
+    """Return a recipe's Dataset; without the paper's images, one of its classes and sizes only.
 
-    What is drawn and shared is then as with the images, but for the classes' sizes, which are taken
-    to be equal; the keys are others. Raises DataError on what the table does not know.
+    Draws and shares of work are then as with the images, except that classes are taken to be of
+    equal size; the keys differ. Raises DataError if a dataset outside the paper cannot be loaded.
     """
     try:
         return load_for(recipe)
@@ -82,9 +83,7 @@ def load_or_describe(recipe):
 
 
 def _sizes(recipe):
-    """Return (side of the generator's images in pixels, bytes of an adapter); NaN where the
-    generator is not in the table.
-    """
+    """Return (image side in pixels, bytes of an adapter), NaN for a generator not in the table."""
     row = GENERATORS.get(recipe.generator)
     return recipe.resolution or (
         row.side if row else math.nan
@@ -101,8 +100,9 @@ def _rates(recipe):
 
 
 def plan(recipes: Iterable[Recipe], store: Store | None = None) -> pd.DataFrame:
-    """Return one row per artifact of a costly stage that `recipes` need, each once: dataset,
-    stage, key, done, images, steps, units, seconds, bytes.
+    """Return one row per artifact of a costly stage that `recipes` need, each once.
+
+    Columns: dataset, stage, key, done, images, steps, units, seconds, bytes.
     """
     store, rows = store or open_store(), {}
     for recipe in recipes:
@@ -131,10 +131,8 @@ def plan(recipes: Iterable[Recipe], store: Store | None = None) -> pd.DataFrame:
     )
 
 
-def missing(recipes):
-    """Return what the cells need and this machine has not: datasets, classifiers and generators,
-    one sentence each.
-    """
+def missing(recipes: Iterable[Recipe]) -> list[str]:
+    """List the datasets, classifiers and generators that this machine lacks, a sentence each."""
     lines, hint = {}, []
     for recipe in recipes:
         if recipe.dataset in SOURCES and recipe.dataset not in lines:
@@ -158,7 +156,7 @@ def missing(recipes):
     return [*lines.values(), *hint]
 
 
-def overview(recipes, store=None):
+def overview(recipes: Sequence[Recipe], store: Store | None = None) -> str:
     """Return the plan as text: a line per dataset and stage, the totals, and what is missing."""
     table = plan(recipes, store)
     if table.empty:
@@ -199,9 +197,7 @@ def overview(recipes, store=None):
 
 
 def _stage_row(group):
-    """Return the plan's line on the stages of one kind and dataset; an unknown time makes the
-    sum unknown.
-    """
+    """Sum up one stage of one dataset, a line of the plan; one unknown time makes it unknown."""
     first, pending = group.iloc[0], group[group["pending"]]
     return {
         "dataset": first["dataset"],
@@ -219,20 +215,25 @@ def _hours(value):
     return "unknown" if math.isnan(value) else f"{value:.2f}"
 
 
-def processes(recipes, workers=1, jobs=None):
-    """Return (processes that share the cells, cores that each of them has of this machine).
+def processes(
+    recipes: Iterable[Recipe], workers: int = 1, jobs: int | None = None
+) -> tuple[int, float]:
+    """Return (processes that share the cells, cores of this machine per process).
 
-    `jobs` runs are executed at once, each taken to have as many processes; None: as `datadream
-    study` says in $DATADREAM_JOBS.
+    `jobs` runs are executed at once, each assumed to have as many processes; None reads
+    $DATADREAM_JOBS, which `datadream study` sets.
     """
     own = max(1, min(workers, len({recipe.seed for recipe in recipes})))
     jobs = jobs or int(os.environ.get(JOBS, 1))
     return own, min(1.0, (os.cpu_count() or 1) / (own * jobs))
 
 
-def plan_text(recipes, store=None, workers=1, jobs=None):
-    """Return two sentences: what is to be computed, and about how long that takes in
-    `processes(recipes, workers, jobs)`.
+def plan_text(
+    recipes: Sequence[Recipe], store: Store | None = None, workers: int = 1, jobs: int | None = None
+) -> str:
+    """Return two sentences: what is to be computed, and about how long that takes.
+
+    The time is that of `processes(recipes, workers, jobs)`.
     """
     table, (own, share) = plan(recipes, store), processes(recipes, workers, jobs)
     pending = table[~table["done"]]
@@ -257,9 +258,10 @@ def plan_text(recipes, store=None, workers=1, jobs=None):
     )
 
 
-def announce_plan(recipes, store, workers=1):
-    """Tell whoever watches this run what its cells need, for the share done and the time left;
-    see `progress`.
+def announce_plan(recipes: Sequence[Recipe], store: Store, workers: int = 1) -> None:
+    """Announce the cells' stages and their seconds to whoever watches this run.
+
+    `progress` computes the share done and the time left from them.
     """
     if not progress.watched():
         return
@@ -277,9 +279,10 @@ def announce_plan(recipes, store, workers=1):
     progress.announce(rows.to_dict("records"), own * share if known else None)
 
 
-def named_cells(names=(), group="default"):
-    """Return the recipes of the named runs of study.yaml that execute the dataset, the ablation
-    or the analysis notebook.
+def named_cells(names: Collection[str] = (), group: str = "default") -> list[Recipe]:
+    """Return the recipes of the named runs of study.yaml, without names those of `group`.
+
+    Only runs of the dataset, the ablation and the analysis notebook have any.
     """
     return [
         recipe
@@ -289,9 +292,10 @@ def named_cells(names=(), group="default"):
     ]
 
 
-def profile_cells(profile, datasets, seeds):
-    """Return the recipes of the main table on `datasets` (None: the ten of the paper) and on
-    this many seeds.
+def profile_cells(profile: str, datasets: Iterable[str] | None, seeds: int) -> list[Recipe]:
+    """Return the recipes of the main table on `datasets` and on this many seeds.
+
+    `datasets` None are the paper's ten.
     """
     return [
         r

@@ -1,10 +1,15 @@
 """Run cells: here, in several processes, or on an engine."""
 
+from __future__ import annotations
+
 import os
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
+from typing import TYPE_CHECKING, Any
 
 from .. import progress, signals
+from ..config import Recipe
 from ..engines.here import run_cell
 from ..engines.names import engine_parts
 from ..errors import ConfigError
@@ -12,12 +17,15 @@ from ..methods.registry import adopt_methods, pack_methods
 from ..pipeline.stages import Cell
 from ..results.record import record_file
 from ..results.records import load_records
+from ..store.artifacts import Store
 from ..store.open import open_store
 
+if TYPE_CHECKING:
+    import pandas as pd
 
-def run(recipe, store=None):
-    """Run one cell of the study and return its record, computing only what the store does not hold
-    yet.
+
+def run(recipe: Recipe, store: Store | None = None) -> dict[str, Any]:
+    """Run one cell of the study and return its record, computing only what the store lacks.
 
     The record has the whole recipe, validation and test results, the curve, seconds per stage, and
     the provenance. Raises Stopped on SIGTERM and KeyboardInterrupt on Ctrl-C once the state is
@@ -28,9 +36,10 @@ def run(recipe, store=None):
         return run_cell(recipe, store)
 
 
-def find(recipes, store=None):
-    """Return the tidy table of exactly these cells. Raises LookupError if one has no record,
-    with the command that makes it.
+def find(recipes: Sequence[Recipe], store: Store | None = None) -> pd.DataFrame:
+    """Return the tidy table of exactly these cells.
+
+    Raises LookupError, with the command that makes it, if one has no record.
     """
     store = store or open_store()
     files = [record_file(Cell(recipe), store) for recipe in recipes]
@@ -47,12 +56,14 @@ def find(recipes, store=None):
     return load_records(files)
 
 
-def run_cells(recipes, store=None, workers=1, engine="local"):
+def run_cells(
+    recipes: Sequence[Recipe], store: Store | None = None, workers: int = 1, engine: str = "local"
+) -> pd.DataFrame:
     """Run every recipe and return the tidy table of exactly these cells.
 
-    `engine` "ray" shares their tasks out over a Ray cluster, see engine.run_ray: that of
-    RAY_ADDRESS, else one on this machine; "ray:" and an address, as in "ray:auto", names the
-    cluster. "local" runs them in this process or in `workers`.
+    `engine` "local" runs them in this process or in `workers`. "ray" shares their tasks out over a
+    Ray cluster (see `engines.on_ray.run_ray`): that of RAY_ADDRESS, else one on this machine;
+    "ray:<address>", as in "ray:auto", names the cluster.
 
     `workers` processes share the seeds: cells of one seed reuse each other's stages, cells of two
     seeds hardly any, and on a CPU two processes of one thread finish earlier than one process of
@@ -92,9 +103,12 @@ def _run_here(recipes, store, workers):
     )
 
 
-def in_processes(function, jobs, workers):
-    """Return `function(*job)` of every job in order, `workers` at once in processes that share
-    out the threads; one worker is this process.
+def in_processes(
+    function: Callable[..., Any], jobs: Sequence[tuple[Any, ...]], workers: int
+) -> list[Any]:
+    """Return `function(*job)` of every job in order, computed by `workers` processes.
+
+    They share out the threads; one worker is this process.
     """
     if workers == 1:
         return [function(*job) for job in jobs]
@@ -111,7 +125,7 @@ def in_processes(function, jobs, workers):
                 )
             )
         except (KeyboardInterrupt, signals.Stopped):
-            # The others would go on to the end of what they have.
+            # Else the workers would finish all that they were given.
             signals.forward()
             raise
 

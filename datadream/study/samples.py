@@ -1,15 +1,28 @@
 """Sample images of cells for the figures of a page."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from ..config import Recipe
 from ..data.datasets import SHOTS_TITLE, few_shots, load_for
 from ..methods.registry import METHODS, method_of
 from ..pipeline.generate import read_synthetic_set
 from ..pipeline.stages import Cell
+from ..store.artifacts import Store
 from ..store.open import open_store
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
-def axis_sample_rows(by_label, store=None):
-    """Return title -> one list of one PIL image per class: at every value the first method's
-    that has a generator, once if they are equal.
+
+def axis_sample_rows(
+    by_label: Mapping[str, Sequence[Recipe]], store: Store | None = None
+) -> dict[str, list[list[Image]]]:
+    """Return title -> one list of one image per class, a row per value of an ablation.
+
+    A value shows its first method that has a generator; equal sets are shown once.
     """
     rows, seen = {}, set()
     for label, recipes in by_label.items():
@@ -22,9 +35,12 @@ def axis_sample_rows(by_label, store=None):
     return rows
 
 
-def sample_rows(recipes, store=None, depth=3):
-    """Return title -> one list of `depth` PIL images per class: the first seed's few shots, then
-    each of its generators.
+def sample_rows(
+    recipes: Sequence[Recipe], store: Store | None = None, depth: int = 3
+) -> dict[str, list[list[Image]]]:
+    """Return title -> one list of `depth` images per class.
+
+    The rows are the first seed's few shots, then each of its generators.
     """
     store, first = store or open_store(), recipes[0]
     dataset = load_for(first)
@@ -35,7 +51,7 @@ def sample_rows(recipes, store=None, depth=3):
             title = METHODS[recipe.method.removesuffix("+real")].title
             made = Cell(recipe, dataset).keys["generate"]
             if not store.folder(made).exists():
-                store.done(made)  # which copies here what other machines made
+                store.done(made)  # fetches what another machine made
             sets[title] = read_synthetic_set(store.folder(made))
     return {
         title: [
