@@ -1,4 +1,4 @@
-"""How many images fit the device at once: halved where its memory ends, doubled while that pays."""
+"""Batch sizes that fit the device: halved on out-of-memory, doubled while that pays."""
 
 import gc
 import time
@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-# A search starts here, and goes on while twice the images are made this much faster.
+# A search starts at SMALLEST and goes on while doubling the size speeds it up by GAIN.
 SMALLEST, GAIN = (8, 1.05)
 
 
@@ -20,11 +20,11 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 class BatchSize:
-    """How many images are worked on at once: `size`, halved where memory ends.
+    """A number of images to work on at once: `size`, halved on out-of-memory.
 
-    For 0 it is searched for: doubled while that pays. The images of a search are kept, so that it
-    costs nothing; a size is timed by its second batch, since the first may be compiled for. `notes`
-    says what was found.
+    0 starts a search, which doubles the size while that pays. A search costs nothing, since its
+    images are kept; it times a size's second batch, since the first may include compilation.
+    `notes` says what was found.
     """
 
     size: int
@@ -36,8 +36,9 @@ class BatchSize:
         self.before, self.warm = (self.size, 0)
 
     def halve(self, error: BaseException) -> bool:
-        """Halve the size and free memory if `error` says that it ended; False if that is not so or
-        the size is 1.
+        """Halve the size and free memory if `error` is out-of-memory.
+
+        False, with nothing changed, on another error or at size 1.
         """
         if self.size == 1 or not out_of_memory(error):
             return False
@@ -56,8 +57,8 @@ class BatchSize:
     ) -> list[Any]:
         """Return `make(n)`, a list of n images, for an n of at most `count`.
 
-        `most` is the largest `count` that comes, at which a search ends. Raises the device's error
-        where one image is too many.
+        `most` is the largest `count` of all calls, at which a search ends. Raises the device's
+        error if a single image does not fit.
         """
         self.size = min(self.size, most) if self.searching and most else self.size
         while True:
@@ -92,8 +93,9 @@ class BatchSize:
 
 
 def shared_batch_size(size: int, *settings: Hashable) -> BatchSize:
-    """Return a BatchSize; one that is searched for is the process's last one if the `settings` are
-    the same, so that what one slice found holds for the next.
+    """Return a BatchSize; for size 0, the process's last one if the `settings` are the same.
+
+    So what one slice found by its search holds for the next.
     """
     return _searched(*settings) if size == 0 else BatchSize(size)
 

@@ -1,11 +1,13 @@
 """Checkpoints with a digest, written atomically."""
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..paths import atomic_write
@@ -13,27 +15,24 @@ from ..store.files import remove
 
 
 def _digest(tensors):
-    """Return the SHA-256 of tensors on the CPU, name -> tensor: safetensors files have no check
-    sum of their own.
-    """
+    """Return the SHA-256 of CPU tensors by name; safetensors has no checksum of its own."""
     found = hashlib.sha256()
     for name, value in sorted(tensors.items()):
         found.update(name.encode() + value.flatten().view(torch.uint8).numpy().tobytes())
     return found.hexdigest()
 
 
-def save_state(path, tensors, step):
-    """Write `tensors` (name -> tensor) and the number of finished steps to one safetensors file,
-    atomically.
-    """
+def save_state(path: str | Path, tensors: Mapping[str, Tensor], step: int) -> None:
+    """Write tensors and the number of finished steps to one safetensors file, atomically."""
     tensors = {name: value.detach().contiguous().cpu() for name, value in tensors.items()}
     with atomic_write(path) as part:
         save_file(tensors, part, {"step": str(step), "sha256": _digest(tensors)})
 
 
-def load_state(path):
-    """Return (tensors, finished steps) of a file that `save_state` wrote; None of one that is
-    not there or damaged, which is removed.
+def load_state(path: str | Path) -> tuple[dict[str, Tensor], int] | None:
+    """Return (tensors, finished steps) of a file that `save_state` wrote.
+
+    None if it is absent or damaged; a damaged file is removed.
     """
     try:
         with safe_open(path, "pt") as file:

@@ -1,4 +1,4 @@
-"""The validation curve of a training, and the weights that it chose: both outlive a kill."""
+"""The validation curve of a training and the best weights by it; both survive a kill."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 class Curve:
     """Validation accuracy and training loss by step, in curve.json of a training's folder.
 
-    A killed training finds its rows again. Where the file is damaged, the training's checkpoint
-    goes with it and the training begins anew.
+    A killed training resumes with its rows. If the file is damaged, the checkpoint and the best
+    weights are removed too, and the training begins anew.
     """
 
     def __init__(self, folder: Path, checkpoint: Path):

@@ -1,9 +1,9 @@
-"""Several processes train one adapter together, each on its part of every batch.
+"""Data-parallel training: several processes share every batch of one adapter.
 
-`accelerate launch -m datadream adapt` starts them. Their `Accelerator` averages nothing by itself:
-torch's DistributedDataParallel sums gradients while it goes backward, where a process that runs out
-of memory and halves its batch would leave the others waiting. So each ends its own backward pass,
-and the gradients are summed after it. `accelerator` is None in a process that trains alone.
+`accelerate launch -m datadream adapt` starts them. The `Accelerator` wraps no model: torch's
+DistributedDataParallel reduces gradients during the backward pass, where a process that runs out of
+memory and halves its batch would leave the others waiting. So each process ends its own backward
+pass, and the gradients are summed after it. `accelerator` is None in a process that trains alone.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from ..store.artifacts import Store
 
-# The others wait while rank 0 waits for a lock; a process that died is the launcher's to notice.
+# The others wait while rank 0 waits for a lock; the launcher notices a process that died.
 PATIENCE = timedelta(days=1)
 
 
@@ -44,7 +44,7 @@ def leads(accelerator: Accelerator | None) -> bool:
 
 
 def share(rows: Tensor, accelerator: Accelerator | None) -> Tensor:
-    """Return this process's part of a step's rows, none if there are fewer than processes."""
+    """Return this process's part of a step's rows; empty for some if rows are too few."""
     if accelerator is None:
         return rows
     return rows[accelerator.process_index :: accelerator.num_processes]

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class DivergedError(RuntimeError):
-    """A loss or an image became NaN or infinite; what was good before it is kept."""
+    """A loss or an image became NaN or infinite; the last good state is kept."""
 
 
 def _state(parameters, buffers, optimiser, losses):
@@ -64,10 +64,10 @@ def _diverged(loss, norm, step, steps, lr, warmup, checkpoint):
 
 @dataclass(frozen=True)
 class Shares:
-    """The loss of a step as a sum over its images, for a batch that is worked on in parts.
+    """The loss of a step as a sum over its images, for gradient accumulation.
 
-    `of(rows)` is the part of the loss that these of the `count` images carry, a scalar with its
-    graph; `rows` is an index tensor or `slice(None)`. Parts that cover all images sum to the loss.
+    `of(rows)` is the share of some of the `count` images in the loss, a scalar with its graph;
+    `rows` is an index tensor or `slice(None)`. Shares that cover all images sum to the loss.
     """
 
     count: int
@@ -77,7 +77,7 @@ class Shares:
 def _backward(loss_at, step, seed, optimiser, batch, accelerator):
     """Set the gradients of this process's part of a step, in micro-batches, and return its loss.
 
-    Where memory ends the step is done again from its seed in micro-batches of half the size.
+    On out-of-memory, the step is repeated from its seed in micro-batches of half the size.
     """
     while True:
         torch.manual_seed(seed)
@@ -138,15 +138,15 @@ def fit(
             losses.append(sum_step(values, own, accelerator))
             norm = torch.nn.utils.clip_grad_norm_(values, clip or math.inf)
             if not (math.isfinite(losses[-1]) and torch.isfinite(norm)):
-                # The parameters are still good; running statistics a bad number may have reached.
+                # The parameters are still good; running statistics may not be.
                 if writes and step and buffers.keys() <= parameters.keys():
-                    with suppress(OSError, SafetensorError):  # a full disk may not hide the error
+                    with suppress(OSError, SafetensorError):  # a full disk must not hide the error
                         state = _state(parameters, buffers, optimiser, losses[:-1])
                         save_state(writes, state, step)
                 what = _diverged(losses[-1], norm.item(), step, steps, lr, warmup, checkpoint)
                 raise DivergedError(f"{description}: {what}")
             optimiser.step()
-            if after:  # before the checkpoint: a run killed in it does it again when it resumes
+            if after:  # before the checkpoint, so that a run killed in it repeats it
                 after(step, losses[-1])
             stop, more = broadcast(signals.asked(), accelerator), step + 1 < steps
             if writes and more and (stop or (step + 1) % every == 0):

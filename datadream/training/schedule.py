@@ -7,9 +7,10 @@ import torch
 from ..seeds import seed_for
 
 
-def stream(n, count, step, seed):
-    """Return positions step * count ... of an endless sequence of permutations of range(n): a
-    sampler that needs no state.
+def stream(n: int, count: int, step: int, seed: int) -> list[int]:
+    """Return batch `step` of `count` indices from an endless chain of permutations of range(n).
+
+    A sampler without state: a batch does not depend on those before it.
     """
     first = step * count
     epochs = range(first // n, (first + count - 1) // n + 1)
@@ -20,9 +21,10 @@ def stream(n, count, step, seed):
     return torch.cat(orders)[first - epochs[0] * n :][:count].tolist()
 
 
-def cosine_schedule(step, steps, warmup, minimum=0.0):
-    """Return the learning-rate factor in [minimum, 1] at `step`: linear warm-up, then half a
-    cosine (paper, section 4).
+def cosine_schedule(step: int, steps: int, warmup: int, minimum: float = 0.0) -> float:
+    """Return the learning-rate factor in [minimum, 1] at `step` (paper, section 4).
+
+    Linear warm-up, then half a cosine.
     """
     if step < warmup:
         return (step + 1) / (warmup + 1)
