@@ -1,4 +1,4 @@
-"""The protocol of a generator family: what differs between text-to-image models of two kinds."""
+"""The protocol of a generator family: all that differs between kinds of text-to-image models."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ class Schedule(Protocol):
 
 
 class Generator(ABC):
-    """A diffusers pipeline, frozen and in evaluation mode, behind what the stages need of it.
+    """A diffusers pipeline, frozen and in evaluation mode, behind the interface that stages use.
 
-    A family is a subclass. The stages train and sample through these methods and know no pipeline
-    class; what all families share is in `lora`, `latents` and `sampling`.
+    Each family is a subclass. The stages train and sample through these methods and know no
+    pipeline class; what all families share is in `lora`, `latents` and `sampling`.
     """
 
     network_name: ClassVar[str]  # the pipeline's attribute that denoises
@@ -66,8 +66,9 @@ class Generator(ABC):
         """Return the text encoders that can be tuned, by the pipeline's names for them."""
 
     def lora_targets(self, text_encoder: bool) -> dict[str, Sequence[str]]:
-        """Return the layers that get LoRA, by the name of the part: the network, and with
-        `text_encoder` the text encoders.
+        """Return the layers that get LoRA, by the name of the part.
+
+        The parts are the network and, with `text_encoder`, the text encoders.
         """
         texts = self.text_encoders() if text_encoder else ()
         return {self.network_name: self.targets, **dict.fromkeys(texts, self.text_targets)}
@@ -85,8 +86,9 @@ class Generator(ABC):
 
     @abstractmethod
     def moments(self, images: Tensor) -> Tensor:
-        """Encode images (B, 3, S, S) in [-1, 1] to the posterior's mean and standard deviation,
-        float32 (B, 2, C, h, w); without a posterior the latter is 0.
+        """Encode images (B, 3, S, S) in [-1, 1] to the posterior's mean and standard deviation.
+
+        Returns float32 (B, 2, C, h, w); without a posterior the deviation is 0.
         """
 
     @abstractmethod
@@ -99,14 +101,16 @@ class Generator(ABC):
 
     @abstractmethod
     def tokenize(self, texts: Sequence[str]) -> tuple[Tensor, ...]:
-        """Prepare prompts once for many steps, as tensors with a row per prompt: token ids, or
-        embeddings where no text encoder is tuned.
+        """Prepare prompts once for many steps, as tensors with a row per prompt.
+
+        These are token ids, or embeddings where no text encoder is tuned.
         """
 
     @abstractmethod
     def condition(self, tokens: tuple[Tensor, ...], side: int) -> Condition:
-        """Return what the network is conditioned on for rows of `tokenize`, with gradients to the
-        text encoders.
+        """Return the network's conditioning for rows of `tokenize`.
+
+        Gradients flow to the text encoders.
         """
 
     @abstractmethod
@@ -118,13 +122,15 @@ class Generator(ABC):
     @abstractmethod
     def scheduler(self, name: str) -> Any:
         """Return a fresh sampler: the pipeline's own for 'pipeline', else a class of diffusers.
+
         Raises ConfigError on a name that this family cannot use.
         """
 
     @abstractmethod
     def embed(self, texts: Sequence[str], options: Generate) -> dict[str, Tensor]:
-        """Encode prompts once for many images: tensors with a row per prompt, by the name of the
-        pipeline's argument.
+        """Encode prompts once for many images, as tensors with a row per prompt.
+
+        They are named after the pipeline's arguments.
         """
 
     @abstractmethod

@@ -17,7 +17,7 @@ from .base import Generator
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Few shots kept in memory at the generator's size, about 1 MB each: 16 shots of 100 classes.
+# Few shots kept in memory at the generator's size, about 1 MB each; 16 of 100 classes fit.
 PICTURES = 2048
 
 
@@ -27,12 +27,11 @@ class Views:
     def __init__(self, generator: Generator, images: Images, side: int, options: Adapt, seed: int):
         self.generator, self.side, self.options, self.seed = generator, side, options, seed
         self.known: dict[tuple[int, int], Tensor] = {}
-        # A camera's picture is many times larger than what its crops are cut from, and to resize it
-        # again changes nothing.
+        # Photos are resized once: they are many times larger than what their crops are cut from.
         self.open = lru_cache(maxsize=PICTURES)(lambda i: resized(images.open(i), side))
 
     def _view(self, i, epoch):
-        """Return (i, number of its view in `epoch`): 0 where there is one only."""
+        """Return (i, number of its view in `epoch`), 0 if the image has a single view."""
         if (i, 0) in self.known:
             return i, 0
         width, height = self.open(i).size
@@ -43,7 +42,7 @@ class Views:
     def at(self, rows: Sequence[int], epoch: int) -> Tensor:
         """Return the moments (len(rows), 2, C, h, w) of some images in `epoch`.
 
-        A random crop depends on the seed, the image and the number of the view alone.
+        A random crop depends only on the seed, the image and the view's number.
         """
         views = [self._view(i, epoch) for i in rows]
         new = [view for view in views if view not in self.known]

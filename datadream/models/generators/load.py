@@ -1,4 +1,4 @@
-"""Load a generator: its diffusers pipeline, frozen, and the family that it belongs to."""
+"""Load a generator: a frozen diffusers pipeline, wrapped by its family."""
 
 import gc
 from functools import lru_cache
@@ -13,7 +13,7 @@ from ..device import device
 from .base import Generator
 from .unet import UNet
 
-# The table of families: a pipeline's class, as its model_index.json names it -> how it is used.
+# The table of families: a pipeline's class, as its model_index.json names it -> its wrapper.
 FAMILIES: dict[str, type[Generator]] = {
     "StableDiffusionPipeline": UNet,
     "StableDiffusionXLPipeline": UNet,
@@ -21,7 +21,7 @@ FAMILIES: dict[str, type[Generator]] = {
 
 
 def generator_of(pipe: Any) -> Generator:
-    """Return a loaded diffusers pipeline as a generator of its family."""
+    """Wrap a loaded diffusers pipeline as a generator of its family."""
     return FAMILIES[type(pipe).__name__](pipe)
 
 
@@ -34,8 +34,8 @@ def load_pipeline(name: str, dtype: torch.dtype = torch.float32) -> Any:
     """Load a diffusers pipeline, frozen, without safety checker or progress bar.
 
     `name` is a row of catalog.GENERATORS, a hub id or a folder in diffusers format. The last two
-    pipelines are kept. Raises ModelMissingError with the way to get the model, ConfigError on a
-    pipeline that no family knows.
+    pipelines are cached. Raises ModelMissingError, which says how to get the model, and ConfigError
+    on a pipeline that no family supports.
     """
     return _load_pipeline(name, dtype)
 
@@ -46,11 +46,11 @@ def forget_generators() -> None:
 
 
 def use_gpu(number: int) -> None:
-    """Work on this GPU from here on, as CUDA counts; models on another one are loaded again."""
+    """Make CUDA device `number` the current one; cached pipelines on another are dropped."""
     if number != torch.cuda.current_device():
         forget_generators()
         gc.collect()
-        torch.cuda.empty_cache()  # else the memory stays this worker's
+        torch.cuda.empty_cache()  # else this worker keeps the memory
         torch.cuda.set_device(number)
 
 
@@ -60,7 +60,7 @@ def _load_pipeline(name, dtype):
     import transformers
 
     diffusers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.disable_progress_bar()  # "Loading weights", between our own bars
+    transformers.utils.logging.disable_progress_bar()  # "Loading weights", amid our bars
     folder, hub = local(name, "generator"), hub_id(name)
     try:
         pipeline = diffusers.DiffusionPipeline  # pyright: ignore[reportPrivateImportUsage]
@@ -75,7 +75,7 @@ def _load_pipeline(name, dtype):
             if kind == "StableDiffusionPipeline"
             else {}
         )
-        # No pickle.
+        # Safetensors only: a pickle can run code.
         pipe = getattr(diffusers, kind).from_pretrained(
             folder or hub, dtype=dtype, use_safetensors=True, **checker
         )
@@ -91,7 +91,7 @@ def _load_pipeline(name, dtype):
     family = generator_of(pipe)
     for module in (family.network, pipe.vae, *family.text_encoders().values()):
         module.requires_grad_(False).eval()
-    # The layout that convolutions in half precision want; two CPU cores gain nothing by it.
+    # Convolutions in half precision are fastest in this layout; two CPU cores gain nothing by it.
     if device().type == "cuda" and isinstance(family, UNet):
         pipe.unet.to(memory_format=torch.channels_last)
         pipe.vae.to(memory_format=torch.channels_last)

@@ -1,6 +1,4 @@
-"""LoRA adapters of a generator: attach, save as diffusers reads them, merge (paper, section
-3.2).
-"""
+"""LoRA adapters of a generator: attach, save for diffusers, merge (paper, section 3.2)."""
 
 import json
 from collections.abc import Iterator
@@ -33,12 +31,12 @@ def add_generator_lora(generator: Generator, options: Adapt) -> dict[str, nn.Par
     for name, targets in generator.lora_targets(options.text_encoder).items():
         config = LoraConfig(
             r=options.rank,
-            lora_alpha=cast("int", options.alpha),  # a float is as good
+            lora_alpha=cast("int", options.alpha),  # a float works too
             init_lora_weights="gaussian",
             target_modules=list(targets),
         )
         parts[name].add_adapter(config)
-    # Else the adapter's file would tell where this machine keeps the base.
+    # Else the adapter's file would hold the base model's path on this machine.
     for module in parts.values():
         module.peft_config["default"].base_model_name_or_path = None
     found = {
@@ -53,8 +51,9 @@ def add_generator_lora(generator: Generator, options: Adapt) -> dict[str, nn.Par
 
 
 def save_generator_lora(generator: Generator, folder: Path, options: Adapt) -> None:
-    """Write the attached LoRA, alpha included, so that `load_lora_weights(folder)` reads it in any
-    diffusers pipeline of the family.
+    """Write the attached LoRA, alpha included, in the format of diffusers.
+
+    `load_lora_weights(folder)` reads it in any pipeline of the family.
     """
     from diffusers.training_utils import _collate_lora_metadata
     from diffusers.utils.state_dict_utils import convert_state_dict_to_diffusers
@@ -72,7 +71,7 @@ def save_generator_lora(generator: Generator, folder: Path, options: Adapt) -> N
 def _sort_header(file):
     """Sort a safetensors header and the layer names in its notes.
 
-    The libraries' order is random, and equal adapters would differ in bytes.
+    The libraries' order is random, so equal adapters would differ in bytes.
     """
     content = file.read_bytes()
     length = int.from_bytes(content[:8], "little")
@@ -97,11 +96,11 @@ def remove_lora(generator: Generator) -> None:
 
 @contextmanager
 def merged_lora(generator: Generator, *folders: Path) -> Iterator[Generator]:
-    """Add adapters to the generator's own weights, within: W + alpha / rank * B A.
+    """Merge adapters into the weights within the context: W + alpha / rank * B A.
 
-    `folders` are those of `save_generator_lora`; several have equal shares of one (LoFT: two of a
-    half). No module is exchanged, so sampling costs what the base costs, and afterwards the weights
-    are the base's bit for bit. Raises ValueError on an adapter of another pipeline.
+    `folders` are those of `save_generator_lora`; several are averaged (LoFT: two halves). No module
+    is replaced, so sampling costs as much as with the base, and afterwards the weights are the
+    base's bit for bit. Raises ValueError on an adapter of another pipeline.
     """
     originals = {}
     try:
@@ -114,7 +113,7 @@ def merged_lora(generator: Generator, *folders: Path) -> Iterator[Generator]:
 
 
 def _merge(pipe, folder, share, originals):
-    """Add `share` of an adapter to the weights, keeping in `originals` what they were."""
+    """Add `share` of an adapter to the weights, after copying these to `originals`."""
     with safe_open(Path(folder) / LORA_FILE, "pt", device=str(pipe.device)) as file:
         notes = json.loads(file.metadata()["lora_adapter_metadata"])
         tensors = {name: file.get_tensor(name) for name in file.keys()}

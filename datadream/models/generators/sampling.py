@@ -36,7 +36,7 @@ def sample(
 
     `text` and `starts` as in `Generator.draw`. Raises DivergedError on NaN.
     """
-    # Noise comes from the CPU, so that it is the same for every device.
+    # Drawn on the CPU, so that noise is the same on every device.
     noise = [torch.Generator().manual_seed(seed) for seed in seeds]
     images = generator.draw(text, noise, options, side, starts)
     broken = [
@@ -53,8 +53,9 @@ def sample(
 
 
 def require_sampler(recipe: Recipe) -> None:
-    """Raise ConfigError on a sampler or a resolution that the generator cannot use, before
-    anything is trained for it.
+    """Raise ConfigError on a sampler or a resolution that the generator cannot use.
+
+    Checked before anything is trained for it.
     """
     generator = load_generator(recipe.generator, dtype_for(recipe.precision, training=False))
     generator.scheduler(recipe.generate.scheduler)
@@ -69,7 +70,7 @@ def require_sampler(recipe: Recipe) -> None:
 def adapted(recipe: Recipe, *adapters: Path) -> Iterator[Generator]:
     """Yield the recipe's generator and sampler with adapters merged into its weights.
 
-    `adapters` are artifact folders, each with an equal share; none gives the base model.
+    `adapters` are artifact folders, merged in equal shares; none gives the base model.
     """
     generator = load_generator(recipe.generator, dtype_for(recipe.precision, training=False))
     pipe, own = generator.pipe, generator.pipe.scheduler
@@ -86,7 +87,7 @@ def adapted(recipe: Recipe, *adapters: Path) -> Iterator[Generator]:
 
 @contextmanager
 def compiled(network: Any) -> Iterator[None]:
-    """Run `network` compiled, within; merged adapters change no shape, so once for the process."""
+    """Run `network` compiled within the context; compiled once, as adapters change no shape."""
     if not hasattr(network, "compiled_once"):
         network.compiled_once = torch.compile(network._call_impl, backend=BACKEND)
     network._compiled_call_impl = network.compiled_once

@@ -24,12 +24,12 @@ EMBEDDINGS = (
     "pooled_prompt_embeds",
     "negative_pooled_prompt_embeds",
 )
-# What a pipeline holds twice under guidance: without the text, and with it.
+# What a pipeline batches twice under guidance: unconditional, then conditional.
 PAIRED = ("prompt_embeds", "add_text_embeds", "add_time_ids")
 
 
 class DDPM:
-    """The schedule of Ho et al. (2020), with uniform timesteps, for noise and for velocity."""
+    """The schedule of Ho et al. (2020), with uniform timesteps; predicts noise or velocity."""
 
     def __init__(self, config: dict[str, Any], scaling: float):
         from diffusers import DDPMScheduler  # pyright: ignore[reportPrivateImportUsage]
@@ -42,7 +42,7 @@ class DDPM:
         return sample * self.scaling
 
     def times(self, count: int, device: torch.device) -> Tensor:
-        """Draw `count` timesteps, each of the schedule's as likely as another."""
+        """Draw `count` timesteps uniformly."""
         return torch.randint(self.scheduler.config.num_train_timesteps, (count,), device=device)
 
     def add_noise(self, latents: Tensor, noise: Tensor, times: Tensor) -> Tensor:
@@ -50,8 +50,9 @@ class DDPM:
         return self.scheduler.add_noise(latents, noise, times)
 
     def target(self, latents: Tensor, noise: Tensor, times: Tensor) -> Tensor:
-        """Return the noise, or the velocity if the model predicts that. Raises ConfigError if the
-        scheduler's prediction type is neither.
+        """Return the noise, or the velocity if the model predicts that.
+
+        Raises ConfigError on another prediction type.
         """
         kind = self.scheduler.config.prediction_type
         if kind not in ("epsilon", "v_prediction"):
@@ -120,8 +121,8 @@ class UNet(Generator):
     ) -> tuple[Tensor, dict[str, Tensor] | None]:
         """Return the texts' hidden states, and Stable Diffusion XL's pooled text and time ids.
 
-        Each distinct prompt is encoded once. XL is told an uncropped image of `side` pixels, as it
-        is when it samples.
+        Each distinct prompt is encoded once. The time ids say "uncropped, `side` pixels", as they
+        do when XL samples.
         """
         encoders: list[Any] = list(self.text_encoders().values())
         distinct, rows = torch.unique(torch.stack(tokens, 1), dim=0, return_inverse=True)
@@ -145,8 +146,9 @@ class UNet(Generator):
         return unet(noisy.to(unet.dtype), times, text, added_cond_kwargs=extra).sample
 
     def scheduler(self, name: str) -> Any:
-        """Return a fresh sampler: the pipeline's own for 'pipeline', else a class of diffusers on
-        the same noise schedule. Raises ConfigError on an unknown name.
+        """Return a fresh sampler: the pipeline's own for 'pipeline', else a class of diffusers.
+
+        Either has the pipeline's noise schedule. Raises ConfigError on an unknown name.
         """
         import diffusers
 
@@ -160,13 +162,14 @@ class UNet(Generator):
                 f"class of diffusers{did_you_mean(name, known)} For example "
                 "DPMSolverMultistepScheduler."
             )
-        # DDIM and DDPM were made for pixels: by default they clip predictions to [-1, 1], which
-        # is no range of latents.
+        # DDIM and DDPM were made for pixels: by default they clip predictions to [-1, 1], a range
+        # that latents exceed.
         return getattr(diffusers, name).from_config({"clip_sample": False, **own.config})
 
     def embed(self, texts: Sequence[str], options: Generate) -> dict[str, Tensor]:
-        """Encode prompts once for many images: tensors with a row per prompt, by the name of the
-        pipeline's argument.
+        """Encode prompts once for many images, as tensors with a row per prompt.
+
+        They are named after the pipeline's arguments.
         """
         values = self.pipe.encode_prompt(
             list(texts),
@@ -187,8 +190,8 @@ class UNet(Generator):
     ) -> Tensor:
         """Run the pipeline, one image per generator of noise, (B, 3, S, S) in [0, 1].
 
-        Guidance of `options.guidance` acts on the first `options.guided` of the steps. `text` and
-        `starts` as in `Generator.draw`.
+        Guidance acts on the first `options.guided` (a share) of the steps. `text` and `starts` as
+        in `Generator.draw`.
         """
         pipe, place, part = self.pipe, {"height": side, "width": side}, {}
         if starts is not None:
@@ -221,7 +224,7 @@ class UNet(Generator):
 
 
 def _end_guidance(share, pipe, step, time, tensors):
-    """Drop the unconditional half of a pipeline's batch once this share of the steps is done."""
+    """Drop the unconditional half of a pipeline's batch after this share of the steps."""
     last = max(1, round(share * pipe.num_timesteps))
     if step + 1 != last or not pipe.do_classifier_free_guidance:
         return {}
