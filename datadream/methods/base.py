@@ -1,8 +1,8 @@
-"""The protocol of a method: what is special about it, and nothing else.
+"""The protocol of a method: only what sets it apart from the others.
 
-A method says which adapters of the generator are trained, how each image is made, and which of the
-drawn images stay. Everything else, sampling, resuming, sharing out over machines, training the
-classifier, recording, is the pipeline's and the same for all.
+A method says which adapters of the generator are trained, how each image is drawn, and which of
+the images are accepted. The pipeline does the rest, the same way for all: sampling, resuming,
+sharing work over machines, training the classifier, recording.
 """
 
 import hashlib
@@ -23,8 +23,8 @@ from ..data.images import Images
 class Adapter:
     """One LoRA of the generator: which of the few shots it is tuned on.
 
-    `label` None: those of all classes; a class index: those of that class, of which `image` picks
-    one.
+    `label` is a class index, or None for the shots of all classes; `image` picks one shot of the
+    class.
     """
 
     label: int | None = None
@@ -37,18 +37,16 @@ class Adapter:
 
 @dataclass(frozen=True)
 class Draw:
-    """How one image is made: its prompt, the adapters whose weights are merged in equal shares
-    (none: the base generator), and the shot of its class that it starts from (None: pure noise).
-    """
+    """How one image is made: its prompt, its adapters and its start."""
 
     prompt: str
-    adapters: tuple[Adapter, ...] = ()
-    start: int | None = None
+    adapters: tuple[Adapter, ...] = ()  # merged in equal shares; none: the base generator
+    start: int | None = None  # the shot of its class that it starts from; None: pure noise
 
 
 @dataclass(frozen=True)
 class Support:
-    """The few real images that a method may use, and the recipe that it was asked for."""
+    """The few real images that a method may use, and the recipe that it runs under."""
 
     recipe: Recipe
     dataset: Dataset
@@ -73,21 +71,21 @@ class Support:
 
 @dataclass(frozen=True)
 class Method:
-    """A method of the comparison; a subclass overrides what it does otherwise than the default.
+    """A method of the comparison; a subclass overrides what differs from the default.
 
-    The default draws from the base generator, with the templates that `generate.templates` asks
-    for in turn, from a few shot if `generate.strength` says so, and draws an image again while the
-    untouched classifier reads another class, `generate.redraws` times at most.
+    The default draws from the base generator, with `generate.templates` prompts in turn, starting
+    from a few shot if `generate.strength` is set. It redraws an image while the untouched
+    classifier reads another class, at most `generate.redraws` times.
     """
 
-    # Whether recipe, prompts and adapters say all of how the images are made, so that no draw need
-    # stand in the key. It holds for the class that says so, and for none that is derived from it.
+    # True if recipe, prompts and adapters determine how the images are made, so that the key need
+    # not hold the draws. It applies to the class that sets it, not to its subclasses.
     derived: ClassVar[bool] = True
 
     name: str
     title: str
-    # Of Okabe and Ito's, which colour-blind readers tell apart, but dark red for the yellow that
-    # white swallows: one for each generator.
+    # One per generator, from Okabe and Ito's palette, which colour-blind readers tell apart, but
+    # with dark red for the yellow, which is hard to see on white.
     colour: str
     cite: str = ""  # a key of book/references.bib
     real: bool = False  # whether the classifier is trained on the few shots too
@@ -96,12 +94,12 @@ class Method:
     main: bool = False  # in the paper's main table, and run where no method is named
     # What differs from the profile: profile -> dotted field -> value.
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    together: int = 0  # images that at most share a batch; 0: as many as have the same adapters
+    together: int = 0  # most images that share a batch; 0: as many as have the same adapters
     version: int = 1  # raise it when `accept` changes, so that sets are drawn anew
 
     @property
     def is_derived(self) -> bool:
-        """Whether the method's own class, and not only one that it comes from, is `derived`."""
+        """True if the method's own class, not just a base class, sets `derived`."""
         return type(self).__dict__.get("derived", False)
 
     def adapters(self, support: Support) -> list[Adapter]:
@@ -125,15 +123,17 @@ class Method:
     def accept(
         self, images: Sequence[Image], label: int, read: Callable[[Sequence[Image]], list[int]]
     ) -> list[bool]:
-        """Return which images of a class stay; `read` gives the classes that the untouched
-        classifier sees. It is asked only where `generate.redraws` allows to draw again.
+        """Return which images of a class to keep.
+
+        `read` gives the untouched classifier's predictions. Called only if `generate.redraws` > 0.
         """
         return [found == label for found in read(images)]
 
     def key(self, support: Support, draws: Callable[[int], list[Draw]]) -> dict[str, Any]:
-        """Return what the key of the synthetic set has to know beside the recipe, the prompts and
-        the adapters: nothing of a class that is `derived`, else every draw, and the version of an
-        `accept` of one's own.
+        """Return what the synthetic set's key holds besides recipe, prompts and adapters.
+
+        Nothing for a class that is `derived`; else every draw, and the `version` if the class has
+        its own `accept`.
         """
         if self.is_derived:
             return {}

@@ -1,7 +1,7 @@
-"""What a method says, asked once and checked: its adapters, prompts and draws.
+"""A method's adapters, prompts and draws, checked and cached.
 
-A method may come from outside the package, so whatever it gives wrong ends in one message that
-names it, what is accepted and where it was asked.
+A method may come from outside the package, so each of its faults ends in one message that names
+the method, the call and what is accepted.
 """
 
 import math
@@ -24,8 +24,7 @@ from .registry import method_of
 def draws(support: Support, label: int) -> tuple[Draw, ...]:
     """Return how each image of a class is made.
 
-    Raises ConfigError, which names the method, on what it gives that cannot be made and on
-    whatever it raises.
+    Raises ConfigError, which names the method, on an invalid draw and on whatever it raises.
     """
     method, recipe = method_of(support.recipe), support.recipe
     known, found = set(adapters(support)), []
@@ -40,7 +39,7 @@ def draws(support: Support, label: int) -> tuple[Draw, ...]:
 
 @contextmanager
 def naming(method: Method, where: str) -> Iterator[None]:
-    """Turn whatever a method raises into a ConfigError that names it; our own errors stay."""
+    """Turn whatever a method raises into a ConfigError that names it; ours pass unchanged."""
     try:
         yield
     except (ConfigError, DataError):
@@ -79,12 +78,13 @@ def _require(method, support, label, index, one, known):
 
 
 def groups(support: Support, label: int) -> list[tuple[range, tuple[Adapter, ...]]]:
-    """Return (range of image indices, their adapters) of one class, for images that can share a
-    batch: consecutive, with the same adapters, and all from noise or all from shots.
+    """Split a class into (range of image indices, their adapters) that can share a batch.
+
+    Such images are consecutive, with the same adapters, and all from noise or all from shots.
     """
     recipe = support.recipe
     method, count = method_of(recipe), recipe.generate.images
-    if type(method).draw is Method.draw:  # no need to draw all that a cluster is to share out
+    if type(method).draw is Method.draw:  # cheap, for planning a cluster's work
         noise = not recipe.generate.strength
         made = [(method.used(support, label, index), noise) for index in range(count)]
     else:
@@ -101,11 +101,10 @@ def groups(support: Support, label: int) -> list[tuple[range, tuple[Adapter, ...
 
 @lru_cache(maxsize=64)
 def adapters(support: Support) -> tuple[Adapter, ...]:
-    """Return the adapters that the recipe's method samples with, each once; none of a method that
-    generates nothing.
+    """Return the adapters that the recipe's method samples with, each once.
 
-    Raises ConfigError on what is no adapter of this dataset, and on a warm-up that is longer than
-    the training of one.
+    Empty for a method that generates nothing. Raises ConfigError on an adapter that does not suit
+    this dataset, and on a warm-up longer than an adapter's training.
     """
     recipe = support.recipe
     method = method_of(recipe)
@@ -132,7 +131,7 @@ def adapters(support: Support) -> tuple[Adapter, ...]:
 
 
 def _require_adapter(method, support, one):
-    """Raise ConfigError on an adapter of a class or an image that the few shots have not."""
+    """Raise ConfigError on an adapter of a class or an image that the few shots lack."""
     classes = len(support.classes)
     if one.label is not None and (type(one.label) is not int or not 0 <= one.label < classes):
         raise ConfigError(
@@ -148,7 +147,7 @@ def _require_adapter(method, support, one):
 
 
 def prompts(support: Support, label: int) -> list[str]:
-    """Return the prompts that the images of a class take in turn, as the key knows them."""
+    """Return the prompts that the images of a class take in turn, as the key holds them."""
     method = method_of(support.recipe)
     with naming(method, f"prompts, class {label}"):
         found = list(method.prompts(support, label))

@@ -1,8 +1,7 @@
-"""DISEF's way (da Costa et al., 2023): start from a few shot, and draw again what is misread.
+"""DISEF-style (da Costa et al., 2023): start from a few shot, redraw what CLIP misclassifies.
 
-It starts at step 5 of 20 from a few shot and draws again what its CLIP reads as another class, a
-hundred times at most; the mini profile four times, since its untouched CLIP reads handwriting
-badly.
+It starts at step 5 of 20 from a few shot and redraws what its CLIP reads as another class, at most
+a hundred times; the mini profile four times, since its untouched CLIP reads handwriting badly.
 """
 
 from .base import Method

@@ -1,4 +1,4 @@
-"""IsSynth's way (He et al., 2023): the same generator, asked in several words."""
+"""IsSynth-style (He et al., 2023): the same generator, prompted with several templates."""
 
 from .base import Method
 

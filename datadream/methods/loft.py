@@ -1,4 +1,4 @@
-"""LoFT (Kim et al., 2025): an adapter for each image, two of a class fused at sampling."""
+"""LoFT (Kim et al., 2025): one adapter per few shot, two of a class fused at sampling."""
 
 from typing import ClassVar
 
@@ -7,10 +7,9 @@ import numpy as np
 from ..seeds import seed_for
 from .base import Adapter, Method, Support
 
-# Images that two fused adapters make before two others are drawn: 500 images have the 120 pairs of
-# 16 about once.
+# Images drawn per fused pair; so 500 images use each of the 120 pairs of 16 shots about once.
 TOGETHER = 4
-# LoFT's own; the mini profile has smaller images, and needs fewer steps for one of them.
+# LoFT's own settings; the mini profile's images are smaller and need fewer steps each.
 SHARED = {
     "adapt.rank": 2,
     "adapt.alpha": 2.0,
@@ -26,7 +25,7 @@ PER_IMAGE = {
 
 
 class LoFT(Method):
-    """One adapter for each few shot; each TOGETHER images of a class use two of its class."""
+    """One adapter for each few shot; every TOGETHER images of a class use a pair of its class."""
 
     derived: ClassVar[bool] = True
 

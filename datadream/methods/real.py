@@ -2,7 +2,7 @@
 
 from .base import Method
 
-# RandAugment (Cubuk et al., 2020) and stronger crops and mixing than beside synthetic images.
+# RandAugment (Cubuk et al., 2020), with stronger crops and mixing than the other methods.
 HEAVY = {
     "paper": {"classify.crop_low": 0.08, "classify.mix": 1.0},
     "mini": {"classify.crop_low": 0.5, "classify.mix": 0.6, "classify.randaugment": True},

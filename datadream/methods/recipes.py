@@ -10,11 +10,11 @@ from .registry import METHODS
 def recipe(
     profile: str = "mini", overrides: Mapping[str, Any] | None = None, **fields: Any
 ) -> Recipe:
-    """Return the Recipe of a profile and a method with `fields` (e.g. `dataset="mnist"`) and dotted
-    `overrides` (e.g. `{"adapt.lr": 1e-3}`).
+    """Return the Recipe of a profile and a method.
 
-    Whole numbers are accepted where a float is wanted. Raises ConfigError on an unknown profile,
-    method, key or value, with the nearest accepted name.
+    `fields` are its own (`dataset="mnist"`), `overrides` dotted ones (`{"adapt.lr": 1e-3}`).
+    Whole numbers are accepted as floats. Raises ConfigError on an unknown profile, method, key or
+    value, with the nearest accepted name.
     """
     named = {**fields, **as_mapping(overrides)}.get("method", Recipe.method)
     known = METHODS.get(named) if isinstance(named, str) else None
@@ -24,9 +24,7 @@ def recipe(
 
 
 def settings_table() -> list[dict[str, Any]]:
-    """Return one row per field: name, paper value, mini value, why; the book prints it as the
-    table of settings.
-    """
+    """Return the book's table of settings: per field its name, paper value, mini value and why."""
     paper, mini = as_dict(recipe("paper")), as_dict(recipe("mini"))
     return [
         {"field": name, "paper": paper[name], "mini": mini[name], "why": spec.metadata["why"]}
@@ -35,8 +33,9 @@ def settings_table() -> list[dict[str, Any]]:
 
 
 def method_settings_table() -> list[dict[str, Any]]:
-    """Return one row per setting that a method's row changes: method, field, its value in both
-    profiles, and the profiles' own.
+    """Return one row per setting that a method changes.
+
+    Columns: method, field, its value in both profiles, and the profiles' own.
     """
     rows = []
     for name, row in METHODS.items():

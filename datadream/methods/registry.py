@@ -18,8 +18,8 @@ GROUP = "datadream.methods"  # of the entry points by which a package adds metho
 class Table(Mapping[str, Method]):
     """Name -> Method, in the order of the tables and figures; packages' methods come last.
 
-    A package's entry points are loaded at the first look into the table. One that cannot be loaded
-    is left out with a warning, and named again where its method is asked for.
+    A package's entry points are loaded on first access. One that cannot be loaded is left out with
+    a warning, and `find` names it again when it misses a method.
     """
 
     def __init__(self) -> None:
@@ -36,20 +36,20 @@ class Table(Mapping[str, Method]):
             self.add(method)
 
     def add(self, method: Method) -> None:
-        """Add one method. Raises ConfigError on what is none, and on a name that is taken."""
+        """Add one method. Raises ConfigError if it is invalid or its name is taken."""
         require_method(method)
         if method.name in self._rows:
             raise ConfigError(f"there is a method {method.name!r} already; give it another name")
         self._rows[method.name] = method
 
     def add_with_twin(self, method: Method) -> None:
-        """Add a method and, where it can have one, its twin with real images."""
+        """Add a method and its twin with real images, if it can have one."""
         self.add(method)
         if method.generates and not method.real:
             self.add(with_real(method))
 
     def register(self, method: Method) -> None:
-        """Add a method and its twin in the place of those of this name that were registered."""
+        """Add a method and its twin, replacing those registered under this name."""
         require_method(method)
         if method.name in self._registered:
             self.unregister(method.name)
@@ -61,7 +61,7 @@ class Table(Mapping[str, Method]):
         return [self._rows[name] for name in sorted(self._registered)]
 
     def unregister(self, name: str) -> None:
-        """Take a method that `register` added, and its twin with real images, away again."""
+        """Remove a method that `register` added, and its twin with real images."""
         self._registered.discard(name)
         for one in (name, f"{name}+real"):
             self._rows.pop(one, None)
@@ -75,7 +75,7 @@ class Table(Mapping[str, Method]):
                 found = entry.load()
                 for method in (found,) if isinstance(found, Method) else tuple(found):
                     self.add_with_twin(method)
-            except Exception as error:  # whatever a package of somebody else raises
+            except Exception as error:  # another package may raise anything
                 said = f"{entry.name!r} ({entry.value}): {type(error).__name__}: {error}"
                 self._faults[entry.name] = said
                 warnings.warn(f"the entry point {said} gives no method", stacklevel=2)
@@ -93,7 +93,7 @@ class Table(Mapping[str, Method]):
         return len(self._rows)
 
     def find(self, name: str) -> Method:
-        """Return the method of a name. Raises ConfigError, with the near miss, if there is none."""
+        """Return the method of a name. Raises ConfigError, with the near miss, if unknown."""
         if name in self:
             return self[name]
         faults = "".join(
@@ -106,7 +106,7 @@ class Table(Mapping[str, Method]):
 
 
 def require_method(method: object) -> None:
-    """Raise ConfigError on what is no Method, or has fields that a table cannot show."""
+    """Raise ConfigError on an object that is no Method, or whose fields a table cannot show."""
     if not isinstance(method, Method):
         raise ConfigError(
             f"{brief(method)} is a {type(method).__name__}; a method is an instance of "
@@ -139,10 +139,9 @@ METHODS = Table()
 
 
 def register(method: Method) -> Method:
-    """Add a method, and its twin with real images, for this process; in a notebook, before cells.
+    """Add a method and its twin with real images for this process; in a notebook, before cells.
 
-    A method of the same name that was registered before is replaced. Raises ConfigError on what is
-    no method.
+    Replaces an earlier registration of the same name. Raises ConfigError on an invalid method.
     """
     METHODS.register(method)
     return method
@@ -167,5 +166,5 @@ def adopt_methods(packed: bytes) -> None:
 
 
 def method_of(recipe: Recipe) -> Method:
-    """Return the method of a recipe. Raises ConfigError, with the near miss, if there is none."""
+    """Return the method of a recipe. Raises ConfigError, with the near miss, if unknown."""
     return METHODS.find(recipe.method)

@@ -1,4 +1,4 @@
-"""The generator as it is, asked with the paper's prompt: what DataDream is measured against."""
+"""The base generator with the paper's prompt: the baseline for DataDream."""
 
 from .base import Method
 

@@ -1,4 +1,4 @@
-"""CLIP as it is: no synthetic image, no real one, no training (Radford et al., 2021)."""
+"""Zero-shot CLIP (Radford et al., 2021): no synthetic or real images, no training."""
 
 from .base import Method
 
