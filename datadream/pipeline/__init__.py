@@ -1,7 +1,6 @@
-"""What every method shares, in the order of the paper: adapt (3.2), generate (3.3), train (3.4),
+"""The stages that all methods share: adapt (paper, section 3.2), generate (3.3), train (3.4) and
 evaluate (4).
 
-`stages` holds the keys and the order, `draws` what an image is drawn with, `record` the result
-of a cell, `costs` what a stage takes. Stands on `models`, `data`, `training`, `store` and the
+`stages` holds their table and the cell. Stands on `models`, `data`, `training`, `store` and the
 ground floor.
 """

@@ -1,6 +1,4 @@
-"""LoRA-tune the generator on the few shots, for one class or for the whole dataset (paper,
-section 3.2).
-"""
+"""LoRA-tune the generator on few shots of an image, a class or all (paper, section 3.2)."""
 
 from __future__ import annotations
 
@@ -40,9 +38,9 @@ def diffusion_loss(
     """Return the mean squared error of a network's prediction (paper, eq. 2).
 
     `moments` (B, 2, C, h, w) are mean and standard deviation of the latents' posterior. `draws` are
-    standard normal for the posterior's sample (B, C, h, w), the noise that is added, of the same
-    shape, and the timesteps (B,). `predict(noisy, times)` is the network, and the target is what
-    the schedule says: the noise in the paper.
+    the standard normal draw for the posterior's sample, the added noise, both (B, C, h, w), and the
+    timesteps (B,). `predict(noisy, times)` is the network. The schedule gives the target, the noise
+    in the paper.
     """
     mean, std = moments.unbind(1)
     posterior, noise, times = draws
@@ -73,7 +71,7 @@ def adapter_inputs(support: Support, adapter: Adapter) -> dict[str, Any]:
 
 
 def adapter_work(support: Support, adapter: Adapter) -> tuple[int, int, int]:
-    """Return (images made, optimiser steps, images of all steps) of a training."""
+    """Return an adapter's (images made, optimiser steps, images of all steps)."""
     options, shots = support.recipe.adapt, adapter.shots(support)
     return 0, options.epochs * math.ceil(shots / options.batch), options.epochs * shots
 
@@ -81,12 +79,11 @@ def adapter_work(support: Support, adapter: Adapter) -> tuple[int, int, int]:
 def train_adapter(
     support: Support, adapter: Adapter, folder: Path, accelerator: Accelerator | None = None
 ) -> list[str]:
-    """Train one adapter and write it to `folder`, where `load_lora_weights` reads it; return notes
-    on its batches.
+    """Train one adapter, write it to `folder` for `load_lora_weights`, and return batch notes.
 
-    A killed training goes on from the checkpoint in `folder` to the same bytes. The processes of an
-    `accelerator` all call this; rank 0 writes, and their sums differ from one process's in
-    rounding. Raises DivergedError on a loss that is not finite.
+    A killed training resumes from the checkpoint in `folder` to the same bytes. All processes of an
+    `accelerator` call this; rank 0 writes, and their sums differ from one process's in rounding.
+    Raises DivergedError on a loss that is not finite.
     """
     recipe = support.recipe
     which = (adapter.label,) if adapter.image is None else (adapter.label, adapter.image)
@@ -118,7 +115,7 @@ def tune(
 ) -> list[float]:  # fmt: skip
     """Run the paper's optimisation of the attached LoRA on `images` and return the losses.
 
-    Every epoch has a new order and, where an image is not square, a new crop. `which` names the
+    Every epoch has a new order and, if an image is not square, a new crop. `which` names the
     adapter: (None,), (label,) or (label, image).
     """
     options, schedule = support.recipe.adapt, generator.schedule()
@@ -130,17 +127,17 @@ def tune(
     shape, seed = generator.latent_shape(side), seed_for("adapt", support.recipe.seed, *which)
     views = Views(generator, images, side, options, seed)
 
-    def loss_at(step):
+    def loss_at(step: int) -> Shares:
         epoch, part = divmod(step, per_epoch)
         order = torch.Generator().manual_seed(seed_for(seed, "epoch", epoch))
         members = torch.randperm(len(images), generator=order)
         members = members[part * options.batch : (part + 1) * options.batch]
-        # Drawn for the whole batch, so that an image's noise depends on no micro-batch.
+        # Drawn for the whole batch, so that noise does not depend on micro-batches.
         count, device = len(members), generator.device
         posterior, noise = (torch.randn(count, *shape, device=device) for _ in range(2))
         times = schedule.times(count, device)
 
-        def share(rows):
+        def share(rows: Any) -> Tensor:
             own = members[rows]
             words = generator.condition(tuple(ids[own.to(ids.device)] for ids in tokens), side)
             loss = diffusion_loss(

@@ -36,10 +36,10 @@ def predict(
     model: Any, tokens: torch.Tensor, batches: Iterable[torch.Tensor],
     counted: Callable[[int], None] = lambda number: None,
 ) -> np.ndarray:  # fmt: skip
-    """Return the predicted class of each image of some uint8 batches (B, 3, S, S), an int array
-    (n,); batches that do not fit are halved.
+    """Return the predicted class of each image, an int array (n,).
 
-    `counted` is called with the number of images of each batch.
+    `batches` are uint8 (B, 3, S, S); those that do not fit in memory are halved. `counted` is
+    called with the number of images of each.
     """
     model.eval()
     text, size, found = model.text(tokens), BatchSize(BATCH), []
@@ -57,8 +57,9 @@ def accuracy(
     views: Callable[..., Iterable[torch.Tensor]] = evaluation_batches,
     counted: Callable[[int], None] = lambda number: None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Return top-1 in [0, 1] with its 95 % Wilson interval, the accuracy per class, and the
-    confusion matrix, over all `images` as `views` gives them.
+    """Return top-1, its 95 % Wilson interval, the accuracy per class and the confusion matrix.
+
+    Accuracies are in [0, 1], over all `images` as preprocessed by `views`.
     """
     tokens = model.prompts(prompt(dataset.noun, name) for name in dataset.classes)
     predictions = predict(model, tokens, views(images, model.size), counted)
@@ -85,7 +86,7 @@ def evaluate_inputs(support: Support, trained_key: str | None) -> dict[str, Any]
 
 
 def validated(support: Support) -> int:
-    """Return how many images `validation_images` gives, without drawing them."""
+    """Count the images of `validation_images` without drawing them."""
     recipe, val = support.recipe, support.dataset.val
     if not recipe.validation or recipe.protocol == "released":
         return len(val)
@@ -109,7 +110,7 @@ def evaluate(support: Support, trained: Path | None, folder: Path) -> None:
         model = load_classifier(recipe.classifier, precision=recipe.precision)
     seen = validation_images(recipe, dataset)
     with progress.track("judge", "image", len(seen) + len(dataset.test)) as counter:
-        # The training has just seen the same.
+        # Cached, if this process has just trained.
         validation = accuracy(model, dataset, seen, validation_batches, counter.update)
         test = accuracy(model, dataset, dataset.test, counted=counter.update)
     write_json(folder / "result.json", {"val": validation, "test": test})

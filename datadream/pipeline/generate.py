@@ -1,6 +1,4 @@
-"""Synthesise a dataset with the base or the adapted generator, one seed per image (paper,
-section 3.3).
-"""
+"""Synthesise a dataset with the base or an adapted generator (paper, section 3.3)."""
 
 from __future__ import annotations
 
@@ -35,21 +33,19 @@ if TYPE_CHECKING:
     from ..models.generators.base import Generator
     from ..store.artifacts import Store
 
-SLICE = 100  # images of a unit of work: some minutes at the paper's scale
+SLICE = 100  # images per unit of work: some minutes at the paper's scale
 
 Reader = Callable[[Sequence[Image.Image]], list[int]]
 Slice = list[tuple[range, tuple[Adapter, ...]]]  # (image indices, their adapters)
 
 
 def image_seed(seed: int, label: int, index: int, *again: int) -> int:
-    """Return the seed of image `index` of a class, whatever the batch and the order; `again`
-    counts the times that it was drawn before.
-    """
+    """Return an image's seed, independent of batch and order; `again` counts its redraws."""
     return seed_for("image", seed, label, index, *again)
 
 
 def generation_inputs(support: Support, adapter_keys: Sequence[str]) -> dict[str, Any]:
-    """Return what a synthetic set depends on; batch size and compilation change no noise."""
+    """Return what a synthetic set depends on; batch size and compilation do not count."""
     recipe = support.recipe
     options = dataclasses.asdict(recipe.generate)
     for name in ("batch", "compile"):
@@ -78,8 +74,7 @@ def generation_work(support: Support) -> tuple[int, int, float]:
 
 
 def slices(support: Support, label: int) -> list[Slice]:
-    """Return the images of one class in units of work of about SLICE images, each a list of
-    (indices, adapters).
+    """Split the images of a class into units of about SLICE, each a list of (indices, adapters).
 
     A unit ends with a batch, so that a batch has the same members however units are shared out.
     """
@@ -100,11 +95,11 @@ def generate(
     support: Support, trained: Mapping[Adapter, Path], root: Path,
     lock: Callable[[str], AbstractContextManager[None]],
 ) -> list[str]:  # fmt: skip
-    """Write `train/<class>/<index>.png` with metadata.jsonl and classes.json into `root`; return
-    notes on the batches.
+    """Write `train/<class>/<index>.png`, metadata.jsonl and classes.json to `root`.
 
-    `trained` are the folders of the adapters. Image i of a class has the same seed whatever the
-    batch size; images that a killed run left are kept. `lock(name)` keeps a cluster's slices apart.
+    Returns notes on the batches. `trained` are the folders of the adapters. Image i of a class has
+    the same seed whatever the batch size, and images of a killed run are kept. `lock(name)` guards
+    a slice against a cluster that makes it too.
     """
     folders = class_folders(support.classes)
     size, read, rows = batch_size(support.recipe), reader(support), []
@@ -129,14 +124,15 @@ def share_slice(
     support: Support, adapter: Callable[[Adapter], Path], label: int, position: int,
     artifact: str, store: Store,
 ) -> None:  # fmt: skip
-    """Write one of a class's `slices` into the work folder of its synthetic set and share it, so
-    that `generate` finds it there. `adapter` gives the folder of one.
+    """Write and share one of a class's `slices`, for `generate` to find in its work folder.
+
+    `adapter` gives the folder of an adapter.
     """
     part, size = slices(support, label)[position], batch_size(support.recipe)
     folder = store.work(artifact) / "train" / class_folders(support.classes)[label]
     files = [folder / f"{i:06d}.png" for indices, _ in part for i in indices]
 
-    def build():
+    def build() -> list[str]:
         if all(map(is_whole, files)):
             return []
         trained = {one: adapter(one) for _, own in part for one in own}
@@ -153,8 +149,8 @@ def write_slice(
 ) -> None:  # fmt: skip
     """Write those images of a slice that are missing in `folder`.
 
-    `size` is shared by the slices. `read` says which class some images are read as, for the method
-    to draw again what it does not accept.
+    `size` is shared by the slices. `read` classifies images, for the method to redraw those that it
+    does not accept.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for indices, own in part:
@@ -169,19 +165,17 @@ def write_slice(
 def drawing(
     generator: Generator, support: Support, label: int, read: Reader | None = None
 ) -> Callable[[int, int], list[Image.Image]]:
-    """Return a function from (first index, count) to a class's images, drawn anew while the method
-    does not accept them.
-    """
+    """Return (first index, count) -> a class's images, redrawn while the method rejects them."""
     recipe, options = support.recipe, support.recipe.generate
     made, side = draws(support, label), generator.side(recipe.resolution)
     place = {prompt: i for i, prompt in enumerate(dict.fromkeys(one.prompt for one in made))}
     words = generator.embed(list(place), options)
     shots = support.shots(label) if options.strength else None
 
-    def sampled(rows, *again):
+    def sampled(rows: Sequence[int], *again: int) -> dict[int, Image.Image]:
         own = [place[made[i].prompt] for i in rows]
         text = {name: tensor[own] for name, tensor in words.items()}
-        begun = [made[i].start for i in rows]  # all of a group, or none
+        begun: list[Any] = [made[i].start for i in rows]  # all of a group, or none
         starts = None
         if shots and None not in begun:
             starts = [square(shots.open(i), side) for i in begun]
@@ -191,7 +185,7 @@ def drawing(
             image.info["seed"] = seed
         return dict(zip(rows, images, strict=True))
 
-    def draw(start, count):
+    def draw(start: int, count: int) -> list[Image.Image]:
         rows = range(start, start + count)
         images = latest = sampled(rows)
         for again in range(options.redraws if read else 0):
@@ -206,7 +200,7 @@ def drawing(
 
 
 def _refused(recipe, label, read, images):
-    """Return the indices of those images (index -> PIL image) that the method does not accept."""
+    """Return the indices of those `images` (index -> PIL image) that the method rejects."""
     method = method_of(recipe)
     with naming(method, f"accept, class {label}"):
         stay = list(method.accept(list(images.values()), label, read))
@@ -214,16 +208,14 @@ def _refused(recipe, label, read, images):
 
 
 def reader(support: Support) -> Reader | None:
-    """Return a function from images to the classes that the untouched classifier reads, None
-    where no image is drawn again.
-    """
+    """Return the untouched classifier as images -> classes, None if no image is redrawn."""
     recipe = support.recipe
     if not recipe.generate.redraws:
         return None
     model = load_classifier(recipe.classifier, precision=recipe.precision)
     tokens = model.prompts(support.prompt(label) for label in range(len(support.classes)))
 
-    def read(images):
+    def read(images: Sequence[Image.Image]) -> list[int]:
         pixels = Images(tuple(np.asarray(image) for image in images), (0,) * len(images))
         return predict(model, tokens, evaluation_batches(pixels, model.size)).tolist()
 
@@ -240,7 +232,7 @@ def batch_size(recipe: Recipe) -> BatchSize:
 
 
 def _metadata(support, label, index, folder, used):
-    """Return an image's row of metadata.jsonl, with the seed of the draw that stayed."""
+    """Return an image's row of metadata.jsonl, with the seed of its last draw."""
     file = folder / f"{index:06d}.png"
     seed = image_seed(support.recipe.seed, label, index)
     if support.recipe.generate.redraws:

@@ -1,4 +1,4 @@
-"""The table of stages, and a cell: what a recipe needs, under which keys, and how it is made.
+"""The table of stages, and the cell: what a recipe needs, under which keys, and how to make it.
 
 Whatever goes through the stages reads this table: `Cell.compute`, the plan, the Ray engine, the
 photo page, `gc`. A new stage is one more row.
@@ -26,48 +26,46 @@ from . import adapt, evaluate, generate, train
 if TYPE_CHECKING:
     from ..store.artifacts import Store
 
-# Stage -> part -> folder, of what a build may read.
+# Stage -> part -> folder of each artifact that a build may read.
 Made = Mapping[str, Mapping[Any, Path]]
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A unit of work by which a cluster shares a stage out: `name` is what it makes, `where` what
-    `Stage.do` takes, `needs` the keys of the artifacts that come first.
-    """
+    """A unit of work, by which a cluster shares a stage out."""
 
-    name: str
-    where: tuple[Any, ...]
-    needs: tuple[str, ...] = ()
+    name: str  # what it makes
+    where: tuple[Any, ...]  # what `Stage.do` takes
+    needs: tuple[str, ...] = ()  # keys of the artifacts that come first
     share: float = 1.0  # of the work of its artifact
     part: Any = None  # which artifact of the stage it belongs to
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A row of the table. The artifacts that a cell has of a stage are its `parts`: a list of
-    None for a single one, of what tells them apart for several, empty for none.
-    """
+    """A row of the table."""
 
     name: str
+    # The cell's artifacts of the stage: [None] for one, what tells them apart for several, or [].
     parts: Callable[[Cell], Sequence[Any]]
     inputs: Callable[[Cell, Any], dict[str, Any]]  # (cell, part) -> what the key is made of
     # (cell, part, what it needs, work folder, store) -> notes for the manifest
     build: Callable[[Cell, Any, Made, Path, Store], list[str] | None]
     needs: tuple[str, ...] = ()  # stages whose artifacts the build reads
-    on_demand: bool = False  # made only for what needs it: it may be gone while that remains
+    on_demand: bool = False  # made only for what needs it, and may be deleted after that
     require: Callable[[Cell], None] = lambda cell: None  # raises ConfigError before anything runs
     # (cell, part) -> (images made, optimiser steps, units of work), for plans; None: costs nothing
     work: Callable[[Cell, Any], tuple[int, int, float]] | None = None
-    # How a cluster shares it out; None: within the task of the cell.
+    # How a cluster shares it out; None: as part of the cell's own task.
     pieces: Callable[[Cell], list[Piece]] | None = None
     do: Callable[[Cell, tuple[Any, ...], Store], object] | None = None
     piece: str = ""  # what a piece is called
 
 
 class Cell:
-    """One cell of the study: a recipe with its dataset, support set, adapters and keys, each
-    computed once. Raises ConfigError and DataError on what cannot be run.
+    """One cell of the study: a recipe with its dataset, support set, adapters and keys.
+
+    Each is computed once. Raises ConfigError and DataError on what cannot be run.
     """
 
     def __init__(self, recipe: Recipe, dataset: Dataset | None = None):
@@ -83,7 +81,7 @@ class Cell:
 
     @cached_property
     def keys(self) -> dict[str, str]:
-        """The keys of all artifacts in the table's order, by the names that records have."""
+        """The keys of all artifacts in the table's order, by their names in records."""
         found = {}
         for stage in STAGES:
             for i, (part, name) in enumerate(self.keys_of(stage.name).items()):
@@ -99,11 +97,11 @@ class Cell:
         return self._keys[name]
 
     def key(self, name: str) -> str | None:
-        """Return the key of a stage that has one artifact, None where the cell has not."""
+        """Return the key of a stage's single artifact, None if the cell has none."""
         return self.keys_of(name).get(None)
 
     def make(self, name: str, store: Store, part: Any = None) -> Path:
-        """Return the folder of an artifact, after making it and what it needs if it is not done."""
+        """Return the folder of an artifact, making it and what it needs unless it is done."""
         stage, own = stage_of(name), self.keys_of(name)[part]
         if store.done(own):
             progress.found(own)
@@ -112,18 +110,19 @@ class Cell:
         made = {n: {p: self.make(n, store, p) for p in self.keys_of(n)} for n in stage.needs}
         notes: list[str] = []
 
-        def build(folder):
+        def build(folder: Path) -> None:
             notes.extend(stage.build(self, part, made, folder, store) or ())
 
         more = {"batches": notes, "recipe": as_dict(self.recipe)}  # the recipe is for the card
         return store.make(own, stage.inputs(self, part), build, **more)
 
     def compute(self, store: Store, until: str = "") -> dict[str, Path]:
-        """Make the stages in order, the last one `until`, and return the folders of those that
-        have one artifact. What is done is read and checked.
+        """Make the stages in order up to `until`, and return the folders of single artifacts.
+
+        What is done is read and checked.
         """
         fetch(self.recipe, self.method.generates)
-        for stage in STAGES:  # whatever cannot run is said before the first hour
+        for stage in STAGES:  # fail before the first hour of work
             if not (stage.on_demand or all(map(store.whole, self.keys_of(stage.name).values()))):
                 stage.require(self)
         found = {}
@@ -141,7 +140,7 @@ def stage_of(name: str) -> Stage:
 
 
 def _draws_shots(cell):
-    """Return whether some shot is used: to train on, to tune on, or to start from."""
+    """Return [None] if a shot is used: to train on, to tune on, or to start from; else []."""
     started = cell.method.generates and cell.recipe.generate.strength
     return [None] if cell.method.real or cell.adapters or started else []
 
@@ -164,7 +163,7 @@ def _slices(cell):
 
 
 def _share_slice(cell, where, store):
-    def trained(one):
+    def trained(one: Adapter) -> Path:
         return cell.make("adapt", store, one)
 
     label, position = where

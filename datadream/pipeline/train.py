@@ -36,8 +36,8 @@ def mixed_loss(
     """Return weight * CE(real) + (1 - weight) * CE(synthetic), means over each kind (paper, eq. 3).
 
     `targets` (B, C) are soft, `real` (B,) is a mask. A batch of one kind gives that kind's mean, so
-    that no weight is lost and no NaN appears. `batch` is the mask of the whole batch where these
-    are some of its images: then the loss is their part of the sum.
+    that no weight is lost and no NaN appears. With `batch`, the mask of a whole batch, the images
+    are a micro-batch of it and the loss is their share; the shares sum to the batch's loss.
     """
     losses = F.cross_entropy(logits, targets, reduction="none")
     whole = real if batch is None else batch
@@ -48,9 +48,7 @@ def mixed_loss(
 
 
 def optimiser_steps(recipe: Recipe, classes: int) -> tuple[int, int]:
-    """Return (steps, those of them that warm up), the same for every method: epochs over as many
-    images as a synthetic set has.
-    """
+    """Return (steps, warm-up steps); for every method an epoch has a synthetic set's size."""
     options = recipe.classify
     per_epoch = math.ceil(recipe.generate.images * classes / options.batch)
     steps = options.steps or options.epochs * per_epoch
@@ -64,14 +62,15 @@ def training_work(support: Support) -> tuple[int, int, int]:
 
 
 def train_inputs(support: Support, synthetic_key: str | None) -> dict[str, Any]:
-    """Return what a trained classifier depends on; `synthetic_key` is None where the method uses
-    no synthetic images. Raises ConfigError on a warm-up that is longer than the training.
+    """Return what a trained classifier depends on; `synthetic_key` None: no synthetic images.
+
+    Raises ConfigError on a warm-up that is longer than the training.
     """
     recipe, real = support.recipe, method_of(support.recipe).real
     require_warmup("classify.warmup", recipe.classify.warmup, recipe.classify.epochs, "epochs")
     steps, warmup = optimiser_steps(recipe, len(support.classes))
     options = dataclasses.asdict(recipe.classify)
-    for name in ("epochs", "warmup", "steps"):  # the steps say it
+    for name in ("epochs", "warmup", "steps"):  # `steps` and `warmup` below say it
         options.pop(name)
     if recipe.protocol == "released":
         options |= {"select": "validation", "evaluations": recipe.classify.epochs}
@@ -108,10 +107,10 @@ def train(
     synthetic: Images | None,
     folder: Path,
 ) -> list[str]:
-    """Train a classifier and write adapter.safetensors, adapter.json and curve.json into `folder`;
-    return notes on its batches.
+    """Train a classifier and return notes on its batches.
 
-    `inputs` are `train_inputs`. The curve holds validation accuracy and training loss by step.
+    Writes adapter.safetensors, adapter.json and curve.json, validation accuracy and training loss
+    by step, to `folder`. `inputs` are `train_inputs`.
     """
     recipe, texts = support.recipe, inputs["prompts"]
     chosen = {name: inputs["classify"][name] for name in ("select", "evaluations")}
@@ -138,25 +137,26 @@ def optimise(
     val: Images, options: Classify, steps: int, warmup: int, folder: Path, seed: int,
     size: BatchSize,
 ) -> None:  # fmt: skip
-    """Train a classifier in place; the validation images `val` draw the curve and, only if
-    `options.select` says so, choose the weights that are kept.
+    """Train a classifier in place.
+
+    Validation on `val` gives the curve and, only if `options.select` says so, the kept weights.
     """
     tokens, views = model.prompts(texts), validation_batches(val, model.size)
     labels, checkpoint = np.asarray(val.labels), folder / "checkpoint.safetensors"
     points = {round(steps * (i + 1) / options.evaluations) - 1 for i in range(options.evaluations)}
     curve = Curve(folder, checkpoint)
 
-    def loss_at(step):
+    def loss_at(step: int) -> Shares:
         model.train()
         images, targets, real = batches.at(step)
 
-        def share(rows):
+        def share(rows: Any) -> Tensor:
             logits = model(images[rows], tokens)
             return mixed_loss(logits, targets[rows], real[rows], options.real_weight, real)
 
         return Shares(len(images), share)
 
-    def after(step, loss):
+    def after(step: int, loss: float) -> None:
         if step in points:
             accuracy = float((predict(model, tokens, views) == labels).mean())
             if options.select == "validation" and curve.is_best(step + 1, accuracy):
