@@ -187,9 +187,7 @@ def validation_images(recipe: Recipe, dataset: Dataset) -> Images:
 
 
 def write_draw(recipe: Recipe, dataset: Dataset, folder: Path) -> None:
-    """Write the few-shot draw to shots.jsonl: each image's class, place in the pool, digest and
-    file name.
-    """
+    """Write the few-shot draw to shots.jsonl: each image's class, pool index, digest and file."""
     rows, shots = draw_shots(dataset, recipe.shots, recipe.seed, None)
     lines = [
         {

@@ -144,7 +144,7 @@ def _gate_score(recipe, view):
     support = Support(recipe, real)
     inputs = train.train_inputs(support, f"gate {images.fingerprint(view)}")
 
-    def build(folder):
+    def build(folder: Path) -> None:
         train.train(support, inputs, view, None, folder)
 
     trained = open_store().make(key("train", **inputs), inputs, build)

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 
 
 def read_record(file: Path) -> dict[str, Any]:
-    """Return the record in a file. Raises DataError, with the fix, on one that is damaged: a
-    table without it would be a smaller one.
+    """Return the record in a file.
+
+    Raises DataError, with the fix, if it is damaged: to skip it would silently shorten a table.
     """
     try:
         record = json.loads(file.read_text())
@@ -59,9 +60,7 @@ def record_row(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def record_file(cell: Cell, store: Store) -> Path:
-    """Return the file of a cell's record: another recipe, other data or other weights have
-    another.
-    """
+    """Return the file of a cell's record, which differs by recipe, data and weights."""
     name = key("record", **as_dict(cell.recipe), artifacts=cell.keys)
     return store.records / f"{name}.json"
 
