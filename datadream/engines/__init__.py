@@ -1,4 +1,5 @@
-"""Where cells run: on a Ray cluster, or several processes on one adapter.
+"""Where cells run: in this process, on a Ray cluster, or in several processes on one adapter.
 
-Stands on `pipeline` and what is below it; `study.run` runs cells on this machine.
+The modules are `here`, `on_ray` and `on_accelerate`; `rates` estimates what a stage takes. Stands
+on `results` and what is below it.
 """

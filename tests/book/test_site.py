@@ -214,7 +214,8 @@ def visits(browser, site):
     """Return the Visit of every page in every view, and leave pictures of them."""
     pictures = ROOT / "_build" / "screenshots"
     pictures.mkdir(parents=True, exist_ok=True)
-    of_sources = site.glob("_modules/datadream/metrics.html")  # one stands for all, which are alike
+    # Pages of sources are alike: one stands for all.
+    of_sources = site.glob("_modules/datadream/results/distances.html")
     files = [
         *site.glob("book/**/*.html"),
         *of_sources,
