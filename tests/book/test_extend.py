@@ -11,8 +11,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from conftest import ROOT, draw_image, write_classes
+
+from datadream.models.generators.base import Schedule
 
 PAGE = (ROOT / "book" / "extend.md").read_text()
 COMMANDS = [
@@ -22,7 +25,14 @@ COMMANDS = [
     if line.strip()
 ]
 BLOCKS = re.findall(r"```\{code-block\} \w+\n:caption: (\S+)\n\n(.*?)```", PAGE, re.DOTALL)
-TABLES = {"data.DATASETS": ("datadream/data/datasets.py", "DATASETS = {\n")}
+# What a block is called -> (file, the text that it is put before); another one ends its file.
+DATASETS, STAGES = "datadream/data/datasets.py", "datadream/pipeline/stages.py"
+PLACES = {
+    DATASETS: (DATASETS, "from .paper_datasets"),
+    "data.datasets.DATASETS": (DATASETS, '    "mnist": Row('),
+    STAGES: (STAGES, "from . import adapt"),
+    "pipeline.stages.STAGES": (STAGES, '    Stage(\n        "train",'),
+}
 pytestmark = pytest.mark.long
 
 
@@ -35,26 +45,13 @@ def home(tmp_path_factory):
     for name in ("datadream", "notebooks"):
         shutil.copytree(ROOT / name, home / name, ignore=shutil.ignore_patterns("__pycache__"))
     for where, code in BLOCKS:
-        if where.startswith("seven_prompts/"):
-            (home / where).parent.mkdir(exist_ok=True)
-            (home / where).write_text(code)
-            continue
-        file, start = TABLES.get(where, (where, None))
-        text = (home / file).read_text()
-        if start is None:
-            start, code = (
-                ("\nfrom .paper_datasets", f"\n{code.strip()}")
-                if code.startswith("from ")
-                else (None, code)
-            )
-        place = (
-            len(text)
-            if start is None
-            else text.index(start) + (0 if start.startswith("\nfrom") else len(start))
-        )
-        (home / file).write_text(
-            text[:place] + ("\n\n" if start is None else "") + code + text[place:]
-        )
+        name, follower = PLACES.get(where, (where, None))
+        file = home / name
+        file.parent.mkdir(exist_ok=True)
+        text = file.read_text() if file.exists() else ""
+        place = text.index(follower) if follower else len(text)
+        gap = "" if follower or not text else "\n\n"
+        file.write_text(text[:place] + gap + code + text[place:])
     installed = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation"]
     subprocess.run([*installed, "--target", home / "site", home / "seven_prompts"], check=True)
     write_classes(home / "birds", ["robin", "wren"], 24)
@@ -93,14 +90,32 @@ def shrunk(words):
     ]
 
 
-def test_the_page_works_through_a_dataset_and_a_method():
+def test_the_page_works_through_a_dataset_a_method_a_schedule_and_a_stage():
     assert [where for where, _ in BLOCKS] == [
         "datadream/data/paper_datasets.py",
         "datadream/data/datasets.py",
-        "data.DATASETS",
+        "data.datasets.DATASETS",
         "seven_prompts/seven_prompts.py",
         "seven_prompts/pyproject.toml",
+        "datadream/models/generators/straight.py",
+        "datadream/pipeline/sheet.py",
+        "datadream/pipeline/stages.py",
+        "pipeline.stages.STAGES",
     ] and len(COMMANDS) >= 6
+
+
+def test_the_worked_schedule_goes_straight_from_the_image_to_the_noise():
+    found = {}
+    exec(dict(BLOCKS)["datadream/models/generators/straight.py"], found)
+    schedule, shape = found["Straight"](0.1, 2.0), (3, 4, 2, 2)
+    latents, noise = schedule.latents(torch.randn(shape)), torch.randn(shape)
+    assert {name for name in dir(Schedule) if not name.startswith("_")} <= {*dir(schedule)}
+    times = schedule.times(3, latents.device)
+    assert times.shape == (3,) and ((times > 0) & (times < 1)).all()
+    ends = [schedule.add_noise(latents, noise, torch.full((3,), t)) for t in (0.0, 1.0)]
+    assert torch.equal(ends[0], latents) and torch.equal(ends[1], noise)
+    slope = (schedule.add_noise(latents, noise, times) - latents) / times.view(-1, 1, 1, 1)
+    assert torch.allclose(slope, schedule.target(latents, noise, times), atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -134,3 +149,6 @@ def test_a_command_of_the_page_runs(home, command):
     }
     word, text = expected.get(Path(words[2]).stem, ("", ""))
     assert word in text
+    assert len(list(home.glob("artifacts/sheet-*/sheet.png"))) == len(
+        list(home.glob("artifacts/generate-*/classes.json"))
+    )
