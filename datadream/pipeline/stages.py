@@ -1,7 +1,7 @@
 """The table of stages, and the cell: what a recipe needs, under which keys, and how to make it.
 
 Whatever goes through the stages reads this table: `Cell.compute`, the plan, the Ray engine, the
-photo page, `gc`. A new stage is one more row.
+photo page. A new stage is one more row.
 """
 
 from __future__ import annotations
