@@ -24,6 +24,7 @@ from conftest import generate, generate_slice
 
 from datadream import progress, signals
 from datadream.config import as_dict
+from datadream.data import png
 from datadream.engines import names, on_ray
 from datadream.errors import ConfigError
 from datadream.methods.base import Adapter, Support
@@ -240,7 +241,7 @@ def test_a_slice_on_a_full_disk_is_the_store_s_error(make, dataset, shots, store
     def full(image, path):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(package, "save_png", full)
+    monkeypatch.setattr(png, "save_png", full)
     with pytest.raises(StoreError, match="the disk is full.*DATADREAM_STORE"):
         generate_slice(make("base"), dataset, store, 0, 0)
 

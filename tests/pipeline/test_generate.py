@@ -17,6 +17,7 @@ from PIL import Image
 from safetensors import safe_open
 
 import datadream.pipeline.adapt as adapt_module
+from datadream.data import png
 from datadream.errors import ConfigError
 from datadream.models.generators import sampling
 from datadream.models.generators.load import generator_of, load_pipeline
@@ -387,7 +388,7 @@ def test_a_killed_generation_continues_to_the_same_bytes(
     recipe, store = make(method), Store(tmp_path / "killed")
     whole = generate(recipe, dataset, Store(tmp_path / "whole"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(package, "save_png", dies_at(package.save_png, call))
+        patch.setattr(png, "save_png", dies_at(png.save_png, call))
         with pytest.raises(Killed):
             generate(recipe, dataset, store)
     assert not store.folder(whole.name).exists()
@@ -426,7 +427,7 @@ def test_an_image_that_is_missing_or_empty_among_those_left_is_made_again(
     recipe, store = make("base"), Store(tmp_path / "killed")
     whole = generate(recipe, dataset, Store(tmp_path / "whole"))
     with monkeypatch.context() as patch:
-        patch.setattr(package, "save_png", dies_at(package.save_png, 8))
+        patch.setattr(png, "save_png", dies_at(png.save_png, 8))
         with pytest.raises(Killed):
             generate(recipe, dataset, store)
     # The first of the second batch.
