@@ -81,7 +81,7 @@ def unused(store: Store, days: float = DAYS, stages: Collection[str] | None = No
     """
     needed, before = referred(store), time.time() - 86400 * days
 
-    def ours(name):
+    def ours(name: str) -> bool:
         found = ARTIFACT.fullmatch(name)
         return bool(found) and (stages is None or stage_of_key(name) in stages)
 

@@ -10,12 +10,14 @@ import torch
 
 # A search starts at SMALLEST and goes on while doubling the size speeds it up by GAIN.
 SMALLEST, GAIN = (8, 1.05)
+# What torch's CPU allocator, cuBLAS and cuDNN say, as plain RuntimeErrors, where memory ends.
+NO_MEMORY = ("allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
 
 
 def out_of_memory(error: BaseException) -> bool:
     """True if an exception says that the device, or the host, has no memory left."""
     return isinstance(error, torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and "allocate memory" in str(error)
+        isinstance(error, RuntimeError) and any(words in str(error) for words in NO_MEMORY)
     )
 
 

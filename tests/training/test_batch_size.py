@@ -30,6 +30,21 @@ def device(limit, seconds):
     return make, made, lambda: clock[0]
 
 
+@pytest.mark.parametrize(
+    "error, ended",
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED"), False),
+        (ValueError("can't allocate memory"), False),
+    ],
+)
+def test_what_says_that_memory_ended(error, ended):
+    assert batch_size.out_of_memory(error) == ended == BatchSize(2).halve(error)
+
+
 @given(st.integers(1, 300), st.integers(1, 300), st.integers(1, 700))
 def test_a_batch_that_does_not_fit_halves_until_it_does(fixed, limit, count):
     make, made, _ = device(limit, lambda n: 1.0)
