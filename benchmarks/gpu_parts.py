@@ -29,7 +29,7 @@ from datadream.study.run import run as run_cell
 from datadream.training import batch_size
 
 from . import stages, together
-from .gpu import Bench, part
+from .gpu_bench import Bench, part
 
 WAYS = (("released way", "baseline"), ("ours", "product"))
 

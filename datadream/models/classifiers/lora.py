@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
 from ...errors import ConfigError
-
-if TYPE_CHECKING:
-    from .clip import Classifier
 
 
 def _register_lora(module, width, rank):
@@ -117,9 +114,9 @@ def _towers(clip):
 
 
 def add_classifier_lora(
-    model: Classifier, rank: int, alpha: float, dropout: float
+    model: Any, rank: int, alpha: float, dropout: float
 ) -> dict[str, nn.Parameter]:
-    """Add LoRA to q and v of every self-attention of both towers, open_clip's or timm's.
+    """Add LoRA to q and v of every self-attention of a Classifier's towers, open_clip's or timm's.
 
     Returns the trainable parameters by name. Raises ConfigError on EVA's attention, ValueError on a
     tower without transformer blocks.
