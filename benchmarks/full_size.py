@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+from datadream.paths import umask_modes
+
 UNET = dict(
     sample_size=64,
     in_channels=4,
@@ -126,3 +128,4 @@ def save_models(root):
         json.dumps({"model_cfg": config, "preprocess_cfg": preprocess})
     )
     save_file(open_clip.CLIP(**config).state_dict(), root / "clip" / "open_clip_model.safetensors")
+    umask_modes(root)

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import shlex
+import stat
 import sys
 import uuid
 from collections.abc import Iterator
@@ -76,17 +77,48 @@ def part_of(path: str | Path) -> str:
     return f"{path}.{uuid.uuid4().hex}.part"
 
 
+def umask_mode(path: str | Path) -> None:
+    """Give a file or a folder the mode that the umask, or its folder's default ACL, gives.
+
+    safetensors (0.8) and `tempfile` write for their owner alone whatever the umask, and the others
+    of a shared store could not read it. What its group or all may use already stays as it is.
+    """
+    mode = os.stat(path).st_mode
+    if mode & 0o077:
+        return
+    probe = part_of(path)
+    if stat.S_ISDIR(mode):
+        os.mkdir(probe)
+        given = os.stat(probe).st_mode
+        os.rmdir(probe)
+    else:
+        os.close(os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        given = os.stat(probe).st_mode
+        os.unlink(probe)
+    if stat.S_IMODE(given) != stat.S_IMODE(mode):
+        with suppress(OSError):  # a file system without modes, or somebody else's file
+            os.chmod(path, stat.S_IMODE(given))
+
+
+def umask_modes(folder: str | Path) -> None:
+    """Call `umask_mode` on all that lies in a folder which a library wrote; links stay as they are."""
+    for path in sorted(Path(folder).rglob("*")):
+        if not path.is_symlink():
+            umask_mode(path)
+
+
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
     """Yield a temporary file name beside `path`, which is renamed to `path` on success.
 
     A reader sees the old file or the new one, never half of it, even where two processes write at
-    once. If the body raises, `path` stays as it was and the temporary file is removed; only a
-    kill leaves it.
+    once. It has the mode that the umask gives. If the body raises, `path` stays as it was and the
+    temporary file is removed; only a kill leaves it.
     """
     part = Path(part_of(path))
     try:
         yield part
+        umask_mode(part)
         os.replace(part, path)
     except BaseException:
         with suppress(OSError):  # the error to report is the one that stopped the writing

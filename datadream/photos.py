@@ -250,7 +250,7 @@ def train_and_keep(
         {"test_folder": test_folder} if test_folder else {"fold": "0/2"},
     )
     chosen = recipe(dataset="folder", folder=folder, method=method, **part, **fields)
-    with signals.interruptible(), store.in_use():
+    with signals.interruptible(), store.in_use(store.kept):
         return _keep(chosen, store)
 
 

@@ -14,6 +14,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from .. import signals
 from ..paths import atomic_write
+from ..store.files import reading
 
 if TYPE_CHECKING:
     from ..training.batch_size import BatchSize
@@ -24,11 +25,12 @@ END = b"\0\0\0\0IEND\xaeB`\x82"  # a PNG's last chunk
 def is_whole(path: str | Path) -> bool:
     """True if a PNG is there with its last chunk.
 
-    A power cut may leave it empty or cut.
+    A power cut may leave it empty or cut. Raises StoreError on one that cannot be read.
     """
     try:
-        with open(path, "rb") as file:
-            file.seek(-len(END), os.SEEK_END)
+        with reading(path), open(path, "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - len(END)))
             return file.read() == END
     except OSError:
         return False

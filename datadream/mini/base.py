@@ -22,7 +22,7 @@ import torch.nn.functional as F
 
 from .. import signals
 from ..data import printed
-from ..paths import paths
+from ..paths import paths, umask_modes
 from ..store.files import write_json
 from ..store.provenance import provenance
 from ..training.loop import fit
@@ -174,6 +174,7 @@ def train_autoencoder(
         means = _posterior(vae, 2 * printed.draw(bank, 1024)[0] - 1).mean
     vae.register_to_config(scaling_factor=round(1 / means.std().item(), 4))
     vae.save_pretrained(work / "generator" / "vae")
+    umask_modes(work / "generator" / "vae")
     return losses
 
 
@@ -401,6 +402,7 @@ def save_generator(
         "requires_safety_checker": False,
     }
     StableDiffusionPipeline(**parts).save_pretrained(folder)
+    umask_modes(folder)
 
 
 def train_clip(
@@ -478,6 +480,7 @@ def save_clip(folder: Path, model: nn.Module, tokenizer: CLIPTokenizer) -> None:
         folder / "open_clip_model.safetensors",
     )
     tokenizer.save_pretrained(folder)
+    umask_modes(folder)
 
 
 # In this order: the generator builds on the autoencoder and on the CLIP's text tower.

@@ -16,6 +16,7 @@ from ..methods.base import Support
 from ..methods.recipes import recipe as make_recipe
 from ..models.classifiers.clip import Classifier
 from ..models.classifiers.print_reader import Reader
+from ..paths import atomic_write
 from ..pipeline import evaluate, train
 from ..results.tables import show_table
 from ..statistics import mean_interval, wilson
@@ -55,7 +56,8 @@ def train_reader(
         seed=seed,
         description="reader",
     )
-    save_file(reader.state_dict(), work / "reader.safetensors")
+    with atomic_write(work / "reader.safetensors") as part:
+        save_file(reader.state_dict(), part)
     return losses
 
 

@@ -16,6 +16,7 @@ from huggingface_hub import DatasetCardData
 from ..errors import ConfigError, did_you_mean
 from ..methods.registry import METHODS
 from ..models.catalog import GENERATORS
+from ..paths import umask_modes
 from ..store.artifacts import Store
 from ..store.files import writing
 from ..store.open import open_store
@@ -81,6 +82,7 @@ def export(
             part.mkdir(parents=True)
             FORMATS[name](source, rows, classes, part)
             (part / "README.md").write_text(card(key, rows, classes, name, store, licence))
+            umask_modes(part)  # a copy has the mode of its source
             part.rename(folder)
     return folders
 

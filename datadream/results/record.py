@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..config import as_dict
 from ..errors import DataError
+from ..store.files import reading
 from ..store.keys import key, stage_of_key
 from ..store.provenance import provenance
 
@@ -22,9 +23,12 @@ def read_record(file: Path) -> dict[str, Any]:
     """Return the record in a file.
 
     Raises DataError, with the fix, if it is damaged: to skip it would silently shorten a table.
+    Raises StoreError if it cannot be read.
     """
     try:
-        record = json.loads(file.read_text())
+        with reading(file):
+            text = file.read_text()
+        record = json.loads(text)
         record_row(record)
         return record
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:

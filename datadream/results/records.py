@@ -9,6 +9,7 @@ from pandas.io.formats.style import Styler
 
 from ..methods.registry import METHODS
 from ..statistics import mean_interval
+from ..store.files import json_files
 from ..store.open import open_store
 from .record import read_record, record_row
 from .tables import show_table
@@ -22,12 +23,12 @@ def load_records(source: str | Path | list[Path] | None = None) -> pd.DataFrame:
     The columns are dataset, method, shots, images, seed, top1, low, high, val_top1, seconds and the
     rest of `tidy`. `source` is a folder of records or a list of files; None is the store's.
     Accuracies are shares in [0, 1]. No record gives an empty table with these columns. Raises
-    DataError on a damaged record.
+    DataError on a damaged record, StoreError on one, or a folder, that cannot be read.
     """
     if source is None:
         store = open_store()
         source = store.refresh_all(store.records)
-    files = source if isinstance(source, list) else Path(source).glob("*.json")
+    files = source if isinstance(source, list) else json_files(Path(source))
     return tidy([read_record(file) for file in sorted(files)])
 
 

@@ -17,7 +17,7 @@ from filelock import FileLock
 from ..errors import ConfigError
 from ..paths import atomic_write, copies, part_of
 from .artifacts import SALVAGE, Store, parse, verified
-from .files import FULL, StoreError, digest, holds, inside, remove, write_json, writing
+from .files import FULL, MISSING, StoreError, digest, holds, inside, remove, write_json, writing
 
 PARALLEL = 16  # objects under way at once: most are small, so that the time goes into waiting
 
@@ -107,6 +107,13 @@ class RemoteStore(Store):
             self.fs.pipe_file(path, b"")
             self.fs.rm_file(path)
 
+    def require_writable(self) -> None:
+        """Try all places that a run will write to, here and, once a process, on the address."""
+        super().require_writable()
+        if not self._probed:  # else hours of work would end at an address that takes nothing
+            self.probe()
+            self._probed = True
+
     def at(self, *parts: str) -> str:
         """Return the path, in the file system, of what lies below the address."""
         return "/".join((self.base, *parts))
@@ -121,10 +128,24 @@ class RemoteStore(Store):
         with reaching(self.address):
             self.fs.invalidate_cache()  # some backends remember listings, and other machines write
             try:
+                self._refuse_hidden(top)
                 found = self.fs.find(top, detail=True)
             except FileNotFoundError:
                 found = {}
         return {name[len(top) + 1 :]: info for name, info in found.items()}
+
+    def _refuse_hidden(self, top):
+        """Raise OSError where a folder of this machine may not be read: fsspec's `find` passes over
+        it as if nothing were there, and what it holds would be made anew or removed.
+        """
+
+        def refuse(error: OSError) -> None:
+            if error.errno not in MISSING:
+                raise error
+
+        if self.address.partition("://")[0] in ("file", "local"):
+            for _ in os.walk(top, onerror=refuse):
+                pass
 
     def _content(self, *parts):
         with reaching(self.address):
@@ -166,7 +187,7 @@ class RemoteStore(Store):
         part, folder = self.root / f"{key}.fetched", self.folder(key)
         with writing(self.root, self.fix):
             self.root.mkdir(parents=True, exist_ok=True)
-            with FileLock(self.root / f".{key}-fetch.lock"):
+            with FileLock(self.root / f".{key}-fetch.lock", mode=self._lock_mode()):
                 if self._sound(key, manifest):  # another process of this machine was first
                     return True
                 remove(part)
@@ -221,9 +242,6 @@ class RemoteStore(Store):
             )
 
     def _build(self, key, inputs, build, notes):
-        if not self._probed:  # else hours of work would end at an address that takes nothing
-            self.probe()
-            self._probed = True
         before = self.manifest(key)
         # Else made here before, and not uploaded, or damaged since.
         if not self._sound(key, super().manifest(key)):

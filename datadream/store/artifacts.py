@@ -5,6 +5,7 @@ A finished artifact is never made twice.
 
 import json
 import os
+import stat
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,16 +17,17 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from .. import progress, signals
-from ..paths import is_address, paths
+from ..paths import is_address, paths, umask_modes
 from .files import (
-    CLOSED,
-    FULL,
     MOVE,
     StoreError,
     digest,
     holds,
     inside,
+    json_files,
+    reading,
     remove,
+    try_writing,
     write_json,
     writing,
 )
@@ -82,6 +84,9 @@ class Store:
         self.records = self.root / paths()["records"].name  # one JSON file per measured cell
         # One JSON file per classifier that a user keeps without a measurement.
         self.kept = self.root / paths()["kept"].name
+        # Within `in_use`: why it marks nothing, and the folders that the run writes to at its end.
+        self._unmarked: StoreError | None = None
+        self._places: tuple[Path, ...] = ()
 
     def folder(self, key: str) -> Path:
         """Return the folder of a finished artifact; `done` tells whether there is one."""
@@ -92,9 +97,14 @@ class Store:
         return self.root / f"{key}.partial"
 
     def manifest(self, key: str) -> dict[str, Any] | None:
-        """Return an artifact's manifest, or None if it is missing or damaged."""
+        """Return an artifact's manifest, or None if it is missing or damaged.
+
+        Raises StoreError on one that is there and cannot be read.
+        """
+        file = self.folder(key) / "manifest.json"
         try:
-            return parse((self.folder(key) / "manifest.json").read_bytes())
+            with reading(file):
+                return parse(file.read_bytes())
         except OSError:
             return None
 
@@ -106,7 +116,8 @@ class Store:
         """True if an artifact is complete: `whole`, and with the recorded digests.
 
         Digests are computed once a process, and again when the size or the time of a file has
-        changed since.
+        changed since. Nothing is locked or written. Raises StoreError on a file that is there and
+        cannot be read, which is no damage.
         """
         return self._sound(key, self.manifest(key))
 
@@ -130,10 +141,10 @@ class Store:
         """
         if manifest is None:
             return None
+        folder = self.folder(key)
         try:
-            stats = [
-                (self.folder(key) / name).stat() for name in ("manifest.json", *manifest["files"])
-            ]
+            with reading(folder):
+                stats = [(folder / name).stat() for name in ("manifest.json", *manifest["files"])]
         except (OSError, ValueError):
             return None
         sizes, digests = (
@@ -153,9 +164,10 @@ class Store:
         `notes` go into its manifest, not its key. The work folder `<key>.partial` survives a kill,
         so that `build` can go on from what it finds there. A second process that wants the same
         artifact waits for the first, and then finds it done. Raises StoreError where nothing can be
-        written.
+        written, before anything is computed.
         """
         if not self.done(key):
+            self.require_writable()
             with writing(self.root, self.fix), self.lock(key):
                 signals.check()
                 if not self.done(key):
@@ -173,7 +185,7 @@ class Store:
         """
         self.root.mkdir(parents=True, exist_ok=True)
         file = self.root / f".{name}.lock"
-        lock = FileLock(file)
+        lock = FileLock(file, mode=self._lock_mode())
         while True:
             try:
                 lock.acquire(timeout=1)
@@ -192,29 +204,55 @@ class Store:
         finally:
             lock.release()
 
+    def _lock_mode(self):
+        """Return the mode of a new lock: who may write to the store may lock, whatever the umask
+        of who was first.
+        """
+        return stat.S_IMODE(self.root.stat().st_mode) & 0o666
+
     @contextmanager
-    def in_use(self) -> Iterator[None]:
+    def in_use(self, *places: Path) -> Iterator[None]:
         """Keep `gc` from removing anything within: what a cell has made so far has no record yet.
 
-        Where nothing can be written, nothing is marked.
+        `places` are the folders that the run writes to at its end, which `require_writable` tries
+        first. Where nothing can be marked, what is done can be read, and `make` raises StoreError.
         """
+        before = self._unmarked, self._places
         with ExitStack() as marks:
+            self._unmarked, self._places = None, places
             try:
-                with self.lock(CLEARING):  # a removal that has begun ends first
+                # A removal that has begun ends first.
+                with writing(self.root, self.fix), self.lock(CLEARING):
                     marks.enter_context(self.mark(f"{IN_USE}{uuid.uuid4().hex}"))
-            except (OSError, StoreError) as error:
-                cause = error.__cause__ or error
-                if not isinstance(cause, PermissionError) and getattr(cause, "errno", None) not in (
-                    *FULL,
-                    *CLOSED,
-                ):
+            except StoreError as error:
+                if not isinstance(error.__cause__, OSError):
                     raise
-            yield
+                self._unmarked = error
+            try:
+                yield
+            finally:
+                self._unmarked, self._places = before
+
+    def require_writable(self) -> None:
+        """Try all places that a run will write to, before it computes anything.
+
+        Raises StoreError where one cannot be written, or where a run that is `in_use` could not be
+        marked: another user's `gc` could then remove what it makes.
+        """
+        if self._unmarked:
+            raise StoreError(
+                f"{self._unmarked}. Nothing was computed: the run could not be marked as one that "
+                "uses the store, so that `datadream gc` could remove what it makes"
+            ) from self._unmarked
+        with writing(self.root, self.fix):
+            self.root.mkdir(parents=True, exist_ok=True)
+            for place in (self.root, *self._places):
+                try_writing(place)
 
     @contextmanager
     def mark(self, name: str) -> Iterator[None]:
         """Show others, within, that something of this name goes on; nobody waits for it."""
-        mark = FileLock(self.root / f".{name}.lock")
+        mark = FileLock(self.root / f".{name}.lock", mode=self._lock_mode())
         mark.acquire()
         try:
             yield
@@ -225,6 +263,8 @@ class Store:
     def _build(self, key, inputs, build, notes):
         final, work = self.folder(key), self.work(key)
         work.mkdir(parents=True, exist_ok=True)
+        for place in (work, *(path for path in work.rglob("*") if path.is_dir())):
+            try_writing(place)  # another user may have begun it
         self.salvage(key)
         start = time.perf_counter()
         build(work)
@@ -234,6 +274,7 @@ class Store:
         # Left by a process that was killed while it wrote.
         for stale in [*work.rglob("*.part"), work / "manifest.json"]:
             stale.unlink(missing_ok=True)
+        umask_modes(work)  # whatever wrote it: a library, or a method of a user's own
         files = {
             str(p.relative_to(work)): (p.stat().st_size, digest(p))
             for p in sorted(work.rglob("*"))
@@ -257,7 +298,8 @@ class Store:
         """Move what is undamaged of a damaged artifact into its work folder; remove the rest.
 
         `build` goes on from there. An artifact that is done stays: a process that does not wait for
-        this one may have finished it meanwhile.
+        this one may have finished it meanwhile. Raises StoreError, and leaves all as it is, where a
+        file cannot be read.
         """
         folder, work = self.folder(key), self.work(key)
         if not folder.exists() and not folder.is_symlink():
@@ -267,12 +309,15 @@ class Store:
             manifest = Store.manifest(self, key)
             if self._sound(key, manifest):
                 return
-            for name, (_, sha) in (
-                manifest["files"].items() if manifest and not folder.is_symlink() else ()
-            ):
-                if inside(name) and not holds(work / name, sha) and holds(folder / name, sha):
-                    (work / name).parent.mkdir(parents=True, exist_ok=True)
-                    os.replace(folder / name, work / name)
+            listed = manifest["files"] if manifest and not folder.is_symlink() else {}
+            sound = [  # all are looked at before the first is moved
+                name
+                for name, (_, sha) in listed.items()
+                if inside(name) and not holds(work / name, sha) and holds(folder / name, sha)
+            ]
+            for name in sound:
+                (work / name).parent.mkdir(parents=True, exist_ok=True)
+                os.replace(folder / name, work / name)
             remove(folder)
 
     def make_part(
@@ -283,6 +328,7 @@ class Store:
         `build()` writes the files and returns notes on its batches, which come into the artifact's
         manifest. Raises StoreError where nothing can be written.
         """
+        self.require_writable()
         with writing(self.root, self.fix), self.lock(f"{key}-{part}"):
             # Another process may have made the part, or the whole, while this one waited.
             if self.done(key) or self.gather(key, part):
@@ -309,11 +355,12 @@ class Store:
 
     def keys(self) -> list[str]:
         """List the names of what may be finished artifacts, sorted."""
-        return (
-            sorted(path.name for path in self.root.iterdir() if path.is_dir())
-            if self.root.is_dir()
-            else []
-        )
+        with reading(self.root):
+            return (
+                sorted(path.name for path in self.root.iterdir() if path.is_dir())
+                if self.root.is_dir()
+                else []
+            )
 
     def save(self, file: Path, value: object) -> None:
         """Write a record or a note, a JSON file in `records` or `kept`.
@@ -329,5 +376,8 @@ class Store:
         return file
 
     def refresh_all(self, folder: Path) -> list[Path]:
-        """List the files of all records or of all notes, up to date and sorted."""
-        return sorted(folder.glob("*.json"))
+        """List the files of all records or of all notes, up to date and sorted.
+
+        Raises StoreError where their folder cannot be read.
+        """
+        return json_files(folder)

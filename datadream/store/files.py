@@ -7,10 +7,10 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 
-from ..paths import atomic_write
+from ..paths import atomic_write, part_of
 
 
 def digest(path: str | Path) -> str:
@@ -19,12 +19,97 @@ def digest(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def holds(file: Path, sha: str) -> bool:
-    """True if a file is there and has this SHA-256."""
+FULL = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "a file may not become that large here",
+}
+CLOSED = (errno.EROFS, errno.EACCES, errno.EPERM)
+MOVE = "move the artifacts with DATADREAM_STORE"
+
+
+class StoreError(RuntimeError):
+    """A folder or an address cannot be read or written.
+
+    The message names it, the cause and the fix.
+    """
+
+
+# What the system says of a file that is not there, or of a folder or a broken link in its place.
+MISSING = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
+
+
+@contextmanager
+def reading(path: str | Path) -> Iterator[None]:
+    """Turn the error of a file that is there and cannot be read into a StoreError.
+
+    It may be sound, for somebody else or tomorrow: whoever took it for damaged would remove it or
+    make it anew. That a file is missing stays an OSError.
+    """
     try:
-        return digest(file) == sha
-    except (OSError, ValueError):  # a disk that no longer reads it, or a name that no file can have
+        yield
+    except OSError as error:
+        if error.errno in MISSING:
+            raise
+        file = error.filename or path
+        fix = "check the disk or the network and run again; remove it only if it is lost"
+        if error.errno in CLOSED:
+            fix = (
+                f"ask {owner(file)} to let the others read it (`chmod -R g+rX` on its folder), or "
+                f"{MOVE}"
+            )
+        what = error.strerror or type(error).__name__
+        raise StoreError(
+            f"{file} is there and cannot be read ({what}); nothing was removed or made anew: {fix}"
+        ) from error
+
+
+def owner(path: str | Path) -> str:
+    """Name in words whom a path belongs to, or the nearest one above it that can be seen."""
+    for place in (Path(path), *Path(path).parents):
+        with suppress(OSError):
+            number = place.stat().st_uid
+            try:
+                return f"its owner {place.owner()}"
+            except (KeyError, NotImplementedError):  # a user of another machine; Windows
+                return f"its owner (user {number})"
+    return "its owner"
+
+
+def holds(file: Path, sha: str) -> bool:
+    """True if a file is there and has this SHA-256.
+
+    Raises StoreError on one that is there and cannot be read.
+    """
+    try:
+        with reading(file):
+            return digest(file) == sha
+    except (OSError, ValueError):  # it is missing, or has a name that no file can have
         return False
+
+
+def json_files(folder: Path) -> list[Path]:
+    """List the JSON files of a folder, sorted; none where it is missing.
+
+    Raises StoreError on a folder that cannot be read: `glob` would find nothing in it.
+    """
+    try:
+        with reading(folder):
+            names = os.listdir(folder)
+    except OSError:
+        return []
+    return sorted(folder / name for name in names if name.endswith(".json"))
+
+
+def try_writing(folder: Path) -> None:
+    """Write and remove an empty file in a folder, or in the nearest one above that is there.
+
+    Raises the OSError that a later write would.
+    """
+    place = next(one for one in (folder, *folder.parents) if one.exists())
+    probe = Path(part_of(place / "probe"))
+    probe.touch(exist_ok=False)
+    probe.unlink()
 
 
 def inside(name: str) -> bool:
@@ -50,22 +135,6 @@ def write_json(path: str | Path, value: object) -> None:
         part.write_text(json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n")
 
 
-class StoreError(RuntimeError):
-    """A folder or an address cannot be read or written.
-
-    The message names it, the cause and the fix.
-    """
-
-
-FULL = {
-    errno.ENOSPC: "the disk is full",
-    errno.EDQUOT: "the disk quota is used up",
-    errno.EFBIG: "a file may not become that large here",
-}
-CLOSED = (errno.EROFS, errno.EACCES, errno.EPERM)
-MOVE = "move the artifacts with DATADREAM_STORE"
-
-
 @contextmanager
 def writing(root: str | Path, fix: str = MOVE) -> Iterator[None]:
     """Turn the errors of a full disk or a read-only folder into a StoreError on `root`.
@@ -88,7 +157,8 @@ def writing(root: str | Path, fix: str = MOVE) -> Iterator[None]:
             ) from error
         # A file elsewhere that is not ours to write is another matter.
         own = str(getattr(error, "filename", None) or root)
-        if code in CLOSED and Path(own).absolute().is_relative_to(Path(root).absolute()):
+        place, top = Path(own).absolute(), Path(root).absolute()
+        if code in CLOSED and (place.is_relative_to(top) or top.is_relative_to(place)):
             raise StoreError(
                 f"{root} cannot be written ({os.strerror(code)}: {own}). Give yourself the right "
                 f"to, or {fix}"

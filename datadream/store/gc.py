@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 from ..errors import ConfigError, DataError
 from .address import RemoteStore
 from .artifacts import CLEARING, IN_USE, SALVAGE, Store
-from .files import remove, writing
+from .files import CLOSED, StoreError, owner, reading, remove, writing
 from .keys import stage_of_key
 
 # A key; a folder of another name is not this program's to remove.
@@ -48,12 +48,15 @@ class Entry:
 def referred(store: Store) -> set[str]:
     """Return the keys that the records and the notes on kept classifiers refer to.
 
-    Raises DataError on one that cannot be read: what it needs is then unknown.
+    Raises DataError on a damaged one, StoreError on one that cannot be read: what it needs is then
+    unknown.
     """
     keys = set()
     for file in [*store.refresh_all(store.records), *store.refresh_all(store.kept)]:
         try:
-            keys |= {str(name) for name in json.loads(file.read_text())["artifacts"].values()}
+            with reading(file):
+                text = file.read_text()
+            keys |= {str(name) for name in json.loads(text)["artifacts"].values()}
         except (
             OSError,
             ValueError,
@@ -77,8 +80,13 @@ def unused(store: Store, days: float = DAYS, stages: Collection[str] | None = No
     store is left out, and so are artifacts of none of these `stages` (None: of any), which may be
     another program's. Of a store on an address both the address and the copies on this machine are
     looked through. Raises ConfigError while a study runs, or a process makes an artifact, on this
-    machine.
+    machine, and StoreError where something cannot be read.
     """
+    with reading(store.root):
+        return _unused(store, days, stages)
+
+
+def _unused(store, days, stages):
     needed, before = referred(store), time.time() - 86400 * days
 
     def ours(name: str) -> bool:
@@ -172,16 +180,27 @@ def clear(
     """Remove those of the entries that are still unused; of a link the link alone.
 
     A study that begins meanwhile waits. Raises ConfigError if one has begun since, StoreError where
-    the store cannot be written.
+    the store cannot be written, or once all others are gone where an entry may not be removed.
     """
+    refused = []
     with writing(store.root, store.fix), store.lock(CLEARING):
         still = {entry.path for entry in unused(store, days, stages)}
-        for entry in entries:
-            if entry.path in still:
+        for entry in (one for one in entries if one.path in still):
+            try:
                 if entry.away and isinstance(store, RemoteStore):
                     store.drop(entry.path.name)
                 else:
                     remove(Path(entry.path))
+            except OSError as error:
+                if error.errno not in CLOSED:
+                    raise
+                refused.append((entry.path, error))
+    if refused:
+        path, error = refused[0]
+        raise StoreError(
+            f"{len(refused)} entries could not be removed, the first {path} ({error.strerror}); the "
+            f"others are gone. Let {owner(Path(path))} run `datadream gc`"
+        ) from error
 
 
 def _size(path):

@@ -16,7 +16,7 @@ from IPython.display import Markdown
 
 from ..paths import paths, relative_to_home
 from ..results.tables import bullets
-from ..store.files import write_json
+from ..store.files import StoreError, reading, write_json
 
 BAD = ("failed", "stopped")
 
@@ -29,10 +29,11 @@ def status_file() -> Path:
 def load_outcomes() -> dict[str, dict[str, Any]]:
     """Return run -> `status`, `minutes`, `note`, `time` of each run's last execution.
 
-    A damaged file counts as none.
+    A damaged file counts as none. Raises StoreError on one that cannot be read.
     """
     try:
-        content = json.loads(status_file().read_text())
+        with reading(status_file()):
+            content = json.loads(status_file().read_text())
     except (OSError, ValueError):
         return {}
     sound = isinstance(content, dict) and all(
@@ -62,7 +63,7 @@ def save(row: dict[str, Any], known: set[str]) -> None:
                     }
                 },
             )
-    except (OSError, Timeout) as error:
+    except (OSError, StoreError, Timeout) as error:
         print(
             f"{relative_to_home(file)} cannot be written ({error}); `datadream outcome` will not "
             f"know of the run {row['run']}",

@@ -32,7 +32,7 @@ def run(recipe: Recipe, store: Store | None = None) -> dict[str, Any]:
     saved.
     """
     store = store or open_store()
-    with signals.interruptible(), store.in_use():
+    with signals.interruptible(), store.in_use(store.records):
         return run_cell(recipe, store)
 
 
@@ -77,7 +77,7 @@ def run_cells(
 
     store = store or open_store()
     name, address = engine_parts(engine)
-    with signals.interruptible(), store.in_use():
+    with signals.interruptible(), store.in_use(store.records):
         if name == "ray":
             from ..engines.on_ray import run_ray
 

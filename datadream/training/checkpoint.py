@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..paths import atomic_write
-from ..store.files import remove
+from ..store.files import reading, remove
 
 
 def _digest(tensors):
@@ -32,9 +32,13 @@ def save_state(path: str | Path, tensors: Mapping[str, Tensor], step: int) -> No
 def load_state(path: str | Path) -> tuple[dict[str, Tensor], int] | None:
     """Return (tensors, finished steps) of a file that `save_state` wrote.
 
-    None if it is absent or damaged; a damaged file is removed.
+    None if it is absent or damaged; a damaged file is removed. Raises StoreError on one that
+    cannot be read.
     """
     try:
+        # safetensors (0.8) takes one that it may not read for a missing one.
+        with reading(path), open(path, "rb"):
+            pass
         with safe_open(path, "pt") as file:
             tensors, notes = (
                 {name: file.get_tensor(name) for name in file.keys()},

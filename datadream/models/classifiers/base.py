@@ -8,6 +8,7 @@ import torch
 
 from ...config import Classify
 from ...errors import ConfigError
+from ...paths import atomic_write
 from ...store.files import write_json
 from ..device import device, dtype_for
 from .clip import Classifier, load_clip
@@ -47,10 +48,9 @@ def save_classifier_lora(
     """
     from safetensors.torch import save_file
 
-    save_file(
-        {name: value.detach().cpu().contiguous() for name, value in model.state().items()},
-        Path(folder) / "adapter.safetensors",
-    )
+    state = {name: value.detach().cpu().contiguous() for name, value in model.state().items()}
+    with atomic_write(Path(folder) / "adapter.safetensors") as part:
+        save_file(state, part)
     write_json(Path(folder) / "adapter.json", config)
 
 

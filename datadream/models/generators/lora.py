@@ -10,6 +10,7 @@ from safetensors import safe_open
 from torch import nn
 
 from ...config import Adapt
+from ...paths import atomic_write
 from .base import Generator
 
 LORA_FILE = "pytorch_lora_weights.safetensors"  # the name that load_lora_weights looks for
@@ -86,7 +87,8 @@ def _sort_header(file):
         .encode()
         .ljust(length)
     )
-    file.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length :])
+    with atomic_write(file) as part:  # diffusers left one that nobody else may read
+        part.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length :])
 
 
 def remove_lora(generator: Generator) -> None:
