@@ -16,8 +16,8 @@ from .models.catalog import CLASSIFIERS, GENERATORS, absent
 from .models.device import device
 from .paths import is_address, paths, relative_to_home, store_place
 from .store.address import RemoteStore
-from .store.artifacts import Store
-from .store.files import StoreError
+from .store.artifacts import CLEARING, Store
+from .store.files import StoreError, owner, unreadable
 from .store.gc import ARTIFACT
 from .store.open import open_store
 
@@ -163,7 +163,8 @@ def _memory():
 
 def _disk():
     folder = paths()["store"]
-    place = next(p for p in (folder, *folder.parents) if p.exists())
+    # `os.path` takes what one may not look into for what is not there.
+    place = next(p for p in (folder, *folder.parents) if os.path.exists(p))
     free = shutil.disk_usage(place).free / 1e9
     fix = (
         ""
@@ -179,7 +180,7 @@ def _disk():
 
 def _store():
     if not is_address(store_place()):
-        return []
+        return _folder(Store(store_place()))
     try:
         store = open_store()
         if isinstance(store, RemoteStore):
@@ -195,6 +196,30 @@ def _store():
             f"copied to {paths()['store']}",
         )
     ]
+
+
+def _folder(store):
+    """Check what others who share the folder of the store left there: can it be read, written and
+    marked as in use?
+    """
+    if not os.path.lexists(store.root):
+        return []
+    found, fix = [], "ask {owner} for `chmod -R {mode} {path}`, or " + store.fix
+    hidden = unreadable(store.root)
+    if hidden:
+        words = fix.format(owner=owner(hidden[0]), mode="g+rX", path=store.root)
+        found.append(f"{len(hidden)} files cannot be read, the first {hidden[0]}; {words}")
+    for folder in (store.root, store.records, store.kept):
+        if os.path.lexists(folder) and not os.access(folder, os.W_OK | os.X_OK):
+            words = fix.format(owner=owner(folder), mode="g+rwX", path=folder)
+            found.append(f"{folder} cannot be written, so that no run can end there; {words}")
+    guard = store.root / f".{CLEARING}.lock"
+    if os.path.lexists(guard) and not os.access(guard, os.R_OK | os.W_OK):
+        words = fix.format(owner=owner(guard), mode="g+rw", path=guard)
+        found.append(f"{guard} cannot be written, so that no run can be marked as in use; {words}")
+    if found:
+        return [Check("store", "problem", text) for text in found]
+    return [Check("store", "ok", f"{store.root} can be read and written")]
 
 
 def _models():

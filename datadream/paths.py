@@ -101,7 +101,7 @@ def umask_mode(path: str | Path) -> None:
 
 
 def umask_modes(folder: str | Path) -> None:
-    """Call `umask_mode` on all that lies in a folder which a library wrote; links stay as they are."""
+    """Call `umask_mode` on all that a library wrote to a folder; links stay as they are."""
     for path in sorted(Path(folder).rglob("*")):
         if not path.is_symlink():
             umask_mode(path)

@@ -22,6 +22,7 @@ from .pipeline.generate import read_synthetic_set
 from .pipeline.stages import Cell
 from .statistics import wilson
 from .store.artifacts import Store
+from .store.files import reading, writing
 from .store.open import open_store
 from .study.run import run
 
@@ -266,13 +267,16 @@ def classify_files(adapter: str | Path, files: Sequence[str | Path]) -> list[str
     """Classify image files with the adapter in a folder, and return their class names.
 
     The folder is the second that `train_and_keep` returns. Raises DataError on a damaged adapter
-    and on an unreadable image.
+    and on an unreadable image, StoreError on an adapter that is there and cannot be read.
     """
     from .data.transforms import evaluation_batches
     from .models.classifiers.base import load_classifier_lora
     from .pipeline.evaluate import predict
 
     try:
+        for name in ("adapter.json", "adapter.safetensors"):
+            with reading(Path(adapter) / name), open(Path(adapter) / name, "rb"):
+                pass  # safetensors (0.8) takes one that it may not read for a missing one
         model, config = load_classifier_lora(adapter)
     except (OSError, KeyError, ValueError, SafetensorError) as error:
         if isinstance(error, ConfigError):
@@ -322,19 +326,23 @@ def answers(adapter: str | Path, shots: Images, count: int = 4) -> pd.DataFrame:
 def demonstration(classes: int = 3, per_class: int = 16) -> str:
     """Write a few handwritten digits as photos and return their folder: an example of a user's own.
 
-    It is the folder `demonstration` of the store.
+    It is the folder `demonstration` of the store; what another user has written there is read.
     """
     from .data.datasets import load_dataset
+    from .data.png import is_whole, save_png
 
-    dataset, root = load_dataset("optdigits"), open_store().root / "demonstration"
+    store = open_store()
+    dataset, root = load_dataset("optdigits"), store.root / "demonstration"
     for label in range(classes):
         folder = root / dataset.classes[label]
-        folder.mkdir(parents=True, exist_ok=True)
         rows = [i for i, y in enumerate(dataset.train.labels) if y == label][:per_class]
         for number, i in enumerate(rows):
-            dataset.train.open(i).resize((64, 64), Image.Resampling.BICUBIC).save(
-                folder / f"{number:02d}.png"
-            )
+            if is_whole(file := folder / f"{number:02d}.png"):
+                continue
+            with writing(store.root, store.fix):
+                folder.mkdir(parents=True, exist_ok=True)
+                small = dataset.train.open(i).resize((64, 64), Image.Resampling.BICUBIC)
+                save_png(small, file)
     return str(root)
 
 

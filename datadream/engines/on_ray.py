@@ -229,11 +229,24 @@ def run_ray(recipes: Sequence[Recipe], store: Store, address: str | None = None)
     try:
         with signals.interruptible():  # after `init`, which sets its own handler for SIGTERM
             todo = tasks(recipes, store)
+            _require_places(todo, store)
             _require_room(ray, todo, _scarce(ray))
             _drive(ray, todo, store)
     finally:
         if own:
             ray.shutdown()
+
+
+def _require_places(todo, store):
+    """Raise StoreError where the store takes no artifact or record; what is done needs neither.
+
+    The workers do not mark the store as in use: this process does it for them.
+    """
+    if any(
+        task.stage or not store.refresh(store.records / name).exists()
+        for name, task in todo.items()
+    ):
+        store.require_writable()
 
 
 def _scarce(ray):

@@ -15,7 +15,7 @@ from ..paths import paths
 from ..results.record import read_record
 from ..results.records import tidy
 from ..store.artifacts import Store
-from ..store.files import write_json, writing
+from ..store.files import reading, write_json, writing
 from ..store.open import open_store
 from ..study import outcome
 
@@ -147,10 +147,12 @@ def _lines():
 
 def _finished(name, entry):
     """Return the notebook of a run that ended well with the parameters that study.yaml has now,
-    else None.
+    else None. Raises StoreError on one that cannot be read.
     """
+    file = paths()["runs"] / f"{name}.ipynb"
     try:
-        notebook = json.loads((paths()["runs"] / f"{name}.ipynb").read_text())
+        with reading(file):
+            notebook = json.loads(file.read_text())
         notes = notebook["metadata"]["papermill"]
         return (
             notebook

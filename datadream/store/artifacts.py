@@ -60,8 +60,8 @@ verified = {}
 def _take_notes(work):
     """Remove, and return, what the parts of an artifact noted of their batches."""
     found = []
-    for file in sorted((work / NOTES).glob("*.json")):
-        with suppress(ValueError):  # a power cut left it empty
+    for file in json_files(work / NOTES):
+        with suppress(ValueError), reading(file):  # a power cut left it empty
             found += json.loads(file.read_text())
     remove(work / NOTES)
     return found

@@ -101,6 +101,17 @@ def json_files(folder: Path) -> list[Path]:
     return sorted(folder / name for name in names if name.endswith(".json"))
 
 
+def unreadable(folder: Path) -> list[Path]:
+    """List the files and folders below a folder that this user may not read, but for locks."""
+    found = []
+    if not os.access(folder, os.R_OK | os.X_OK):
+        return [folder]
+    for top, folders, files in os.walk(folder):
+        found += [Path(top, name) for name in files if not os.access(Path(top, name), os.R_OK)]
+        found += [Path(top, n) for n in folders if not os.access(Path(top, n), os.R_OK | os.X_OK)]
+    return sorted(path for path in found if path.suffix != ".lock" and os.path.lexists(path))
+
+
 def try_writing(folder: Path) -> None:
     """Write and remove an empty file in a folder, or in the nearest one above that is there.
 

@@ -198,8 +198,8 @@ def clear(
     if refused:
         path, error = refused[0]
         raise StoreError(
-            f"{len(refused)} entries could not be removed, the first {path} ({error.strerror}); the "
-            f"others are gone. Let {owner(Path(path))} run `datadream gc`"
+            f"{len(refused)} entries could not be removed, the first {path} ({error.strerror}); "
+            f"the others are gone. Let {owner(Path(path))} run `datadream gc`"
         ) from error
 
 

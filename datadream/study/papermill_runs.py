@@ -22,10 +22,12 @@ from .. import progress, signals
 from ..engines.names import engine_parts
 from ..errors import ConfigError
 from ..paths import paths, relative_to_home
-from ..store.files import digest, write_json
+from ..store.files import digest, reading, try_writing, write_json, writing
 from . import outcome
 from .named_runs import JOBS, choose, load_study, page_cells, page_parameters
 from .terminal import Terminal
+
+MOVE_PAGES = "name another project folder with DATADREAM_HOME"
 
 
 @lru_cache
@@ -50,10 +52,11 @@ def _fingerprint(template, parameters):
 
 def _finished(output, fingerprint):
     """A run is done if its notebook ended without an exception, from the same template,
-    parameters and package.
+    parameters and package. Raises StoreError on one that cannot be read.
     """
     try:
-        notes = json.loads(output.read_text())["metadata"]
+        with reading(output):
+            notes = json.loads(output.read_text())["metadata"]
         return notes.get("datadream") == fingerprint and not notes.get("papermill", {}).get(
             "exception", True
         )
@@ -190,7 +193,8 @@ def run_study(
     parameter.
 
     Raises Stopped on SIGTERM and Ctrl-C once the runs have saved their state; a second Ctrl-C does
-    not wait for that. Raises ConfigError where several runs at once would each start a Ray cluster
+    not wait for that. Raises StoreError where the pages cannot be written, and ConfigError where
+    several runs at once would each start a Ray cluster
     of the same cores and GPUs.
     """
     _require_one_cluster(jobs, engine)
@@ -204,7 +208,9 @@ def run_study(
             if entry["notebook"] not in covered
         }
         chosen |= {name: study["runs"][name] for name in rest.values()}
-    runs.mkdir(parents=True, exist_ok=True)
+    with writing(runs, MOVE_PAGES):  # before hours of work that end in a page nobody can write
+        runs.mkdir(parents=True, exist_ok=True)
+        try_writing(runs)
     # Kernels are processes of their own and take their number of threads from the environment.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
     os.environ[JOBS] = str(min(jobs, len(chosen)))  # for the estimates of the pages

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import DataError
-from ..store.files import write_json
+from ..store.files import reading, write_json
 from .checkpoint import load_state, save_state
 
 if TYPE_CHECKING:
@@ -26,7 +26,9 @@ class Curve:
         self.file, self.best = folder / "curve.json", folder / "best.safetensors"
         self.checkpoint, self.rows = checkpoint, {}
         try:
-            self.rows = {row["step"]: row for row in json.loads(self.file.read_text())}
+            with reading(self.file):
+                text = self.file.read_text()
+            self.rows = {row["step"]: row for row in json.loads(text)}
         except FileNotFoundError:
             pass
         except (ValueError, LookupError, TypeError):
