@@ -27,6 +27,7 @@ def adapt_together(
     Those that the store has are not trained again. Raises ConfigError if no cell has one, and what
     `train_adapter` raises.
     """
+    from ..engines.here import require_runnable
     from ..models.download import fetch
     from ..pipeline.adapt import adapter_inputs, train_adapter
     from ..pipeline.stages import Cell
@@ -40,6 +41,7 @@ def adapt_together(
         if leads(accelerator):
             fetch(recipe, True)
         broadcast(0, accelerator)  # the others find the models in the cache
+        require_runnable(cell, store)
         name, notes = cell.keys_of("adapt")[one], []
         if name in made:
             continue

@@ -29,7 +29,7 @@ from ..pipeline.stages import STAGES, Cell, stage_of
 from ..results.record import record_file
 from ..store.artifacts import Store
 from ..store.open import open_store
-from .here import run_cell
+from .here import require_runnable, run_cell
 from .rates import PROXY, seconds
 
 RETRIES = 5  # times that a task is retried on another worker after its own died
@@ -205,6 +205,7 @@ def run_ray(recipes: Sequence[Recipe], store: Store, address: str | None = None)
 
     for recipe in recipes:
         fetch(recipe, method_of(recipe).generates)
+        require_runnable(Cell(recipe), store)
     own = not ray.is_initialized()
     if own:
         # This process reports the tasks' states, since a worker may be on another machine.

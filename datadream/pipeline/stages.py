@@ -218,7 +218,7 @@ STAGES: tuple[Stage, ...] = (
         inputs=lambda cell, _: train.train_inputs(cell.support, cell.key("generate")),
         build=_train,
         needs=("generate",),
-        require=lambda cell: train.require_validation(cell.support),
+        require=lambda cell: train.require_trainable(cell.support),
         work=lambda cell, _: train.training_work(cell.support),
     ),
     Stage(

@@ -20,7 +20,7 @@ from ..data.transforms import validation_batches
 from ..errors import ConfigError
 from ..methods.base import Support
 from ..methods.registry import method_of
-from ..models.classifiers.base import load_classifier, save_classifier_lora
+from ..models.classifiers.base import load_classifier, require_adaptable, save_classifier_lora
 from ..models.device import dtype_for
 from ..models.identity import identity
 from ..seeds import seed_for
@@ -90,9 +90,10 @@ def train_inputs(support: Support, synthetic_key: str | None) -> dict[str, Any]:
     }
 
 
-def require_validation(support: Support) -> None:
-    """Raise ConfigError if the epoch would be chosen on the training images."""
+def require_trainable(support: Support) -> None:
+    """Raise ConfigError on an unadaptable classifier, or an epoch chosen on training images."""
     recipe, dataset = support.recipe, support.dataset
+    require_adaptable(recipe.classifier)
     if recipe.classify.select == "validation" and dataset.val is dataset.train:
         raise ConfigError(
             "classify.select='validation' would choose the epoch on the training images, since "

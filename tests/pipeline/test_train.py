@@ -27,7 +27,7 @@ from datadream.models.classifiers.base import load_classifier, load_classifier_l
 from datadream.pipeline import train as package
 from datadream.pipeline.evaluate import accuracy, evaluate_inputs, predict
 from datadream.pipeline.evaluate import evaluate as measure
-from datadream.pipeline.train import mixed_loss, optimiser_steps, require_validation, train_inputs
+from datadream.pipeline.train import mixed_loss, optimiser_steps, require_trainable, train_inputs
 from datadream.statistics import wilson
 from datadream.store.artifacts import Store
 from datadream.store.files import digest
@@ -46,7 +46,7 @@ def train(recipe, dataset, real, synthetic, synthetic_key, store):
     """Return the folder of a classifier, trained on these images."""
     support, notes = Support(recipe, dataset), []
     inputs = train_inputs(support, synthetic_key)
-    require_validation(support)
+    require_trainable(support)
 
     def build(folder):
         notes.extend(package.train(support, inputs, real, synthetic, folder))

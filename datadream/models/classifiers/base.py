@@ -1,6 +1,7 @@
 """Load a classifier by name, and save or load what training changed in it."""
 
 import json
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,22 @@ def load_classifier(
         )
     model.mixed = dtype_for(precision, training=True) is torch.bfloat16
     return model.to(device())
+
+
+@lru_cache
+def require_adaptable(name: str) -> None:
+    """Raise ConfigError on a classifier that `attach` cannot adapt, without training anything.
+
+    Loading and adapting a copy on the CPU is the only sure test of an architecture; the random
+    numbers that this takes are given back.
+    """
+    if name == "resnet50":  # trained whole
+        return
+    with torch.random.fork_rng(devices=[]):
+        try:
+            load_clip(name).attach(Classify(rank=1))
+        except ValueError as error:
+            raise ConfigError(f"classifier={name!r} cannot be trained here: {error}") from error
 
 
 def save_classifier_lora(

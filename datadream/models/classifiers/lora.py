@@ -118,8 +118,8 @@ def add_classifier_lora(
 ) -> dict[str, nn.Parameter]:
     """Add LoRA to q and v of every self-attention of a Classifier's towers, open_clip's or timm's.
 
-    Returns the trainable parameters by name. Raises ConfigError on EVA's attention, ValueError on a
-    tower without transformer blocks.
+    Returns the trainable parameters by name. Raises ConfigError on EVA's attention, and on a tower
+    without transformer blocks.
     """
     for module in _towers(model.clip):
         if type(module).__name__ == "EvaAttention":
@@ -143,8 +143,8 @@ def add_classifier_lora(
     found = {name: p for name, p in model.named_parameters() if p.requires_grad}
     visual = [name for name in found if ".visual." in name]
     if not visual or len(visual) == len(found):
-        raise ValueError(
-            "the classifier has a tower without transformer blocks, and LoRA adapts both; choose "
+        raise ConfigError(
+            "it has a tower without transformer blocks, and LoRA adapts both; choose "
             "an open_clip model with two transformer towers, e.g. 'ViT-B-16-quickgelu/openai'"
         )
     return found

@@ -55,7 +55,7 @@ def sample(
 def require_sampler(recipe: Recipe) -> None:
     """Raise ConfigError on a sampler or a resolution that the generator cannot use.
 
-    Checked before anything is trained for it.
+    So too on redraws that no reader can judge. Checked before anything is trained for it.
     """
     generator = load_generator(recipe.generator, dtype_for(recipe.precision, training=False))
     generator.scheduler(recipe.generate.scheduler)
@@ -63,6 +63,12 @@ def require_sampler(recipe: Recipe) -> None:
         raise ConfigError(
             f"resolution={recipe.resolution} does not suit the generator {recipe.generator!r}; "
             f"give a multiple of {generator.unit}"
+        )
+    if recipe.generate.redraws and recipe.classifier == "resnet50":
+        raise ConfigError(
+            f"generate.redraws={recipe.generate.redraws} asks the untouched classifier about each "
+            "image, and classifier='resnet50' starts from random weights; give a CLIP as the "
+            "classifier, or generate.redraws=0"
         )
 
 
