@@ -11,6 +11,7 @@ import numpy as np
 
 from ..errors import DataError, printable
 from .images import Images, split
+from .split_words import without_split_words
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"}
 
@@ -210,11 +211,12 @@ def _read_folders(root, names, least, home):
 def class_folders(classes: Iterable[str]) -> list[str]:
     """Return one file-system-safe folder name per class, in order.
 
-    The names are distinct even where case is ignored.
+    The names are distinct even where case is ignored, and name no split to `datasets`.
     """
     folders, taken = [], set()
     for name in classes:
         safe = re.sub(r"[^A-Za-z0-9_. -]+", "_", name).strip(" .")[:80].strip(" .") or "class"
+        safe = without_split_words(safe)
         tries = itertools.chain([safe], (f"{safe}-{n}" for n in itertools.count(2)))
         folders.append(next(t for t in tries if t.lower() not in taken))
         taken.add(folders[-1].lower())

@@ -295,6 +295,29 @@ def test_the_datasets_library_reads_the_set_with_its_metadata(make, slashed, sto
         )
 
 
+SPLIT_WORDS = [
+    ("test tube", "dev board", "red fox"),
+    ("train", "val", "test"),  # all of them
+    ("eval 2", "crash_test.dummy", "trains"),
+    ("__dunder", "7-validation", "tests tube"),  # `datasets` passes "__" over as hidden
+]
+
+
+@pytest.mark.parametrize("classes", SPLIT_WORDS)
+@pytest.mark.parametrize("place", ["", "train"])
+def test_no_class_name_is_a_split_to_the_datasets_library(
+    make, dataset, store, tmp_path, classes, place
+):
+    import datasets
+
+    folder = generate(make("base"), dataclasses.replace(dataset, classes=classes), store)
+    found = datasets.load_dataset(
+        "imagefolder", data_dir=str(folder / place), cache_dir=str(tmp_path / "cache")
+    )
+    assert set(found) == {"train"} and len(found["train"]) == 15
+    assert sorted(set(found["train"]["class"])) == sorted(classes), "the names stay in the metadata"
+
+
 # Adapters.
 
 
