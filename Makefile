@@ -1,3 +1,4 @@
+# Quotes stand around whatever may hold a space, as the path of this folder may; make itself would cut it there.
 # Everything runs inside .venv, which the first target that needs it creates; nothing has to be activated.
 PYTHON ?= python3
 VENV := .venv
@@ -17,16 +18,16 @@ JOBS ?= 2
 .PHONY: help venv study study-full study-seeds book test lint lab fault-test smoke site-test base clean
 
 help:  ## show this list
-	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
 
 venv: $(STAMP)  ## create .venv and install the locked versions (every other target does this first)
 
 # An existing .venv is kept and brought to the lock; one that was left half-made (no pip) is made again.
 $(STAMP): requirements.lock pyproject.toml
-	@$$(test -x $(PY) && echo $(PY) || echo $(PYTHON)) -c 'import sys; sys.version_info >= (3, 11) or sys.exit( \
+	@"$$(test -x $(PY) && echo $(PY) || echo "$(PYTHON)")" -c 'import sys; sys.version_info >= (3, 11) or sys.exit( \
 	  "Python 3.11 or later is needed, this is " + sys.version.split()[0] + " (" + sys.executable + "). Name a later one: " \
 	  "make PYTHON=python3.12 ... (and remove .venv if it is the old one)")'
-	@$(PY) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
+	@$(PY) -m pip --version >/dev/null 2>&1 || "$(PYTHON)" -m venv $(VENV)
 	@echo "installing the locked versions into $(VENV) (the first time takes a minute or more) ..."
 	@$(PY) .ci/install.py requirements.lock
 	@$(PIP) install --no-deps -e .
@@ -54,7 +55,7 @@ exit $$status
 endef
 
 book: venv  ## build _build/html from the runs that are there, warnings as errors
-	@$(BOOK) . --toc $$($(CONTENTS))
+	@$(BOOK) . --toc "$$($(CONTENTS))"
 	@test -s _build/html/index.html || { echo "the build ended without _build/html/index.html" >&2; exit 1; }
 	@echo "the book: _build/html/index.html"
 
@@ -79,12 +80,12 @@ fault-test: venv  ## kill and stop processes and nodes in the middle of a study,
 smoke: venv  ## every notebook through papermill at a tiny size, the long tests, and the book from the former
 	@$(PY) -m datadream study --smoke --jobs $(JOBS)
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -m long -n 2 --dist worksteal -q
-	@export DATADREAM_HOME=$(CURDIR)/$(SMOKE) DATADREAM_STORE=$(CURDIR)/$(SMOKE)/artifacts; $(BOOK) $(SMOKE) --toc $$($(CONTENTS))
+	@export DATADREAM_HOME="$$PWD/$(SMOKE)" DATADREAM_STORE="$$PWD/$(SMOKE)/artifacts"; $(BOOK) $(SMOKE) --toc "$$($(CONTENTS))"
 	@test -s $(SMOKE)/_build/html/index.html || { echo "the build ended without $(SMOKE)/_build/html/index.html" >&2; exit 1; }
 
 site-test: venv  ## look at every page of a built site (SITE, by default that of `make smoke`) in a headless Chromium
-	@test -s $(SITE)/index.html || { echo "there is no site in $(SITE): run make smoke, or make book and name it with SITE=_build/html" >&2; exit 1; }
-	@DATADREAM_SITE=$(abspath $(SITE)) $(PY) -m pytest -m site -q -rs tests/book/test_site.py
+	@test -s "$(SITE)/index.html" || { echo "there is no site in $(SITE): run make smoke, or make book and name it with SITE=_build/html" >&2; exit 1; }
+	@DATADREAM_SITE="$$(cd "$(SITE)" && pwd)" $(PY) -m pytest -m site -q -rs tests/book/test_site.py
 
 base: venv  ## train the embedded base models again from nothing (hours on two cores)
 	@mkdir -p book/runs
