@@ -1,15 +1,22 @@
 """Every setting of the study with its default, unit and source; the profiles; validation."""
 
 import dataclasses
+import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+import yaml
+
 from .errors import ConfigError, brief, did_you_mean, printable
+from .paths import expanded
 
 # A whole number without an upper end of its own ends here: more would only fill memory or disk.
 MOST = 10**6
+# Fields that may name a place of this machine, where "~" is the user's home.
+PLACES = ("folder", "test_folder", "shots_folder", "generator", "classifier")
 T = TypeVar("T", bool, int, float, str)
 
 
@@ -307,6 +314,8 @@ def _check(name, value, spec):
         raise ConfigError(
             f"{name}={brief(value)} is a {type(value).__name__}; give a {wanted.__name__} "
             f"({why or 'a group of settings'})"
+            + "; papermill's `-p` makes a number or a truth value of a text, `-r` keeps it"
+            * (wanted is str and isinstance(value, (bool, float)))
         )
     if wanted is str and not printable(value):
         raise ConfigError(
@@ -348,13 +357,51 @@ def require_warmup(name: str, warmup: int, length: int, unit: str) -> None:
 
 
 def as_mapping(overrides: Any) -> dict[str, Any]:
-    """Return overrides as a dict, {} for None. Raises ConfigError on anything else."""
+    """Return overrides as a dict, {} for None. Raises ConfigError on anything else.
+
+    A JSON text of a mapping, which is what papermill's `-p` passes, is one too.
+    """
+    overrides = parsed(overrides)
     if not isinstance(overrides, (dict, type(None))):
         raise ConfigError(
             f"overrides={brief(overrides)} is a {type(overrides).__name__}; give a mapping such "
-            f"as {{'adapt.rank': 4}}"
+            f"as {{'adapt.rank': 4}}, or its JSON text"
         )
     return overrides or {}
+
+
+def parsed(value: Any) -> Any:
+    """Return the list or mapping that a text in JSON or YAML stands for, anything else as it is."""
+    if not isinstance(value, str) or not value.lstrip().startswith(("[", "{")):
+        return value
+    for read in (json.loads, yaml.safe_load):
+        try:
+            found = read(value)
+        except Exception:  # PyYAML raises ValueError, RecursionError ... on odd tags and dates
+            continue
+        return found if isinstance(found, (list, dict)) else value
+    return value
+
+
+def fitted(name: str, value: Any, wanted: type) -> Any:
+    """Return a value as papermill, YAML or a shell hand it over in the type of its field.
+
+    A whole number is a float where one is wanted, and so is the text "1e-3", which YAML 1.1 takes
+    for no number; the number 2024 is the text that `-p folder 2024` meant; "~" is the home.
+    """
+    whole = isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**1000
+    if wanted is float and (whole or is_number(value)):
+        return float(value)
+    if wanted is str and whole and abs(value) < 2**64:
+        return str(value)
+    return expanded(value) if name in PLACES and isinstance(value, str) else value
+
+
+def is_number(value: Any) -> bool:
+    """True if a text is a finite number in digits."""
+    return isinstance(value, str) and bool(
+        re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?", value.strip(), re.ASCII)
+    )
 
 
 def build_recipe(
@@ -366,8 +413,7 @@ def build_recipe(
     """Build the Recipe of a profile, a method's settings, fields and overrides.
 
     Each comes over what is before it: `settings` (profile -> dotted name -> value), `fields` (e.g.
-    `dataset="mnist"`), dotted `overrides` (e.g. `{"adapt.lr": 1e-3}`). Whole numbers are accepted
-    where a float is wanted. Raises ConfigError on an unknown profile, key or value, with the
+    `dataset="mnist"`), dotted `overrides` (e.g. `{"adapt.lr": 1e-3}`), which are `fitted`. Raises ConfigError on an unknown profile, key or value, with the
     nearest accepted name.
     """
     if not isinstance(profile, str) or profile not in PROFILES:
@@ -390,13 +436,7 @@ def build_recipe(
                 f"{brief(name)} is no field of a recipe{did_you_mean(name, known) or '.'} "
                 f"Accepted: {', '.join(sorted(known))}"
             )
-        if (
-            known[name].type is float
-            and isinstance(value, int)
-            and not isinstance(value, bool)
-            and abs(value) < 2**1000
-        ):
-            values[name] = float(value)
+        values[name] = fitted(name, value, known[name].type)
     parts = {}
     for name, value in values.items():
         outer, _, inner = name.rpartition(".")

@@ -11,6 +11,22 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
+def expanded(place: str) -> str:
+    """Return a place with the user's home for a leading "~", as a shell would write it.
+
+    No shell has been at what stands in a file of settings, in quotes or in a cell. "~name" and an
+    address stay as they are.
+    """
+    if place == "~" or place.startswith(("~/", "~" + os.sep)):
+        return os.path.expanduser(place)
+    return place
+
+
+def variable(name: str) -> str:
+    """Return an environment variable that names a place; '' if it is unset or empty."""
+    return expanded(os.environ.get(name, ""))
+
+
 def home() -> Path:
     """Return the project's folder.
 
@@ -18,7 +34,7 @@ def home() -> Path:
     """
     checkout = Path(__file__).resolve().parents[1]
     fallback = checkout if (checkout / "notebooks").is_dir() else Path.cwd()
-    return Path(os.environ.get("DATADREAM_HOME", fallback))
+    return Path(variable("DATADREAM_HOME") or fallback)
 
 
 def is_address(place: str | Path) -> bool:
@@ -31,7 +47,7 @@ def store_place() -> str:
 
     That is $DATADREAM_STORE, else `artifacts` in the project's folder.
     """
-    return os.environ.get("DATADREAM_STORE") or str(home() / "artifacts")
+    return variable("DATADREAM_STORE") or str(home() / "artifacts")
 
 
 def copies(address: str) -> Path:
@@ -40,8 +56,8 @@ def copies(address: str) -> Path:
     It is under $DATADREAM_CACHE, else in the user's cache.
     """
     cache = (
-        os.environ.get("DATADREAM_CACHE")
-        or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "datadream"
+        variable("DATADREAM_CACHE")
+        or Path(variable("XDG_CACHE_HOME") or Path.home() / ".cache") / "datadream"
     )
     return Path(cache) / hashlib.sha256(str(address).encode()).hexdigest()[:16]
 
@@ -135,7 +151,7 @@ def paths() -> dict[str, Path]:
     root, place = home(), store_place()
     results = root / "benchmarks" / "results"
     store = copies(place) if is_address(place) else Path(place)
-    data = Path(os.environ.get("DATADREAM_DATA", root / "data"))
+    data = Path(variable("DATADREAM_DATA") or root / "data")
     return {
         "home": root,
         "store": store,

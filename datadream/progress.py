@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from .paths import atomic_write
+from .paths import atomic_write, variable
 
 PLACE = "DATADREAM_PROGRESS"  # names the folder of a run's states
 THROTTLE = 0.5  # seconds between two states of a process
@@ -126,11 +126,11 @@ def announce(rows: list[dict[str, Any]], speed: float | None = None) -> None:
 
 def watched() -> bool:
     """Return whether somebody reads the state of this process."""
-    return bool(os.environ.get(PLACE))
+    return bool(variable(PLACE))
 
 
 def _write(name: str, value: Any) -> None:
-    place = os.environ.get(PLACE)
+    place = variable(PLACE)
     if not place:
         return
     # A full disk is for the work to report; without the folder nobody reads.

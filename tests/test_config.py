@@ -23,6 +23,7 @@ from datadream.models.catalog import GENERATORS
 from datadream.pipeline.stages import Cell
 from datadream.pipeline.train import optimiser_steps
 from datadream.store.keys import key
+from datadream.store.open import open_store
 
 FIELDS = {row["field"]: row for row in recipes.settings_table()}
 SPECS = {name: spec for name, _, spec in config.leaves(recipe())}
@@ -421,6 +422,36 @@ def test_fields_and_overrides_together_and_whole_numbers_for_floats():
 
 
 @pytest.mark.parametrize(
+    "text, value",
+    [("1e-3", 1e-3), ("2", 2.0), ("+1.5E+2", 150.0), (".5", 0.5), ("5.", 5.0), ("1e-400", 0.0)],
+)
+def test_a_number_that_yaml_takes_for_a_text_is_a_number(text, value):
+    one = recipe(overrides={"adapt.lr": text})
+    assert one.adapt.lr == value and isinstance(one.adapt.lr, float)
+    assert one == recipe(overrides={"adapt.lr": value}), "and has the same keys"
+
+
+def test_a_text_that_papermill_takes_for_a_number_is_a_text():
+    one = recipe(dataset="folder", folder=2024, noun=747, test_folder=-1)
+    assert (one.folder, one.noun, one.test_folder) == ("2024", "747", "-1")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['{"adapt.rank": 4, "generate.compile": true}', "{adapt.rank: 4, generate.compile: true}"],
+)
+def test_overrides_may_be_a_text_in_json_or_yaml(text):
+    assert recipe(overrides=text) == recipe(overrides={"adapt.rank": 4, "generate.compile": True})
+
+
+@pytest.mark.parametrize("field", config.PLACES)
+def test_a_place_may_begin_with_the_users_home(field, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert getattr(recipe(**{field: "~/my photos"}), field) == f"{tmp_path}/my photos"
+    assert getattr(recipe(**{field: "a~/b"}), field) == "a~/b"
+
+
+@pytest.mark.parametrize(
     "arguments, words",
     [
         (dict(profile="papre"), ["'papre'", "mini", "Did you mean 'paper'"]),
@@ -432,8 +463,12 @@ def test_fields_and_overrides_together_and_whole_numbers_for_floats():
         (dict(overrides={"adapt.rank": 2.5}), ["adapt.rank=2.5", "float", "int", "LoRA rank"]),
         (dict(overrides={"adapt.rank": "16"}), ["adapt.rank='16'", "str", "int"]),
         (dict(overrides={"adapt.rank": True}), ["adapt.rank=True", "bool", "int"]),
-        # YAML 1.1 reads 1e-4 as text.
-        (dict(overrides={"adapt.lr": "1e-4"}), ["adapt.lr='1e-4'", "str", "float"]),
+        (dict(overrides={"adapt.lr": "1e-4x"}), ["adapt.lr='1e-4x'", "str", "float"]),
+        (dict(overrides={"adapt.lr": "nan"}), ["adapt.lr='nan'", "str", "float"]),
+        (dict(folder=7.1), ["folder=7.1", "float", "str", "`-r` keeps it"]),
+        (dict(noun=True), ["noun=True", "bool", "str", "`-r` keeps it"]),
+        (dict(overrides="{adapt.rank: 4"), ["overrides='{adapt.rank: 4'", "JSON text"]),
+        (dict(overrides="[4]"), ["overrides=[4]", "list", "mapping"]),
         (dict(overrides={"adapt.lr": None}), ["adapt.lr=None"]),
         (dict(overrides={"adapt.lr": math.nan}), ["adapt.lr=nan", "out of range"]),
         (dict(overrides={"adapt.lr": math.inf}), ["adapt.lr=inf", "out of range"]),
@@ -490,6 +525,33 @@ def test_paths_follow_the_environment(tmp_path, monkeypatch):
     monkeypatch.setenv("DATADREAM_STORE", str(tmp_path / "elsewhere"))
     assert paths.paths()["records"] == tmp_path / "elsewhere" / "records"
     assert paths.paths()["runs"] == tmp_path / "book" / "runs"
+
+
+@pytest.mark.parametrize(
+    "variable, place",
+    [
+        ("HOME", lambda: paths.paths()["home"]),
+        ("STORE", lambda: paths.paths()["store"]),
+        ("STORE", lambda: open_store().root),
+        ("DATA", lambda: paths.paths()["data"]),
+        ("CACHE", lambda: paths.copies("s3://x/y").parent),
+    ],
+)
+def test_a_variable_of_a_place_may_begin_with_the_users_home(
+    variable, place, tmp_path, monkeypatch
+):
+    """A file of settings, as systemd's or a container's, has no shell that expands it."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv(f"DATADREAM_{variable}", "~/my place")
+    assert place() == tmp_path / "my place"
+
+
+@pytest.mark.parametrize("variable", ["HOME", "STORE", "DATA", "CACHE"])
+def test_an_empty_variable_is_none(variable, monkeypatch):
+    monkeypatch.setenv(f"DATADREAM_{variable}", "")
+    empty = paths.paths() | {"copies": paths.copies("s3://x/y")}
+    monkeypatch.delenv(f"DATADREAM_{variable}")
+    assert empty == paths.paths() | {"copies": paths.copies("s3://x/y")}
 
 
 IMPORTS = """

@@ -4,7 +4,7 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..paths import paths
+from ..paths import expanded, paths
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def local(name: str, part: str) -> Path | None:
 
     `part` is 'generator' or 'clip'.
     """
-    folder = paths()["mini"] / part if name == "mini" else Path(name)
+    folder = paths()["mini"] / part if name == "mini" else Path(expanded(name))
     return folder if name and folder.is_dir() else None
 
 

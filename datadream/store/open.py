@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ..paths import is_address, store_place
+from ..paths import expanded, is_address, store_place
 from .artifacts import Store
 
 
@@ -12,9 +12,9 @@ def open_store(place: str | Path | None = None) -> Store:
     None: the one that $DATADREAM_STORE names, else `artifacts` in the project's folder. Raises
     ConfigError on an address that cannot be resolved here.
     """
-    place = place or store_place()
+    place = expanded(str(place or store_place()))
     if is_address(place):
         from .address import RemoteStore  # here: fsspec's file systems take a while to import
 
-        return RemoteStore(str(place))
+        return RemoteStore(place)
     return Store(place)
