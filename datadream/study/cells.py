@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from ..config import Recipe, as_mapping
+from ..config import Recipe, as_mapping, parsed
 from ..errors import ConfigError
 from ..methods import recipes
 from ..methods.registry import METHODS
@@ -26,6 +26,7 @@ def cells(
     `methods` those of the paper's main table. Raises ConfigError on an unknown name or value.
     """
     methods = [name for name, row in METHODS.items() if row.main] if methods is None else methods
+    methods, seeds = parsed(methods), parsed(seeds)
     for name, value in {"methods": methods, "seeds": seeds}.items():
         if not isinstance(value, (list, tuple)) or not value:
             raise ConfigError(

@@ -1,6 +1,5 @@
 """The named runs of notebooks/study.yaml and the cells that they stand for."""
 
-import ast
 import json
 import math
 import re
@@ -11,9 +10,10 @@ from typing import Any
 
 import yaml
 
-from ..config import Recipe
+from ..config import Recipe, as_mapping, parsed
 from ..errors import ConfigError, did_you_mean
 from ..paths import paths
+from . import parameters
 from .cells import cells
 
 JOBS = "DATADREAM_JOBS"  # named runs that are executed at once beside a notebook
@@ -26,8 +26,9 @@ def points(axis: str, values: Any) -> dict[str, dict[str, Any]]:
     """Return label -> overrides for each point of an axis.
 
     `values` is a list for the setting `axis`, or a mapping of label to overrides, of which `axis`
-    is a free title. Raises ConfigError on anything else.
+    is a free title; either may be a JSON text. Raises ConfigError on anything else.
     """
+    values = parsed(values)
     if isinstance(values, dict) and values and all(isinstance(v, dict) for v in values.values()):
         return {str(label): dict(overrides) for label, overrides in values.items()}
     if isinstance(values, list) and values:
@@ -40,14 +41,14 @@ def points(axis: str, values: Any) -> dict[str, dict[str, Any]]:
 
 
 def axis_cells(
-    axis: str, values: Any, overrides: Mapping[str, Any] | None = None, **parameters: Any
+    axis: str, values: Any, overrides: Mapping[str, Any] | None = None, **shared: Any
 ) -> dict[str, list[Recipe]]:
     """Return label -> recipes for each point of an axis.
 
-    `parameters` are those of `study.cells`; a point's settings override them.
+    `shared` are the parameters of `study.cells`; a point's settings override them.
     """
     return {
-        label: cells(overrides={**(overrides or {}), **own}, **parameters)
+        label: cells(overrides={**as_mapping(overrides), **own}, **shared)
         for label, own in points(axis, values).items()
     }
 
@@ -197,13 +198,9 @@ def _check_run(file, name, entry, smoke):
 
 def _template_parameters(template: Path) -> dict[str, Any]:
     """Return name -> default value of a notebook's parameters, as papermill infers them."""
-    import papermill  # here: it takes seconds to import
-
-    # Beside its own errors papermill raises those of nbformat, and KeyError, AttributeError ... on
-    # a damaged file.
+    # KeyError, AttributeError, SyntaxError ... on a damaged file.
     try:
-        found = papermill.inspect_notebook(template)
-        return {name: ast.literal_eval(one["default"]) for name, one in found.items()}
+        return parameters.defaults(template)
     except Exception as error:
         raise ConfigError(
             f"{template} is no readable notebook whose parameters are literals: {error}"

@@ -4,22 +4,28 @@ import ast
 import os
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partialmethod
 from itertools import pairwise
+from typing import Any
 
 from IPython import get_ipython
 
 from ..errors import ConfigError, did_you_mean
+from .parameters import as_meant, assigned
 
 
 def begin() -> None:
     """Check the injected parameters, and silence progress bars where nobody watches.
+
+    Their values are brought into the kind of the defaults, see `parameters.as_meant`.
 
     It comes before the imports of the other cells: tqdm reads its settings, and warns of a missing
     widget, when it is imported. Raises ConfigError on an unknown parameter.
     """
     shell = get_ipython()
     check_parameters(shell.user_ns["In"])
+    mean_parameters(shell.user_ns)
     if not _watched(shell):
         os.environ["TQDM_DISABLE"] = "1"  # worker processes inherit it
         _hide_widgets()
@@ -46,10 +52,10 @@ def check_parameters(executed: Sequence[str]) -> None:
     """
     for before, injected in pairwise(executed):
         if injected.startswith("# Parameters\n"):
-            accepted = _assigned(before)
+            accepted = assigned(before)
             unknown = [
                 name
-                for name in _assigned(injected)
+                for name in assigned(injected)
                 if name not in accepted and not name.startswith("PAPERMILL_")
             ]
             if unknown:
@@ -60,14 +66,16 @@ def check_parameters(executed: Sequence[str]) -> None:
                 )
 
 
-def _assigned(source):
-    return [
-        target.id
-        for node in ast.parse(source).body
-        if isinstance(node, ast.Assign)
-        for target in node.targets
-        if isinstance(target, ast.Name)
-    ]
+def mean_parameters(namespace: dict[str, Any]) -> None:
+    """Bring the injected parameters of a notebook's `namespace` into the kind of their defaults."""
+    for before, injected in pairwise(namespace["In"]):
+        if injected.startswith("# Parameters\n"):
+            known = assigned(before)
+            for name in assigned(injected):
+                if known.get(name) is not None and name in namespace:
+                    with suppress(ValueError):  # a default that is no literal has no kind
+                        default = ast.literal_eval(known[name])
+                        namespace[name] = as_meant(namespace[name], default)
 
 
 def _watched(shell):

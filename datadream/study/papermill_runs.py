@@ -24,6 +24,7 @@ from ..errors import ConfigError
 from ..paths import paths, relative_to_home
 from ..store.files import digest, reading, try_writing, write_json, writing
 from . import outcome
+from . import parameters as notebook_parameters
 from .named_runs import JOBS, choose, load_study, page_cells, page_parameters
 from .terminal import Terminal
 
@@ -98,6 +99,7 @@ def execute(
             progress_bar=False,
             start_timeout=300,
             config=_quiet_kernel(),
+            **_kernel(template),
         )
     except papermill.PapermillExecutionError as error:
         return (
@@ -283,6 +285,20 @@ def _collect(futures, terminal, known, cause):
             terminal.say(f"  {name}: {status} in {seconds / 60:.1f} min: {note}")
         terminal.show(run for future, run in futures.items() if future.running())
     return rows
+
+
+def _kernel(template):
+    """Return papermill's arguments on the kernel of a notebook in Python: where it names none, or
+    one that this machine lacks, as that of its author's environment, this interpreter's.
+    """
+    from jupyter_client.kernelspec import NATIVE_KERNEL_NAME, KernelSpecManager
+
+    notebook = json.loads(template.read_text(encoding="utf-8"))
+    if notebook_parameters.language_of(notebook) != "python":
+        return {}
+    name = notebook["metadata"].get("kernelspec", {}).get("name")
+    known = name in KernelSpecManager().find_kernel_specs()
+    return {"language": "python", **({} if known else {"kernel_name": NATIVE_KERNEL_NAME})}
 
 
 def _quiet_kernel():
