@@ -413,8 +413,8 @@ def build_recipe(
     """Build the Recipe of a profile, a method's settings, fields and overrides.
 
     Each comes over what is before it: `settings` (profile -> dotted name -> value), `fields` (e.g.
-    `dataset="mnist"`), dotted `overrides` (e.g. `{"adapt.lr": 1e-3}`), which are `fitted`. Raises ConfigError on an unknown profile, key or value, with the
-    nearest accepted name.
+    `dataset="mnist"`), dotted `overrides` (e.g. `{"adapt.lr": 1e-3}`). All values are `fitted`.
+    Raises ConfigError on an unknown profile, key or value, with the nearest accepted name.
     """
     if not isinstance(profile, str) or profile not in PROFILES:
         raise ConfigError(

@@ -1,5 +1,7 @@
 """The models by name: where each comes from, whether it is on this machine, and how to fetch it."""
 
+import json
+import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,13 +76,25 @@ CLASSIFIERS = {
 }
 WEIGHTS = {  # by part, the files of which one is there wherever the model is
     "generator": [
-        f"unet/diffusion_pytorch_model{kind}" for kind in (".safetensors", ".fp16.safetensors")
+        f"unet/diffusion_pytorch_model{kind}"
+        for kind in (".safetensors", ".fp16.safetensors", ".safetensors.index.json")
     ],
     "clip": [
         "open_clip_model.safetensors",
         "open_clip_pytorch_model.safetensors",
         "open_clip_pytorch_model.bin",
     ],
+}
+
+
+# The parts of a pipeline that are networks, by its names for them.
+NETWORKS = ("unet", "transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3")
+CONVERT = {
+    "generator": "convert it with diffusers, "
+    "`StableDiffusionPipeline.from_single_file(file).save_pretrained(folder)` "
+    "(StableDiffusionXLPipeline for XL), and set generator=<that folder>",
+    "clip": "put it into a folder as open_clip_model.safetensors beside its "
+    "open_clip_config.json, and set classifier=<that folder>",
 }
 
 
@@ -146,13 +160,63 @@ def absent(name: str, part: str) -> str:
 
     `part` is 'generator' or 'clip'.
     """
-    if name == "resnet50" or local(name, part) is not None:
+    if name == "resnet50" or misplaced(name, part):
+        return misplaced(name, part)
+    own = local(name, part)
+    found = own or _cached((hub_id if part == "generator" else clip_id)(name), *WEIGHTS[part])
+    if found is None:
+        return fetching(name)
+    lacking = _lacking(found, part)
+    if not lacking:
         return ""
-    return (
-        ""
-        if _cached((hub_id if part == "generator" else clip_id)(name), *WEIGHTS[part])
-        else fetching(name)
-    )
+    way = "copy or download it again" if own else fetching(name)
+    return f"its folder {found} has no weights (*.safetensors) in {', '.join(lacking)}; {way}"
+
+
+def _lacking(folder, part):
+    """Return which parts of a model's folder have no weights."""
+    if part != "generator":
+        found = {path.suffix for path in folder.iterdir()}
+        return [] if found & {".safetensors", ".bin", ".pth"} else ["it"]
+    try:
+        names = json.loads((folder / "model_index.json").read_text())
+    except (OSError, ValueError):
+        return ["it, nor a sound model_index.json"]
+    return [
+        name
+        for name in NETWORKS
+        if all(names.get(name) or [None]) and not any((folder / name).glob("*.safetensors"))
+    ]
+
+
+def misplaced(name: str, part: str) -> str:
+    """Return what is wrong with a model's name that is the path of a file, or of nothing; else ''.
+
+    `part` is 'generator' or 'clip'. Neither is an id of the hub, which one could download.
+    """
+    place = Path(expanded(name))
+    if name and place.is_file():
+        return f"{place} is a single file, where a folder is needed; {CONVERT[part]}"
+    if name.startswith(("/", "./", "../", "~/")) and not place.is_dir():
+        return f"there is no folder {place}"
+    return ""
+
+
+def variant(name: str) -> str | None:
+    """Return the variant of a generator's weights, such as 'fp16', that has to be asked for.
+
+    None where the plain files are there, or none is known. diffusers takes the plain file of a part
+    that has no such variant.
+    """
+    hub = None if local(name, "generator") else _cached(hub_id(name), *WEIGHTS["generator"])
+    folder = local(name, "generator") or hub
+    found = []
+    for part in NETWORKS if folder else ():
+        files = [re.sub(r"-\d+-of-\d+", "", p.name) for p in (folder / part).glob("*.safetensors")]
+        kinds = {match[1] for file in files if (match := re.fullmatch(r"\w+\.(\w+)\.\w+", file))}
+        if kinds and not any(re.fullmatch(r"\w+\.\w+", file) for file in files):
+            found += sorted(kinds)
+    return found[0] if found else None
 
 
 def fetching(name: str) -> str:

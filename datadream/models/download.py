@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 from ..config import Recipe
 from ..errors import ConfigError, ModelMissingError, did_you_mean
-from .catalog import CLASSIFIERS, clip_id, hub_id, local, revision
+from .catalog import CLASSIFIERS, absent, clip_id, hub_id, local, misplaced, revision
 from .classifiers.clip import load_clip
 from .generators.load import load_pipeline
 
@@ -21,8 +21,10 @@ def download_model(name: str) -> None:
         if name in CLASSIFIERS or name.startswith("hf-hub:") or _is_clip(name)
         else "generator"
     )
-    if local(name, part) is not None or name == "resnet50":  # a folder, or random weights
-        return
+    if local(name, part) is not None or misplaced(name, part) or name == "resnet50":
+        if wrong := absent(name, part):
+            raise ModelMissingError(f"the model {name!r} cannot be used: {wrong}")
+        return  # a whole folder, or random weights
     try:
         with _quiet():
             if part == "clip":
@@ -31,15 +33,29 @@ def download_model(name: str) -> None:
 
                 load_classifier(name)
             else:
-                from diffusers import DiffusionPipeline  # pyright: ignore[reportPrivateImportUsage]
-
-                DiffusionPipeline.download(hub_id(name), use_safetensors=True)
+                _download_pipeline(hub_id(name))
     except ConfigError:
         raise
     except (OSError, ValueError, ModelMissingError) as error:
         raise ModelMissingError(
             f"the model {name!r} was not downloaded: {_reason(error)}. {_by_hand(name, part)}"
         ) from error
+
+
+def _download_pipeline(hub):
+    """Fetch a pipeline, in half precision where its authors published nothing else."""
+    from diffusers import DiffusionPipeline  # pyright: ignore[reportPrivateImportUsage]
+
+    try:
+        DiffusionPipeline.download(hub, use_safetensors=True)
+    except (OSError, ValueError):
+        try:
+            DiffusionPipeline.download(hub, use_safetensors=True, variant="fp16")
+        except (OSError, ValueError):
+            pass
+        else:
+            return
+        raise  # the first error, which says why
 
 
 @contextmanager

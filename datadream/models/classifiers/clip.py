@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 
 from ...config import Classify
 from ...errors import ConfigError, ModelMissingError
-from ..catalog import fetching, local
+from ..catalog import fetching, local, misplaced
 from .lora import add_classifier_lora
 
 
@@ -120,6 +120,8 @@ def load_clip(name: str) -> Classifier:
     """Load an open_clip model as a Classifier; see `base.load_classifier` for its `name`."""
     import open_clip
 
+    if wrong := misplaced(name, "clip"):
+        raise ModelMissingError(f"the classifier {name!r} cannot be loaded: {wrong}")
     folder = local(name, "clip")
     whole = f"local-dir:{folder}" if folder else name if name.startswith("hf-hub:") else None
     architecture, slash, weights = (whole, "/", None) if whole else name.partition("/")

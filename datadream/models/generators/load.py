@@ -8,7 +8,7 @@ import torch
 from safetensors import SafetensorError
 
 from ...errors import ConfigError, ModelMissingError
-from ..catalog import fetching, hub_id, local
+from ..catalog import absent, fetching, hub_id, local, misplaced, variant
 from ..device import device
 from .base import Generator
 from .unet import UNet
@@ -62,6 +62,8 @@ def _load_pipeline(name, dtype):
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()  # "Loading weights", amid our bars
     folder, hub = local(name, "generator"), hub_id(name)
+    if wrong := misplaced(name, "generator"):
+        raise ModelMissingError(f"the generator {name!r} cannot be loaded: {wrong}")
     try:
         pipeline = diffusers.DiffusionPipeline  # pyright: ignore[reportPrivateImportUsage]
         config = pipeline.load_config(folder or hub)
@@ -77,7 +79,7 @@ def _load_pipeline(name, dtype):
         )
         # Safetensors only: a pickle can run code.
         pipe = getattr(diffusers, kind).from_pretrained(
-            folder or hub, dtype=dtype, use_safetensors=True, **checker
+            folder or hub, dtype=dtype, use_safetensors=True, variant=variant(name), **checker
         )
     except (OSError, KeyError, ValueError, SafetensorError) as error:
         if isinstance(error, ConfigError):
@@ -100,5 +102,9 @@ def _load_pipeline(name, dtype):
 
 def _way(name, folder):
     if folder:
-        return f"its folder {folder} is damaged or in another format; copy or download it again"
+        lacking = absent(name, "generator")
+        return (
+            lacking
+            or f"its folder {folder} is damaged or in another format; copy or download it again"
+        )
     return f"where a network is at hand, {fetching(name)}; point HF_HOME to that cache"
