@@ -35,7 +35,7 @@ class Source:
     train, validation and test; `torchvision` the class that downloads the images, if one still can;
     `fetch` where they come from otherwise; `inside` a folder by which the images' folder is known;
     `released_test` the part on which the released code tests (classify/data.py asks three loaders
-    for the train split); `disef` whether DISEF's split tells the classes by the files' names;
+    for the train split); `disef` whether DISEF's split is named where the split is missing;
     `home` the page that describes the dataset.
     """
 
@@ -167,7 +167,7 @@ def read_paper_dataset(name: str, classes: Sequence[str], folder: str | Path = "
     """
     source = SOURCES[name]
     base, images = locate(name, folder)
-    parts = READERS.get(name, read_split_file)(name, classes, base, images)
+    parts = _lists(name, classes, base, images)
     _check(name, source, parts, len(classes))
     # ImageNet's official validation part is the test set, so training images validate.
     if not parts[1]:
@@ -193,12 +193,33 @@ def locate(name: str, folder: str | Path = "") -> tuple[Path, Path]:
 def lacking(name: str) -> str:
     """Return what a dataset lacks in the data folder and how to get it; '' if nothing.
 
-    That is its images or its split file.
+    That is its images, its split file, or the images that the split names: the first of each part
+    is looked for, as a run would.
     """
     found = _find(name, "")
     if not found:
         return _images_missing(name, "")
-    return split_missing(name, *found) if find_split(name, *found) is None else ""
+    split_file = find_split(name, *found)
+    if split_file is None:
+        return split_missing(name, *found)
+    try:
+        # ImageNet has no list, and a million files.
+        lists = () if name == "imagenet" else _lists(name, class_names(name), *found)
+        for rows in lists:
+            _images(found[1], rows[:1])
+    except _DamagedError:
+        return ""  # reading the dataset tells of it
+    except DataError as error:
+        return str(error)
+    return ""
+
+
+class _DamagedError(DataError):
+    """A split file is there, and cannot be read as one."""
+
+
+def _lists(name, classes, base, images):
+    return READERS.get(name, read_split_file)(name, classes, base, images)
 
 
 def elsewhere() -> str:
@@ -209,15 +230,45 @@ def elsewhere() -> str:
     )
 
 
+def _owns(name, folder):
+    """Return the names of a dataset's folder, below the data folder or the user's own."""
+    return ("",) if folder else SOURCES[name].folders
+
+
 def _bases(name, folder):
-    return [Path(folder)] if folder else [paths()["data"] / own for own in SOURCES[name].folders]
+    root = Path(folder) if folder else paths()["data"]
+    return [root / own for own in _owns(name, folder)]
 
 
 def _find(name, folder):
+    root = Path(folder) if folder else paths()["data"]
     places = [
-        (base, base / images) for base in _bases(name, folder) for images in SOURCES[name].images
+        (base, _inside(_innermost(root) if folder else root, own, images))
+        for base, own in zip(_bases(name, folder), _owns(name, folder), strict=True)
+        for images in SOURCES[name].images
     ]
     return next((place for place in places if (place[1] / SOURCES[name].inside).is_dir()), None)
+
+
+def _inside(place, *names):
+    """Return the folder of these names one in another, each of which may be nested once more."""
+    for part in (part for name in names for part in Path(name).parts):
+        place = _innermost(place / part)
+    return place
+
+
+def _beside(images, file):
+    """Return the place of a file beside the folder of the images, which may be nested once more."""
+    places = [images.parent / file, images.parent.parent / file]
+    return next((place for place in places if place.is_file()), places[0])
+
+
+def _innermost(folder):
+    """Return a folder, or the one of the same name in it: an archive that was unpacked into a
+    folder named after it is nested once more. No dataset has a class of that name.
+    """
+    nested = folder / folder.name
+    return nested if folder.name and nested.is_dir() else folder
 
 
 def _images_missing(name, folder):
@@ -246,7 +297,7 @@ def find_split(
     if not source.split:
         return ()
     places = [base, images, images.parent, images.parent.parent]
-    kinds = ((source.split, _read_coop), *([(DISEF, _read_disef)] if source.disef else []))
+    kinds = ((source.split, _read_coop), (DISEF, _read_disef))
     return next(
         (
             (place / file, reader)
@@ -275,28 +326,38 @@ def read_split_file(name: str, classes: Sequence[str], base: Path, images: Path)
     if not found:
         raise DataError(split_missing(name, base, images))
     file, reader = found
-    return reader(name, file, images)
+    return reader(name, classes, file, images)
 
 
-def _read_coop(name, file, images):
+def _slashed(path):
+    """Return a path of a split that was written on Windows as one of this machine."""
+    return path.replace("\\", "/")
+
+
+def _read_coop(name, classes, file, images):
     try:
         content = json.loads(file.read_text())
         return [
-            [(str(path), int(label)) for path, label, _ in content[part]]
+            [(_slashed(str(path)), int(label)) for path, label, _ in content[part]]
             for part in ("train", "val", "test")
         ]
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
-        raise DataError(
+        raise _DamagedError(
             f"{file} is no split file of CoOp (train, val and test, each a list of [path, label, "
             f"class]): {error!r}; fetch it again from {COOP}"
         ) from error
 
 
-def _read_disef(name, file, images):
+def _read_disef(name, classes, file, images):
     try:
         with open(file, newline="") as lines:
-            rows = [(row["split"], row["filename"]) for row in csv.DictReader(lines)]
-        label_of = DISEF_LABELS.get(name, _label_by_folder)([path for _, path in rows], images)
+            told = list(csv.DictReader(lines))
+        rows = [(row["split"], _slashed(row["filename"])) for row in told]
+        class_of = {path: row.get("class") for (_, path), row in zip(rows, told, strict=True)}
+        if name in NUMBERED and not _beside(images, LABELS.get(name, "none")).is_file():
+            label_of = _label_by_class(name, classes, class_of, file)
+        else:
+            label_of = DISEF_LABELS.get(name, _label_by_folder)([path for _, path in rows], images)
         return [
             [(path, label_of(path)) for part, path in rows if part == wanted]
             for wanted in ("train", "val", "test")
@@ -305,9 +366,9 @@ def _read_disef(name, file, images):
         raise
     except (OSError, LookupError, TypeError, ValueError, csv.Error) as error:
         # A short line, a flower without number, bytes that are no text.
-        raise DataError(
-            f"{file} is no split file of DISEF (columns split and filename): {error!r}; fetch it "
-            "again"
+        raise _DamagedError(
+            f"{file} is no split file of DISEF (columns split, filename, class): {error!r}; fetch "
+            "it again"
         ) from error
 
 
@@ -324,15 +385,45 @@ def _label_by_breed(files, images):
     return lambda file: order[breed(file)]
 
 
+def _label_by_class(name, classes, class_of, file):
+    """Return path -> label by the column `class` of DISEF's split: the paper's names, or numbers
+    from 0 or from 1.
+    """
+    told = {str(value).strip() for value in class_of.values() if value is not None}
+    order = {_spelt(own): label for label, own in enumerate(classes)}
+    numbers = {int(value) for value in told if value.isdecimal()}
+    first = min(numbers, default=0)
+    if (
+        len(numbers) == len(told)
+        and numbers == set(range(first, first + len(classes)))
+        and first < 2
+    ):
+        order = {str(number): number - first for number in numbers}
+    strange = sorted(value for value in told if _spelt(value) not in order)
+    if strange or not told or None in class_of.values():
+        where = f" (class {strange[0]!r} is none of the paper's)" if strange else ""
+        beside = LABELS.get(name)
+        or_else = (
+            f", or put {beside} into the folder above the images (from {SOURCES[name].home})"
+            if beside
+            else f", or take {SOURCES[name].split} (from {COOP})"
+        )
+        raise DataError(
+            f"{file} does not tell the class of each image of {name}{where}, and the files' names "
+            f"are numbers: its column 'class' has to hold the paper's class names{or_else}"
+        )
+    return lambda path: order[_spelt(str(class_of[path]))]
+
+
+def _spelt(name):
+    """Return a class name without what differs from list to list."""
+    return " ".join(name.replace("_", " ").casefold().split())
+
+
 def _label_by_number(files, images):
     from scipy.io import loadmat
 
-    file = images.parent / "imagelabels.mat"
-    if not file.is_file():
-        raise DataError(
-            f"{file} is missing: it holds the class of each flower; fetch it from "
-            "https://www.robots.ox.ac.uk/~vgg/data/flowers/102/"
-        )
+    file = _beside(images, LABELS["flowers102"])
     try:
         labels = loadmat(file)["labels"][0]
     except Exception as error:  # scipy raises what its decoder stumbles over
@@ -342,6 +433,8 @@ def _label_by_number(files, images):
     return lambda file: int(labels[int(Path(file).stem.rpartition("_")[2]) - 1]) - 1
 
 
+# Their files are called by number; the labels of flowers are in a file beside the images as well.
+NUMBERED, LABELS = ("flowers102", "cars"), {"flowers102": "imagelabels.mat"}
 DISEF_LABELS = {"pets": _label_by_breed, "flowers102": _label_by_number}
 
 
@@ -349,7 +442,7 @@ def read_variants(name: str, classes: Sequence[str], base: Path, images: Path) -
     """Read the three parts of FGVC-Aircraft from its official lists of variants."""
     order, parts = {variant: i for i, variant in enumerate(classes)}, []
     for part in ("train", "val", "test"):
-        file = images.parent / f"images_variant_{part}.txt"
+        file = _beside(images, f"images_variant_{part}.txt")
         if not file.is_file():
             raise DataError(
                 f"{file} is missing; it comes with the images of {name}, fetch the archive again"
@@ -374,14 +467,15 @@ def read_imagenet(name: str, classes: Sequence[str], base: Path, images: Path) -
 
     Labels are in the order of the WordNet ids.
     """
-    ids = sorted(p.name for p in (images / "train").iterdir() if p.is_dir())
-    if not (images / "val" / (ids[0] if ids else "")).is_dir() or len(ids) != len(classes):
+    train, val = _innermost(images / "train"), _innermost(images / "val")
+    ids = sorted(p.name for p in train.iterdir() if p.is_dir())
+    if not (val / (ids[0] if ids else "")).is_dir() or len(ids) != len(classes):
         raise DataError(
             f"{images} needs {len(classes)} class folders named by WordNet id in train/ and in "
             f"val/, and has {len(ids)} in train/; the validation archive is flat: "
             "torchvision.datasets.ImageNet sorts it, or the script valprep.sh"
         )
-    return [_listed(images / "train", "train", ids), [], _listed(images / "val", "val", ids)]
+    return [_listed(train, "train", ids), [], _listed(val, "val", ids)]
 
 
 def _listed(folder, prefix, ids):
@@ -422,23 +516,8 @@ def _images(folder, rows):
     """
     root, files, digest = folder.resolve(), [], hashlib.sha256()
     for path, label in rows:
-        file = Path(os.path.normpath(root / path))
-        # DISEF's lists may begin with the folder of the images, or sort the flat images of pets
-        # into folders.
-        others = (
-            Path(os.path.normpath(root.parent / path))
-            if path.startswith(f"{root.name}/")
-            else file,
-            root / Path(path).name,
-        )
-        if not all(place.is_relative_to(root) for place in (file, *others)) or "\0" in path:
-            raise DataError(f"the split names {path!r}, which lies outside {folder}")
+        file = _found(root, folder, path)
         try:
-            file = (
-                file
-                if file.is_file()
-                else next((other for other in others if other.is_file()), file)
-            )
             digest.update(f"{path}:{file.stat().st_size}:{label}\n".encode())
         except OSError as error:
             raise DataError(
@@ -447,6 +526,30 @@ def _images(folder, rows):
             ) from error
         files.append(str(file))
     return Images(tuple(files), tuple(label for _, label in rows), digest.hexdigest())
+
+
+def _found(root, folder, path):
+    """Return the file that a split means by `path` in the folder of the images, `root` resolved."""
+    own = Path(os.path.normpath(root / path))
+    # DISEF's lists may begin with the folder of the images, or sort the flat images of pets into
+    # folders; an archive may be nested once more; one from Windows may have no folders at all.
+    first = path.partition("/")[0]
+    others = (
+        Path(os.path.normpath(root.parent / path)) if first == root.name else own,
+        Path(os.path.normpath(root / first / path)) if first not in (".", "..") else own,
+        root / Path(path).name,
+        root / path.replace("/", "\\"),
+    )
+    if not all(place.is_relative_to(root) for place in (own, *others)) or "\0" in path:
+        raise DataError(f"the split names {path!r}, which lies outside {folder}")
+    return next((file for file in (own, *others) if _is_file(file)), own)
+
+
+def _is_file(path):
+    try:
+        return path.is_file()
+    except OSError:  # a name that is too long
+        return False
 
 
 def download(name: str) -> Path:

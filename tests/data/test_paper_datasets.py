@@ -200,6 +200,163 @@ def test_a_folder_of_the_users_own_is_taken_for_the_dataset(small, tmp_path):
     )
 
 
+# As people have them.
+
+
+def read(name):
+    return paper_datasets.read_paper_dataset(name, tuple(CLASSES[name]))
+
+
+def nest(folder):
+    """Move what a folder holds into one of the same name within it."""
+    inner = folder.with_name(f"{folder.name}-inner")
+    folder.rename(inner)
+    folder.mkdir()
+    inner.rename(folder / folder.name)
+
+
+def nestings(name, layout):
+    """Return the folders of a layout that an archive may nest once more."""
+    place = PLACES[name][layout]
+    inner = ["cars_train", "cars_test"] if name == "cars" else []
+    return [place, place.partition("/")[0], *(f"{place}/{own}" for own in inner)]
+
+
+NESTED = [
+    (name, layout, place)
+    for name, layouts in PLACES.items()
+    for layout in layouts
+    for place in dict.fromkeys(nestings(name, layout))
+]
+
+
+@pytest.mark.parametrize("name, layout, place", NESTED)
+def test_a_folder_that_is_nested_once_more_is_read_and_found_alike(
+    small, monkeypatch, name, layout, place
+):
+    monkeypatch.setattr(paper_datasets, "class_names", lambda name: tuple(CLASSES[name]))
+    build(small, name, layout)
+    flat = read(name)
+    assert paper_datasets.lacking(name) == ""
+    nest(small / place)
+    assert paper_datasets.lacking(name) == "", "what the doctor and the plan say"
+    nested = read(name)
+    assert [part.labels for part in nested] == [part.labels for part in flat]
+    assert [part.stamp for part in nested] == [part.stamp for part in flat], "the same keys"
+
+
+def test_imagenets_parts_may_be_nested_once_more(small, monkeypatch):
+    monkeypatch.setattr(paper_datasets, "HELD_OUT", 1)
+    sized = dataclasses.replace(paper_datasets.SOURCES["imagenet"], sizes=(6, 0, 6))
+    monkeypatch.setitem(paper_datasets.SOURCES, "imagenet", sized)
+    for part in ("train", "val"):
+        for own in CLASSES["imagenet"]:
+            for i in range(2):
+                draw(small / "imagenet" / part / own / f"{own}_{i}.JPEG", 9)
+    flat = read("imagenet")
+    for part in ("train", "val"):
+        nest(small / "imagenet" / part)
+    assert [part.stamp for part in read("imagenet")] == [part.stamp for part in flat]
+
+
+def test_the_labels_of_flowers_are_found_beside_a_nested_folder(small):
+    build(small, "flowers102", "torchvision", split="disef")
+    flat = read("flowers102")
+    nest(small / "flowers-102" / "jpg")
+    assert [part.labels for part in read("flowers102")] == [part.labels for part in flat]
+
+
+def test_a_folder_of_the_users_own_may_be_nested_too(small, tmp_path):
+    build(tmp_path / "elsewhere", "dtd", "coop")
+    nest(tmp_path / "elsewhere" / "dtd")
+    place = str(tmp_path / "elsewhere" / "dtd")
+    assert len(paper_datasets.read_paper_dataset("dtd", tuple(CLASSES["dtd"]), place)[0]) == 6
+
+
+def test_the_doctor_knows_that_a_list_of_variants_is_missing(small):
+    folder = build(small, "fgvc_aircraft", "torchvision")
+    (folder.parent / "images_variant_val.txt").unlink()
+    assert "images_variant_val.txt is missing" in paper_datasets.lacking("fgvc_aircraft")
+
+
+@pytest.mark.parametrize("name", ["cars", "dtd"])
+def test_the_doctor_knows_that_the_images_are_incomplete(small, monkeypatch, name):
+    monkeypatch.setattr(paper_datasets, "class_names", lambda name: tuple(CLASSES[name]))
+    folder = build(small, name, "coop")
+    (folder / path_of(name, 0, 0, "train")).unlink()
+    with pytest.raises(DataError) as caught:
+        read(name)
+    assert paper_datasets.lacking(name) == str(caught.value) and "incomplete" in str(caught.value)
+
+
+BACKSLASHES = [
+    (name, split)
+    for name in PLACES
+    for split in ("coop", "disef")
+    if name != "fgvc_aircraft" and (split == "coop" or name != "cars")
+]
+
+
+@pytest.mark.parametrize("name, split", BACKSLASHES)
+def test_a_split_with_backslashes_names_the_same_images(small, name, split):
+    folder = build(small, name, "coop", split)
+    plain = read(name)
+    names = (paper_datasets.SOURCES[name].split, paper_datasets.DISEF)
+    (file,) = [f for own in names if (f := (folder / SPLIT_BESIDE[name] / own)).exists()]
+    for rows in rows_of(name).values():
+        for path, _ in rows:
+            there = path.replace("/", "\\")
+            new = there if split == "disef" else there.replace("\\", "\\\\")
+            file.write_text(file.read_text().replace(path, new))
+    assert "/" not in name and [part.stamp for part in read(name)] == [p.stamp for p in plain]
+
+
+def test_images_without_folders_from_a_windows_archive_are_found(small):
+    folder = build(small, "dtd", "coop")
+    labels = [part.labels for part in read("dtd")]
+    for file in list(folder.rglob("*.jpg")):
+        file.rename(folder / str(file.relative_to(folder)).replace("/", "\\"))
+    assert [part.labels for part in read("dtd")] == labels
+
+
+def classes_in_the_split(small, name, spell):
+    """Write the small copy with DISEF's split, its column of classes spelt by `spell(label)`."""
+    folder = build(small, name, "coop", split="disef")
+    (folder.parent / "imagelabels.mat").unlink(missing_ok=True)
+    beside = (folder / SPLIT_BESIDE[name]).resolve()
+    with open(beside / "split_coop.csv", "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["split", "filename", "class"])
+        for part, some in rows_of(name).items():
+            writer.writerows([part, path, spell(label)] for path, label in some)
+
+
+@pytest.mark.parametrize("name", ["flowers102", "cars"])
+@pytest.mark.parametrize(
+    "spell",
+    [
+        lambda own, label: own,
+        lambda own, label: own.replace(" ", "_").upper(),
+        lambda own, label: label,
+        lambda own, label: label + 1,
+    ],
+    ids=["names", "spelt otherwise", "from 0", "from 1"],
+)
+def test_a_split_that_has_the_classes_needs_no_second_file(small, name, spell):
+    classes_in_the_split(small, name, lambda label: spell(CLASSES[name][label], label))
+    for part in read(name):
+        for i, label in enumerate(part.labels):
+            assert abs(int(np.asarray(part.open(i)).mean()) - (40 + 80 * label)) < 4
+
+
+@pytest.mark.parametrize("name, way", [("flowers102", "imagelabels.mat"), ("cars", "split_zhou")])
+@pytest.mark.parametrize("spell", [lambda label: "dandelion", lambda label: ""])
+def test_a_split_with_strange_classes_says_what_it_needs(small, name, way, spell):
+    classes_in_the_split(small, name, spell)
+    with pytest.raises(DataError, match=f"split_coop.csv does not tell the class .*{way}"):
+        read(name)
+
+
 # What one is told.
 
 
