@@ -21,6 +21,7 @@ from datadream.models.device import device
 from datadream.paths import paths
 from datadream.results.benchmark_tables import benchmark_table
 from datadream.statistics import mean_interval
+from datadream.store.cores import usable_cores
 from datadream.store.files import write_json
 from datadream.store.provenance import provenance
 
@@ -154,7 +155,7 @@ def main(arguments=None):
         results = {
             "profile": options.profile,
             "threads": torch.get_num_threads(),
-            "cores": os.cpu_count(),
+            "cores": usable_cores(),
             "limits": machine(SIZES[options.profile].side),
             "rows": [
                 compare(row, options.profile, root, options.rounds)

@@ -2,7 +2,6 @@
 
 import contextlib
 import gc
-import os
 import shutil
 import statistics
 import sys
@@ -206,7 +205,7 @@ def environment(bench: Bench) -> dict[str, Any]:
     found: dict[str, Any] = {
         "python": sys.version.split()[0],
         "versions": {},
-        "cores": os.cpu_count(),
+        "cores": usable_cores(),
         "threads": torch.get_num_threads(),
         "device": str(bench.device),
     }

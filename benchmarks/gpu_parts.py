@@ -3,7 +3,6 @@ go, what would a change bring.
 """
 
 import contextlib
-import os
 import statistics
 import tempfile
 import time
@@ -25,6 +24,7 @@ from datadream.models.classifiers import base
 from datadream.models.generators import load, lora, sampling
 from datadream.pipeline import train
 from datadream.store.artifacts import Store
+from datadream.store.cores import usable_cores
 from datadream.study.run import run as run_cell
 from datadream.training import batch_size
 
@@ -199,7 +199,7 @@ def write_sets(bench: Bench) -> None:
             image = images.open(i).resize((size.side, size.side), Image.Resampling.BICUBIC)
             image.save(bench.root / folder / f"{i:05d}.png")
 
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(usable_cores()) as pool:
             list(pool.map(write, range(len(images))))
 
 

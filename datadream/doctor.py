@@ -17,6 +17,7 @@ from .models.device import device
 from .paths import is_address, paths, relative_to_home, store_place
 from .store.address import RemoteStore
 from .store.artifacts import CLEARING, Store
+from .store.cores import usable_cores
 from .store.files import StoreError, owner, unreadable
 from .store.gc import ARTIFACT
 from .store.open import open_store
@@ -131,6 +132,11 @@ def _environment() -> Check:
     return Check("environment", "ok" if enough else "optional", detail + fix)
 
 
+def _cores():
+    count = usable_cores()
+    return f"{count} CPU core{'' if count == 1 else 's'}"
+
+
 def _device():
     import torch
 
@@ -138,7 +144,7 @@ def _device():
         return Check(
             "device",
             "optional",
-            f"no GPU, {os.cpu_count()} CPU cores: enough for profile mini; profile paper wants a "
+            f"no GPU, {_cores()}: enough for profile mini; profile paper wants a "
             "GPU that PyTorch sees (torch.cuda.is_available())",
         )
     free, total = (value / 1e9 for value in torch.cuda.mem_get_info())

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..store.cores import usable_cores
 from .images import Images
 
 if TYPE_CHECKING:
@@ -49,7 +50,8 @@ class Decoded:
     def __init__(self, sets: Mapping[bool, Images]) -> None:
         self.sets, self.kept, self.coming, self.room = sets, {}, {}, CACHE_BYTES
         self.file, self.places, self.end, self.full = None, {}, 0, False
-        self.pool = ThreadPoolExecutor(os.cpu_count()) if any(map(large, sets.values())) else None
+        threaded = any(map(large, sets.values()))
+        self.pool = ThreadPoolExecutor(usable_cores()) if threaded else None
 
     def start(self, keys: Iterable[tuple[bool, int]]) -> None:
         """Begin to decode these images, or to read them back, in the background."""

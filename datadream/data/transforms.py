@@ -4,7 +4,6 @@ torchvision is imported where it is used: it takes seconds, which whoever only p
 """
 
 import math
-import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -12,6 +11,7 @@ from functools import lru_cache
 import torch
 from PIL.Image import Image
 
+from ..store.cores import usable_cores
 from .decode_cache import large
 from .images import Images
 
@@ -82,7 +82,7 @@ def evaluation_batches(images: Images, size: int, batch: int = BATCH) -> Iterato
     if not large(images):
         yield from map(views, parts)
         return
-    cores = os.cpu_count() or 1
+    cores = usable_cores()
     share, coming = math.ceil(batch / cores), []
     with ThreadPoolExecutor(cores) as pool:
         for part in [*parts, ()]:

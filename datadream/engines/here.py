@@ -1,11 +1,13 @@
 """Run one cell in this process."""
 
+import os
 from typing import Any
 
 from ..config import Recipe
 from ..pipeline.stages import STAGES, Cell
 from ..results.record import write_record
 from ..store.artifacts import Store
+from ..store.cores import usable_cores
 
 
 def require_runnable(cell: Cell, store: Store) -> None:
@@ -25,4 +27,14 @@ def run_cell(recipe: Recipe, store: Store) -> dict[str, Any]:
     The caller marks the store as in use and handles signals.
     """
     cell = Cell(recipe)
+    _bound_threads()
     return write_record(cell, cell.compute(store), store)
+
+
+def _bound_threads():
+    """Take no more threads than a container's quota pays for: torch knows the affinity alone."""
+    import torch
+
+    cores = usable_cores()
+    if "OMP_NUM_THREADS" not in os.environ and torch.get_num_threads() > cores:
+        torch.set_num_threads(cores)

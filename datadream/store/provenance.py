@@ -1,6 +1,5 @@
 """Provenance of a result: commit, versions, device."""
 
-import os
 import platform
 import subprocess
 from functools import lru_cache
@@ -8,6 +7,7 @@ from importlib import metadata
 from typing import Any
 
 from ..paths import home
+from .cores import usable_cores
 
 PACKAGES = ("torch", "torchvision", "diffusers", "transformers", "peft", "open_clip_torch", "numpy")
 
@@ -33,7 +33,7 @@ def provenance() -> dict[str, Any]:
     device = (
         torch.cuda.get_device_name()
         if torch.cuda.is_available()
-        else f"{platform.machine()} CPU, {os.cpu_count()} cores"
+        else f"{platform.machine()} CPU, {usable_cores()} cores"
     )
     return {
         "commit": git("rev-parse", "HEAD") or "unknown",

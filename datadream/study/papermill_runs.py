@@ -22,6 +22,7 @@ from .. import progress, signals
 from ..engines.names import engine_parts
 from ..errors import ConfigError
 from ..paths import paths, relative_to_home
+from ..store.cores import usable_cores
 from ..store.files import digest, reading, try_writing, write_json, writing
 from . import outcome
 from . import parameters as notebook_parameters
@@ -214,7 +215,7 @@ def run_study(
         runs.mkdir(parents=True, exist_ok=True)
         try_writing(runs)
     # Kernels are processes of their own and take their number of threads from the environment.
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // jobs)))
     os.environ[JOBS] = str(min(jobs, len(chosen)))  # for the estimates of the pages
     with (
         signals.listening(signal.SIGTERM, signal.SIGINT),

@@ -23,6 +23,7 @@ from ..methods.registry import method_of
 from ..models.catalog import GENERATORS, absent
 from ..pipeline.stages import STAGES, Cell
 from ..store.artifacts import Store
+from ..store.cores import usable_cores
 from ..store.open import open_store
 from .cells import cells
 from .named_runs import JOBS, cells_of, choose, load_study
@@ -225,7 +226,7 @@ def processes(
     """
     own = max(1, min(workers, len({recipe.seed for recipe in recipes})))
     jobs = jobs or int(os.environ.get(JOBS, 1))
-    return own, min(1.0, (os.cpu_count() or 1) / (own * jobs))
+    return own, min(1.0, usable_cores() / (own * jobs))
 
 
 def plan_text(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -18,6 +17,7 @@ from ..pipeline.stages import Cell
 from ..results.record import record_file
 from ..results.records import load_records
 from ..store.artifacts import Store
+from ..store.cores import usable_cores
 from ..store.open import open_store
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def in_processes(
         workers,
         get_context("spawn"),
         _begin_worker,
-        (max(1, (os.cpu_count() or 1) // workers), pack_methods()),
+        (max(1, usable_cores() // workers), pack_methods()),
     ) as pool:
         try:
             return list(
