@@ -7,11 +7,12 @@ Where the store lacks them they are computed, in about a quarter of an hour on t
 is that of the committed records.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
 
-from datadream.data.images import Images
+from datadream.data.images import Previews
 from datadream.methods.registry import METHODS
 from datadream.paths import paths
 from datadream.pipeline.generate import read_synthetic_set
@@ -27,12 +28,7 @@ RUN = "mnist_seeds"
 METHOD = "dset"
 
 
-def first_images(images: Images, classes: int) -> list[list[Image.Image]]:
-    """Return a list of the first image of each class."""
-    return [[images.open(images.labels.index(label))] for label in range(classes)]
-
-
-def sample_rows(store: Store, **changes: object) -> dict[str, list[list[Image.Image]]]:
+def sample_rows(store: Store, **changes: object) -> dict[str, Sequence[list[Image.Image]]]:
     """Return title -> the first image of each class: real, and drawn untuned and tuned.
 
     `changes` are other parameters than the run's. Only one image per class is made.
@@ -45,8 +41,8 @@ def sample_rows(store: Store, **changes: object) -> dict[str, list[list[Image.Im
     for recipe in cells(["base", METHOD], [0], images=1, **known | changes):
         cell = Cell(recipe)
         shots, classes = cell.support.shots(), len(cell.dataset.classes)
-        rows.setdefault("Real images: handwritten digits", first_images(shots, classes))
-        made = first_images(read_synthetic_set(cell.make("generate", store)), classes)
+        rows.setdefault("Real images: handwritten digits", Previews(shots, classes, 1))
+        made = Previews(read_synthetic_set(cell.make("generate", store)), classes, 1)
         title = METHODS[recipe.method].title
         rows[title if recipe.method == "base" else f"{title}, same prompts and noise"] = made
     return rows

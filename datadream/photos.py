@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 
 from . import signals
 from .data.folders import folder_names, image_files, name_faults, require_inside
-from .data.images import Images, opened
+from .data.images import PREVIEW, Images, Previews, opened
 from .errors import ConfigError, DataError, printable
 from .methods.recipes import recipe
 from .models.catalog import GENERATORS
@@ -389,12 +389,9 @@ def columns(
     """
     return {
         title: [
-            [
-                ImageOps.contain(images.open(i), (256, 256))
-                for i, y in enumerate(images.labels)
-                if y == label
-            ][:depth]
-            for label in range(classes)
+            # small ones enlarged, so that neighbours in the grid do not look coarser
+            [ImageOps.contain(image, (PREVIEW, PREVIEW)) for image in column]
+            for column in Previews(images, classes, depth)
         ]
         for title, images in sets.items()
         if images is not None

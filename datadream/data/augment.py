@@ -18,6 +18,9 @@ RATIOS = (3 / 4, 4 / 3)  # aspect ratios of a random resized crop (torchvision)
 BLUR = (0.1, 2.0)  # standard deviation of the blur in pixels (released code)
 THRESHOLD = 128 / 255  # of solarize (released code)
 MAGNITUDE = 9 / 30  # of RandAugment: the tenth of 31 bins (torchvision's default)
+# Bytes of images that are cropped at once. As floats they take four times as much, and a batch of
+# a camera's pictures would take tens of gigabytes; batches of usual sizes are far below.
+AT_ONCE = 2**28
 
 
 def _warp(images, translate=(0, 0), shear=(0.0, 0.0), center=None):
@@ -59,21 +62,27 @@ OPERATIONS = {
 ONE_WAY = {"Identity", "Posterize", "Solarize", "AutoContrast", "Equalize"}
 
 
-def rand_augment(images: torch.Tensor, operations: int = 2) -> torch.Tensor:
+def draw_operations(count: int, operations: int = 2) -> torch.Tensor:
+    """Draw RandAugment's operations and their ways, +1 or -1: (operations, 2, count)."""
+    drawn = [
+        (torch.randint(len(OPERATIONS), (count,)), torch.randint(2, (count,)) * 2 - 1)
+        for _ in range(operations)
+    ]
+    return torch.stack([torch.stack(pair) for pair in drawn])
+
+
+def rand_augment(images: torch.Tensor, drawn: torch.Tensor | None = None) -> torch.Tensor:
     """Apply RandAugment to uint8 images (B, 3, H, W) (Cubuk et al., 2020).
 
-    Each image draws its own `operations`; the magnitude is torchvision's default.
+    Each image has its own two operations, those `drawn` if given; the magnitude is torchvision's
+    default.
     """
     names = list(OPERATIONS)
-    for _ in range(operations):
-        drawn, ways = (
-            torch.randint(len(names), (len(images),)),
-            torch.randint(2, (len(images),)) * 2 - 1,
-        )
+    for chosen, ways in draw_operations(len(images)) if drawn is None else drawn:
         changed = images.clone()
-        for i in drawn.unique().tolist():
+        for i in chosen.unique().tolist():
             for way in (1,) if names[i] in ONE_WAY else (1, -1):
-                rows = (drawn == i) & ((ways == way) | (names[i] in ONE_WAY))
+                rows = (chosen == i) & ((ways == way) | (names[i] in ONE_WAY))
                 if rows.any():
                     changed[rows] = OPERATIONS[names[i]](images[rows], way)
         images = changed
@@ -123,16 +132,30 @@ def resampling(start: torch.Tensor, length: torch.Tensor, size: int, out: int) -
     return weights / weights.sum(-1, keepdim=True)
 
 
-def random_resized_crop(images: torch.Tensor, size: int, low: float, flip: float) -> torch.Tensor:
+def draw_crops(
+    count: int, height: int, width: int, low: float, flip: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draw (boxes (count, 4), whether each is flipped (count,)) for `random_resized_crop`."""
+    return draw_boxes(count, height, width, low), torch.rand(count) < flip
+
+
+def random_resized_crop(
+    images: torch.Tensor,
+    size: int,
+    low: float,
+    flip: float,
+    drawn: tuple[torch.Tensor, torch.Tensor] | None = None,
+) -> torch.Tensor:
     """Crop uint8 images (B, 3, H, W) at random to (B, 3, size, size) in [0, 1].
 
-    Each is flipped with probability `flip`. The boxes are drawn on the CPU, the same on every
-    device. Their matrices are made where the images are: for a batch of 256 large images that takes
-    one core longer than the model's whole step takes an H200.
+    Each is flipped with probability `flip`; `drawn` is what `draw_crops` gave beforehand. The boxes
+    are drawn on the CPU, the same on every device. Their matrices are made where the images are:
+    for a batch of 256 large images that takes one core longer than the model's whole step takes an
+    H200.
     """
     height, width = images.shape[-2:]
-    boxes = draw_boxes(len(images), height, width, low)
-    flipped = (torch.rand(len(images)) < flip).to(images.device)[:, None, None]
+    boxes, flipped = drawn or draw_crops(len(images), height, width, low, flip)
+    flipped = flipped.to(images.device)[:, None, None]
     top, left, tall, wide = boxes.to(images.device).T
     down, across = resampling(top, tall, height, size), resampling(left, wide, width, size)
     across = torch.where(flipped, across.flip(1), across)
@@ -242,7 +265,7 @@ class Augmentation:
         views = images[0].new_empty(len(images), 3, self.size, self.size, dtype=torch.float32)
         for shape in dict.fromkeys(shapes):
             rows = [i for i, other in enumerate(shapes) if other == shape]
-            views[rows] = self._crop(torch.stack([images[i] for i in rows]))
+            views[rows] = self._crop([images[i] for i in rows])
         options = self.options
         self._some(
             views,
@@ -262,9 +285,19 @@ class Augmentation:
         self._some(views, options.solarize, lambda x: torch.where(x >= THRESHOLD, 1 - x, x))
         return views
 
-    def _crop(self, batch):
-        batch = rand_augment(batch) if self.options.randaugment else batch
-        return random_resized_crop(batch, self.size, self.options.crop_low, self.options.flip)
+    def _crop(self, images):
+        """Return the crops (B, 3, S, S) of images of one shape, drawn at once and cut in parts."""
+        count, options, cropped = len(images), self.options, []
+        drawn = draw_operations(count) if options.randaugment else None
+        how = options.crop_low, options.flip
+        boxes, flipped = draw_crops(count, *images[0].shape[-2:], *how)
+        several = max(1, AT_ONCE // images[0].nbytes)
+        for rows in (slice(start, start + several) for start in range(0, count, several)):
+            batch = torch.stack(images[rows])
+            batch = batch if drawn is None else rand_augment(batch, drawn[..., rows])
+            own = boxes[rows], flipped[rows]
+            cropped.append(random_resized_crop(batch, self.size, *how, own))
+        return torch.cat(cropped)
 
     @staticmethod
     def _some(images, chance, change):

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 # Decoded training images kept in memory; the others lie in a temporary file.
 CACHE_BYTES = 4 * 2**30
+AHEAD = 2**30  # bytes that threads decode beforehand; a batch of a camera's pictures has more
 # Bytes of a file from which threads decode faster than one thread does.
 LARGE = 2**14
 SPARE_BYTES = 10 * 2**30  # that such a file leaves free on its disk, which others use too
@@ -50,23 +51,31 @@ class Decoded:
     def __init__(self, sets: Mapping[bool, Images]) -> None:
         self.sets, self.kept, self.coming, self.room = sets, {}, {}, CACHE_BYTES
         self.file, self.places, self.end, self.full = None, {}, 0, False
+        self.largest = 0  # bytes of the largest image so far
         threaded = any(map(large, sets.values()))
         self.pool = ThreadPoolExecutor(usable_cores()) if threaded else None
 
     def start(self, keys: Iterable[tuple[bool, int]]) -> None:
-        """Begin to decode these images, or to read them back, in the background."""
-        if self.pool is None:
-            return
+        """Begin to decode these images, or to read them back, in the background.
+
+        It ends where what is on its way takes AHEAD bytes.
+        """
         for key in keys:
-            if key not in self.kept and key not in self.coming:
-                self.coming[key] = self.pool.submit(self._load, key)
+            if len(self.coming) * self.largest >= AHEAD:
+                break
+            self._submit(key)
+
+    def _submit(self, key):
+        if self.pool and key not in self.kept and key not in self.coming:
+            self.coming[key] = self.pool.submit(self._load, key)
 
     def take(self, keys: Sequence[tuple[bool, int]]) -> list[torch.Tensor]:
         """Return these images, uint8 (3, H, W) each.
 
         Raises DataError on an unreadable file.
         """
-        self.start(keys)
+        for key in keys:
+            self._submit(key)
         fresh = {
             key: self.coming.pop(key).result() if self.pool else self._load(key)
             for key in dict.fromkeys(keys)
@@ -74,6 +83,7 @@ class Decoded:
         }
         images = [self.kept[key] if key in self.kept else fresh[key] for key in keys]
         for key, image in fresh.items():
+            self.largest = max(self.largest, image.nbytes)
             if image.nbytes <= self.room:
                 self.kept[key], self.room = image, self.room - image.nbytes
             elif key not in self.places and not self.full:

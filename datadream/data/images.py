@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -22,6 +22,7 @@ PIXEL = 1.5  # bytes of a PNG per pixel, about
 # a longer side over this many shorter ones is refused: resized by its short side it would fill the
 # memory
 STRIP = 50
+PREVIEW = 256  # pixels of a preview's longer side: a figure's cell has 220 at most
 
 
 # Compared by identity, so that caches may key on a set without hashing its pixels.
@@ -139,6 +140,44 @@ def members(images: Images, label: int) -> np.ndarray:
     """
     order, labels = _by_label(images)
     return order[slice(*np.searchsorted(labels, [label, label + 1]))]
+
+
+class Previews(Sequence[list[Image.Image]]):
+    """The first `depth` images of each class as small PIL images, for a figure.
+
+    They are opened when a class is asked for, and no others: a set of photos, or of a thousand
+    classes, would fill the memory.
+    """
+
+    def __init__(self, images: Images, classes: int, depth: int = 3) -> None:
+        self.images, self.classes, self.depth = images, range(classes), depth
+
+    def __len__(self) -> int:
+        return len(self.classes)
+
+    @overload
+    def __getitem__(self, label: int) -> list[Image.Image]: ...
+    @overload
+    def __getitem__(self, label: slice) -> list[list[Image.Image]]: ...
+    def __getitem__(self, label: int | slice) -> list[Any]:
+        """Return a class's images, each at most PREVIEW pixels wide and high."""
+        if isinstance(label, slice):
+            return [self[one] for one in self.classes[label]]
+        rows = members(self.images, self.classes[label])[: self.depth].tolist()
+        return [shrunk(self.images.open(i), PREVIEW) for i in rows]
+
+
+def shrunk(image: Image.Image, side: int) -> Image.Image:
+    """Return an image whose sides are at most `side` pixels, itself where it is no larger."""
+    if max(image.size) <= side:
+        return image
+    # A preview of few modes: palettes and bits cannot be averaged.
+    image = image if image.mode in ("L", "RGB") else image.convert("RGB")
+    scale = side / max(image.size)
+    width, height = (max(1, round(scale * length)) for length in image.size)
+    # Of a camera's picture whole blocks of pixels are averaged first, which takes a tenth of the
+    # time; up to four times the size nothing is.
+    return image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=4.0)
 
 
 def split(

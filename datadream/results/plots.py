@@ -18,6 +18,7 @@ from matplotlib.ticker import MaxNLocator, ScalarFormatter
 from matplotlib.transforms import Bbox
 from PIL import Image, ImageOps
 
+from ..data.images import shrunk
 from ..methods.registry import METHODS
 from . import style
 from .distances import TITLES
@@ -294,6 +295,11 @@ def _column_names(names: Sequence[str], side: float) -> tuple[list[str], int, fl
     )
 
 
+def _near(image: Image.Image, side: int) -> Image.Image:
+    """Return an image that is far larger than its cell in about four times the cell's size."""
+    return shrunk(image, 4 * side) if max(image.size) > 8 * side else image
+
+
 def _grid(columns: Sequence[Sequence[Image.Image]], depth: int, finest: int) -> np.ndarray:
     """Return an RGBA canvas of square cells, a column per list, with fitted and centred images.
 
@@ -305,7 +311,7 @@ def _grid(columns: Sequence[Sequence[Image.Image]], depth: int, finest: int) -> 
     canvas = np.zeros((depth * pitch, len(columns) * pitch, 4), np.uint8)
     for x, column in enumerate(columns):
         for y, image in enumerate(column):
-            fits = np.asarray(ImageOps.contain(image.convert("RGB"), (cell, cell)))
+            fits = np.asarray(ImageOps.contain(_near(image, cell).convert("RGB"), (cell, cell)))
             top, left = (
                 pitch * y + (cell - fits.shape[0]) // 2,
                 pitch * x + (cell - fits.shape[1]) // 2,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from ..config import Recipe
 from ..data.datasets import SHOTS_TITLE, few_shots, load_for
+from ..data.images import Previews
 from ..methods.registry import METHODS, method_of
 from ..pipeline.generate import read_synthetic_set
 from ..pipeline.stages import Cell
@@ -53,10 +54,4 @@ def sample_rows(
             if not store.folder(made).exists():
                 store.done(made)  # fetches what another machine made
             sets[title] = read_synthetic_set(store.folder(made))
-    return {
-        title: [
-            [images.open(i) for i, y in enumerate(images.labels) if y == label][:depth]
-            for label in range(len(dataset.classes))
-        ]
-        for title, images in sets.items()
-    }
+    return {title: Previews(images, len(dataset.classes), depth) for title, images in sets.items()}

@@ -347,6 +347,22 @@ def test_the_operations_come_in_the_released_codes_order(monkeypatch):
     assert order[-1] == "where", "solarize comes last"
 
 
+def test_a_camera_s_pictures_are_cropped_a_few_at_once_to_the_same_views(monkeypatch):
+    """As floats a batch of them would fill the memory; what each draws is the batch's."""
+    source, most = pictures(7, 40, 56), []
+    options = {"randaugment": True, "flip": 0.5, "jitter": 1.0}
+    whole = augmented(source, seed=3, **options)
+    crop = augment.random_resized_crop
+    monkeypatch.setattr(
+        augment,
+        "random_resized_crop",
+        lambda batch, *rest: (most.append(len(batch)), crop(batch, *rest))[1],
+    )
+    monkeypatch.setattr(augment, "AT_ONCE", 3 * source[0].nbytes)
+    torch.testing.assert_close(augmented(source, seed=3, **options), whole)
+    assert most == [3, 3, 1]
+
+
 def test_the_papers_parameters():
     options = recipe("paper").classify
     values = {

@@ -535,6 +535,21 @@ def test_small_files_are_decoded_by_one_thread_and_large_ones_by_several(
     assert (seen != {threading.current_thread()}) == threads
 
 
+def test_no_more_is_decoded_beforehand_than_there_is_room_for(dataset, tmp_path, monkeypatch):
+    """A batch of a camera's pictures, decoded before it is its turn, would fill the memory."""
+    monkeypatch.setattr(decode_cache, "LARGE", 1)
+    files = [str(tmp_path / f"{i}.png") for i in range(7)]
+    for i, file in enumerate(files):
+        dataset.test.open(i).save(file)
+    source = decode_cache.Decoded({True: Images(tuple(files), (0,) * 7)})
+    (first,) = source.take([(True, 0)])
+    monkeypatch.setattr(decode_cache, "AHEAD", 2 * first.nbytes)
+    keys = [(True, i) for i in range(1, 7)]
+    source.start(keys)
+    assert len(source.coming) == 2
+    assert len(source.take(keys)) == 6 and not source.coming
+
+
 def test_a_disk_that_no_longer_reads_ends_no_training(dataset, monkeypatch):
     monkeypatch.setattr(decode_cache, "CACHE_BYTES", 0)
     monkeypatch.setattr(decode_cache, "SPARE_BYTES", 0)

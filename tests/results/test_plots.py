@@ -4,6 +4,8 @@ dark.
 
 import itertools
 import json
+import subprocess
+import sys
 import warnings
 from unittest import mock
 
@@ -18,6 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
+from datadream.data.images import Images, Previews, shrunk
 from datadream.methods.registry import METHODS
 from datadream.results import plots, style
 from datadream.store.artifacts import Store
@@ -628,3 +631,59 @@ def test_a_gain_is_drawn_against_its_measure_and_few_classes_are_named():
         and axis.get_ylabel() == "gain over Real only, points"
     )
     assert not plots.plot_gains(gained("dset", plots.NAMED + 1)).axes[0].texts
+
+
+def photos_of(tmp_path, classes, each, size=(4000, 3000)):
+    """Return files of a camera's pictures, `each` per class."""
+    files = [tmp_path / f"{i}.jpg" for i in range(classes * each)]
+    for i, file in enumerate(files):
+        Image.new("RGB", size, (40 * (i % 6), 80, 120)).save(file)
+    return Images(tuple(map(str, files)), tuple(i // each for i in range(len(files))))
+
+
+PEAK = """
+import resource, sys
+from datadream.data.images import Images, Previews
+from datadream.results import plots
+from datadream import photos
+files = sys.argv[1:]
+images = Images(tuple(files), tuple(i // 3 for i in range(len(files))))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+for rows in (Previews(images, 4), photos.columns({"x": images}, 4)["x"]):
+    plots.plot_samples({"x": rows}, list("abcd")).savefig(sys.argv[1] + ".png")
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10)
+"""
+
+
+def test_a_grid_of_a_camera_s_pictures_takes_the_memory_of_a_few(tmp_path):
+    """Twelve of 12 megapixels: 430 MB decoded, and gigabytes on a canvas of their size."""
+    files = photos_of(tmp_path, 4, 3).sources
+    done = subprocess.run([sys.executable, "-c", PEAK, *files], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 300
+
+
+def test_pictures_given_whole_are_drawn_as_their_previews_are():
+    whole = Image.linear_gradient("L").resize((4000, 3000)).convert("RGB")
+    small = shrunk(whole, 256)
+    assert small.size == (256, 192) and shrunk(small, 256) is small
+    assert shrunk(Image.new("RGB", (5000, 10)), 256).size == (256, 1)
+    assert shrunk(whole.convert("P"), 256).mode == "RGB"
+    drawn = [
+        np.asarray(plots.plot_samples({"x": [[one]]}, ["a"]).axes[0].images[0].get_array(), int)
+        for one in (whole, small)
+    ]
+    assert drawn[0].shape == drawn[1].shape and np.abs(drawn[0] - drawn[1]).mean() < 2
+
+
+def test_previews_open_what_is_shown_and_nothing_else(tmp_path, monkeypatch):
+    opened = []
+    monkeypatch.setattr(
+        Images, "open", lambda self, i, real=Images.open: (opened.append(i), real(self, i))[1]
+    )
+    previews = Previews(photos_of(tmp_path, 3, 4, (300, 200)), 3, 2)
+    assert len(previews) == 3 and not opened
+    assert [image.size for image in previews[1]] == [(256, 171)] * 2 and opened == [4, 5]
+    assert [len(column) for column in previews[1:]] == [2, 2]
+    with pytest.raises(IndexError):
+        previews[3]
