@@ -290,7 +290,8 @@ class Augmentation:
         count, options, cropped = len(images), self.options, []
         drawn = draw_operations(count) if options.randaugment else None
         how = options.crop_low, options.flip
-        boxes, flipped = draw_crops(count, *images[0].shape[-2:], *how)
+        height, width = images[0].shape[-2:]
+        boxes, flipped = draw_crops(count, height, width, *how)
         several = max(1, AT_ONCE // images[0].nbytes)
         for rows in (slice(start, start + several) for start in range(0, count, several)):
             batch = torch.stack(images[rows])

@@ -130,6 +130,7 @@ def _positions(labels: Sequence[str]) -> tuple[np.ndarray, bool]:
 
 def _value_labels(axis: Axes, x: np.ndarray, labels: Sequence[str], log: bool) -> None:
     """Label an axis at `x`: side by side where every label has room, else upright."""
+    labels = [style.drawable(label) for label in labels]
     places = np.sort(np.log(x) if log else x)
     span, room = np.ptp(places) or 1, 0.75 * WIDTH
     gap = room * min(np.diff(places), default=span) / span if len(x) > 1 else room
@@ -282,7 +283,7 @@ def plot_overview(
 
 def _column_names(names: Sequence[str], side: float) -> tuple[list[str], int, float]:
     """Return (names that fit columns of `side` inches, their rotation, their height in inches)."""
-    width = 0.94 * side
+    width, names = 0.94 * side, [style.drawable(name) for name in names]
     level = [fitted(name, width, lines=3) for name in names]
     whole = all(text_width(word) <= width for name in names for word in name.split())
     if whole and not any("\u2026" in name for name in level):

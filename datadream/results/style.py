@@ -1,11 +1,14 @@
 """How every figure looks: seaborn's theme, the methods' colours, sizes, light and dark.
 
-Figures are as narrow as a phone needs them, with type that can be read there.
+Figures are as narrow as a phone needs them, with type that can be read there. What a user's
+matplotlibrc says (LaTeX, fonts, a tight box) is not asked: every setting is ours or matplotlib's
+default, from the first text to the last pixel. No figure is pyplot's, so that no backend is asked.
 """
 
 import functools
 from bisect import bisect_right
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, ParamSpec, cast
 
 import matplotlib as mpl
@@ -13,13 +16,14 @@ import numpy as np
 import seaborn as sns
 from cycler import cycler
 from IPython.core.pylabtools import retina_figure
-from IPython.display import display
+from IPython.display import HTML, display
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from ..methods.registry import METHODS
+from . import fonts
 
 WIDTH = 5.0  # inches: 500 pixels on a desk, scaled to about 350 on a phone
 DPI = 100  # pixels per inch as displayed; a dense screen gets twice as many
@@ -33,7 +37,11 @@ ACCENT = "#0072B2"  # what belongs to no method
 INVERT, HUE, SATURATE = 0.93, 180, 1.3
 
 THEMES = ("light", "dark")
+# Settings of matplotlib that are not a figure's look, but of the program that draws.
+_NO_LOOK = ("backend", "interactive", "toolbar", "webagg.", "tk.", "keymap.", "animation.")
 _current = {"theme": "light"}
+# What is drawn now: the settings, and the words that no font has with the signs for them.
+_drawing: dict[str, Any] = {"settings": None, "replaced": {}}
 P = ParamSpec("P")
 
 
@@ -91,11 +99,11 @@ def _settings() -> Any:  # a dict whose keys are matplotlib's
     ground, ink, grid = shade(GROUND), shade(INK), shade(GRID)
     colours = list(dict.fromkeys(shade(row.colour) for row in METHODS.values() if row.generates))
     return {
+        **{name: value for name, value in mpl.rcParamsDefault.items() if _is_look(name)},
         **sns.axes_style("whitegrid"),
         **sns.plotting_context("notebook"),
         "figure.facecolor": ground,
         "axes.facecolor": ground,
-        "savefig.facecolor": ground,
         "text.color": ink,
         "axes.labelcolor": ink,
         "axes.titlecolor": ink,
@@ -111,8 +119,8 @@ def _settings() -> Any:  # a dict whose keys are matplotlib's
         "axes.prop_cycle": cycler(color=colours),
         "lines.linewidth": 1.6,
         "lines.markersize": 7,
-        # The one that matplotlib brings: the same figure on every machine.
-        "font.sans-serif": ["DejaVu Sans"],
+        "font.family": [fonts.OWN],
+        "font.sans-serif": [fonts.OWN],
         "font.size": BASE,
         "axes.titlesize": BASE,
         "figure.titlesize": BASE,
@@ -124,25 +132,64 @@ def _settings() -> Any:  # a dict whose keys are matplotlib's
     }
 
 
+def _is_look(name: str) -> bool:
+    return not name.startswith(_NO_LOOK)
+
+
+@contextmanager
+def _styled(settings: Any = None, replaced: dict[str, str] | None = None) -> Iterator[None]:
+    """Draw with these settings, by default the theme's, where nothing is drawn yet."""
+    if _drawing["settings"] is not None:
+        yield
+        return
+    settings = settings or _settings()
+    with mpl.rc_context(settings):
+        _drawing.update(settings=settings, replaced={} if replaced is None else replaced)
+        try:
+            yield
+        finally:
+            _drawing.update(settings=None, replaced={})
+
+
 def themed(plot: Callable[P, Figure]) -> Callable[P, Figure]:
     """Decorate a function that draws a figure so that it does so in the project's style."""
 
     @functools.wraps(plot)
     def styled(*args: P.args, **kwargs: P.kwargs) -> Figure:
-        with mpl.rc_context(_settings()):
+        with _styled():
             return plot(*args, **kwargs)
 
     return styled
 
 
 class SharpFigure(Figure):
-    """A figure that a notebook shows in twice the pixels of its size, whatever its settings."""
+    """A figure that a notebook shows in twice the pixels of its size, whatever its settings.
+
+    Ticks and boxes are made when it is drawn, so that it keeps the settings it was begun with.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        self.settings, self.replaced = _drawing["settings"], _drawing["replaced"]
+        super().__init__(*args, **options)
+
+    def draw(self, renderer: Any) -> None:
+        """Draw the figure, by the settings it was begun with."""
+        with _styled(self.settings, self.replaced):
+            super().draw(renderer)
+
+    def savefig(self, *args: Any, **options: Any) -> None:
+        """Save the figure, by the settings it was begun with."""
+        with _styled(self.settings, self.replaced):
+            super().savefig(*args, **options)
 
     def _ipython_display_(self) -> None:  # comes before the inline backend's own formatter
-        picture, size = cast(tuple, retina_figure(self, base64=True, bbox_inches=None))
+        with _styled(self.settings, self.replaced):
+            picture, size = cast(tuple, retina_figure(self, base64=True, bbox_inches=None))
         display(
             {"image/png": picture, "text/plain": repr(self)}, metadata={"image/png": size}, raw=True
         )
+        if self.replaced:
+            display(HTML(fonts.note(self.replaced)))
 
 
 def blank(height: float, **options: Any) -> Figure:
@@ -161,10 +208,25 @@ def subplots(height: float, **options: Any) -> tuple[Figure, np.ndarray]:
 @functools.lru_cache(maxsize=4096)
 def text_width(text: str, size: float = SMALL) -> float:
     """Return the width in inches of one line of text of `size` points."""
-    figure = Figure(dpi=DPI)
-    renderer = FigureCanvasAgg(figure).get_renderer()
-    line = Text(0, 0, text, fontsize=size, family="DejaVu Sans", parse_math=False, figure=figure)
-    return line.get_window_extent(renderer).width / DPI
+    with _styled():
+        figure = Figure(dpi=DPI)
+        renderer = FigureCanvasAgg(figure).get_renderer()
+        look = {"family": fonts.families(text), "parse_math": False}
+        line = Text(0, 0, text, fontsize=size, figure=figure, **look)
+        return line.get_window_extent(renderer).width / DPI
+
+
+def drawable(text: str) -> str:
+    """Return a text as it can be drawn, and take the fonts that it needs for the figure.
+
+    A word that no font of this machine has becomes a sign, which the figure's note explains.
+    """
+    text = fonts.written(text, _drawing["replaced"])
+    settings, lacking = _drawing["settings"], fonts.families(text)
+    if settings is not None and len(lacking) > 1:
+        families = list(dict.fromkeys([*settings["font.family"], *lacking]))
+        settings["font.family"] = mpl.rcParams["font.family"] = families
+    return text
 
 
 def _fits(text: str, width: float, size: float, end: str = "") -> int:
@@ -175,7 +237,7 @@ def _fits(text: str, width: float, size: float, end: str = "") -> int:
 
 def fitted(text: str, width: float, size: float = SMALL, lines: int = 2) -> str:
     """Wrap a text to at most `lines` lines of `width` inches, and end it by an ellipsis if cut."""
-    words, found = text.split(), []
+    words, found = drawable(text).split(), []
     while words:
         last = len(found) == lines - 1
         line = " ".join(words) if last else words.pop(0)

@@ -2,8 +2,10 @@
 dark.
 """
 
+import io
 import itertools
 import json
+import os
 import subprocess
 import sys
 import warnings
@@ -22,7 +24,7 @@ from PIL import Image
 
 from datadream.data.images import Images, Previews, shrunk
 from datadream.methods.registry import METHODS
-from datadream.results import plots, style
+from datadream.results import fonts, plots, style
 from datadream.store.artifacts import Store
 
 # Linear RGB as it is seen: Machado, Oliveira and Fernandes (2009), severity 1.
@@ -687,3 +689,134 @@ def test_previews_open_what_is_shown_and_nothing_else(tmp_path, monkeypatch):
     assert [len(column) for column in previews[1:]] == [2, 2]
     with pytest.raises(IndexError):
         previews[3]
+
+
+# Every figure as a notebook shows it and as a file, a line each.
+DIGESTS = """
+import base64, hashlib, io, sys
+sys.path[:0] = sys.argv[1:]
+import test_plots
+from datadream.results import style
+shown = []
+style.display = lambda data, **_: shown.append(base64.b64decode(data["image/png"]))
+for name, plot in test_plots.FIGURES.items():
+    for theme in style.THEMES:
+        style.set_theme(theme)
+        figure = plot()
+        style.set_theme("light")
+        figure._ipython_display_()
+        figure.savefig(file := io.BytesIO())
+        for picture in (shown.pop(), file.getvalue()):
+            print(name, theme, hashlib.sha256(picture).hexdigest())
+"""
+NASTY = """
+backend: {backend}
+text.usetex: True
+text.latex.preamble: \\usepackage{{nowhere}}
+font.family: serif
+font.size: 30
+figure.facecolor: black
+figure.autolayout: True
+savefig.bbox: tight
+savefig.dpi: 30
+savefig.transparent: True
+savefig.format: pdf
+xtick.labelsize: 40
+xtick.direction: in
+ytick.color: red
+axes.grid: False
+axes.xmargin: 0.5
+axes.unicode_minus: False
+axes.formatter.limits: -1, 1
+lines.linewidth: 9
+path.sketch: 5, 100, 2
+image.cmap: jet
+image.origin: lower
+legend.loc: upper left
+"""
+
+
+def digests(**variables):
+    folders = str(ROOT / "tests/results"), str(ROOT / "tests")
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", DIGESTS, *folders],
+        capture_output=True,
+        text=True,
+        env={name: value for name, value in os.environ.items() if name != "MPLBACKEND"} | variables,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_a_user_s_matplotlibrc_changes_no_figure(tmp_path):
+    """LaTeX, fonts, a backend without a screen, tick labels that are made when it is drawn."""
+    plain = digests()
+    assert len(plain) == 4 * len(FIGURES)
+    for backend in ("TkAgg", "module://nowhere"):
+        (tmp_path / "matplotlibrc").write_text(NASTY.format(backend=backend))
+        assert digests(MATPLOTLIBRC=str(tmp_path)) == plain
+    assert digests(MPLBACKEND="QtAgg") == plain
+
+
+def test_a_style_that_a_user_sets_in_the_notebook_changes_no_figure():
+    plain, nasty = [], {"text.usetex": True, "savefig.bbox": "tight", "ytick.labelsize": 40}
+    for own in ({}, nasty, {"font.family": ["cmr10"], "xtick.color": "red"}):
+        with matplotlib.rc_context(own):
+            for name in ("main table", "curves"):
+                FIGURES[name]().savefig(file := io.BytesIO())
+                plain.append(file.getvalue())
+    assert plain[:2] * 3 == plain
+
+
+NAMES = ["\u732b", "\u0642\u0637", "\U0001f431", "red fox", "\U0001fabf goose"]  # cat, cat, cat
+FALLBACK = "the installed font"
+
+
+@pytest.fixture
+def installed(monkeypatch):
+    """Have one more font installed, which has the Chinese cat; return nothing."""
+    real = fonts._characters
+    others = [(FALLBACK, "a file"), *fonts._others()]
+    fonts._family_of.cache_clear()
+    monkeypatch.setattr(fonts, "_others", lambda: others)
+    monkeypatch.setattr(
+        fonts, "_characters", lambda file: {0x732B} if file == "a file" else real(file)
+    )
+    yield
+    fonts._family_of.cache_clear()
+
+
+def grids(names):
+    """Return the figures that name classes."""
+    tiny = [[Image.new("RGB", (8, 8))]] * len(names)
+    table = gained("dset+real", len(names)).assign(**{"class": names})
+    return (
+        plots.plot_samples({"x": tiny}, names),
+        plots.plot_confusion(np.eye(len(names)), names),
+        plots.plot_gains(table),
+    )
+
+
+def test_a_name_that_no_font_has_gets_a_sign_and_a_note(capsys):
+    """No box, no warning; the page's own font shows the name."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for figure in grids(NAMES):
+            shown = {text.get_text() for text in texts(figure)}
+            assert {"#1", "red fox"} <= {" ".join(text.split()) for text in shown}
+            assert not any(fonts.missing(text) for text in shown)
+            assert set(figure.replaced) == {"\u732b", "\U0001fabf"} and not faults(figure)
+            figure._ipython_display_()
+    assert not FIGURES["confusion"]().replaced, "each figure has its own signs"
+    assert "#1 is \u732b, #2 is \U0001fabf" in fonts.note(figure.replaced)
+    assert "&lt;b&gt;" in fonts.note({"<b>": "#1"})
+
+
+def test_a_font_that_is_installed_draws_what_the_own_one_lacks(installed):
+    assert fonts.families("\u732b") == [fonts.OWN, FALLBACK]
+    assert fonts.families("red fox \u0642\u0637\ufe0f") == [fonts.OWN]
+    replaced = {}
+    assert fonts.written("\u732b cat", replaced) == "\u732b cat" and not replaced
+    with style._styled():
+        assert style.drawable("\u732b") == "\u732b"
+        assert matplotlib.rcParams["font.family"] == [fonts.OWN, FALLBACK]

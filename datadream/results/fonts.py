@@ -1,0 +1,99 @@
+"""Fonts for names in scripts that the figures' own font lacks, and what is written without one."""
+
+import html
+import unicodedata
+from collections.abc import Iterable
+from functools import cache, lru_cache
+
+from matplotlib import font_manager
+from matplotlib.ft2font import FT2Font
+
+OWN = "DejaVu Sans"  # matplotlib brings it: the same figure on every machine
+# Fonts of matplotlib's that put other characters into the places of letters, or a box into all.
+NO_TEXT = ("cm", "STIXNonUnicode", "STIXSize", "Last Resort")
+
+
+def families(text: str) -> list[str]:
+    """Return the font families that draw a text: the figures' own, then others where it lacks."""
+    found = {family for character in missing(text) if (family := _family_of(character))}
+    return [OWN, *sorted(found)]
+
+
+def missing(text: str) -> set[str]:
+    """Return the characters of a text that the figures' own font lacks."""
+    known = _characters(font_manager.findfont(OWN))
+    return {c for c in text if ord(c) not in known and not _invisible(c)}
+
+
+def written(text: str, replaced: dict[str, str]) -> str:
+    """Return a text with `#1` for a word that no font of this machine can draw, then `#2`.
+
+    `replaced` maps each such word to its sign, and is added to.
+    """
+    if not any(_family_of(character) is None for character in missing(text)):
+        return text
+    words = [
+        replaced.setdefault(word, f"#{len(replaced) + 1}")
+        if any(_family_of(character) is None for character in missing(word))
+        else word
+        for word in text.split()
+    ]
+    return " ".join(words)
+
+
+def note(replaced: dict[str, str]) -> str:
+    """Return a paragraph of HTML that tells what the signs of `written` stand for."""
+    which = ", ".join(f"{sign} is {html.escape(word)}" for word, sign in replaced.items())
+    return (
+        f"<p>No font of this machine can draw some names. In the figure {which}. With a font that "
+        "has these characters installed (say, Noto Sans of that script) they stand in it.</p>"
+    )
+
+
+def _invisible(character):
+    """True for what shows nothing of its own: spaces, joiners, selectors of a variant."""
+    return (
+        unicodedata.category(character) in ("Cc", "Cf", "Zs", "Zl", "Zp")
+        or "\ufe00" <= character <= "\ufe0f"
+    )
+
+
+@lru_cache(maxsize=4096)
+def _family_of(character):
+    """Return the first family of this machine that has a character, None if none has."""
+    for name, file in _others():
+        if ord(character) in _characters(file):
+            return name
+    return None
+
+
+@lru_cache(maxsize=1)
+def _others():
+    """Return (name, file) of the upright text fonts, those without serifs first.
+
+    matplotlib's own list may be older than the fonts: what it lacks is added.
+    """
+    manager = font_manager.fontManager
+    known = {font.fname for font in manager.ttflist}
+    for file in sorted(set(font_manager.findSystemFonts()) - known):
+        try:
+            manager.addfont(file)
+        except Exception:  # whatever is wrong with a font, it is not the figure's fault
+            continue
+    upright: Iterable[font_manager.FontEntry] = (
+        font
+        for font in manager.ttflist
+        if font.style == "normal" and not font.name.startswith(NO_TEXT) and font.name != OWN
+    )
+    order = sorted(upright, key=lambda font: ("Sans" not in font.name, font.name, font.fname))
+    return [(font.name, font.fname) for font in order]
+
+
+@cache
+def _characters(file):
+    """Return the code points that a font file draws by outlines, none where it cannot be read."""
+    try:
+        font = FT2Font(file)
+        return frozenset(font.get_charmap()) if font.scalable else frozenset()
+    except Exception:  # a colour font of bitmaps, a damaged file
+        return frozenset()
