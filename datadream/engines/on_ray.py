@@ -6,7 +6,6 @@ died is run again elsewhere and resumes from what the dead one saved.
 """
 
 import heapq
-import logging
 import os
 import signal
 import time
@@ -31,6 +30,7 @@ from ..store.artifacts import Store
 from ..store.open import open_store
 from .here import require_runnable, run_cell
 from .rates import PROXY, seconds
+from .ray_cluster import join
 
 RETRIES = 5  # times that a task is retried on another worker after its own died
 # Seconds that a task has to save its state; batch schedulers give 30 from SIGTERM to SIGKILL.
@@ -220,13 +220,7 @@ def run_ray(recipes: Sequence[Recipe], store: Store, address: str | None = None)
             "DATADREAM_HOME": str(paths()["home"]),
             "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1",
         }
-        ray.init(
-            address=address,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            runtime_env={"env_vars": env},
-        )
+        join(ray, address, env)
     try:
         with signals.interruptible():  # after `init`, which sets its own handler for SIGTERM
             todo = tasks(recipes, store)
