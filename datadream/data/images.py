@@ -83,6 +83,12 @@ def opened(file: str | Path) -> Iterator[Image.Image]:
     # Pillow raises what its decoder stumbles over: OSError, SyntaxError, struct.error, a
     # decompression bomb
     except Exception as error:
+        if isinstance(error, Image.DecompressionBombError):
+            most = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # from half of it on Pillow warns
+            raise DataError(
+                f"{str(file)!r} is larger than Pillow decodes ({_cause(error)}); scale it down to "
+                f"{most:,} pixels or fewer"
+            ) from error
         raise DataError(
             f"{str(file)!r} is not a readable image ({_cause(error)}); replace or remove the file"
         ) from error
