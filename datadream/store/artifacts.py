@@ -28,6 +28,7 @@ from .files import (
     reading,
     remove,
     try_writing,
+    unlockable,
     write_json,
     writing,
 )
@@ -198,6 +199,8 @@ class Store:
                         f"{file} is a {'link' if file.is_symlink() else 'folder'}, where a lock "
                         "is a plain file; remove it"
                     ) from error
+                if error.filename is None and error.errno not in FULL:  # of `flock` itself
+                    raise unlockable(self.root, error, self.fix) from error
                 raise
         try:
             yield

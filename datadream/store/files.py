@@ -174,4 +174,25 @@ def writing(root: str | Path, fix: str = MOVE) -> Iterator[None]:
                 f"{root} cannot be written ({os.strerror(code)}: {own}). Give yourself the right "
                 f"to, or {fix}"
             ) from error
+        if isinstance(error, OSError) and _of_a_lock(error):
+            raise unlockable(root, error, fix) from error
         raise
+
+
+def _of_a_lock(error):
+    """Return whether the system refused a lock, of whatever errno: `flock` names no file."""
+    trace, names = error.__traceback__, []
+    while trace:
+        names.append(trace.tb_frame.f_globals.get("__name__", ""))
+        trace = trace.tb_next
+    return error.filename is None and bool(names) and names[-1].startswith("filelock")
+
+
+def unlockable(root: str | Path, error: OSError, fix: str = MOVE) -> StoreError:
+    """Return the StoreError of a file system that does not lock files, as some of a network's."""
+    what = error.strerror or type(error).__name__
+    return StoreError(
+        f"the file system of {root} does not lock files (flock: {what}), by which runs keep out of "
+        f"each other's way. Mount it with locks (for NFS a lock service, for Lustre the option "
+        f"flock), or {fix} to a disk of this machine"
+    )
