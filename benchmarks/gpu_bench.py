@@ -18,6 +18,7 @@ from datadream import config
 from datadream.methods import recipes
 from datadream.models import device
 from datadream.models.generators import load
+from datadream.store.cores import usable_cores
 
 from . import full_size, limits
 from .stages import Size, Stage

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import yaml
 
@@ -436,7 +436,7 @@ def build_recipe(
                 f"{brief(name)} is no field of a recipe{did_you_mean(name, known) or '.'} "
                 f"Accepted: {', '.join(sorted(known))}"
             )
-        values[name] = fitted(name, value, known[name].type)
+        values[name] = fitted(name, value, cast("type", known[name].type))
     parts = {}
     for name, value in values.items():
         outer, _, inner = name.rpartition(".")

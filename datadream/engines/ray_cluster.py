@@ -7,7 +7,7 @@ import os
 import socket
 import subprocess
 import sys
-from typing import Any
+from typing import Any, cast
 
 from ..errors import ConfigError
 
@@ -56,7 +56,7 @@ def _resolved(address):
     if told and told.startswith("ray://"):  # Ray's client, which speaks another protocol
         return told
     try:
-        return services.canonicalize_bootstrap_address(address)
+        return services.canonicalize_bootstrap_address(cast("str", address))  # None is as good
     except Exception as error:  # whatever it raises on what is no address, or finds no cluster
         raise ConfigError(_nobody(_told(address), str(error))) from error
 

@@ -210,8 +210,10 @@ def variant(name: str) -> str | None:
     """
     hub = None if local(name, "generator") else _cached(hub_id(name), *WEIGHTS["generator"])
     folder = local(name, "generator") or hub
+    if folder is None:
+        return None
     found = []
-    for part in NETWORKS if folder else ():
+    for part in NETWORKS:
         files = [re.sub(r"-\d+-of-\d+", "", p.name) for p in (folder / part).glob("*.safetensors")]
         kinds = {match[1] for file in files if (match := re.fullmatch(r"\w+\.(\w+)\.\w+", file))}
         if kinds and not any(re.fullmatch(r"\w+\.\w+", file) for file in files):

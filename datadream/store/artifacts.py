@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 from .. import progress, signals
 from ..paths import is_address, paths, umask_modes
 from .files import (
+    FULL,
     MOVE,
     StoreError,
     digest,

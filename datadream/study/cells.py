@@ -25,9 +25,9 @@ def cells(
     The parameters are those of notebooks/dataset.ipynb; None takes the profile's value, and for
     `methods` those of the paper's main table. Raises ConfigError on an unknown name or value.
     """
-    methods = [name for name, row in METHODS.items() if row.main] if methods is None else methods
-    methods, seeds = parsed(methods), parsed(seeds)
-    for name, value in {"methods": methods, "seeds": seeds}.items():
+    main = [name for name, row in METHODS.items() if row.main]
+    named, seeds = main if methods is None else parsed(methods), parsed(seeds)
+    for name, value in {"methods": named, "seeds": seeds}.items():
         if not isinstance(value, (list, tuple)) or not value:
             raise ConfigError(
                 f"{name}={value!r} is no list of one or more; papermill takes lists as YAML: -y "
@@ -40,7 +40,7 @@ def cells(
     return [
         recipes.recipe(overrides=values, method=method, seed=seed, **fields)
         for seed in seeds
-        for method in methods
+        for method in named
     ]
 
 

@@ -72,9 +72,10 @@ def mean_parameters(namespace: dict[str, Any]) -> None:
         if injected.startswith("# Parameters\n"):
             known = assigned(before)
             for name in assigned(injected):
-                if known.get(name) is not None and name in namespace:
+                default = known.get(name)
+                if default is not None and name in namespace:
                     with suppress(ValueError):  # a default that is no literal has no kind
-                        default = ast.literal_eval(known[name])
+                        default = ast.literal_eval(default)
                         namespace[name] = as_meant(namespace[name], default)
 
 

@@ -288,7 +288,7 @@ def _collect(futures, terminal, known, cause):
     return rows
 
 
-def _kernel(template):
+def _kernel(template) -> dict[str, Any]:
     """Return papermill's arguments on the kernel of a notebook in Python: where it names none, or
     one that this machine lacks, as that of its author's environment, this interpreter's.
     """

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def axis_sample_rows(
     by_label: Mapping[str, Sequence[Recipe]], store: Store | None = None
-) -> dict[str, list[list[Image]]]:
+) -> dict[str, Sequence[list[Image]]]:
     """Return title -> one list of one image per class, a row per value of an ablation.
 
     A value shows its first method that has a generator; equal sets are shown once.
@@ -38,7 +38,7 @@ def axis_sample_rows(
 
 def sample_rows(
     recipes: Sequence[Recipe], store: Store | None = None, depth: int = 3
-) -> dict[str, list[list[Image]]]:
+) -> dict[str, Sequence[list[Image]]]:
     """Return title -> one list of `depth` images per class.
 
     The rows are the first seed's few shots, then each of its generators.
