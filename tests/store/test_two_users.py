@@ -224,7 +224,10 @@ def test_with_umask_022_what_is_done_is_read_and_what_cannot_end_does_not_begin(
         k: v for k, v in first.items() if k in made_by(users, "clip")
     }
     code, out, _ = users.call("b", 0o022, "command", ["doctor"])
-    assert code == 1 and "cannot be marked as in use" in out
+    assert (
+        code == 1
+        and ".clearing.lock cannot be written, so that no run can be marked as in use" in out
+    )
 
 
 def made_by(users, method):
