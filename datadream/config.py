@@ -163,7 +163,9 @@ class Classify:
     saturation: float = knob(0.2, "ColorJitter (released code)", 0)
     hue: float = knob(0.1, "ColorJitter (released code)", 0, 0.5)
     grayscale: float = knob(0.2, "probability (released code)", 0, 1)
-    blur: float = knob(0.2, "probability of a Gaussian blur (released code)", 0, 1)
+    blur: float = knob(
+        0.2, "probability of a Gaussian blur (released code, but for the window)", 0, 1
+    )
     solarize: float = knob(0.2, "probability (released code)", 0, 1)
     evaluations: int = knob(10, "validation points along the training, for the curve", 1)
     select: str = knob(
@@ -244,7 +246,7 @@ class Recipe:
     precision: str = knob(
         "auto",
         "of the generator's frozen weights and the classifier's products; auto: half where the "
-        "device has it",
+        "device has it; float32 for all, as the released adapter is trained, is the strict choice",
         choices=("auto", "float32"),
     )
     adapt: Adapt = field(default_factory=Adapt)

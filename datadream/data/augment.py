@@ -228,7 +228,10 @@ def color_jitter(
 
 
 def blur_kernel(size: int) -> int:
-    """Return the blur's window in pixels: an odd tenth of `size`, 3 or more (released code)."""
+    """Return the blur's window in pixels: an odd tenth of `size`, 3 or more.
+
+    The window is ours: the released code has none, and calls Pillow's GaussianBlur(radius).
+    """
     return max(3, size // 10 // 2 * 2 + 1)
 
 

@@ -15,7 +15,8 @@ def dtype_for(precision: str, training: bool) -> torch.dtype:
     """Return the dtype of the frozen weights: float32 on a CPU or on request, half on a GPU.
 
     To sample, float16 as the released code does; to train, bfloat16 where the GPU has it, which
-    needs no loss scaling, else float32.
+    needs no loss scaling, else float32. The released adapter trains in float32, which is
+    `precision="float32"` here.
     """
     if precision == "float32" or device().type == "cpu":
         return torch.float32
