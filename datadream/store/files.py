@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 
+from filelock import Timeout
+
 from ..paths import atomic_write, part_of
 
 
@@ -174,7 +176,7 @@ def writing(root: str | Path, fix: str = MOVE) -> Iterator[None]:
                 f"{root} cannot be written ({os.strerror(code)}: {own}). Give yourself the right "
                 f"to, or {fix}"
             ) from error
-        if isinstance(error, OSError) and _of_a_lock(error):
+        if isinstance(error, OSError) and not isinstance(error, Timeout) and _of_a_lock(error):
             raise unlockable(root, error, fix) from error
         raise
 

@@ -809,7 +809,8 @@ def attempt(case, root, finished):
         with contextlib.chdir(root / "work"), contextlib.redirect_stderr(io.StringIO()):
             end = case.attempt(box)
     except HOUSE as error:
-        end, message = type(error).__name__, str(error)
+        kinds = (kind.__name__ for kind in type(error).__mro__)
+        end, message = next(kind for kind in kinds if not kind.startswith("_")), str(error)
         assert (
             printable(message)
             and 20 < len(message) < 12_000

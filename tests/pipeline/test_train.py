@@ -33,6 +33,7 @@ from datadream.store.artifacts import Store
 from datadream.store.files import digest
 from datadream.store.keys import key
 from datadream.training.checkpoint import load_state
+from datadream.training.curve import Curve
 from datadream.training.loop import DivergedError
 from datadream.training.schedule import stream
 
@@ -557,7 +558,7 @@ def test_the_seed_changes_the_classifier_and_the_callers_random_state_does_not(
         ("mixed_loss", 4),
         ("mixed_loss", 8),
         ("predict", 2),
-        ("write_json", 2),
+        ("add", 2),
         ("save_classifier_lora", 1),
     ],
 )
@@ -577,7 +578,8 @@ def test_a_killed_training_continues_to_the_same_bytes(
     )
     whole, store = train(*arguments, Store(tmp_path / "whole")), Store(tmp_path / "killed")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(package, where, dies_at(getattr(package, where), call))
+        owner = Curve if where == "add" else package
+        patch.setattr(owner, where, dies_at(getattr(owner, where), call))
         with pytest.raises(Killed):
             train(*arguments, store)
     assert not store.folder(whole.name).exists()
@@ -661,9 +663,10 @@ def test_what_a_killed_training_left_is_not_trusted_where_it_is_damaged(
     monkeypatch.setattr(package, "fit", functools.partial(package.fit, every=2))
     one, store = make("real", {"classify.select": "validation"}), Store(tmp_path / "killed")
     whole = train(one, dataset, shots, None, None, Store(tmp_path / "whole"))
-    where, call = ("_take", 1) if name == "best.safetensors" else ("mixed_loss", 8)
+    last = name == "best.safetensors"
+    owner, where, call = (Curve, "restore_best", 1) if last else (package, "mixed_loss", 8)
     with monkeypatch.context() as patch:
-        patch.setattr(package, where, dies_at(getattr(package, where), call))
+        patch.setattr(owner, where, dies_at(getattr(owner, where), call))
         with pytest.raises(Killed):
             train(one, dataset, shots, None, None, store)
     (file,) = tmp_path.glob(f"killed/*.partial/{name}")
