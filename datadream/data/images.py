@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..errors import DataError
+from .colour import profile_of, to_srgb, without_notes
 
 if TYPE_CHECKING:
     import torch
@@ -46,8 +48,9 @@ class Images:
         """Return image i as an RGB PIL image.
 
         It is turned by its EXIF entry; of several frames the first is taken, transparency lies on
-        white, and 16-bit grey is cut to 8 bits. Raises DataError on an unreadable file, on one of
-        32 bits a pixel and channel, and on a strip of over STRIP to 1.
+        white, 16-bit grey is cut to 8 bits, and the colours of an embedded profile become sRGB's.
+        Raises DataError on an unreadable file, on one of 32 bits a pixel and channel, and on a
+        strip of over STRIP to 1.
         """
         source = self.sources[i]
         if isinstance(source, np.ndarray):
@@ -74,7 +77,7 @@ def opened(file: str | Path) -> Iterator[Image.Image]:
     Raises DataError, with the file's name, on whatever goes wrong with it meanwhile.
     """
     try:
-        with Image.open(file) as image:
+        with _open(file) as image:
             yield image
     except FileNotFoundError as error:
         raise DataError(
@@ -94,7 +97,16 @@ def opened(file: str | Path) -> Iterator[Image.Image]:
         ) from error
 
 
+def _open(file):
+    try:
+        return Image.open(file)
+    except ValueError:  # a profile or a note of a PNG is too large; the pixels may be as good
+        content = without_notes(Path(file).read_bytes())
+        return Image.open(io.BytesIO(content))
+
+
 def _rgb(image):
+    profile = image.info["icc_profile"] if profile_of(image) else b""
     if max(image.size) > STRIP * min(image.size):
         raise ValueError(
             f"{image.size[0]} x {image.size[1]} pixels, a strip of more than {STRIP} to 1"
@@ -106,7 +118,7 @@ def _rgb(image):
     if image.has_transparency_data:  # what lies behind transparent pixels is not meant to be seen
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
+    return to_srgb(image, profile) if profile else image.convert("RGB")
 
 
 @lru_cache(maxsize=4096)
@@ -186,23 +198,34 @@ def shrunk(image: Image.Image, side: int) -> Image.Image:
     return image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=4.0)
 
 
+def shuffled(images: Images, label: int, groups: Sequence[int]) -> tuple[list[int], list[int]]:
+    """Return a class's positions in an order that never changes, and their groups, each once."""
+    # RandomState is frozen by numpy's policy.
+    rows = np.random.RandomState(label).permutation(members(images, label)).tolist()
+    return rows, list(dict.fromkeys(groups[i] for i in rows))
+
+
 def split(
     sources: Sequence[np.ndarray | str],
     labels: Sequence[int] | np.ndarray,
     counts: Callable[[int], tuple[int, int]],
+    groups: Sequence[int] | None = None,
 ) -> list[Images]:
     """Split each class into train, validation and test by a permutation that never changes.
 
-    `counts(n)` gives the first two sizes for a class of n images; test takes the rest.
+    `counts(n)` gives the first two sizes for a class of n images; test takes the rest. Images of
+    one of the `groups` stay together, and count as one.
     """
     classes = np.asarray(labels).tolist()
-    parts, whole = ([], [], []), Images((), classes)
+    whole, groups = Images((), classes), groups or range(len(classes))
+    parts, placed = ([], [], []), {}
     for label in sorted(set(classes)):
-        # RandomState is frozen by numpy's policy.
-        rows = np.random.RandomState(label).permutation(members(whole, label))
-        first, second = counts(len(rows))
-        for part, some in zip(parts, np.split(rows, [first, first + second]), strict=True):
-            part.extend(int(i) for i in some)
+        rows, own = shuffled(whole, label, groups)
+        first, second = counts(len(own))
+        for number, group in enumerate(own):
+            placed.setdefault(group, (number >= first) + (number >= first + second))
+        for i in rows:
+            parts[placed[groups[i]]].append(i)
     return [
         Images(tuple(sources[i] for i in part), tuple(int(labels[i]) for i in part))
         for part in parts
