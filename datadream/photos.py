@@ -1,6 +1,5 @@
 """A user's own photos: check them, estimate a classifier's accuracy, and train the one to keep."""
 
-import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -12,7 +11,10 @@ from PIL import Image, ImageOps
 from safetensors import SafetensorError
 
 from . import signals
-from .data.folders import folder_names, image_files, name_faults, require_inside
+from .data.colour import profile_of
+from .data.copies import groups, sketch
+from .data.entries import folder_names, image_files, unused
+from .data.folders import name_faults, require_inside, require_no_split
 from .data.images import PREVIEW, Images, Previews, opened
 from .errors import ConfigError, DataError, printable
 from .methods.recipes import recipe
@@ -27,15 +29,17 @@ from .store.open import open_store
 from .study.run import run
 
 ROTATED = range(2, 9)  # EXIF orientations other than upright
+ALIKE = "are the same image, but for its size, its edges or how it was saved,"
 
 
 def inspect(folder: str | Path, test_folder: str | Path = "", side: int = 0) -> pd.DataFrame:
     """Check a folder of class folders; return a table of level ('error' or 'note'), where, what.
 
     Errors stop a training: unreadable images, links out of the folder, class names that are no text
-    or alike, the same image in two classes or in the test. Notes do not: counts, duplicates within
-    a class, images smaller than `side` pixels, EXIF rotation, transparency, further frames, files
-    that are not used. Raises DataError if there are no class folders.
+    or alike, the same image in two classes or in the test. Notes do not: counts, copies within a
+    class, images smaller than `side` pixels, EXIF rotation, transparency, further frames, colour
+    profiles, files that are not used. Raises DataError if there are no class folders, or parts of a
+    split in their place.
     """
     if not folder or not Path(folder).is_dir() or not folder_names(Path(folder)):
         raise DataError(
@@ -47,12 +51,13 @@ def inspect(folder: str | Path, test_folder: str | Path = "", side: int = 0) -> 
             f"test_folder={str(test_folder)!r} is no directory; give one with the same class "
             "folders, or leave it empty"
         )
-    found, seen = _beside(Path(folder)), defaultdict(list)
+    require_no_split(Path(folder))
+    found, seen = _beside(Path(folder)), []
     for part, root in (("", Path(folder)), ("test: ", Path(test_folder) if test_folder else None)):
         for name in folder_names(root) if root else []:
             found += _class(root, name, part, seen, side)
     found += [("error", name, what) for name, what in name_faults(folder_names(Path(folder)))]
-    found += _alike(folder_names(Path(folder))) + _duplicates(seen)
+    found += _alike(folder_names(Path(folder))) + _copies(seen)
     found = [
         (level, *(text if printable(text) else ascii(text) for text in words))
         for level, *words in found
@@ -86,13 +91,14 @@ def require(table: pd.DataFrame) -> None:
 
 def _beside(root):
     names = folder_names(root)
-    others = sorted(p.name for p in root.iterdir() if p.name not in names)
+    others = list(unused(root, names))
     return (
         [
             (
                 "note",
                 "the folder itself",
-                f"{len(others)} entries beside the class folders are not used, such as "
+                f"{len(others)} {'entry' if len(others) == 1 else 'entries'} beside the class "
+                f"folders {'is' if len(others) == 1 else 'are'} not used, such as "
                 f"{others[0]!r}",
             )
         ]
@@ -122,7 +128,7 @@ def _class(root, folder, part, seen, side):
     for file in images:
         try:
             require_inside(file, root)
-            Images((str(file),), (0,)).open(0)
+            drawn = sketch(Images((str(file),), (0,)).open(0))
             with opened(file) as image:
                 notes = _notes(image, side)
         except DataError as error:
@@ -130,7 +136,7 @@ def _class(root, folder, part, seen, side):
                 ("error", f"{name}/{file.name}", str(error).removeprefix(f"{str(file)!r} "))
             )
             continue
-        seen[hashlib.sha256(file.read_bytes()).hexdigest()].append((name, file.name))
+        seen.append((name, file.name, drawn))
         found += [("note", f"{name}/{file.name}", what) for what in notes]
     return found
 
@@ -138,11 +144,13 @@ def _class(root, folder, part, seen, side):
 def _notes(image, side):
     """Return how a readable image is used otherwise than as it is, or why it may serve badly."""
     (width, height), frames = image.size, getattr(image, "n_frames", 1)
+    profile = profile_of(image)
     notes = {
         "is turned by its EXIF entry; it is used upright": image.getexif().get(0x0112, 1)
         in ROTATED,
         "is transparent in places; it is used on white": image.has_transparency_data,
         f"has {frames} frames; the first is used": frames > 1,
+        f"has the colours of {profile!r}; it is used in sRGB": profile,
         f"is {width} x {height} pixels, less than the {side} that the generator draws": min(
             width, height
         )
@@ -168,18 +176,22 @@ def _alike(names):
     ]
 
 
-def _duplicates(seen):
+def _copies(seen):
+    sets, together = defaultdict(list), groups([drawn for *_, drawn in seen])
+    for (name, file, drawn), group in zip(seen, together, strict=True):
+        sets[group].append((name, file, drawn.digest))
     found = []
-    for copies in (c for c in seen.values() if len(c) > 1):
-        classes = sorted({name for name, _ in copies})
-        where = ", ".join(f"{name}/{file}" for name, file in copies)
+    for copies in (c for c in sets.values() if len(c) > 1):
+        classes = {name for name, *_ in copies}
+        where = ", ".join(f"{name}/{file}" for name, file, _ in copies)
+        same = "are the same image" if len({digest for *_, digest in copies}) == 1 else ALIKE
         found.append(
-            ("note", where, "are the same image")
+            ("note", where, f"{same}; they stay together where parts are held out")
             if len(classes) == 1
             else (
                 "error",
                 where,
-                "are the same image in two classes, or in training and test; keep it in one place",
+                f"{same} in two classes, or in training and test; keep it in one place",
             )
         )
     return found

@@ -306,11 +306,11 @@ def draw_image(label, index):
     return Image.fromarray(noise)
 
 
-def write_classes(root, names, count):
-    """Write `count` PNG files to each of root/<name>."""
+def write_classes(root, names, count, first=0):
+    """Write `count` PNG files to each of root/<name>, of the pictures from number `first` on."""
     for label, name in enumerate(names):
         (root / name).mkdir(parents=True)
-        for index in range(count):
+        for index in range(first, first + count):
             draw_image(label, index).save(root / name / f"image {index}.png")
 
 

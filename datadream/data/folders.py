@@ -3,39 +3,49 @@
 import itertools
 import os
 import re
-import unicodedata
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
-import numpy as np
-
 from ..errors import DataError, printable
-from .images import Images, split
+from .copies import Sketch, groups, sketch
+from .entries import SUFFIXES, alike, folder_names, image_files, named, unused
+from .images import Images, members, shuffled, split
 from .split_words import without_split_words
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"}
+PARTS = {  # of a split of the user's own, by what they are called, in any case
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation"),
+    "test": ("test", "testing"),
+}
+
+
+class UnusedWarning(UserWarning):
+    """Files or folders of the user's are not used; the message counts them and names some."""
 
 
 def read_class_folders(folder: str | Path) -> tuple[list[str], list[Images]]:
     """Read class folders and split them: (class names, [train, val, test]).
 
     The layout is <folder>/<class>/*, or <folder>/{train,val,test}/<class>/* if the user made the
-    split. Hidden folders and files, and files of other types, are passed over (`photos.inspect`
-    counts them). Raises DataError on a missing folder, a class of too few images, a split that
-    lacks a part, an image that cannot be read, a link that leads out of the folder, and class names
-    that `name_faults` reports.
+    split. Copies of an image stay in one part. What is not used is counted in an UnusedWarning.
+    Raises DataError on a missing folder, a class of too few images, a split that lacks a part or
+    whose parts share an image, an image that cannot be read, a link that leads out of the folder,
+    and class names that `name_faults` reports.
     """
-    root, wanted = Path(folder), ("train", "val", "test")
-    if not folder or not root.is_dir():
-        raise DataError(
-            f"folder={str(folder)!r} is no directory; give one with a sub-folder of images per "
-            "class"
-        )
-    lacking = [part for part in wanted if not (root / part).is_dir()]
+    root = _root(folder)
+    places = split_of(root)
+    lacking = [part for part in PARTS if part not in places]
     if not lacking:
-        names = _checked_names(root / "train")
-        parts = [_read_folders(root / part, names, 1, root) for part in wanted]
-    elif {"train", "test"} & set(folder_names(root)) and len(lacking) < 3:
+        names = _checked_names(places["train"])
+        for place in places.values():
+            _require_same_classes(place, names, places["train"])
+        parts = [_read_folders(place, names, 1, root) for place in places.values()]
+        _require_apart(dict(zip(PARTS, zip(parts, map(sketches, parts), strict=True), strict=True)))
+        _warn_of_unused(root, [p.name for p in places.values()], ())
+        for place in places.values():
+            _warn_of_unused(place, folder_names(place), names)
+    elif places:
         raise DataError(
             f"{root} has a split without {' and '.join(lacking)}; give train, val and test, or "
             "the class folders alone, which are then split for you"
@@ -43,32 +53,134 @@ def read_class_folders(folder: str | Path) -> tuple[list[str], list[Images]]:
     else:
         names = _checked_names(root)
         whole = _read_folders(root, names, 3, root)  # three: at least one for each part
-        parts = split(whole.sources, whole.labels, _shares)
-    _open_all(parts)
+        together = groups(sketches(whole))
+        _require_groups(root, names, whole, together, 3, "a training, a validation and a test part")
+        parts = split(whole.sources, whole.labels, _shares, together)
+        _warn_of_unused(root, names, names)
     return names, parts
 
 
-def _open_all(parts):
-    """Raise DataError on an image that cannot be read: now, and not after hours of training."""
-    for images in parts:
-        for i in range(len(images)):
-            images.open(i)
+def split_of(root: Path) -> dict[str, Path]:
+    """Return the parts of a split of the user's own, by name in the order of PARTS.
+
+    A part has class folders and no image of its own: a class may be called `train` too. Raises
+    DataError on two folders that may be the same part.
+    """
+    places = {}
+    for part, known in PARTS.items():
+        found = [root / n for n in folder_names(root) if n.lower() in known and _is_part(root / n)]
+        exact = [place for place in found if place.name == part]
+        if len(found) > 1 and not exact:
+            raise DataError(
+                f"{root} has {' and '.join(repr(place.name) for place in found)}, and either may "
+                f"be the {part} part; call the one that is {part!r}"
+            )
+        if found:
+            places[part] = (exact or found)[0]
+    return places
+
+
+def require_no_split(root: Path) -> None:
+    """Raise DataError on parts of a split where class folders are wanted."""
+    parts = [str(place) for place in split_of(root).values()]
+    if parts:
+        raise DataError(
+            f"folder={str(root)!r} has the parts of a split ({', '.join(parts)}) and not class "
+            "folders; give the one with the training photos as folder, the other as test_folder"
+        )
+
+
+def _is_part(folder):
+    return bool(folder_names(folder)) and not image_files(folder)[0]
+
+
+def _root(folder):
+    if not folder or not Path(folder).is_dir():
+        raise DataError(
+            f"folder={str(folder)!r} is no directory; give one with a sub-folder of images per "
+            "class"
+        )
+    return Path(folder)
+
+
+def _require_same_classes(root, names, train):
+    known = set(map(alike, names))
+    more = [name for name in folder_names(root) if alike(name) not in known]
+    if more:
+        raise DataError(
+            f"{root} has {_count(more, 'class folder')} that {train} lacks: "
+            f"{', '.join(map(repr, more[:5]))}; put their training images there, or take them away"
+        )
+
+
+def _count(items, noun):
+    return f"{len(items)} {noun}{'' if len(items) == 1 else 's'}"
+
+
+def _warn_of_unused(root, known, classes):
+    """Warn of entries of `root` other than `known`, and of what is no image in its `classes`."""
+    found = list(unused(root, known, classes))
+    if found:
+        warnings.warn(
+            f"{_count(found, 'entry').replace('entrys', 'entries')} of {root} "
+            f"{'is' if len(found) == 1 else 'are'} not used: "
+            f"{', '.join(map(ascii, found[:5]))}{', ...' if len(found) > 5 else ''}",
+            UnusedWarning,
+            stacklevel=2,
+        )
+
+
+def sketches(images: Images) -> list[Sketch]:
+    """Return what copies are found by of each image, and with it that each can be read.
+
+    Raises DataError on one that cannot: now, and not after hours of training.
+    """
+    return [sketch(images.open(i)) for i in range(len(images))]
+
+
+def _require_apart(parts):
+    """Raise DataError if parts, name -> (images, sketches), have copies of the same image."""
+    owners = [(part, str(file)) for part, (images, _) in parts.items() for file in images.sources]
+    together = groups([one for _, some in parts.values() for one in some])
+    first, shared = {}, []
+    for (part, file), group in zip(owners, together, strict=True):
+        other, known = first.setdefault(group, (part, file))
+        if other != part:
+            shared.append((other, known, part, file))
+    if shared:
+        other, known, part, file = shared[0]
+        more = f" (and {len(shared) - 1} more such pairs)" if len(shared) > 1 else ""
+        raise DataError(
+            f"{known!r} ({other}) and {file!r} ({part}) are the same image, or nearly{more}: what "
+            "is tested would have been trained on; keep each photo and its copies in one part"
+        )
+
+
+def _require_groups(root, names, images, together, least, what):
+    """Raise DataError on a class that has fewer than `least` images that are no copies."""
+    for label, name in enumerate(names):
+        own = members(images, label).tolist()
+        distinct = {together[i] for i in own}
+        if len(distinct) < least:
+            one, other = next((together[i], i) for i in own if together[i] != i)
+            raise DataError(
+                f"class {name!r} in {root} has {len(own)} images, but they are copies of "
+                f"{len(distinct)} (such as {images.sources[one]!r} and {images.sources[other]!r}), "
+                f"which stay together; {what} take {least} or more"
+            )
 
 
 def read_photos(folder: str | Path, fold: str, test_folder: str) -> tuple[list[str], list[Images]]:
     """Read <folder>/<class>/* where images are few: (class names, [train, val, test]).
 
     With a `test_folder` of the same class folders all images of `folder` are for training. Else
-    `fold` '2/4' cuts each class into four parts and tests on the second; '0/4' tests on none.
-    Nothing is selected here, so the validation part is the training part. Raises DataError on bad
-    values, on classes that differ, and on names, links and images as `read_class_folders` does.
+    `fold` '2/4' cuts each class into four parts, copies of an image in one, and tests on the
+    second; '0/4' tests on none. Nothing is selected here, so the validation part is the training
+    part. Raises DataError on bad values, on classes that differ, on images that are in both
+    folders, and on names, links and images as `read_class_folders` does.
     """
-    root = Path(folder)
-    if not folder or not root.is_dir():
-        raise DataError(
-            f"folder={str(folder)!r} is no directory; give one with a sub-folder of images per "
-            "class"
-        )
+    root = _root(folder)
+    require_no_split(root)
     names, match = _checked_names(root), re.fullmatch(r"(\d+)/(\d+)", fold or "0/2")
     part, parts = map(int, match.groups()) if match else (1, 0)
     if part > parts or parts < 2:
@@ -77,28 +189,41 @@ def read_photos(folder: str | Path, fold: str, test_folder: str) -> tuple[list[s
             "holds out nothing"
         )
     whole = _read_folders(root, names, parts if part else 1, root)
-    held = set()
-    for label in range(len(names) if part else 0):
-        own = np.flatnonzero(np.asarray(whole.labels) == label)
-        held |= set(np.random.RandomState(label).permutation(own)[part - 1 :: parts].tolist())
+    seen = sketches(whole)
+    _warn_of_unused(root, names, names)
+    held = _held(root, names, whole, groups(seen), part, parts) if part else set()
     train, test = (
         whole.pick([i for i in range(len(whole)) if (i in held) == tested])
         for tested in (False, True)
     )
     if test_folder:
         test = _test_images(Path(test_folder), names)
-    _open_all([train, test])
+        _require_apart({"folder": (whole, seen), "test_folder": (test, sketches(test))})
     return names, [train, train, test]
 
 
+def _held(root, names, whole, together, part, parts):
+    """Return the positions of the images that a fold tests on."""
+    _require_groups(root, names, whole, together, parts, f"{parts} folds")
+    placed, held = {}, set()
+    for label in range(len(names)):
+        rows, own = shuffled(whole, label, together)
+        for number, group in enumerate(own):
+            placed.setdefault(group, number % parts == part - 1)
+        held |= {i for i in rows if placed[together[i]]}
+    return held
+
+
 def _test_images(root, names):
-    if not root.is_dir() or set(folder_names(root)) != set(names):
+    found = folder_names(root) if root.is_dir() else []
+    if set(map(alike, found)) != set(map(alike, names)):
         raise DataError(
             f"test_folder={str(root)!r} needs the same class folders as the training images "
-            f"({', '.join(names)}), and has "
-            f"{', '.join(folder_names(root)) if root.is_dir() else 'none'}"
+            f"({', '.join(names)}), and has {', '.join(found) or 'none'}"
         )
-    return _read_folders(root, names, 1, root)
+    images = _read_folders(root, names, 1, root)
+    _warn_of_unused(root, found, names)
+    return images
 
 
 def _shares(n):
@@ -107,11 +232,6 @@ def _shares(n):
     """
     val = max(1, round(0.2 * n))
     return min(max(1, round(0.5 * n)), n - val - 1), val
-
-
-def folder_names(root: Path) -> list[str]:
-    """Return the names of the sub-folders of `root` that may be classes, sorted."""
-    return sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 
 def _checked_names(root):
@@ -130,9 +250,7 @@ def name_faults(names: Iterable[str]) -> list[tuple[str, str]]:
     faults, seen = [], {}
     for name in names:
         if printable(name):
-            first = seen.setdefault(
-                " ".join(unicodedata.normalize("NFC", name).casefold().split()), name
-            )
+            first = seen.setdefault(" ".join(alike(name).casefold().split()), name)
             if first != name:
                 faults.append(
                     (
@@ -149,23 +267,6 @@ def name_faults(names: Iterable[str]) -> list[tuple[str, str]]:
                 )
             )
     return faults
-
-
-def image_files(folder: Path) -> tuple[list[Path], list[str]]:
-    """List a class folder: (image files, names of the other entries), both sorted.
-
-    Links that lead nowhere count as images. Hidden files, such as the ._photo.jpg of a Mac, and
-    sub-folders are among the others, whatever their suffix.
-    """
-    entries = sorted(folder.iterdir()) if folder.is_dir() else []
-    images = [
-        p
-        for p in entries
-        if p.suffix.lower() in SUFFIXES
-        and not p.name.startswith(".")
-        and (p.is_file() or not p.exists())
-    ]
-    return images, [p.name for p in sorted({*entries} - {*images})]
 
 
 def require_inside(file: str | Path, root: Path) -> None:
@@ -195,13 +296,14 @@ def _read_folders(root, names, least, home):
         )
     sources, labels = [], []
     for label, name in enumerate(names):
-        files, _ = image_files(root / name)
-        for entry in (root / name, *(f for f in files if f.is_symlink())):
+        own = named(root, name)
+        files, _ = image_files(own)
+        for entry in (own, *(f for f in files if f.is_symlink())):
             require_inside(entry, home)
         if len(files) < least:
             raise DataError(
                 f"class {name!r} in {root} has {len(files)} image(s) "
-                f"({', '.join(sorted(SUFFIXES))}); give {least} or more"
+                f"({', '.join(sorted(SUFFIXES))}, or what Pillow reads); give {least} or more"
             )
         sources += [str(p) for p in files]
         labels += [label] * len(files)

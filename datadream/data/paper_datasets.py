@@ -17,7 +17,8 @@ import numpy as np
 
 from ..errors import DataError
 from ..paths import paths
-from .folders import image_files, require_inside
+from .entries import folder_names, image_files, is_litter, named
+from .folders import require_inside
 from .images import Images, split
 
 COOP = "https://github.com/KaiyangZhou/CoOp/blob/main/DATASETS.md"
@@ -468,7 +469,7 @@ def read_imagenet(name: str, classes: Sequence[str], base: Path, images: Path) -
     Labels are in the order of the WordNet ids.
     """
     train, val = _innermost(images / "train"), _innermost(images / "val")
-    ids = sorted(p.name for p in train.iterdir() if p.is_dir())
+    ids = folder_names(train)
     if not (val / (ids[0] if ids else "")).is_dir() or len(ids) != len(classes):
         raise DataError(
             f"{images} needs {len(classes)} class folders named by WordNet id in train/ and in "
@@ -489,6 +490,7 @@ def _listed(folder, prefix, ids):
         (f"{prefix}/{own}/{file}", label)
         for label, own in enumerate(ids)
         for file in sorted(os.listdir(folder / own))
+        if not is_litter(file)
     ]
 
 
@@ -621,7 +623,7 @@ def read_shots(folder: str | Path, classes: Iterable[str]) -> Images:
     """
     sources, labels = [], []
     for label, name in enumerate(classes):
-        files, _ = image_files(Path(folder) / name)
+        files, _ = image_files(named(Path(folder), name))
         if not files:
             raise DataError(
                 f"shots_folder={folder!r} has no images for class {name!r}; it needs a folder per "

@@ -16,7 +16,8 @@ from PIL import Image
 
 from datadream.data import datasets, decode_cache, images, transforms
 from datadream.data.datasets import few_shots, load_dataset, prompt
-from datadream.data.folders import SUFFIXES, class_folders
+from datadream.data.entries import SUFFIXES
+from datadream.data.folders import class_folders
 from datadream.data.images import Images, members
 from datadream.errors import ConfigError, DataError
 
@@ -172,8 +173,8 @@ def test_every_class_has_an_image_in_every_part_from_the_smallest_accepted_folde
 
 
 def test_the_users_own_split_is_kept(tmp_path):
-    for part, count in (("train", 5), ("val", 3), ("test", 4)):
-        write_classes(tmp_path / part, ["cat", "dog"], count)
+    for part, first, count in (("train", 0, 5), ("val", 5, 3), ("test", 8, 4)):
+        write_classes(tmp_path / part, ["cat", "dog"], count, first)
     (tmp_path / "train" / ".ipynb_checkpoints").mkdir()  # what an editor leaves is no class
     dataset = load_dataset("folder", str(tmp_path))
     assert dataset.classes == ("cat", "dog")
@@ -183,8 +184,8 @@ def test_the_users_own_split_is_kept(tmp_path):
 
 
 def test_a_users_validation_and_test_may_have_one_image_a_class(tmp_path):
-    for part, count in (("train", 2), ("val", 1), ("test", 1)):
-        write_classes(tmp_path / part, ["cat", "dog"], count)
+    for part, first, count in (("train", 0, 2), ("val", 2, 1), ("test", 3, 1)):
+        write_classes(tmp_path / part, ["cat", "dog"], count, first)
     assert [
         len(part)
         for part in (

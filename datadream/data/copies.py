@@ -1,0 +1,165 @@
+"""Copies of an image, also re-encoded, resized, brightened, mirrored, turned or slightly cropped.
+
+A plain perceptual comparison. Coarse thumbnails propose pairs; `overlay` lays these over each other
+and looks block by block, since two digits of a class, or two photos of a scene, agree nearly
+everywhere, and a copy everywhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+from PIL import Image
+
+from .overlay import SIDE, TEXTURED, WHOLE, Place, align, match
+
+COLOUR = 16  # pixels a side of the thumbnail that keeps the colours
+COARSE = 8  # of the one that proposes pairs
+ALIKE = 0.8  # correlation of coarse thumbnails, colours included, from which a pair is looked at
+NEIGHBOURS = 8  # images that one is compared with more closely: those most like it
+CROPS = (0.0, 0.045, 0.09)  # shares cut off at an edge, from which `align` finds those between
+FEW, MANY = 1500, 20_000  # images up to which all crops, or those of even edges, are proposed
+# Pairs that are compared at most, and those of them that are aligned: some ten seconds' work. The
+# most alike come first, so that only copies of little likeness, in very large sets, are missed.
+MATCHED, ALIGNED = 20_000, 1500
+# What a pair must show before it is aligned: correlated blocks, and none that strays further.
+HOPEFUL, STRAYING = 0.3, 1.5
+SMALL = 32  # pixels of a shorter side from which no part of an image is looked for
+FLAT = 2.0  # standard deviation in grey levels under which there is nothing to compare
+ROWS = 256  # images that are compared with all others at once
+
+
+@dataclass(frozen=True, eq=False)
+class Sketch:
+    """What is kept of an image to find its copies: a digest of its pixels, and two thumbnails."""
+
+    digest: str
+    grey: np.ndarray  # uint8 (SIDE, SIDE)
+    colour: np.ndarray  # uint8 (COLOUR, COLOUR, 3)
+    small: bool
+
+
+def sketch(image: Image.Image) -> Sketch:
+    """Return the sketch of an RGB image."""
+
+    def shrunk(side: int) -> Image.Image:
+        kind = Image.Resampling.BOX if min(image.size) >= side else Image.Resampling.BILINEAR
+        return image.resize((side, side), kind, reducing_gap=4.0)
+
+    thumb = shrunk(SIDE)
+    grey = np.asarray(thumb, np.float32).mean(-1)
+    digest = hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()
+    colour = np.asarray(thumb.resize((COLOUR, COLOUR), Image.Resampling.BOX))
+    return Sketch(digest, grey.round().astype(np.uint8), colour, min(image.size) <= SMALL)
+
+
+def groups(sketches: Sequence[Sketch]) -> list[int]:
+    """Return the group of each image, as the position of its first member: copies share one."""
+    parents = list(range(len(sketches)))
+
+    def root(i: int) -> int:
+        while parents[i] != i:
+            parents[i] = parents[parents[i]]
+            i = parents[i]
+        return i
+
+    def join(pairs: Iterable[tuple[int, int]]) -> None:
+        for pair in pairs:
+            low, high = sorted(map(root, pair))
+            parents[high] = low
+
+    seen: dict[str, int] = {}
+    join((i, seen.setdefault(one.digest, i)) for i, one in enumerate(sketches))
+    rest = [i for i in range(len(sketches)) if root(i) == i and sketches[i].grey.std() >= FLAT]
+    join((rest[i], rest[j]) for i, j in _near([sketches[i] for i in rest]))
+    return [root(i) for i in range(len(sketches))]
+
+
+def _near(sketches):
+    """Yield the pairs of positions of near copies."""
+    aligned, seen = 0, set()
+    for i, j, way, place in _proposed(sketches):
+        if (j, i, way, place) in seen:
+            continue
+        if len(seen) >= MATCHED:
+            return
+        seen.add((i, j, way, place))
+        one, other = _turned(sketches[i].grey, way), sketches[j].grey
+        small = sketches[i].small or sketches[j].small
+        found = [match(one, other, at) for at in {WHOLE, place}]
+        hopeful = any(one.median >= HOPEFUL and one.stray <= STRAYING for one in found)
+        part = hopeful and not (small and max(one.textured for one in found) < TEXTURED)
+        if part and aligned < ALIGNED and not any(one.is_copy(small) for one in found):
+            aligned += 1
+            found = [match(one, other, align(one, other, place))]
+        if any(one.is_copy(small) for one in found):
+            yield i, j
+
+
+def _proposed(sketches) -> Iterator[tuple[int, int, int, Place]]:
+    """Yield (one, other, way to turn the first, part of it that the other may be), alike first."""
+    if len(sketches) < 2:
+        return
+    colours = np.stack([one.colour for one in sketches]).astype(np.float32)
+    views = _views(len(sketches))
+    wholes, found = _coarse(colours, views[:1])[:, 0], []
+    for start in range(0, len(sketches), ROWS):
+        some = _coarse(colours[start : start + ROWS], views)
+        best = np.full((len(some), len(sketches)), -1.0, np.float32)
+        which = np.zeros(best.shape, np.uint8)
+        for number in range(len(views)):
+            likeness = some[:, number] @ wholes.T
+            better = likeness > best
+            best[better], which[better] = likeness[better], number
+        rows = np.arange(len(some))
+        best[rows, start + rows] = -1
+        count = min(NEIGHBOURS, len(sketches) - 1)
+        for row, near in enumerate(np.argpartition(-best, count - 1)[:, :count]):
+            found += [
+                (-best[row, j], start + row, int(j), int(which[row, j]))
+                for j in near
+                if best[row, j] >= ALIKE
+            ]
+    for _, i, j, number in sorted(found):
+        yield i, j, *views[number]
+
+
+def _views(count: int) -> list[tuple[int, Place]]:
+    """Return what of an image is compared with the others: (way to turn it, part of it)."""
+    spans = [(low, 1 - high) for low, high in product(CROPS, CROPS)]
+    even = [(low, 1 - low) for low in CROPS]
+    if count <= FEW:
+        places = [(*y, *x) for y, x in product(spans, spans)]
+    else:
+        places = [(*y, *y) for y in (even if count <= MANY else even[:1])]
+    return [(0, place) for place in places] + [(way, WHOLE) for way in range(1, 8)]
+
+
+def _turned(picture, way):
+    """Return a picture (side, side, ...) turned `way % 4` times, and mirrored from 4 on."""
+    turned = np.rot90(picture, way % 4)
+    return turned[:, ::-1] if way >= 4 else turned
+
+
+def _coarse(colours, views):
+    """Return the normalised thumbnails of some views, (images, views, 3 COARSE ** 2)."""
+    found = np.empty((len(colours), len(views), 3 * COARSE**2), np.float32)
+    for number, (way, (top, bottom, left, right)) in enumerate(views):
+        down, across = _shares(top, bottom), _shares(left, right)
+        turned = np.moveaxis(_turned(np.moveaxis(colours, 0, -1), way), -1, 0)
+        small = np.einsum("ay,nyxc,bx->nabc", down, turned, across, optimize=True)
+        found[:, number] = small.reshape(len(colours), -1)
+    found -= found.mean(-1, keepdims=True)
+    return found / np.maximum(np.linalg.norm(found, axis=-1, keepdims=True), 1e-6)
+
+
+def _shares(start: float, stop: float) -> np.ndarray:
+    """Return the share that each pixel has of each coarse one, (COARSE, COLOUR)."""
+    edges, pixels = np.linspace(start * COLOUR, stop * COLOUR, COARSE + 1), np.arange(COLOUR)
+    low, high = np.maximum(edges[:-1, None], pixels), np.minimum(edges[1:, None], pixels + 1)
+    part = np.clip(high - low, 0, None)
+    return (part / part.sum(1, keepdims=True)).astype(np.float32)
