@@ -17,6 +17,7 @@ from ..config import Recipe, as_dict
 from ..data.datasets import Dataset, draw_inputs, load_for, write_draw
 from ..methods.base import Adapter, Support
 from ..methods.checked import adapters
+from ..methods.distinct import require_distinct
 from ..methods.registry import method_of
 from ..models.download import fetch
 from ..models.generators.sampling import require_sampler
@@ -107,6 +108,7 @@ class Cell:
             progress.found(own)
             return store.folder(own)
         stage.require(self)
+        require_distinct(self.support)
         made = {n: {p: self.make(n, store, p) for p in self.keys_of(n)} for n in stage.needs}
         notes: list[str] = []
 
@@ -125,6 +127,7 @@ class Cell:
         for stage in STAGES:  # fail before the first hour of work
             if not (stage.on_demand or all(map(store.whole, self.keys_of(stage.name).values()))):
                 stage.require(self)
+                require_distinct(self.support)
         found = {}
         for stage in STAGES:
             for part in () if stage.on_demand else self.keys_of(stage.name):

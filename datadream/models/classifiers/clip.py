@@ -1,6 +1,7 @@
 """An open_clip model as a zero-shot classifier (paper, section 3.4)."""
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -122,9 +123,7 @@ def load_clip(name: str) -> Classifier:
 
     if wrong := misplaced(name, "clip"):
         raise ModelMissingError(f"the classifier {name!r} cannot be loaded: {wrong}")
-    folder = local(name, "clip")
-    whole = f"local-dir:{folder}" if folder else name if name.startswith("hf-hub:") else None
-    architecture, slash, weights = (whole, "/", None) if whole else name.partition("/")
+    architecture, slash, weights = _parts_of(name)
     if not slash or weights == "":
         raise ModelMissingError(
             f"the classifier {name!r} names no weights, and random ones would judge nothing. Give "
@@ -144,6 +143,30 @@ def load_clip(name: str) -> Classifier:
         ) from error
     config = open_clip.get_model_preprocess_cfg(clip)
     return Classifier(clip.eval(), tokenizer, config["mean"], config["std"])
+
+
+def _parts_of(name):
+    """Return (architecture, '/', weights) of a name; what holds both has no weights apart."""
+    folder = local(name, "clip")
+    whole = f"local-dir:{folder}" if folder else name if name.startswith("hf-hub:") else None
+    return (whole, "/", None) if whole else name.partition("/")
+
+
+def tokens_of(name: str, texts: Sequence[str]) -> list[tuple[int, ...]]:
+    """Return the token ids that a classifier reads of some prompts, without loading its weights.
+
+    Those of a model that reads no prompt, 'resnet50', are the texts' numbers.
+    """
+    if name == "resnet50":
+        return [(number,) for number in range(len(texts))]
+    return [tuple(row) for row in _tokenizer(name)(list(texts)).tolist()]
+
+
+@lru_cache(maxsize=4)
+def _tokenizer(name: str) -> Any:
+    import open_clip
+
+    return open_clip.get_tokenizer(_parts_of(name)[0])
 
 
 def _check_activation(architecture, weights):
