@@ -92,10 +92,20 @@ def write_imagefolder(source: Path, rows: Rows, classes: Sequence[str], folder: 
 
     `imagefolder` of datasets and torchvision's ImageFolder read them. Only Parquet can tell
     `datasets` the names of the labels; without that package the metadata stay JSON lines and the
-    labels numbers.
+    labels numbers. Where the folders would sort otherwise than the labels, which is how torchvision
+    numbers them, the label stands before their names.
     """
     shutil.copytree(source / "train", folder / "train")
-    shutil.copy2(source / "classes.json", folder)
+    names = json.loads((source / "classes.json").read_text())
+    places = _in_label_order(list(names))
+    for old, new in places.items():
+        if new != old:
+            (folder / "train" / old).rename(folder / "train" / new)
+    rows = [{**row, "file_name": _moved(row["file_name"], places)} for row in rows]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (folder / "train" / "metadata.jsonl").write_text(lines)
+    named = {places[old]: name for old, name in names.items()}
+    (folder / "classes.json").write_text(json.dumps(named, indent=1))
     if find_spec("datasets"):
         from datasets import Dataset, Features, Value
 
@@ -103,6 +113,19 @@ def write_imagefolder(source: Path, rows: Rows, classes: Sequence[str], folder: 
         features = Features({**names, "label": _label(classes), "seed": Value("int64")})
         Dataset.from_list(rows, features=features).to_parquet(folder / "train" / "metadata.parquet")
         (folder / "train" / "metadata.jsonl").unlink()
+
+
+def _in_label_order(folders):
+    """Return folder -> its name in an export, which sorts as the labels do."""
+    if folders == sorted(folders):
+        return {folder: folder for folder in folders}
+    width = len(str(len(folders) - 1))
+    return {folder: f"{label:0{width}d} {folder}" for label, folder in enumerate(folders)}
+
+
+def _moved(file, places):
+    folder, slash, name = file.partition("/")
+    return f"{places[folder]}{slash}{name}"
 
 
 def _label(classes):
@@ -214,6 +237,7 @@ def card(
         commit=manifest["commit"],
         shots=recipe["shots"] or "all",
         columns=COLUMNS[form],
+        order=ORDER.get(form, ""),
         data="a folder of photos"
         if recipe["dataset"] == "folder"
         else f"the dataset {_text(recipe['dataset'])}",
@@ -240,6 +264,7 @@ COLUMNS = {
     "webdataset": "png, cls (the label), json (prompt, class, seed, adapter)",
     "parquet": "image, label, prompt, seed, adapter",
 }
+ORDER = {"imagefolder": ", in the order of which the folders sort, too"}
 CARD = """---
 {front}
 ---
@@ -256,6 +281,7 @@ from datasets import load_dataset
 images = load_dataset("path/to/{form}", split="train")  # columns: {columns}
 ```
 
+- Labels: the numbers of `class_names` above{order}.
 - Licence of these images: {licence}.
 - Base model: {base}{hub}. Its licence, which also holds for what is made with it: {model}.
 - LoRA: {kind}, tuned on {shots} real images per class of {data}.
