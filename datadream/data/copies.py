@@ -20,6 +20,8 @@ from .overlay import SIDE, TEXTURED, WHOLE, Place, align, match
 COLOUR = 16  # pixels a side of the thumbnail that keeps the colours
 COARSE = 8  # of the one that proposes pairs
 ALIKE = 0.8  # correlation of coarse thumbnails, colours included, from which a pair is looked at
+# From where the colours are the same too, as far as a copy of little texture keeps them.
+COLOURS = 0.97
 NEIGHBOURS = 8  # images that one is compared with more closely: those most like it
 CROPS = (0.0, 0.045, 0.09)  # shares cut off at an edge, from which `align` finds those between
 FEW, MANY = 1500, 20_000  # images up to which all crops, or those of even edges, are proposed
@@ -82,7 +84,7 @@ def groups(sketches: Sequence[Sketch]) -> list[int]:
 def _near(sketches):
     """Yield the pairs of positions of near copies."""
     aligned, seen = 0, set()
-    for i, j, way, place in _proposed(sketches):
+    for i, j, way, place, likeness in _proposed(sketches):
         if (j, i, way, place) in seen:
             continue
         if len(seen) >= MATCHED:
@@ -90,7 +92,9 @@ def _near(sketches):
         seen.add((i, j, way, place))
         one, other = _turned(sketches[i].grey, way), sketches[j].grey
         small = sketches[i].small or sketches[j].small
+        least = TEXTURED if likeness < COLOURS else 0.0
         found = [match(one, other, at) for at in {WHOLE, place}]
+        found = [one for one in found if one.textured >= least]
         hopeful = any(one.median >= HOPEFUL and one.stray <= STRAYING for one in found)
         part = hopeful and not (small and max(one.textured for one in found) < TEXTURED)
         if part and aligned < ALIGNED and not any(one.is_copy(small) for one in found):
@@ -100,8 +104,8 @@ def _near(sketches):
             yield i, j
 
 
-def _proposed(sketches) -> Iterator[tuple[int, int, int, Place]]:
-    """Yield (one, other, way to turn the first, part of it that the other may be), alike first."""
+def _proposed(sketches) -> Iterator[tuple[int, int, int, Place, float]]:
+    """Yield (one, other, way to turn the first, part of it that the other may be, likeness)."""
     if len(sketches) < 2:
         return
     colours = np.stack([one.colour for one in sketches]).astype(np.float32)
@@ -124,8 +128,8 @@ def _proposed(sketches) -> Iterator[tuple[int, int, int, Place]]:
                 for j in near
                 if best[row, j] >= ALIKE
             ]
-    for _, i, j, number in sorted(found):
-        yield i, j, *views[number]
+    for unlikeness, i, j, number in sorted(found):
+        yield i, j, *views[number], float(-unlikeness)
 
 
 def _views(count: int) -> list[tuple[int, Place]]:

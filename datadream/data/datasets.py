@@ -12,7 +12,7 @@ import numpy as np
 from ..config import Recipe
 from ..errors import ConfigError, DataError, did_you_mean
 from ..seeds import seed_for
-from .folders import folder_state, read_class_folders, read_photos
+from .folders import folder_state, read_class_folders, read_photos, require_apart
 from .images import Images, fingerprint, members
 from .paper_datasets import (
     SOURCES,
@@ -133,7 +133,10 @@ def _load(name, folder, noun, names, shots_folder, fold, test_folder, state):
         classes, parts = (row.classes, row.read(folder)) if row.classes else row.read(folder)
     train, val, test = parts
     if shots_folder:
-        train = read_shots(shots_folder, classes)
+        pool, train = train, read_shots(shots_folder, classes)
+        if not row.classes:  # the paper's datasets are too large to be looked through
+            chosen = {} if val is pool else {"val": val}
+            require_apart({"shots_folder": train, **chosen, "test": test})
     shown = readable(name, classes) if names == "readable" else tuple(classes)
     return Dataset(name, noun or row.noun, shown, train, val, test)
 

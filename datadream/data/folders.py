@@ -4,7 +4,7 @@ import itertools
 import os
 import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from ..errors import DataError, printable
@@ -41,7 +41,7 @@ def read_class_folders(folder: str | Path) -> tuple[list[str], list[Images]]:
         for place in places.values():
             _require_same_classes(place, names, places["train"])
         parts = [_read_folders(place, names, 1, root) for place in places.values()]
-        _require_apart(dict(zip(PARTS, zip(parts, map(sketches, parts), strict=True), strict=True)))
+        require_apart(dict(zip(PARTS, parts, strict=True)))
         _warn_of_unused(root, [p.name for p in places.values()], ())
         for place in places.values():
             _warn_of_unused(place, folder_names(place), names)
@@ -138,10 +138,10 @@ def sketches(images: Images) -> list[Sketch]:
     return [sketch(images.open(i)) for i in range(len(images))]
 
 
-def _require_apart(parts):
-    """Raise DataError if parts, name -> (images, sketches), have copies of the same image."""
-    owners = [(part, str(file)) for part, (images, _) in parts.items() for file in images.sources]
-    together = groups([one for _, some in parts.values() for one in some])
+def require_apart(parts: Mapping[str, Images]) -> None:
+    """Raise DataError if two parts have copies of the same image, or one cannot be read."""
+    owners = [(name, str(file)) for name, images in parts.items() for file in images.sources]
+    together = groups([one for images in parts.values() for one in sketches(images)])
     first, shared = {}, []
     for (part, file), group in zip(owners, together, strict=True):
         other, known = first.setdefault(group, (part, file))
@@ -189,16 +189,16 @@ def read_photos(folder: str | Path, fold: str, test_folder: str) -> tuple[list[s
             "holds out nothing"
         )
     whole = _read_folders(root, names, parts if part else 1, root)
-    seen = sketches(whole)
     _warn_of_unused(root, names, names)
-    held = _held(root, names, whole, groups(seen), part, parts) if part else set()
+    together = groups(sketches(whole)) if part or not test_folder else []
+    held = _held(root, names, whole, together, part, parts) if part else set()
     train, test = (
         whole.pick([i for i in range(len(whole)) if (i in held) == tested])
         for tested in (False, True)
     )
     if test_folder:
         test = _test_images(Path(test_folder), names)
-        _require_apart({"folder": (whole, seen), "test_folder": (test, sketches(test))})
+        require_apart({"folder": whole, "test_folder": test})
     return names, [train, train, test]
 
 
