@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from . import signals
 from .data.colour import profile_of
 from .data.copies import groups, sketch
-from .data.entries import folder_names, image_files, unused
+from .data.entries import folder_names, image_files
 from .data.folders import name_faults, require_inside, require_no_split
 from .data.images import PREVIEW, Images, Previews, opened
 from .errors import ConfigError, DataError, printable
@@ -91,7 +91,7 @@ def require(table: pd.DataFrame) -> None:
 
 def _beside(root):
     names = folder_names(root)
-    others = list(unused(root, names))
+    others = sorted(p.name for p in root.iterdir() if p.name not in names)
     return (
         [
             (

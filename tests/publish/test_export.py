@@ -199,3 +199,26 @@ def test_the_card_of_a_users_own_photos_knows_its_recipe(make, tmp_path, store):
     ).read_text()
     assert text.count("unknown") == 1, "the licence"
     assert "adapt.rank" in text and "2 real images per class of a folder of photos" in text
+
+
+def test_the_labels_of_torchvision_are_ours_whatever_the_names(make, tmp_path, store):
+    """An umlaut is written as `_` in a folder's name, which sorts elsewhere."""
+    from conftest import write_classes
+    from datasets import load_dataset
+    from torchvision.datasets import ImageFolder
+
+    names = ["Zebra", "apple", "\u00c4pfel"]
+    write_classes(tmp_path / "photos", names, 6)
+    key = run.run(make("base", folder=str(tmp_path / "photos")), store)["artifacts"]["generate"]
+    folder = export(key, tmp_path / "out", ["imagefolder"], store)[0]
+    loaded = ImageFolder(folder / "train")
+    order = list(json.loads((folder / "classes.json").read_text()).items())
+    assert [own for own, _ in order] == loaded.classes
+    assert [name for _, name in order] == sorted(names)
+    read = load_dataset(str(folder), split="train", cache_dir=str(tmp_path / "cache"))
+    assert read.features["label"].names == sorted(names)
+    ours = {np.asarray(row["image"].convert("RGB")).tobytes(): row["label"] for row in read}
+    assert len(ours) == 15
+    for image, label in loaded:
+        assert ours[np.asarray(image).tobytes()] == label
+    assert "in the order of which the folders sort" in (folder / "README.md").read_text()
