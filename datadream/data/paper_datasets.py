@@ -365,7 +365,7 @@ def _read_disef(name, classes, file, images):
         ]
     except DataError:
         raise
-    except (OSError, LookupError, TypeError, ValueError, csv.Error) as error:
+    except (OSError, LookupError, TypeError, AttributeError, ValueError, csv.Error) as error:
         # A short line, a flower without number, bytes that are no text.
         raise _DamagedError(
             f"{file} is no split file of DISEF (columns split, filename, class): {error!r}; fetch "
