@@ -101,6 +101,7 @@ def turned():
 
 
 GREY = Image.fromarray(np.full((16, 16), 100 * 257, np.uint16))
+GREY_GREEN = Image.new("RGB", (16, 16), (60, 90, 60))
 CLEAR = Image.new("RGBA", (16, 16), (255, 0, 0, 0))
 FRAMES = dict(save_all=True, append_images=[draw_image(1, 1)])
 RED = Image.new("CMYK", (16, 16), (0, 255, 255, 0))
@@ -174,7 +175,16 @@ FILES = [
     photo("palette.png", saved(CLEAR.quantize(), transparency=0), "used", (255, 255, 255)),
     photo("clear.png", saved(CLEAR), "used", (255, 255, 255)),
     photo("grey and clear.png", saved(Image.new("LA", (16, 16), (0, 0))), "used", (255, 255, 255)),
-    photo("animated.gif", saved(draw_image(0, 9), **FRAMES), "skipped and counted"),
+    photo("animated.gif", saved(draw_image(0, 9), **FRAMES), "used"),
+    photo("phone.jfif", saved(draw_image(0, 9), format="JPEG"), "used"),
+    photo("no suffix", saved(draw_image(0, 9), format="PNG"), "used"),
+    photo("page.jfif", b"<html>", "DataError"),
+    photo("photo.heic", b"\0\0\0\x18ftypheic" + bytes(40), "skipped and counted"),
+    photo("Thumbs.db", b"left by Windows", "skipped and counted"),
+    photo("profile.jpg", saved(GREY_GREEN, icc_profile=EVIL), "used", (60, 90, 60)),
+    photo(
+        "large profile.png", saved(GREY_GREEN, icc_profile=bytes(3_000_000)), "used", (60, 90, 60)
+    ),
     photo("animation.png", saved(draw_image(0, 9), format="GIF", **FRAMES), "used"),
     photo("animated.webp", saved(draw_image(0, 9), **FRAMES), "used"),
     photo("turned.jpg", turned(), "used"),
@@ -199,6 +209,60 @@ def class_link(box):
 
 
 FILES.append(Case("image files", "a class folder that is a link out", "DataError", class_link))
+
+
+def copied_photos(box):
+    """Six photos and, of each, a copy saved anew: folds and parts are those of the photos."""
+    for label, name in enumerate(("cat", "dog")):
+        (box.photos / name).mkdir()
+        for number in range(6):
+            image = draw_image(label, number).resize((96, 64))
+            image.save(box.photos / name / f"{number}.png")
+            image.save(box.photos / name / f"{number} copy.jpg", quality=90)
+    for fields in ({}, {"fold": "1/3"}):
+        read = datasets.load_dataset("folder", str(box.photos), **fields)
+        held = {(Path(s).parent.name, Path(s).stem.split()[0]) for s in read.test.sources}
+        assert len(held) == 4 and len(read.test) == 8
+    return "used"
+
+
+def shared_photo(box):
+    for number, part in enumerate(("train", "val", "test")):
+        write_classes(box.photos / part, ["cat", "dog"], 3, 3 * number)
+    image = Image.open(box.photos / "train" / "cat" / "image 1.png").resize((96, 64))
+    image.save(box.photos / "test" / "dog" / "again.jpg", quality=90)
+    return datasets.load_dataset("folder", str(box.photos)) and "used"
+
+
+def class_of_one_part(box):
+    for number, part in enumerate(("Train", "valid", "test")):
+        write_classes(box.photos / part, ["cat", "dog"], 3, 3 * number)
+    write_classes(box.photos / "test", ["eel"], 2, 20)
+    return datasets.load_dataset("folder", str(box.photos)) and "used"
+
+
+def class_called_train(box):
+    write_classes(box.photos, ["train", "bus", "car"], 3)
+    read = datasets.load_dataset("folder", str(box.photos))
+    return "used" if read.classes == ("bus", "car", "train") else "taken for a split"
+
+
+def one_prompt(box):
+    write_classes(box.photos, [f"{'very ' * 20}{colour} bird" for colour in ("red", "blue")], 3)
+    chosen = recipes.recipe(dataset="folder", folder=str(box.photos), method="clip")
+    return run.run(chosen, box.store) and "used"
+
+
+FILES += [
+    Case("image files", name, end, attempt)
+    for name, end, attempt in (
+        ("copies of photos, saved anew", "used", copied_photos),
+        ("a photo of train in test", "DataError", shared_photo),
+        ("a class that test has and train lacks", "DataError", class_of_one_part),
+        ("a class called train", "used", class_called_train),
+        ("two names that are one prompt", "DataError", one_prompt),
+    )
+]
 
 # Code of Markdown, in as many backticks before as behind.
 SPAN = re.compile(r"(?<!`)(`+)(?!`)(.*?)(?<!`)\1(?!`)", re.DOTALL)
