@@ -18,7 +18,7 @@ from datadream.paths import paths
 from datadream.store.artifacts import Store
 from datadream.store.files import write_json
 from datadream.store.provenance import provenance
-from datadream.study.plan import load_or_describe, profile_cells
+from datadream.study.plan import described_cell, load_or_describe, profile_cells
 
 from . import lengths, operations
 from .virtual import VirtualRay
@@ -222,12 +222,12 @@ def main(arguments=None):
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
         todo = on_ray.tasks(
-            profile_cells("paper", options.dataset, options.seeds), Store(folder), load_or_describe
+            profile_cells("paper", options.dataset, options.seeds), Store(folder), described_cell
         )
     seconds = {name: lengths.length(task) for name, task in todo.items()}
     counted = operations.count()
     eurosat = on_ray.tasks(
-        profile_cells("paper", ["eurosat"], 1), Store(paths()["store"] / "none"), load_or_describe
+        profile_cells("paper", ["eurosat"], 1), Store(paths()["store"] / "none"), described_cell
     )
     measured = measure(eurosat, {name: lengths.length(task) for name, task in eurosat.items()})
     runs = {

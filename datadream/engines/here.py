@@ -4,21 +4,10 @@ import os
 from typing import Any
 
 from ..config import Recipe
-from ..pipeline.stages import STAGES, Cell
+from ..pipeline.stages import Cell
 from ..results.record import write_record
 from ..store.artifacts import Store
 from ..store.cores import usable_cores
-
-
-def require_runnable(cell: Cell, store: Store) -> None:
-    """Raise ConfigError on what a stage that is not done could not do, before any stage is begun.
-
-    `Cell.compute` does so for the cell that it computes; an engine that shares out single pieces
-    asks here first.
-    """
-    for stage in STAGES:
-        if not (stage.on_demand or all(map(store.whole, cell.keys_of(stage.name).values()))):
-            stage.require(cell)
 
 
 def run_cell(recipe: Recipe, store: Store) -> dict[str, Any]:

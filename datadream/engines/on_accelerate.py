@@ -27,9 +27,8 @@ def adapt_together(
     Those that the store has are not trained again. Raises ConfigError if no cell has one, and what
     `train_adapter` raises.
     """
-    from ..engines.here import require_runnable
     from ..models.download import fetch
-    from ..pipeline.adapt import adapter_inputs, train_adapter
+    from ..pipeline.adapt import train_adapter
     from ..pipeline.stages import Cell
     from ..training.distributed import broadcast, leads, make_together
 
@@ -41,7 +40,7 @@ def adapt_together(
         if leads(accelerator):
             fetch(recipe, True)
         broadcast(0, accelerator)  # the others find the models in the cache
-        require_runnable(cell, store)
+        cell.require_runnable(store)
         name, notes = cell.keys_of("adapt")[one], []
         if name in made:
             continue
@@ -49,7 +48,7 @@ def adapt_together(
         def build(folder: Path, support: Support = cell.support, notes: list[str] = notes) -> None:
             notes.extend(train_adapter(support, one, folder, accelerator))
 
-        inputs = adapter_inputs(cell.support, one)
+        inputs = cell.inputs_of("adapt")[one]
         make_together(store, name, inputs, build, accelerator, batches=notes)
         made.append(name)
     if not made:

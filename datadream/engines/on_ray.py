@@ -18,7 +18,6 @@ import torch
 
 from .. import progress, signals
 from ..config import Recipe
-from ..data.datasets import Dataset, load_for
 from ..errors import ConfigError
 from ..methods.registry import adopt_methods, method_of, pack_methods
 from ..models.download import fetch
@@ -28,7 +27,7 @@ from ..pipeline.stages import STAGES, Cell, stage_of
 from ..results.record import record_file
 from ..store.artifacts import Store
 from ..store.open import open_store
-from .here import require_runnable, run_cell
+from .here import run_cell
 from .rates import PROXY, seconds
 from .ray_cluster import join
 
@@ -63,30 +62,24 @@ class Task:
 
 
 def tasks(
-    recipes: Iterable[Recipe], store: Store, load: Callable[[Recipe], Dataset] = load_for
+    recipes: Iterable[Recipe], store: Store, cell_of: Callable[[Recipe], Cell] = Cell
 ) -> dict[str, Task]:
     """Return name -> Task for all that the cells need and the store lacks, in topological order.
 
-    Each task appears once. `load` gives the Dataset of a recipe; `plan.load_or_describe` needs no
-    images.
+    Each task appears once. `cell_of` gives the cell of a recipe, which may be on a described
+    dataset: see `plan.load_or_describe`.
     """
     found: dict[str, Task] = {}
     methods = pack_methods()
     for recipe in recipes:
-        cell = Cell(recipe, load(recipe))
-        # Not `done`: the cell's task checks the bytes, where it reads them.
-        open_stages = {
-            stage.name
-            for stage in STAGES
-            if not all(map(store.whole, cell.keys_of(stage.name).values()))
-        }
-        wanted = {need for stage in STAGES if stage.name in open_stages for need in stage.needs}
+        cell = cell_of(recipe)
         last, length = [], 0.0
         for stage in STAGES:
             if stage.pieces is None:  # within the cell's own task
                 for part in cell.keys_of(stage.name):
                     length += seconds(cell, stage.name, PROXY, part)
-            elif stage.name in open_stages and (not stage.on_demand or stage.name in wanted):
+            # Whole, not `done`: the cell's task checks the bytes, where it reads them.
+            elif cell.is_open(stage, store):
                 pieces = [p for p in stage.pieces(cell) if not _is_whole(p, stage, cell, store)]
                 for piece in pieces:
                     known = seconds(cell, stage.name, PROXY, piece.part) * piece.share
@@ -203,9 +196,11 @@ def run_ray(recipes: Sequence[Recipe], store: Store, address: str | None = None)
             "set engine='local'"
         ) from error
 
+    cells = {}
     for recipe in recipes:
         fetch(recipe, method_of(recipe).generates)
-        require_runnable(Cell(recipe), store)
+        cells[recipe] = Cell(recipe)
+        cells[recipe].require_runnable(store)
     own = not ray.is_initialized()
     if own:
         # This process reports the tasks' states, since a worker may be on another machine.
@@ -223,7 +218,7 @@ def run_ray(recipes: Sequence[Recipe], store: Store, address: str | None = None)
         join(ray, address, env)
     try:
         with signals.interruptible():  # after `init`, which sets its own handler for SIGTERM
-            todo = tasks(recipes, store)
+            todo = tasks(recipes, store, cells.__getitem__)
             _require_places(todo, store)
             _require_room(ray, todo, _scarce(ray))
             _drive(ray, todo, store)

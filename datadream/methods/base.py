@@ -68,6 +68,10 @@ class Support:
         """Return the paper's prompt of a class, or another of `data.datasets.TEMPLATES`."""
         return prompt(self.dataset.noun, self.classes[label], template)
 
+    def class_prompts(self) -> list[str]:
+        """Return the paper's prompt of each class."""
+        return [self.prompt(label) for label in range(len(self.classes))]
+
 
 @dataclass(frozen=True)
 class Method:

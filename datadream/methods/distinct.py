@@ -24,7 +24,7 @@ def require_distinct(support: Support) -> None:
     two texts that have become one are no choice of anybody's. Reads tokenizers and no weights.
     """
     recipe, labels = support.recipe, range(len(support.classes))
-    asked = [(support.prompt(label), label) for label in labels]
+    asked = [(text, label) for label, text in enumerate(support.class_prompts())]
     _compare("classifier", recipe.classifier, classifier_tokens, asked, support.classes)
     if method_of(recipe).generates:
         asked = [(text, label) for label in labels for text in prompts(support, label)]

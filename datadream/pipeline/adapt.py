@@ -55,7 +55,6 @@ def adapter_inputs(support: Support, adapter: Adapter) -> dict[str, Any]:
     options = dataclasses.asdict(recipe.adapt)
     for name in ("micro", "checkpointing"):  # they save memory only
         options.pop(name)
-    labels = range(len(support.classes)) if label is None else [label]
     shots = support.shots(label)
     return {
         "generator": identity(recipe.generator, "generator"),
@@ -65,7 +64,7 @@ def adapter_inputs(support: Support, adapter: Adapter) -> dict[str, Any]:
         "image": image,
         "resolution": recipe.resolution,
         "precision": str(dtype_for(recipe.precision, training=True)),
-        "prompts": [support.prompt(y) for y in labels],
+        "prompts": support.class_prompts() if label is None else [support.prompt(label)],
         "shots": fingerprint(shots if image is None else shots.pick([image])),
     }
 

@@ -81,7 +81,7 @@ def evaluate_inputs(support: Support, trained_key: str | None) -> dict[str, Any]
         "precision": str(dtype_for(recipe.precision, training=True)),
         "test": fingerprint(dataset.test),
         "val": fingerprint(validation_images(recipe, dataset)),
-        "prompts": [support.prompt(label) for label in range(len(dataset.classes))],
+        "prompts": support.class_prompts(),
     }
 
 

@@ -213,7 +213,7 @@ def reader(support: Support) -> Reader | None:
     if not recipe.generate.redraws:
         return None
     model = load_classifier(recipe.classifier, precision=recipe.precision)
-    tokens = model.prompts(support.prompt(label) for label in range(len(support.classes)))
+    tokens = model.prompts(support.class_prompts())
 
     def read(images: Sequence[Image.Image]) -> list[int]:
         pixels = Images(tuple(np.asarray(image) for image in images), (0,) * len(images))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,6 +73,7 @@ class Cell:
         self.recipe, self.method = recipe, method_of(recipe)
         self.dataset = dataset or load_for(recipe)
         self.support = Support(recipe, self.dataset)
+        self._inputs: dict[str, dict[Any, dict[str, Any]]] = {}
         self._keys: dict[str, dict[Any, str]] = {}
 
     @cached_property
@@ -89,12 +90,17 @@ class Cell:
                 found[stage.name if part is None else f"{stage.name}{i}"] = name
         return found
 
+    def inputs_of(self, name: str) -> dict[Any, dict[str, Any]]:
+        """Return what the keys of a stage's artifacts are made of, by their parts."""
+        if name not in self._inputs:
+            stage = stage_of(name)
+            self._inputs[name] = {part: stage.inputs(self, part) for part in stage.parts(self)}
+        return self._inputs[name]
+
     def keys_of(self, name: str) -> dict[Any, str]:
         """Return the keys of a stage's artifacts by their parts, without making anything."""
         if name not in self._keys:
-            stage = stage_of(name)
-            found = {p: key(name, **stage.inputs(self, p)) for p in stage.parts(self)}
-            self._keys[name] = found
+            self._keys[name] = {p: key(name, **own) for p, own in self.inputs_of(name).items()}
         return self._keys[name]
 
     def key(self, name: str) -> str | None:
@@ -107,8 +113,7 @@ class Cell:
         if store.done(own):
             progress.found(own)
             return store.folder(own)
-        stage.require(self)
-        require_distinct(self.support)
+        self._require(stage)
         made = {n: {p: self.make(n, store, p) for p in self.keys_of(n)} for n in stage.needs}
         notes: list[str] = []
 
@@ -116,7 +121,23 @@ class Cell:
             notes.extend(stage.build(self, part, made, folder, store) or ())
 
         more = {"batches": notes, "recipe": as_dict(self.recipe)}  # the recipe is for the card
-        return store.make(own, stage.inputs(self, part), build, **more)
+        return store.make(own, self.inputs_of(name)[part], build, **more)
+
+    def is_open(self, stage: Stage, store: Store) -> bool:
+        """True if a stage has something to make; one on demand, if a stage that needs it has."""
+        if stage.on_demand:
+            return any(self.is_open(user, store) for user in STAGES if stage.name in user.needs)
+        return not all(map(store.whole, self.keys_of(stage.name).values()))
+
+    def require_runnable(self, store: Store) -> None:
+        """Raise ConfigError or DataError on what an open stage cannot do, before any is begun."""
+        for stage in STAGES:
+            if not stage.on_demand and self.is_open(stage, store):
+                self._require(stage)
+
+    def _require(self, stage):
+        stage.require(self)
+        require_distinct(self.support)
 
     def compute(self, store: Store, until: str = "") -> dict[str, Path]:
         """Make the stages in order up to `until`, and return the folders of single artifacts.
@@ -124,10 +145,7 @@ class Cell:
         What is done is read and checked.
         """
         fetch(self.recipe, self.method.generates)
-        for stage in STAGES:  # fail before the first hour of work
-            if not (stage.on_demand or all(map(store.whole, self.keys_of(stage.name).values()))):
-                stage.require(self)
-                require_distinct(self.support)
+        self.require_runnable(store)
         found = {}
         for stage in STAGES:
             for part in () if stage.on_demand else self.keys_of(stage.name):
@@ -142,7 +160,7 @@ def stage_of(name: str) -> Stage:
     return next(stage for stage in STAGES if stage.name == name)
 
 
-def _draws_shots(cell):
+def _draw(cell):
     """Return [None] if a shot is used: to train on, to tune on, or to start from; else []."""
     started = cell.method.generates and cell.recipe.generate.strength
     return [None] if cell.method.real or cell.adapters or started else []
@@ -166,10 +184,8 @@ def _slices(cell):
 
 
 def _share_slice(cell, where, store):
-    def trained(one: Adapter) -> Path:
-        return cell.make("adapt", store, one)
-
     label, position = where
+    trained = partial(cell.make, "adapt", store)
     generate.share_slice(cell.support, trained, label, position, cell.key("generate"), store)
 
 
@@ -177,14 +193,13 @@ def _train(cell, part, made, folder, store):
     synthetic = made["generate"].get(None)
     images = generate.read_synthetic_set(synthetic) if synthetic else None
     real = cell.support.shots() if cell.method.real else None
-    inputs = train.train_inputs(cell.support, cell.key("generate"))
-    return train.train(cell.support, inputs, real, images, folder)
+    return train.train(cell.support, cell.inputs_of("train")[None], real, images, folder)
 
 
 STAGES: tuple[Stage, ...] = (
     Stage(
         "shots",
-        parts=_draws_shots,
+        parts=_draw,
         inputs=lambda cell, _: draw_inputs(cell.recipe, cell.dataset),
         build=lambda cell, _, made, folder, store: write_draw(cell.recipe, cell.dataset, folder),
     ),

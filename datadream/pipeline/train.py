@@ -80,7 +80,7 @@ def train_inputs(support: Support, synthetic_key: str | None) -> dict[str, Any]:
         "classifier": identity(recipe.classifier, "clip"),
         "precision": str(dtype_for(recipe.precision, training=True)),
         "classify": options,
-        "prompts": [support.prompt(label) for label in range(len(support.classes))],
+        "prompts": support.class_prompts(),
         "steps": steps,
         "warmup": warmup,
         "seed": recipe.seed,
@@ -119,8 +119,7 @@ def train(
     torch.manual_seed(seed_for("classifier", recipe.seed))
     model = load_classifier(recipe.classifier, len(texts), recipe.precision)
     parameters, seed = model.attach(options), seed_for("batches", recipe.seed)
-    sets = real, synthetic
-    batches = Batches(*sets, options, len(texts), model.size, seed, model.mean.device)
+    batches = Batches(real, synthetic, options, len(texts), model.size, seed, model.mean.device)
     val, seed = validation_images(recipe, support.dataset), seed_for("train", recipe.seed)
     length = inputs["steps"], inputs["warmup"]
     optimise(model, parameters, batches, texts, val, options, *length, folder, seed, size)

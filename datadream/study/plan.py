@@ -83,6 +83,11 @@ def load_or_describe(recipe: Recipe) -> Dataset:
     return released(dataset) if recipe.protocol == "released" else dataset
 
 
+def described_cell(recipe: Recipe) -> Cell:
+    """Return the cell of a recipe on its dataset, described where the images are not here."""
+    return Cell(recipe, load_or_describe(recipe))
+
+
 def _sizes(recipe):
     """Return (image side in pixels, bytes of an adapter), NaN for a generator not in the table."""
     row = GENERATORS.get(recipe.generator)
@@ -107,7 +112,7 @@ def plan(recipes: Iterable[Recipe], store: Store | None = None) -> pd.DataFrame:
     """
     store, rows = store or open_store(), {}
     for recipe in recipes:
-        cell = Cell(recipe, load_or_describe(recipe))
+        cell = described_cell(recipe)
         side, adapter = _sizes(recipe)
         rates = _rates(recipe)
         for stage in STAGES:

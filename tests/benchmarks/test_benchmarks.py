@@ -28,7 +28,7 @@ from datadream.models.generators import load, lora
 from datadream.pipeline.adapt import tune
 from datadream.results import benchmark_tables
 from datadream.seeds import seed_for
-from datadream.study.plan import load_or_describe, profile_cells
+from datadream.study.plan import described_cell, profile_cells
 from datadream.training.batch_size import BatchSize
 
 
@@ -285,7 +285,7 @@ def test_the_papers_lengths_are_counted_from_the_full_size_models(store):
         0.7e12 < flops["unet"] < 0.9e12
         and 2 * flops["unet"] < flops["trained view"] < 3 * flops["unet"]
     )
-    todo = on_ray.tasks(profile_cells("paper", ["eurosat"], 1), store, load_or_describe)
+    todo = on_ray.tasks(profile_cells("paper", ["eurosat"], 1), store, described_cell)
     first = {
         kind: next(
             task for task in todo.values() if task.kind == kind and method_of(task.recipe).generates

@@ -69,6 +69,14 @@ def test_a_cluster_s_piece_is_refused_too(make, tmp_path):
         cell.make("adapt", Store(tmp_path / "artifacts"), cell.adapters[0])
 
 
+def test_an_engine_refuses_beforehand_what_a_cell_would(make, tmp_path):
+    """A slice of the base generator has no adapter, whose making would ask."""
+    names = [f"{LONG}in the {place}" for place in ("north", "south")]
+    cell = cell_of(make, tmp_path / "photos", names, "base")
+    with pytest.raises(DataError, match="are one to"):
+        cell.require_runnable(Store(tmp_path / "artifacts"))
+
+
 def test_sound_names_pass_and_no_weights_are_loaded(make, dataset, monkeypatch):
     def refuse(*_):
         raise AssertionError("weights")

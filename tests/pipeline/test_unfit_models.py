@@ -6,7 +6,6 @@ import pytest
 import torch
 from conftest import CLIP
 
-from datadream.engines.here import require_runnable
 from datadream.errors import ConfigError
 from datadream.mini import base, tokens
 from datadream.pipeline.stages import Cell
@@ -58,11 +57,11 @@ def test_redraws_that_nobody_can_judge_are_refused_before_an_adapter_is_trained(
 def test_what_an_engine_asks_beforehand_is_what_a_cell_asks(make, store):
     cell = Cell(make("dset", {"generate.scheduler": "PNDMSchedular"}))
     with pytest.raises(ConfigError, match="Did you mean 'PNDMScheduler'"):
-        require_runnable(cell, store)
+        cell.require_runnable(store)
 
 
 def test_asking_takes_no_random_number(make, store):
-    require_runnable(Cell(make("dset")), store)  # loads the models
+    Cell(make("dset")).require_runnable(store)  # loads the models
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)

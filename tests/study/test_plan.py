@@ -19,6 +19,7 @@ from datadream.store.artifacts import Store
 from datadream.study import cells, run
 from datadream.study.plan import (
     announce_plan,
+    described_cell,
     load_or_describe,
     missing,
     overview,
@@ -175,7 +176,7 @@ def test_the_images_of_a_missing_dataset_are_shared_as_those_of_one_that_is_ther
 
 def test_the_graph_of_a_table_is_made_without_its_images(store):
     """A described dataset has the classes, sizes and sharing of the real one, and no file."""
-    found = on_ray.tasks(profile_cells("paper", ["eurosat", "pets"], 2), store, load_or_describe)
+    found = on_ray.tasks(profile_cells("paper", ["eurosat", "pets"], 2), store, described_cell)
     kinds = [task.kind for task in found.values()]
     classes = 10 + 37
     assert {kind: kinds.count(kind) for kind in kinds} == {

@@ -216,9 +216,10 @@ class UNet(Generator):
 
     def _from_images(self):
         """Return the image-to-image pipeline on the same networks."""
-        from diffusers import AutoPipelineForImage2Image  # pyright: ignore[reportPrivateImportUsage]
+        import diffusers
 
-        twin = AutoPipelineForImage2Image.from_pipe(self.pipe)
+        kind = diffusers.AutoPipelineForImage2Image  # pyright: ignore[reportPrivateImportUsage]
+        twin = kind.from_pipe(self.pipe)
         twin.set_progress_bar_config(disable=True)
         return twin
 
