@@ -19,13 +19,13 @@ from PIL import Image
 
 from datadream.data import batches, datasets
 from datadream.data.images import Images
+from datadream.engines.here import run_cell
 from datadream.models import device
 from datadream.models.classifiers import base
 from datadream.models.generators import load, lora, sampling
 from datadream.pipeline import train
 from datadream.store.artifacts import Store
 from datadream.store.cores import usable_cores
-from datadream.study.run import run as run_cell
 from datadream.training import batch_size
 
 from . import stages, together
