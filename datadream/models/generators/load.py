@@ -93,10 +93,6 @@ def _load_pipeline(name, dtype):
     family = generator_of(pipe)
     for module in (family.network, pipe.vae, *family.text_encoders().values()):
         module.requires_grad_(False).eval()
-    # Convolutions in half precision are fastest in this layout; two CPU cores gain nothing by it.
-    if device().type == "cuda" and isinstance(family, UNet):
-        pipe.unet.to(memory_format=torch.channels_last)
-        pipe.vae.to(memory_format=torch.channels_last)
     return pipe.to(device())
 
 
