@@ -36,10 +36,8 @@ def mixed_loss(
 ) -> Tensor:
     """Return weight * CE(real) + (1 - weight) * CE(synthetic), means over each kind (paper, eq. 3).
 
-    `targets` (B, C) are soft, `real` (B,) is a mask of the host. A batch of one kind gives that
-    kind's mean, so that no weight is lost and no NaN appears. With `batch`, the mask of a whole
-    batch, the images are a micro-batch of it and the loss is their share; the shares sum to the
-    batch's loss.
+    `targets` (B, C) are soft, `real` (B,) is a mask on the host. A batch of one kind gives its mean.
+    With `batch`, the mask of a whole batch, it is a micro-batch's share; shares sum to the loss.
     """
     losses = F.cross_entropy(logits, targets, reduction="none")
     whole = real if batch is None else batch
