@@ -36,7 +36,7 @@ def mixed_loss(
 ) -> Tensor:
     """Return weight * CE(real) + (1 - weight) * CE(synthetic), means over each kind (paper, eq. 3).
 
-    `targets` (B, C) are soft, `real` (B,) is a mask on the host. A batch of one kind gives its mean.
+    `targets` (B, C) are soft, `real` (B,) a mask on the host. A batch of one kind gives its mean.
     With `batch`, the mask of a whole batch, it is a micro-batch's share; shares sum to the loss.
     """
     losses = F.cross_entropy(logits, targets, reduction="none")
