@@ -77,14 +77,17 @@ def secondary(table: pd.DataFrame, base: str, methods: Sequence[str] = ()) -> pd
     chosen = [name for name in (methods or wide.columns) if name != base]
     _require(wide, base, *chosen)
     rows = []
-    for setting, part in wide.groupby(level=SETTING, sort=False):
+    settings = wide.index.droplevel("seed")
+    for dataset, shots in dict.fromkeys(settings):
+        part = wide.loc[settings == (dataset, shots)]
         for method in chosen:
             pairs = (part[method] - part[base]).dropna()
             if len(pairs):
                 mean, low, high = mean_interval(pairs)
-                own = {"seeds": len(pairs), "difference": mean, "low": low, "high": high}
-                names = dict(zip(SETTING, setting, strict=True))
-                rows.append({**names, "method": method, **own, "p": paired_p(pairs)})
+                rows.append(
+                    {"dataset": dataset, "shots": shots, "method": method, "seeds": len(pairs)}
+                    | {"difference": mean, "low": low, "high": high, "p": paired_p(pairs)}
+                )
     columns = [*SETTING, "method", "seeds", "difference", "low", "high", "p"]
     found = pd.DataFrame(rows, columns=columns)
     found["corrected p"] = holm(found["p"])
@@ -111,7 +114,7 @@ def ranks(table: pd.DataFrame) -> tuple[pd.Series, float, int]:
     setting that lacks a method is left out. Raises ValueError if none is complete, or on fewer than
     two methods.
     """
-    scores = _wide(table).groupby(level=SETTING).mean().dropna()
+    scores = pd.DataFrame(_wide(table).groupby(level=SETTING).mean()).dropna()
     if scores.empty or scores.shape[1] < 2:
         raise ValueError(
             f"{len(scores)} settings have records of all {scores.shape[1]} methods; select methods "

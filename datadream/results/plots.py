@@ -431,7 +431,7 @@ def plot_ranks(ranks: pd.Series, apart: float, title: str = "") -> Figure:
     `ranks` and `apart`, the critical difference, are of comparison.ranks (Demsar, 2006, figure 1).
     """
     order = ranks.sort_values()
-    titles = [fitted(METHODS[name].title, 0.42 * WIDTH, lines=5) for name in order.index]
+    titles = [fitted(METHODS[str(name)].title, 0.42 * WIDTH, lines=5) for name in order.index]
     figure, axes = style.subplots((style.height_of(titles) + 0.12) * len(titles) + 1.1)
     values = pd.DataFrame({"value": order, "low": order, "high": order})
     values["text"] = [f"{rank:.1f}" for rank in order]
