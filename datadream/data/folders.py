@@ -1,9 +1,11 @@
 """Image folders, one sub-folder per class, and safe folder names for classes."""
 
+import hashlib
 import itertools
 import os
 import re
 import warnings
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -154,6 +156,37 @@ def require_apart(parts: Mapping[str, Images]) -> None:
             f"{known!r} ({other}) and {file!r} ({part}) are the same image, or nearly{more}: what "
             "is tested would have been trained on; keep each photo and its copies in one part"
         )
+
+
+class CopyWarning(UserWarning):
+    """Few shots of the user's are files of the test part; the message counts them."""
+
+
+def warn_of_tested(shots: Images, test: Images) -> None:
+    """Warn of few shots that are, byte by byte, files of a test part too large to decode.
+
+    Files of one size are compared by their digests. Public sets share some images themselves,
+    so that this is no error. Images in memory are not looked at.
+    """
+    sized, tested = defaultdict(list), {}
+    for file in shots.sources:
+        sized[os.path.getsize(file)].append(file)
+    for file in test.sources:
+        if isinstance(file, str) and os.path.getsize(file) in sized:
+            tested[_digest(file)] = file
+    pairs = [(file, tested[d]) for file in shots.sources if (d := _digest(file)) in tested]
+    if pairs:
+        warnings.warn(
+            f"{_count(pairs, 'few shot')} of {len(shots)} {'is' if len(pairs) == 1 else 'are'} in "
+            f"the test part too, such as {pairs[0][0]!r}, the same file as {pairs[0][1]!r}: what "
+            "is tested would have been trained on",
+            CopyWarning,
+            stacklevel=2,
+        )
+
+
+def _digest(file):
+    return hashlib.sha256(Path(file).read_bytes()).digest()
 
 
 def _require_groups(root, names, images, together, least, what):
