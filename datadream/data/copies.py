@@ -32,7 +32,7 @@ MATCHED, ALIGNED = 20_000, 1500
 # What a pair must show before it is aligned: correlated blocks, and none that strays further.
 HOPEFUL, STRAYING = 0.3, 1.5
 SMALL = 32  # pixels of a shorter side from which no part of an image is looked for
-LUMA = np.float32((0.299, 0.587, 0.114))  # of red, green and blue in what is shown in grey
+LUMA = np.array((0.299, 0.587, 0.114), np.float32)  # of red, green and blue in grey
 COLOURLESS = 4  # levels that the channels of a grey picture differ by at most
 SAME = 0.08  # share by which the contrast of a copy in grey differs, where it has little texture
 FLAT = 2.0  # standard deviation in grey levels under which there is nothing to compare

@@ -5,7 +5,6 @@ import itertools
 import os
 import re
 import warnings
-from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -168,13 +167,10 @@ def warn_of_tested(shots: Images, test: Images) -> None:
     Files of one size are compared by their digests. Public sets share some images themselves,
     so that this is no error. Images in memory are not looked at.
     """
-    sized, tested = defaultdict(list), {}
-    for file in shots.sources:
-        sized[os.path.getsize(file)].append(file)
-    for file in test.sources:
-        if isinstance(file, str) and os.path.getsize(file) in sized:
-            tested[_digest(file)] = file
-    pairs = [(file, tested[d]) for file in shots.sources if (d := _digest(file)) in tested]
+    files, others = ([f for f in part.sources if isinstance(f, str)] for part in (shots, test))
+    sizes = set(map(os.path.getsize, files))
+    tested = {_digest(file): file for file in others if os.path.getsize(file) in sizes}
+    pairs = [(file, tested[own]) for file in files if (own := _digest(file)) in tested]
     if pairs:
         warnings.warn(
             f"{_count(pairs, 'few shot')} of {len(shots)} {'is' if len(pairs) == 1 else 'are'} in "
