@@ -228,6 +228,15 @@ def _interrupted(box, stage):
     box.end(process, 128 + signal.SIGTERM)
 
 
+def _killed(box, stage):
+    """Kill all processes of a run at once: one that is asked to stop may come to its end first."""
+    process = box.start()
+    if box.reaches(stage, process):
+        for one in [psutil.Process(process.pid), *family(process)]:
+            one.kill()
+    box.end(process, -signal.SIGKILL)
+
+
 def _mount(box, options):
     way = (
         ["-o", f"remount,{options}"]
@@ -258,12 +267,7 @@ def full_disk(box, stage):
 def read_only(box, stage):
     """The machine dies in the stage, and its store comes back read-only; then writable."""
     _mount(box, "size=64m")
-    process = box.start()
-    if box.reaches(stage, process):
-        # At once: a run that is asked to stop may come to its end first.
-        for one in [psutil.Process(process.pid), *family(process)]:
-            one.kill()
-    box.end(process, -signal.SIGKILL)
+    _killed(box, stage)
     _mount(box, "ro")
     box.end(box.start(), FAILED)
     if "cannot be written" not in (box.root / "notes.txt").read_text():
@@ -298,10 +302,10 @@ def two_engines(box, stage):
 
 
 def _denied(box, stage, pattern, words, only_writing):
-    """Interrupt the run in a stage, start it as one who may not open what the pattern names in the
+    """Kill the run in a stage, start it as one who may not open what the pattern names in the
     store, and have it stop with these words, all that was there as it was.
     """
-    _interrupted(box, stage)
+    _killed(box, stage)
     before = disturb.contents(box.store)
     fault = {"deny": (f"{box.store}/{pattern}", only_writing)}
     box.end(box.start(shared=True, faults=fault), FAILED)
