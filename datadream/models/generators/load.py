@@ -77,6 +77,8 @@ def _load_pipeline(name, dtype):
             if kind == "StableDiffusionPipeline"
             else {}
         )
+        if folder and (lacking := absent(name, "generator")):
+            raise OSError(lacking)
         # Safetensors only: a pickle can run code.
         pipe = getattr(diffusers, kind).from_pretrained(
             folder or hub, dtype=dtype, use_safetensors=True, variant=variant(name), **checker
