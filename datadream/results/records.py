@@ -76,6 +76,11 @@ def select(table: pd.DataFrame, **values: Any) -> pd.DataFrame:
     return table.reset_index(drop=True)
 
 
+def by_shots(table: pd.DataFrame) -> list[tuple[int, pd.DataFrame]]:
+    """Return (shots, its rows) for each number of shots of a table, the smallest first."""
+    return [(int(k), select(table, shots=k)) for k in sorted(set(table["shots"]))]
+
+
 def protocol_note(table: pd.DataFrame) -> str:
     """Return a warning if a cell of the table has the released code's faults, else ''."""
     return "" if set(table["protocol"]) <= {"strict"} else RELEASED

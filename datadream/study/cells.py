@@ -18,16 +18,21 @@ def cells(
     images: int | None = None,
     generator: str | None = None,
     classifier: str | None = None,
+    shots: int | Sequence[int] | None = None,
     **fields: Any,
 ) -> list[Recipe]:
     """Return the recipes of every method on every seed: the cells of a dataset page.
 
     The parameters are those of notebooks/dataset.ipynb; None takes the profile's value, and for
-    `methods` those of the paper's main table. Raises ConfigError on an unknown name or value.
+    `methods` those of the paper's main table. Of several `shots` the cells of the first come first.
+    Raises ConfigError on an unknown name or value.
     """
     main = [name for name, row in METHODS.items() if row.main]
     named, seeds = main if methods is None else parsed(methods), parsed(seeds)
-    for name, value in {"methods": named, "seeds": seeds}.items():
+    counts = parsed(shots) if isinstance(shots, str) else shots
+    if not isinstance(counts, (list, tuple)):
+        counts = [counts]
+    for name, value in {"methods": named, "seeds": seeds, "shots": counts}.items():
         if not isinstance(value, (list, tuple)) or not value:
             raise ConfigError(
                 f"{name}={value!r} is no list of one or more; papermill takes lists as YAML: -y "
@@ -37,15 +42,18 @@ def cells(
     values = {name: value for name, value in chosen.items() if value is not None} | as_mapping(
         overrides
     )
+    if len(set(map(str, counts))) < len(counts):
+        raise ConfigError(f"shots={counts!r} names a number twice")
     return [
-        recipes.recipe(overrides=values, method=method, seed=seed, **fields)
+        recipes.recipe(overrides=values, method=method, seed=seed, **own, **fields)
+        for own in ({} if count is None else {"shots": count} for count in counts)
         for seed in seeds
         for method in named
     ]
 
 
 def artifact_places(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the artifact folders of each cell, one row per method and seed.
+    """Return the artifact folders of each cell, one row per method, seed and number of shots.
 
     The columns are few shots, synthetic set, classifier and result.
     """
@@ -59,6 +67,7 @@ def artifact_places(table: pd.DataFrame) -> pd.DataFrame:
         {
             "method": row["method"],
             "seed": row["seed"],
+            "shots": row["shots"],
             **{title: row["artifacts"].get(stage, "") for title, stage in stages.items()},
         }
         for row in table.to_dict("records")

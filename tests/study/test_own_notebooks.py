@@ -7,6 +7,7 @@ import sys
 
 import nbformat
 import pytest
+import yaml
 from conftest import ROOT, write_classes
 
 from datadream.errors import ConfigError
@@ -149,3 +150,24 @@ def test_the_photo_notebook_takes_any_folder_from_papermills_command_line(tmp_pa
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert "<class 'dict'>" in printed(tmp_path / "out.ipynb")
+
+
+@pytest.mark.long
+def test_the_dataset_page_takes_one_number_of_shots_or_several(tmp_path):
+    """Several give a curve in place of the dots, and a table for each number."""
+    pages = {}
+    tiny = yaml.safe_load((ROOT / "notebooks" / "study.yaml").read_text())["smoke"]["dataset"]
+    for shots in (2, [1, 2]):
+        values = {**tiny, "shots": shots, "seeds": [0], "methods": ["real", "base+real"]}
+        page = tmp_path / "page.ipynb"
+        command = [sys.executable, "-m", "papermill", "--no-progress-bar"]
+        command += [str(ROOT / "notebooks" / "dataset.ipynb"), str(page), "-y", str(values)]
+        place = {"DATADREAM_STORE": str(tmp_path / "store"), "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            command, cwd=tmp_path, env={**os.environ, **place}, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        outputs = [one for cell in nbformat.read(page, 4).cells for one in cell.get("outputs", [])]
+        told = [one["data"].get("text/markdown", "") for one in outputs if "data" in one]
+        pages[str(shots)] = [text for text in told if text.endswith("shots per class**")]
+    assert pages == {"2": [], "[1, 2]": ["**1 shots per class**", "**2 shots per class**"]}

@@ -60,8 +60,18 @@ def test_cells_are_every_method_on_every_seed(tiny):
     assert [one.method for one in cells.cells()] == MAIN
 
 
+@pytest.mark.parametrize("shots", [[1, 4], (1, 4), "[1, 4]"])
+def test_several_numbers_of_shots_give_the_cells_of_each(shots):
+    found = cells.cells(["real", "dset"], [0, 1], shots=shots)
+    assert [one.shots for one in found] == [1] * 4 + [4] * 4
+    assert found[4:] == cells.cells(["real", "dset"], [0, 1], shots=4)
+    with pytest.raises(ConfigError, match="names a number twice"):
+        cells.cells(["real"], shots=[4, 4])
+
+
 @pytest.mark.parametrize(
-    "name, value", [("methods", "real"), ("methods", []), ("seeds", 3), ("seeds", "0,1")]
+    "name, value",
+    [("methods", "real"), ("methods", []), ("seeds", 3), ("seeds", "0,1"), ("shots", [])],
 )
 def test_a_list_that_is_none_is_refused_with_the_flag_that_papermill_wants(name, value):
     with pytest.raises(ConfigError, match=f"{name}=.*-y '{name}: "):
