@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..config import Classify, Recipe, require_warmup
+from ..config import Classify, Recipe, key_fields, require_warmup
 from ..data.batches import Batches
 from ..data.datasets import validation_images
 from ..data.images import Images, fingerprint
@@ -21,6 +21,7 @@ from ..errors import ConfigError
 from ..methods.base import Support
 from ..methods.registry import method_of
 from ..models.classifiers.base import load_classifier, require_adaptable, save_classifier_lora
+from ..models.classifiers.lora import LORA
 from ..models.device import dtype_for
 from ..models.identity import identity
 from ..seeds import seed_for
@@ -69,7 +70,7 @@ def train_inputs(support: Support, synthetic_key: str | None) -> dict[str, Any]:
     recipe, real = support.recipe, method_of(support.recipe).real
     require_warmup("classify.warmup", recipe.classify.warmup, recipe.classify.epochs, "epochs")
     steps, warmup = optimiser_steps(recipe, len(support.classes))
-    options = dataclasses.asdict(recipe.classify)
+    options = key_fields(recipe.classify)
     for name in ("epochs", "warmup", "steps"):  # `steps` and `warmup` below say it
         options.pop(name)
     if recipe.protocol == "released":
@@ -125,7 +126,7 @@ def train(
     optimise(model, parameters, batches, texts, val, options, *length, folder, seed, size)
     config = {
         **{name: getattr(recipe, name) for name in ("classifier", "precision")},
-        **{name: getattr(options, name) for name in ("rank", "alpha", "dropout")},
+        **{name: value for name, value in key_fields(options).items() if name in LORA},
         "classes": list(support.classes), "prompts": texts,
     }  # fmt: skip
     save_classifier_lora(model, folder, config)
