@@ -108,13 +108,12 @@ def needs(stage, method):
         # It starts from them, and asks the classifier.
         own |= {"shots", "classifier"} if method.startswith("disef") else set()
         return own | (needs("adapt", method) if method.startswith(ADAPTED) else set())
-    own = {name for name in SPECS if name.startswith("classify.")} | {
-        "classifier",
-        "seed",
-        "validation",
-        "protocol",
-    }
-    if not (row.real and row.generates):
+    own = {"classifier", "seed", "validation", "protocol"}
+    if row.head:
+        own |= {f"classify.{name}" for name in row.head.reads}
+    else:
+        own |= {name for name in SPECS if name.startswith("classify.")}
+    if not (row.real and row.generates) and not row.head:
         # Lambda weighs two kinds of images; with one kind it does nothing.
         own.remove("classify.real_weight")
     return (
@@ -189,9 +188,9 @@ def test_a_key_knows_the_precision_that_the_device_gives(method, monkeypatch):
     """
     old = stage_keys(recipe(method=method))
     assert stage_keys(recipe(method=method, precision="float32")) == old
-    for module in ("adapt", "generate", "train", "evaluate"):
+    for module in ("pipeline.adapt", "pipeline.generate", "methods.heads", "pipeline.evaluate"):
         monkeypatch.setattr(
-            f"datadream.pipeline.{module}.dtype_for",
+            f"datadream.{module}.dtype_for",
             lambda precision, training: torch.float32 if precision == "float32" else torch.bfloat16,
         )
     new = stage_keys(recipe(method=method))

@@ -15,15 +15,14 @@ from torch import Tensor
 from ..config import Classify, Recipe, key_fields, require_warmup
 from ..data.batches import Batches
 from ..data.datasets import validation_images
-from ..data.images import Images, fingerprint
+from ..data.images import Images
 from ..data.transforms import validation_batches
 from ..errors import ConfigError
 from ..methods.base import Support
+from ..methods.heads import seen_inputs
 from ..methods.registry import method_of
 from ..models.classifiers.base import load_classifier, require_adaptable, save_classifier_lora
 from ..models.classifiers.lora import LORA
-from ..models.device import dtype_for
-from ..models.identity import identity
 from ..seeds import seed_for
 from ..training.batch_size import BatchSize
 from ..training.curve import Curve
@@ -77,18 +76,8 @@ def train_inputs(support: Support, synthetic_key: str | None) -> dict[str, Any]:
         options |= {"select": "validation", "evaluations": recipe.classify.epochs}
     if not (real and synthetic_key):  # lambda weighs two kinds against each other
         options["real_weight"] = None
-    return {
-        "classifier": identity(recipe.classifier, "clip"),
-        "precision": str(dtype_for(recipe.precision, training=True)),
-        "classify": options,
-        "prompts": support.class_prompts(),
-        "steps": steps,
-        "warmup": warmup,
-        "seed": recipe.seed,
-        "val": fingerprint(validation_images(recipe, support.dataset)),
-        "synthetic": synthetic_key,
-        "shots": fingerprint(support.shots()) if real else None,
-    }
+    own = {"classify": options, "steps": steps, "warmup": warmup}
+    return {**seen_inputs(support, synthetic_key), **own}
 
 
 def require_trainable(support: Support) -> None:
