@@ -4,16 +4,20 @@ The logits of a unit feature f are s f W' + a exp(-b (1 - f F')) L: W are the cl
 CLIP's scale, F are the keys, one a shot, and L their labels.
 
 From the released code: a key is the mean feature of ten augmented views of a shot, brought to unit
-length. Tip-Adapter trains nothing. Tip-Adapter-F trains the keys from there, with the start values
-of a and b: AdamW at 1e-3 with eps 1e-4, a cosine, batches of 256, 20 epochs over the shots.
+length. Tip-Adapter trains nothing. Tip-Adapter-F trains the keys from there: AdamW at 1e-3 with eps
+1e-4, a cosine, batches of 256, 20 epochs over the shots; then a and b are searched again.
 
 Not from it: the code keeps the epoch with the best *test* accuracy; here the last keys are taken.
-It searches a and b in ranges that differ by dataset, from 0.1 to between 3 and 50; here both are
-taken from one grid, even in their logarithms, from 0.1 to 50. EuroSAT has 100 epochs there, here
-20.
+It sets by dataset the ranges in which a and b are searched, from 0.1 to between 3 and 50, the a and
+b that the keys are trained with, and the epochs, 100 for EuroSAT; here one grid, even in the
+logarithms from 0.1 to 50, serves all, the keys are trained with the a and b of Tip-Adapter, and the
+epochs are 20.
 
-Tuning budget: 20 values of a times 200 of b, once, on min(shots, 4) validation images a class
-(`validation`); of pairs that read as many images right, the one with the lower loss.
+The number of steps is the recipe's own (`classify.steps` sets another): a step changes keys alone.
+
+Tuning budget: 20 values of a times 200 of b, once (Tip-Adapter-F: before and after), on min(shots,
+4) validation images a class (`validation`); of pairs that read as many images right, the one with
+the lower loss.
 """
 
 from __future__ import annotations
@@ -30,7 +34,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PASSES = 10  # views of a shot that a key is the mean of
-START = {"alpha": 1.17, "beta": 1.0}  # of ImageNet's configuration
 LOW, HIGH = 0.1, 50.0  # of the grid
 
 
@@ -52,17 +55,15 @@ class Tip(Head):
         return self.tuned(given, self.cache(given))
 
     def cache(self, given: Given) -> dict[str, Tensor]:
-        """Return keys (n, D), labels as one-hot values (n, C), scale, and start values of a, b."""
-        import torch
+        """Return keys (n, D), labels as one-hot values (n, C) and the scale."""
         from torch.nn import functional as F
 
         recipe, frozen = given.support.recipe, given.frozen
         seed = seed_for("cache", recipe.seed)
         views = frozen.views(given.images, recipe.classify, PASSES, seed)
         labels = F.one_hot(frozen.labels(given.images), len(given.support.classes))
-        start = {name: torch.tensor(value) for name, value in START.items()}
         keys = F.normalize(views.mean(0), dim=-1)
-        return {"keys": keys, "values": labels.float(), "scale": frozen.scale, **start}
+        return {"keys": keys, "values": labels.float(), "scale": frozen.scale}
 
     def tuned(self, given: Given, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return a state with the a and b of the grid that read the validation images best."""
@@ -75,7 +76,7 @@ class Tip(Head):
         unit = F.normalize(given.frozen.features(given.val), dim=-1)
         zero = state["scale"] * unit @ given.frozen.text.T
         far = 1 - unit @ state["keys"].detach().T
-        best, chosen = (-1.0, 0.0), START
+        best, chosen = (-1.0, 0.0), {}
         for beta in _grid(self.betas):
             near = torch.exp(-beta * far) @ state["values"]
             for alpha in _grid(self.alphas):
@@ -115,7 +116,7 @@ class TipF(Tip):
 
     def fit(self, given: Given) -> dict[str, Tensor]:
         """Return the cache after training its keys, with the a and b that validation chose."""
-        return self.tuned(given, self.trained(given, self.cache(given)))
+        return self.tuned(given, self.trained(given, super().fit(given)))
 
     def trained(self, given: Given, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return a state with keys that were trained on augmented views of the images."""
