@@ -13,7 +13,8 @@ b that the keys are trained with, and the epochs, 100 for EuroSAT; here one grid
 logarithms from 0.1 to 50, serves all, the keys are trained with the a and b of Tip-Adapter, and the
 epochs are 20.
 
-The number of steps is the recipe's own (`classify.steps` sets another): a step changes keys alone.
+The number of steps is the published one and not the study's: it is one vector a shot that is
+trained, and more steps would only fit the shots closer (`classify.steps` sets another number).
 
 Tuning budget: 20 values of a times 200 of b, once (Tip-Adapter-F: before and after), on min(shots,
 4) validation images a class (`validation`); of pairs that read as many images right, the one with
@@ -33,9 +34,6 @@ from .base import CROPS_ALONE, VIEWS, Given, Head, Method, Support
 if TYPE_CHECKING:
     from torch import Tensor
 
-PASSES = 10  # views of a shot that a key is the mean of
-LOW, HIGH = 0.1, 50.0  # of the grid
-
 
 @dataclass(frozen=True)
 class Tip(Head):
@@ -43,12 +41,15 @@ class Tip(Head):
 
     reads: ClassVar[tuple[str, ...]] = VIEWS
 
+    passes: int = 10  # views of a shot that a key is the mean of
     alphas: int = 20  # values of a
     betas: int = 200  # values of b
+    low: float = 0.1  # ends of both grids
+    high: float = 50.0
 
     def work(self, support: Support, count: int) -> tuple[int, int]:
         """Return (0, views of all shots)."""
-        return 0, PASSES * count
+        return 0, self.passes * count
 
     def fit(self, given: Given) -> dict[str, Tensor]:
         """Return the cache with the a and b that validation chose."""
@@ -60,7 +61,7 @@ class Tip(Head):
 
         recipe, frozen = given.support.recipe, given.frozen
         seed = seed_for("cache", recipe.seed)
-        views = frozen.views(given.images, recipe.classify, PASSES, seed)
+        views = frozen.views(given.images, recipe.classify, self.passes, seed)
         labels = F.one_hot(frozen.labels(given.images), len(given.support.classes))
         keys = F.normalize(views.mean(0), dim=-1)
         return {"keys": keys, "values": labels.float(), "scale": frozen.scale}
@@ -77,13 +78,18 @@ class Tip(Head):
         zero = state["scale"] * unit @ given.frozen.text.T
         far = 1 - unit @ state["keys"].detach().T
         best, chosen = (-1.0, 0.0), {}
-        for beta in _grid(self.betas):
+        for beta in self.grid(self.betas):
             near = torch.exp(-beta * far) @ state["values"]
-            for alpha in _grid(self.alphas):
+            for alpha in self.grid(self.alphas):
                 found = choice(zero + alpha * near, labels)
                 if found > best:
                     best, chosen = found, {"alpha": alpha, "beta": beta}
         return {**state, **{name: torch.tensor(value) for name, value in chosen.items()}}
+
+    def grid(self, count: int) -> list[float]:
+        """Return `count` values from `low` to `high`, even in their logarithms."""
+        ratio = math.log(self.high / self.low) / max(1, count - 1)
+        return [self.low * math.exp(ratio * i) for i in range(count)]
 
     def logits(self, state: Mapping[str, Tensor], features: Tensor, text: Tensor) -> Tensor:
         """Return the zero-shot logits plus those of the cache."""
@@ -112,7 +118,7 @@ class TipF(Tip):
         """Return (steps, views that are encoded)."""
         steps = self.steps(support, count)
         batch = min(support.recipe.classify.batch, max(count, 1))
-        return steps, PASSES * count + steps * batch
+        return steps, self.passes * count + steps * batch
 
     def fit(self, given: Given) -> dict[str, Tensor]:
         """Return the cache after training its keys, with the a and b that validation chose."""
@@ -147,11 +153,6 @@ class TipF(Tip):
             checkpoint=given.checkpoint, description="train cache",
         )  # fmt: skip
         return {**state, "keys": keys.detach()}
-
-
-def _grid(count: int) -> list[float]:
-    ratio = math.log(HIGH / LOW) / max(1, count - 1)
-    return [LOW * math.exp(ratio * i) for i in range(count)]
 
 
 SETTINGS = {"paper": {**CROPS_ALONE, "classify.crop_low": 0.5}, "mini": {"validation": 4}}
