@@ -63,11 +63,12 @@ book: venv  ## build _build/html from the runs that are there, warnings as error
 test: venv  ## run the tests
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal -q
 
-lint: venv  ## check the format and the code with ruff, the types with basedpyright, and the floors with import-linter
+lint: venv  ## check format and code (ruff), types (basedpyright), floors (import-linter) and what lies in contrib
 	@$(VENV)/bin/ruff format --check .ci book datadream tests benchmarks notebooks
 	@$(VENV)/bin/ruff check .ci book datadream tests benchmarks notebooks
 	@$(VENV)/bin/basedpyright --pythonpath $(PY)
 	@$(VENV)/bin/lint-imports
+	@$(PY) -m datadream check-submission
 
 lab: venv  ## open the notebooks in JupyterLab; LAB="--no-browser --port 9000" and the like is passed on
 	@$(VENV)/bin/jupyter lab $(LAB) notebooks

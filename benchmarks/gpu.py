@@ -19,7 +19,7 @@ import torch
 
 from datadream.store.files import write_json
 
-from . import gpu_parts  # noqa: F401  registers the parts
+from . import gpu_parts, gpu_variants  # noqa: F401  they register the parts
 from .gpu_bench import PARTS, Bench
 
 

@@ -284,9 +284,6 @@ def sampling_pass(bench: Bench) -> dict[str, Any]:
         once()
     milliseconds = {"as shipped": bench.milliseconds(once)}
     found = {"TFLOP": counter.get_total_flops() / 1e12, "images": images, "ms": milliseconds}
-    pipe.unet.to(memory_format=torch.contiguous_format)
-    milliseconds["contiguous"] = bench.milliseconds(once)
-    pipe.unet.to(memory_format=torch.channels_last)
     found["profile"] = bench.profiled(once, "sampling")
     with bench.cudnn_attention():
         milliseconds["cuDNN attention"] = bench.milliseconds(once)

@@ -1,6 +1,7 @@
 """The command line, `datadream` or `python -m datadream`.
 
-Commands: study | adapt | plan | doctor | export | download | gc | keep | outcome | contents.
+Commands: study | adapt | plan | doctor | export | download | gc | keep | submit |
+check-submission | outcome | contents.
 """
 
 import argparse
@@ -33,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _add_runs(commands)
     _add_cells(commands)
     _add_upkeep(commands)
+    _add_submissions(commands)
     options = parser.parse_args(arguments)
     if options.command in ("plan", "adapt"):
         _check_choice(options)
@@ -184,6 +186,30 @@ def _add_upkeep(commands):
     contents.set_defaults(call=_contents)
 
 
+def _add_submissions(commands):
+    """Commands for the leaderboard."""
+    packed = commands.add_parser(
+        "submit",
+        help="pack the store's records of methods of one's own into contrib, for the leaderboard",
+    )
+    packed.add_argument("methods", nargs="+", help="their names, e.g. mine mine+real")
+    packed.add_argument("--code", required=True, help="the web address of the method's code")
+    packed.add_argument("--author", default="", help="who is named beside it")
+    packed.add_argument(
+        "--reason",
+        action="append",
+        default=[],
+        metavar="SETTING=WHY",
+        help="why a setting that all methods share differs, e.g. classify.steps=...",
+    )
+    packed.set_defaults(call=_submit)
+    checked = commands.add_parser(
+        "check-submission", help="check submissions, and tell what is wrong with each"
+    )
+    checked.add_argument("folders", nargs="*", help="folders of contrib (default: all)")
+    checked.set_defaults(call=_check_submission)
+
+
 def _study(options):
     from .study.papermill_runs import run_study, smoke_home
 
@@ -303,6 +329,28 @@ def _keep(options):
     table = freeze_study(options.group)
     print(table.to_string(index=False, na_rep=""))
     return int("has not ended here" in set(table["status"]))
+
+
+def _submit(options):
+    from .publish.submission import submit
+
+    parts = [text.partition("=") for text in options.reason]
+    if wrong := [text for text in options.reason if "=" not in text]:
+        raise ConfigError(f"--reason {wrong[0]!r}: give a setting, '=' and a sentence")
+    reasons = {name: why for name, _, why in parts}
+    print(submit(options.methods, options.code, author=options.author, reasons=reasons))
+    return 0
+
+
+def _check_submission(options):
+    from .publish.submission import check, submissions
+
+    failed = False
+    for folder in map(Path, options.folders) if options.folders else submissions():
+        found = check(folder)
+        failed |= bool(found)
+        print(f"{folder}: {'; '.join(found) or 'ok'}")
+    return int(failed)
 
 
 def _contents(options):

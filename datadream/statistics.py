@@ -1,4 +1,4 @@
-"""Statistics of accuracies: intervals, the confusion matrix, and rank correlation.
+"""Statistics of accuracies: intervals, tests of many differences, ranks, the confusion matrix.
 
 SciPy is imported where it is used: it takes two seconds.
 """
@@ -69,3 +69,87 @@ def spearman(x: ArrayLike, y: ArrayLike, confidence: float = 0.95) -> tuple[floa
         return rho, math.nan, math.nan
     half = stats.norm.ppf(0.5 + confidence / 2) * math.sqrt((1 + rho * rho / 2) / (len(x) - 3))
     return rho, math.tanh(math.atanh(rho) - half), math.tanh(math.atanh(rho) + half)
+
+
+def paired_p(differences: ArrayLike) -> float:
+    """Return the two-sided p-value of Student's t test that paired differences have mean zero.
+
+    NaN for fewer than two; differences that are all the same have 0, or 1 where they are zero.
+    """
+    from scipy import stats
+
+    values = np.asarray(differences, dtype=float)
+    if len(values) < 2:
+        return math.nan
+    if np.ptp(values) == 0:  # no scatter, so t is infinite or undefined
+        return float(values[0] == 0)
+    found = stats.ttest_1samp(values, 0.0)
+    return float(found.pvalue)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def holm(p_values: ArrayLike) -> np.ndarray:
+    """Return p-values corrected for their number by Holm (1979), in their order.
+
+    Of n, the i-th smallest is multiplied by n - i + 1, made no smaller than the ones before it, and
+    cut at 1. NaN stays NaN and does not count. Raises ValueError on values outside [0, 1].
+    """
+    values = np.asarray(p_values, dtype=float)
+    known = np.flatnonzero(~np.isnan(values))
+    if ((values[known] < 0) | (values[known] > 1)).any():
+        raise ValueError(f"p-values {values[known].tolist()}; give numbers from 0 to 1")
+    order = known[np.argsort(values[known], kind="stable")]
+    corrected = np.full(len(values), math.nan)
+    scaled = values[order] * np.arange(len(order), 0, -1)
+    corrected[order] = np.minimum(np.maximum.accumulate(scaled), 1.0)
+    return corrected
+
+
+def crossed_interval(
+    values: ArrayLike, confidence: float = 0.95, draws: int = 4000, seed: int = 0
+) -> tuple[float, float, float]:
+    """Return (mean, low, high) of values (seeds, images) by a bootstrap over both.
+
+    Seeds and test images are drawn with replacement independently of each other, since every seed
+    is judged by the same images, and the interval holds the middle of the means (the pigeonhole
+    bootstrap of Owen, 2007). It is a little wide, never narrow. The ends are NaN for a single seed
+    or image. Raises ValueError on values that are no table of finite numbers.
+    """
+    table = np.asarray(values, dtype=float)
+    if table.ndim != 2 or not table.size or not np.isfinite(table).all():
+        raise ValueError(f"values of shape {table.shape}; give finite ones of (seeds, images)")
+    seeds, images = table.shape
+    if min(seeds, images) < 2:
+        return float(table.mean()), math.nan, math.nan
+    rng = np.random.default_rng(seed)
+    rows = rng.multinomial(seeds, np.full(seeds, 1 / seeds), draws) / seeds
+    columns = rng.multinomial(images, np.full(images, 1 / images), draws) / images
+    means = ((rows @ table) * columns).sum(1)
+    low, high = np.quantile(means, [0.5 - confidence / 2, 0.5 + confidence / 2])
+    return float(table.mean()), float(low), float(high)
+
+
+def average_ranks(scores: ArrayLike) -> np.ndarray:
+    """Return the mean rank of each column of scores (settings, methods): 1 is the highest.
+
+    Equal scores share their ranks. Raises ValueError on scores that are no table of finite numbers.
+    """
+    from scipy import stats
+
+    table = np.asarray(scores, dtype=float)
+    if table.ndim != 2 or not table.size or not np.isfinite(table).all():
+        raise ValueError(f"scores of shape {table.shape}; give finite ones of (settings, methods)")
+    return stats.rankdata(-table, axis=1).mean(0)
+
+
+def critical_difference(methods: int, settings: int, confidence: float = 0.95) -> float:
+    """Return how far apart two average ranks must be to differ, by Nemenyi's test.
+
+    q sqrt(k (k + 1) / 6 n) for k methods in n settings, with q the studentised range's quantile
+    divided by sqrt(2) (Demsar, 2006). Raises ValueError on fewer than two methods or one setting.
+    """
+    if methods < 2 or settings < 1:
+        raise ValueError(f"methods={methods}, settings={settings}; give 2 and 1 or more")
+    from scipy import stats
+
+    quantile = float(stats.studentized_range.ppf(confidence, methods, np.inf))
+    return quantile / math.sqrt(2) * math.sqrt(methods * (methods + 1) / (6 * settings))

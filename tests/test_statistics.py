@@ -10,7 +10,17 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy import stats
 
-from datadream.statistics import confusion, mean_interval, spearman, wilson
+from datadream.statistics import (
+    average_ranks,
+    confusion,
+    critical_difference,
+    crossed_interval,
+    holm,
+    mean_interval,
+    paired_p,
+    spearman,
+    wilson,
+)
 
 shares = st.integers(1, 3000).flatmap(
     lambda total: st.tuples(st.integers(0, total), st.just(total))
@@ -146,3 +156,85 @@ def test_a_rank_correlation_that_cannot_be_had():
     for x, y in (([1, 2], [1, 2, 3]), ([1], [1]), ([1, math.nan], [1, 2]), ([[1, 2]], [[1, 2]])):
         with pytest.raises(ValueError, match="two or more pairs of finite numbers"):
             spearman(x, y)
+
+
+def test_holm_against_a_published_example():
+    """Holm (1979) as worked in R's manual of p.adjust: five p-values and their corrections."""
+    assert holm([0.01, 0.04, 0.03, 0.005, 0.5]) == pytest.approx([0.04, 0.09, 0.09, 0.025, 0.5])
+
+
+@given(st.lists(st.one_of(st.floats(0, 1), st.just(math.nan)), max_size=9))
+def test_holm_by_its_definition(values):
+    """A hypothesis is rejected at a level if and only if its corrected p is below it: step down."""
+    corrected = holm(values)
+    known = sorted(p for p in values if not math.isnan(p))
+    for level in (0.01, 0.05, 0.2):
+        rejected = 0
+        while rejected < len(known) and known[rejected] * (len(known) - rejected) < level:
+            rejected += 1
+        assert (corrected < level).sum() == rejected
+    assert [math.isnan(p) for p in values] == np.isnan(corrected).tolist()
+
+
+@pytest.mark.parametrize("wrong", [[-0.1], [0.2, 1.1]])
+def test_holm_refuses_what_is_no_p_value(wrong):
+    with pytest.raises(ValueError, match="from 0 to 1"):
+        holm(wrong)
+
+
+@given(st.lists(st.floats(-5, 5), min_size=2, max_size=9))
+def test_the_paired_p_agrees_with_the_interval(values):
+    """p is below 5 % just where the 95 % interval leaves out zero."""
+    _, low, high = mean_interval(values)
+    assume(np.ptp(values) > 1e-6 and min(abs(low), abs(high)) > 1e-9)
+    assert (paired_p(values) < 0.05) == (low > 0 or high < 0)
+
+
+def test_the_paired_p_of_few_or_equal_differences():
+    assert math.isnan(paired_p([1.0])) and paired_p([2.0, 2.0]) == 0 and paired_p([0.0, 0.0]) == 1
+
+
+def test_the_crossed_interval_covers_the_truth():
+    """Of tables with effects of seeds and of images, 95 % of the intervals hold the mean, or more:
+    the bootstrap counts the cells' own scatter twice.
+    """
+    rng, held = np.random.default_rng(1), 0
+    for number in range(100):
+        rows, columns = rng.normal(0, 0.1, (12, 1)), rng.normal(0, 0.3, (1, 60))
+        table = 0.2 + rows + columns + rng.normal(0, 0.2, (12, 60))
+        _, low, high = crossed_interval(table, draws=400, seed=number)
+        held += low <= 0.2 <= high
+    assert held >= 88  # fewer than 88 of 100 at 95 % happens once in 200 times
+
+
+def test_the_crossed_interval_is_wider_than_either_alone():
+    rng = np.random.default_rng(0)
+    table = rng.normal(0, 1, (8, 1)) + rng.normal(0, 1, (1, 40))
+    mean, low, high = crossed_interval(table)
+    assert mean == pytest.approx(table.mean())
+    variances = table.mean(1).var() / 8 + table.mean(0).var() / 40
+    assert (high - low) / 2 / 1.96 == pytest.approx(math.sqrt(variances), rel=0.1)
+    assert all(math.isnan(end) for end in crossed_interval(table[:1])[1:])
+    assert crossed_interval(table) == crossed_interval(table)
+
+
+@pytest.mark.parametrize("wrong", [[1.0, 2.0], [[math.nan]], np.zeros((0, 3))])
+def test_the_crossed_interval_refuses_what_is_no_table(wrong):
+    with pytest.raises(ValueError, match="seeds, images"):
+        crossed_interval(wrong)
+
+
+@given(st.lists(st.lists(st.integers(0, 5), min_size=3, max_size=3), min_size=1, max_size=5))
+def test_average_ranks_by_counting(scores):
+    """A rank is one more than the scores that are higher, and half of the others that are equal."""
+    table = np.asarray(scores)
+    higher = (table[:, None, :] > table[:, :, None]).sum(2)
+    equal = (table[:, None, :] == table[:, :, None]).sum(2) - 1
+    assert average_ranks(table) == pytest.approx((1 + higher + equal / 2).mean(0))
+
+
+@pytest.mark.parametrize("methods, q", [(2, 1.960), (5, 2.728), (10, 3.164)])
+def test_the_critical_difference_against_its_table(methods, q):
+    """Demsar (2006), table 5a: Nemenyi's q at 5 %."""
+    expected = q * math.sqrt(methods * (methods + 1) / (6 * 14))
+    assert critical_difference(methods, 14) == pytest.approx(expected, rel=1e-3)

@@ -13,6 +13,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 
 from ..config import Classify
+from .transfer import places, sent
 
 RATIOS = (3 / 4, 4 / 3)  # aspect ratios of a random resized crop (torchvision)
 BLUR = (0.1, 2.0)  # standard deviation of the blur in pixels (released code)
@@ -79,12 +80,16 @@ def rand_augment(images: torch.Tensor, drawn: torch.Tensor | None = None) -> tor
     """
     names = list(OPERATIONS)
     for chosen, ways in draw_operations(len(images)) if drawn is None else drawn:
-        changed = images.clone()
+        applied, masks = [], []
         for i in chosen.unique().tolist():
             for way in (1,) if names[i] in ONE_WAY else (1, -1):
                 rows = (chosen == i) & ((ways == way) | (names[i] in ONE_WAY))
                 if rows.any():
-                    changed[rows] = OPERATIONS[names[i]](images[rows], way)
+                    applied.append((OPERATIONS[names[i]], way))
+                    masks.append(rows)
+        changed = images.clone()
+        for (operation, way), rows in zip(applied, places(masks, images.device), strict=True):
+            changed[rows] = operation(images[rows], way)
         images = changed
     return images
 
@@ -155,10 +160,9 @@ def random_resized_crop(
     """
     height, width = images.shape[-2:]
     boxes, flipped = drawn or draw_crops(len(images), height, width, low, flip)
-    flipped = flipped.to(images.device)[:, None, None]
-    top, left, tall, wide = boxes.to(images.device).T
+    top, left, tall, wide, flips = sent(torch.cat([boxes, flipped[:, None]], 1), images.device).T
     down, across = resampling(top, tall, height, size), resampling(left, wide, width, size)
-    across = torch.where(flipped, across.flip(1), across)
+    across = torch.where(flips.bool()[:, None, None], across.flip(1), across)
     pixels = down[:, None] @ images.float() @ across[:, None].transpose(-1, -2)
     return pixels.clamp(0, 255).round() / 255  # to whole tones, as images of bytes have them
 
@@ -210,20 +214,15 @@ def color_jitter(
             min=0 if middle else -0.5
         )
 
-    drawn = {
-        _brightness: factors(brightness),
-        _contrast: factors(contrast),
-        _saturation: factors(saturation),
-        _hue: factors(hue, 0.0),
-    }
+    changes = (_brightness, _contrast, _saturation, _hue)
+    drawn = [factors(brightness), factors(contrast), factors(saturation), factors(hue, 0.0)]
     order = torch.rand(len(images), len(drawn)).argsort(1)
-    for place in range(len(drawn)):
-        for number, (change, strength) in enumerate(drawn.items()):
-            rows = order[:, place] == number
-            if rows.any():
-                images[rows] = change(
-                    images[rows], strength[rows].to(images.device).view(-1, 1, 1, 1)
-                )
+    masks = [order[:, place] == number for place in range(4) for number in range(4)]
+    strengths = sent(torch.stack(drawn), images.device)
+    for i, rows in enumerate(places(masks, images.device)):
+        if len(rows):
+            own = strengths[i % 4, rows].view(-1, 1, 1, 1)
+            images[rows] = changes[i % 4](images[rows], own)
     return images
 
 
@@ -242,7 +241,7 @@ def gaussian_blur(images: torch.Tensor, kernel: int, sigma: torch.Tensor) -> tor
     """
     offsets = torch.arange(kernel) - kernel // 2
     window = torch.exp(-0.5 * (offsets / sigma[:, None]) ** 2)
-    window = (window / window.sum(1, keepdim=True)).to(images.device).repeat_interleave(3, 0)
+    window = sent(window / window.sum(1, keepdim=True), images.device).repeat_interleave(3, 0)
     pad = kernel // 2
     flat = torch.nn.functional.pad(images, [pad] * 4, mode="reflect").flatten(0, 1)[None]
     flat = torch.nn.functional.conv2d(flat, window[:, None, :, None], groups=len(window))
@@ -256,7 +255,7 @@ class Augmentation:
 
     Maps a list of uint8 images (3, H, W) to (B, 3, size, size) in [0, 1]. `options` is a recipe's
     `classify`. All draws come from torch's global generator on the CPU, whatever device the images
-    are on.
+    are on, and reach the device in copies that the host does not wait for.
     """
 
     def __init__(self, options: Classify, size: int) -> None:
@@ -268,7 +267,8 @@ class Augmentation:
         views = images[0].new_empty(len(images), 3, self.size, self.size, dtype=torch.float32)
         for shape in dict.fromkeys(shapes):
             rows = [i for i, other in enumerate(shapes) if other == shape]
-            views[rows] = self._crop([images[i] for i in rows])
+            own = sent(torch.tensor(rows), views.device)
+            views[own] = self._crop([images[i] for i in rows])
         options = self.options
         self._some(
             views,
@@ -307,4 +307,5 @@ class Augmentation:
     def _some(images, chance, change):
         rows = torch.rand(len(images)) < chance
         if rows.any():
-            images[rows] = change(images[rows])
+            (own,) = places([rows], images.device)
+            images[own] = change(images[own])

@@ -8,12 +8,14 @@ from ..seeds import seed_for
 from ..training.schedule import stream
 from .decode_cache import Decoded
 from .images import Images
+from .transfer import sent
 
 
 class Batches:
     """Augmented training batches of real and synthetic images.
 
-    `at(step)` gives images (B, 3, S, S) in [0, 1], soft targets (B, C) and a real mask (B,). With
+    `at(step)` gives images (B, 3, S, S) in [0, 1], soft targets (B, C) and a real mask (B,). The
+    mask is on the host, where reading it makes nobody wait, the others are on `device`. With
     both kinds, half of each batch is real: the paper repeats the few shots until both kinds are as
     many.
     """
@@ -36,7 +38,7 @@ class Batches:
             if images is not None
         }
         self.options, self.classes, self.seed, self.device = options, classes, seed, device
-        self.augment, self.decoded = Augmentation(options, size), Decoded(self.sets)
+        self.augment, self.decoded = Augmentation(options, size), Decoded(self.sets, device)
 
     def _keys(self, step):
         count = self.options.batch // len(self.sets)
@@ -64,12 +66,8 @@ class Batches:
         for own in self._keys(step + 1).values():
             self.decoded.start(own)
         for kind, own in keys.items():
-            views = self.augment(
-                [image.to(self.device, non_blocking=True) for image in pictures[kind]]
-            )
-            views, targets = self._mix(
-                views, torch.tensor([self.sets[kind].labels[i] for _, i in own], device=self.device)
-            )
-            parts.append((views, targets, torch.full((len(own),), kind, device=self.device)))
+            labels = torch.tensor([self.sets[kind].labels[i] for _, i in own])
+            views, targets = self._mix(self.augment(pictures[kind]), sent(labels, self.device))
+            parts.append((views, targets, torch.full((len(own),), kind)))
         images, targets, real = (torch.cat(column) for column in zip(*parts, strict=True))
         return images, targets, real

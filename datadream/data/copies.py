@@ -1,4 +1,5 @@
-"""Copies of an image, also re-encoded, resized, brightened, mirrored, turned or slightly cropped.
+"""Copies of an image, also re-encoded, resized, brightened, greyed, mirrored, turned or cropped by
+some percent.
 
 A plain perceptual comparison. Coarse thumbnails propose pairs; `overlay` lays these over each other
 and looks block by block, since two digits of a class, or two photos of a scene, agree nearly
@@ -31,16 +32,20 @@ MATCHED, ALIGNED = 20_000, 1500
 # What a pair must show before it is aligned: correlated blocks, and none that strays further.
 HOPEFUL, STRAYING = 0.3, 1.5
 SMALL = 32  # pixels of a shorter side from which no part of an image is looked for
+LUMA = np.array((0.299, 0.587, 0.114), np.float32)  # of red, green and blue in grey
+COLOURLESS = 4  # levels that the channels of a grey picture differ by at most
+SAME = 0.08  # share by which the contrast of a copy in grey differs, where it has little texture
 FLAT = 2.0  # standard deviation in grey levels under which there is nothing to compare
 ROWS = 256  # images that are compared with all others at once
 
 
 @dataclass(frozen=True, eq=False)
 class Sketch:
-    """What is kept of an image to find its copies: a digest of its pixels, and two thumbnails."""
+    """What is kept of an image to find its copies: a digest of its pixels, and thumbnails."""
 
     digest: str
-    grey: np.ndarray  # uint8 (SIDE, SIDE)
+    grey: np.ndarray  # uint8 (SIDE, SIDE), the mean of the channels
+    luma: np.ndarray  # of the same shape, as a copy in grey has it
     colour: np.ndarray  # uint8 (COLOUR, COLOUR, 3)
     small: bool
 
@@ -53,10 +58,11 @@ def sketch(image: Image.Image) -> Sketch:
         return image.resize((side, side), kind, reducing_gap=4.0)
 
     thumb = shrunk(SIDE)
-    grey = np.asarray(thumb, np.float32).mean(-1)
+    pixels = np.asarray(thumb, np.float32)
+    grey, luma = (some.round().astype(np.uint8) for some in (pixels.mean(-1), pixels @ LUMA))
     digest = hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()
     colour = np.asarray(thumb.resize((COLOUR, COLOUR), Image.Resampling.BOX))
-    return Sketch(digest, grey.round().astype(np.uint8), colour, min(image.size) <= SMALL)
+    return Sketch(digest, grey, luma, colour, min(image.size) <= SMALL)
 
 
 def groups(sketches: Sequence[Sketch]) -> list[int]:
@@ -77,21 +83,29 @@ def groups(sketches: Sequence[Sketch]) -> list[int]:
     seen: dict[str, int] = {}
     join((i, seen.setdefault(one.digest, i)) for i, one in enumerate(sketches))
     rest = [i for i in range(len(sketches)) if root(i) == i and sketches[i].grey.std() >= FLAT]
-    join((rest[i], rest[j]) for i, j in _near([sketches[i] for i in rest]))
+    if len(rest) < 2:
+        return [root(i) for i in range(len(sketches))]
+    some = [sketches[i] for i in rest]
+    join((rest[i], rest[j]) for i, j in _near(some, np.stack([one.colour for one in some])))
+    # Of a picture in colour and one in grey, what both have in common is compared.
+    greys = [np.ptp(one.colour.astype(int), axis=-1).max() <= COLOURLESS for one in some]
+    if any(greys) and not all(greys):
+        toneless = np.stack([one.colour @ LUMA for one in some])[..., None]
+        join((rest[i], rest[j]) for i, j in _near(some, toneless, np.array(greys)))
     return [root(i) for i in range(len(sketches))]
 
 
-def _near(sketches):
-    """Yield the pairs of positions of near copies."""
+def _near(sketches, colours, kinds=None):
+    """Yield the pairs of positions of near copies; with `kinds`, those of two kinds alone."""
     aligned, seen = 0, set()
-    for i, j, way, place, likeness in _proposed(sketches):
+    for i, j, way, place, likeness in _proposed(colours.astype(np.float32), kinds):
         if (j, i, way, place) in seen:
             continue
         if len(seen) >= MATCHED:
             return
         seen.add((i, j, way, place))
-        one, other = _turned(sketches[i].grey, way), sketches[j].grey
-        small = sketches[i].small or sketches[j].small
+        one, other = (s.grey if kinds is None else s.luma for s in (sketches[i], sketches[j]))
+        one, small = _turned(one, way), sketches[i].small or sketches[j].small
         least = TEXTURED if likeness < COLOURS else 0.0
         found = [match(one, other, at) for at in {WHOLE, place}]
         found = [one for one in found if one.textured >= least]
@@ -100,20 +114,23 @@ def _near(sketches):
         if part and aligned < ALIGNED and not any(one.is_copy(small) for one in found):
             aligned += 1
             found = [match(one, other, align(one, other, place))]
+        # Two shapes of one outline, black and blue, are no copies though blue is nearly as dark.
+        if kinds is not None:
+            found = [m for m in found if m.textured >= TEXTURED or abs(m.gain - 1) <= SAME]
         if any(one.is_copy(small) for one in found):
             yield i, j
 
 
-def _proposed(sketches) -> Iterator[tuple[int, int, int, Place, float]]:
-    """Yield (one, other, way to turn the first, part of it that the other may be, likeness)."""
-    if len(sketches) < 2:
-        return
-    colours = np.stack([one.colour for one in sketches]).astype(np.float32)
-    views = _views(len(sketches))
+def _proposed(colours, kinds) -> Iterator[tuple[int, int, int, Place, float]]:
+    """Yield (one, other, way to turn the first, part of it that the other may be, likeness).
+
+    `colours` are the thumbnails (images, COLOUR, COLOUR, channels).
+    """
+    views = _views(len(colours))
     wholes, found = _coarse(colours, views[:1])[:, 0], []
-    for start in range(0, len(sketches), ROWS):
+    for start in range(0, len(colours), ROWS):
         some = _coarse(colours[start : start + ROWS], views)
-        best = np.full((len(some), len(sketches)), -1.0, np.float32)
+        best = np.full((len(some), len(colours)), -1.0, np.float32)
         which = np.zeros(best.shape, np.uint8)
         for number in range(len(views)):
             likeness = some[:, number] @ wholes.T
@@ -121,7 +138,9 @@ def _proposed(sketches) -> Iterator[tuple[int, int, int, Place, float]]:
             best[better], which[better] = likeness[better], number
         rows = np.arange(len(some))
         best[rows, start + rows] = -1
-        count = min(NEIGHBOURS, len(sketches) - 1)
+        if kinds is not None:
+            best[kinds[start + rows, None] == kinds] = -1
+        count = min(NEIGHBOURS, len(colours) - 1)
         for row, near in enumerate(np.argpartition(-best, count - 1)[:, :count]):
             found += [
                 (-best[row, j], start + row, int(j), int(which[row, j]))
@@ -150,8 +169,8 @@ def _turned(picture, way):
 
 
 def _coarse(colours, views):
-    """Return the normalised thumbnails of some views, (images, views, 3 COARSE ** 2)."""
-    found = np.empty((len(colours), len(views), 3 * COARSE**2), np.float32)
+    """Return the normalised thumbnails of some views, (images, views, channels COARSE ** 2)."""
+    found = np.empty((len(colours), len(views), colours.shape[-1] * COARSE**2), np.float32)
     for number, (way, (top, bottom, left, right)) in enumerate(views):
         down, across = _shares(top, bottom), _shares(left, right)
         turned = np.moveaxis(_turned(np.moveaxis(colours, 0, -1), way), -1, 0)

@@ -12,7 +12,7 @@ import numpy as np
 from ..config import Recipe
 from ..errors import ConfigError, DataError, did_you_mean
 from ..seeds import seed_for
-from .folders import folder_state, read_class_folders, read_photos, require_apart
+from .folders import folder_state, read_class_folders, read_photos, require_apart, warn_of_tested
 from .images import Images, fingerprint, members
 from .paper_datasets import (
     SOURCES,
@@ -134,7 +134,9 @@ def _load(name, folder, noun, names, shots_folder, fold, test_folder, state):
     train, val, test = parts
     if shots_folder:
         pool, train = train, read_shots(shots_folder, classes)
-        if not row.classes:  # the paper's datasets are too large to be looked through
+        if row.classes:
+            warn_of_tested(train, test)
+        else:
             chosen = {} if val is pool else {"val": val}
             require_apart({"shots_folder": train, **chosen, "test": test})
     shown = readable(name, classes) if names == "readable" else tuple(classes)

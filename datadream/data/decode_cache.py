@@ -14,12 +14,15 @@ import numpy as np
 
 from ..store.cores import usable_cores
 from .images import Images
+from .transfer import sent_together
 
 if TYPE_CHECKING:
     import torch
 
 # Decoded training images kept in memory; the others lie in a temporary file.
 CACHE_BYTES = 4 * 2**30
+# The share of the GPU's free memory that they may take there, up to CACHE_BYTES.
+NEAR = 1 / 4
 AHEAD = 2**30  # bytes that threads decode beforehand; a batch of a camera's pictures has more
 # Bytes of a file from which threads decode faster than one thread does.
 LARGE = 2**14
@@ -38,6 +41,15 @@ def large(images: Images) -> bool:
         return False
 
 
+def _room_on(device):
+    """Return the bytes of images that may stay on a GPU; 0 on the CPU, which has its own cache."""
+    import torch
+
+    if torch.device(device).type != "cuda":
+        return 0
+    return min(CACHE_BYTES, int(NEAR * torch.cuda.mem_get_info(device)[0]))
+
+
 class Decoded:
     """Decode each image once, by (kind, position), and cache its bytes.
 
@@ -45,11 +57,13 @@ class Decoded:
     (TMPDIR, on a disk), which nobody else sees and which ends with the process. Where that has no
     room left, images are decoded anew at each use. What came first stays in memory: an epoch visits
     every image once, so that the image used longest ago is the one that is needed soonest. Of large
-    files threads decode what is needed next.
+    files threads decode what is needed next. On a GPU the first ones stay there, so that later
+    epochs copy nothing.
     """
 
-    def __init__(self, sets: Mapping[bool, Images]) -> None:
+    def __init__(self, sets: Mapping[bool, Images], device: torch.device | str = "cpu") -> None:
         self.sets, self.kept, self.coming, self.room = sets, {}, {}, CACHE_BYTES
+        self.device, self.near, self.near_room = device, {}, _room_on(device)
         self.file, self.places, self.end, self.full = None, {}, 0, False
         self.largest = 0  # bytes of the largest image so far
         threaded = any(map(large, sets.values()))
@@ -66,25 +80,31 @@ class Decoded:
             self._submit(key)
 
     def _submit(self, key):
-        if self.pool and key not in self.kept and key not in self.coming:
+        here = key in self.near or key in self.kept or key in self.coming
+        if self.pool and not here:
             self.coming[key] = self.pool.submit(self._load, key)
 
     def take(self, keys: Sequence[tuple[bool, int]]) -> list[torch.Tensor]:
-        """Return these images, uint8 (3, H, W) each.
+        """Return these images on the device, uint8 (3, H, W) each.
 
         Raises DataError on an unreadable file.
         """
-        for key in keys:
+        far = [key for key in dict.fromkeys(keys) if key not in self.near]
+        for key in far:
             self._submit(key)
         fresh = {
             key: self.coming.pop(key).result() if self.pool else self._load(key)
-            for key in dict.fromkeys(keys)
+            for key in far
             if key not in self.kept
         }
-        images = [self.kept[key] if key in self.kept else fresh[key] for key in keys]
+        host = [self.kept[key] if key in self.kept else fresh[key] for key in far]
+        moved = dict(zip(far, sent_together(host, self.device), strict=True))
+        images = [self.near[key] if key in self.near else moved[key] for key in keys]
         for key, image in fresh.items():
             self.largest = max(self.largest, image.nbytes)
-            if image.nbytes <= self.room:
+            if image.nbytes <= self.near_room:
+                self.near[key], self.near_room = moved[key], self.near_room - image.nbytes
+            elif image.nbytes <= self.room:
                 self.kept[key], self.room = image, self.room - image.nbytes
             elif key not in self.places and not self.full:
                 self._write(key, image)

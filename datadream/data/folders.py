@@ -1,5 +1,6 @@
 """Image folders, one sub-folder per class, and safe folder names for classes."""
 
+import hashlib
 import itertools
 import os
 import re
@@ -154,6 +155,34 @@ def require_apart(parts: Mapping[str, Images]) -> None:
             f"{known!r} ({other}) and {file!r} ({part}) are the same image, or nearly{more}: what "
             "is tested would have been trained on; keep each photo and its copies in one part"
         )
+
+
+class CopyWarning(UserWarning):
+    """Few shots of the user's are files of the test part; the message counts them."""
+
+
+def warn_of_tested(shots: Images, test: Images) -> None:
+    """Warn of few shots that are, byte by byte, files of a test part too large to decode.
+
+    Files of one size are compared by their digests. Public sets share some images themselves,
+    so that this is no error. Images in memory are not looked at.
+    """
+    files, others = ([f for f in part.sources if isinstance(f, str)] for part in (shots, test))
+    sizes = set(map(os.path.getsize, files))
+    tested = {_digest(file): file for file in others if os.path.getsize(file) in sizes}
+    pairs = [(file, tested[own]) for file in files if (own := _digest(file)) in tested]
+    if pairs:
+        warnings.warn(
+            f"{_count(pairs, 'few shot')} of {len(shots)} {'is' if len(pairs) == 1 else 'are'} in "
+            f"the test part too, such as {pairs[0][0]!r}, the same file as {pairs[0][1]!r}: what "
+            "is tested would have been trained on",
+            CopyWarning,
+            stacklevel=2,
+        )
+
+
+def _digest(file):
+    return hashlib.sha256(Path(file).read_bytes()).digest()
 
 
 def _require_groups(root, names, images, together, least, what):

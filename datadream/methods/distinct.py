@@ -2,47 +2,71 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import warnings
 from functools import lru_cache
 
-from ..errors import DataError, ModelMissingError, brief
+from ..errors import DataError, brief
+from ..models.catalog import absent
 from ..models.classifiers.clip import tokens_of as classifier_tokens
 from ..models.generators.tokens import tokens_of as generator_tokens
 from .base import Support
 from .checked import prompts
 from .registry import method_of
 
-Tokens = Callable[[str, Sequence[str]], Sequence[tuple[int, ...]]]
+
+class UncheckedWarning(UserWarning):
+    """A model is there, and its tokenizer is not found as the check looks for it."""
 
 
-@lru_cache(maxsize=64)
 def require_distinct(support: Support) -> None:
     """Raise DataError if two classes have prompts of the same tokens, with both names.
 
     What is compared is what the classifier and, where something is generated, the generator read:
     cut at the length of their text towers. A method may ask for two classes in the same words; but
     two texts that have become one are no choice of anybody's. Reads tokenizers and no weights.
+    A model that is not at hand is left to whoever loads it, which says more; where it is, and its
+    tokenizer cannot be read, an UncheckedWarning tells that its prompts were not compared.
     """
-    recipe, labels = support.recipe, range(len(support.classes))
-    asked = [(text, label) for label, text in enumerate(support.class_prompts())]
-    _compare("classifier", recipe.classifier, classifier_tokens, asked, support.classes)
-    if method_of(recipe).generates:
-        asked = [(text, label) for label in labels for text in prompts(support, label)]
-        _compare("generator", recipe.generator, generator_tokens, asked, support.classes)
+    recipe, method = support.recipe, method_of(support.recipe)
+    _compare(support, "classifier", recipe.classifier, "clip")
+    if method.generates:
+        _compare(support, "generator", recipe.generator, "generator")
 
 
-def _compare(
-    field: str, name: str, tokens: Tokens, asked: Iterable[tuple[str, int]], classes: Sequence[str]
-) -> None:
+def _compare(support, field, name, part):
+    try:
+        _compared(support, field)
+    except _UnreadError as unread:
+        if not absent(name, part):
+            warnings.warn(
+                f"the prompts of the classes were not compared for the {field} {name!r}, whose "
+                f"tokenizer cannot be read ({unread}); two classes may be one to it",
+                UncheckedWarning,
+                stacklevel=4,
+            )
+
+
+class _UnreadError(Exception):
+    """The tokens of a model cannot be had; raised, so that nothing is cached of it."""
+
+
+@lru_cache(maxsize=128)
+def _compared(support: Support, field: str) -> None:
+    classes = support.classes
+    if field == "classifier":
+        name, tokens = support.recipe.classifier, classifier_tokens
+        asked = [(text, label) for label, text in enumerate(support.class_prompts())]
+    else:
+        name, tokens = support.recipe.generator, generator_tokens
+        asked = [(t, label) for label in range(len(classes)) for t in prompts(support, label)]
     owners: dict[str, int] = {}
     for text, label in asked:
         owners.setdefault(text, label)
     texts = list(owners)
     try:
         rows = tokens(name, texts)
-    # Whoever loads the model says what is wrong with it.
-    except (ModelMissingError, ImportError, OSError, RuntimeError, KeyError, ValueError):
-        return
+    except Exception as error:  # libraries raise whatever a folder of another layout makes them
+        raise _UnreadError(f"{type(error).__name__}: {brief(str(error))}") from error
     seen: dict[tuple[int, ...], str] = {}
     for text, row in zip(texts, rows, strict=True):
         other = seen.setdefault(row, text)

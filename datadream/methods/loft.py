@@ -7,7 +7,7 @@ import numpy as np
 from ..seeds import seed_for
 from .base import Adapter, Method, Support
 
-# Images drawn per fused pair; so 500 images use each of the 120 pairs of 16 shots about once.
+# Images drawn per fused pair; so 500 images use about two thirds of the 120 pairs of 16 shots.
 TOGETHER = 4
 # LoFT's own settings; the mini profile's images are smaller and need fewer steps each.
 SHARED = {

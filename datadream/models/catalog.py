@@ -89,6 +89,8 @@ WEIGHTS = {  # by part, the files of which one is there wherever the model is
 
 # The parts of a pipeline that are networks, by its names for them.
 NETWORKS = ("unet", "transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3")
+# Files of a tokenizer. Without them transformers makes one of no words, and all prompts are equal.
+WORDS = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model")
 CONVERT = {
     "generator": "convert it with diffusers, "
     "`StableDiffusionPipeline.from_single_file(file).save_pretrained(folder)` "
@@ -170,23 +172,28 @@ def absent(name: str, part: str) -> str:
     if not lacking:
         return ""
     way = "copy or download it again" if own else fetching(name)
-    return f"its folder {found} has no weights (*.safetensors) in {', '.join(lacking)}; {way}"
+    return f"its folder {found} has no {' and no '.join(lacking)}; {way}"
 
 
 def _lacking(folder, part):
-    """Return which parts of a model's folder have no weights."""
+    """Return what a model's folder lacks: weights, and words of a tokenizer."""
+    weights = "weights (*.safetensors) in"
     if part != "generator":
         found = {path.suffix for path in folder.iterdir()}
-        return [] if found & {".safetensors", ".bin", ".pth"} else ["it"]
+        return [] if found & {".safetensors", ".bin", ".pth"} else [f"{weights} it"]
     try:
         names = json.loads((folder / "model_index.json").read_text())
     except (OSError, ValueError):
-        return ["it, nor a sound model_index.json"]
-    return [
-        name
-        for name in NETWORKS
-        if all(names.get(name) or [None]) and not any((folder / name).glob("*.safetensors"))
-    ]
+        return [f"{weights} it, nor a sound model_index.json"]
+    own = [name for name, kind in names.items() if isinstance(kind, list) and all(kind)]
+    bare = [n for n in NETWORKS if n in own and not any((folder / n).glob("*.safetensors"))]
+    mute = [n for n in own if n.startswith("tokenizer") and not _has_words(folder / n)]
+    found = ((weights, bare), ("words of its texts in", mute))
+    return [f"{what} {', '.join(lacking)}" for what, lacking in found if lacking]
+
+
+def _has_words(folder):
+    return any(path for pattern in WORDS for path in folder.glob(pattern))
 
 
 def misplaced(name: str, part: str) -> str:

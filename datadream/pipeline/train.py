@@ -16,6 +16,7 @@ from ..config import Classify, Recipe, key_fields, require_warmup
 from ..data.batches import Batches
 from ..data.datasets import validation_images
 from ..data.images import Images
+from ..data.transfer import places
 from ..data.transforms import validation_batches
 from ..errors import ConfigError
 from ..methods.base import Support
@@ -35,16 +36,16 @@ def mixed_loss(
 ) -> Tensor:
     """Return weight * CE(real) + (1 - weight) * CE(synthetic), means over each kind (paper, eq. 3).
 
-    `targets` (B, C) are soft, `real` (B,) is a mask. A batch of one kind gives that kind's mean, so
-    that no weight is lost and no NaN appears. With `batch`, the mask of a whole batch, the images
-    are a micro-batch of it and the loss is their share; the shares sum to the batch's loss.
+    `targets` (B, C) are soft, `real` (B,) a mask on the host. A batch of one kind gives its mean.
+    With `batch`, the mask of a whole batch, it is a micro-batch's share; shares sum to the loss.
     """
     losses = F.cross_entropy(logits, targets, reduction="none")
     whole = real if batch is None else batch
-    if whole.all() or not whole.any():
+    count, (own, others) = int(whole.sum()), places([real, ~real], losses.device)
+    if count in (0, len(whole)):
         return losses.sum() / len(whole)
-    real_part = losses[real].sum() / whole.sum()
-    return weight * real_part + (1 - weight) * (losses[~real].sum() / (~whole).sum())
+    real_part = losses[own].sum() / count
+    return weight * real_part + (1 - weight) * (losses[others].sum() / (len(whole) - count))
 
 
 def optimiser_steps(recipe: Recipe, classes: int) -> tuple[int, int]:

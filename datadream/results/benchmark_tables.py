@@ -148,41 +148,85 @@ def gpu_findings(results: dict, steps: int = 50) -> list[str]:
     `steps` of sampling make an image.
     """
     parts = results["parts"]
-    sampling, compiled, batch = (
-        parts[name] for name in ("sampling_pass", "sampling_compiled", "classifier_parts")
+    sampling, batch, adapt = (
+        parts[name] for name in ("sampling_pass", "classifier_parts", "adapt_parts")
     )
-    adapt, four, images = parts["adapt_parts"], parts["four_adapters"], sampling["images"]
-    plain, rate = (
-        sampling["ms"]["as shipped"],
-        1e3 * sampling["TFLOP"] / sampling["ms"]["as shipped"],
-    )
-    pays = (
-        ", which pays from about "
-        f"{1e3 * compiled['compile_s'] * images / steps / (plain - compiled['ms']):,.0f} images "
-        f"of {steps} steps on"
-    )
-    # Measured while the product made them on the CPU.
-    moved = batch.get("batch_ms, matrices on the device")
-    return [
-        f"**Sampling.** A guided pass of {images} images takes {plain:.0f} ms, {rate:.0f} "
-        f"TFLOP/s. Compiled it takes {compiled['ms']:.0f} ms, after {compiled['compile_s']:.0f} s "
-        f"of compiling{pays if compiled['ms'] < plain else ''}.",
+    images, plain = sampling["images"], sampling["ms"]["as shipped"]
+    rate = 1e3 * sampling["TFLOP"] / plain
+    lines = [
+        f"**Sampling.** A guided pass of {images} images takes {plain:.0f} ms, {rate:.0f} TFLOP/s.",
         f"**Adapting.** Of the UNet's {adapt['unet_ms']['as shipped']:.0f} ms a step the GPU "
         f"works {adapt['unet_profile']['gpu_ms']:.0f} ms, on "
-        f"{adapt['unet_profile']['kernels']:,.0f} kernels; the rest is the host's. Four adapters "
-        f"in one batched pass take {four['together']:.2f} s, one after the other "
-        f"{four['apart']:.2f} s.",
+        f"{adapt['unet_profile']['kernels']:,.0f} kernels; the rest is the host's.",
         f"**The classifier.** A step of {batch['batch']} images takes the model "
-        f"{batch['model_ms']:.0f} ms, and making the batch {batch['batch_ms']:.0f} ms"
-        + (
-            ", with the resampling matrices made on one core. On the GPU, where they are made "
-            f"since, it was {moved:.0f} ms."
-            if moved
-            else "."
-        ),
+        f"{batch['model_ms']:.0f} ms, and making the batch {batch['batch_ms']:.0f} ms.",
         "**The host** writes a PNG of 512 pixels in "
         f"{sampling['host_ms_an_image']['PNG, level 6']:.0f} ms of one core.",
     ]
+    if compiled := parts.get("sampling_compiled"):
+        saved = plain - compiled["ms"]
+        count = 1e3 * compiled["compile_s"] * images / steps / saved if saved > 0 else 0
+        pays = f", which pays from about {count:,.0f} images of {steps} steps on" if count else ""
+        lines[0] += (
+            f" Compiled it takes {compiled['ms']:.0f} ms, after {compiled['compile_s']:.0f} s of "
+            f"compiling{pays}."
+        )
+    if layouts := parts.get("sampling_layouts", {}).get("ms"):
+        lines[0] += (
+            f" With contiguous weights it takes {layouts['contiguous']:.1f} ms and with "
+            f"channels-last ones {layouts['channels-last']:.1f} ms, measured in turn."
+        )
+    if four := parts.get("four_adapters"):
+        lines[1] += (
+            f" Four adapters in one batched pass take {four['together']:.2f} s, one after the "
+            f"other {four['apart']:.2f} s."
+        )
+    # Measured while the product made the matrices of crops on the CPU.
+    if moved := batch.get("batch_ms, matrices on the device"):
+        lines[2] += (
+            " The resampling matrices were then made on one core; on the GPU, where they are made "
+            f"since, the batch took {moved:.0f} ms."
+        )
+    if before := parts.get("classifier_parts, before"):
+        lines[2] += (
+            f" The batch took {before['batch_ms']:.0f} ms while each of its images was copied by "
+            "itself and each mask made the host wait."
+        )
+    return lines
+
+
+def gpu_variants(results: dict) -> pd.DataFrame:
+    """Tabulate ways that the package does not have: milliseconds as shipped and in that way."""
+    rows = []
+
+    def add(what: str, way: str, shipped: float, own: Any) -> None:
+        if isinstance(own, float):
+            rows.append(
+                {"what": what, "way": way, "as shipped, ms": shipped, "ms": own,
+                 "times as fast": shipped / own}
+            )  # fmt: skip
+
+    parts = results["parts"]
+    for way, own in parts.get("sampling_layouts", {}).get("ms", {}).items():
+        if way != "contiguous":
+            add("guided UNet pass", way, parts["sampling_layouts"]["ms"]["contiguous"], own)
+    cached = parts.get("sampling_cached", {})
+    for way in (name for name in cached if name.startswith("every")):
+        add("images of 50 steps", f"DeepCache, {way}", cached["plain_ms"], cached[way]["ms"])
+    graphed = parts.get("adapt_graphed", {})
+    for way in ("graphed", "graphed, lean LoRA"):
+        add("the UNet's step", way, graphed.get("as shipped", math.nan), graphed.get(way))
+    if blocks := parts.get("adapt_blocks_compiled"):
+        add("the UNet's step", "blocks compiled", graphed.get("as shipped", math.nan), blocks["ms"])
+    whole = parts.get("adapting_by_graph", {})
+    if "UNet as a graph" in whole and "per_s" in whole["UNet as a graph"]:
+        shipped, own = (1e3 / whole[way]["per_s"] for way in ("as shipped", "UNet as a graph"))
+        add("a step of adapting", "the UNet graphed", shipped, own)
+    classifier = parts.get("classifier_variants", {})
+    for way in ("graphed", "blocks compiled", "blocks compiled, graphed"):
+        shipped = classifier.get("as shipped", math.nan)
+        add("the classifier's passes", way, shipped, classifier.get(way))
+    return pd.DataFrame(rows)
 
 
 def load_scale(file: str | Path | None = None) -> dict[str, Any]:

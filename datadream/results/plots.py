@@ -21,6 +21,7 @@ from PIL import Image, ImageOps
 from ..data.images import shrunk
 from ..methods.registry import METHODS
 from . import style
+from .comparison import cliques
 from .distances import TITLES
 from .style import BASE, LINE, SMALL, WIDTH, fitted, text_width, themed
 
@@ -421,6 +422,27 @@ def _name_dots(figure: Figure, axis: Axes, joined: pd.DataFrame, measure: str) -
                 taken.append(box)
                 break
             text.remove()
+
+
+@themed
+def plot_ranks(ranks: pd.Series, apart: float, title: str = "") -> Figure:
+    """Draw methods by average rank, the best on top; a bar joins those no test tells apart.
+
+    `ranks` and `apart`, the critical difference, are of comparison.ranks (Demsar, 2006, figure 1).
+    """
+    order = ranks.sort_values()
+    titles = [fitted(METHODS[str(name)].title, 0.42 * WIDTH, lines=5) for name in order.index]
+    figure, axes = style.subplots((style.height_of(titles) + 0.12) * len(titles) + 1.1)
+    values = pd.DataFrame({"value": order, "low": order, "high": order})
+    values["text"] = [f"{rank:.1f}" for rank in order]
+    _dots(axes[0, 0], list(order.index), titles, values)
+    axis, worst = axes[0, 0], float(order.max())
+    for number, (first, last) in enumerate(cliques(list(order), apart)):
+        x = worst + 0.25 * (number + 1)
+        axis.plot([x, x], [first, last], color=style.shade(style.INK), lw=2, solid_capstyle="round")
+    axis.set_xlabel(f"average rank (critical difference {apart:.1f})")
+    style.set_title(figure, title)
+    return figure
 
 
 @themed

@@ -6,6 +6,9 @@ import csv
 import dataclasses
 import hashlib
 import json
+import shutil
+import warnings
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,6 +16,7 @@ from PIL import Image
 from scipy.io import savemat
 
 from datadream.data import datasets, images, paper_datasets
+from datadream.data.folders import CopyWarning
 from datadream.errors import DataError
 from datadream.methods.recipes import recipe
 
@@ -551,6 +555,28 @@ def test_a_recipe_takes_the_few_shots_of_a_folder(tmp_path, folder, make):
         source.startswith(str(tmp_path)) for source in datasets.few_shots(chosen, 2, 0).sources
     )
     assert chosen.test.sources == whole.test.sources
+
+
+def test_few_shots_that_are_files_of_the_paper_s_test_part_are_named(small, tmp_path, monkeypatch):
+    """Alike in size alone, or files that only the pool has, are none."""
+    classes = tuple(CLASSES["dtd"])
+    read = partial(paper_datasets.read_paper_dataset, "dtd", classes)
+    monkeypatch.setitem(
+        datasets.DATASETS, "dtd", datasets.Row(read, "texture", classes, "", "optional")
+    )
+    rows, root = rows_of("dtd"), build(small, "dtd", "coop")
+    for number, (path, _) in enumerate(row for part in rows.values() for row in part):
+        (root / path).write_bytes(f"image {number:03d}".encode())
+    for part in ("train", "test"):
+        shots = tmp_path / f"{part} shots"
+        for path, label in rows[part]:
+            (shots / classes[label]).mkdir(parents=True, exist_ok=True)
+            shutil.copy(root / path, shots / classes[label])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", CopyWarning)
+        datasets.load_dataset("dtd", shots_folder=str(tmp_path / "train shots"))
+    with pytest.warns(CopyWarning, match="9 few shots of 9 are in the test part.*same file as"):
+        datasets.load_dataset("dtd", shots_folder=str(tmp_path / "test shots"))
 
 
 @pytest.mark.parametrize(

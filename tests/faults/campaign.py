@@ -228,6 +228,15 @@ def _interrupted(box, stage):
     box.end(process, 128 + signal.SIGTERM)
 
 
+def _killed(box, stage):
+    """Kill all processes of a run at once: one that is asked to stop may come to its end first."""
+    process = box.start()
+    if box.reaches(stage, process):
+        for one in [psutil.Process(process.pid), *family(process)]:
+            one.kill()
+    box.end(process, -signal.SIGKILL)
+
+
 def _mount(box, options):
     way = (
         ["-o", f"remount,{options}"]
@@ -258,12 +267,7 @@ def full_disk(box, stage):
 def read_only(box, stage):
     """The machine dies in the stage, and its store comes back read-only; then writable."""
     _mount(box, "size=64m")
-    process = box.start()
-    if box.reaches(stage, process):
-        # At once: a run that is asked to stop may come to its end first.
-        for one in [psutil.Process(process.pid), *family(process)]:
-            one.kill()
-    box.end(process, -signal.SIGKILL)
+    _killed(box, stage)
     _mount(box, "ro")
     box.end(box.start(), FAILED)
     if "cannot be written" not in (box.root / "notes.txt").read_text():
@@ -297,6 +301,39 @@ def two_engines(box, stage):
         box.end(process, 0)
 
 
+def _denied(box, stage, pattern, words, only_writing):
+    """Kill the run in a stage, start it as one who may not open what the pattern names in the
+    store, and have it stop with these words, all that was there as it was.
+    """
+    _killed(box, stage)
+    before = disturb.contents(box.store)
+    fault = {"deny": (f"{box.store}/{pattern}", only_writing)}
+    box.end(box.start(shared=True, faults=fault), FAILED)
+    if words not in (box.root / "notes.txt").read_text():
+        box.fail(f"the error does not say: {words}")
+    after = disturb.contents(box.store)
+    if before != after:
+        changed = sorted(path for path, _ in before.items() ^ after.items())
+        box.fail(f"what was there has changed, such as {changed[0].relative_to(box.store)}")
+
+
+def unreadable(box, stage):
+    """What the stage needs, or was begun after, is another user's and cannot be read."""
+    needed = {"adapt": "shots-*/*", "generate": "adapt-*/*.safetensors", "train": "generate-*/*"}
+    _denied(box, stage, needed[stage], "is there and cannot be read", only_writing=False)
+
+
+def closed_records(box, stage):
+    """The store can be written, but for the folder that takes the record at the end."""
+    (box.store / "records").mkdir(parents=True)
+    _denied(box, stage, "records/*", "cannot be written", only_writing=True)
+
+
+def closed_guard(box, stage):
+    """The lock by which a run is marked as in use is another user's."""
+    _denied(box, stage, ".clearing.lock", "could not be marked", only_writing=True)
+
+
 FAULTS = {  # what happens, in which engines, in which stages
     "kill -9 of the driver": (kill_driver, ENGINES, STAGES),
     "kill -9 of a worker": (kill_worker, ("two processes", "ray"), STAGES),
@@ -306,6 +343,9 @@ FAULTS = {  # what happens, in which engines, in which stages
     "Ctrl-C": (signalled(signal.SIGINT, 130), ENGINES, STAGES),
     "disk full": (full_disk, ("one process", "ray"), STAGES),
     "store read-only": (read_only, ("one process", "ray"), STAGES),
+    "artifact of another user": (unreadable, ("one process", "ray"), STAGES),
+    "records of another user": (closed_records, ("one process", "ray"), STAGES),
+    "guard of another user": (closed_guard, ("one process", "ray"), STAGES),
     "NaN": (injected("nan", FAILED), ("one process", "ray"), STAGES),
     "out of memory, once": (injected("memory once", 0), ("one process", "ray"), STAGES),
     "out of memory, for good": (

@@ -2,6 +2,9 @@
 signs of how far it is.
 """
 
+import builtins
+import errno
+import io
 import itertools
 import json
 import multiprocessing
@@ -10,6 +13,7 @@ import resource
 import signal
 import sys
 import time
+from fnmatch import fnmatch
 from pathlib import Path
 
 import psutil
@@ -119,9 +123,37 @@ def shift(seconds):
     time.gmtime = lambda at=None: utc(time.time() if at is None else at)
 
 
+def deny(pattern, only_writing):
+    """Let this process open no path of this pattern, as if it were another user's; `only_writing`
+    lets it be read.
+
+    The campaign may run as root, to whom no mode denies anything.
+    """
+    written = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+
+    def is_writing(name, rest, options):
+        if name == "open of Python":
+            mode = options.get("mode", rest[0] if rest else "r")
+            return any(letter in mode for letter in "wax+")
+        return name == "mkdir" or (name == "open" and bool(rest[0] & written))
+
+    def refusing(name, real):
+        def opened(path, *rest, **options):
+            if isinstance(path, (str, os.PathLike)) and fnmatch(os.fspath(path), pattern):
+                if is_writing(name, rest, options) or not only_writing:
+                    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+            return real(path, *rest, **options)
+
+        return opened
+
+    builtins.open = io.open = refusing("open of Python", open)
+    for name in ("open", "mkdir", "listdir", "scandir"):
+        setattr(os, name, refusing(name, getattr(os, name)))
+
+
 def _prepare(faults):
     for kind, values in faults.items():
-        {"inject": inject, "shift": shift}[kind](*values)
+        {"inject": inject, "shift": shift, "deny": deny}[kind](*values)
 
 
 def _study(recipes, root, engine, faults, address, notes):
@@ -220,6 +252,17 @@ def left_behind(processes):
     have some seconds to notice.
     """
     return len(psutil.wait_procs(processes, timeout=20)[1])
+
+
+def contents(root):
+    """Return path -> (size, time) of the files in the store `root` but locks, and what a run tells
+    of how far it is.
+    """
+    return {
+        path: (path.stat().st_size, path.stat().st_mtime_ns)
+        for path in Path(root).rglob("*")
+        if path.is_file() and path.suffix != ".lock" and path.name != "progress.txt"
+    }
 
 
 def records(root):

@@ -40,7 +40,15 @@ def reference(common, tmp_path_factory):
 
 @pytest.mark.cluster
 @pytest.mark.parametrize(
-    "name, stage", [("kill -9 of the driver", "generate"), ("SIGTERM", "adapt")]
+    "name, stage",
+    [
+        ("kill -9 of the driver", "generate"),
+        ("SIGTERM", "adapt"),
+        ("artifact of another user", "generate"),
+        ("artifact of another user", "train"),
+        ("records of another user", "adapt"),
+        ("guard of another user", "generate"),
+    ],
 )
 def test_what_is_disturbed_and_started_again_has_the_same_records(
     common, reference, tmp_path, monkeypatch, name, stage

@@ -3,17 +3,20 @@
 import dataclasses
 import json
 import shutil
-import time
+import warnings
+from collections import Counter
 
+import open_clip
 import pytest
 from conftest import write_classes
 
 from datadream.data.datasets import load_dataset
-from datadream.errors import DataError
+from datadream.errors import DataError, ModelMissingError
 from datadream.methods import distinct
 from datadream.methods.base import Support
 from datadream.models.classifiers import clip
-from datadream.models.generators import load
+from datadream.models.download import download_model
+from datadream.models.generators import load, tokens
 from datadream.pipeline.stages import Cell
 from datadream.store.artifacts import Store
 
@@ -87,13 +90,78 @@ def test_sound_names_pass_and_no_weights_are_loaded(make, dataset, monkeypatch):
         distinct.require_distinct(Support(make(method), dataset))
 
 
-def test_a_thousand_classes_are_compared_in_a_moment(make, dataset):
-    many = dataclasses.replace(dataset, classes=tuple(f"kind {number}" for number in range(1000)))
-    recipe = make("real")
-    distinct.require_distinct(Support(recipe, dataset))  # the tokenizer is loaded
-    start = time.perf_counter()
-    distinct.require_distinct(Support(recipe, many))
-    assert time.perf_counter() - start < 3
+def test_a_thousand_classes_are_tokenized_at_once_by_one_tokenizer(make, dataset, monkeypatch):
+    from diffusers import DiffusionPipeline
+
+    classes = tuple(f"kind {number}" for number in range(1000))
+    many, calls = dataclasses.replace(dataset, classes=classes), Counter()
+
+    def count(place, name):
+        real = getattr(place, name)
+
+        def counted(*args, **kwargs):
+            calls[name] += 1
+            return real(*args, **kwargs)
+
+        monkeypatch.setattr(place, name, counted)
+
+    clip._tokenizer.cache_clear()
+    tokens._tokenizers.cache_clear()
+    count(open_clip, "get_tokenizer")
+    count(DiffusionPipeline, "load_config")
+    count(distinct, "classifier_tokens")
+    count(distinct, "generator_tokens")
+    count(distinct, "prompts")
+    names = ("get_tokenizer", "load_config", "classifier_tokens", "generator_tokens")
+    distinct.require_distinct(Support(make("dset"), many))
+    assert calls == {**dict.fromkeys(names, 1), "prompts": 1000}
+    distinct.require_distinct(Support(make("dset"), many))
+    assert calls["classifier_tokens"] == calls["generator_tokens"] == 1, "what is known is kept"
+
+
+def test_a_tokenizer_that_is_elsewhere_is_a_warning_and_asked_again(make, dataset, monkeypatch):
+    """The weights are there and would run, so that nobody else would tell."""
+    names = (f"{LONG}in the north", f"{LONG}in the south", "toad")
+    support = Support(make("real"), dataclasses.replace(dataset, classes=names))
+
+    def refuse(*_):
+        raise AttributeError("no attribute OwnTokenizer")
+
+    for _ in range(2):
+        with monkeypatch.context() as patch:
+            patch.setattr(distinct, "classifier_tokens", refuse)
+            with pytest.warns(distinct.UncheckedWarning, match="not compared.*OwnTokenizer"):
+                distinct.require_distinct(support)
+    with pytest.raises(DataError, match="are one to the classifier"):
+        distinct.require_distinct(support)
+
+
+@pytest.mark.parametrize("method, part", [("dset", "generator"), ("real", "classifier")])
+def test_a_model_that_is_not_there_is_told_by_whoever_loads_it(make, tmp_path, method, part):
+    """Before anything is made, and without a warning beside the error."""
+    root, store = tmp_path / "photos", Store(tmp_path / "artifacts")
+    own = {part: str(tmp_path / "nowhere")}
+    cell = cell_of(make, root, ["cat", "dog"], method, overrides=own)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", distinct.UncheckedWarning)
+        with pytest.raises(ModelMissingError, match="there is no folder"):
+            cell.compute(store)
+    assert not [key for key in store.keys() if not key.startswith("shots")]
+
+
+@pytest.mark.parametrize("words", ["tokenizer", "tokenizer/tokenizer.json"])
+def test_a_generator_without_its_tokenizer_is_incomplete(make, models, tmp_path, words):
+    """transformers would make one of no words, to which all prompts are the same."""
+    bare = tmp_path / "bare"
+    shutil.copytree(models.generator, bare)
+    shutil.rmtree(bare / words) if (bare / words).is_dir() else (bare / words).unlink()
+    own = {"generator": str(bare)}
+    for method in ("dset", "base"):
+        cell = cell_of(make, tmp_path / method, ["cat", "dog"], method, overrides=own)
+        with pytest.raises(ModelMissingError, match="has no words of its texts in tokenizer; copy"):
+            cell.compute(Store(tmp_path / "artifacts"))
+    with pytest.raises(ModelMissingError, match="has no words of its texts in tokenizer; copy"):
+        download_model(str(bare))
 
 
 def test_the_embedded_classes_are_distinct_to_the_embedded_models():

@@ -45,12 +45,13 @@ class Frozen:
         """Return the features (count, n, D) of augmented views, `count` of each image."""
         from ...data.augment import Augmentation  # here, since torchvision takes seconds to import
 
-        decoded, augment = Decoded({True: images}), Augmentation(options, self.model.size)
+        decoded = Decoded({True: images}, self.text.device)
+        augment = Augmentation(options, self.model.size)
         found = []
         with torch.random.fork_rng():
             for start in range(0, len(images), AT_ONCE):
                 rows = range(start, min(start + AT_ONCE, len(images)))
-                pictures = [p.to(self.text.device) for p in decoded.take([(True, i) for i in rows])]
+                pictures = decoded.take([(True, i) for i in rows])
                 drawn = []
                 for number in range(count):
                     torch.manual_seed(seed_for(seed, "view", number, start))

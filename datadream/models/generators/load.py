@@ -77,6 +77,8 @@ def _load_pipeline(name, dtype):
             if kind == "StableDiffusionPipeline"
             else {}
         )
+        if folder and (lacking := absent(name, "generator")):
+            raise OSError(lacking)
         # Safetensors only: a pickle can run code.
         pipe = getattr(diffusers, kind).from_pretrained(
             folder or hub, dtype=dtype, use_safetensors=True, variant=variant(name), **checker
@@ -93,10 +95,6 @@ def _load_pipeline(name, dtype):
     family = generator_of(pipe)
     for module in (family.network, pipe.vae, *family.text_encoders().values()):
         module.requires_grad_(False).eval()
-    # Convolutions in half precision are fastest in this layout; two CPU cores gain nothing by it.
-    if device().type == "cuda" and isinstance(family, UNet):
-        pipe.unet.to(memory_format=torch.channels_last)
-        pipe.vae.to(memory_format=torch.channels_last)
     return pipe.to(device())
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, cast
 
-from ..catalog import hub_id, local
+from ..catalog import absent, hub_id, local
 
 LONGEST = 512  # tokens, where a tokenizer knows no end
 
@@ -28,6 +28,8 @@ def _tokenizers(name: str) -> list[Any]:
     import transformers
     from diffusers import DiffusionPipeline  # pyright: ignore[reportPrivateImportUsage]
 
+    if lacking := absent(name, "generator"):
+        raise OSError(lacking)
     place = local(name, "generator") or hub_id(name)
     parts = cast("dict[str, Any]", DiffusionPipeline.load_config(place))
     kinds = {n: v[1] for n, v in parts.items() if n.startswith("tokenizer") and v and v[1]}

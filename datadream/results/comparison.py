@@ -1,0 +1,134 @@
+"""Compare methods over datasets and numbers of shots: the primary question, the others, ranks.
+
+The tables are those of `records.load_records`: a row per dataset, method, shots and seed.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ..statistics import average_ranks, critical_difference, holm, mean_interval, paired_p
+from .records import RELEASED
+
+# Named before the study ran: what it is for. All other comparisons are secondary.
+PRIMARY = ("dset+real", "real")
+SETTING = ["dataset", "shots"]
+
+
+def _wide(table: pd.DataFrame) -> pd.DataFrame:
+    """Return accuracies in percent: a row per dataset, shots and seed, a column per method.
+
+    Raises ValueError on two records of one cell, and on records of the released protocol.
+    """
+    if not set(table["protocol"]) <= {"strict"}:
+        raise ValueError(f"records {RELEASED}; select protocol='strict'")
+    cells = [*SETTING, "method", "seed"]
+    if table.duplicated(cells).any():
+        row = table.loc[table.duplicated(cells), cells].iloc[0].to_dict()
+        raise ValueError(f"several records of {row}; narrow the table with `select`")
+    return 100 * table.pivot(index=[*SETTING, "seed"], columns="method", values="top1")
+
+
+def _require(wide: pd.DataFrame, *methods: str) -> None:
+    missing = [method for method in methods if method not in wide]
+    if missing:
+        raise KeyError(
+            f"no record of {', '.join(missing)}; run those methods on the same seeds first"
+        )
+
+
+def primary(
+    table: pd.DataFrame, better: str = PRIMARY[0], base: str = PRIMARY[1]
+) -> dict[str, Any]:
+    """Return the paired difference of two methods, averaged over datasets and shots.
+
+    A seed counts if it has both methods in every setting of the table. The interval is Student's
+    over the seeds' averages, in points. Raises KeyError where a method has no record, and
+    ValueError where no seed is complete.
+    """
+    wide = _wide(table)
+    _require(wide, better, base)
+    by_setting = (wide[better] - wide[base]).unstack("seed")
+    whole = by_setting.dropna(axis="columns")
+    if whole.empty:
+        raise ValueError(
+            f"no seed has both {better} and {base} in all {len(by_setting)} settings; run "
+            "those that are missing"
+        )
+    averages = whole.mean()
+    mean, low, high = mean_interval(averages)
+    return {
+        "better": better, "baseline": base, "seeds": len(averages), "settings": len(whole),
+        "difference": mean, "low": low, "high": high, "p": paired_p(averages),
+    }  # fmt: skip
+
+
+def secondary(table: pd.DataFrame, base: str, methods: Sequence[str] = ()) -> pd.DataFrame:
+    """Return every method's paired difference to `base` in every setting, Holm-corrected.
+
+    One row per dataset, shots and method: seeds, difference in points with its uncorrected 95 %
+    interval, p, the corrected p of all rows, and what is detected at 5 %: "more", "less" or "not
+    detected". `methods` () takes all of the table. Raises as `primary`.
+    """
+    wide = _wide(table)
+    chosen = [name for name in (methods or wide.columns) if name != base]
+    _require(wide, base, *chosen)
+    rows = []
+    settings = wide.index.droplevel("seed")
+    for dataset, shots in dict.fromkeys(settings):
+        part = wide.loc[settings == (dataset, shots)]
+        for method in chosen:
+            pairs = (part[method] - part[base]).dropna()
+            if len(pairs):
+                mean, low, high = mean_interval(pairs)
+                rows.append(
+                    {"dataset": dataset, "shots": shots, "method": method, "seeds": len(pairs)}
+                    | {"difference": mean, "low": low, "high": high, "p": paired_p(pairs)}
+                )
+    columns = [*SETTING, "method", "seeds", "difference", "low", "high", "p"]
+    found = pd.DataFrame(rows, columns=columns)
+    found["corrected p"] = holm(found["p"])
+    found["detected"] = [
+        detected(*pair) for pair in zip(found["difference"], found["corrected p"], strict=True)
+    ]
+    return found
+
+
+def detected(difference: float, p: float, level: float = 0.05) -> str:
+    """Say "more", "less" or "not detected" of a difference with its corrected p-value.
+
+    A single seed, whose p is NaN, detects nothing.
+    """
+    if math.isnan(p) or p >= level:
+        return "not detected"
+    return "more" if difference > 0 else "less"
+
+
+def ranks(table: pd.DataFrame) -> tuple[pd.Series, float, int]:
+    """Return (average rank by method, critical difference, number of settings).
+
+    A setting is a dataset with a number of shots, its score the mean over seeds; 1 is the best. A
+    setting that lacks a method is left out. Raises ValueError if none is complete, or on fewer than
+    two methods.
+    """
+    scores = pd.DataFrame(_wide(table).groupby(level=SETTING).mean()).dropna()
+    if scores.empty or scores.shape[1] < 2:
+        raise ValueError(
+            f"{len(scores)} settings have records of all {scores.shape[1]} methods; select methods "
+            "that were run in the same settings, two or more"
+        )
+    found = pd.Series(average_ranks(scores), index=scores.columns, name="rank").sort_values()
+    return found, critical_difference(scores.shape[1], len(scores)), len(scores)
+
+
+def cliques(ordered: Sequence[float], apart: float) -> list[tuple[int, int]]:
+    """Return the longest runs (first, last) of two or more sorted ranks that lie within `apart`."""
+    values, found = np.asarray(ordered, dtype=float), []
+    for first in range(len(values)):
+        last = int(np.searchsorted(values, values[first] + apart, side="right")) - 1
+        if last > first and (not found or last > found[-1][1]):
+            found.append((first, last))
+    return found

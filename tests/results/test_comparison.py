@@ -1,0 +1,110 @@
+"""The primary question, the others with Holm's correction, and average ranks."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from datadream.results import comparison, plots
+
+METHODS = ("real", "base+real", "dset+real")
+
+
+def table(accuracies, datasets=("mnist",), shots=(1,), protocol="strict"):
+    """Return records' table; `accuracies` (method, dataset, shots, seed) -> share."""
+    rows = [
+        {"dataset": data, "shots": k, "method": method, "seed": seed, "protocol": protocol}
+        | {"top1": accuracies(method, data, k, seed)}
+        for data in datasets
+        for k in shots
+        for method in METHODS
+        for seed in range(5)
+    ]
+    return pd.DataFrame(rows)
+
+
+def noisy(method, data, k, seed):
+    gain = {"real": 0.0, "base+real": 0.0, "dset+real": 0.08 if k == 1 else 0.0}[method]
+    noise = np.random.RandomState(100 * seed + 10 * k + len(method)).normal(0, 0.005)
+    return 0.5 + 0.1 * seed + gain + noise
+
+
+def test_the_primary_question_averages_each_seed_over_all_settings():
+    frame = table(noisy, ("mnist", "optdigits"), (1, 4, 16))
+    found = comparison.primary(frame)
+    wide = frame.pivot(index=["dataset", "shots", "seed"], columns="method", values="top1")
+    by_seed = 100 * (wide["dset+real"] - wide["real"]).groupby("seed").mean()
+    assert found["difference"] == pytest.approx(by_seed.mean())
+    assert (found["seeds"], found["settings"]) == (5, 6)
+    half = 2.7764451 * by_seed.std(ddof=1) / 5**0.5  # Student's t of four degrees of freedom
+    assert found["high"] - found["difference"] == pytest.approx(half)
+
+
+def test_a_seed_that_lacks_a_setting_does_not_count():
+    frame = table(noisy, shots=(1, 4))
+    lacking = frame.loc[~((frame["seed"] == 2) & (frame["shots"] == 4))]
+    assert comparison.primary(lacking)["seeds"] == 4
+    with pytest.raises(ValueError, match="no seed has both"):
+        other = (lacking["seed"] == 3) & (lacking["shots"] == 4)
+        comparison.primary(lacking.loc[(lacking["seed"] == 2) | other])
+    with pytest.raises(KeyError, match="no record of dset"):
+        comparison.primary(frame.loc[frame["method"] != "dset+real"])
+
+
+def test_what_is_there_at_one_shot_is_detected_and_what_is_not_is_not():
+    found = comparison.secondary(table(noisy, shots=(1, 16)), "real")
+    said = found.set_index(["shots", "method"])["detected"]
+    assert said[1, "dset+real"] == "more"
+    assert set(said.drop((1, "dset+real"))) == {"not detected"}
+    assert (found["corrected p"] >= found["p"]).all()
+
+
+def test_of_many_pure_noise_differences_few_are_detected():
+    """Without the correction about one in twenty would be; the chance of any is one in twenty."""
+    rng = np.random.default_rng(0)
+    said = 0
+    for _ in range(20):
+        frame = table(lambda *_: 0.5 + rng.normal(0, 0.01), ("a", "b"), (1, 4, 16))
+        said += (comparison.secondary(frame, "real")["detected"] != "not detected").any()
+    assert said <= 4  # binomial(20, 0.05) is above 4 once in 400 times
+
+
+def test_a_single_seed_detects_nothing():
+    frame = table(noisy)
+    found = comparison.secondary(frame.loc[frame["seed"] == 0], "real")
+    assert set(found["detected"]) == {"not detected"} and found["low"].isna().all()
+
+
+@pytest.mark.parametrize("change", ["twice", "released"])
+def test_records_that_do_not_belong_together_are_refused(change):
+    frame = table(noisy)
+    wrong = pd.concat([frame, frame]) if change == "twice" else frame.assign(protocol="released")
+    with pytest.raises(ValueError, match="several records|RELEASED PROTOCOL"):
+        comparison.primary(wrong)
+
+
+def test_ranks_are_of_the_mean_over_seeds():
+    found, apart, settings = comparison.ranks(table(noisy, shots=(1, 4, 16)))
+    assert found.index[0] == "dset+real" and settings == 3
+    assert found.sum() == pytest.approx(6)  # 1 + 2 + 3
+    assert apart == pytest.approx(2.3437 * (3 * 4 / 18) ** 0.5, abs=1e-3)  # Demsar, table 5
+    figure = plots.plot_ranks(found, apart)
+    first, *_ = figure.axes[0].get_yticklabels()
+    assert first.get_text().startswith("DataDream")
+
+
+@given(st.lists(st.floats(1, 9), min_size=1, max_size=8), st.floats(0.1, 4))
+def test_cliques_join_what_is_close_and_nothing_else(values, apart):
+    values = sorted(values)
+    found = comparison.cliques(values, apart)
+    joined = {(i, j) for a, b in found for i in range(a, b + 1) for j in range(i + 1, b + 1)}
+    close = {
+        (i, j)
+        for i in range(len(values))
+        for j in range(i + 1, len(values))
+        if values[j] <= values[i] + apart
+    }
+    assert joined == close
+    assert not [one for one in found for other in found if one != other and
+                other[0] <= one[0] and one[1] <= other[1]]  # fmt: skip
