@@ -26,15 +26,16 @@ def knob(
     low: float | None = None,
     high: float | None = None,
     choices: tuple[str, ...] | None = None,
+    added: bool = False,
 ) -> T:
     """Declare a field: default, unit or reason with the source, and accepted range.
 
-    Both ends of the range are included; `choices` lists what a text may be.
+    Both ends of the range are included; `choices` lists what a text may be. A field that is `added`
+    came after the first committed study: `key_fields` leaves it out while it has its default.
     """
     high = MOST if high is None and type(default) is int else high
-    return field(
-        default=default, metadata={"why": why, "low": low, "high": high, "choices": choices}
-    )
+    told = {"why": why, "low": low, "high": high, "choices": choices, "added": added}
+    return field(default=default, metadata=told)
 
 
 @dataclass(frozen=True)
@@ -131,6 +132,20 @@ class Classify:
     rank: int = knob(16, "LoRA rank on q and v of both towers (paper)", 1, 1024)
     alpha: float = knob(32.0, "LoRA scale is alpha / rank (released code)", 0)
     dropout: float = knob(0.1, "dropout before the LoRA's first matrix (released code)", 0, 1)
+    targets: str = knob(
+        "qv",
+        "the projections of each attention that have LoRA: query and value (paper), or key too "
+        "(CLIP-LoRA)",
+        choices=("qv", "qkv"),
+        added=True,
+    )
+    scaling: str = knob(
+        "rank",
+        "what alpha is divided by for the LoRA's scale: the rank (released code), or its square "
+        "root (CLIP-LoRA)",
+        choices=("rank", "sqrt(rank)"),
+        added=True,
+    )
     lr: float = knob(1e-4, "AdamW learning rate (paper)", 0)
     minimum_lr: float = knob(1e-8, "the cosine's end (released code)", 0)
     weight_decay: float = knob(1e-4, "AdamW (paper)", 0)
@@ -449,6 +464,19 @@ def build_recipe(
         for outer, inner in parts.items()
     }
     return Recipe(**{**top, **nested})
+
+
+def key_fields(config: Any) -> dict[str, Any]:
+    """Return the fields of a recipe, or of a group of it, that a key holds.
+
+    A field that was added later is left out while it has its default, so that what was computed
+    before it is found.
+    """
+    return {
+        name: value
+        for name, value, spec in leaves(config)
+        if not (spec.metadata["added"] and value == spec.default)
+    }
 
 
 def as_dict(config: Recipe) -> dict[str, Any]:

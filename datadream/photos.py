@@ -282,14 +282,14 @@ def classify_files(adapter: str | Path, files: Sequence[str | Path]) -> list[str
     and on an unreadable image, StoreError on an adapter that is there and cannot be read.
     """
     from .data.transforms import evaluation_batches
-    from .models.classifiers.base import load_classifier_lora
+    from .methods.heads import load_trained
     from .pipeline.evaluate import predict
 
     try:
         for name in ("adapter.json", "adapter.safetensors"):
             with reading(Path(adapter) / name), open(Path(adapter) / name, "rb"):
                 pass  # safetensors (0.8) takes one that it may not read for a missing one
-        model, config = load_classifier_lora(adapter)
+        model, config = load_trained(adapter)
     except (OSError, KeyError, ValueError, SafetensorError) as error:
         if isinstance(error, ConfigError):
             raise

@@ -1,15 +1,17 @@
 """The protocol of a method: only what sets it apart from the others.
 
-A method says which adapters of the generator are trained, how each image is drawn, and which of
-the images are accepted. The pipeline does the rest, the same way for all: sampling, resuming,
-sharing work over machines, training the classifier, recording.
+A method says which adapters of the generator are trained, how each image is drawn, which of the
+images are accepted, and, unless the classifier is tuned by LoRA, what is fitted on its frozen
+features. The pipeline does the rest, the same way for all: sampling, resuming, sharing work over
+machines, training the classifier, recording.
 """
 
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from PIL.Image import Image
@@ -17,6 +19,11 @@ from PIL.Image import Image
 from ..config import Recipe
 from ..data.datasets import Dataset, few_shots, prompt
 from ..data.images import Images
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..models.classifiers.frozen import Frozen
 
 
 @dataclass(frozen=True)
@@ -73,6 +80,77 @@ class Support:
         return [self.prompt(label) for label in range(len(self.classes))]
 
 
+# The fields of `classify` that augmented views depend on, for `Head.reads`.
+VIEWS = (
+    "crop_low", "flip", "randaugment", "jitter", "brightness", "contrast", "saturation", "hue",
+    "grayscale", "blur", "solarize",
+)  # fmt: skip
+# Crops and flips alone, as most methods on a frozen CLIP have them; for `Method.settings`.
+CROPS_ALONE = {
+    "classify.mix": 0.0,
+    "classify.randaugment": False,
+    "classify.jitter": 0.0,
+    "classify.grayscale": 0.0,
+    "classify.blur": 0.0,
+    "classify.solarize": 0.0,
+}
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a head is fitted on. Test images are not part of it."""
+
+    support: Support
+    frozen: "Frozen"  # the untouched classifier: features of images and of prompts
+    images: Images  # the few shots, the synthetic images, or both
+    val: Images  # `validation_images` of the recipe, by which a head may choose
+    folder: Path  # where a longer fit keeps its checkpoint and its curve.json
+
+    @property
+    def checkpoint(self) -> Path:
+        """The file from which a killed fit goes on; it is removed in the end."""
+        return self.folder / "checkpoint.safetensors"
+
+
+@dataclass(frozen=True)
+class Head:
+    """What is fitted on the features of a frozen CLIP, where a method tunes no LoRA.
+
+    A subclass is a frozen dataclass: its fields are settings, and part of the classifier's key. It
+    has `fit` and `logits`.
+    """
+
+    reads: ClassVar[tuple[str, ...]] = ()  # the fields of `classify` that `fit` uses
+
+    version: int = 1  # raise it when `fit` changes, so that classifiers are made anew
+
+    def key(self, support: Support) -> dict[str, Any]:
+        """Return what the classifier's key holds besides model, prompts, images and seed."""
+        own = {name: getattr(support.recipe.classify, name) for name in self.reads}
+        kind = [type(self).__module__, type(self).__qualname__]
+        return {"head": [*kind, asdict(self)], "classify": own}
+
+    def work(self, support: Support, count: int) -> tuple[int, int]:
+        """Return (optimiser steps, images that pass through CLIP) with `count` images to fit."""
+        return 0, count
+
+    def chooses(self, support: Support) -> bool:
+        """True if validation images choose something."""
+        return True
+
+    def fit(self, given: Given) -> "dict[str, Tensor]":
+        """Return what is saved of the fitted head, name -> tensor."""
+        raise NotImplementedError(f"{type(self).__qualname__} has no `fit`")
+
+    def logits(self, state: "Mapping[str, Tensor]", features: "Tensor", text: "Tensor") -> "Tensor":
+        """Return logits (B, classes) of features (B, D) by a state that `fit` gave.
+
+        The features are as the image tower gives them, of any length; `text` holds the unit
+        features of the classes' prompts.
+        """
+        raise NotImplementedError(f"{type(self).__qualname__} has no `logits`")
+
+
 @dataclass(frozen=True)
 class Method:
     """A method of the comparison; a subclass overrides what differs from the default.
@@ -96,6 +174,8 @@ class Method:
     generates: bool = True  # whether there is a synthetic set
     trained: bool = True  # whether a classifier is trained at all
     main: bool = False  # in the paper's main table, and run where no method is named
+    head: Head | None = None  # what is fitted on frozen features; None: LoRA is tuned (section 3.4)
+    marker: str = "o"  # matplotlib's; tells methods of one colour apart
     # What differs from the profile: profile -> dotted field -> value.
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     together: int = 0  # most images that share a batch; 0: as many as have the same adapters

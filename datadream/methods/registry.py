@@ -9,9 +9,22 @@ from importlib.metadata import entry_points
 
 from ..config import Recipe
 from ..errors import ConfigError, brief, did_you_mean, printable
-from . import datadream, disef, issynth, loft, real, unadapted, zero_shot
+from . import (
+    cliplora,
+    crossmodal,
+    datadream,
+    disef,
+    issynth,
+    loft,
+    probe,
+    real,
+    tip,
+    unadapted,
+    zero_shot,
+)
 from .base import Method
 
+MARKERS = "oDs^v<>PXph8dH*"  # of matplotlib, those that can be drawn filled and empty
 GROUP = "datadream.methods"  # of the entry points by which a package adds methods
 
 
@@ -34,6 +47,9 @@ class Table(Mapping[str, Method]):
             self.add(method)
         for method in (heavy, *others, *map(with_real, others)):
             self.add(method)
+        for family in (cliplora, tip, probe, crossmodal):  # real images alone
+            for method in family.METHODS:
+                self.add(method)
 
     def add(self, method: Method) -> None:
         """Add one method. Raises ConfigError if it is invalid or its name is taken."""
@@ -123,6 +139,11 @@ def require_method(method: object) -> None:
         )
     if not re.fullmatch(r"#[0-9A-Fa-f]{6}", method.colour):
         raise ConfigError(f"colour={method.colour!r} of method {method.name!r}; give '#rrggbb'")
+    if method.marker not in [*MARKERS]:
+        raise ConfigError(
+            f"marker={brief(method.marker)} of method {method.name!r}; give one of "
+            f"{' '.join(MARKERS)}"
+        )
     if not isinstance(method.settings, Mapping):
         raise ConfigError(
             f"settings={brief(method.settings)} of method {method.name!r}; give a mapping such as "

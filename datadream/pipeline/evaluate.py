@@ -15,7 +15,8 @@ from ..data.datasets import prompt, validation_images
 from ..data.images import Images, fingerprint
 from ..data.transforms import BATCH, evaluation_batches, validation_batches
 from ..methods.base import Support
-from ..models.classifiers.base import load_classifier, load_classifier_lora
+from ..methods.heads import load_trained
+from ..models.classifiers.base import load_classifier
 from ..models.device import dtype_for
 from ..models.identity import identity
 from ..statistics import confusion, wilson
@@ -105,7 +106,7 @@ def evaluate(support: Support, trained: Path | None, folder: Path) -> None:
     """
     recipe, dataset = support.recipe, support.dataset
     if trained:
-        model = load_classifier_lora(trained)[0]
+        model = load_trained(trained)[0]
     else:
         model = load_classifier(recipe.classifier, precision=recipe.precision)
     seen = validation_images(recipe, dataset)

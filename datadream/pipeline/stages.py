@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from .. import progress
 from ..config import Recipe, as_dict
 from ..data.datasets import Dataset, draw_inputs, load_for, write_draw
+from ..methods import heads
 from ..methods.base import Adapter, Support
 from ..methods.checked import adapters
 from ..methods.distinct import require_distinct
@@ -189,11 +190,16 @@ def _share_slice(cell, where, store):
     generate.share_slice(cell.support, trained, label, position, cell.key("generate"), store)
 
 
+def _trainer(cell):
+    """Return the module that trains the cell's classifier; both have the same functions."""
+    return heads if cell.method.head else train
+
+
 def _train(cell, part, made, folder, store):
     synthetic = made["generate"].get(None)
     images = generate.read_synthetic_set(synthetic) if synthetic else None
     real = cell.support.shots() if cell.method.real else None
-    return train.train(cell.support, cell.inputs_of("train")[None], real, images, folder)
+    return _trainer(cell).train(cell.support, cell.inputs_of("train")[None], real, images, folder)
 
 
 STAGES: tuple[Stage, ...] = (
@@ -233,11 +239,11 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         "train",  # section 3.4
         parts=lambda cell: [None] if cell.method.trained else [],
-        inputs=lambda cell, _: train.train_inputs(cell.support, cell.key("generate")),
+        inputs=lambda cell, _: _trainer(cell).train_inputs(cell.support, cell.key("generate")),
         build=_train,
         needs=("generate",),
-        require=lambda cell: train.require_trainable(cell.support),
-        work=lambda cell, _: train.training_work(cell.support),
+        require=lambda cell: _trainer(cell).require_trainable(cell.support),
+        work=lambda cell, _: _trainer(cell).training_work(cell.support),
     ),
     Stage(
         "judge",  # section 4

@@ -12,18 +12,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..config import Classify, Recipe, require_warmup
+from ..config import Classify, Recipe, key_fields, require_warmup
 from ..data.batches import Batches
 from ..data.datasets import validation_images
-from ..data.images import Images, fingerprint
+from ..data.images import Images
 from ..data.transfer import places
 from ..data.transforms import validation_batches
 from ..errors import ConfigError
 from ..methods.base import Support
+from ..methods.heads import seen_inputs
 from ..methods.registry import method_of
 from ..models.classifiers.base import load_classifier, require_adaptable, save_classifier_lora
-from ..models.device import dtype_for
-from ..models.identity import identity
+from ..models.classifiers.lora import LORA
 from ..seeds import seed_for
 from ..training.batch_size import BatchSize
 from ..training.curve import Curve
@@ -70,25 +70,15 @@ def train_inputs(support: Support, synthetic_key: str | None) -> dict[str, Any]:
     recipe, real = support.recipe, method_of(support.recipe).real
     require_warmup("classify.warmup", recipe.classify.warmup, recipe.classify.epochs, "epochs")
     steps, warmup = optimiser_steps(recipe, len(support.classes))
-    options = dataclasses.asdict(recipe.classify)
+    options = key_fields(recipe.classify)
     for name in ("epochs", "warmup", "steps"):  # `steps` and `warmup` below say it
         options.pop(name)
     if recipe.protocol == "released":
         options |= {"select": "validation", "evaluations": recipe.classify.epochs}
     if not (real and synthetic_key):  # lambda weighs two kinds against each other
         options["real_weight"] = None
-    return {
-        "classifier": identity(recipe.classifier, "clip"),
-        "precision": str(dtype_for(recipe.precision, training=True)),
-        "classify": options,
-        "prompts": support.class_prompts(),
-        "steps": steps,
-        "warmup": warmup,
-        "seed": recipe.seed,
-        "val": fingerprint(validation_images(recipe, support.dataset)),
-        "synthetic": synthetic_key,
-        "shots": fingerprint(support.shots()) if real else None,
-    }
+    own = {"classify": options, "steps": steps, "warmup": warmup}
+    return {**seen_inputs(support, synthetic_key), **own}
 
 
 def require_trainable(support: Support) -> None:
@@ -126,7 +116,7 @@ def train(
     optimise(model, parameters, batches, texts, val, options, *length, folder, seed, size)
     config = {
         **{name: getattr(recipe, name) for name in ("classifier", "precision")},
-        **{name: getattr(options, name) for name in ("rank", "alpha", "dropout")},
+        **{name: value for name, value in key_fields(options).items() if name in LORA},
         "classes": list(support.classes), "prompts": texts,
     }  # fmt: skip
     save_classifier_lora(model, folder, config)

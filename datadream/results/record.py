@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..config import as_dict
+from ..config import as_dict, key_fields
 from ..errors import DataError
 from ..store.files import reading
 from ..store.keys import key, stage_of_key
@@ -65,7 +65,7 @@ def record_row(record: Mapping[str, Any]) -> dict[str, Any]:
 
 def record_file(cell: Cell, store: Store) -> Path:
     """Return the file of a cell's record, which differs by recipe, data and weights."""
-    name = key("record", **as_dict(cell.recipe), artifacts=cell.keys)
+    name = key("record", **key_fields(cell.recipe), artifacts=cell.keys)
     return store.records / f"{name}.json"
 
 

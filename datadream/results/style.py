@@ -87,7 +87,7 @@ def marks(method: str, **others: Any) -> dict[str, Any]:
     return {
         "color": own,
         "linestyle": "-" if real else "--",
-        "marker": "o",
+        "marker": METHODS[method].marker,
         "markeredgecolor": own,
         "markerfacecolor": own if real else shade(GROUND),
         "markeredgewidth": 2,

@@ -2,6 +2,7 @@
 classifier's LoRA against its formula.
 """
 
+import copy
 import json
 import math
 import os
@@ -27,7 +28,12 @@ from datadream.models.classifiers.base import (
     save_classifier_lora,
 )
 from datadream.models.classifiers.clip import Classifier
-from datadream.models.classifiers.lora import LoRAAttention, LoRAProjection, add_classifier_lora
+from datadream.models.classifiers.lora import (
+    LORA,
+    LoRAAttention,
+    LoRAProjection,
+    add_classifier_lora,
+)
 from datadream.models.device import device, dtype_for
 from datadream.models.generators.load import generator_of, load_pipeline
 from datadream.models.generators.lora import (
@@ -406,6 +412,32 @@ def test_only_the_four_matrices_of_q_and_v_are_trained():
     } == set(trainable)
 
 
+@given(
+    st.integers(1, 6),
+    st.floats(0.1, 40),
+    st.sampled_from(["qv", "qkv"]),
+    st.sampled_from(["rank", "sqrt(rank)"]),
+    st.integers(0, 99),
+)
+def test_lora_on_its_targets_is_the_attention_with_these_weights_changed(
+    rank, alpha, targets, scaling, seed
+):
+    torch.manual_seed(seed)
+    attention = nn.MultiheadAttention(8, 2, batch_first=True).double()
+    changed, x = copy.deepcopy(attention), torch.randn(2, 5, 8, dtype=torch.float64)
+    lora = LoRAAttention(attention, rank, alpha, 0.3, targets, scaling).double().eval()
+    randomise({name: p for name, p in lora.named_parameters() if p.requires_grad})
+    scale = alpha / rank if scaling == "rank" else alpha / rank**0.5
+    with torch.no_grad():
+        for name, part in zip("qkv", changed.in_proj_weight.chunk(3), strict=True):
+            if name in targets:
+                part += scale * getattr(lora, f"{name}_up") @ getattr(lora, f"{name}_down")
+    assert not (targets == "qv" and hasattr(lora, "k_up"))
+    for learning in (True, False):
+        with torch.set_grad_enabled(learning):
+            torch.testing.assert_close(lora(x, x, x)[0], changed(x, x, x, need_weights=False)[0])
+
+
 def test_dropout_is_before_the_update_only_and_off_in_evaluation():
     lora = LoRAAttention(nn.MultiheadAttention(16, 4, batch_first=True), 3, 6.0, 1.0)
     nn.init.normal_(lora.q_up)
@@ -604,6 +636,18 @@ def test_a_saved_classifier_adapter_gives_the_same_logits(models, tmp_path):
     assert set(load_file(tmp_path / "adapter.safetensors")) == set(parameters), (
         "the adapter alone, not the model"
     )
+
+
+def test_a_lora_on_key_too_is_saved_and_loaded(models, tmp_path):
+    options = Classify(rank=3, alpha=6.0, targets="qkv", scaling="sqrt(rank)")
+    model = load_classifier(models.classifier)
+    randomise(model.attach(options))
+    told = {name: getattr(options, name) for name in LORA}
+    save_classifier_lora(
+        model, tmp_path, {"classifier": models.classifier, "classes": ["x"], **told}
+    )
+    torch.testing.assert_close(logits(load_classifier_lora(tmp_path)[0]), logits(model))
+    assert sum("k_down" in name for name in load_file(tmp_path / "adapter.safetensors")) == 3
 
 
 def test_an_adapter_of_another_classifier_is_refused(models, tmp_path):

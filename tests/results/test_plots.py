@@ -315,8 +315,10 @@ def test_every_method_has_a_colour_and_a_generator_keeps_its_own():
     for name, row in METHODS.items():
         if row.generates and row.real:
             assert row.colour == METHODS[name.removesuffix("+real")].colour
-    alone = [row.colour for row in METHODS.values() if not (row.generates and row.real)]
-    assert len(set(alone)) == len(alone)
+    alone = [
+        (row.colour, row.marker) for row in METHODS.values() if not (row.generates and row.real)
+    ]
+    assert len(set(alone)) == len(alone), "methods of one colour differ by their marks"
 
 
 def linear(colour):

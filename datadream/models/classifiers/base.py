@@ -1,6 +1,7 @@
 """Load a classifier by name, and save or load what training changed in it."""
 
 import json
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from ...paths import atomic_write
 from ...store.files import write_json
 from ..device import device, dtype_for
 from .clip import Classifier, load_clip
+from .lora import LORA
 from .resnet import ResNet
 
 
@@ -61,11 +63,19 @@ def save_classifier_lora(
 ) -> None:
     """Write what training changed, adapter.safetensors, and its `config`, adapter.json.
 
-    The config holds classifier, precision, rank, alpha, dropout, classes and prompts.
+    The config holds classifier, precision, classes, prompts, and the fields `lora.LORA`, of which
+    those that were added later may be missing.
     """
+    save_state_file(model.state(), folder, config)
+
+
+def save_state_file(
+    tensors: Mapping[str, torch.Tensor], folder: str | Path, config: dict[str, Any]
+) -> None:
+    """Write tensors to adapter.safetensors and their `config` to adapter.json, in this order."""
     from safetensors.torch import save_file
 
-    state = {name: value.detach().cpu().contiguous() for name, value in model.state().items()}
+    state = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     with atomic_write(Path(folder) / "adapter.safetensors") as part:
         save_file(state, part)
     write_json(Path(folder) / "adapter.json", config)
@@ -74,15 +84,21 @@ def save_classifier_lora(
 def load_classifier_lora(folder: str | Path) -> tuple[Classifier | ResNet, dict[str, Any]]:
     """Load what `save_classifier_lora` wrote: (classifier with its adapter, config).
 
-    The classifier is in evaluation mode. Raises ValueError on an adapter that does not fit it.
+    The classifier is in evaluation mode. Raises ValueError on an adapter that does not fit it, and
+    on a head, which `methods.heads.load_trained` reads.
     """
     from safetensors.torch import load_file
 
     config = json.loads((Path(folder) / "adapter.json").read_text())
+    if "head" in config:
+        raise ValueError(
+            f"{folder} holds the head of method {config['head']!r} and no LoRA; load it by "
+            "datadream.methods.heads.load_trained"
+        )
     model = load_classifier(
         config["classifier"], len(config["classes"]), config.get("precision", "auto")
     )
-    model.attach(Classify(rank=config["rank"], alpha=config["alpha"], dropout=config["dropout"]))
+    model.attach(Classify(**{name: config[name] for name in LORA if name in config}))
     state = model.state()
     tensors = load_file(Path(folder) / "adapter.safetensors", device=str(model.mean.device))
     if set(tensors) != set(state):

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from ...config import Classify
 from ...errors import ConfigError, ModelMissingError
 from ..catalog import fetching, local, misplaced
-from .lora import add_classifier_lora
+from .lora import LORA, add_classifier_lora
 
 
 class Classifier(nn.Module):
@@ -94,6 +94,11 @@ class Classifier(nn.Module):
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.mixed):
             return self.clip.encode_image((images - self.mean) / self.std, normalize=True).float()
 
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the features (B, D) of images in [0, 1] as the image tower gives them."""
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.mixed):
+            return self.clip.encode_image((images - self.mean) / self.std).float()
+
     def score(self, images: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
         """Return logits (B, classes) for images (B, 3, S, S) in [0, 1].
 
@@ -110,7 +115,7 @@ class Classifier(nn.Module):
 
     def attach(self, options: Classify) -> dict[str, nn.Parameter]:
         """Add LoRA as `options` say and return the trainable parameters by name."""
-        return add_classifier_lora(self, options.rank, options.alpha, options.dropout)
+        return add_classifier_lora(self, **{name: getattr(options, name) for name in LORA})
 
     def state(self) -> dict[str, torch.Tensor]:
         """Return what training changes, name -> tensor: the LoRA."""

@@ -1,4 +1,4 @@
-"""LoRA on the query and value projections of both towers of a CLIP (paper, section 3.4)."""
+"""LoRA on the attention of both towers of a CLIP, on query and value (paper, section 3.4)."""
 
 from __future__ import annotations
 
@@ -10,49 +10,67 @@ import torch.nn.functional as F
 
 from ...errors import ConfigError
 
+PROJECTIONS = "qkv"  # in the order of the fused weight
+# The fields of `config.Classify` that say what is attached, which adapter.json keeps.
+LORA = ("rank", "alpha", "dropout", "targets", "scaling")
 
-def _register_lora(module, width, rank):
-    for name in ("q", "v"):
+
+def lora_scale(rank: int, alpha: float, scaling: str = "rank") -> float:
+    """Return a LoRA's scale: alpha over the rank, or over its square root."""
+    return alpha / (rank if scaling == "rank" else rank**0.5)
+
+
+def _register_lora(module, width, rank, targets):
+    module.targets = targets
+    for name in targets:
         down = torch.empty(rank, width)
         nn.init.kaiming_uniform_(down, a=5**0.5)
         module.register_parameter(f"{name}_down", nn.Parameter(down))
         module.register_parameter(f"{name}_up", nn.Parameter(torch.zeros(width, rank)))
 
 
+def _matrix(module, name, side):
+    return getattr(module, f"{name}_{side}")
+
+
 def _project(module, x, weight, bias):
     """Return q, k, v (..., D) of x (..., D) by the fused `weight` (3 D, D), with the low-rank
-    updates of q and v.
+    updates of the module's targets.
 
     Where nothing is dropped or learned the updates are added to the weight, which costs one product
     of the size of `weight`.
     """
     if not (module.training or torch.is_grad_enabled()):
-        q, v = module.q_up @ module.q_down, module.v_up @ module.v_down
-        return F.linear(
-            x, weight + module.scale * torch.cat([q, torch.zeros_like(q), v]), bias
-        ).chunk(3, -1)
-    q, k, v = F.linear(x, weight, bias).chunk(3, -1)
+        updates = {
+            name: _matrix(module, name, "up") @ _matrix(module, name, "down")
+            for name in module.targets
+        }
+        none = torch.zeros_like(next(iter(updates.values())))
+        update = torch.cat([updates.get(name, none) for name in PROJECTIONS])
+        return F.linear(x, weight + module.scale * update, bias).chunk(3, -1)
+    found = dict(zip(PROJECTIONS, F.linear(x, weight, bias).chunk(3, -1), strict=True))
     dropped = module.dropout(x)
-    q = q + module.scale * (dropped @ module.q_down.T @ module.q_up.T)
-    v = v + module.scale * (dropped @ module.v_down.T @ module.v_up.T)
-    return q, k, v
+    for name in module.targets:
+        down, up = _matrix(module, name, "down"), _matrix(module, name, "up")
+        found[name] = found[name] + module.scale * (dropped @ down.T @ up.T)
+    return tuple(found.values())
 
 
 class LoRAProjection(nn.Module):
-    """LoRA on q and v of a fused linear q, k, v projection.
+    """LoRA on a fused linear q, k, v projection, on q and v if `targets` do not say otherwise.
 
     Timm's attention has such a one (SigLIP's image tower); the updates are those of
     `LoRAAttention`.
     """
 
-    def __init__(self, linear: nn.Linear, rank: int, alpha: float, dropout: float) -> None:
+    def __init__(
+        self, linear: nn.Linear, rank: int, alpha: float, dropout: float, targets: str = "qv",
+        scaling: str = "rank",
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.base, self.scale, self.dropout = (
-            linear.requires_grad_(False),
-            alpha / rank,
-            nn.Dropout(dropout),
-        )
-        _register_lora(self, linear.in_features, rank)
+        self.base, self.dropout = linear.requires_grad_(False), nn.Dropout(dropout)
+        self.scale = lora_scale(rank, alpha, scaling)
+        _register_lora(self, linear.in_features, rank, targets)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the projections (..., 3 D) of x (..., D)."""
@@ -62,24 +80,22 @@ class LoRAProjection(nn.Module):
 class LoRAAttention(nn.Module):
     """LoRA on q and v of a frozen nn.MultiheadAttention (paper, section 3.4).
 
-    q = x W_q' + b_q + (alpha / rank) * drop(x) A_q' B_q', v alike; k and the output projection are
-    untouched. B starts at zero.
+    q = x W_q' + b_q + scale * drop(x) A_q' B_q', v alike, with scale = alpha / rank; k, unless
+    `targets` name it, and the output projection are untouched. B starts at zero.
     """
 
     def __init__(
-        self, attention: nn.MultiheadAttention, rank: int, alpha: float, dropout: float
-    ) -> None:
+        self, attention: nn.MultiheadAttention, rank: int, alpha: float, dropout: float,
+        targets: str = "qv", scaling: str = "rank",
+    ) -> None:  # fmt: skip
         super().__init__()
         if not attention._qkv_same_embed_dim or attention.bias_k is not None:
             raise ValueError(
                 "LoRAAttention needs one width for query, key and value, and no bias_k"
             )
-        self.base, self.scale, self.dropout = (
-            attention.requires_grad_(False),
-            alpha / rank,
-            nn.Dropout(dropout),
-        )
-        _register_lora(self, attention.embed_dim, rank)
+        self.base, self.dropout = attention.requires_grad_(False), nn.Dropout(dropout)
+        self.scale = lora_scale(rank, alpha, scaling)
+        _register_lora(self, attention.embed_dim, rank, targets)
 
     def forward(
         self,
@@ -114,13 +130,15 @@ def _towers(clip):
 
 
 def add_classifier_lora(
-    model: Any, rank: int, alpha: float, dropout: float
+    model: Any, rank: int, alpha: float, dropout: float, targets: str = "qv", scaling: str = "rank"
 ) -> dict[str, nn.Parameter]:
-    """Add LoRA to q and v of every self-attention of a Classifier's towers, open_clip's or timm's.
+    """Add LoRA to every self-attention of a Classifier's towers, open_clip's or timm's.
 
-    Returns the trainable parameters by name. Raises ConfigError on EVA's attention, and on a tower
-    without transformer blocks.
+    `targets` are projections of `PROJECTIONS`, `scaling` is that of `lora_scale`. Returns the
+    trainable parameters by name. Raises ConfigError on EVA's attention, and on a tower without
+    transformer blocks.
     """
+    options = rank, alpha, dropout, targets, scaling
     for module in _towers(model.clip):
         if type(module).__name__ == "EvaAttention":
             raise ConfigError(
@@ -129,17 +147,13 @@ def add_classifier_lora(
             )
         for name, child in list(module.named_children()):
             if type(child) is nn.MultiheadAttention and name == "attn" and hasattr(module, "ln_1"):
-                setattr(
-                    module, name, LoRAAttention(child, rank, alpha, dropout).to(model.mean.device)
-                )
+                setattr(module, name, LoRAAttention(child, *options).to(model.mean.device))
             elif (
                 name == "qkv"
                 and isinstance(child, nn.Linear)
                 and child.out_features == 3 * child.in_features
             ):
-                setattr(
-                    module, name, LoRAProjection(child, rank, alpha, dropout).to(model.mean.device)
-                )
+                setattr(module, name, LoRAProjection(child, *options).to(model.mean.device))
     found = {name: p for name, p in model.named_parameters() if p.requires_grad}
     visual = [name for name in found if ".visual." in name]
     if not visual or len(visual) == len(found):
