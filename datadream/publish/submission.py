@@ -20,12 +20,11 @@ from ..errors import ConfigError, DataError
 from ..methods.recipes import recipe
 from ..methods.registry import METHODS
 from ..paths import paths
-from ..results.record import read_record, record_row
+from ..results.record import read_record, record_key, record_row
 from ..results.records import tidy
 from ..statistics import mean_interval, wilson
 from ..store.artifacts import Store
 from ..store.files import reading, write_json, writing
-from ..store.keys import key
 from ..store.open import open_store
 from .freeze import load_all_frozen
 
@@ -149,7 +148,7 @@ def _wrong_record(record, head):
     """Return what is wrong with one record by itself."""
     try:
         own, test, row = record["recipe"], record["result"]["test"], record_row(record)
-        expected = key("record", **own, artifacts=record["artifacts"])
+        expected = record_key(own, record["artifacts"])
         matrix, total = row["confusion"], row["total"]
         trace = sum(matrix[i][i] for i in range(len(matrix)))
         low, high = wilson(trace, total)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..config import as_dict, key_fields
+from ..config import Recipe, as_dict, leaves
 from ..errors import DataError
 from ..store.files import reading
 from ..store.keys import key, stage_of_key
@@ -65,8 +65,17 @@ def record_row(record: Mapping[str, Any]) -> dict[str, Any]:
 
 def record_file(cell: Cell, store: Store) -> Path:
     """Return the file of a cell's record, which differs by recipe, data and weights."""
-    name = key("record", **key_fields(cell.recipe), artifacts=cell.keys)
-    return store.records / f"{name}.json"
+    return store.records / f"{record_key(as_dict(cell.recipe), cell.keys)}.json"
+
+
+def record_key(recipe: Mapping[str, Any], artifacts: Mapping[str, str]) -> str:
+    """Return the key of a record by its recipe, as one flat dict, and its artifacts.
+
+    As in `config.key_fields`, a field that was added later does not count at its default.
+    """
+    added = {name: spec.default for name, _, spec in leaves(Recipe()) if spec.metadata["added"]}
+    own = {name: v for name, v in recipe.items() if name not in added or v != added[name]}
+    return key("record", **own, artifacts=artifacts)
 
 
 def write_record(cell: Cell, made: Mapping[str, Path], store: Store) -> dict[str, Any]:

@@ -10,8 +10,7 @@ from datadream.errors import ConfigError, DataError
 from datadream.methods.base import Method
 from datadream.methods.registry import METHODS, register
 from datadream.publish import submission
-from datadream.results.record import read_record
-from datadream.store.keys import key
+from datadream.results.record import read_record, record_key
 from datadream.study import run
 
 CODE = "https://example.org/somebody/own"
@@ -37,7 +36,7 @@ def record(seed, method="own", dataset="mnist", shots=1, **changes):
     test = {"top1": 0.75, "low": low, "high": high, "total": 4, "per_class": [0.5, 1.0]}
     test["confusion"] = [[1, 1], [0, 2]]
     found = {
-        "recipe": own, "artifacts": artifacts, "key": key("record", **own, artifacts=artifacts),
+        "recipe": own, "artifacts": artifacts, "key": record_key(own, artifacts),
         "result": {"test": test, "val": test}, "curve": [], "seconds": {"judge": 1.0},
         "commits": {}, "created": "2026-11-27T00:00:00Z", "commit": "0" * 40, "dirty": False,
         "versions": {}, "python": "3.12", "device": "a CPU",
