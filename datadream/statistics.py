@@ -5,6 +5,7 @@ SciPy is imported where it is used: it takes two seconds.
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -45,6 +46,21 @@ def confusion(labels: Sequence[int], predictions: ArrayLike, classes: int) -> np
     matrix = np.zeros((classes, classes), dtype=int)  # scikit-learn's refuses an empty one
     np.add.at(matrix, (np.asarray(labels, int), np.asarray(predictions, int)), 1)
     return matrix
+
+
+def scores(labels: ArrayLike, predictions: ArrayLike, classes: int) -> dict[str, Any]:
+    """Return what a result holds: top-1, its 95 % Wilson interval, per class, the confusion matrix.
+
+    Accuracies are in [0, 1]. Raises ValueError where there is no image.
+    """
+    matrix = confusion(np.asarray(labels).tolist(), predictions, classes)
+    correct, total = int(matrix.trace()), int(matrix.sum())
+    low, high = wilson(correct, total)
+    per_class = (matrix.diagonal() / np.maximum(matrix.sum(1), 1)).round(4).tolist()
+    return {
+        "top1": correct / total, "low": low, "high": high, "total": total,
+        "per_class": per_class, "confusion": matrix.tolist(),
+    }  # fmt: skip
 
 
 def spearman(x: ArrayLike, y: ArrayLike, confidence: float = 0.95) -> tuple[float, float, float]:

@@ -13,13 +13,14 @@ import torch
 from .. import progress
 from ..data.datasets import prompt, validation_images
 from ..data.images import Images, fingerprint
+from ..data.predictions import Predictions, write_predictions
 from ..data.transforms import BATCH, evaluation_batches, validation_batches
 from ..methods.base import Support
 from ..methods.heads import load_trained
 from ..models.classifiers.base import load_classifier
 from ..models.device import dtype_for
 from ..models.identity import identity
-from ..statistics import confusion, wilson
+from ..statistics import scores
 from ..store.files import write_json
 from ..training.batch_size import BatchSize
 
@@ -28,16 +29,23 @@ if TYPE_CHECKING:
 
 
 def _read(model, part, text, count):
-    """Return the classes of the first `count` images of a batch."""
-    return model.score(part[:count].to(text.device).float() / 255, text).argmax(1).tolist()
+    """Return (class, margin to the next one's logit) of the first `count` images of a batch."""
+    logits = model.score(part[:count].to(text.device).float() / 255, text)
+    best = logits.topk(min(2, logits.shape[1])).values
+    return list(zip(logits.argmax(1).tolist(), (best[:, 0] - best[:, -1]).tolist(), strict=True))
+
+
+def predict(model: Any, tokens: torch.Tensor, batches: Iterable[torch.Tensor]) -> np.ndarray:
+    """Return the predicted class of each image, an int array (n,)."""
+    return predict_with_margins(model, tokens, batches)[0]
 
 
 @torch.no_grad()
-def predict(
+def predict_with_margins(
     model: Any, tokens: torch.Tensor, batches: Iterable[torch.Tensor],
     counted: Callable[[int], None] = lambda number: None,
-) -> np.ndarray:  # fmt: skip
-    """Return the predicted class of each image, an int array (n,).
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """Return the predicted class of each image and its margin to the next one's logit, (n,) each.
 
     `batches` are uint8 (B, 3, S, S); those that do not fit in memory are halved. `counted` is
     called with the number of images of each.
@@ -50,28 +58,24 @@ def predict(
             found += predicted
             part = part[len(predicted) :]
             counted(len(predicted))
-    return np.asarray(found, int)
+    return np.array([one for one, _ in found], int), np.array([sure for _, sure in found], float)
 
 
-def accuracy(
+def judge(
     model: Any, dataset: Dataset, images: Images,
     views: Callable[..., Iterable[torch.Tensor]] = evaluation_batches,
     counted: Callable[[int], None] = lambda number: None,
-) -> dict[str, Any]:  # fmt: skip
-    """Return top-1, its 95 % Wilson interval, the accuracy per class and the confusion matrix.
-
-    Accuracies are in [0, 1], over all `images` as preprocessed by `views`.
-    """
+) -> Predictions:  # fmt: skip
+    """Return the classifier's predictions of all `images` as preprocessed by `views`."""
     tokens = model.prompts(prompt(dataset.noun, name) for name in dataset.classes)
-    predictions = predict(model, tokens, views(images, model.size), counted)
-    matrix = confusion(images.labels, predictions, len(dataset.classes))
-    correct, total = int(matrix.trace()), int(matrix.sum())
-    low, high = wilson(correct, total)
-    per_class = (matrix.diagonal() / np.maximum(matrix.sum(1), 1)).round(4).tolist()
-    return {
-        "top1": correct / total, "low": low, "high": high, "total": total,
-        "per_class": per_class, "confusion": matrix.tolist(),
-    }  # fmt: skip
+    found = predict_with_margins(model, tokens, views(images, model.size), counted)
+    return Predictions(np.asarray(images.labels, int), *found)
+
+
+def accuracy(model: Any, dataset: Dataset, images: Images) -> dict[str, Any]:
+    """Return `statistics.scores` of a classifier on `images`."""
+    found = judge(model, dataset, images)
+    return scores(found.labels, found.classes, len(dataset.classes))
 
 
 def evaluate_inputs(support: Support, trained_key: str | None) -> dict[str, Any]:
@@ -100,7 +104,7 @@ def evaluation_work(support: Support) -> tuple[int, int, int]:
 
 
 def evaluate(support: Support, trained: Path | None, folder: Path) -> None:
-    """Write result.json = {'val': ..., 'test': ...}, each as `accuracy` gives it, into `folder`.
+    """Write result.json = {'val': `scores`, 'test': `scores`} and the predictions to `folder`.
 
     `trained` is the folder of `train`, or None for the untouched classifier.
     """
@@ -112,6 +116,8 @@ def evaluate(support: Support, trained: Path | None, folder: Path) -> None:
     seen = validation_images(recipe, dataset)
     with progress.track("judge", "image", len(seen) + len(dataset.test)) as counter:
         # Cached, if this process has just trained.
-        validation = accuracy(model, dataset, seen, validation_batches, counter.update)
-        test = accuracy(model, dataset, dataset.test, counted=counter.update)
-    write_json(folder / "result.json", {"val": validation, "test": test})
+        val = judge(model, dataset, seen, validation_batches, counter.update)
+        found = {"val": val, "test": judge(model, dataset, dataset.test, counted=counter.update)}
+    write_predictions(folder, found)
+    result = {n: scores(one.labels, one.classes, len(dataset.classes)) for n, one in found.items()}
+    write_json(folder / "result.json", result)

@@ -1,0 +1,81 @@
+"""Compare methods image by image: who errs where, and intervals that take the test images in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from ..data.predictions import Predictions, read_predictions
+from ..statistics import crossed_interval
+from ..store.open import open_store
+from .records import select
+
+if TYPE_CHECKING:
+    from ..store.artifacts import Store
+
+
+def load_predictions(row: Any, store: Store | None = None, part: str = "test") -> Predictions:
+    """Return the predictions behind a row of `records.load_records`, of the 'test' or 'val' part.
+
+    Raises LookupError where the store lacks them.
+    """
+    store = store or open_store()
+    folder = store.folder(row["artifacts"]["judge"])
+    if not folder.exists():
+        store.done(folder.name)  # fetches what another machine made
+    if not folder.exists():
+        raise LookupError(f"the store has no {folder.name}; run its cell first")
+    return read_predictions(folder)[part]
+
+
+def right(table: pd.DataFrame, method: str, store: Store | None = None) -> pd.DataFrame:
+    """Return whether each test image is told right: a row per seed, a column per image.
+
+    `table` has one setting: a dataset and a number of shots. Raises LookupError where the store
+    lacks a result, and KeyError where the method has no record.
+    """
+    rows = select(table, method=method)
+    if rows.empty:
+        raise KeyError(f"no record of {method}; run it first")
+    found = {
+        int(row["seed"]): load_predictions(row, store).right for row in rows.to_dict("records")
+    }
+    return pd.DataFrame.from_dict(found, orient="index").sort_index()
+
+
+def paired_by_image(
+    table: pd.DataFrame, better: str, base: str, store: Store | None = None
+) -> dict[str, Any]:
+    """Return the paired difference of two methods in points, with seeds and test images drawn.
+
+    The interval of `records.paired` tells of other seeds on the same test images; this one of other
+    test images too. Raises as `right`.
+    """
+    one, other = right(table, better, store), right(table, base, store)
+    seeds = one.index.intersection(other.index)
+    apart = 100.0 * (one.loc[seeds].to_numpy(float) - other.loc[seeds].to_numpy(float))
+    mean, low, high = crossed_interval(apart)
+    return {
+        "better": better, "baseline": base, "seeds": len(seeds), "images": apart.shape[1],
+        "difference": mean, "low": low, "high": high,
+    }  # fmt: skip
+
+
+def agreement(
+    table: pd.DataFrame, methods: Sequence[str], store: Store | None = None
+) -> pd.DataFrame:
+    """Return the share of test images that two methods both tell right or both wrong.
+
+    A square table, the mean over the seeds that both have. Raises as `right`.
+    """
+    told = {method: right(table, method, store) for method in methods}
+    found = pd.DataFrame(index=list(methods), columns=list(methods), dtype=float)
+    for one in methods:
+        for other in methods:
+            seeds = told[one].index.intersection(told[other].index)
+            same = told[one].loc[seeds].to_numpy() == told[other].loc[seeds].to_numpy()
+            found.loc[one, other] = float(np.mean(same)) if len(seeds) else np.nan
+    return found

@@ -1,0 +1,52 @@
+"""Predictions per image: what is kept, and what compares methods by it."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from datadream.data.predictions import FILE, Predictions, read_predictions, write_predictions
+from datadream.results import images, records
+from datadream.study import run
+
+
+@given(
+    arrays(np.int64, 5, elements=st.integers(0, 40_000)),
+    arrays(np.int64, 5, elements=st.integers(0, 40_000)),
+    arrays(np.float64, 5, elements=st.floats(0, 1e6)),
+)
+def test_what_is_written_is_read(tmp_path, labels, classes, margins):
+    write_predictions(tmp_path, {"test": Predictions(labels, classes, margins)})
+    found = read_predictions(tmp_path)["test"]
+    assert found.labels.tolist() == labels.tolist() and found.classes.tolist() == classes.tolist()
+    assert found.right.tolist() == (labels == classes).tolist()
+    assert np.isfinite(found.margins).all()
+    assert found.margins == pytest.approx(margins.clip(0, 6e4), rel=1e-3, abs=1e-4)
+
+
+def test_a_result_keeps_what_was_said_of_each_image(make, dataset, store):
+    cells = [make(method, seed=seed) for method in ("real", "clip") for seed in (0, 1)]
+    for one in cells:
+        run.run(one, store)
+    table = records.load_records(store.records)
+    for row in table.to_dict("records"):
+        found = images.load_predictions(row, store)
+        assert found.labels.tolist() == list(dataset.test.labels)
+        assert found.right.mean() == row["top1"] and (found.margins >= 0).all()
+        assert images.load_predictions(row, store, "val").right.mean() == row["val_top1"]
+    difference = images.paired_by_image(table, "real", "clip", store)
+    assert difference["difference"] == pytest.approx(
+        records.paired(table, "real", "clip")["difference"]
+    )
+    assert (difference["seeds"], difference["images"]) == (2, len(dataset.test))
+    assert difference["low"] <= difference["difference"] <= difference["high"]
+    shared = images.agreement(table, ["real", "clip"], store)
+    assert shared.loc["real", "real"] == 1 and 0 <= shared.loc["real", "clip"] <= 1
+    assert shared.loc["real", "clip"] == shared.loc["clip", "real"]
+    row = table.iloc[0]
+    (store.folder(row["artifacts"]["judge"]) / FILE).unlink()
+    with pytest.raises(LookupError, match="an earlier version made it; remove the folder"):
+        images.load_predictions(row, store)
+    with pytest.raises(KeyError, match="no record of dset"):
+        images.right(table, "dset", store)
