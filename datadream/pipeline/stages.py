@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Any
 from .. import progress
 from ..config import Recipe, as_dict
 from ..data.datasets import Dataset, draw_inputs, load_for, write_draw
+from ..data.synthetic_set import read_synthetic_set
 from ..methods.base import Adapter, Support
 from ..methods.checked import adapters
 from ..methods.distinct import require_distinct
 from ..methods.registry import method_of
+from ..methods.units import slices
 from ..models.download import fetch
 from ..models.generators.sampling import require_sampler
 from ..store.keys import key
@@ -175,7 +177,7 @@ def _slices(cell):
     set_key, trained = cell.key("generate"), cell.keys_of("adapt")
     total, found = cell.recipe.generate.images * len(cell.dataset.classes), []
     for label in range(len(cell.dataset.classes)):
-        for position, groups in enumerate(generate.slices(cell.support, label)):
+        for position, groups in enumerate(slices(cell.support, label)):
             needs = tuple(dict.fromkeys(trained[one] for _, own in groups for one in own))
             share = sum(len(indices) for indices, _ in groups) / total
             name = f"{set_key}/{label}/{position}"
@@ -191,7 +193,7 @@ def _share_slice(cell, where, store):
 
 def _train(cell, part, made, folder, store):
     synthetic = made["generate"].get(None)
-    images = generate.read_synthetic_set(synthetic) if synthetic else None
+    images = read_synthetic_set(synthetic) if synthetic else None
     real = cell.support.shots() if cell.method.real else None
     return train.train(cell.support, cell.inputs_of("train")[None], real, images, folder)
 

@@ -28,10 +28,10 @@ from datadream.data import png
 from datadream.engines import names, on_ray
 from datadream.errors import ConfigError
 from datadream.methods.base import Adapter, Support
+from datadream.methods.units import slices
 from datadream.models.generators import load
 from datadream.paths import paths
 from datadream.pipeline import generate as package
-from datadream.pipeline.generate import slices
 from datadream.pipeline.stages import Cell
 from datadream.signals import Stopped
 from datadream.store.artifacts import Store

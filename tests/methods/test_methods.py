@@ -11,10 +11,11 @@ from conftest import generate as make_set
 from PIL import Image
 
 from datadream.data.datasets import few_shots, prompt
+from datadream.data.synthetic_set import read_synthetic_set
 from datadream.methods.base import Adapter, Support
-from datadream.methods.checked import groups
 from datadream.methods.recipes import recipe
 from datadream.methods.registry import METHODS
+from datadream.methods.units import groups
 from datadream.models.generators import sampling
 from datadream.models.generators.load import generator_of, load_pipeline
 from datadream.models.generators.lora import merged_lora
@@ -107,7 +108,7 @@ def test_a_weak_noise_leaves_the_few_shot_and_a_full_one_does_not(make, dataset,
         }
         one = make("disef", options)
         folder = make_set(one, dataset, Store(tmp_path / str(strength)))
-        images = generate.read_synthetic_set(folder)
+        images = read_synthetic_set(folder)
         own = few_shots(dataset, 2, 0, 0)
         found = [np.asarray(images.open(i)).astype(float) for i in range(4)]
         starts = [own.open(i % 2) for i in range(4)]
@@ -170,8 +171,8 @@ def test_what_is_misread_is_drawn_again_with_another_seed_which_is_kept(
     plain = make_set(make("base"), dataset, Store(tmp_path / "plain"))
     pairs = [
         (
-            np.asarray(generate.read_synthetic_set(folder).open(i)),
-            np.asarray(generate.read_synthetic_set(plain).open(i)),
+            np.asarray(read_synthetic_set(folder).open(i)),
+            np.asarray(read_synthetic_set(plain).open(i)),
         )
         for i in range(15)
     ]
