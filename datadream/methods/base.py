@@ -18,6 +18,7 @@ from ..config import Recipe
 from ..data.datasets import Dataset, few_shots, prompt
 from ..data.images import Images, SoftLabel
 from ..data.synthetic_set import shares_row
+from ..errors import DataError
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,19 @@ class Support:
     def count(self, label: int | None = None) -> int:
         """Return how many few shots there are, of all classes or of one."""
         return len(self.shots(label))
+
+    def others(self, label: int) -> list[tuple[int, int]]:
+        """Return (class, place) of each few shot of another class than `label`.
+
+        Raises DataError where there is no other class.
+        """
+        rest = [other for other in range(len(self.classes)) if other != label]
+        if not rest:
+            raise DataError(
+                f"method {self.recipe.method!r} starts from shots of other classes, and "
+                f"{self.dataset.name!r} has one class; give it two at least"
+            )
+        return [(other, place) for other in rest for place in range(self.count(other))]
 
     def prompt(self, label: int, template: int = 0) -> str:
         """Return the paper's prompt of a class, or another of `data.datasets.TEMPLATES`."""

@@ -115,8 +115,19 @@ def _require_start(where, support, label, one):
         0 < strength <= 1 for strength in one.strengths
     ):
         raise ConfigError(f"{where} strengths={brief(one.strengths)}; give numbers in (0, 1]")
-    for strength in one.strengths:
-        require_strength(f"{where} strength", strength, options.steps)
+
+
+def require_strengths(support: Support) -> None:
+    """Raise ConfigError on strengths that the solver's steps cannot tell from others.
+
+    Asked before anything is made, and of those that some image starts with.
+    """
+    options, asked = support.recipe.generate, set()
+    for label in range(len(support.classes)) if options.strength else ():
+        for one in draws(support, label):
+            asked |= set(one.strengths or [options.strength]) if one.start is not None else set()
+    for strength in sorted(asked):
+        require_strength("generate.strength", strength, options.steps)
 
 
 @lru_cache(maxsize=64)

@@ -9,7 +9,7 @@ from importlib.metadata import entry_points
 
 from ..config import Recipe
 from ..errors import ConfigError, brief, did_you_mean, printable
-from . import datadream, disef, issynth, loft, real, unadapted, zero_shot
+from . import bob, datadream, diffmix, disef, genie, issynth, loft, real, unadapted, zero_shot
 from .base import Method
 
 GROUP = "datadream.methods"  # of the entry points by which a package adds methods
@@ -28,12 +28,16 @@ class Table(Mapping[str, Method]):
         self._registered: set[str] = set()
         self._loaded = False
         main = (*unadapted.METHODS, *datadream.METHODS)
-        others = (*issynth.METHODS, *disef.METHODS, *loft.METHODS)
+        prompts, guided = issynth.METHODS
+        others = (prompts, *disef.METHODS, *loft.METHODS)
+        later = (*bob.METHODS, *genie.METHODS, *diffmix.METHODS, guided)
         usual, heavy = real.METHODS
         for method in (*zero_shot.METHODS, usual, *main, *map(with_real, main)):
             self.add(method)
         for method in (heavy, *others, *map(with_real, others)):
             self.add(method)
+        for method in later:
+            self.add_with_twin(method)
 
     def add(self, method: Method) -> None:
         """Add one method. Raises ConfigError if it is invalid or its name is taken."""

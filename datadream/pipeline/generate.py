@@ -148,16 +148,17 @@ def drawing(
     def sampled(rows: Sequence[int], again: int) -> dict[int, Image.Image]:
         own = [place[made[i].prompt] for i in rows]
         text = {name: tensor[own] for name, tensor in words.items()}
-        asked, starts, which = options, None, (again,) * (again > 0)
+        starts, strengths = None, made[rows[0]].strengths or (options.strength,)
         if made[rows[0]].start is not None:  # all of a batch, or none
             starts = [_start(support, label, made[i], side) for i in rows]
-        if strengths := made[rows[0]].strengths:
-            which = ()
-            asked = dataclasses.replace(options, strength=strengths[again % len(strengths)])
-        seeds = [image_seed(recipe.seed, label, i, *which) for i in rows]
+        # The strengths in turn with the same noise, then all of them with another.
+        turn, which = divmod(again, len(strengths))
+        asked = dataclasses.replace(options, strength=strengths[which])
+        seeds = [image_seed(recipe.seed, label, i, *(turn,) * (turn > 0)) for i in rows]
         images = sample(generator, text, seeds, asked, side, starts)
         for image, seed in zip(images, seeds, strict=True) if read else ():
-            image.info |= {"seed": seed} | ({"strength": asked.strength} if strengths else {})
+            image.info["seed"] = seed
+            image.info |= {"strength": asked.strength} if made[rows[0]].strengths else {}
         return dict(zip(rows, images, strict=True))
 
     def draw(start: int, count: int) -> list[Image.Image]:

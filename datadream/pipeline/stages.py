@@ -17,7 +17,7 @@ from ..config import Recipe, as_dict
 from ..data.datasets import Dataset, draw_inputs, load_for, write_draw
 from ..data.synthetic_set import read_synthetic_set
 from ..methods.base import Adapter, Support
-from ..methods.checked import adapters
+from ..methods.checked import adapters, require_strengths
 from ..methods.distinct import require_distinct
 from ..methods.registry import method_of
 from ..methods.units import slices
@@ -168,6 +168,11 @@ def _draw(cell):
     return [None] if cell.method.real or cell.adapters or started else []
 
 
+def _require_generated(cell):
+    require_sampler(cell.recipe)
+    require_strengths(cell.support)
+
+
 def _adapter_pieces(cell):
     return [Piece(name, (one,), part=one) for one, name in cell.keys_of("adapt").items()]
 
@@ -226,7 +231,7 @@ STAGES: tuple[Stage, ...] = (
             cell.support, made["adapt"], folder, store.lock
         ),
         needs=("adapt",),
-        require=lambda cell: require_sampler(cell.recipe),
+        require=_require_generated,
         work=lambda cell, _: generate.generation_work(cell.support),
         pieces=_slices,
         do=_share_slice,

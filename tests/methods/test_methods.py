@@ -35,7 +35,8 @@ def rows(folder):
 @pytest.mark.parametrize("method", [name for name in METHODS if name != "clip"])
 def test_every_method_runs_to_a_record(make, tmp_path, method):
     record = run.run(
-        make(method, {"generate.redraws": 1} if "disef" in method else None), Store(tmp_path)
+        make(method, {"generate.redraws": 1} if recipe(method=method).generate.redraws else None),
+        Store(tmp_path),
     )
     test = record["result"]["test"]
     matrix = np.array(test["confusion"])
@@ -46,7 +47,9 @@ def test_every_method_runs_to_a_record(make, tmp_path, method):
     )
     made = {name.rstrip("0123456789") for name in record["artifacts"]}
     assert made >= {"train", "judge"} and ("generate" in made) == bool(METHODS[method].generates)
-    assert ("adapt" in made) == method.startswith(("cls", "dset", "loft"))
+    assert ("adapt" in made) == method.startswith(
+        ("cls", "dset", "loft", "bob", "genie_dset", "diffmix")
+    )
 
 
 def test_a_method_s_settings_are_overrides_that_a_reader_may_override():
