@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from ..data.attributes import descriptions
+from ..data.entries import CAPTIONS
 from ..data.images import Images
 from ..errors import DataError, brief
 from .base import Support
 
-CAPTIONS = "captions.tsv"
 COLUMNS = ("file", "background", "pose")
 
 

@@ -210,6 +210,10 @@ def test_lofts_pairs_are_two_images_of_the_class_and_all_are_used(make, dataset)
         assert set(counts) == {0, 1, 2, 3} and len({own for _, own in found}) == 6, (
             "every pair of four"
         )
+        used = Counter(own for _, own in found)
+        assert set(used.values()) == {16, 17}, "each once before one is used again"
+        order = [own for _, own in found]
+        assert order == [order[i % 6] for i in range(len(order))], "and in the same order again"
     other, same = (make("loft", seed=seed, shots=4) for seed in (1, 0))
     assert groups(Support(other, dataset), 0) != groups(Support(same, dataset), 0)
     alone = groups(Support(make("loft", shots=1), dataset), 2)
