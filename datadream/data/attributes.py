@@ -64,15 +64,13 @@ def descriptions(images: Sequence[Image], labels: Sequence[int]) -> list[str]:
     """Return words for what sets each character apart from the others of its class.
 
     The mean of the image's class is taken off, so that no word stands for the class, and the third
-    of all images with the least and with the most of an attribute get its words. Where each class
-    has one image there is no mean to take off, and the measures are compared as they are. An
-    attribute that hardly differs gets no word.
+    of all images with the least and with the most of an attribute get its words. An attribute that
+    hardly differs gets no word; so nothing does where each class has one image.
     """
     classes = np.asarray(labels)
     table = np.array([list(measure(image).values()) for image in images])
-    if len(set(labels)) < len(labels):
-        for label in set(labels):
-            table[classes == label] -= table[classes == label].mean(0)
+    for label in set(labels):
+        table[classes == label] -= table[classes == label].mean(0)
     words = [[] for _ in images]
     for column, one in zip(table.T, ATTRIBUTES, strict=True):
         if column.std() < one.flat:

@@ -9,8 +9,8 @@ stay plain.
 Not here: 400 epochs (the profile's are kept), the same noise for all classes, Qwen2.5-VL-7B, which
 wrote the captions: for photographs they are read from a file `captions.tsv`, whoever wrote it. The
 contexts of drawn characters are measured, a proposal of this project (`methods.contexts`), and
-stand behind a comma. With one shot a class they are compared among all shots as they are, since
-what is the class's own cannot be told from one image.
+stand behind a comma. One shot a class is refused there, since what is the class's own cannot be
+told from one image: tried with words for it, the generator drew the shot that the words were of.
 """
 
 import numpy as np

@@ -23,10 +23,16 @@ COLUMNS = ("file", "background", "pose")
 def contexts(support: Support) -> tuple[str, ...]:
     """Return what follows the class's prompt for each few shot, all classes', in their order.
 
-    Raises DataError on photographs without a file that says it.
+    Raises DataError on photographs without a file that says it, and on single characters.
     """
     shots = support.shots()
     if all(isinstance(one, np.ndarray) and one.ndim == 2 for one in shots.sources):
+        if len(set(shots.labels)) == len(shots):
+            raise DataError(
+                f"method {support.recipe.method!r} describes a character by what sets it apart "
+                "from the others of its class, and with shots=1 there are no others; give "
+                "shots=2 at least"
+            )
         pictures = [shots.open(i) for i in range(len(shots))]
         words = descriptions(pictures, shots.labels)
         return tuple(f", {own}" if own else "" for own in words)

@@ -443,6 +443,12 @@ def test_bob_tunes_on_the_texts(make, dataset, store, monkeypatch):
     assert seen == [checked.tuning_prompts(Support(make("bob"), dataset), Adapter())]
 
 
+def test_bob_refuses_single_characters_with_one_sentence():
+    support = Support(recipe(method="bob", shots=1), MNIST)
+    with pytest.raises(DataError, match="'bob' describes a character by what sets it apart.*shots"):
+        draws(support, 0)
+
+
 def photos(root, text=None):
     """Write two classes of photographs, with the text of captions.tsv."""
     write_classes(root, ["owl", "fox"], 9)
