@@ -26,7 +26,7 @@ ATTRIBUTES = (
     Attribute("slant", "right", "left", 0.05),
     Attribute("stroke", "thin", "thick", 0.005),
     Attribute("size", "small", "large", 0.03),
-    Attribute("tone", "dark", "light", 0.03),
+    Attribute("tone", "dark", "light", 0.05),
     Attribute("aspect", "narrow", "wide", 0.05),
 )
 
