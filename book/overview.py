@@ -13,9 +13,9 @@ from pathlib import Path
 from PIL import Image
 
 from datadream.data.images import Previews
+from datadream.data.synthetic_set import read_synthetic_set
 from datadream.methods.registry import METHODS
 from datadream.paths import paths
-from datadream.pipeline.generate import read_synthetic_set
 from datadream.pipeline.stages import Cell
 from datadream.publish import freeze
 from datadream.results import plots, records, style

@@ -373,6 +373,22 @@ def require_warmup(name: str, warmup: int, length: int, unit: str) -> None:
         )
 
 
+def require_strength(name: str, strength: float, steps: int) -> None:
+    """Raise ConfigError on a strength that `steps` of the solver cannot tell from another.
+
+    Of the steps those run whose noise is left to take away, a whole number: with six steps, 0.5
+    and 0.6 make the same image.
+    """
+    if strength and not math.isclose(int(steps * strength), steps * strength, abs_tol=1e-9):
+        told = [k / steps for k in range(1, steps + 1) if int(steps * (k / steps)) == k]
+        nearest = sorted(sorted(told, key=lambda one: abs(one - strength))[:2])
+        raise ConfigError(
+            f"{name}={strength:g} cannot be told from {int(steps * strength) / steps:.3g} with "
+            f"generate.steps={steps}, of which a whole number runs; the nearest: "
+            f"{' or '.join(f'{one:.6g}' for one in nearest)}, or give another number of steps"
+        )
+
+
 def as_mapping(overrides: Any) -> dict[str, Any]:
     """Return overrides as a dict, {} for None. Raises ConfigError on anything else.
 

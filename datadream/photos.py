@@ -16,11 +16,11 @@ from .data.copies import groups, sketch
 from .data.entries import folder_names, image_files
 from .data.folders import name_faults, require_inside, require_no_split
 from .data.images import PREVIEW, Images, Previews, opened
+from .data.synthetic_set import read_synthetic_set
 from .errors import ConfigError, DataError, printable
 from .methods.recipes import recipe
 from .models.catalog import GENERATORS
 from .paths import interpreter, relative_to_home
-from .pipeline.generate import read_synthetic_set
 from .pipeline.stages import Cell
 from .statistics import wilson
 from .store.artifacts import Store

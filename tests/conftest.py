@@ -342,6 +342,9 @@ def folder(tmp_path_factory):
     """
     root = tmp_path_factory.mktemp("photos")
     write_classes(root, CLASSES, 12)
+    files = [file.relative_to(root).as_posix() for file in sorted(root.rglob("*.png"))]
+    lines = [f"{file}\tgrey {i % 5}\tside {i % 3}" for i, file in enumerate(files)]
+    (root / "captions.tsv").write_text("\n".join(["file\tbackground\tpose", *lines, ""]))
     return str(root)
 
 
@@ -360,8 +363,10 @@ def make(folder, tiny):
     """
 
     def build(method="dset", overrides=None, **fields):
+        # Two steps tell few strengths apart; of twenty, all that a method asks for.
+        steps = {"generate.steps": 20} if recipe(method=method).generate.strength else {}
         return recipe(
-            overrides={**tiny, **(overrides or {})},
+            overrides={**tiny, **steps, **(overrides or {})},
             **{"dataset": "folder", "folder": folder, "shots": 2, "method": method, **fields},
         )
 

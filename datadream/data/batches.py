@@ -47,14 +47,23 @@ class Batches:
             for kind, images in self.sets.items()
         }
 
-    def _mix(self, images, labels):
+    def _targets(self, images, rows):
+        """Return the label of each image as shares over the classes, (rows, C), on the host."""
+        labels = torch.tensor([images.labels[i] for i in rows])
+        targets = F.one_hot(labels, self.classes).float()
+        for row, i in enumerate(rows if images.shares else ()):
+            targets[row] = 0
+            for label, share in images.shares[i]:
+                targets[row, label] = share
+        return targets
+
+    def _mix(self, images, targets):
         from torchvision.transforms import v2
 
-        targets = F.one_hot(labels, self.classes).float()
-        if len(labels) < 2 or torch.rand(()) >= self.options.mix:
+        if len(targets) < 2 or torch.rand(()) >= self.options.mix:
             return images, targets
         kind = v2.CutMix if torch.rand(()) < 0.5 else v2.MixUp
-        return kind(num_classes=self.classes)(images, labels)
+        return kind(num_classes=self.classes)(images, targets)
 
     def at(self, step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return the batch of `step`: images, soft targets, real mask.
@@ -66,8 +75,8 @@ class Batches:
         for own in self._keys(step + 1).values():
             self.decoded.start(own)
         for kind, own in keys.items():
-            labels = torch.tensor([self.sets[kind].labels[i] for _, i in own])
-            views, targets = self._mix(self.augment(pictures[kind]), sent(labels, self.device))
+            targets = sent(self._targets(self.sets[kind], [i for _, i in own]), self.device)
+            views, targets = self._mix(self.augment(pictures[kind]), targets)
             parts.append((views, targets, torch.full((len(own),), kind)))
         images, targets, real = (torch.cat(column) for column in zip(*parts, strict=True))
         return images, targets, real

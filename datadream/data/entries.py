@@ -24,6 +24,7 @@ LITTER = {
     "ehthumbs.db",
     "desktop.ini",
 }
+CAPTIONS = "captions.tsv"  # beside class folders: what is in each image, for methods that ask
 
 
 def is_litter(name: str) -> bool:
@@ -66,9 +67,10 @@ def _is_image(path):
 def unused(root: Path, known: Iterable[str], classes: Iterable[str] = ()) -> Iterator[str]:
     """Yield, relative to `root`, what no reader takes of it, but for what machines left there.
 
-    That is the entries other than `known`, and what is no image in the folders of the `classes`.
+    That is the entries other than `known` and captions, and what is no image in the folders of the
+    `classes`.
     """
-    wanted = set(known)
+    wanted = {*known, CAPTIONS}
     for entry in sorted(root.iterdir()):
         if entry.name not in wanted and not is_litter(entry.name):
             yield entry.name

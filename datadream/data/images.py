@@ -20,6 +20,7 @@ from .colour import profile_of, to_srgb, without_notes
 if TYPE_CHECKING:
     import torch
 
+SoftLabel = tuple[tuple[int, float], ...]  # an image's (class index, share), which sum to one
 PIXEL = 1.5  # bytes of a PNG per pixel, about
 # a longer side over this many shorter ones is refused: resized by its short side it would fill the
 # memory
@@ -34,12 +35,14 @@ class Images:
 
     `sources` are uint8 arrays (H, W), or (H, W, 3), or file paths; `labels` are their class
     indices. `stamp` stands for the content in the fingerprint of a set that is too large to be read
-    for it.
+    for it. `shares` are soft labels, for each image its (class index, share), which sum to one;
+    none: each image is of its class alone.
     """
 
     sources: Sequence[np.ndarray | str]
     labels: Sequence[int]
     stamp: str = ""
+    shares: Sequence[SoftLabel] = ()
 
     def __len__(self) -> int:
         return len(self.sources)
@@ -60,7 +63,10 @@ class Images:
 
     def pick(self, rows: Iterable[int]) -> Images:
         """Return the subset at integer positions `rows`."""
-        return Images(tuple(self.sources[i] for i in rows), tuple(self.labels[i] for i in rows))
+        rows = list(rows)
+        shares = tuple(self.shares[i] for i in rows) if self.shares else ()
+        sources, labels = tuple(self.sources[i] for i in rows), tuple(self.labels[i] for i in rows)
+        return Images(sources, labels, shares=shares)
 
 
 def _cause(error):
@@ -140,6 +146,8 @@ def fingerprint(*parts: Images) -> str:
                 else Path(source).read_bytes()
             )
             digest.update(str(label).encode())
+        if images.shares:
+            digest.update(repr(tuple(map(tuple, images.shares))).encode())
         digest.update(b"|")
     return digest.hexdigest()[:16]
 

@@ -9,16 +9,18 @@ machines, training the classifier, recording.
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 from PIL.Image import Image
 
 from ..config import Recipe
 from ..data.datasets import Dataset, few_shots, prompt
-from ..data.images import Images
+from ..data.images import Images, SoftLabel
+from ..data.synthetic_set import shares_row
+from ..errors import DataError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,14 +43,58 @@ class Adapter:
         """Return how many images it is tuned on."""
         return 1 if self.image is not None else support.count(self.label)
 
+    def images(self, support: "Support") -> Images:
+        """Return the images that it is tuned on."""
+        shots = support.shots(self.label)
+        return shots if self.image is None else shots.pick([self.image])
+
 
 @dataclass(frozen=True)
 class Draw:
-    """How one image is made: its prompt, its adapters and its start."""
+    """How one image is made: its prompt, its adapters, its start and its label."""
 
     prompt: str
-    adapters: tuple[Adapter, ...] = ()  # merged in equal shares; none: the base generator
-    start: int | None = None  # the shot of its class that it starts from; None: pure noise
+    adapters: tuple[Adapter, ...] = ()  # merged; none: the base generator
+    start: int | None = None  # the shot that it starts from; None: pure noise
+    source: int | None = None  # the class of that shot; None: the image's own
+    weights: tuple[float, ...] = ()  # of the adapters; none: equal shares
+    # Shares of the schedule's noise, of the first drawing and the redraws in turn; these then have
+    # the same noise. None: generate.strength.
+    strengths: tuple[float, ...] = ()
+    label: SoftLabel = ()  # shares of classes, which sum to one; none: the image's class alone
+
+    def key(self) -> dict[str, Any]:
+        """Return the fields as a key holds them: later ones only where they are given."""
+        first = ("prompt", "adapters", "start")
+        given = {f.name for f in fields(self) if getattr(self, f.name) != f.default}
+        return {n: value for n, value in asdict(self).items() if n in first or n in given}
+
+    def metadata(self) -> dict[str, Any]:
+        """Return what the metadata say of a start of another class, weights and a soft label."""
+        found: dict[str, Any] = {}
+        if self.source is not None:
+            found["start"] = {"label": self.source, "shot": self.start}
+        if self.weights:
+            found["weights"] = list(self.weights)
+        if self.label:
+            found["shares"] = shares_row(self.label)
+        return found
+
+
+class Reader(Protocol):
+    """The untouched classifier: called with images, it returns their classes."""
+
+    def __call__(self, images: Sequence[Image]) -> list[int]:
+        """Return the class of each image."""
+        ...
+
+    def probabilities(self, images: Sequence[Image]) -> np.ndarray:
+        """Return the probability of each class for each image, (n, classes)."""
+        ...
+
+    def features(self, images: Sequence[Image]) -> np.ndarray:
+        """Return the features of each image, of unit length, (n, D)."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -70,6 +116,19 @@ class Support:
     def count(self, label: int | None = None) -> int:
         """Return how many few shots there are, of all classes or of one."""
         return len(self.shots(label))
+
+    def others(self, label: int) -> list[tuple[int, int]]:
+        """Return (class, place) of each few shot of another class than `label`.
+
+        Raises DataError where there is no other class.
+        """
+        rest = [other for other in range(len(self.classes)) if other != label]
+        if not rest:
+            raise DataError(
+                f"method {self.recipe.method!r} starts from shots of other classes, and "
+                f"{self.dataset.name!r} has one class; give it two at least"
+            )
+        return [(other, place) for other in rest for place in range(self.count(other))]
 
     def prompt(self, label: int, template: int = 0) -> str:
         """Return the paper's prompt of a class, or another of `data.datasets.TEMPLATES`."""
@@ -179,7 +238,7 @@ class Method:
     # What differs from the profile: profile -> dotted field -> value.
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     together: int = 0  # most images that share a batch; 0: as many as have the same adapters
-    version: int = 1  # raise it when `accept` changes, so that sets are drawn anew
+    version: int = 1  # raise it when `accept` or `choose` changes, so that sets are drawn anew
 
     @property
     def is_derived(self) -> bool:
@@ -204,25 +263,34 @@ class Method:
         start = index % support.count(label) if support.recipe.generate.strength else None
         return Draw(prompts[index % len(prompts)], self.used(support, label, index), start)
 
-    def accept(
-        self, images: Sequence[Image], label: int, read: Callable[[Sequence[Image]], list[int]]
-    ) -> list[bool]:
-        """Return which images of a class to keep.
+    def tuning_prompts(self, support: Support, adapter: Adapter) -> list[str]:
+        """Return the prompt of each image that an adapter is tuned on."""
+        return [support.prompt(label) for label in adapter.images(support).labels]
 
-        `read` gives the untouched classifier's predictions. Called only if `generate.redraws` > 0.
+    def accept(self, images: Sequence[Image], label: int, read: Reader) -> list[bool]:
+        """Return which images of a class to keep; the others are drawn again.
+
+        Called only if `generate.redraws` > 0.
         """
         return [found == label for found in read(images)]
+
+    def choose(
+        self, support: Support, label: int, one: Draw, tries: Sequence[Image], read: Reader
+    ) -> int:
+        """Return which of the `tries` at an image to keep: its first drawing and its redraws."""
+        return len(tries) - 1
 
     def key(self, support: Support, draws: Callable[[int], list[Draw]]) -> dict[str, Any]:
         """Return what the synthetic set's key holds besides recipe, prompts and adapters.
 
         Nothing for a class that is `derived`; else every draw, and the `version` if the class has
-        its own `accept`.
+        its own `accept` or `choose`.
         """
         if self.is_derived:
             return {}
-        every = [[asdict(one) for one in draws(y)] for y in range(len(support.classes))]
+        every = [[one.key() for one in draws(y)] for y in range(len(support.classes))]
         found: dict[str, Any] = {"draws": hashlib.sha256(json.dumps(every).encode()).hexdigest()}
-        if type(self).accept is not Method.accept:
-            found["accept"] = [type(self).__module__, type(self).__qualname__, self.version]
+        for name in ("accept", "choose"):
+            if getattr(type(self), name) is not getattr(Method, name):
+                found[name] = [type(self).__module__, type(self).__qualname__, self.version]
         return found

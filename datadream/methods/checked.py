@@ -8,12 +8,11 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from itertools import groupby
 from typing import Any
 
 import numpy as np
 
-from ..config import require_warmup
+from ..config import require_strength, require_warmup
 from ..errors import ConfigError, DataError, brief, printable
 from ..seeds import seed_for
 from .base import Adapter, Draw, Method, Support
@@ -63,40 +62,72 @@ def _require(method, support, label, index, one, known):
         raise ConfigError(
             f"{where} {strange[0]} is none of the {len(known)} adapters that its `adapters` names"
         )
+    if one.weights and not _numbers(one.weights, len(one.adapters)):
+        raise ConfigError(
+            f"{where} weights={brief(one.weights)}; give a finite number for each of its "
+            f"{len(one.adapters)} adapters"
+        )
+    _require_label(where, one.label, len(support.classes))
+    _require_start(where, support, label, one)
+
+
+def _numbers(values, count):
+    """True if `values` are as many finite numbers."""
+    return len(values) == count and all(
+        isinstance(value, (int, float)) and math.isfinite(value) for value in values
+    )
+
+
+def _require_label(where, shares, classes):
+    """Raise ConfigError on a soft label that is no distribution over the classes."""
+    named = [label for label, _ in shares]
+    known = all(type(label) is int and 0 <= label < classes for label in named)
+    parts = [share for _, share in shares]
+    good = known and len(set(named)) == len(named) and _numbers(parts, len(parts))
+    if shares and not (good and min(parts) >= 0 and math.isclose(sum(parts), 1, abs_tol=1e-6)):
+        raise ConfigError(
+            f"{where} label={brief(shares)}; give (class, share) pairs, each class of 0 to "
+            f"{classes - 1} once, whose shares sum to one"
+        )
+
+
+def _require_start(where, support, label, one):
+    """Raise ConfigError on a start that is no few shot, or that cannot be used."""
+    options, classes = support.recipe.generate, len(support.classes)
     if one.start is None:
+        if one.source is not None or one.strengths:
+            raise ConfigError(f"{where} start=None, but it has a source or strengths; give both")
         return
-    if not support.recipe.generate.strength:
+    if not options.strength:
         raise ConfigError(
             f"{where} start={one.start}, but generate.strength=0 starts from noise; set it in the "
             "method's settings"
         )
-    count = support.count(label)
+    source = label if one.source is None else one.source
+    if type(source) is not int or not 0 <= source < classes:
+        raise ConfigError(f"{where} source={brief(source)}; give a class, 0 to {classes - 1}")
+    count = support.count(source)
     if type(one.start) is not int or not 0 <= one.start < count:
         raise ConfigError(
             f"{where} start={brief(one.start)}; give the place of a few shot, 0 to {count - 1}"
         )
+    if not _numbers(one.strengths, len(one.strengths)) or not all(
+        0 < strength <= 1 for strength in one.strengths
+    ):
+        raise ConfigError(f"{where} strengths={brief(one.strengths)}; give numbers in (0, 1]")
 
 
-def groups(support: Support, label: int) -> list[tuple[range, tuple[Adapter, ...]]]:
-    """Split a class into (range of image indices, their adapters) that can share a batch.
+def require_strengths(support: Support) -> None:
+    """Raise ConfigError on strengths that the solver's steps cannot tell from others.
 
-    Such images are consecutive, with the same adapters, and all from noise or all from shots.
+    Asked before anything is made, and of those that some image starts with.
     """
-    recipe = support.recipe
-    method, count = method_of(recipe), recipe.generate.images
-    if type(method).draw is Method.draw:  # cheap, for planning a cluster's work
-        noise = not recipe.generate.strength
-        made = [(method.used(support, label, index), noise) for index in range(count)]
-    else:
-        made = [(one.adapters, one.start is None) for one in draws(support, label)]
-    most = method.together or count
-    alike = [(*one, index // most) for index, one in enumerate(made)]
-    found, start = [], 0
-    for (own, _, _), some in groupby(alike):
-        stop = start + len(list(some))
-        found.append((range(start, stop), own))
-        start = stop
-    return found
+    options, asked = support.recipe.generate, set()
+    for label in range(len(support.classes)) if options.strength else ():
+        for one in draws(support, label):
+            asked |= set(one.strengths or [options.strength]) if one.start is not None else set()
+    for strength in sorted(asked):
+        require_strength("generate.strength", strength, options.steps)
 
 
 @lru_cache(maxsize=64)
@@ -151,15 +182,36 @@ def prompts(support: Support, label: int) -> list[str]:
     method = method_of(support.recipe)
     with naming(method, f"prompts, class {label}"):
         found = list(method.prompts(support, label))
-    for one in found:
-        if not isinstance(one, str) or not one or not printable(one):
-            raise ConfigError(
-                f"method {method.name!r}, prompts of class {label}: {brief(one)}; give printable "
-                "text"
-            )
+    _require_texts(f"method {method.name!r}, prompts of class {label}:", found)
     if not found:
         raise ConfigError(f"method {method.name!r}, prompts of class {label}: give one at least")
     return found
+
+
+def tuning_prompts(support: Support, adapter: Adapter) -> list[str]:
+    """Return the prompt of each image that an adapter is tuned on."""
+    method, count = method_of(support.recipe), adapter.shots(support)
+    with naming(method, f"tuning_prompts, {adapter}"):
+        found = list(method.tuning_prompts(support, adapter))
+    where = f"method {method.name!r}, tuning_prompts of {adapter}:"
+    _require_texts(where, found)
+    if len(found) != count:
+        raise ConfigError(f"{where} {len(found)} for {count} images; give one for each")
+    return found
+
+
+def own_adapter_key(support: Support, adapter: Adapter) -> dict[str, Any]:
+    """Return what the method adds to an adapter's key: prompts that are not the class's."""
+    found = tuning_prompts(support, adapter)
+    plain = Method.tuning_prompts(method_of(support.recipe), support, adapter)
+    return {} if found == plain else {"tuning_prompts": found}
+
+
+def _require_texts(where, texts):
+    """Raise ConfigError on what is no printable text."""
+    for one in texts:
+        if not isinstance(one, str) or not one or not printable(one):
+            raise ConfigError(f"{where} {brief(one)}; give printable text")
 
 
 def own_key(support: Support) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """LoFT (Kim et al., 2025): one adapter per few shot, two of a class fused at sampling."""
 
+from functools import lru_cache
+from itertools import combinations
 from typing import ClassVar
 
 import numpy as np
@@ -7,7 +9,8 @@ import numpy as np
 from ..seeds import seed_for
 from .base import Adapter, Method, Support
 
-# Images drawn per fused pair; so 500 images use about two thirds of the 120 pairs of 16 shots.
+# Images drawn in a row by a fused pair, where LoFT draws one: so a batch has one set of weights.
+# 500 images use each of the 120 pairs of 16 shots once, and five of them twice.
 TOGETHER = 4
 # LoFT's own settings; the mini profile's images are smaller and need fewer steps each.
 SHARED = {
@@ -25,7 +28,10 @@ PER_IMAGE = {
 
 
 class LoFT(Method):
-    """One adapter for each few shot; every TOGETHER images of a class use a pair of its class."""
+    """One adapter for each few shot; every TOGETHER images of a class use a pair of its class.
+
+    All pairs are shuffled once, and used in that order again and again.
+    """
 
     derived: ClassVar[bool] = True
 
@@ -38,10 +44,15 @@ class LoFT(Method):
         )
 
     def used(self, support: Support, label: int, index: int) -> tuple[Adapter, ...]:
-        """Return two adapters of the class, drawn by the seed."""
-        seed = seed_for("pair", support.recipe.seed, label, index - index % TOGETHER)
-        drawn = np.random.RandomState(seed % 2**32).permutation(support.count(label))[:2]
-        return tuple(Adapter(label, int(image)) for image in sorted(drawn))
+        """Return the next two adapters of the class; of a single shot, its own."""
+        pairs = _pairs(seed_for("pair", support.recipe.seed, label), support.count(label))
+        return tuple(Adapter(label, image) for image in pairs[index // TOGETHER % len(pairs)])
+
+
+@lru_cache(maxsize=64)
+def _pairs(seed, count):
+    pairs = list(combinations(range(count), 2)) or [(0,)]
+    return [pairs[i] for i in np.random.RandomState(seed % 2**32).permutation(len(pairs))]
 
 
 METHODS = (LoFT("loft", "LoFT", "#CC79A7", "kim2025loft", settings=PER_IMAGE, together=TOGETHER),)

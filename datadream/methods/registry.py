@@ -10,10 +10,13 @@ from importlib.metadata import entry_points
 from ..config import Recipe
 from ..errors import ConfigError, brief, did_you_mean, printable
 from . import (
+    bob,
     cliplora,
     crossmodal,
     datadream,
+    diffmix,
     disef,
+    genie,
     issynth,
     loft,
     probe,
@@ -41,12 +44,16 @@ class Table(Mapping[str, Method]):
         self._registered: set[str] = set()
         self._loaded = False
         main = (*unadapted.METHODS, *datadream.METHODS)
-        others = (*issynth.METHODS, *disef.METHODS, *loft.METHODS)
+        prompts, guided = issynth.METHODS
+        others = (prompts, *disef.METHODS, *loft.METHODS)
+        later = (*bob.METHODS, *genie.METHODS, *diffmix.METHODS, guided)
         usual, heavy = real.METHODS
         for method in (*zero_shot.METHODS, usual, *main, *map(with_real, main)):
             self.add(method)
         for method in (heavy, *others, *map(with_real, others)):
             self.add(method)
+        for method in later:
+            self.add_with_twin(method)
         for family in (cliplora, tip, probe, crossmodal):  # real images alone
             for method in family.METHODS:
                 self.add(method)

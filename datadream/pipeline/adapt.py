@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..data.images import Images, fingerprint
 from ..methods.base import Adapter, Support
+from ..methods.checked import own_adapter_key, tuning_prompts
 from ..models.device import dtype_for
 from ..models.generators.base import Generator, Schedule
 from ..models.generators.latents import Views
@@ -51,21 +52,21 @@ def diffusion_loss(
 
 def adapter_inputs(support: Support, adapter: Adapter) -> dict[str, Any]:
     """Return what an adapter depends on: model, options, prompts, seed, and its shots' pixels."""
-    recipe, label, image = support.recipe, adapter.label, adapter.image
+    recipe, label = support.recipe, adapter.label
     options = dataclasses.asdict(recipe.adapt)
     for name in ("micro", "checkpointing"):  # they save memory only
         options.pop(name)
-    shots = support.shots(label)
     return {
         "generator": identity(recipe.generator, "generator"),
         "adapt": options,
         "seed": recipe.seed,
         "label": label,
-        "image": image,
+        "image": adapter.image,
         "resolution": recipe.resolution,
         "precision": str(dtype_for(recipe.precision, training=True)),
         "prompts": support.class_prompts() if label is None else [support.prompt(label)],
-        "shots": fingerprint(shots if image is None else shots.pick([image])),
+        "shots": fingerprint(adapter.images(support)),
+        **own_adapter_key(support, adapter),
     }
 
 
@@ -86,8 +87,7 @@ def train_adapter(
     """
     recipe = support.recipe
     which = (adapter.label,) if adapter.image is None else (adapter.label, adapter.image)
-    shots = support.shots(adapter.label)
-    shots = shots if adapter.image is None else shots.pick([adapter.image])
+    shots, texts = adapter.images(support), tuning_prompts(support, adapter)
     batch = BatchSize(recipe.adapt.micro or recipe.adapt.batch)
     generator = load_generator(recipe.generator, dtype_for(recipe.precision, training=True))
     network: Any = generator.network
@@ -97,7 +97,7 @@ def train_adapter(
         if recipe.adapt.checkpointing:
             network.enable_gradient_checkpointing()
         checkpoint = folder / "checkpoint.safetensors"
-        tune(generator, parameters, support, shots, checkpoint, batch, which, accelerator)
+        tune(generator, parameters, support, shots, checkpoint, batch, which, accelerator, texts)
         if leads(accelerator):
             save_generator_lora(generator, folder, recipe.adapt)
             checkpoint.unlink(missing_ok=True)
@@ -110,19 +110,17 @@ def train_adapter(
 def tune(
     generator: Generator, parameters: dict[str, torch.nn.Parameter], support: Support,
     images: Images, checkpoint: Path | None, batch: BatchSize, which: tuple[int | None, ...],
-    accelerator: Accelerator | None = None,
+    accelerator: Accelerator | None = None, texts: Sequence[str] | None = None,
 ) -> list[float]:  # fmt: skip
     """Run the paper's optimisation of the attached LoRA on `images` and return the losses.
 
     Every epoch has a new order and, if an image is not square, a new crop. `which` names the
-    adapter: (None,), (label,) or (label, image).
+    adapter: (None,), (label,) or (label, image). `texts` are the images' prompts, else their
+    classes'.
     """
     options, schedule = support.recipe.adapt, generator.schedule()
-    side, per_epoch = (
-        generator.side(support.recipe.resolution),
-        math.ceil(len(images) / options.batch),
-    )
-    tokens = generator.tokenize([support.prompt(y) for y in images.labels])
+    side, per_epoch = generator.side(support.recipe.resolution), -(-len(images) // options.batch)
+    tokens = generator.tokenize(texts or [support.prompt(y) for y in images.labels])
     shape, seed = generator.latent_shape(side), seed_for("adapt", support.recipe.seed, *which)
     views = Views(generator, images, side, options, seed)
 

@@ -3,40 +3,34 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from PIL import Image
 
 from .. import progress
 from ..config import Recipe
 from ..data.folders import class_folders
-from ..data.images import Images, fingerprint
+from ..data.images import fingerprint
 from ..data.png import is_whole, write_images
-from ..data.transforms import evaluation_batches, square
-from ..methods.base import Adapter, Support
-from ..methods.checked import draws, groups, naming, own_key, prompts
+from ..data.synthetic_set import write_metadata
+from ..data.transforms import square
+from ..methods.base import Adapter, Reader, Support
+from ..methods.checked import draws, naming, own_key, prompts
 from ..methods.registry import method_of
-from ..models.classifiers.base import load_classifier
+from ..methods.units import Slice, slices
+from ..models.classifiers.untouched import Untouched
 from ..models.device import dtype_for
 from ..models.generators.sampling import adapted, sample
 from ..models.identity import identity
 from ..seeds import seed_for
 from ..training.batch_size import BatchSize, shared_batch_size
-from .evaluate import predict
 
 if TYPE_CHECKING:
     from ..models.generators.base import Generator
     from ..store.artifacts import Store
-
-SLICE = 100  # images per unit of work: some minutes at the paper's scale
-
-Reader = Callable[[Sequence[Image.Image]], list[int]]
-Slice = list[tuple[range, tuple[Adapter, ...]]]  # (image indices, their adapters)
 
 
 def image_seed(seed: int, label: int, index: int, *again: int) -> int:
@@ -73,24 +67,6 @@ def generation_work(support: Support) -> tuple[int, int, float]:
     return made, 0, passes
 
 
-def slices(support: Support, label: int) -> list[Slice]:
-    """Split the images of a class into units of about SLICE, each a list of (indices, adapters).
-
-    A unit ends with a batch, so that a batch has the same members however units are shared out.
-    """
-    batch = support.recipe.generate.batch
-    step = batch * max(1, SLICE // max(1, batch)) or SLICE
-    found: list[Slice] = []
-    for indices, own in groups(support, label):
-        for start in range(indices.start, indices.stop, step):
-            part = range(start, min(start + step, indices.stop))
-            if found and sum(len(some) for some, _ in found[-1]) + len(part) <= step:
-                found[-1].append((part, own))
-            else:
-                found.append([(part, own)])
-    return found
-
-
 def generate(
     support: Support, trained: Mapping[Adapter, Path], root: Path,
     lock: Callable[[str], AbstractContextManager[None]],
@@ -113,10 +89,7 @@ def generate(
                 for indices, own in part:
                     used = " + ".join(trained[one].name for one in own) or None
                     rows += [_metadata(support, label, i, folder, used) for i in indices]
-    lines = "".join(json.dumps(row) + "\n" for row in rows)
-    (root / "train" / "metadata.jsonl").write_text(lines)
-    names = dict(zip(folders, support.classes, strict=True))
-    (root / "classes.json").write_text(json.dumps(names, indent=1))
+    write_metadata(root, rows, dict(zip(folders, support.classes, strict=True)))
     return size.notes
 
 
@@ -157,7 +130,8 @@ def write_slice(
         if all(is_whole(folder / f"{i:06d}.png") for i in indices):
             counter.update(len(indices))
             continue
-        with adapted(support.recipe, *(trained[one] for one in own)) as generator:
+        weights = draws(support, label)[indices.start].weights
+        with adapted(support.recipe, *(trained[one] for one in own), weights=weights) as generator:
             draw = drawing(generator, support, label, read)
             write_images(draw, indices, folder, size, counter.update)
 
@@ -170,33 +144,52 @@ def drawing(
     made, side = draws(support, label), generator.side(recipe.resolution)
     place = {prompt: i for i, prompt in enumerate(dict.fromkeys(one.prompt for one in made))}
     words = generator.embed(list(place), options)
-    shots = support.shots(label) if options.strength else None
 
-    def sampled(rows: Sequence[int], *again: int) -> dict[int, Image.Image]:
+    def sampled(rows: Sequence[int], again: int) -> dict[int, Image.Image]:
         own = [place[made[i].prompt] for i in rows]
         text = {name: tensor[own] for name, tensor in words.items()}
-        begun: list[Any] = [made[i].start for i in rows]  # all of a group, or none
-        starts = None
-        if shots and None not in begun:
-            starts = [square(shots.open(i), side) for i in begun]
-        seeds = [image_seed(recipe.seed, label, i, *again) for i in rows]
-        images = sample(generator, text, seeds, options, side, starts)
+        starts, strengths = None, made[rows[0]].strengths or (options.strength,)
+        if made[rows[0]].start is not None:  # all of a batch, or none
+            starts = [_start(support, label, made[i], side) for i in rows]
+        # The strengths in turn with the same noise, then all of them with another.
+        turn, which = divmod(again, len(strengths))
+        asked = dataclasses.replace(options, strength=strengths[which])
+        seeds = [image_seed(recipe.seed, label, i, *(turn,) * (turn > 0)) for i in rows]
+        images = sample(generator, text, seeds, asked, side, starts)
         for image, seed in zip(images, seeds, strict=True) if read else ():
             image.info["seed"] = seed
+            image.info |= {"strength": asked.strength} if made[rows[0]].strengths else {}
         return dict(zip(rows, images, strict=True))
 
     def draw(start: int, count: int) -> list[Image.Image]:
         rows = range(start, start + count)
-        images = latest = sampled(rows)
+        latest = sampled(rows, 0)
+        tries = {i: [image] for i, image in latest.items()}
         for again in range(options.redraws if read else 0):
             refused = _refused(recipe, label, read, latest)
             if not refused:
                 break
             latest = sampled(refused, again + 1)
-            images |= latest
-        return [images[i] for i in rows]
+            for i, image in latest.items():
+                tries[i].append(image)
+        return [_chosen(support, label, made[i], tries[i], read) for i in rows]
 
     return draw
+
+
+def _start(support, label, one, side):
+    """Return the shot that an image starts from, as a square."""
+    shots = support.shots(label if one.source is None else one.source)
+    return square(shots.open(one.start), side)
+
+
+def _chosen(support, label, one, tries, read):
+    """Return the image that the method keeps of those drawn in its place."""
+    if len(tries) == 1:
+        return tries[0]
+    method = method_of(support.recipe)
+    with naming(method, f"choose, class {label}"):
+        return tries[method.choose(support, label, one, tries, read)]
 
 
 def _refused(recipe, label, read, images):
@@ -208,18 +201,11 @@ def _refused(recipe, label, read, images):
 
 
 def reader(support: Support) -> Reader | None:
-    """Return the untouched classifier as images -> classes, None if no image is redrawn."""
+    """Return the untouched classifier, None if no image is redrawn."""
     recipe = support.recipe
     if not recipe.generate.redraws:
         return None
-    model = load_classifier(recipe.classifier, precision=recipe.precision)
-    tokens = model.prompts(support.class_prompts())
-
-    def read(images: Sequence[Image.Image]) -> list[int]:
-        pixels = Images(tuple(np.asarray(image) for image in images), (0,) * len(images))
-        return predict(model, tokens, evaluation_batches(pixels, model.size)).tolist()
-
-    return read
+    return Untouched(recipe.classifier, support.class_prompts(), recipe.precision)
 
 
 def batch_size(recipe: Recipe) -> BatchSize:
@@ -233,26 +219,17 @@ def batch_size(recipe: Recipe) -> BatchSize:
 
 def _metadata(support, label, index, folder, used):
     """Return an image's row of metadata.jsonl, with the seed of its last draw."""
-    file = folder / f"{index:06d}.png"
-    seed = image_seed(support.recipe.seed, label, index)
-    if support.recipe.generate.redraws:
-        with Image.open(file) as image:
-            seed = int(image.info["seed"])
-    return {
+    file, one = folder / f"{index:06d}.png", draws(support, label)[index]
+    row = {
         "file_name": f"{folder.name}/{file.name}",
-        "prompt": draws(support, label)[index].prompt,
+        "prompt": one.prompt,
         "class": support.classes[label],
         "label": label,
-        "seed": seed,
+        "seed": image_seed(support.recipe.seed, label, index),
         "adapter": used,
     }
-
-
-def read_synthetic_set(folder: Path) -> Images:
-    """Return the images of a generated artifact in the order of its metadata."""
-    lines = (folder / "train" / "metadata.jsonl").read_text().splitlines()
-    rows = [json.loads(line) for line in lines]
-    return Images(
-        tuple(str(folder / "train" / row["file_name"]) for row in rows),
-        tuple(row["label"] for row in rows),
-    )
+    if support.recipe.generate.redraws:
+        with Image.open(file) as image:
+            row["seed"] = int(image.info["seed"])
+            row |= {"strength": float(image.info["strength"])} if one.strengths else {}
+    return row | one.metadata()

@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, Any
 from .. import progress
 from ..config import Recipe, as_dict
 from ..data.datasets import Dataset, draw_inputs, load_for, write_draw
+from ..data.synthetic_set import read_synthetic_set
 from ..methods import heads
 from ..methods.base import Adapter, Support
-from ..methods.checked import adapters
+from ..methods.checked import adapters, require_strengths
 from ..methods.distinct import require_distinct
 from ..methods.registry import method_of
+from ..methods.units import slices
 from ..models.download import fetch
 from ..models.generators.sampling import require_sampler
 from ..store.keys import key
@@ -167,6 +169,11 @@ def _draw(cell):
     return [None] if cell.method.real or cell.adapters or started else []
 
 
+def _require_generated(cell):
+    require_sampler(cell.recipe)
+    require_strengths(cell.support)
+
+
 def _adapter_pieces(cell):
     return [Piece(name, (one,), part=one) for one, name in cell.keys_of("adapt").items()]
 
@@ -176,7 +183,7 @@ def _slices(cell):
     set_key, trained = cell.key("generate"), cell.keys_of("adapt")
     total, found = cell.recipe.generate.images * len(cell.dataset.classes), []
     for label in range(len(cell.dataset.classes)):
-        for position, groups in enumerate(generate.slices(cell.support, label)):
+        for position, groups in enumerate(slices(cell.support, label)):
             needs = tuple(dict.fromkeys(trained[one] for _, own in groups for one in own))
             share = sum(len(indices) for indices, _ in groups) / total
             name = f"{set_key}/{label}/{position}"
@@ -197,7 +204,7 @@ def _trainer(cell):
 
 def _train(cell, part, made, folder, store):
     synthetic = made["generate"].get(None)
-    images = generate.read_synthetic_set(synthetic) if synthetic else None
+    images = read_synthetic_set(synthetic) if synthetic else None
     real = cell.support.shots() if cell.method.real else None
     return _trainer(cell).train(cell.support, cell.inputs_of("train")[None], real, images, folder)
 
@@ -230,7 +237,7 @@ STAGES: tuple[Stage, ...] = (
             cell.support, made["adapt"], folder, store.lock
         ),
         needs=("adapt",),
-        require=lambda cell: require_sampler(cell.recipe),
+        require=_require_generated,
         work=lambda cell, _: generate.generation_work(cell.support),
         pieces=_slices,
         do=_share_slice,

@@ -11,8 +11,8 @@ from .. import progress
 from ..config import Recipe
 from ..data.datasets import SHOTS_TITLE, Dataset, draw_images, draw_shots, few_shots, load_for
 from ..data.images import Images, fingerprint
+from ..data.synthetic_set import read_synthetic_set
 from ..methods.registry import METHODS, method_of
-from ..pipeline.generate import read_synthetic_set
 from ..pipeline.stages import Cell
 from ..statistics import mean_interval, spearman
 from ..store.artifacts import Store

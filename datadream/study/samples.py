@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from ..config import Recipe
 from ..data.datasets import SHOTS_TITLE, few_shots, load_for
 from ..data.images import Previews
+from ..data.synthetic_set import read_synthetic_set
 from ..methods.registry import METHODS, method_of
-from ..pipeline.generate import read_synthetic_set
 from ..pipeline.stages import Cell
 from ..store.artifacts import Store
 from ..store.open import open_store

@@ -28,10 +28,10 @@ from datadream.data import png
 from datadream.engines import names, on_ray
 from datadream.errors import ConfigError
 from datadream.methods.base import Adapter, Support
+from datadream.methods.units import slices
 from datadream.models.generators import load
 from datadream.paths import paths
 from datadream.pipeline import generate as package
-from datadream.pipeline.generate import slices
 from datadream.pipeline.stages import Cell
 from datadream.signals import Stopped
 from datadream.store.artifacts import Store
@@ -54,7 +54,7 @@ def cluster():
 def undisturbed(make, tmp_path_factory):
     """Return the cells, and the store in which the local engine ran them."""
     store = Store(tmp_path_factory.mktemp("local"))
-    recipes = [make(method) for method in METHODS]
+    recipes = [make(method) for method in (*list(METHODS)[:15], "diffmix", "genie")]
     return recipes, store, run.run_cells(recipes, store)
 
 

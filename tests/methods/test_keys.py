@@ -1,8 +1,9 @@
 """The keys of all methods on both embedded datasets are those of the first committed study.
 
 Committed records and everybody's store are found by them: a key that changes without need makes
-hours of work be done again. `keys.json` was computed at commit 9a9220f, and for a method that came
-later with it; of a method's adapters it holds one digest, of their keys in order.
+hours of work be done again. `keys.json` was computed at commit 9a9220f, for a later method when it
+came, and anew where a method was corrected: `disef` (its steps) and `loft` (the order of its
+pairs). Of a method's adapters it holds one digest, of their keys in order.
 """
 
 import hashlib

@@ -11,10 +11,11 @@ from conftest import generate as make_set
 from PIL import Image
 
 from datadream.data.datasets import few_shots, prompt
+from datadream.data.synthetic_set import read_synthetic_set
 from datadream.methods.base import Adapter, Support
-from datadream.methods.checked import groups
 from datadream.methods.recipes import recipe
 from datadream.methods.registry import METHODS
+from datadream.methods.units import groups
 from datadream.models.generators import sampling
 from datadream.models.generators.load import generator_of, load_pipeline
 from datadream.models.generators.lora import merged_lora
@@ -34,7 +35,8 @@ def rows(folder):
 @pytest.mark.parametrize("method", [name for name in METHODS if name != "clip"])
 def test_every_method_runs_to_a_record(make, tmp_path, method):
     record = run.run(
-        make(method, {"generate.redraws": 1} if "disef" in method else None), Store(tmp_path)
+        make(method, {"generate.redraws": 1} if recipe(method=method).generate.redraws else None),
+        Store(tmp_path),
     )
     test = record["result"]["test"]
     matrix = np.array(test["confusion"])
@@ -45,7 +47,9 @@ def test_every_method_runs_to_a_record(make, tmp_path, method):
     )
     made = {name.rstrip("0123456789") for name in record["artifacts"]}
     assert made >= {"train", "judge"} and ("generate" in made) == bool(METHODS[method].generates)
-    assert ("adapt" in made) == method.startswith(("cls", "dset", "loft"))
+    assert ("adapt" in made) == method.startswith(
+        ("cls", "dset", "loft", "bob", "genie_dset", "diffmix")
+    )
 
 
 def test_a_method_s_settings_are_overrides_that_a_reader_may_override():
@@ -107,7 +111,7 @@ def test_a_weak_noise_leaves_the_few_shot_and_a_full_one_does_not(make, dataset,
         }
         one = make("disef", options)
         folder = make_set(one, dataset, Store(tmp_path / str(strength)))
-        images = generate.read_synthetic_set(folder)
+        images = read_synthetic_set(folder)
         own = few_shots(dataset, 2, 0, 0)
         found = [np.asarray(images.open(i)).astype(float) for i in range(4)]
         starts = [own.open(i % 2) for i in range(4)]
@@ -170,8 +174,8 @@ def test_what_is_misread_is_drawn_again_with_another_seed_which_is_kept(
     plain = make_set(make("base"), dataset, Store(tmp_path / "plain"))
     pairs = [
         (
-            np.asarray(generate.read_synthetic_set(folder).open(i)),
-            np.asarray(generate.read_synthetic_set(plain).open(i)),
+            np.asarray(read_synthetic_set(folder).open(i)),
+            np.asarray(read_synthetic_set(plain).open(i)),
         )
         for i in range(15)
     ]
@@ -206,6 +210,10 @@ def test_lofts_pairs_are_two_images_of_the_class_and_all_are_used(make, dataset)
         assert set(counts) == {0, 1, 2, 3} and len({own for _, own in found}) == 6, (
             "every pair of four"
         )
+        used = Counter(own for _, own in found)
+        assert set(used.values()) == {16, 17}, "each once before one is used again"
+        order = [own for _, own in found]
+        assert order == [order[i % 6] for i in range(len(order))], "and in the same order again"
     other, same = (make("loft", seed=seed, shots=4) for seed in (1, 0))
     assert groups(Support(other, dataset), 0) != groups(Support(same, dataset), 0)
     alone = groups(Support(make("loft", shots=1), dataset), 2)

@@ -18,13 +18,14 @@ from safetensors import safe_open
 
 import datadream.pipeline.adapt as adapt_module
 from datadream.data import png
+from datadream.data.synthetic_set import read_synthetic_set
 from datadream.errors import ConfigError
 from datadream.models.generators import sampling
 from datadream.models.generators.load import generator_of, load_pipeline
 from datadream.models.generators.sampling import adapted, sample
 from datadream.models.generators.unet import UNet
 from datadream.pipeline import generate as package
-from datadream.pipeline.generate import image_seed, read_synthetic_set
+from datadream.pipeline.generate import image_seed
 from datadream.pipeline.stages import Cell
 from datadream.store.artifacts import Store
 from datadream.store.files import digest

@@ -10,9 +10,9 @@ import pytest
 
 from datadream import photos
 from datadream.cli import main
+from datadream.data.synthetic_set import read_synthetic_set
 from datadream.engines import on_ray
 from datadream.pipeline import stages
-from datadream.pipeline.generate import read_synthetic_set
 from datadream.pipeline.stages import STAGES, Cell, Piece, Stage
 from datadream.results.records import load_records
 from datadream.store.keys import stage_of_key

@@ -1,7 +1,7 @@
 """LoRA adapters of a generator: attach, save for diffusers, merge (paper, section 3.2)."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -97,17 +97,20 @@ def remove_lora(generator: Generator) -> None:
 
 
 @contextmanager
-def merged_lora(generator: Generator, *folders: Path) -> Iterator[Generator]:
+def merged_lora(
+    generator: Generator, *folders: Path, weights: Sequence[float] = ()
+) -> Iterator[Generator]:
     """Merge adapters into the weights within the context: W + alpha / rank * B A.
 
-    `folders` are those of `save_generator_lora`; several are averaged (LoFT: two halves). No module
-    is replaced, so sampling costs as much as with the base, and afterwards the weights are the
-    base's bit for bit. Raises ValueError on an adapter of another pipeline.
+    `folders` are those of `save_generator_lora`; several are averaged (LoFT: two halves), unless
+    they have `weights` of their own. No module is replaced, so sampling costs as much as with the
+    base, and afterwards the weights are the base's bit for bit. Raises ValueError on an adapter of
+    another pipeline.
     """
-    originals = {}
+    originals, shares = {}, weights or [1 / len(folders) for _ in folders]
     try:
-        for folder in folders:
-            _merge(generator.pipe, folder, 1 / len(folders), originals)
+        for folder, share in zip(folders, shares, strict=True):
+            _merge(generator.pipe, folder, share, originals)
         yield generator
     finally:
         for weight, original in originals.items():

@@ -73,17 +73,18 @@ def require_sampler(recipe: Recipe) -> None:
 
 
 @contextmanager
-def adapted(recipe: Recipe, *adapters: Path) -> Iterator[Generator]:
+def adapted(recipe: Recipe, *adapters: Path, weights: Sequence[float] = ()) -> Iterator[Generator]:
     """Yield the recipe's generator and sampler with adapters merged into its weights.
 
-    `adapters` are artifact folders, merged in equal shares; none gives the base model.
+    `adapters` are artifact folders, merged by `weights` or in equal shares; none gives the base
+    model.
     """
     generator = load_generator(recipe.generator, dtype_for(recipe.precision, training=False))
     pipe, own = generator.pipe, generator.pipe.scheduler
     pipe.scheduler = generator.scheduler(recipe.generate.scheduler)
     try:
         with (
-            merged_lora(generator, *adapters),
+            merged_lora(generator, *adapters, weights=weights),
             compiled(generator.network) if recipe.generate.compile else nullcontext(),
         ):
             yield generator
