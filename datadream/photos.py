@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from . import signals
 from .data.colour import profile_of
 from .data.copies import groups, sketch
-from .data.entries import folder_names, image_files
+from .data.entries import CAPTIONS, folder_names, image_files
 from .data.folders import name_faults, require_inside, require_no_split
 from .data.images import PREVIEW, Images, Previews, opened
 from .data.synthetic_set import read_synthetic_set
@@ -90,8 +90,8 @@ def require(table: pd.DataFrame) -> None:
 
 
 def _beside(root):
-    names = folder_names(root)
-    others = sorted(p.name for p in root.iterdir() if p.name not in names)
+    known = {*folder_names(root), CAPTIONS}
+    others = sorted(p.name for p in root.iterdir() if p.name not in known)
     return (
         [
             (

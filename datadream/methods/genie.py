@@ -86,12 +86,10 @@ def _centre(support, label, read):
     return read.features([shots.open(i) for i in range(len(shots))]).mean(0)
 
 
+# One colour, told apart by their marks.
+COLOUR, CITE = "#002288", "koohpayegani2023genie"
 METHODS = (
-    Genie("genie", "GeNIe", "#002288", "koohpayegani2023genie", settings=FROM_OTHERS),
-    GenieAda(
-        "genie_ada", "GeNIe, strength chosen", "#AA88FF", "koohpayegani2023genie", settings=ADAPTIVE
-    ),
-    GenieTuned(
-        "genie_dset", "GeNIe, tuned generator", "#8866FF", "koohpayegani2023genie", settings=TUNED,
-    ),
-)  # fmt: skip
+    Genie("genie", "GeNIe", COLOUR, CITE, settings=FROM_OTHERS),
+    GenieAda("genie_ada", "GeNIe, strength chosen", COLOUR, CITE, settings=ADAPTIVE, marker="s"),
+    GenieTuned("genie_dset", "GeNIe, tuned generator", COLOUR, CITE, settings=TUNED, marker="D"),
+)
