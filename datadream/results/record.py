@@ -78,6 +78,23 @@ def record_key(recipe: Mapping[str, Any], artifacts: Mapping[str, str]) -> str:
     return key("record", **own, artifacts=artifacts)
 
 
+def work_of(cell: Cell) -> dict[str, dict[str, float]]:
+    """Return what a cell's stages spend: stage -> artifacts, images made, steps and units.
+
+    Units are those of `Stage.work`: images times steps, or passes of the generator.
+    """
+    from ..pipeline.stages import STAGES
+
+    found: dict[str, dict[str, float]] = {}
+    for stage in STAGES:
+        every = [stage.work(cell, part) for part in cell.keys_of(stage.name)] if stage.work else []
+        if every:
+            images, steps, units = (sum(column) for column in zip(*every, strict=True))
+            own = {"artifacts": len(every), "images": images, "steps": steps, "units": units}
+            found[stage.name] = {name: float(value) for name, value in own.items()}
+    return found
+
+
 def write_record(cell: Cell, made: Mapping[str, Path], store: Store) -> dict[str, Any]:
     """Write a cell's record to the store and return it.
 
@@ -107,6 +124,7 @@ def write_record(cell: Cell, made: Mapping[str, Path], store: Store) -> dict[str
         "result": result,
         "curve": curve,
         "seconds": seconds,
+        "work": work_of(cell),
         "commits": commits,
         "artifacts": keys,
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

@@ -1,0 +1,52 @@
+"""What each method spends: whether a comparison is fair is declared, not assumed."""
+
+from collections.abc import Iterable
+
+import pandas as pd
+
+from ..config import Recipe
+from ..methods.registry import METHODS, method_of
+from ..pipeline.stages import Cell
+from ..results.record import work_of
+from .plan import described_cell
+
+
+def extra_models(cell: Cell) -> str:
+    """Return which models a method asks besides generator and classifier; "" for none."""
+    redraws = cell.method.generates and cell.recipe.generate.redraws
+    return f"the untouched classifier, {redraws} redraws at most" if redraws else ""
+
+
+def fairness(recipes: Iterable[Recipe]) -> pd.DataFrame:
+    """Return one row per recipe with what its method spends.
+
+    Columns: method, shots, images made, adapters and the optimiser steps of all, passes of the
+    generator, optimiser steps of the classifier and the images that these see, extra models, and
+    validation images that choose something. A redrawn image counts as often as it may be drawn.
+    """
+    rows = []
+    for recipe in recipes:
+        cell, method = described_cell(recipe), method_of(recipe)
+        spent = work_of(cell)
+        nothing = dict.fromkeys(("artifacts", "images", "steps", "units"), 0)
+        adapt, made, train = (
+            {name: round(value) for name, value in spent.get(stage, nothing).items()}
+            for stage in ("adapt", "generate", "train")
+        )
+        chooses = method.head is not None and method.head.chooses(cell.support)
+        selects = method.trained and recipe.classify.select == "validation"
+        rows.append(
+            {
+                "method": METHODS[recipe.method].title,
+                "shots": recipe.shots,
+                "images": made["images"],
+                "adapters": adapt["artifacts"],
+                "adapter steps": adapt["steps"],
+                "generator passes": made["units"],
+                "classifier steps": train["steps"],
+                "images in them": train["units"],
+                "extra models": extra_models(cell),
+                "chosen on validation": chooses or selects,
+            }
+        )
+    return pd.DataFrame(rows)
