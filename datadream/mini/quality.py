@@ -15,7 +15,7 @@ from ..data import printed
 from ..methods.base import Support
 from ..methods.recipes import recipe as make_recipe
 from ..models.classifiers.clip import Classifier
-from ..models.classifiers.print_reader import Reader
+from ..models.classifiers.print_reader import PrintReader
 from ..paths import atomic_write
 from ..pipeline import evaluate, train
 from ..results.tables import show_table
@@ -36,11 +36,11 @@ def train_reader(
     lr: float = 2e-3,
     seed: int = 0,
 ) -> list[float]:
-    """Train and save the Reader on the same print as the base models; return the losses."""
+    """Train and save the PrintReader on the same print as the base models; return the losses."""
     from safetensors.torch import save_file
 
     torch.manual_seed(seed)
-    reader = Reader().train()
+    reader = PrintReader().train()
 
     def loss_at(step: int) -> torch.Tensor:
         images, labels, _ = printed.draw(bank, batch, **printed.READING)
@@ -73,9 +73,9 @@ def every_character(bank: torch.Tensor, n: int, seed: int) -> tuple[torch.Tensor
 
 @torch.no_grad()
 def read_print(
-    reader: Reader, bank: torch.Tensor, n: int = PRINTS, seed: int = 1
+    reader: PrintReader, bank: torch.Tensor, n: int = PRINTS, seed: int = 1
 ) -> tuple[float, float, float]:
-    """Return the Reader's accuracy on n random prints with its Wilson interval.
+    """Return the PrintReader's accuracy on n random prints with its Wilson interval.
 
     As (share, low, high); the prints are of `bank`.
     """
@@ -85,9 +85,9 @@ def read_print(
 
 
 def recognised(
-    reader: Reader, images: Sequence[Image], labels: Sequence[int]
+    reader: PrintReader, images: Sequence[Image], labels: Sequence[int]
 ) -> tuple[tuple[float, float, float], list[bool]]:
-    """Return the share of PIL images that the Reader reads as prompted, and which: (share, hits).
+    """Return the share of PIL images that are read as prompted, and which: (share, hits).
 
     The share comes with its Wilson interval, (share, low, high).
     """

@@ -319,6 +319,17 @@ def test_the_reference_holds_every_module_and_all_that_is_public():
     )
 
 
+def test_no_class_shares_its_name_with_another():
+    """A page of the reference could not tell which of two is meant, and its build would fail."""
+    names = [
+        node.name
+        for path in PACKAGE
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
+    ]
+    assert not {name for name in names if names.count(name) > 1}
+
+
 def plotting_cells():
     """Return (page, source, metadata) of every cell of the notebooks and the book's pages that
     draws a figure.

@@ -7,7 +7,7 @@ import torch.nn as nn
 from ...data import printed
 
 
-class Reader(nn.Sequential):
+class PrintReader(nn.Sequential):
     """A small CNN that reads printed characters, (B, 3, SIDE, SIDE) in [0, 1] -> (B, 36) logits.
 
     It shares no weight, loss or architecture with the mini CLIP, so it can judge the generator
@@ -33,10 +33,10 @@ class Reader(nn.Sequential):
         )
 
 
-def load_reader(folder: Path) -> Reader:
-    """Load the Reader of `folder` in evaluation mode."""
+def load_reader(folder: Path) -> PrintReader:
+    """Load the PrintReader of `folder` in evaluation mode."""
     from safetensors.torch import load_file
 
-    reader = Reader()
+    reader = PrintReader()
     reader.load_state_dict(load_file(folder / "reader.safetensors"))
     return reader.eval()
