@@ -482,17 +482,16 @@ def build_recipe(
     return Recipe(**{**top, **nested})
 
 
-def key_fields(config: Any) -> dict[str, Any]:
+def key_fields(config: Any, values: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Return the fields of a recipe, or of a group of it, that a key holds.
 
     A field that was added later is left out while it has its default, so that what was computed
-    before it is found.
+    before it is found. `values` are those of a record, which may lack fields, by their names.
     """
-    return {
-        name: value
-        for name, value, spec in leaves(config)
-        if not (spec.metadata["added"] and value == spec.default)
-    }
+    every = list(leaves(config))
+    own = {name: value for name, value, _ in every} if values is None else values
+    added = {name: spec.default for name, _, spec in every if spec.metadata["added"]}
+    return {n: value for n, value in own.items() if n not in added or value != added[n]}
 
 
 def as_dict(config: Recipe) -> dict[str, Any]:

@@ -26,8 +26,10 @@ from hypothesis import HealthCheck, settings
 from PIL import Image
 
 from datadream.data import datasets
+from datadream.methods import checked
 from datadream.methods.base import Adapter, Support
 from datadream.methods.recipes import recipe
+from datadream.methods.registry import METHODS, register
 from datadream.pipeline.adapt import adapter_inputs
 from datadream.pipeline.stages import Cell, stage_of
 from datadream.store.artifacts import Store
@@ -415,3 +417,19 @@ def store(tmp_path):
 def shots(dataset):
     """Return two images per class."""
     return datasets.few_shots(dataset, 2, 0)
+
+
+@pytest.fixture
+def registered():
+    """Add methods for one test, and take them away again."""
+    names = []
+
+    def add(method):
+        names.append(method.name)
+        return register(method)
+
+    yield add
+    for name in names:
+        METHODS.unregister(name)
+    checked.draws.cache_clear()
+    checked.adapters.cache_clear()

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..config import Recipe, as_dict, leaves
+from ..config import Recipe, as_dict, key_fields
 from ..errors import DataError
 from ..store.files import reading
 from ..store.keys import key, stage_of_key
@@ -69,29 +69,24 @@ def record_file(cell: Cell, store: Store) -> Path:
 
 
 def record_key(recipe: Mapping[str, Any], artifacts: Mapping[str, str]) -> str:
-    """Return the key of a record by its recipe, as one flat dict, and its artifacts.
-
-    As in `config.key_fields`, a field that was added later does not count at its default.
-    """
-    added = {name: spec.default for name, _, spec in leaves(Recipe()) if spec.metadata["added"]}
-    own = {name: v for name, v in recipe.items() if name not in added or v != added[name]}
-    return key("record", **own, artifacts=artifacts)
+    """Return the key of a record by its recipe, as one flat dict, and its artifacts."""
+    return key("record", **key_fields(Recipe(), recipe), artifacts=artifacts)
 
 
-def work_of(cell: Cell) -> dict[str, dict[str, float]]:
+def work_of(cell: Cell) -> dict[str, dict[str, Any]]:
     """Return what a cell's stages spend: stage -> artifacts, images made, steps and units.
 
     Units are those of `Stage.work`: images times steps, or passes of the generator.
     """
     from ..pipeline.stages import STAGES
 
-    found: dict[str, dict[str, float]] = {}
+    found = {}
     for stage in STAGES:
         every = [stage.work(cell, part) for part in cell.keys_of(stage.name)] if stage.work else []
         if every:
             images, steps, units = (sum(column) for column in zip(*every, strict=True))
             own = {"artifacts": len(every), "images": images, "steps": steps, "units": units}
-            found[stage.name] = {name: float(value) for name, value in own.items()}
+            found[stage.name] = own
     return found
 
 

@@ -5,7 +5,6 @@ from collections.abc import Iterable
 import pandas as pd
 
 from ..config import Recipe
-from ..methods.registry import METHODS, method_of
 from ..pipeline.stages import Cell
 from ..results.record import work_of
 from .plan import described_cell
@@ -26,23 +25,20 @@ def fairness(recipes: Iterable[Recipe]) -> pd.DataFrame:
     """
     rows = []
     for recipe in recipes:
-        cell, method = described_cell(recipe), method_of(recipe)
-        spent = work_of(cell)
+        cell = described_cell(recipe)
+        method, spent = cell.method, work_of(cell)
         nothing = dict.fromkeys(("artifacts", "images", "steps", "units"), 0)
-        adapt, made, train = (
-            {name: round(value) for name, value in spent.get(stage, nothing).items()}
-            for stage in ("adapt", "generate", "train")
-        )
+        adapt, made, train = (spent.get(stage, nothing) for stage in ("adapt", "generate", "train"))
         chooses = method.head is not None and method.head.chooses(cell.support)
         selects = method.trained and recipe.classify.select == "validation"
         rows.append(
             {
-                "method": METHODS[recipe.method].title,
+                "method": method.title,
                 "shots": recipe.shots,
                 "images": made["images"],
                 "adapters": adapt["artifacts"],
                 "adapter steps": adapt["steps"],
-                "generator passes": made["units"],
+                "generator passes": round(made["units"]),
                 "classifier steps": train["steps"],
                 "images in them": train["units"],
                 "extra models": extra_models(cell),

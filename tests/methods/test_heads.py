@@ -25,7 +25,7 @@ from datadream.methods.base import Given, Head, Method, Support
 from datadream.methods.crossmodal import CrossModal
 from datadream.methods.probe import Probe
 from datadream.methods.recipes import recipe
-from datadream.methods.registry import METHODS, register
+from datadream.methods.registry import METHODS
 from datadream.methods.tip import Tip, TipF
 from datadream.models.classifiers.base import load_classifier, load_classifier_lora
 from datadream.models.classifiers.frozen import Frozen, choice
@@ -389,20 +389,6 @@ class Nearest(Head):
 
     def logits(self, state, features, text):
         return -(torch.cdist(features, state["means"]) ** self.power)
-
-
-@pytest.fixture
-def registered():
-    """Add methods for one test, and take them away again."""
-    names = []
-
-    def add(method):
-        names.append(method.name)
-        return register(method)
-
-    yield add
-    for name in names:
-        METHODS.unregister(name)
 
 
 def outside(head, **fields):

@@ -38,22 +38,6 @@ def inputs(recipe, dataset):
 OWN = Own("own", "Somebody's own", "#882255")
 
 
-@pytest.fixture
-def registered():
-    """Add methods for one test, and take them away again."""
-    names = []
-
-    def add(method):
-        names.append(method.name)
-        return register(method)
-
-    yield add
-    for name in names:
-        METHODS.unregister(name)
-    checked.draws.cache_clear()
-    checked.adapters.cache_clear()
-
-
 def test_the_table_has_the_fifteen_of_the_first_study_in_their_order():
     first = "clip real base cls dset base+real cls+real dset+real heavy issynth disef loft"
     assert list(METHODS)[:15] == [*first.split(), "issynth+real", "disef+real", "loft+real"]
