@@ -121,27 +121,35 @@ def holm(p_values: ArrayLike) -> np.ndarray:
 
 
 def crossed_interval(
-    values: ArrayLike, confidence: float = 0.95, draws: int = 4000, seed: int = 0
+    *values: ArrayLike, confidence: float = 0.95, draws: int = 4000, seed: int = 0
 ) -> tuple[float, float, float]:
     """Return (mean, low, high) of values (seeds, images) by a bootstrap over both.
 
     Seeds and test images are drawn with replacement independently of each other, since every seed
     is judged by the same images, and the interval holds the middle of the means (the pigeonhole
-    bootstrap of Owen, 2007). It is a little wide, never narrow. The ends are NaN for a single seed
-    or image. Raises ValueError on values that are no table of finite numbers.
+    bootstrap of Owen, 2007). It is a little wide, never narrow. Several tables, one per dataset,
+    give the average of their means: they share the seeds drawn, and each has images of its own. The
+    ends are NaN for a single seed or image. Raises ValueError on values that are no tables of
+    finite numbers with as many seeds.
     """
-    table = np.asarray(values, dtype=float)
-    if table.ndim != 2 or not table.size or not np.isfinite(table).all():
-        raise ValueError(f"values of shape {table.shape}; give finite ones of (seeds, images)")
-    seeds, images = table.shape
-    if min(seeds, images) < 2:
-        return float(table.mean()), math.nan, math.nan
+    tables = [np.asarray(one, dtype=float) for one in values]
+    good = [one.ndim == 2 and one.size and np.isfinite(one).all() for one in tables]
+    if not tables or not all(good) or len({len(one) for one in tables}) > 1:
+        shapes = ", ".join(str(one.shape) for one in tables)
+        raise ValueError(f"values of shape {shapes}; give finite ones of (seeds, images)")
+    mean = float(np.mean([one.mean() for one in tables]))
+    seeds = len(tables[0])
+    if min(seeds, *(one.shape[1] for one in tables)) < 2:
+        return mean, math.nan, math.nan
     rng = np.random.default_rng(seed)
     rows = rng.multinomial(seeds, np.full(seeds, 1 / seeds), draws) / seeds
-    columns = rng.multinomial(images, np.full(images, 1 / images), draws) / images
-    means = ((rows @ table) * columns).sum(1)
+    means = np.zeros(draws)
+    for one in tables:
+        images = one.shape[1]
+        columns = rng.multinomial(images, np.full(images, 1 / images), draws) / images
+        means += ((rows @ one) * columns).sum(1) / len(tables)
     low, high = np.quantile(means, [0.5 - confidence / 2, 0.5 + confidence / 2])
-    return float(table.mean()), float(low), float(high)
+    return mean, float(low), float(high)
 
 
 def average_ranks(scores: ArrayLike) -> np.ndarray:

@@ -218,6 +218,20 @@ def test_the_crossed_interval_is_wider_than_either_alone():
     assert crossed_interval(table) == crossed_interval(table)
 
 
+def test_several_tables_share_the_seeds_and_have_images_of_their_own():
+    """Equal effects of the seeds do not average out over datasets, those of the images do."""
+    rng = np.random.default_rng(0)
+    seeds, images = rng.normal(0, 1, (8, 1)), [rng.normal(0, 1, (1, n)) for n in (40, 60)]
+    both = crossed_interval(seeds + 0 * images[0], seeds + 0 * images[1])
+    assert both == pytest.approx(crossed_interval(seeds + 0 * images[0]), abs=0.05)
+    mean, low, high = crossed_interval(*(0 * seeds + one for one in images))
+    assert mean == pytest.approx(np.mean([one.mean() for one in images]))
+    variances = images[0].var() / 40 + images[1].var() / 60
+    assert (high - low) / 2 / 1.96 == pytest.approx(math.sqrt(variances) / 2, rel=0.1)
+    with pytest.raises(ValueError, match="seeds, images"):
+        crossed_interval(np.zeros((2, 3)), np.zeros((3, 3)))
+
+
 @pytest.mark.parametrize("wrong", [[1.0, 2.0], [[math.nan]], np.zeros((0, 3))])
 def test_the_crossed_interval_refuses_what_is_no_table(wrong):
     with pytest.raises(ValueError, match="seeds, images"):

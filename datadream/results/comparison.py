@@ -66,6 +66,53 @@ def primary(
     }  # fmt: skip
 
 
+def averaged(table: pd.DataFrame, base: str, methods: Sequence[str] = ()) -> pd.DataFrame:
+    """Return every method's paired difference to `base`, averaged over the settings that it has.
+
+    One row per method, the largest difference first: settings, seeds, difference in points with its
+    uncorrected 95 % interval over seeds, p, the corrected p of all rows but the primary question's,
+    and what is detected at 5 %, as in `secondary`. `methods` () takes all of the table. A method
+    without a complete seed is left out. Raises KeyError where `base` has no record.
+    """
+    _require(_wide(table), base)
+    chosen = methods or list(dict.fromkeys(table["method"]))
+    rows = []
+    for method in (name for name in chosen if name != base):
+        own = table.loc[table["method"] == method, SETTING].drop_duplicates()
+        part = table.loc[table["method"].isin([method, base])].merge(own, on=SETTING)
+        try:
+            rows.append({"method": method, **primary(part, method, base)})
+        except ValueError:  # no seed that has all of its settings
+            continue
+    columns = ["method", "settings", "seeds", "difference", "low", "high", "p"]
+    found = pd.DataFrame(rows, columns=columns)
+    first = (found["method"] == PRIMARY[0]) & (base == PRIMARY[1])
+    found["corrected p"] = found["p"].where(first, holm(found["p"].mask(first)))
+    found["detected"] = [
+        detected(*pair) for pair in zip(found["difference"], found["corrected p"], strict=True)
+    ]
+    return found.sort_values("difference", ascending=False, ignore_index=True)
+
+
+def everywhere(table: pd.DataFrame) -> list[str]:
+    """Return the methods that have a record in every setting of the table, in its order."""
+    settings = len(table[SETTING].drop_duplicates())
+    counts = table.drop_duplicates([*SETTING, "method"])["method"].value_counts(sort=False)
+    return [str(method) for method, count in counts.items() if count == settings]
+
+
+def scoreboard(table: pd.DataFrame) -> pd.DataFrame:
+    """Return mean accuracy in percent: a row per method, a column per setting, and their mean.
+
+    The columns are called "mnist, 4". The highest mean comes first; a method that lacks a setting
+    has NaN there and in the mean.
+    """
+    found = pd.DataFrame(_wide(table).groupby(level=SETTING).mean()).T
+    found.columns = [f"{dataset}, {shots}" for dataset, shots in found.columns]
+    found["mean"] = found.mean(axis=1, skipna=False)
+    return found.sort_values("mean", ascending=False)
+
+
 def secondary(table: pd.DataFrame, base: str, methods: Sequence[str] = ()) -> pd.DataFrame:
     """Return every method's paired difference to `base` in every setting, Holm-corrected.
 

@@ -64,6 +64,34 @@ def paired_by_image(
     }  # fmt: skip
 
 
+def averaged_by_image(
+    table: pd.DataFrame, better: str, base: str, store: Store | None = None
+) -> dict[str, Any]:
+    """Return the paired difference averaged over datasets and shots, as `comparison.primary` does.
+
+    The interval takes in other seeds and other test images; datasets have images of their own,
+    numbers of shots share them. A seed counts if it has both methods in every setting of the table.
+    Raises as `right`, and ValueError where no seed is complete.
+    """
+    settings: dict[str, list[pd.DataFrame]] = {}
+    for (dataset, _), part in table.groupby(["dataset", "shots"], sort=False):
+        apart = right(part, better, store).astype(float) - right(part, base, store).astype(float)
+        settings.setdefault(str(dataset), []).append(100 * apart.dropna())
+    every = [one for parts in settings.values() for one in parts]
+    seeds = sorted(set.intersection(*(set(one.index) for one in every)))
+    if not seeds:
+        raise ValueError(f"no seed has both {better} and {base} in all {len(every)} settings")
+    averages = [
+        np.mean([one.loc[seeds].to_numpy() for one in parts], axis=0) for parts in settings.values()
+    ]
+    mean, low, high = crossed_interval(*averages)
+    return {
+        "better": better, "baseline": base, "seeds": len(seeds), "settings": len(every),
+        "images": sum(one.shape[1] for one in averages),
+        "difference": mean, "low": low, "high": high,
+    }  # fmt: skip
+
+
 def agreement(
     table: pd.DataFrame, methods: Sequence[str], store: Store | None = None
 ) -> pd.DataFrame:

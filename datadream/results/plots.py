@@ -425,6 +425,25 @@ def _name_dots(figure: Figure, axis: Axes, joined: pd.DataFrame, measure: str) -
 
 
 @themed
+def plot_differences(differences: pd.DataFrame, base: str, title: str = "") -> Figure:
+    """Draw a forest plot: each method's paired difference to `base` with its interval.
+
+    `differences` is of comparison.averaged.
+    """
+    titles = [fitted(METHODS[name].title, 0.42 * WIDTH, lines=5) for name in differences["method"]]
+    figure, axes = style.subplots((style.height_of(titles) + 0.12) * len(titles) + 0.9)
+    axes[0, 0].axvline(0, color=style.shade(style.INK), ls="--", lw=1)
+    values = differences.assign(
+        value=differences["difference"],
+        text=[f"{difference:+.1f}" for difference in differences["difference"]],
+    )
+    _dots(axes[0, 0], list(differences["method"]), titles, values)
+    axes[0, 0].set_xlabel(fitted(f"difference to {METHODS[base].title}, points", 3.4))
+    style.set_title(figure, title)
+    return figure
+
+
+@themed
 def plot_ranks(ranks: pd.Series, apart: float, title: str = "") -> Figure:
     """Draw methods by average rank, the best on top; a bar joins those no test tells apart.
 

@@ -63,7 +63,11 @@ def cells_of(entry: Mapping[str, Any]) -> dict[str, list[Recipe]]:
     values = {name: value for name, value in values.items() if name not in (*RUNNING, *SHOWN)}
     if entry["notebook"] == "ablation":
         return axis_cells(**values)
-    return {"": cells(**values)} if entry["notebook"] in ("dataset", "analysis") else {}
+    if entry["notebook"] == "comparison":
+        from .grid import grid, runnable  # here: it imports PyTorch, which takes seconds
+
+        return {"": runnable(grid(**values))}
+    return {"": cells(**values)} if entry["notebook"] in ("dataset", "analysis", "contexts") else {}
 
 
 def page_cells(name: str) -> list[Recipe]:

@@ -30,7 +30,8 @@ from .named_runs import JOBS, cells_of, choose, load_study
 
 NO_CELLS = (
     "nothing to plan: what a run needs is only known beforehand for runs of "
-    "notebooks/dataset.ipynb, ablation.ipynb and analysis.ipynb, and none of these is one"
+    "notebooks/dataset.ipynb, comparison.ipynb, ablation.ipynb, analysis.ipynb and contexts.ipynb, "
+    "and none of these is one"
 )
 
 

@@ -84,6 +84,55 @@ def test_records_that_do_not_belong_together_are_refused(change):
         comparison.primary(wrong)
 
 
+def test_every_method_is_averaged_over_the_settings_that_it_has():
+    frame = table(noisy, ("a", "b"), (1, 16))
+    lacking = frame[~((frame["method"] == "base+real") & (frame["shots"] == 1))]
+    found = comparison.averaged(lacking, "real").set_index("method")
+    assert list(found.index) == ["dset+real", "base+real"]  # the largest difference first
+    assert found["settings"].to_dict() == {"dset+real": 4, "base+real": 2}
+    whole = comparison.primary(frame)
+    assert found.loc["dset+real", "difference"] == pytest.approx(whole["difference"])
+    assert found.loc["dset+real", "detected"] == "more"
+    # The primary question was named beforehand, so it is none of the many.
+    assert found.loc["dset+real", "corrected p"] == whole["p"]
+    with pytest.raises(KeyError, match="no record of real"):
+        comparison.averaged(frame[frame["method"] != "real"], "real")
+
+
+def test_the_secondary_differences_are_corrected_for_their_number():
+    frame = table(noisy, ("a", "b"), (1, 16))
+    more = [frame.assign(method=frame["method"].replace("base+real", name)) for name in "xyz"]
+    frame = pd.concat([frame, *(part[part["method"].isin([*"xyz"])] for part in more)])
+    found = comparison.averaged(frame, "real")
+    others = found[found["method"] != "dset+real"]
+    assert len(others) == 4
+    assert others["corrected p"].tolist() == pytest.approx((4 * others["p"]).clip(upper=1).tolist())
+
+
+def test_a_method_without_a_complete_seed_is_left_out():
+    frame = table(noisy, shots=(1, 4))
+    odd = frame[(frame["method"] != "base+real") | ((frame["seed"] < 2) == (frame["shots"] == 1))]
+    assert list(comparison.averaged(odd, "real")["method"]) == ["dset+real"]
+
+
+def test_the_scoreboard_has_a_column_per_setting():
+    frame = table(noisy, ("a", "b"), (1, 16))
+    lacking = frame[~((frame["method"] == "base+real") & (frame["shots"] == 1))]
+    board = comparison.scoreboard(lacking)
+    assert list(board.columns) == ["a, 1", "a, 16", "b, 1", "b, 16", "mean"]
+    assert board.index[0] == "dset+real" and board.index[-1] == "base+real"
+    own = frame[(frame["method"] == "real") & (frame["dataset"] == "b") & (frame["shots"] == 16)]
+    assert board.loc["real", "b, 16"] == pytest.approx(100 * own["top1"].mean())
+    assert np.isnan(board.loc["base+real", ["a, 1", "mean"]].to_numpy(float)).all()
+    assert comparison.everywhere(lacking) == ["real", "dset+real"]
+
+
+def test_the_forest_plot_has_a_row_per_method():
+    found = comparison.averaged(table(noisy, shots=(1, 4)), "real")
+    axis = plots.plot_differences(found, "real").axes[0]
+    assert len(axis.get_yticklabels()) == len(found) and axis.get_xlim()[0] < 0
+
+
 def test_ranks_are_of_the_mean_over_seeds():
     found, apart, settings = comparison.ranks(table(noisy, shots=(1, 4, 16)))
     assert found.index[0] == "dset+real" and settings == 3

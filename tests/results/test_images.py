@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from datadream.data.predictions import FILE, Predictions, read_predictions, write_predictions
-from datadream.results import images, records
+from datadream.results import comparison, images, records
 from datadream.study import run
 
 
@@ -41,6 +41,9 @@ def test_a_result_keeps_what_was_said_of_each_image(make, dataset, store):
     )
     assert (difference["seeds"], difference["images"]) == (2, len(dataset.test))
     assert difference["low"] <= difference["difference"] <= difference["high"]
+    average = images.averaged_by_image(table, "real", "clip", store)
+    assert average["difference"] == pytest.approx(difference["difference"])
+    assert (average["settings"], average["images"]) == (1, len(dataset.test))
     shared = images.agreement(table, ["real", "clip"], store)
     assert shared.loc["real", "real"] == 1 and 0 <= shared.loc["real", "clip"] <= 1
     assert shared.loc["real", "clip"] == shared.loc["clip", "real"]
@@ -50,3 +53,23 @@ def test_a_result_keeps_what_was_said_of_each_image(make, dataset, store):
         images.load_predictions(row, store)
     with pytest.raises(KeyError, match="no record of dset"):
         images.right(table, "dset", store)
+
+
+def test_the_average_over_settings_is_that_of_the_primary_question(make, store):
+    cells = [
+        make(method, seed=seed, shots=k)
+        for method in ("real", "clip")
+        for seed in (0, 1)
+        for k in (1, 2)
+        if (method, seed, k) != ("real", 1, 1)
+    ]
+    for one in cells:
+        run.run(one, store)
+    table = records.load_records(store.records)
+    found = images.averaged_by_image(table, "real", "clip", store)
+    primary = comparison.primary(table, "real", "clip")
+    assert (found["seeds"], found["settings"]) == (primary["seeds"], primary["settings"]) == (1, 2)
+    assert found["difference"] == pytest.approx(primary["difference"])
+    lacking = table[~((table["seed"] == 0) & (table["shots"] == 2) & (table["method"] == "real"))]
+    with pytest.raises(ValueError, match="no seed has both"):
+        images.averaged_by_image(lacking, "real", "clip", store)

@@ -1,0 +1,163 @@
+"""Does a generator draw the contexts that it is asked for, and does a class still own some?
+
+Both questions are those of BOB (Yang et al., CVPR 2026), asked of drawn characters, whose contexts
+are measured: see `data.attributes`. No test image is used.
+"""
+
+from collections.abc import Iterable
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
+
+from .. import progress
+from ..config import Recipe
+from ..data.attributes import ATTRIBUTES, measure
+from ..data.datasets import SHOTS_TITLE, few_shots, load_for
+from ..data.images import Images
+from ..data.synthetic_set import read_synthetic_set
+from ..methods.base import Support
+from ..methods.checked import draws
+from ..methods.registry import METHODS, method_of
+from ..pipeline.stages import Cell
+from ..statistics import mean_interval
+from ..store.artifacts import Store
+from ..store.open import open_store
+from .analysis import reference
+
+NAMES = [one.name for one in ATTRIBUTES]
+REAL_TITLE = "Held-out real images"
+BINS = 5  # of equal counts, for the mutual information
+SHUFFLES = 50  # by which its bias is estimated
+
+
+def attributes_of(images: Images) -> pd.DataFrame:
+    """Return the attributes of drawn characters: a row per image, its label and each measure."""
+    rows = [measure(images.open(i)) for i in range(len(images))]
+    return pd.DataFrame(rows, columns=NAMES).assign(label=list(images.labels))
+
+
+def mutual_information(labels: ArrayLike, values: ArrayLike, seed: int = 0) -> float:
+    """Return the mutual information of class and attribute in bits, about 0 where there is none.
+
+    The attribute is cut into `BINS` parts of equal counts. A finite sample has some information by
+    chance: the mean over `SHUFFLES` shuffled copies is taken off, so that values below 0 occur.
+    Raises ValueError on fewer than two images, or on other than one value for each label.
+    """
+    classes, measured = np.asarray(labels), np.asarray(values, dtype=float)
+    if classes.shape != measured.shape or classes.ndim != 1 or len(classes) < 2:
+        raise ValueError(
+            f"labels of shape {classes.shape} and values of shape {measured.shape}; give two or "
+            "more of each, in pairs"
+        )
+    _, rows = np.unique(classes, return_inverse=True)
+    edges = np.quantile(measured, np.arange(1, BINS) / BINS)
+    columns = np.searchsorted(edges, measured, side="right")
+    rng = np.random.default_rng(seed)
+    chance = [_information(rng.permutation(rows), columns) for _ in range(SHUFFLES)]
+    return _information(rows, columns) - float(np.mean(chance))
+
+
+def _information(rows, columns):
+    joint = np.zeros((rows.max() + 1, columns.max() + 1))
+    np.add.at(joint, (rows, columns), 1 / len(rows))
+    apart = joint.sum(1, keepdims=True) * joint.sum(0, keepdims=True)
+    some = joint > 0
+    return float((joint[some] * np.log2(joint[some] / apart[some])).sum())
+
+
+def _own(table: pd.DataFrame, means: pd.DataFrame) -> pd.DataFrame:
+    """Return attributes without what their class has in `means`."""
+    return table[NAMES] - means.loc[table["label"], NAMES].to_numpy()
+
+
+def _made(recipe, store):
+    key = Cell(recipe).keys["generate"]
+    if not store.done(key):
+        raise LookupError(
+            f"the synthetic set of {recipe.dataset}, {recipe.method}, seed {recipe.seed} is not in "
+            f"{store.address}; run that cell first"
+        )
+    return attributes_of(read_synthetic_set(store.folder(key)))
+
+
+def obedience(recipes: Iterable[Recipe], store: Store | None = None) -> pd.DataFrame:
+    """Return how well the images have the attributes that their prompts ask for.
+
+    A row per dataset, method, shots, seed and attribute. `correlation` is Pearson's over the
+    images, of the word in the prompt (-1 for little, 1 for much, 0 for none) with the attribute
+    less the mean of its class. An attribute that no prompt asks for is left out, and so is a method
+    whose prompts ask for none. Raises LookupError on a synthetic set that has not been made.
+    """
+    store, rows = store or open_store(), []
+    for recipe in (one for one in recipes if method_of(one).generates):
+        asked = asked_of(Support(recipe, load_for(recipe)))
+        if not asked.any(axis=None):
+            continue
+        made = _made(recipe, store)
+        has = _own(made, made.groupby("label").mean())
+        for name in (name for name in NAMES if asked[name].any()):
+            found = np.corrcoef(asked[name], has[name])[0, 1]
+            rows.append(
+                {"dataset": recipe.dataset, "method": recipe.method, "shots": recipe.shots}
+                | {"seed": recipe.seed, "attribute": name, "images": len(made)}
+                | {"correlation": float(found)}
+            )
+    columns = ["dataset", "method", "shots", "seed", "attribute", "images", "correlation"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def asked_of(support: Support) -> pd.DataFrame:
+    """Return -1, 0 or 1 for each image and attribute, by the word for little or much of it."""
+    rows = []
+    for label in range(len(support.classes)):
+        plain = support.prompt(label)
+        for one in draws(support, label):
+            # Else the words of a template would count.
+            words = one.prompt[len(plain) :].split() if one.prompt.startswith(f"{plain},") else ()
+            rows.append([(a.high in words) - (a.low in words) for a in ATTRIBUTES])
+    return pd.DataFrame(rows, columns=NAMES)
+
+
+def links(recipes: Iterable[Recipe], store: Store | None = None) -> pd.DataFrame:
+    """Return how much the class tells of each attribute, in held-out images, shots and sets.
+
+    A row per dataset, shots, seed, set of images and attribute. `information` is that of class and
+    attribute, in bits; `accidental` the same once the mean of the held-out real images of the class
+    is taken off, so that what belongs to the class (a one is narrow) does not count. Raises
+    LookupError on a synthetic set that has not been made.
+    """
+    store, rows, done = store or open_store(), [], set()
+    for recipe in progress.each(list(recipes), "contexts", "set"):
+        dataset = load_for(recipe)
+        real = attributes_of(reference(dataset, recipe.shots, recipe.seed))
+        shots = attributes_of(few_shots(dataset, recipe.shots, recipe.seed))
+        sets = {REAL_TITLE: real, SHOTS_TITLE: shots}
+        if method_of(recipe).generates:
+            sets[METHODS[recipe.method].title] = _made(recipe, store)
+        means = real.groupby("label").mean()
+        for title, table in sets.items():
+            where = (recipe.dataset, recipe.shots, recipe.seed, title)
+            if where in done:
+                continue
+            done.add(where)
+            own = _own(table, means)
+            rows += [
+                dict(zip(("dataset", "shots", "seed", "images of"), where, strict=True))
+                | {"attribute": name, "n": len(table)}
+                | {"information": mutual_information(table["label"], table[name])}
+                | {"accidental": mutual_information(table["label"], own[name])}
+                for name in NAMES
+            ]
+    columns = ["dataset", "shots", "seed", "images of", "attribute", "n"]
+    return pd.DataFrame(rows, columns=[*columns, "information", "accidental"])
+
+
+def intervals(table: pd.DataFrame, by: Iterable[str], value: str) -> pd.DataFrame:
+    """Return mean and 95 % interval over seeds (Student's t) of a column, a row per group."""
+    found = [
+        {**dict(zip(by, group, strict=True)), "seeds": len(part)}
+        | dict(zip(("mean", "low", "high"), mean_interval(part[value]), strict=True))
+        for group, part in table.groupby(list(by), sort=False)
+    ]
+    return pd.DataFrame(found)

@@ -1,0 +1,58 @@
+"""The cells of the comparison: every method on every dataset at every number of shots."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..config import Recipe, parsed
+from ..errors import ConfigError, DataError
+from ..pipeline.stages import Cell
+from ..results.comparison import PRIMARY
+from .cells import cells
+
+
+def grid(
+    datasets: Sequence[str],
+    shots: Sequence[int],
+    methods: Sequence[str],
+    seeds: Sequence[int] = (0,),
+    primary_seeds: Sequence[int] = (),
+    overrides: Mapping[str, Any] | None = None,
+    **fields: Any,
+) -> list[Recipe]:
+    """Return the recipes of the comparison, those that no method can run included.
+
+    The two methods of the primary question have `primary_seeds` besides `seeds`. Raises ConfigError
+    on an unknown name or value.
+    """
+    named, found = parsed(datasets), []
+    if not isinstance(named, (list, tuple)) or not named:
+        raise ConfigError(f"datasets={datasets!r} is no list of one or more names")
+    for dataset in named:
+        where = dict(fields, dataset=dataset, shots=shots, overrides=overrides)
+        found += cells(methods, seeds, **where)
+        more = [seed for seed in parsed(primary_seeds) if seed not in parsed(seeds)]
+        found += cells(PRIMARY, more, **where) if more else []
+    return found
+
+
+def refusals(recipes: Sequence[Recipe]) -> dict[tuple[str, int, str], str]:
+    """Return why cells cannot be run: (dataset, shots, method) -> the method's own words.
+
+    One seed of each is asked.
+    """
+    found, asked = {}, set()
+    for recipe in recipes:
+        where = recipe.dataset, recipe.shots, recipe.method
+        if where not in asked:
+            asked.add(where)
+            try:
+                _ = Cell(recipe).keys
+            except (ConfigError, DataError) as error:
+                found[where] = str(error)
+    return found
+
+
+def runnable(recipes: Sequence[Recipe]) -> list[Recipe]:
+    """Return the recipes that no method refuses, in their order."""
+    without = refusals(recipes)
+    return [one for one in recipes if (one.dataset, one.shots, one.method) not in without]
