@@ -25,7 +25,7 @@ from ..pipeline.stages import STAGES, Cell
 from ..store.artifacts import Store
 from ..store.cores import usable_cores
 from ..store.open import open_store
-from .cells import cells
+from .cells import cells, groups
 from .named_runs import JOBS, cells_of, choose, load_study
 
 NO_CELLS = (
@@ -230,7 +230,7 @@ def processes(
     `jobs` runs are executed at once, each assumed to have as many processes; None reads
     $DATADREAM_JOBS, which `datadream study` sets.
     """
-    own = max(1, min(workers, len({recipe.seed for recipe in recipes})))
+    own = max(1, min(workers, len(groups(list(recipes)))))
     jobs = jobs or int(os.environ.get(JOBS, 1))
     return own, min(1.0, usable_cores() / (own * jobs))
 

@@ -19,6 +19,7 @@ from ..results.records import load_records
 from ..store.artifacts import Store
 from ..store.cores import usable_cores
 from ..store.open import open_store
+from .cells import groups
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -65,9 +66,8 @@ def run_cells(
     Ray cluster (see `engines.on_ray.run_ray`): that of RAY_ADDRESS, else one on this machine;
     "ray:<address>", as in "ray:auto", names the cluster.
 
-    `workers` processes share the seeds: cells of one seed reuse each other's stages, cells of two
-    seeds hardly any, and on a CPU two processes of one thread finish earlier than one process of
-    two.
+    `workers` processes share the cells, in `cells.groups` of one dataset, number of shots and seed:
+    on a CPU two processes of one thread finish earlier than one process of two.
     """
     if not isinstance(workers, int) or workers < 1:
         raise ConfigError(
@@ -88,11 +88,9 @@ def run_cells(
 
 
 def _run_here(recipes, store, workers):
-    groups = [
-        [r for r in recipes if r.seed == seed] for seed in dict.fromkeys(r.seed for r in recipes)
-    ]
-    if min(workers, len(groups)) > 1:
-        parts = in_processes(_run_group, [(group, store) for group in groups], workers)
+    shared = groups(recipes)
+    if min(workers, len(shared)) > 1:
+        parts = in_processes(_run_group, [(group, store) for group in shared], workers)
     else:
         parts = [_run_group([recipe], store) for recipe in progress.each(recipes, "cells", "cell")]
     return load_records(

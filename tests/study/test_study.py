@@ -2,6 +2,7 @@
 papermill, tiny models.
 """
 
+import itertools
 import json
 import os
 import shutil
@@ -18,10 +19,13 @@ import papermill
 import pytest
 import yaml
 from conftest import CLASSES, ROOT, draw_image, write_classes
+from hypothesis import given
+from hypothesis import strategies as st
 
 from datadream.config import as_dict
 from datadream.data.datasets import DataError, few_shots
 from datadream.errors import ConfigError
+from datadream.methods.recipes import recipe
 from datadream.methods.registry import METHODS, method_of
 from datadream.pipeline.stages import Cell
 from datadream.results.records import load_records
@@ -746,3 +750,20 @@ def test_smoke_runs_every_notebook_of_a_group_that_a_command_names():
     assert {entry["notebook"] for entry in runs.values()} == {
         path.stem for path in (ROOT / "notebooks").glob("*.ipynb")
     }
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["real", "dset"]), st.integers(0, 2), st.integers(0, 3)),
+        max_size=12,
+        unique=True,
+    )
+)
+def test_groups_share_out_every_cell_once_and_begin_with_the_most_shots(wanted):
+    every = [recipe(method=method, seed=seed, shots=shots) for method, seed, shots in wanted]
+    found = cells.groups(every)
+    assert sorted(map(repr, itertools.chain(*found))) == sorted(map(repr, every))
+    keys = [{(one.dataset, one.shots, one.seed) for one in group} for group in found]
+    assert all(len(own) == 1 for own in keys) and len({tuple(own) for own in keys}) == len(keys)
+    order = [group[0].shots or 10**9 for group in found]  # 0 stands for all images
+    assert order == sorted(order, reverse=True)
