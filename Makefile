@@ -6,7 +6,7 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check -q
 STAMP := $(VENV)/.installed
 # `--all`: a page that computes its numbers must be computed again although its text is unchanged.
-BOOK := $(VENV)/bin/jupyter-book build --all -W --keep-going
+BOOK := $(PY) book/build.py build --all -W --keep-going
 CONTENTS := $(PY) -m datadream contents
 SMOKE := _build/smoke
 # The site that `make site-test` looks at; `make site-test SITE=_build/html` takes the book itself.
