@@ -47,9 +47,8 @@ def test_every_method_runs_to_a_record(make, tmp_path, method):
     )
     made = {name.rstrip("0123456789") for name in record["artifacts"]}
     assert made >= {"train", "judge"} and ("generate" in made) == bool(METHODS[method].generates)
-    assert ("adapt" in made) == method.startswith(
-        ("cls", "dset", "loft", "bob", "genie_dset", "diffmix")
-    )
+    adapted = ("cls", "dset", "loft", "bob", "genie_dset", "diffmix", "protoaug")
+    assert ("adapt" in made) == (method.removesuffix("+real") in adapted)
 
 
 def test_a_method_s_settings_are_overrides_that_a_reader_may_override():
