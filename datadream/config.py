@@ -106,8 +106,15 @@ class Generate:
     redraws: int = knob(
         0,
         "times that an image is drawn again while the untouched classifier reads another class "
-        "(DISEF: 100)",
+        "(DISEF: a hundred batches of 8 for 64 images of a class, 12.5 each)",
         0,
+    )
+    fit: str = knob(
+        "crop",
+        "how a few shot to start from becomes a square: 'crop' keeps its centre, 'pad' all of it "
+        "on black (DISEF)",
+        choices=("crop", "pad"),
+        added=True,
     )
     scheduler: str = knob(
         "pipeline", "the pipeline's own (released code: PNDM) or a diffusers scheduler class"

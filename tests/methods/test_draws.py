@@ -544,3 +544,52 @@ def test_faulty_tuning_prompts_end_in_a_message(make, dataset, prompts, message)
             _ = Cell(make("drawn"), dataset).keys
     finally:
         METHODS.unregister("drawn")
+
+
+# Strengths and squares.
+
+
+@given(width=st.integers(1, 60), height=st.integers(1, 60))
+def test_a_padded_square_holds_the_whole_image_on_black(width, height):
+    from PIL import Image
+
+    found = np.asarray(square(Image.new("RGB", (width, height), "white"), 32, "pad"))
+    assert found.shape == (32, 32, 3)
+    rows, columns = (found[..., 0] > 0).any(1), (found[..., 0] > 0).any(0)
+    longer = max(width, height)
+    assert rows.sum() == pytest.approx(32 * height / longer, abs=1)
+    assert columns.sum() == pytest.approx(32 * width / longer, abs=1)
+    for line in (rows, columns):  # in the middle
+        assert abs(int(line.argmax()) - int(line[::-1].argmax())) <= 1
+    cut = np.asarray(square(Image.new("RGB", (width, height), "white"), 32))
+    assert cut.shape == (32, 32, 3) and cut.min() == 255
+
+
+def test_an_image_starts_from_a_padded_shot_where_it_is_asked_to(make, dataset, tmp_path):
+    """The shots are 24 x 16 pixels: at little noise, what is made of a padded one has dark bars."""
+    options = {"generate.strength": 0.05, "generate.redraws": 0}
+    bars = {}
+    for fit in ("crop", "pad"):
+        one = make("disef", {**options, "generate.fit": fit})
+        with sampling.adapted(one) as pipe:
+            starts = seen_starts(one, dataset, pipe)
+        bars[fit] = np.asarray(starts[0])[:2].max()
+    assert bars["pad"] == 0 < bars["crop"]
+
+
+def seen_starts(one, dataset, pipe):
+    """Return the squares that the images of class 0 start from."""
+    from datadream.pipeline import generate
+
+    seen = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(generate, "sample", lambda *args: seen.extend(args[-1]) or list(args[-1]))
+        generate.drawing(pipe, Support(one, dataset), 0)(0, 2)
+    return seen
+
+
+def test_the_fit_is_in_the_key_where_it_pads(make, dataset):
+    cells = [Cell(make("disef", {"generate.fit": fit}), dataset) for fit in ("crop", "pad")]
+    inputs = [stage_of("generate").inputs(cell, None)["generate"] for cell in cells]
+    assert "fit" not in inputs[0] and inputs[1]["fit"] == "pad"
+    assert recipe("paper", method="disef").generate.fit == "pad"
