@@ -90,11 +90,7 @@ class Generate:
     )
     steps: int = knob(50, "sampling steps (paper), at most those of the noise schedule", 1, 1000)
     templates: int = knob(
-        1,
-        "how many prompt templates the images take in turn, the paper's first (IsSynth's way: "
-        "several)",
-        1,
-        7,
+        1, "how many prompt templates the images take in turn, the paper's first", 1, 7
     )
     strength: float = knob(
         0.0,
