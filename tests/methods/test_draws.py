@@ -549,6 +549,44 @@ def test_faulty_tuning_prompts_end_in_a_message(make, dataset, prompts, message)
 # Strengths and squares.
 
 
+@pytest.fixture(scope="module")
+def embedded():
+    """Return the embedded generator as a pipeline that starts from images."""
+    return generator_of(load_pipeline("mini"))
+
+
+STARTING = [name for name in METHODS if recipe(method=name).generate.strength]
+
+
+@pytest.mark.parametrize("method", STARTING)
+def test_two_strengths_of_a_method_are_two_numbers_of_steps(embedded, method):
+    """Of the embedded model, with its scheduler: the first step differs in its noise too."""
+    strengths, options = set(), recipe(method=method).generate
+    for shots in (1, 2, 4, 8, 16):
+        cell = Cell(recipe(method=method, shots=shots), MNIST)
+        stage_of("generate").require(cell)  # refuses what the steps cannot tell apart
+        for one in draws(cell.support, 3):
+            strengths |= set(one.strengths or [options.strength])
+    pipe = embedded._from_images()
+    pipe.scheduler = embedded.scheduler(options.scheduler)
+    noises = {}
+    for strength in strengths:
+        pipe.scheduler.set_timesteps(options.steps)
+        times, count = pipe.get_timesteps(options.steps, strength, "cpu")
+        assert count == round(options.steps * strength) == len(times)
+        noises[strength] = float(times[0])
+    assert len(set(noises.values())) == len(strengths)
+    assert sorted(noises, key=noises.__getitem__) == sorted(strengths), "more strength, more noise"
+
+
+@pytest.mark.parametrize("method", STARTING)
+def test_a_strength_that_the_steps_cannot_tell_is_refused_for_every_method(method):
+    """Whether it is the recipe's or the method's own."""
+    cell = Cell(recipe(method=method, shots=4, overrides={"generate.steps": 7}), MNIST)
+    with pytest.raises(ConfigError, match="cannot be told from.*generate.steps=7"):
+        stage_of("generate").require(cell)
+
+
 @given(width=st.integers(1, 60), height=st.integers(1, 60))
 def test_a_padded_square_holds_the_whole_image_on_black(width, height):
     from PIL import Image
