@@ -90,11 +90,7 @@ class Generate:
     )
     steps: int = knob(50, "sampling steps (paper), at most those of the noise schedule", 1, 1000)
     templates: int = knob(
-        1,
-        "how many prompt templates the images take in turn, the paper's first (IsSynth's way: "
-        "several)",
-        1,
-        7,
+        1, "how many prompt templates the images take in turn, the paper's first", 1, 7
     )
     strength: float = knob(
         0.0,
@@ -106,8 +102,15 @@ class Generate:
     redraws: int = knob(
         0,
         "times that an image is drawn again while the untouched classifier reads another class "
-        "(DISEF: 100)",
+        "(DISEF: a hundred batches of 8 for 64 images of a class, 12.5 each)",
         0,
+    )
+    fit: str = knob(
+        "crop",
+        "how a few shot to start from becomes a square: 'crop' keeps its centre, 'pad' all of it "
+        "on black (DISEF)",
+        choices=("crop", "pad"),
+        added=True,
     )
     scheduler: str = knob(
         "pipeline", "the pipeline's own (released code: PNDM) or a diffusers scheduler class"

@@ -74,9 +74,14 @@ def other_values(name):
     return st.from_regex(r"[a-z]{4,8}/[a-z]{4,8}", fullmatch=True)
 
 
-ADAPTED = ("cls", "dset", "loft", "bob", "genie_dset", "diffmix")  # not "clip"
+ADAPTED = ("cls", "dset", "loft", "bob", "genie_dset", "diffmix", "protoaug")
 STARTED = ("disef", "genie", "diffmix", "issynth_rg")  # from few shots
 JUDGED = ("disef", "genie_ada", "issynth_rg")  # by the untouched classifier
+
+
+def adapted(method):
+    """True for a method that tunes the generator."""
+    return method.removesuffix("+real") in ADAPTED
 
 
 def stage_keys(one, dataset=DATA):
@@ -110,7 +115,7 @@ def needs(stage, method):
         # It starts from them, and asks the classifier.
         own |= {"shots"} if method.startswith(STARTED) else set()
         own |= {"classifier"} if method.startswith(JUDGED) else set()
-        return own | (needs("adapt", method) if method.startswith(ADAPTED) else set())
+        return own | (needs("adapt", method) if adapted(method) else set())
     own = {"classifier", "seed", "validation", "protocol"}
     if row.head:
         own |= {f"classify.{name}" for name in row.head.reads}
@@ -240,7 +245,7 @@ def test_other_images_change_the_key_of_whatever_saw_them_and_no_other(method):
 
     tuned = (
         {"adapt", "generate"}
-        if method.startswith(ADAPTED)
+        if adapted(method)
         else {"generate"}
         if method.startswith(STARTED)
         else set()

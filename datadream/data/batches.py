@@ -47,6 +47,10 @@ class Batches:
             for kind, images in self.sets.items()
         }
 
+    def members(self, step: int) -> list[tuple[bool, int]]:
+        """Return (is real, position in its set) of each image of `at(step)`, before any mixing."""
+        return [one for own in self._keys(step).values() for one in own]
+
     def _targets(self, images, rows):
         """Return the label of each image as shares over the classes, (rows, C), on the host."""
         labels = torch.tensor([images.labels[i] for i in rows])

@@ -9,17 +9,23 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 
 import torch
-from PIL.Image import Image
+from PIL import ImageOps
+from PIL.Image import Image, Resampling
 
 from ..store.cores import usable_cores
 from .decode_cache import large
 from .images import Images
 
 
-def square(image: Image, side: int) -> Image:
-    """Resize the short side of a PIL image to `side` (bilinear) and centre-crop a square."""
+def square(image: Image, side: int, fit: str = "crop") -> Image:
+    """Return a PIL image as a square of `side` pixels (bilinear).
+
+    'crop' resizes the short side and keeps the centre, 'pad' the long side, on black.
+    """
     from torchvision.transforms import InterpolationMode, v2
 
+    if fit == "pad":
+        return ImageOps.pad(image, (side, side), Resampling.BILINEAR, "black")
     return v2.Compose([v2.Resize(side, InterpolationMode.BILINEAR), v2.CenterCrop(side)])(image)
 
 

@@ -1,9 +1,9 @@
 """The protocol of a method: only what sets it apart from the others.
 
 A method says which adapters of the generator are trained, how each image is drawn, which of the
-images are accepted, and, unless the classifier is tuned by LoRA, what is fitted on its frozen
-features. The pipeline does the rest, the same way for all: sampling, resuming, sharing work over
-machines, training the classifier, recording.
+images are accepted, what is added to the classifier's loss, and, unless the classifier is tuned by
+LoRA, what is fitted on its frozen features. The pipeline does the rest, the same way for all:
+sampling, resuming, sharing work over machines, training the classifier, recording.
 """
 
 import hashlib
@@ -157,11 +157,11 @@ CROPS_ALONE = {
 
 @dataclass(frozen=True)
 class Given:
-    """What a head is fitted on. Test images are not part of it."""
+    """What a head is fitted on, or a loss prepared with. Test images are not part of it."""
 
     support: Support
     frozen: "Frozen"  # the untouched classifier: features of images and of prompts
-    images: Images  # the few shots, the synthetic images, or both
+    images: Images  # the few shots, the synthetic images, or both, in this order
     val: Images  # `validation_images` of the recipe, by which a head may choose
     folder: Path  # where a longer fit keeps its checkpoint and its curve.json
 
@@ -211,6 +211,38 @@ class Head:
 
 
 @dataclass(frozen=True)
+class ExtraLoss:
+    """What a method adds to the loss of a classifier that is tuned by LoRA (equation 3).
+
+    A subclass is a frozen dataclass: its fields are settings, and part of the classifier's key. It
+    has `prepare` and `added`.
+    """
+
+    version: int = 1  # raise it when the class changes, so that classifiers are made anew
+
+    def key(self) -> dict[str, Any]:
+        """Return what is added to the classifier's key."""
+        return {"loss": [type(self).__module__, type(self).__qualname__, asdict(self)]}
+
+    def require(self, support: Support) -> None:
+        """Raise ConfigError on settings that the loss cannot work with; before anything is made."""
+
+    def prepare(self, given: Given) -> "Tensor":
+        """Return what is kept of each of `given.images`, (n, ...); called once, before training."""
+        raise NotImplementedError(f"{type(self).__qualname__} has no `prepare`")
+
+    def added(
+        self, logits: "Tensor", targets: "Tensor", real: "Tensor", kept: "Tensor"
+    ) -> "Tensor":
+        """Return what is added to the loss of a batch, a scalar with its graph.
+
+        `logits` and the soft `targets` are (B, classes), of the whole batch whatever its size. The
+        mask `real` (B,), and `kept`, the batch's rows of what `prepare` gave, are on the host.
+        """
+        raise NotImplementedError(f"{type(self).__qualname__} has no `added`")
+
+
+@dataclass(frozen=True)
 class Method:
     """A method of the comparison; a subclass overrides what differs from the default.
 
@@ -234,6 +266,7 @@ class Method:
     trained: bool = True  # whether a classifier is trained at all
     main: bool = False  # in the paper's main table, and run where no method is named
     head: Head | None = None  # what is fitted on frozen features; None: LoRA is tuned (section 3.4)
+    loss: ExtraLoss | None = None  # what is added to equation 3; None: nothing
     marker: str = "o"  # matplotlib's; tells methods of one colour apart
     # What differs from the profile: profile -> dotted field -> value.
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)

@@ -1,11 +1,17 @@
 """DISEF-style (da Costa et al., 2023): start from a few shot, redraw what CLIP misclassifies.
 
-It starts at step 5 of 20 from a few shot and redraws what its CLIP reads as another class, at most
-a hundred times; the mini profile four times, since its untouched CLIP reads handwriting badly, and
-without guidance, as all of that profile's methods. The paper's profile has DISEF's guidance, 8.
+It starts at step 5 of 20 from a few shot, padded with black to a square, and redraws what its CLIP
+reads as another class. The paper's profile has DISEF's guidance, 8; the mini profile has none, as
+all of that profile's methods, and redraws four times, since its untouched CLIP reads handwriting
+badly.
 
-Not here: captions of the shots, Realistic Vision 2.0, padding to a square (shots are cut), the
-mixing of starts. DISEF stops asking after a hundred batches of a class, not redraws of an image.
+DISEF filters the first hundred batches of a class, 8 drawings each for 64 images, 12.5 an image;
+from then on all pass. Here each image has this budget for itself, twelve redraws, so that it
+depends on no other image and on no batch. Where CLIP accepts a share p of the drawings, DISEF lets
+1 - 12.5 p of its images pass unfiltered, from p = 8 % on none; here it is (1 - p)^12.
+
+Not here: captions of the shots, Realistic Vision 2.0, the optional mixing of starts. The mini
+profile's images are square already, and photographs are cut there unless `generate.fit` says 'pad'.
 """
 
 from .base import Method
@@ -16,7 +22,8 @@ FROM_SHOTS = {
         "generate.steps": 20,
         "generate.guidance": 8.0,
         "generate.scheduler": "DPMSolverMultistepScheduler",
-        "generate.redraws": 100,
+        "generate.redraws": 12,
+        "generate.fit": "pad",
     },
     "mini": {"generate.strength": 0.75, "generate.steps": 20, "generate.redraws": 4},
 }

@@ -108,9 +108,9 @@ def train(
     curve.json to `folder`. `inputs` are `train_inputs`.
     """
     recipe = support.recipe
-    model = _clip(recipe.classifier, recipe.precision)
+    model = frozen_clip(recipe.classifier, recipe.precision)
     frozen, val = Frozen(model, inputs["prompts"]), validation_images(recipe, support.dataset)
-    given = Given(support, frozen, _joined(real, synthetic), val, folder)
+    given = Given(support, frozen, joined(real, synthetic), val, folder)
     state = head_of(recipe.method).fit(given)
     _require_state(recipe.method, state)
     config = {
@@ -124,14 +124,16 @@ def train(
     return []
 
 
-def _clip(name: str, precision: str) -> Classifier:
+def frozen_clip(name: str, precision: str) -> Classifier:
+    """Load the CLIP of a recipe as it is. Raises ConfigError on a classifier that is none."""
     model = load_classifier(name, precision=precision)
     if not isinstance(model, Classifier):
-        raise ConfigError(f"classifier={name!r} is no CLIP, and a head needs the features of one")
+        raise ConfigError(f"classifier={name!r} is no CLIP, whose features the method needs")
     return model
 
 
-def _joined(*sets: Images | None) -> Images:
+def joined(*sets: Images | None) -> Images:
+    """Return the images of some sets as one, in their order and without soft labels."""
     some = [images for images in sets if images is not None]
     sources = tuple(source for images in some for source in images.sources)
     return Images(sources, tuple(label for images in some for label in images.labels))
@@ -156,6 +158,6 @@ def load_trained(folder: str | Path) -> tuple[Any, dict[str, Any]]:
     config = json.loads((Path(folder) / "adapter.json").read_text())
     if "head" not in config:
         return load_classifier_lora(folder)
-    model = _clip(config["classifier"], config["precision"])
+    model = frozen_clip(config["classifier"], config["precision"])
     state = load_file(Path(folder) / "adapter.safetensors", device=str(device()))
     return Headed(model, state, head_of(config["head"]).logits).eval(), config

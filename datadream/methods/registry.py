@@ -20,6 +20,7 @@ from . import (
     issynth,
     loft,
     probe,
+    protoaug,
     real,
     tip,
     unadapted,
@@ -52,7 +53,7 @@ class Table(Mapping[str, Method]):
             self.add(method)
         for method in (heavy, *others, *map(with_real, others)):
             self.add(method)
-        for method in later:
+        for method in (*later, *protoaug.METHODS):
             self.add_with_twin(method)
         for family in (cliplora, tip, probe, crossmodal):  # real images alone
             for method in family.METHODS:
@@ -150,6 +151,11 @@ def require_method(method: object) -> None:
         raise ConfigError(
             f"marker={brief(method.marker)} of method {method.name!r}; give one of "
             f"{' '.join(MARKERS)}"
+        )
+    if method.loss and (method.head or not method.trained):
+        raise ConfigError(
+            f"method {method.name!r} has a loss, and {'a head' if method.head else 'no training'}; "
+            "a loss is for a classifier that is tuned by LoRA"
         )
     if not isinstance(method.settings, Mapping):
         raise ConfigError(

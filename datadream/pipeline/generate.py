@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from .. import progress
-from ..config import Recipe
+from ..config import Recipe, key_fields
 from ..data.folders import class_folders
 from ..data.images import fingerprint
 from ..data.png import is_whole, write_images
@@ -41,7 +41,7 @@ def image_seed(seed: int, label: int, index: int, *again: int) -> int:
 def generation_inputs(support: Support, adapter_keys: Sequence[str]) -> dict[str, Any]:
     """Return what a synthetic set depends on; batch size and compilation do not count."""
     recipe = support.recipe
-    options = dataclasses.asdict(recipe.generate)
+    options = key_fields(recipe.generate)
     for name in ("batch", "compile"):
         options.pop(name)
     return {
@@ -180,7 +180,7 @@ def drawing(
 def _start(support, label, one, side):
     """Return the shot that an image starts from, as a square."""
     shots = support.shots(label if one.source is None else one.source)
-    return square(shots.open(one.start), side)
+    return square(shots.open(one.start), side, support.recipe.generate.fit)
 
 
 def _chosen(support, label, one, tries, read):

@@ -21,6 +21,7 @@ from ..data.transforms import validation_batches
 from ..errors import ConfigError
 from ..methods.base import Support
 from ..methods.heads import seen_inputs
+from ..methods.losses import WHOLE, Added, extra_loss, loss_key, require_loss
 from ..methods.registry import method_of
 from ..models.classifiers.base import load_classifier, require_adaptable, save_classifier_lora
 from ..models.classifiers.lora import LORA
@@ -78,13 +79,14 @@ def train_inputs(support: Support, synthetic_key: str | None) -> dict[str, Any]:
     if not (real and synthetic_key):  # lambda weighs two kinds against each other
         options["real_weight"] = None
     own = {"classify": options, "steps": steps, "warmup": warmup}
-    return {**seen_inputs(support, synthetic_key), **own}
+    return {**seen_inputs(support, synthetic_key), **own, **loss_key(support)}
 
 
 def require_trainable(support: Support) -> None:
-    """Raise ConfigError on an unadaptable classifier, or an epoch chosen on training images."""
+    """Raise ConfigError on what cannot be trained, or an epoch chosen on training images."""
     recipe, dataset = support.recipe, support.dataset
     require_adaptable(recipe.classifier)
+    require_loss(support)
     if recipe.classify.select == "validation" and dataset.val is dataset.train:
         raise ConfigError(
             "classify.select='validation' would choose the epoch on the training images, since "
@@ -107,13 +109,14 @@ def train(
     recipe, texts = support.recipe, inputs["prompts"]
     chosen = {name: inputs["classify"][name] for name in ("select", "evaluations")}
     options, size = dataclasses.replace(recipe.classify, **chosen), BatchSize(recipe.classify.batch)
+    more = extra_loss(support, real, synthetic, folder)
     torch.manual_seed(seed_for("classifier", recipe.seed))
     model = load_classifier(recipe.classifier, len(texts), recipe.precision)
     parameters, seed = model.attach(options), seed_for("batches", recipe.seed)
     batches = Batches(real, synthetic, options, len(texts), model.size, seed, model.mean.device)
     val, seed = validation_images(recipe, support.dataset), seed_for("train", recipe.seed)
     length = inputs["steps"], inputs["warmup"]
-    optimise(model, parameters, batches, texts, val, options, *length, folder, seed, size)
+    optimise(model, parameters, batches, texts, val, options, *length, folder, seed, size, more)
     config = {
         **{name: getattr(recipe, name) for name in ("classifier", "precision")},
         **{name: value for name, value in key_fields(options).items() if name in LORA},
@@ -126,9 +129,9 @@ def train(
 def optimise(
     model: Any, parameters: dict[str, torch.nn.Parameter], batches: Batches, texts: list[str],
     val: Images, options: Classify, steps: int, warmup: int, folder: Path, seed: int,
-    size: BatchSize,
+    size: BatchSize, more: Added | None = None,
 ) -> None:  # fmt: skip
-    """Train a classifier in place.
+    """Train a classifier in place; `more` is what the method adds to the loss.
 
     Validation on `val` gives the curve and, only if `options.select` says so, the kept weights.
     """
@@ -143,9 +146,10 @@ def optimise(
 
         def share(rows: Any) -> Tensor:
             logits = model(images[rows], tokens)
-            return mixed_loss(logits, targets[rows], real[rows], options.real_weight, real)
+            loss = mixed_loss(logits, targets[rows], real[rows], options.real_weight, real)
+            return loss + more(batches.members(step), logits, targets, real) if more else loss
 
-        return Shares(len(images), share)
+        return Shares(len(images), share, WHOLE if more else "")
 
     def after(step: int, loss: float) -> None:
         if step in points:

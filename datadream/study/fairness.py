@@ -13,7 +13,9 @@ from .plan import described_cell
 def extra_models(cell: Cell) -> str:
     """Return which models a method asks besides generator and classifier; "" for none."""
     redraws = cell.method.generates and cell.recipe.generate.redraws
-    return f"the untouched classifier, {redraws} redraws at most" if redraws else ""
+    uses = [f"{redraws} redraws at most"] * bool(redraws)
+    uses += ["for the loss"] * bool(cell.method.loss)
+    return ", ".join(["the untouched classifier", *uses]) if uses else ""
 
 
 def fairness(recipes: Iterable[Recipe]) -> pd.DataFrame:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from .. import progress, signals
 from ..errors import ConfigError
 from ..seeds import seed_for
-from .batch_size import BatchSize
+from .batch_size import BatchSize, out_of_memory
 from .checkpoint import load_state, save_state
 from .distributed import broadcast, leads, rank, share, sum_step
 from .schedule import cosine_schedule
@@ -67,17 +67,20 @@ class Shares:
     """The loss of a step as a sum over its images, for gradient accumulation.
 
     `of(rows)` is the share of some of the `count` images in the loss, a scalar with its graph;
-    `rows` is an index tensor or `slice(None)`. Shares that cover all images sum to the loss.
+    `rows` is an index tensor or `slice(None)`. Shares that cover all images sum to the loss. A loss
+    that cannot be taken in parts says in `whole` why, and what to do where memory ends.
     """
 
     count: int
     of: Callable[[Any], Tensor]
+    whole: str = ""
 
 
 def _backward(loss_at, step, seed, optimiser, batch, accelerator):
     """Set the gradients of this process's part of a step, in micro-batches, and return its loss.
 
-    On out-of-memory, the step is repeated from its seed in micro-batches of half the size.
+    On out-of-memory, the step is repeated from its seed in micro-batches of half the size. Raises
+    ConfigError where it has to be taken as a whole.
     """
     while True:
         torch.manual_seed(seed)
@@ -89,12 +92,17 @@ def _backward(loss_at, step, seed, optimiser, batch, accelerator):
                 return loss.item()
             rows = share(torch.arange(loss.count), accelerator)
             # An epoch's last batch may be smaller than the number of processes.
-            for part in rows.split(batch.size if batch else loss.count) if len(rows) else ():
+            size = batch.size if batch and not loss.whole else loss.count
+            for part in rows.split(size) if len(rows) else ():
                 value = loss.of(slice(None) if len(part) == loss.count else part)
                 value.backward()
                 total += value.item()
             return total
         except RuntimeError as error:
+            if isinstance(loss, Shares) and loss.whole and out_of_memory(error):
+                raise ConfigError(
+                    f"{loss.count} images at once do not fit in memory, and {loss.whole}"
+                ) from error
             loss = value = None  # frees the graph that did not fit
             if not (batch and batch.halve(error)):
                 raise

@@ -544,3 +544,90 @@ def test_faulty_tuning_prompts_end_in_a_message(make, dataset, prompts, message)
             _ = Cell(make("drawn"), dataset).keys
     finally:
         METHODS.unregister("drawn")
+
+
+# Strengths and squares.
+
+
+@pytest.fixture(scope="module")
+def embedded():
+    """Return the embedded generator as a pipeline that starts from images."""
+    return generator_of(load_pipeline("mini"))
+
+
+STARTING = [name for name in METHODS if recipe(method=name).generate.strength]
+
+
+@pytest.mark.parametrize("method", STARTING)
+def test_two_strengths_of_a_method_are_two_numbers_of_steps(embedded, method):
+    """Of the embedded model, with its scheduler: the first step differs in its noise too."""
+    strengths, options = set(), recipe(method=method).generate
+    for shots in (1, 2, 4, 8, 16):
+        cell = Cell(recipe(method=method, shots=shots), MNIST)
+        stage_of("generate").require(cell)  # refuses what the steps cannot tell apart
+        for one in draws(cell.support, 3):
+            strengths |= set(one.strengths or [options.strength])
+    pipe = embedded._from_images()
+    pipe.scheduler = embedded.scheduler(options.scheduler)
+    noises = {}
+    for strength in strengths:
+        pipe.scheduler.set_timesteps(options.steps)
+        times, count = pipe.get_timesteps(options.steps, strength, "cpu")
+        assert count == round(options.steps * strength) == len(times)
+        noises[strength] = float(times[0])
+    assert len(set(noises.values())) == len(strengths)
+    assert sorted(noises, key=noises.__getitem__) == sorted(strengths), "more strength, more noise"
+
+
+@pytest.mark.parametrize("method", STARTING)
+def test_a_strength_that_the_steps_cannot_tell_is_refused_for_every_method(method):
+    """Whether it is the recipe's or the method's own."""
+    cell = Cell(recipe(method=method, shots=4, overrides={"generate.steps": 7}), MNIST)
+    with pytest.raises(ConfigError, match="cannot be told from.*generate.steps=7"):
+        stage_of("generate").require(cell)
+
+
+@given(width=st.integers(1, 60), height=st.integers(1, 60))
+def test_a_padded_square_holds_the_whole_image_on_black(width, height):
+    from PIL import Image
+
+    found = np.asarray(square(Image.new("RGB", (width, height), "white"), 32, "pad"))
+    assert found.shape == (32, 32, 3)
+    rows, columns = (found[..., 0] > 0).any(1), (found[..., 0] > 0).any(0)
+    longer = max(width, height)
+    assert rows.sum() == pytest.approx(32 * height / longer, abs=1)
+    assert columns.sum() == pytest.approx(32 * width / longer, abs=1)
+    for line in (rows, columns):  # in the middle
+        assert abs(int(line.argmax()) - int(line[::-1].argmax())) <= 1
+    cut = np.asarray(square(Image.new("RGB", (width, height), "white"), 32))
+    assert cut.shape == (32, 32, 3) and cut.min() == 255
+
+
+def test_an_image_starts_from_a_padded_shot_where_it_is_asked_to(make, dataset, tmp_path):
+    """The shots are 24 x 16 pixels: at little noise, what is made of a padded one has dark bars."""
+    options = {"generate.strength": 0.05, "generate.redraws": 0}
+    bars = {}
+    for fit in ("crop", "pad"):
+        one = make("disef", {**options, "generate.fit": fit})
+        with sampling.adapted(one) as pipe:
+            starts = seen_starts(one, dataset, pipe)
+        bars[fit] = np.asarray(starts[0])[:2].max()
+    assert bars["pad"] == 0 < bars["crop"]
+
+
+def seen_starts(one, dataset, pipe):
+    """Return the squares that the images of class 0 start from."""
+    from datadream.pipeline import generate
+
+    seen = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(generate, "sample", lambda *args: seen.extend(args[-1]) or list(args[-1]))
+        generate.drawing(pipe, Support(one, dataset), 0)(0, 2)
+    return seen
+
+
+def test_the_fit_is_in_the_key_where_it_pads(make, dataset):
+    cells = [Cell(make("disef", {"generate.fit": fit}), dataset) for fit in ("crop", "pad")]
+    inputs = [stage_of("generate").inputs(cell, None)["generate"] for cell in cells]
+    assert "fit" not in inputs[0] and inputs[1]["fit"] == "pad"
+    assert recipe("paper", method="disef").generate.fit == "pad"

@@ -3,6 +3,7 @@ adapters, and what is drawn again.
 """
 
 import json
+import re
 from collections import Counter
 
 import numpy as np
@@ -12,6 +13,7 @@ from PIL import Image
 
 from datadream.data.datasets import few_shots, prompt
 from datadream.data.synthetic_set import read_synthetic_set
+from datadream.errors import DataError
 from datadream.methods.base import Adapter, Support
 from datadream.methods.recipes import recipe
 from datadream.methods.registry import METHODS
@@ -21,6 +23,7 @@ from datadream.models.generators.load import generator_of, load_pipeline
 from datadream.models.generators.lora import merged_lora
 from datadream.pipeline import generate
 from datadream.pipeline.generate import image_seed, reader
+from datadream.pipeline.stages import STAGES, Cell
 from datadream.store.artifacts import Store
 from datadream.study import run
 
@@ -47,9 +50,8 @@ def test_every_method_runs_to_a_record(make, tmp_path, method):
     )
     made = {name.rstrip("0123456789") for name in record["artifacts"]}
     assert made >= {"train", "judge"} and ("generate" in made) == bool(METHODS[method].generates)
-    assert ("adapt" in made) == method.startswith(
-        ("cls", "dset", "loft", "bob", "genie_dset", "diffmix")
-    )
+    adapted = ("cls", "dset", "loft", "bob", "genie_dset", "diffmix", "protoaug")
+    assert ("adapt" in made) == (method.removesuffix("+real") in adapted)
 
 
 def test_a_method_s_settings_are_overrides_that_a_reader_may_override():
@@ -258,3 +260,25 @@ def test_heavy_augmentation_differs_from_real_only_in_its_classifier(make):
         and heavy.classify.randaugment
         and not plain.classify.randaugment
     )
+
+
+# One shot.
+
+# What needs more says so; all else runs.
+NEED_MORE = dict.fromkeys(("bob", "bob+real"), "what sets it apart.*give shots=2")
+
+
+@pytest.mark.parametrize("dataset", ["mnist", "optdigits"])
+@pytest.mark.parametrize("profile", ["mini", "paper"])
+@pytest.mark.parametrize("method", METHODS)
+def test_one_shot_a_class_is_enough_or_the_method_says_why_not(method, profile, dataset):
+    models = {"generator": "mini", "classifier": "mini"}
+    one = recipe(profile, models, dataset=dataset, method=method, shots=1)
+    if method in NEED_MORE:
+        with pytest.raises(DataError, match=f"{re.escape(repr(method))}.*{NEED_MORE[method]}"):
+            _ = Cell(one).keys
+        return
+    cell = Cell(one)
+    assert cell.keys
+    for stage in STAGES:
+        stage.require(cell)

@@ -193,7 +193,7 @@ def test_each_dataset_of_the_paper_has_an_address():
 
 def test_pages_name_a_method_of_others_with_its_address():
     text = (ROOT / "book" / "references.md").read_text()
-    others = ("CLIP-LoRA", "Tip-Adapter", "Cross-modal")
+    others = ("CLIP-LoRA", "Tip-Adapter", "Cross-modal", "ProtoAug")
     for name in ("DataDream", "LoFT", "DISEF", "IsSynth", "CoOp", *others):
         (row,) = [line for line in text.splitlines() if line.startswith(f"| {name}")]
         assert "https://arxiv.org/abs/" in row and "https://github.com/" in row

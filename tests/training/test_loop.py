@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from datadream.seeds import seed_for
+from datadream.training.batch_size import BatchSize
 from datadream.training.checkpoint import load_state, save_state
-from datadream.training.loop import DivergedError, fit
+from datadream.training.loop import DivergedError, Shares, fit
 from datadream.training.schedule import cosine_schedule
 
 
@@ -369,3 +370,17 @@ def test_a_state_keeps_tensors_of_any_layout(tmp_path):
     save_state(tmp_path / "state", tensors, 7)
     loaded, step = load_state(tmp_path / "state")
     assert step == 7 and same(loaded, tensors)
+
+
+@pytest.mark.parametrize("whole, sizes", [("", [2, 2, 1]), ("it compares images", [5])])
+def test_only_a_loss_that_may_be_taken_in_parts_is(whole, sizes):
+    weight, seen, numbers = torch.nn.Parameter(torch.ones(1)), [], torch.arange(5.0)
+
+    def share(rows):
+        seen.append(len(numbers[rows]))
+        return (weight * numbers[rows]).sum()
+
+    losses = fit(
+        {"w": weight}, lambda step: Shares(5, share, whole), steps=1, lr=0.1, batch=BatchSize(2)
+    )
+    assert seen == sizes and losses == [10.0]
