@@ -74,9 +74,9 @@ def other_values(name):
     return st.from_regex(r"[a-z]{4,8}/[a-z]{4,8}", fullmatch=True)
 
 
-ADAPTED = ("cls", "dset", "loft", "bob", "genie_dset", "diffmix")  # not "clip"
+ADAPTED = ("cls", "dset", "loft", "bob", "genie_dset", "diffmix", "contrast")  # not "clip"
 STARTED = ("disef", "genie", "diffmix", "issynth_rg")  # from few shots
-JUDGED = ("disef", "genie_ada", "issynth_rg")  # by the untouched classifier
+JUDGED = ("disef", "genie_ada", "issynth_rg", "contrast")  # by the untouched classifier
 
 
 def stage_keys(one, dataset=DATA):

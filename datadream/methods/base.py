@@ -62,6 +62,7 @@ class Draw:
     # the same noise. None: generate.strength.
     strengths: tuple[float, ...] = ()
     label: SoftLabel = ()  # shares of classes, which sum to one; none: the image's class alone
+    negative: str = ""  # the prompt that guidance leads away from; "": that of no words
 
     def key(self) -> dict[str, Any]:
         """Return the fields as a key holds them: later ones only where they are given."""
@@ -70,7 +71,7 @@ class Draw:
         return {n: value for n, value in asdict(self).items() if n in first or n in given}
 
     def metadata(self) -> dict[str, Any]:
-        """Return what the metadata say of a start of another class, weights and a soft label."""
+        """Return what the metadata say of the fields that few methods give."""
         found: dict[str, Any] = {}
         if self.source is not None:
             found["start"] = {"label": self.source, "shot": self.start}
@@ -78,6 +79,8 @@ class Draw:
             found["weights"] = list(self.weights)
         if self.label:
             found["shares"] = shares_row(self.label)
+        if self.negative:
+            found["negative"] = self.negative
         return found
 
 
@@ -125,7 +128,7 @@ class Support:
         rest = [other for other in range(len(self.classes)) if other != label]
         if not rest:
             raise DataError(
-                f"method {self.recipe.method!r} starts from shots of other classes, and "
+                f"method {self.recipe.method!r} needs other classes beside each, and "
                 f"{self.dataset.name!r} has one class; give it two at least"
             )
         return [(other, place) for other in rest for place in range(self.count(other))]
@@ -222,6 +225,7 @@ class Method:
     # True if recipe, prompts and adapters determine how the images are made, so that the key need
     # not hold the draws. It applies to the class that sets it, not to its subclasses.
     derived: ClassVar[bool] = True
+    asks: ClassVar[str] = ""  # what else it asks models for, as the table of what it spends says it
 
     name: str
     title: str
@@ -284,7 +288,7 @@ class Method:
         """Return what the synthetic set's key holds besides recipe, prompts and adapters.
 
         Nothing for a class that is `derived`; else every draw, and the `version` if the class has
-        its own `accept` or `choose`.
+        its own `accept` or `choose`. Computed for every plan, so it loads no model.
         """
         if self.is_derived:
             return {}

@@ -68,6 +68,7 @@ def _require(method, support, label, index, one, known):
             f"{len(one.adapters)} adapters"
         )
     _require_label(where, one.label, len(support.classes))
+    _require_negative(where, one.negative, support.recipe.generate)
     _require_start(where, support, label, one)
 
 
@@ -88,6 +89,17 @@ def _require_label(where, shares, classes):
         raise ConfigError(
             f"{where} label={brief(shares)}; give (class, share) pairs, each class of 0 to "
             f"{classes - 1} once, whose shares sum to one"
+        )
+
+
+def _require_negative(where, negative, options):
+    """Raise ConfigError on a negative prompt that is no text, or that no step is guided by."""
+    if not isinstance(negative, str) or not printable(negative):
+        raise ConfigError(f"{where} negative={brief(negative)}; give printable text, or ''")
+    if negative and not (options.guidance > 1 and options.guided > 0):
+        raise ConfigError(
+            f"{where} negative={brief(negative)}, but generate.guidance={options.guidance:g} and "
+            f"generate.guided={options.guided:g} lead away from nothing; give a guidance above 1"
         )
 
 
@@ -117,13 +129,15 @@ def _require_start(where, support, label, one):
         raise ConfigError(f"{where} strengths={brief(one.strengths)}; give numbers in (0, 1]")
 
 
-def require_strengths(support: Support) -> None:
-    """Raise ConfigError on strengths that the solver's steps cannot tell from others.
+def require_draws(support: Support) -> None:
+    """Raise ConfigError on a draw that cannot be made, before anything is made.
 
-    Asked before anything is made, and of those that some image starts with.
+    So too on a strength that an image starts with and that the solver's steps cannot tell from
+    others.
     """
     options, asked = support.recipe.generate, set()
-    for label in range(len(support.classes)) if options.strength else ():
+    own = type(method_of(support.recipe)).draw is not Method.draw
+    for label in range(len(support.classes)) if own or options.strength else ():
         for one in draws(support, label):
             asked |= set(one.strengths or [options.strength]) if one.start is not None else set()
     for strength in sorted(asked):

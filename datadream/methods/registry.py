@@ -12,6 +12,7 @@ from ..errors import ConfigError, brief, did_you_mean, printable
 from . import (
     bob,
     cliplora,
+    contrast,
     crossmodal,
     datadream,
     diffmix,
@@ -46,7 +47,7 @@ class Table(Mapping[str, Method]):
         main = (*unadapted.METHODS, *datadream.METHODS)
         prompts, guided = issynth.METHODS
         others = (prompts, *disef.METHODS, *loft.METHODS)
-        later = (*bob.METHODS, *genie.METHODS, *diffmix.METHODS, guided)
+        later = (*bob.METHODS, *genie.METHODS, *diffmix.METHODS, guided, *contrast.METHODS)
         usual, heavy = real.METHODS
         for method in (*zero_shot.METHODS, usual, *main, *map(with_real, main)):
             self.add(method)

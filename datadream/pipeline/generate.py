@@ -23,7 +23,7 @@ from ..methods.registry import method_of
 from ..methods.units import Slice, slices
 from ..models.classifiers.untouched import Untouched
 from ..models.device import dtype_for
-from ..models.generators.sampling import adapted, sample
+from ..models.generators.sampling import Words, adapted, sample
 from ..models.identity import identity
 from ..seeds import seed_for
 from ..training.batch_size import BatchSize, shared_batch_size
@@ -142,13 +142,11 @@ def drawing(
     """Return (first index, count) -> a class's images, redrawn while the method rejects them."""
     recipe, options = support.recipe, support.recipe.generate
     made, side = draws(support, label), generator.side(recipe.resolution)
-    place = {prompt: i for i, prompt in enumerate(dict.fromkeys(one.prompt for one in made))}
-    words = generator.embed(list(place), options)
+    words = Words(generator, [(one.prompt, one.negative) for one in made], options)
 
     def sampled(rows: Sequence[int], again: int) -> dict[int, Image.Image]:
-        own = [place[made[i].prompt] for i in rows]
-        text = {name: tensor[own] for name, tensor in words.items()}
-        starts, strengths = None, made[rows[0]].strengths or (options.strength,)
+        text, starts = words.of(rows), None
+        strengths = made[rows[0]].strengths or (options.strength,)
         if made[rows[0]].start is not None:  # all of a batch, or none
             starts = [_start(support, label, made[i], side) for i in rows]
         # The strengths in turn with the same noise, then all of them with another.

@@ -18,7 +18,7 @@ from ..data.datasets import Dataset, draw_inputs, load_for, write_draw
 from ..data.synthetic_set import read_synthetic_set
 from ..methods import heads
 from ..methods.base import Adapter, Support
-from ..methods.checked import adapters, require_strengths
+from ..methods.checked import adapters, require_draws
 from ..methods.distinct import require_distinct
 from ..methods.registry import method_of
 from ..methods.units import slices
@@ -171,7 +171,7 @@ def _draw(cell):
 
 def _require_generated(cell):
     require_sampler(cell.recipe)
-    require_strengths(cell.support)
+    require_draws(cell.support)
 
 
 def _adapter_pieces(cell):

@@ -13,7 +13,8 @@ from .plan import described_cell
 def extra_models(cell: Cell) -> str:
     """Return which models a method asks besides generator and classifier; "" for none."""
     redraws = cell.method.generates and cell.recipe.generate.redraws
-    return f"the untouched classifier, {redraws} redraws at most" if redraws else ""
+    judge = f"the untouched classifier, {redraws} redraws at most" if redraws else ""
+    return "; ".join(filter(None, [judge, cell.method.asks]))
 
 
 def fairness(recipes: Iterable[Recipe]) -> pd.DataFrame:

@@ -24,6 +24,30 @@ if TYPE_CHECKING:
 BACKEND = "inductor"
 
 
+class Words:
+    """What many images are prompted with and led away from, each text encoded once."""
+
+    def __init__(
+        self, generator: Generator, texts: Sequence[tuple[str, str]], options: Generate
+    ) -> None:
+        """`texts` has (prompt, negative prompt) of each image; of "" the family's own is taken."""
+        every = [text for text, _ in texts] + [away for _, away in texts if away]
+        self.texts, self.place = texts, {one: i for i, one in enumerate(dict.fromkeys(every))}
+        self.table = generator.embed(list(self.place), options)
+
+    def of(self, images: Sequence[int]) -> dict[str, Tensor]:
+        """Return the rows of `Generator.embed` for some images."""
+        own = [self.place[self.texts[i][0]] for i in images]
+        found = {name: tensor[own] for name, tensor in self.table.items()}
+        for row, i in enumerate(images):
+            away = self.texts[i][1]
+            for name in found if away else ():
+                plain = name.removeprefix("negative_")
+                if plain != name:
+                    found[name][row] = self.table[plain][self.place[away]]
+        return found
+
+
 def sample(
     generator: Generator,
     text: Mapping[str, Tensor],
