@@ -75,8 +75,8 @@ def other_values(name):
 
 
 ADAPTED = ("cls", "dset", "loft", "bob", "genie_dset", "diffmix", "contrast")  # not "clip"
-STARTED = ("disef", "genie", "diffmix", "issynth_rg")  # from few shots
-JUDGED = ("disef", "genie_ada", "issynth_rg", "contrast")  # by the untouched classifier
+STARTED = ("disef", "genie", "diffmix", "issynth_rg", "dipsy")  # from few shots, or by them
+JUDGED = ("disef", "genie_ada", "issynth_rg", "contrast", "dipsy")  # by the untouched classifier
 
 
 def stage_keys(one, dataset=DATA):
@@ -459,7 +459,7 @@ def test_overrides_may_be_a_text_in_json_or_yaml(text):
 @pytest.mark.parametrize("field", config.PLACES)
 def test_a_place_may_begin_with_the_users_home(field, monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert getattr(recipe(**{field: "~/my photos"}), field) == f"{tmp_path}/my photos"
+    assert as_dict(recipe(overrides={field: "~/my photos"}))[field] == f"{tmp_path}/my photos"
     assert getattr(recipe(**{field: "a~/b"}), field) == "a~/b"
 
 

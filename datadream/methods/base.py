@@ -63,6 +63,9 @@ class Draw:
     strengths: tuple[float, ...] = ()
     label: SoftLabel = ()  # shares of classes, which sum to one; none: the image's class alone
     negative: str = ""  # the prompt that guidance leads away from; "": that of no words
+    # The (class, place) of the two few shots that prompt too, by `generate.image_prompts`: one that
+    # guidance leads to and one that it leads away from. None: the text alone.
+    images: tuple[tuple[int, int], ...] = ()
 
     def key(self) -> dict[str, Any]:
         """Return the fields as a key holds them: later ones only where they are given."""
@@ -81,6 +84,8 @@ class Draw:
             found["shares"] = shares_row(self.label)
         if self.negative:
             found["negative"] = self.negative
+        if self.images:
+            found["images"] = [{"label": label, "shot": shot} for label, shot in self.images]
         return found
 
 
@@ -242,7 +247,7 @@ class Method:
     # What differs from the profile: profile -> dotted field -> value.
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     together: int = 0  # most images that share a batch; 0: as many as have the same adapters
-    version: int = 1  # raise it when `accept` or `choose` changes, so that sets are drawn anew
+    version: int = 1  # raise it when `accept`, `choose` or `view` changes: sets are drawn anew
 
     @property
     def is_derived(self) -> bool:
@@ -267,6 +272,10 @@ class Method:
         start = index % support.count(label) if support.recipe.generate.strength else None
         return Draw(prompts[index % len(prompts)], self.used(support, label, index), start)
 
+    def view(self, image: Image, rng: np.random.Generator) -> Image:
+        """Return a few shot as it prompts an image; `rng` depends on seed, class and index."""
+        return image
+
     def tuning_prompts(self, support: Support, adapter: Adapter) -> list[str]:
         """Return the prompt of each image that an adapter is tuned on."""
         return [support.prompt(label) for label in adapter.images(support).labels]
@@ -288,13 +297,13 @@ class Method:
         """Return what the synthetic set's key holds besides recipe, prompts and adapters.
 
         Nothing for a class that is `derived`; else every draw, and the `version` if the class has
-        its own `accept` or `choose`. Computed for every plan, so it loads no model.
+        its own `accept`, `choose` or `view`. Computed for every plan, so it loads no model.
         """
         if self.is_derived:
             return {}
         every = [[one.key() for one in draws(y)] for y in range(len(support.classes))]
         found: dict[str, Any] = {"draws": hashlib.sha256(json.dumps(every).encode()).hexdigest()}
-        for name in ("accept", "choose"):
+        for name in ("accept", "choose", "view"):
             if getattr(type(self), name) is not getattr(Method, name):
                 found[name] = [type(self).__module__, type(self).__qualname__, self.version]
         return found

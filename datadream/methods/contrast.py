@@ -32,5 +32,7 @@ class ContrastPrompts(Similar, DatasetWise):
 # As the paper has it; the embedded model, elsewhere without guidance, needs some to be led away.
 GUIDED = {"mini": {"generate.guidance": 2.0}}
 METHODS = (
-    ContrastPrompts("contrast", "Contrast prompts", "#664400", "boudier2025dipsy", settings=GUIDED),
+    ContrastPrompts(
+        "contrast", "Contrast prompts", "#664400", "boudier2025dipsy", settings=GUIDED, marker="s"
+    ),
 )

@@ -16,6 +16,7 @@ from . import (
     crossmodal,
     datadream,
     diffmix,
+    dipsy,
     disef,
     genie,
     issynth,
@@ -47,7 +48,8 @@ class Table(Mapping[str, Method]):
         main = (*unadapted.METHODS, *datadream.METHODS)
         prompts, guided = issynth.METHODS
         others = (prompts, *disef.METHODS, *loft.METHODS)
-        later = (*bob.METHODS, *genie.METHODS, *diffmix.METHODS, guided, *contrast.METHODS)
+        later = (*bob.METHODS, *genie.METHODS, *diffmix.METHODS, guided)
+        later += (*contrast.METHODS, *dipsy.METHODS)
         usual, heavy = real.METHODS
         for method in (*zero_shot.METHODS, usual, *main, *map(with_real, main)):
             self.add(method)

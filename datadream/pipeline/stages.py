@@ -164,9 +164,9 @@ def stage_of(name: str) -> Stage:
 
 
 def _draw(cell):
-    """Return [None] if a shot is used: to train on, to tune on, or to start from; else []."""
-    started = cell.method.generates and cell.recipe.generate.strength
-    return [None] if cell.method.real or cell.adapters or started else []
+    """Return [None] if a shot is used: to train on, to tune on, or in sampling; else []."""
+    shown = cell.method.generates and cell.recipe.generate.shown
+    return [None] if cell.method.real or cell.adapters or shown else []
 
 
 def _require_generated(cell):

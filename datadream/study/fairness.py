@@ -14,7 +14,9 @@ def extra_models(cell: Cell) -> str:
     """Return which models a method asks besides generator and classifier; "" for none."""
     redraws = cell.method.generates and cell.recipe.generate.redraws
     judge = f"the untouched classifier, {redraws} redraws at most" if redraws else ""
-    return "; ".join(filter(None, [judge, cell.method.asks]))
+    prompts = cell.method.generates and cell.recipe.generate.image_prompts
+    shown = f"the IP-Adapter {prompts} and its image encoder" if prompts else ""
+    return "; ".join(filter(None, [judge, cell.method.asks, shown]))
 
 
 def fairness(recipes: Iterable[Recipe]) -> pd.DataFrame:

@@ -31,6 +31,7 @@ def test_who_makes_images_says_how_many_and_at_what_price(table):
     assert table.loc[title("cls"), "adapter steps"] == 10 * 80  # 40 epochs of two batches
     assert "redraws" in table.loc[title("disef"), "extra models"]
     assert table.loc[title("dset"), "extra models"] == ""
+    assert "the IP-Adapter ip-adapter-plus_sd15" in table.loc[title("dipsy"), "extra models"]
     assert "which classes look alike" in table.loc[title("contrast"), "extra models"]
 
 
