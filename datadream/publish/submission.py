@@ -36,6 +36,10 @@ COMMON = (
     "classifier", "precision", "protocol", "shots_folder", "test_folder", "validation",
     "generate.images", "classify.batch", "classify.epochs", "classify.steps", "classify.select",
 )  # fmt: skip
+BOARD = [
+    "dataset", "shots", "method", "title", "seeds", "top1", "low", "high", "seconds", "contributed",
+    "code", "reasons",
+]  # fmt: skip
 FIELDS = {"format": int, "name": str, "methods": dict, "code": str, "author": str, "reasons": dict}
 
 
@@ -275,7 +279,7 @@ def leaderboard(runs: Sequence[str] = ("mnist_methods", "optdigits_methods")) ->
         author = head["author"] or head["name"]
         reasons = tuple(head["reasons"].items())
         rows += _lines(tidy(records), titles, author, head["code"], reasons)
-    table = pd.DataFrame(rows)
+    table = pd.DataFrame(rows, columns=BOARD)
     return table.sort_values(["dataset", "shots", "top1"], ascending=[True, True, False],
                              ignore_index=True)  # fmt: skip
 

@@ -9,7 +9,7 @@ from datadream import cli, paths
 from datadream.errors import ConfigError, DataError
 from datadream.methods.base import Method
 from datadream.methods.registry import METHODS, register
-from datadream.publish import submission
+from datadream.publish import freeze, submission
 from datadream.results.record import read_record, record_key
 from datadream.study import run
 
@@ -217,6 +217,18 @@ def test_a_method_that_is_not_installed_and_has_no_title_goes_by_its_name():
 
     (row,) = summary(tidy([record(seed, method="gone") for seed in range(3)])).to_dict("records")
     assert row["title"] == "gone" and row["seeds"] == 3
+
+
+def test_without_a_committed_study_a_submission_is_checked_and_shown_alone(
+    home, head, monkeypatch, capsys
+):
+    """As beside a package that was installed with pip."""
+    away = paths.paths() | {"kept_records": home / "none.jsonl"}
+    monkeypatch.setattr(freeze, "paths", lambda: away)
+    assert submission.leaderboard().empty
+    contribute(home, head, [record(seed) for seed in range(3)])
+    assert cli.main(["check-submission"]) == 0 and capsys.readouterr().out.endswith(": ok\n")
+    assert submission.leaderboard()["title"].tolist() == ["Own"]
 
 
 def test_the_reasons_stand_on_the_leaderboard(home, head):

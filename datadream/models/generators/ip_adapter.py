@@ -112,10 +112,13 @@ def prompted_by_images(generator: Generator, name: str) -> Iterator[Generator]:
     if not name:
         yield generator
         return
+    from diffusers.utils import logging
     from transformers import CLIPVisionModelWithProjection
 
     pipe, folder = generator.pipe, ip_adapter_folder(name)
     attention, extractor = dict(pipe.unet.attn_processors), pipe.feature_extractor
+    heard = logging.get_verbosity()
+    logging.set_verbosity_error()  # in half precision it warns of an empty list of modules
     try:
         try:
             encoder: Any = CLIPVisionModelWithProjection.from_pretrained(
@@ -126,6 +129,8 @@ def prompted_by_images(generator: Generator, name: str) -> Iterator[Generator]:
             pipe.load_ip_adapter(folder, subfolder=place, weight_name=[file] * 2)
         except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
             raise _missing(name, error) from error
+        finally:
+            logging.set_verbosity(heard)
         yield ImagePrompted(pipe)
     finally:
         pipe.unload_ip_adapter()
