@@ -367,7 +367,12 @@ def _download(options):
     if options.name in paper_datasets.SOURCES:
         print(f"the images are in {paper_datasets.download(options.name)}")
         return 0
-    known = [*catalog.GENERATORS, *catalog.CLASSIFIERS, *paper_datasets.SOURCES]
+    known = [
+        *catalog.GENERATORS,
+        *catalog.CLASSIFIERS,
+        *catalog.IP_ADAPTERS,
+        *paper_datasets.SOURCES,
+    ]
     if options.name not in known and "/" not in options.name:
         raise ConfigError(
             f"{options.name!r} is no model or dataset to download; accepted: a hub id, or one of "

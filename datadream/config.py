@@ -16,7 +16,9 @@ from .paths import expanded
 # A whole number without an upper end of its own ends here: more would only fill memory or disk.
 MOST = 10**6
 # Fields that may name a place of this machine, where "~" is the user's home.
-PLACES = ("folder", "test_folder", "shots_folder", "generator", "classifier")
+PLACES = (
+    "folder", "test_folder", "shots_folder", "generator", "classifier", "generate.image_prompts",
+)  # fmt: skip
 T = TypeVar("T", bool, int, float, str)
 
 
@@ -126,6 +128,35 @@ class Generate:
         "which image has which seed",
         0,
     )
+    image_prompts: str = knob(
+        "",
+        "the IP-Adapter by which few shots prompt too: a row of models.catalog.IP_ADAPTERS, or a "
+        "folder that holds the same files; empty: texts alone (DIPSY: IP-Adapter Plus)",
+        added=True,
+    )
+    image_scale: float = knob(
+        0.6, "what the IP-Adapter's attention is multiplied by (DIPSY)", 0, 10, added=True
+    )
+    image_own: float = knob(
+        6.0,
+        "guidance from the prompt towards the prompt with a shot of the class (DIPSY's code)",
+        -100,
+        100,
+        added=True,
+    )
+    image_other: float = knob(
+        -6.0,
+        "guidance from there towards the same with a shot of another class, away from it below 0 "
+        "(DIPSY's code)",
+        -100,
+        100,
+        added=True,
+    )
+
+    @property
+    def shown(self) -> bool:
+        """True if the generator sees few shots while it samples: as a start or as prompts."""
+        return bool(self.strength or self.image_prompts)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from importlib import metadata
 
 from .data.paper_datasets import SOURCES, elsewhere, lacking, locate
 from .errors import ConfigError
-from .models.catalog import CLASSIFIERS, GENERATORS, absent
+from .models.catalog import CLASSIFIERS, GENERATORS, IP_ADAPTERS, absent
 from .models.device import device
 from .paths import is_address, paths, relative_to_home, store_place
 from .store.address import RemoteStore
@@ -232,6 +232,7 @@ def _models():
     for kind, part, table in (
         ("generator", "generator", GENERATORS),
         ("classifier", "clip", CLASSIFIERS),
+        ("IP-Adapter", "ip-adapter", IP_ADAPTERS),
     ):
         for name, row in table.items():
             way = absent(name, part)

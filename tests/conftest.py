@@ -205,6 +205,51 @@ def build_generator(folder):
     base.save_generator(folder, vae, text, tokenizer, unet)
 
 
+def build_ip_adapter(folder, source):
+    """Write an IP-Adapter Plus for the generator `source` to `folder`, with its image encoder, in
+    the layout and under the names of h94/IP-Adapter.
+    """
+    from diffusers import UNet2DConditionModel
+    from diffusers.models.embeddings import IPAdapterPlusImageProjection
+    from safetensors.torch import save_file
+    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    unet = UNet2DConditionModel.from_pretrained(source, subfolder="unet")
+    torch.manual_seed(2)
+    vision = CLIPVisionConfig(
+        hidden_size=24,
+        intermediate_size=32,
+        projection_dim=8,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        image_size=16,
+        patch_size=8,
+    )
+    encoder = folder / "models" / "image_encoder"
+    CLIPVisionModelWithProjection(vision).save_pretrained(encoder)
+    plus = IPAdapterPlusImageProjection(24, 16, hidden_dims=16, heads=1, num_queries=4).state_dict()
+    parts = {}
+    for name, value in plus.items():
+        number, _, rest = name.removeprefix("layers.").partition(".")
+        renamed = (
+            rest.replace("ln0.", "0.norm1.").replace("ln1.", "0.norm2.")
+            .replace("to_out.0", "to_out")
+            .replace("attn.", "0.").replace("ff.0.", "1.0.")
+            .replace("ff.1.net.0.proj", "1.1").replace("ff.1.net.2", "1.3")
+        )  # fmt: skip
+        parts[f"layers.{number}.{renamed}" if name.startswith("layers.") else name] = value
+    for i in range(4):
+        keys, values = (parts.pop(f"layers.{i}.0.to_{one}.weight") for one in "kv")
+        parts[f"layers.{i}.0.to_kv.weight"] = torch.cat([keys, values])
+    state = {f"image_proj.{name}": value.contiguous() for name, value in parts.items()}
+    crossed = [n for n in unet.attn_processors if not n.endswith("attn1.processor")]
+    for i, layer in enumerate(crossed):
+        shape = unet.get_submodule(layer.removesuffix(".processor")).to_k.weight.shape
+        for one in "kv":
+            state[f"ip_adapter.{2 * i + 1}.to_{one}_ip.weight"] = torch.randn(shape)
+    save_file(state, folder / "models" / "ip-adapter-plus_sd15.safetensors")
+
+
 def build_xl(folder, source):
     """Write a StableDiffusionXLPipeline of two text encoders to `folder`, with the autoencoder
     and the tokenizer of `source`.
@@ -318,13 +363,14 @@ def write_classes(root, names, count, first=0):
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory):
-    """Return the folders of the tiny generators and classifier: `generator`, `velocity`, `xl`
-    and `classifier`.
+    """Return the folders of the tiny models: `generator`, `velocity`, `xl`, `classifier` and
+    `ip_adapter`, which suits `generator`.
     """
     root = tmp_path_factory.mktemp("models")
     build_generator(root / "generator")
     build_classifier(root / "clip")
     build_xl(root / "xl", root / "generator")
+    build_ip_adapter(root / "ip", root / "generator")
     # Stable Diffusion 2.1: the scheduler says what the UNet predicts.
     shutil.copytree(root / "generator", root / "velocity")
     file = root / "velocity" / "scheduler" / "scheduler_config.json"
@@ -334,6 +380,7 @@ def models(tmp_path_factory):
         classifier=str(root / "clip"),
         xl=str(root / "xl"),
         velocity=str(root / "velocity"),
+        ip_adapter=str(root / "ip"),
     )
 
 
@@ -359,16 +406,19 @@ def tiny(models):
 
 
 @pytest.fixture(scope="session")
-def make(folder, tiny):
+def make(folder, tiny, models):
     """Return make(method, overrides, **fields): a recipe on the folder data set and the tiny
     models.
     """
 
     def build(method="dset", overrides=None, **fields):
         # Two steps tell few strengths apart; of twenty, all that a method asks for.
-        steps = {"generate.steps": 20} if recipe(method=method).generate.strength else {}
+        usual = recipe(method=method).generate
+        own = {"generate.steps": 20} if usual.strength else {}
+        if usual.image_prompts:
+            own["generate.image_prompts"] = models.ip_adapter
         return recipe(
-            overrides={**tiny, **steps, **(overrides or {})},
+            overrides={**tiny, **own, **(overrides or {})},
             **{"dataset": "folder", "folder": folder, "shots": 2, "method": method, **fields},
         )
 

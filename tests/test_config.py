@@ -74,9 +74,9 @@ def other_values(name):
     return st.from_regex(r"[a-z]{4,8}/[a-z]{4,8}", fullmatch=True)
 
 
-ADAPTED = ("cls", "dset", "loft", "bob", "genie_dset", "diffmix", "protoaug")
-STARTED = ("disef", "genie", "diffmix", "issynth_rg")  # from few shots
-JUDGED = ("disef", "genie_ada", "issynth_rg")  # by the untouched classifier
+ADAPTED = ("cls", "dset", "loft", "bob", "genie_dset", "diffmix", "protoaug", "contrast")
+STARTED = ("disef", "genie", "diffmix", "issynth_rg", "dipsy")  # from few shots, or by them
+JUDGED = ("disef", "genie_ada", "issynth_rg", "contrast", "dipsy")  # by the untouched classifier
 
 
 def adapted(method):
@@ -464,8 +464,8 @@ def test_overrides_may_be_a_text_in_json_or_yaml(text):
 @pytest.mark.parametrize("field", config.PLACES)
 def test_a_place_may_begin_with_the_users_home(field, monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert getattr(recipe(**{field: "~/my photos"}), field) == f"{tmp_path}/my photos"
-    assert getattr(recipe(**{field: "a~/b"}), field) == "a~/b"
+    assert as_dict(recipe(overrides={field: "~/my photos"}))[field] == f"{tmp_path}/my photos"
+    assert as_dict(recipe(overrides={field: "a~/b"}))[field] == "a~/b"
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import torch
 from datadream import doctor
 from datadream.cli import main
 from datadream.data.paper_datasets import SOURCES
-from datadream.models.catalog import CLASSIFIERS, GENERATORS
+from datadream.models.catalog import CLASSIFIERS, GENERATORS, IP_ADAPTERS
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +42,11 @@ def test_this_machine_has_no_problem(capsys):
     "kind, name, row",
     [
         (kind, name, row)
-        for kind, table in (("generator", GENERATORS), ("classifier", CLASSIFIERS))
+        for kind, table in (
+            ("generator", GENERATORS),
+            ("classifier", CLASSIFIERS),
+            ("IP-Adapter", IP_ADAPTERS),
+        )
         for name, row in table.items()
         if row.hub
     ],

@@ -62,6 +62,10 @@ class Draw:
     # the same noise. None: generate.strength.
     strengths: tuple[float, ...] = ()
     label: SoftLabel = ()  # shares of classes, which sum to one; none: the image's class alone
+    negative: str = ""  # the prompt that guidance leads away from; "": that of no words
+    # The (class, place) of the two few shots that prompt too, by `generate.image_prompts`: one that
+    # guidance leads to and one that it leads away from. None: the text alone.
+    images: tuple[tuple[int, int], ...] = ()
 
     def key(self) -> dict[str, Any]:
         """Return the fields as a key holds them: later ones only where they are given."""
@@ -70,7 +74,7 @@ class Draw:
         return {n: value for n, value in asdict(self).items() if n in first or n in given}
 
     def metadata(self) -> dict[str, Any]:
-        """Return what the metadata say of a start of another class, weights and a soft label."""
+        """Return what the metadata say of the fields that few methods give."""
         found: dict[str, Any] = {}
         if self.source is not None:
             found["start"] = {"label": self.source, "shot": self.start}
@@ -78,6 +82,10 @@ class Draw:
             found["weights"] = list(self.weights)
         if self.label:
             found["shares"] = shares_row(self.label)
+        if self.negative:
+            found["negative"] = self.negative
+        if self.images:
+            found["images"] = [{"label": label, "shot": shot} for label, shot in self.images]
         return found
 
 
@@ -125,7 +133,7 @@ class Support:
         rest = [other for other in range(len(self.classes)) if other != label]
         if not rest:
             raise DataError(
-                f"method {self.recipe.method!r} starts from shots of other classes, and "
+                f"method {self.recipe.method!r} needs other classes beside each, and "
                 f"{self.dataset.name!r} has one class; give it two at least"
             )
         return [(other, place) for other in rest for place in range(self.count(other))]
@@ -254,6 +262,7 @@ class Method:
     # True if recipe, prompts and adapters determine how the images are made, so that the key need
     # not hold the draws. It applies to the class that sets it, not to its subclasses.
     derived: ClassVar[bool] = True
+    asks: ClassVar[str] = ""  # what else it asks models for, as the table of what it spends says it
 
     name: str
     title: str
@@ -271,7 +280,7 @@ class Method:
     # What differs from the profile: profile -> dotted field -> value.
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     together: int = 0  # most images that share a batch; 0: as many as have the same adapters
-    version: int = 1  # raise it when `accept` or `choose` changes, so that sets are drawn anew
+    version: int = 1  # raise it when `accept`, `choose` or `view` changes: sets are drawn anew
 
     @property
     def is_derived(self) -> bool:
@@ -296,6 +305,10 @@ class Method:
         start = index % support.count(label) if support.recipe.generate.strength else None
         return Draw(prompts[index % len(prompts)], self.used(support, label, index), start)
 
+    def view(self, image: Image, rng: np.random.Generator) -> Image:
+        """Return a few shot as it prompts an image; `rng` depends on seed, class and index."""
+        return image
+
     def tuning_prompts(self, support: Support, adapter: Adapter) -> list[str]:
         """Return the prompt of each image that an adapter is tuned on."""
         return [support.prompt(label) for label in adapter.images(support).labels]
@@ -317,13 +330,13 @@ class Method:
         """Return what the synthetic set's key holds besides recipe, prompts and adapters.
 
         Nothing for a class that is `derived`; else every draw, and the `version` if the class has
-        its own `accept` or `choose`.
+        its own `accept`, `choose` or `view`. Computed for every plan, so it loads no model.
         """
         if self.is_derived:
             return {}
         every = [[one.key() for one in draws(y)] for y in range(len(support.classes))]
         found: dict[str, Any] = {"draws": hashlib.sha256(json.dumps(every).encode()).hexdigest()}
-        for name in ("accept", "choose"):
+        for name in ("accept", "choose", "view"):
             if getattr(type(self), name) is not getattr(Method, name):
                 found[name] = [type(self).__module__, type(self).__qualname__, self.version]
         return found

@@ -11,6 +11,7 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+from PIL.Image import Image
 
 from ..config import require_strength, require_warmup
 from ..errors import ConfigError, DataError, brief, printable
@@ -68,6 +69,8 @@ def _require(method, support, label, index, one, known):
             f"{len(one.adapters)} adapters"
         )
     _require_label(where, one.label, len(support.classes))
+    _require_negative(where, one.negative, support.recipe.generate)
+    _require_images(where, support, one.images)
     _require_start(where, support, label, one)
 
 
@@ -88,6 +91,40 @@ def _require_label(where, shares, classes):
         raise ConfigError(
             f"{where} label={brief(shares)}; give (class, share) pairs, each class of 0 to "
             f"{classes - 1} once, whose shares sum to one"
+        )
+
+
+def _require_negative(where, negative, options):
+    """Raise ConfigError on a negative prompt that is no text, or that no step is guided by."""
+    if not isinstance(negative, str) or not printable(negative):
+        raise ConfigError(f"{where} negative={brief(negative)}; give printable text, or ''")
+    if negative and not (options.guidance > 1 and options.guided > 0):
+        raise ConfigError(
+            f"{where} negative={brief(negative)}, but generate.guidance={options.guidance:g} and "
+            f"generate.guided={options.guided:g} lead away from nothing; give a guidance above 1"
+        )
+
+
+def _require_images(where, support, images):
+    """Raise ConfigError on image prompts that are no few shots, or that nothing takes."""
+    if not images:
+        return
+    if not support.recipe.generate.image_prompts:
+        raise ConfigError(
+            f"{where} images={brief(images)}, but generate.image_prompts='' names no IP-Adapter; "
+            "set it in the method's settings"
+        )
+    good = len(images) == 2 and all(
+        type(label) is int
+        and 0 <= label < len(support.classes)
+        and type(shot) is int
+        and 0 <= shot < support.count(label)
+        for label, shot in images
+    )
+    if not good:
+        raise ConfigError(
+            f"{where} images={brief(images)}; give (class, place) of two few shots: one to lead "
+            "to, and one to lead away from"
         )
 
 
@@ -117,17 +154,34 @@ def _require_start(where, support, label, one):
         raise ConfigError(f"{where} strengths={brief(one.strengths)}; give numbers in (0, 1]")
 
 
-def require_strengths(support: Support) -> None:
-    """Raise ConfigError on strengths that the solver's steps cannot tell from others.
+def require_draws(support: Support) -> None:
+    """Raise ConfigError on a draw that cannot be made, before anything is made.
 
-    Asked before anything is made, and of those that some image starts with.
+    So too on a strength that an image starts with and that the solver's steps cannot tell from
+    others.
     """
     options, asked = support.recipe.generate, set()
-    for label in range(len(support.classes)) if options.strength else ():
+    own = type(method_of(support.recipe)).draw is not Method.draw
+    for label in range(len(support.classes)) if own or options.shown else ():
         for one in draws(support, label):
+            if options.image_prompts and not one.images:
+                raise ConfigError(
+                    f"generate.image_prompts={brief(options.image_prompts)}, and method "
+                    f"{support.recipe.method!r} gives no images to prompt with; leave it empty"
+                )
             asked |= set(one.strengths or [options.strength]) if one.start is not None else set()
     for strength in sorted(asked):
         require_strength("generate.strength", strength, options.steps)
+
+
+def image_prompts(support: Support, label: int, index: int) -> list[Image]:
+    """Return the few shots that prompt image `index` of a class, as the method views them."""
+    method, found = method_of(support.recipe), []
+    for which, (source, shot) in enumerate(draws(support, label)[index].images):
+        rng = np.random.default_rng(seed_for("view", support.recipe.seed, label, index, which))
+        with naming(method, f"view, class {label}, image {index}"):
+            found.append(method.view(support.shots(source).open(shot), rng))
+    return found
 
 
 @lru_cache(maxsize=64)

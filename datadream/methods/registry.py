@@ -12,9 +12,11 @@ from ..errors import ConfigError, brief, did_you_mean, printable
 from . import (
     bob,
     cliplora,
+    contrast,
     crossmodal,
     datadream,
     diffmix,
+    dipsy,
     disef,
     genie,
     issynth,
@@ -48,6 +50,7 @@ class Table(Mapping[str, Method]):
         prompts, guided = issynth.METHODS
         others = (prompts, *disef.METHODS, *loft.METHODS)
         later = (*bob.METHODS, *genie.METHODS, *diffmix.METHODS, guided)
+        later += (*contrast.METHODS, *dipsy.METHODS)
         usual, heavy = real.METHODS
         for method in (*zero_shot.METHODS, usual, *main, *map(with_real, main)):
             self.add(method)

@@ -74,6 +74,20 @@ CLASSIFIERS = {
         "", "BSD-3-Clause", 0.0, 224, "the paper's second classifier, from random weights"
     ),
 }
+# Image prompts for a generator; `generate.image_prompts` names one.
+IP_ADAPTERS = {
+    "ip-adapter-plus_sd15": Model(
+        "h94/IP-Adapter",
+        "Apache-2.0",
+        2.6,
+        224,
+        "for sd1.5 and models tuned from it; with its image encoder, CLIP ViT-H/14",
+    )
+}
+# Its files below its folder, and of a folder of one's own.
+IP_WEIGHTS = "models/ip-adapter-plus_sd15.safetensors"
+IP_ENCODER = "models/image_encoder"
+IP_FILES = (IP_WEIGHTS, f"{IP_ENCODER}/config.json", f"{IP_ENCODER}/model.safetensors")
 WEIGHTS = {  # by part, the files of which one is there wherever the model is
     "generator": [
         f"unet/diffusion_pytorch_model{kind}"
@@ -84,6 +98,7 @@ WEIGHTS = {  # by part, the files of which one is there wherever the model is
         "open_clip_pytorch_model.safetensors",
         "open_clip_pytorch_model.bin",
     ],
+    "ip-adapter": [IP_WEIGHTS],
 }
 
 
@@ -97,6 +112,8 @@ CONVERT = {
     "(StableDiffusionXLPipeline for XL), and set generator=<that folder>",
     "clip": "put it into a folder as open_clip_model.safetensors beside its "
     "open_clip_config.json, and set classifier=<that folder>",
+    "ip-adapter": f"put it into a folder as {IP_WEIGHTS}, with its encoder in {IP_ENCODER}, and "
+    "set generate.image_prompts=<that folder>",
 }
 
 
@@ -117,10 +134,17 @@ def clip_id(name: str) -> str:
     return open_clip.get_pretrained_cfg(*name.split("/", 1)).get("hf_hub", name).strip("/")
 
 
+def hub_of(name: str, part: str) -> str:
+    """Return the hub id of a model; `part` is 'generator', 'clip' or 'ip-adapter'."""
+    if part == "ip-adapter":
+        return IP_ADAPTERS[name].hub if name in IP_ADAPTERS else name
+    return hub_id(name) if part == "generator" else clip_id(name)
+
+
 def local(name: str, part: str) -> Path | None:
     """Return the folder of a model, or None for a name that the hub or open_clip must resolve.
 
-    `part` is 'generator' or 'clip'.
+    `part` is 'generator', 'clip' or 'ip-adapter', here and below.
     """
     folder = paths()["mini"] / part if name == "mini" else Path(expanded(name))
     return folder if name and folder.is_dir() else None
@@ -146,26 +170,20 @@ def _cached(hub, *files):
 
 
 def revision(name: str, part: str) -> str | None:
-    """Return the commit of a model in the hub's local cache, or None if it is not there.
-
-    `part` is 'generator' or 'clip'.
-    """
-    if part == "generator":
-        folder = _cached(hub_id(name), "model_index.json")
-    else:
-        folder = _cached(clip_id(name), *WEIGHTS["clip"]) if name != "resnet50" else None
+    """Return the commit of a model in the hub's local cache, or None if it is not there."""
+    if name == "resnet50":
+        return None
+    files = ["model_index.json"] if part == "generator" else WEIGHTS[part]
+    folder = _cached(hub_of(name, part), *files)
     return folder and folder.name
 
 
 def absent(name: str, part: str) -> str:
-    """Return how to get a model if its weights are not on this machine, else ''.
-
-    `part` is 'generator' or 'clip'.
-    """
+    """Return how to get a model if its weights are not on this machine, else ''."""
     if name == "resnet50" or misplaced(name, part):
         return misplaced(name, part)
     own = local(name, part)
-    found = own or _cached((hub_id if part == "generator" else clip_id)(name), *WEIGHTS[part])
+    found = own or _cached(hub_of(name, part), *WEIGHTS[part])
     if found is None:
         return fetching(name)
     lacking = _lacking(found, part)
@@ -178,6 +196,8 @@ def absent(name: str, part: str) -> str:
 def _lacking(folder, part):
     """Return what a model's folder lacks: weights, and words of a tokenizer."""
     weights = "weights (*.safetensors) in"
+    if part == "ip-adapter":
+        return [file for file in IP_FILES if not (folder / file).is_file()]
     if part != "generator":
         found = {path.suffix for path in folder.iterdir()}
         return [] if found & {".safetensors", ".bin", ".pth"} else [f"{weights} it"]
@@ -199,7 +219,7 @@ def _has_words(folder):
 def misplaced(name: str, part: str) -> str:
     """Return what is wrong with a model's name that is the path of a file, or of nothing; else ''.
 
-    `part` is 'generator' or 'clip'. Neither is an id of the hub, which one could download.
+    Neither is an id of the hub, which one could download.
     """
     place = Path(expanded(name))
     if name and place.is_file():
@@ -233,6 +253,6 @@ def fetching(name: str) -> str:
 
     They tell its hub id, size and licence where the tables know them.
     """
-    row = GENERATORS.get(name) or CLASSIFIERS.get(name)
+    row = GENERATORS.get(name) or CLASSIFIERS.get(name) or IP_ADAPTERS.get(name)
     about = f" ({row.hub}, about {row.gigabytes:g} GB, {row.licence})" if row else ""
     return f"`python -m datadream download {shlex.quote(name)}` fetches it{about}"

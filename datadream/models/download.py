@@ -1,12 +1,15 @@
 """Fetch models into the hub's cache."""
 
 import logging
+from collections.abc import Callable
 from contextlib import contextmanager
+from typing import Any
 
 from ..config import Recipe
 from ..errors import ConfigError, ModelMissingError, did_you_mean
-from .catalog import CLASSIFIERS, absent, clip_id, hub_id, local, misplaced, revision
+from .catalog import CLASSIFIERS, IP_ADAPTERS, absent, hub_id, hub_of, local, misplaced, revision
 from .classifiers.clip import load_clip
+from .generators.ip_adapter import ip_adapter_folder, require_image_prompts
 from .generators.load import load_pipeline
 
 
@@ -16,11 +19,7 @@ def download_model(name: str) -> None:
     Raises ModelMissingError, with the way to bring them by hand, where they cannot be fetched, and
     ConfigError on a name that means none.
     """
-    part = (
-        "clip"
-        if name in CLASSIFIERS or name.startswith("hf-hub:") or _is_clip(name)
-        else "generator"
-    )
+    part = _part(name)
     if local(name, part) is not None or misplaced(name, part) or name == "resnet50":
         if wrong := absent(name, part):
             raise ModelMissingError(f"the model {name!r} cannot be used: {wrong}")
@@ -32,6 +31,8 @@ def download_model(name: str) -> None:
                 from .classifiers.base import load_classifier
 
                 load_classifier(name)
+            elif part == "ip-adapter":
+                ip_adapter_folder(name)
             else:
                 _download_pipeline(hub_id(name))
     except ConfigError:
@@ -40,6 +41,14 @@ def download_model(name: str) -> None:
         raise ModelMissingError(
             f"the model {name!r} was not downloaded: {_reason(error)}. {_by_hand(name, part)}"
         ) from error
+
+
+def _part(name):
+    """Return which part of a cell a model's name stands for."""
+    if name in IP_ADAPTERS:
+        return "ip-adapter"
+    clip = name in CLASSIFIERS or name.startswith("hf-hub:") or _is_clip(name)
+    return "clip" if clip else "generator"
 
 
 def _download_pipeline(hub):
@@ -91,16 +100,16 @@ def cache() -> str:
 
 
 def _by_hand(name, part):
-    folder = f"models--{(hub_id if part == 'generator' else clip_id)(name).replace('/', '--')}"
-    field, layout = (
-        ("generator", "diffusers format")
-        if part == "generator"
-        else ("classifier", "open_clip's layout")
-    )
+    folder = f"models--{hub_of(name, part).replace('/', '--')}"
+    field, layout = {
+        "generator": ("generator", "diffusers format"),
+        "clip": ("classifier", "open_clip's layout"),
+        "ip-adapter": ("generate.image_prompts", f"the layout of {hub_of(name, part)}"),
+    }[part]
     return (
         "Without a network, run the same command on a machine that has one and copy the folder "
         f"{folder} from its cache into {cache()} (HF_HOME moves it); or set {field}=<folder in "
-        f"{layout}>; {field}='mini' needs no download"
+        f"{layout}>" + f"; {field}='mini' needs no download" * (part != "ip-adapter")
     )
 
 
@@ -126,12 +135,14 @@ def fetch(recipe: Recipe, generates: bool) -> None:
     """Download the recipe's models that are not in the cache yet.
 
     Every key then knows their commits before anything is made. The generator is fetched only where
-    the method `generates`.
+    the method `generates`. Raises ConfigError on image prompts that the generator cannot take.
     """
-    wanted = [
-        (recipe.classifier, "clip", load_clip),
-        *([(recipe.generator, "generator", load_pipeline)] if generates else []),
-    ]
+    wanted: list[tuple[str, str, Callable[[str], Any]]] = [(recipe.classifier, "clip", load_clip)]
+    if generates:
+        require_image_prompts(recipe)
+        wanted.append((recipe.generator, "generator", load_pipeline))
+        if prompts := recipe.generate.image_prompts:
+            wanted.append((prompts, "ip-adapter", ip_adapter_folder))
     for name, part, load in wanted:
         if name != "resnet50" and local(name, part) is None and revision(name, part) is None:
             load(name)

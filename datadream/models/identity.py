@@ -3,24 +3,25 @@
 from functools import lru_cache
 
 from ..store.files import digest
-from .catalog import hub_id, local, revision
+from .catalog import IP_FILES, hub_of, local, revision
 
 
 @lru_cache
-def _digests(folder):
-    files = sorted(p for p in folder.rglob("*") if p.is_file())
+def _digests(folder, patterns):
+    files = sorted({p for pattern in patterns for p in folder.rglob(pattern) if p.is_file()})
     return [f"{p.relative_to(folder)}:{digest(p)[:12]}" for p in files]
 
 
 def identity(name: str, part: str) -> list[str] | str:
     """Return what a stage's key holds of a model: its files' digests, or its hub id and commit.
 
-    The digests are of a folder, whatever it is called. `part` is 'generator' or 'clip'.
+    The digests are of a folder, whatever it is called. `part` is 'generator', 'clip' or
+    'ip-adapter'.
     """
     folder = local(name, part)
     if folder is not None:
-        return _digests(folder)
+        return _digests(folder, IP_FILES if part == "ip-adapter" else ("*",))
     # An open_clip name tells the architecture too.
-    known = hub_id(name) if part == "generator" else name
+    known = name if part == "clip" else hub_of(name, part)
     commit = revision(name, part)
     return f"{known}@{commit}" if commit else known

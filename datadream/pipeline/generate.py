@@ -18,12 +18,12 @@ from ..data.png import is_whole, write_images
 from ..data.synthetic_set import write_metadata
 from ..data.transforms import square
 from ..methods.base import Adapter, Reader, Support
-from ..methods.checked import draws, naming, own_key, prompts
+from ..methods.checked import draws, image_prompts, naming, own_key, prompts
 from ..methods.registry import method_of
 from ..methods.units import Slice, slices
 from ..models.classifiers.untouched import Untouched
 from ..models.device import dtype_for
-from ..models.generators.sampling import adapted, sample
+from ..models.generators.sampling import Words, adapted, sample
 from ..models.identity import identity
 from ..seeds import seed_for
 from ..training.batch_size import BatchSize, shared_batch_size
@@ -44,6 +44,8 @@ def generation_inputs(support: Support, adapter_keys: Sequence[str]) -> dict[str
     options = key_fields(recipe.generate)
     for name in ("batch", "compile"):
         options.pop(name)
+    if prompts_by := options.pop("image_prompts", ""):
+        options["image_prompts"] = identity(prompts_by, "ip-adapter")
     return {
         "generator": identity(recipe.generator, "generator"),
         "generate": options,
@@ -52,7 +54,7 @@ def generation_inputs(support: Support, adapter_keys: Sequence[str]) -> dict[str
         "prompts": [prompts(support, label) for label in range(len(support.classes))],
         "seed": recipe.seed,
         "adapters": list(adapter_keys),
-        "starts": fingerprint(support.shots()) if recipe.generate.strength else None,
+        "starts": fingerprint(support.shots()) if recipe.generate.shown else None,
         "judge": identity(recipe.classifier, "clip") if recipe.generate.redraws else None,
         **own_key(support),
     }
@@ -63,6 +65,7 @@ def generation_work(support: Support) -> tuple[int, int, float]:
     options = support.recipe.generate
     made = options.images * len(support.classes)
     asked = 1 if options.guidance == 1 else 1 + options.guided  # a guided step asks the UNet twice
+    asked += 2 if options.image_prompts else 0  # with one image, and with both
     passes = made * options.steps * (options.strength or 1) * (1 + options.redraws) * asked
     return made, 0, passes
 
@@ -142,13 +145,13 @@ def drawing(
     """Return (first index, count) -> a class's images, redrawn while the method rejects them."""
     recipe, options = support.recipe, support.recipe.generate
     made, side = draws(support, label), generator.side(recipe.resolution)
-    place = {prompt: i for i, prompt in enumerate(dict.fromkeys(one.prompt for one in made))}
-    words = generator.embed(list(place), options)
+    words = Words(generator, [(one.prompt, one.negative) for one in made], options)
 
     def sampled(rows: Sequence[int], again: int) -> dict[int, Image.Image]:
-        own = [place[made[i].prompt] for i in rows]
-        text = {name: tensor[own] for name, tensor in words.items()}
-        starts, strengths = None, made[rows[0]].strengths or (options.strength,)
+        text, starts = words.of(rows), None
+        strengths = made[rows[0]].strengths or (options.strength,)
+        if made[rows[0]].images:
+            text |= generator.look([image_prompts(support, label, i) for i in rows])
         if made[rows[0]].start is not None:  # all of a batch, or none
             starts = [_start(support, label, made[i], side) for i in rows]
         # The strengths in turn with the same noise, then all of them with another.
@@ -213,7 +216,8 @@ def batch_size(recipe: Recipe) -> BatchSize:
     options = recipe.generate
     return shared_batch_size(
         *(options.batch, recipe.generator, recipe.resolution, recipe.precision, options.compile),
-        *(options.guidance > 1, options.images, method_of(recipe).together),
+        *(options.guidance > 1, options.images, options.image_prompts),
+        method_of(recipe).together,
     )
 
 

@@ -18,7 +18,7 @@ from ..data.datasets import Dataset, draw_inputs, load_for, write_draw
 from ..data.synthetic_set import read_synthetic_set
 from ..methods import heads
 from ..methods.base import Adapter, Support
-from ..methods.checked import adapters, require_strengths
+from ..methods.checked import adapters, require_draws
 from ..methods.distinct import require_distinct
 from ..methods.registry import method_of
 from ..methods.units import slices
@@ -164,14 +164,14 @@ def stage_of(name: str) -> Stage:
 
 
 def _draw(cell):
-    """Return [None] if a shot is used: to train on, to tune on, or to start from; else []."""
-    started = cell.method.generates and cell.recipe.generate.strength
-    return [None] if cell.method.real or cell.adapters or started else []
+    """Return [None] if a shot is used: to train on, to tune on, or in sampling; else []."""
+    shown = cell.method.generates and cell.recipe.generate.shown
+    return [None] if cell.method.real or cell.adapters or shown else []
 
 
 def _require_generated(cell):
     require_sampler(cell.recipe)
-    require_strengths(cell.support)
+    require_draws(cell.support)
 
 
 def _adapter_pieces(cell):

@@ -102,15 +102,16 @@ def load_frozen(name: str) -> pd.DataFrame:
 
 
 def load_all_frozen() -> pd.DataFrame:
-    """Load all committed records with a column `run`, once for each run that shows them."""
+    """Load all committed records with a column `run`, once for each run that shows them.
+
+    Where none is committed, as beside an installed package, the table has these columns and no row.
+    """
     lines = _lines()
-    return pd.concat(
-        [
-            tidy([line for line in lines if name in line["runs"]]).assign(run=name)
-            for name in _runs(lines)
-        ],
-        ignore_index=True,
-    )
+    tables = [
+        tidy([line for line in lines if name in line["runs"]]).assign(run=name)
+        for name in _runs(lines)
+    ]
+    return pd.concat(tables or [tidy([]).assign(run="")], ignore_index=True)
 
 
 def durations() -> pd.DataFrame:

@@ -21,8 +21,8 @@ from ..methods.recipes import recipe
 from ..methods.registry import METHODS
 from ..paths import paths
 from ..results.record import read_record, record_key, record_row
-from ..results.records import tidy
-from ..statistics import mean_interval, wilson
+from ..results.records import summary, tidy
+from ..statistics import wilson
 from ..store.artifacts import Store
 from ..store.files import reading, write_json, writing
 from ..store.open import open_store
@@ -36,6 +36,10 @@ COMMON = (
     "classifier", "precision", "protocol", "shots_folder", "test_folder", "validation",
     "generate.images", "classify.batch", "classify.epochs", "classify.steps", "classify.select",
 )  # fmt: skip
+BOARD = [
+    "dataset", "shots", "method", "title", "seeds", "top1", "low", "high", "seconds", "contributed",
+    "code", "reasons",
+]  # fmt: skip
 FIELDS = {"format": int, "name": str, "methods": dict, "code": str, "author": str, "reasons": dict}
 
 
@@ -111,9 +115,23 @@ def problems(head: Any, records: Sequence[Any]) -> list[str]:
         return found
     if not records:
         return [f"there is no record of {', '.join(head['methods'])}; run its cells first"]
+    found = _each(records, head, _wrong_record)
+    return found or [*_each(records, head, _unexplained), *_wrong_grid(records, head)]
+
+
+def _each(records, head, look):
+    """Return what `look` finds in the records, each fault once."""
+    wrong: dict[str, list[int]] = {}
     for number, record in enumerate(records, 1):
-        found += [f"record {number}: {why}" for why in _wrong_record(record, head)]
-    return found or _wrong_grid(records, head)
+        for why in look(record, head):
+            wrong.setdefault(why, []).append(number)
+    return [f"{_numbered(numbers)}: {why}" for why, numbers in wrong.items()]
+
+
+def _numbered(numbers):
+    if len(numbers) == 1:
+        return f"record {numbers[0]}"
+    return f"{len(numbers)} records, the first {numbers[0]}"
 
 
 def _wrong_head(head):
@@ -166,21 +184,32 @@ def _wrong_record(record, head):
     if own["protocol"] != "strict":
         found.append(f"protocol={own['protocol']!r} chooses on test images; give 'strict'")
     if own["profile"] not in PROFILES:
-        return [*found, f"profile={own['profile']!r}; accepted: {', '.join(PROFILES)}"]
+        found.append(f"profile={own['profile']!r}; accepted: {', '.join(PROFILES)}")
+    return found
+
+
+def _unexplained(record, head):
+    """Return which settings that all methods share differ in a record without a reason."""
+    own = record["recipe"]
     usual = as_dict(recipe(own["profile"]))
-    found += [
-        f"{name}={own[name]!r} where all methods have {usual[name]!r}, and no reason is given"
+    return [
+        f"{name}={own[name]!r} where all methods have {usual[name]!r}, and no reason is given; "
+        f"take the profile's, or say why with --reason {name}=..."
         for name in COMMON
         if name in own and own[name] != usual[name] and name not in head["reasons"]
     ]
-    return found
 
 
 def _wrong_grid(records, head):
     """Return what is wrong with the settings and seeds of all records together."""
     found = []
     cells = Counter(_place(record)[:4] for record in records)
-    found += [f"there are {count} records of {cell}" for cell, count in cells.items() if count > 1]
+    found += [
+        f"there are {count} records of {cell[2]} with {cell[1]} shots and seed {cell[3]} on "
+        f"{cell[0]}; take out of artifacts/records what is not meant"
+        for cell, count in cells.items()
+        if count > 1
+    ]
     by_setting: dict[Any, dict[str, set[int]]] = {}
     for dataset, shots, method, seed in cells:
         own = by_setting.setdefault((dataset, shots), {name: set() for name in head["methods"]})
@@ -238,8 +267,9 @@ def _other_images(records):
 def leaderboard(runs: Sequence[str] = ("mnist_methods", "optdigits_methods")) -> pd.DataFrame:
     """Return the leaderboard: the committed study's cells of some runs, and contributed ones.
 
-    One row per dataset, shots and method: title, seeds, mean top-1 in percent with Student's
-    interval over seeds, mean seconds, who contributed it ("": this study) and its code's address.
+    One row per dataset, shots and method: title, seeds, mean top-1 in percent with the interval of
+    `records.summary`, mean seconds, who contributed it ("": this study), its code's address, and
+    why settings that all methods share differ, as (setting, sentence).
     """
     ours = load_all_frozen()
     rows = _lines(ours.loc[ours["run"].isin(runs)], {}, "", "")
@@ -247,20 +277,20 @@ def leaderboard(runs: Sequence[str] = ("mnist_methods", "optdigits_methods")) ->
         head, records = read_submission(folder)
         titles = {name: one["title"] for name, one in head["methods"].items()}
         author = head["author"] or head["name"]
-        rows += _lines(tidy(records), titles, author, head["code"])
-    table = pd.DataFrame(rows)
+        reasons = tuple(head["reasons"].items())
+        rows += _lines(tidy(records), titles, author, head["code"], reasons)
+    table = pd.DataFrame(rows, columns=BOARD)
     return table.sort_values(["dataset", "shots", "top1"], ascending=[True, True, False],
                              ignore_index=True)  # fmt: skip
 
 
-def _lines(table, titles, author, code):
+def _lines(table, titles, author, code, reasons=()):
     rows = []
-    for (dataset, shots, method), part in table.groupby(["dataset", "shots", "method"], sort=False):
-        mean, low, high = mean_interval(100 * part["top1"])
-        title = titles.get(method) or METHODS[method].title
-        rows.append(
-            {"dataset": dataset, "shots": shots, "method": method, "title": title,
-             "seeds": len(part), "top1": mean, "low": low, "high": high,
-             "seconds": part["seconds"].mean(), "contributed": author, "code": code}
-        )  # fmt: skip
+    for (dataset, shots), part in table.groupby(["dataset", "shots"], sort=False):
+        seconds = part.groupby("method")["seconds"].mean()
+        for row in summary(part).to_dict("records"):
+            own = {name: row[name] for name in ("method", "title", "seeds", "top1", "low", "high")}
+            own["title"] = titles.get(row["method"], row["title"])
+            where = {"dataset": dataset, "shots": shots, "seconds": seconds[row["method"]]}
+            rows.append({**where, **own, "contributed": author, "code": code, "reasons": reasons})
     return rows

@@ -99,7 +99,7 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     """Return one row per method: seeds, mean top-1 and its interval in percent.
 
     The interval is Student's over seeds, and Wilson's over test images where all seeds have the
-    same accuracy, as a single one does.
+    same accuracy, as a single one does. A method whose package is not installed goes by its name.
     """
     require_one_record_each(table)
     rows = []
@@ -108,10 +108,12 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
         # One seed, or a method without chance: what is left is which test images there are.
         if len(set(group["top1"])) == 1:
             low, high = group["low"].iloc[0], group["high"].iloc[0]
+        known = METHODS.get(str(method))
+        title = known.title if known else str(method)
         rows.append(
             {
                 "method": method,
-                "title": f"{METHODS[str(method)].title} {protocol_note(group)}".strip(),
+                "title": f"{title} {protocol_note(group)}".strip(),
                 "seeds": len(group),
                 "top1": 100 * mean,
                 "low": 100 * low,

@@ -15,7 +15,10 @@ def extra_models(cell: Cell) -> str:
     redraws = cell.method.generates and cell.recipe.generate.redraws
     uses = [f"{redraws} redraws at most"] * bool(redraws)
     uses += ["for the loss"] * bool(cell.method.loss)
-    return ", ".join(["the untouched classifier", *uses]) if uses else ""
+    judge = ", ".join(["the untouched classifier", *uses]) if uses else ""
+    prompts = cell.method.generates and cell.recipe.generate.image_prompts
+    shown = f"the IP-Adapter {prompts} and its image encoder" if prompts else ""
+    return "; ".join(filter(None, [judge, cell.method.asks, shown]))
 
 
 def fairness(recipes: Iterable[Recipe]) -> pd.DataFrame:

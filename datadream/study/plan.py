@@ -139,7 +139,7 @@ def plan(recipes: Iterable[Recipe], store: Store | None = None) -> pd.DataFrame:
 
 
 def missing(recipes: Iterable[Recipe]) -> list[str]:
-    """List the datasets, classifiers and generators that this machine lacks, a sentence each."""
+    """List the datasets and models that this machine lacks, a sentence each."""
     lines, hint = {}, []
     for recipe in recipes:
         if recipe.dataset in SOURCES and recipe.dataset not in lines:
@@ -149,14 +149,11 @@ def missing(recipes: Iterable[Recipe]) -> list[str]:
                 way = "" if recipe.folder else lacking(recipe.dataset)
                 lines[recipe.dataset] = f"dataset {recipe.dataset}: {way or error}"
                 hint = [elsewhere()] if way else hint
-        wanted = [
-            ("classifier", recipe.classifier, "clip"),
-            *(
-                [("generator", recipe.generator, "generator")]
-                if method_of(recipe).generates
-                else []
-            ),
-        ]
+        wanted = [("classifier", recipe.classifier, "clip")]
+        if method_of(recipe).generates:
+            wanted.append(("generator", recipe.generator, "generator"))
+            if prompts := recipe.generate.image_prompts:
+                wanted.append(("IP-Adapter", prompts, "ip-adapter"))
         for kind, name, part in wanted:
             if absent(name, part):
                 lines[kind, name] = f"{kind} {name}: {absent(name, part)}"

@@ -2,6 +2,7 @@
 every command of it is run.
 """
 
+import html
 import os
 import re
 import shlex
@@ -10,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
 import pytest
 import torch
 import yaml
@@ -24,6 +26,8 @@ COMMANDS = [
     for line in block.splitlines()
     if line.strip()
 ]
+# Those by which a package's method comes onto the leaderboard: in order, with seeds of their own.
+SUBMISSION = [line for line in COMMANDS if "mine.ipynb" in line or "-m datadream" in line]
 BLOCKS = re.findall(r"```\{code-block\} \w+\n:caption: (\S+)\n\n(.*?)```", PAGE, re.DOTALL)
 # What a block is called -> (file, the text that it is put before); another one ends its file.
 DATASETS, STAGES = "datadream/data/datasets.py", "datadream/pipeline/stages.py"
@@ -90,6 +94,23 @@ def shrunk(words):
     ]
 
 
+def started(home, *words, installed=True):
+    """Run `python -m <words>` in the copy, with or without the package that the page makes."""
+    place = {
+        "DATADREAM_HOME": str(home),
+        "DATADREAM_STORE": str(home / "artifacts"),
+        "PYTHONPATH": os.pathsep.join([str(home), *[str(home / "site")] * installed]),
+        "OMP_NUM_THREADS": "1",
+    }
+    return subprocess.run(
+        [sys.executable, "-m", *words],
+        cwd=home,
+        env={**os.environ, **place},
+        capture_output=True,
+        text=True,
+    )
+
+
 def test_the_page_works_through_a_dataset_a_method_a_schedule_and_a_stage():
     assert [where for where, _ in BLOCKS] == [
         "datadream/data/paper_datasets.py",
@@ -120,25 +141,13 @@ def test_the_worked_schedule_goes_straight_from_the_image_to_the_noise():
 
 @pytest.mark.parametrize(
     "command",
-    COMMANDS,
+    [command for command in COMMANDS if command not in SUBMISSION],
     ids=lambda command: command.split()[2] if "papermill" in command else command,
 )
 def test_a_command_of_the_page_runs(home, command):
     words = shlex.split(command)
     assert words[0] == ".venv/bin/papermill"
-    place = {
-        "DATADREAM_HOME": str(home),
-        "DATADREAM_STORE": str(home / "artifacts"),
-        "PYTHONPATH": os.pathsep.join([str(home), str(home / "site")]),
-        "OMP_NUM_THREADS": "1",
-    }
-    done = subprocess.run(
-        [sys.executable, "-m", "papermill", "--no-progress-bar", *shrunk(words)[1:]],
-        cwd=home,
-        env={**os.environ, **place},
-        capture_output=True,
-        text=True,
-    )
+    done = started(home, "papermill", "--no-progress-bar", *shrunk(words)[1:])
     assert done.returncode == 0 and (home / words[2]).is_file(), done.stderr[-3000:]
     made = "".join(
         file.read_text() for file in home.glob("artifacts/generate-*/train/metadata.jsonl")
@@ -152,3 +161,58 @@ def test_a_command_of_the_page_runs(home, command):
     assert len(list(home.glob("artifacts/sheet-*/sheet.png"))) == len(
         list(home.glob("artifacts/generate-*/classes.json"))
     )
+
+
+def test_a_package_s_method_goes_from_pip_to_the_leaderboard(home, tmp_path):
+    """As a stranger does it, by the page's commands at a tiny size; whoever reviews has not
+    installed the package.
+    """
+    run, submit, check = map(shlex.split, SUBMISSION)
+    tiny = yaml.safe_load((ROOT / "notebooks" / "study.yaml").read_text())["smoke"]["dataset"]
+    own = yaml.safe_load(run[run.index("-y") + 1])
+    assert own["seeds"] == [0, 1, 2] and "shots" not in own, "the study's rows have 16 shots"
+
+    def cells(seeds):
+        asked = {**own, "seeds": seeds, "overrides": tiny["overrides"]}
+        words = yaml.safe_dump(asked, default_flow_style=True, width=10**6).strip()
+        done = started(home, "papermill", "--no-progress-bar", *run[1:], "-y", words)
+        assert done.returncode == 0, done.stderr[-3000:]
+
+    cells([0, 1])
+    done = started(home, *submit[2:])
+    assert done.returncode == 2 and "2 seeds; give 3 or more" in done.stderr
+    assert "4 records, the first 1: generate.images=4 where all" in done.stderr
+    assert not (home / "contrib").exists()
+    cells(own["seeds"])
+    reasons = [f"--reason={name}=a <test>" for name in tiny["overrides"]]
+    done = started(home, *submit[2:], *reasons)
+    assert done.returncode == 0 and done.stdout.strip() == str(home / check[-1]), done.stderr
+    done = started(home, *check[2:], installed=False)
+    assert (done.returncode, done.stdout) == (0, f"{check[-1]}: ok\n"), done.stderr
+    shutil.copytree(ROOT / "book" / "study", home / "book" / "study")
+    page = (ROOT / "book" / "leaderboard.md").read_text()
+    (code,) = re.findall(r"```\{code-cell\} ipython3\n:tags: .*?\n\n(.*?)```", page, re.DOTALL)
+    notebook = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_code_cell(code)],
+        metadata={"kernelspec": {"name": "python3", "language": "python", "display_name": "x"}},
+    )
+    nbformat.write(notebook, tmp_path / "page.ipynb")
+    files = [str(tmp_path / "page.ipynb"), str(tmp_path / "done.ipynb")]
+    done = started(home, "papermill", "--no-progress-bar", *files, installed=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    shown = nbformat.read(files[1], 4).cells[-1].outputs
+    tables = [one.data["text/html"] for one in shown if "text/html" in one.data]
+    (table,) = (one for one in tables if "mnist, 16 shots a class" in one)
+    rows = {cells[0]: cells for row in table.split("<tr>") if (cells := texts(row))}
+    for title in ("DataDream, seven prompts", "DataDream, seven prompts + real"):
+        assert rows[title][3] == "3" and rows[title][-1] == "Your name, contributed"
+    assert rows["DataDream (dataset) + real"][-1] == "this study"
+    assert "https://example.org/seven-prompts" in table
+    (said,) = {one.data["text/markdown"] for one in shown if "text/markdown" in one.data}
+    assert r"DataDream, seven prompts: generate.images, a \<test\>" in said
+
+
+def texts(row):
+    """Return the texts of a table row's cells."""
+    cells = re.findall(r"<td[^>]*>(.*?)</td>", row, re.DOTALL)
+    return [html.unescape(re.sub(r"<[^>]+>", "", cell)).strip() for cell in cells]

@@ -120,7 +120,7 @@ def test_one_class_alone_has_no_other_to_start_from(make, tmp_path):
     write_classes(tmp_path / "one", ["owl", "fox"], 6)
     one = make("genie", folder=str(tmp_path / "one"))
     alone = dataclasses.replace(load_dataset("folder", str(tmp_path / "one")), classes=("owl",))
-    with pytest.raises(DataError, match="'genie' starts from shots of other classes.*one class"):
+    with pytest.raises(DataError, match="'genie' needs other classes beside each.*one class"):
         draws(Support(one, alone), 0)
 
 

@@ -9,7 +9,7 @@ from datadream import cli, paths
 from datadream.errors import ConfigError, DataError
 from datadream.methods.base import Method
 from datadream.methods.registry import METHODS, register
-from datadream.publish import submission
+from datadream.publish import freeze, submission
 from datadream.results.record import read_record, record_key
 from datadream.study import run
 
@@ -124,7 +124,8 @@ def test_the_committed_study_would_pass_but_for_its_names():
     kept = [json.loads(line) for line in lines]
     everything = {"methods": dict.fromkeys(METHODS, 1), "reasons": dict.fromkeys(
         submission.COMMON, "an ablation")}  # fmt: skip
-    assert [why for one in kept for why in submission._wrong_record(one, everything)] == []
+    looks = (submission._wrong_record, submission._unexplained)
+    assert [why for look in looks for one in kept for why in look(one, everything)] == []
 
 
 @pytest.fixture
@@ -182,3 +183,58 @@ def test_other_test_images_than_the_study_s_are_named():
 def test_what_is_in_contrib_is_sound():
     for folder in submission.submissions():
         assert submission.check(folder) == [], folder
+
+
+def test_what_many_records_have_is_said_once_with_the_way_out(head):
+    records = [record(seed, **{"classify.epochs": 99}) for seed in range(2)]
+    (found, seeds) = submission.problems(head, records)
+    assert found.startswith("2 records, the first 1: classify.epochs=99 where all methods have 10")
+    assert "--reason classify.epochs=" in found
+    assert seeds == "mnist, 1 shots: 2 seeds; give 3 or more", "both at once"
+
+
+def contribute(home, head, records):
+    """Write a submission to the contrib of `home`."""
+    folder = home / "contrib" / head["name"]
+    folder.mkdir(parents=True)
+    (folder / "submission.json").write_text(json.dumps(head))
+    (folder / "records.jsonl").write_text("".join(json.dumps(one) + "\n" for one in records))
+
+
+def test_rows_that_agree_over_seeds_have_wilson_s_interval(home, head):
+    """As zero-shot CLIP has: Student's would have no width."""
+    contribute(home, head, [record(seed, shots=16) for seed in range(3)])
+    board = submission.leaderboard().set_index("method")
+    low, high = submission.wilson(3, 4)
+    assert board.loc["own", ["top1", "low", "high"]].tolist() == [75.0, 100 * low, 100 * high]
+    assert board.loc["own", "title"] == "Own", "not installed, and named by its submission"
+    clip = board.loc["clip"]
+    assert (clip["low"] < clip["top1"]).all() and (clip["high"] > clip["top1"]).all()
+
+
+def test_a_method_that_is_not_installed_and_has_no_title_goes_by_its_name():
+    from datadream.results.records import summary, tidy
+
+    (row,) = summary(tidy([record(seed, method="gone") for seed in range(3)])).to_dict("records")
+    assert row["title"] == "gone" and row["seeds"] == 3
+
+
+def test_without_a_committed_study_a_submission_is_checked_and_shown_alone(
+    home, head, monkeypatch, capsys
+):
+    """As beside a package that was installed with pip."""
+    away = paths.paths() | {"kept_records": home / "none.jsonl"}
+    monkeypatch.setattr(freeze, "paths", lambda: away)
+    assert submission.leaderboard().empty
+    contribute(home, head, [record(seed) for seed in range(3)])
+    assert cli.main(["check-submission"]) == 0 and capsys.readouterr().out.endswith(": ok\n")
+    assert submission.leaderboard()["title"].tolist() == ["Own"]
+
+
+def test_the_reasons_stand_on_the_leaderboard(home, head):
+    why = {"classify.epochs": "it needs <b>more</b>"}
+    records = [record(seed, shots=16, **{"classify.epochs": 99}) for seed in range(3)]
+    contribute(home, head | {"reasons": why}, records)
+    board = submission.leaderboard().set_index("method")
+    assert board.loc["own", "reasons"] == (("classify.epochs", "it needs <b>more</b>"),)
+    assert set(board.loc[board["code"] == "", "reasons"]) == {()}

@@ -133,6 +133,13 @@ class Generator(ABC):
         They are named after the pipeline's arguments.
         """
 
+    def look(self, pictures: Sequence[Sequence[Image]]) -> dict[str, Tensor]:
+        """Encode image prompts, two for each image, as tensors with a row per image, for `draw`.
+
+        Raises TypeError where no IP-Adapter is loaded.
+        """
+        raise TypeError(f"{type(self).__name__} takes no image prompts")
+
     @abstractmethod
     def draw(
         self,

@@ -14,6 +14,7 @@ from ...errors import ConfigError
 from ...training.loop import DivergedError
 from ..device import dtype_for
 from .base import Generator
+from .ip_adapter import prompted_by_images, require_image_prompts, require_suits
 from .load import load_generator
 from .lora import merged_lora
 
@@ -22,6 +23,30 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 BACKEND = "inductor"
+
+
+class Words:
+    """What many images are prompted with and led away from, each text encoded once."""
+
+    def __init__(
+        self, generator: Generator, texts: Sequence[tuple[str, str]], options: Generate
+    ) -> None:
+        """`texts` has (prompt, negative prompt) of each image; of "" the family's own is taken."""
+        every = [text for text, _ in texts] + [away for _, away in texts if away]
+        self.texts, self.place = texts, {one: i for i, one in enumerate(dict.fromkeys(every))}
+        self.table = generator.embed(list(self.place), options)
+
+    def of(self, images: Sequence[int]) -> dict[str, Tensor]:
+        """Return the rows of `Generator.embed` for some images."""
+        own = [self.place[self.texts[i][0]] for i in images]
+        found = {name: tensor[own] for name, tensor in self.table.items()}
+        for row, i in enumerate(images):
+            away = self.texts[i][1]
+            for name in found if away else ():
+                plain = name.removeprefix("negative_")
+                if plain != name:
+                    found[name][row] = self.table[plain][self.place[away]]
+        return found
 
 
 def sample(
@@ -55,10 +80,14 @@ def sample(
 def require_sampler(recipe: Recipe) -> None:
     """Raise ConfigError on a sampler or a resolution that the generator cannot use.
 
-    So too on redraws that no reader can judge. Checked before anything is trained for it.
+    So too on redraws that no reader can judge, and on image prompts that it cannot take. Checked
+    before anything is trained for it.
     """
+    require_image_prompts(recipe)
     generator = load_generator(recipe.generator, dtype_for(recipe.precision, training=False))
     generator.scheduler(recipe.generate.scheduler)
+    if recipe.generate.image_prompts:
+        require_suits(generator, recipe)
     if recipe.resolution % generator.unit:
         raise ConfigError(
             f"resolution={recipe.resolution} does not suit the generator {recipe.generator!r}; "
@@ -77,7 +106,7 @@ def adapted(recipe: Recipe, *adapters: Path, weights: Sequence[float] = ()) -> I
     """Yield the recipe's generator and sampler with adapters merged into its weights.
 
     `adapters` are artifact folders, merged by `weights` or in equal shares; none gives the base
-    model.
+    model. The recipe's IP-Adapter is there for as long, and the network is as before afterwards.
     """
     generator = load_generator(recipe.generator, dtype_for(recipe.precision, training=False))
     pipe, own = generator.pipe, generator.pipe.scheduler
@@ -85,9 +114,10 @@ def adapted(recipe: Recipe, *adapters: Path, weights: Sequence[float] = ()) -> I
     try:
         with (
             merged_lora(generator, *adapters, weights=weights),
+            prompted_by_images(generator, recipe.generate.image_prompts) as prompted,
             compiled(generator.network) if recipe.generate.compile else nullcontext(),
         ):
-            yield generator
+            yield prompted
     finally:
         pipe.scheduler = own
 
