@@ -97,6 +97,11 @@ def evaluation_batches(images: Images, size: int, batch: int = BATCH) -> Iterato
                 yield torch.cat([one.result() for one in due])
 
 
+def scaled(views: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Return uint8 views in [0, 1] on a device, to which they travel as bytes."""
+    return views.to(device).float() / 255
+
+
 @lru_cache(maxsize=1)
 def validation_batches(images: Images, size: int) -> list[torch.Tensor]:
     """Return `evaluation_batches` as a list, cached for the next call.
