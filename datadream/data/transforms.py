@@ -11,7 +11,7 @@ from functools import lru_cache
 import torch
 from PIL.Image import Image
 
-from ..store.cores import usable_cores
+from ..store.cores import own_cores
 from .decode_cache import large
 from .images import Images
 
@@ -82,7 +82,7 @@ def evaluation_batches(images: Images, size: int, batch: int = BATCH) -> Iterato
     if not large(images):
         yield from map(views, parts)
         return
-    cores = usable_cores()
+    cores = own_cores()
     share, coming = math.ceil(batch / cores), []
     with ThreadPoolExecutor(cores) as pool:
         for part in [*parts, ()]:
