@@ -264,6 +264,12 @@ class Recipe:
         "device has it; float32 for all, as the released adapter is trained, is the strict choice",
         choices=("auto", "float32"),
     )
+    deterministic: bool = knob(
+        False,
+        "sum in the same order each time, so that a GPU of one kind gives the same bytes again; "
+        "slower",
+        added=True,
+    )
     adapt: Adapt = field(default_factory=Adapt)
     generate: Generate = field(default_factory=Generate)
     classify: Classify = field(default_factory=Classify)

@@ -1,4 +1,4 @@
-"""The one optimisation loop: AdamW, a schedule, and a checkpoint that resumes to the same bytes."""
+"""The one optimisation loop: AdamW, a schedule, and a checkpoint that a killed run resumes from."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .. import progress, signals
 from ..errors import ConfigError
-from ..seeds import seed_for
+from ..seeds import forked_rng, seed_for
 from .batch_size import BatchSize
 from .checkpoint import load_state, save_state
 from .distributed import broadcast, leads, rank, share, sum_step
@@ -117,8 +117,11 @@ def fit(
 
     Every step reseeds torch's global generator from (seed, step), so a run that was killed and
     resumed from `checkpoint` (written every `every` steps) draws the same noise, dropout and
-    augmentation as one that was not. `buffers` are further tensors that a step changes (running
-    statistics), kept with the parameters. `after(step, loss)` is called once a step is done.
+    augmentation as one that was not, and on a CPU ends at the same bytes. On a GPU it does so
+    within `models.device.deterministic`; else attention's backward pass adds in another order each
+    time, and two runs differ in rounding. `buffers` are further tensors that a step changes
+    (running statistics), kept with the parameters. `after(step, loss)` is called once a step is
+    done.
 
     Raises DivergedError on a loss or gradient that is not finite; Stopped, once the state is saved,
     where the process was asked to end; ConfigError where a process does not find rank 0's
@@ -130,7 +133,7 @@ def fit(
     )
     first, losses = _begin(parameters, buffers, optimiser, checkpoint, accelerator, description)
     writes = checkpoint if leads(accelerator) else None
-    with torch.random.fork_rng(), progress.track(description, "step", steps, first) as count:
+    with forked_rng(), progress.track(description, "step", steps, first) as count:
         for step in range(first, steps):
             for group in optimiser.param_groups:
                 group["lr"] = max(minimum_lr, lr * cosine_schedule(step, steps, warmup))

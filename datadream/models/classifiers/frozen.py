@@ -11,7 +11,7 @@ from ...config import Classify
 from ...data.decode_cache import Decoded
 from ...data.images import Images
 from ...data.transforms import BATCH, evaluation_batches, scaled
-from ...seeds import seed_for
+from ...seeds import forked_rng, seed_for
 from ...training.batch_size import BatchSize
 from .clip import Classifier
 
@@ -51,7 +51,7 @@ class Frozen:
         decoded = Decoded({True: images}, self.text.device)
         augment = Augmentation(options, self.model.size)
         found = []
-        with torch.random.fork_rng():
+        with forked_rng():
             for start in range(0, len(images), AT_ONCE):
                 rows = range(start, min(start + AT_ONCE, len(images)))
                 pictures = decoded.take([(True, i) for i in rows])
