@@ -123,6 +123,9 @@ class Generate:
         "which image has which seed",
         0,
     )
+    compression: int = knob(
+        6, "level of the PNG files, 0 to 9 (zlib's 6); the pixels are the same", 0, 9, added=True
+    )
 
 
 @dataclass(frozen=True)

@@ -106,6 +106,7 @@ def needs(stage, method):
         own = {name for name in SPECS if name.startswith("generate.")} - {
             "generate.batch",
             "generate.compile",
+            "generate.compression",
         } | {"generator", "resolution", "seed", "deterministic"}
         # It starts from them, and asks the classifier.
         own |= {"shots"} if method.startswith(STARTED) else set()

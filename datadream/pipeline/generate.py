@@ -39,10 +39,10 @@ def image_seed(seed: int, label: int, index: int, *again: int) -> int:
 
 
 def generation_inputs(support: Support, adapter_keys: Sequence[str]) -> dict[str, Any]:
-    """Return what a synthetic set depends on; batch size and compilation do not count."""
+    """Return what a synthetic set depends on; batch size, compilation and files do not count."""
     recipe = support.recipe
     options = dataclasses.asdict(recipe.generate)
-    for name in ("batch", "compile"):
+    for name in ("batch", "compile", "compression"):
         options.pop(name)
     return {
         "generator": identity(recipe.generator, "generator"),
@@ -133,7 +133,8 @@ def write_slice(
         weights = draws(support, label)[indices.start].weights
         with adapted(support.recipe, *(trained[one] for one in own), weights=weights) as generator:
             draw = drawing(generator, support, label, read)
-            write_images(draw, indices, folder, size, counter.update)
+            level = support.recipe.generate.compression
+            write_images(draw, indices, folder, size, counter.update, level)
 
 
 def drawing(
