@@ -12,6 +12,8 @@ import torch
 from peft.tuners.lora import Linear
 from torch import nn
 
+from datadream.errors import ConfigError
+from datadream.models import device
 from datadream.models.generators import lora, unet
 from datadream.models.generators.base import Generator
 
@@ -307,3 +309,56 @@ def adapting_by_graph(bench: Bench) -> dict[str, Any]:
         del stage, graphs
         bench.forget()
     return found
+
+
+@part(45)
+def deterministic_steps(bench: Bench) -> dict[str, Any]:
+    """Return milliseconds of a UNet's and a classifier's passes, as shipped and deterministic.
+
+    `equal` says whether two runs give the same gradients bit for bit, in either way. On a GPU the
+    variable that cuBLAS reads must be set before the run: see `device.require_deterministic`.
+    """
+    found: dict[str, Any] = {}
+    ways: dict[str, Around] = {"as shipped": contextlib.nullcontext}
+    ways["deterministic"] = device.deterministic
+
+    def unet_gradients():
+        generator, _ = unet_step(bench)
+        latents, noise, times, text = together.problem(generator.pipe, bench.recipe().adapt, 1)
+        own = [p for p in generator.network.parameters() if p.requires_grad]
+        network = Fixed(generator.network)
+
+        def loss():
+            return nn.functional.mse_loss(network(latents, times, text).float(), noise.float())
+
+        return lambda: gradients(loss, own, 1), lambda: lora.remove_lora(generator)
+
+    def classifier_gradients():
+        _, model, source, _ = classifier_step(bench)
+        images, targets, _ = source.at(0)
+        tokens = model.prompts([f"a photo of a {i}" for i in range(10)])
+        own = [p for p in model.parameters() if p.requires_grad]
+
+        def loss():
+            torch.manual_seed(0)  # dropout
+            return nn.functional.cross_entropy(model(images, tokens), targets)
+
+        return lambda: gradients(loss, own, 1), lambda: None
+
+    for name, prepare in (("UNet", unet_gradients), ("classifier", classifier_gradients)):
+        run, end = prepare()
+        found[name] = {"ms": in_turn(bench, {way: (around, run) for way, around in ways.items()})}
+        found[name]["equal"] = {way: _equal_twice(run, around) for way, around in ways.items()}
+        end()
+        bench.forget()
+    return found
+
+
+def _equal_twice(run, around):
+    """Return whether two passes give the same gradients bit for bit, None where they fail."""
+    try:
+        with around():
+            one, other = run(), run()
+    except (RuntimeError, ConfigError):  # `ms` says why
+        return None
+    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))

@@ -27,6 +27,10 @@ class VirtualRay:
         """Return the GPUs, as Ray counts them."""
         return {"GPU": float(self.workers)}
 
+    def nodes(self):
+        """Return nothing of the nodes: a task's cores do not count here."""
+        return []
+
     def remote(self, do):
         """Return what `ray.remote` does of a function, with the options and the call that the
         engine uses.

@@ -153,6 +153,10 @@ class Generate:
         added=True,
     )
 
+    compression: int = knob(
+        6, "level of the PNG files, 0 to 9 (zlib's 6); the pixels are the same", 0, 9, added=True
+    )
+
     @property
     def shown(self) -> bool:
         """True if the generator sees few shots while it samples: as a start or as prompts."""
@@ -297,6 +301,12 @@ class Recipe:
         "of the generator's frozen weights and the classifier's products; auto: half where the "
         "device has it; float32 for all, as the released adapter is trained, is the strict choice",
         choices=("auto", "float32"),
+    )
+    deterministic: bool = knob(
+        False,
+        "sum in the same order each time, so that a GPU of one kind gives the same bytes again; "
+        "slower",
+        added=True,
     )
     adapt: Adapt = field(default_factory=Adapt)
     generate: Generate = field(default_factory=Generate)

@@ -1,6 +1,8 @@
 """Seeds that depend on what they are for and on nothing else."""
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 def seed_for(*parts: object) -> int:
@@ -10,3 +12,16 @@ def seed_for(*parts: object) -> int:
     """
     digest = hashlib.sha256(repr(parts).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
+
+
+@contextmanager
+def forked_rng() -> Iterator[None]:
+    """Give torch's global generators, the CPU's and the GPU's in use, their states back at the end.
+
+    `torch.random.fork_rng` alone would also initialise and restore all other GPUs of the machine.
+    """
+    import torch
+
+    used = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with torch.random.fork_rng(used, device_type="cuda"):
+        yield

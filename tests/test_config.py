@@ -106,17 +106,18 @@ def needs(stage, method):
             "adapt.micro",
             "adapt.checkpointing",
         }
-        return own | {"generator", "resolution", "shots", "seed"}
+        return own | {"generator", "resolution", "shots", "seed", "deterministic"}
     if stage == "generate":
         own = {name for name in SPECS if name.startswith("generate.")} - {
             "generate.batch",
             "generate.compile",
-        } | {"generator", "resolution", "seed"}
+            "generate.compression",
+        } | {"generator", "resolution", "seed", "deterministic"}
         # It starts from them, and asks the classifier.
         own |= {"shots"} if method.startswith(STARTED) else set()
         own |= {"classifier"} if method.startswith(JUDGED) else set()
         return own | (needs("adapt", method) if adapted(method) else set())
-    own = {"classifier", "seed", "validation", "protocol"}
+    own = {"classifier", "seed", "validation", "protocol", "deterministic"}
     if row.head:
         own |= {f"classify.{name}" for name in row.head.reads}
     else:

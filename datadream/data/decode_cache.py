@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..store.cores import usable_cores
+from ..store.cores import own_cores
 from .images import Images
 from .transfer import sent_together
 
@@ -67,7 +67,7 @@ class Decoded:
         self.file, self.places, self.end, self.full = None, {}, 0, False
         self.largest = 0  # bytes of the largest image so far
         threaded = any(map(large, sets.values()))
-        self.pool = ThreadPoolExecutor(usable_cores()) if threaded else None
+        self.pool = ThreadPoolExecutor(own_cores()) if threaded else None
 
     def start(self, keys: Iterable[tuple[bool, int]]) -> None:
         """Begin to decode these images, or to read them back, in the background.

@@ -14,11 +14,13 @@ from PIL.PngImagePlugin import PngInfo
 
 from .. import signals
 from ..paths import atomic_write
+from ..store.cores import own_cores
 from ..store.files import reading
 
 if TYPE_CHECKING:
     from ..training.batch_size import BatchSize
 
+WRITERS = 4  # the last batch of a slice waits for them alone
 END = b"\0\0\0\0IEND\xaeB`\x82"  # a PNG's last chunk
 
 
@@ -36,13 +38,13 @@ def is_whole(path: str | Path) -> bool:
         return False
 
 
-def save_png(image: Image, path: str | Path) -> None:
-    """Write a PNG atomically, with `image.info` as its text entries."""
+def save_png(image: Image, path: str | Path, level: int = 6) -> None:
+    """Write a PNG atomically, compressed by zlib's `level`, with `image.info` as text entries."""
     notes = PngInfo()
     for name, value in image.info.items():
         notes.add_text(str(name), str(value))
     with atomic_write(path) as part:
-        image.save(part, format="PNG", pnginfo=notes)
+        image.save(part, format="PNG", pnginfo=notes, compress_level=level)
 
 
 def write_images(
@@ -51,14 +53,15 @@ def write_images(
     folder: Path,
     size: BatchSize,
     counted: Callable[[int], None],
+    level: int = 6,
 ) -> None:
     """Write the images of a range that are missing as `<index>.png`, six digits, into `folder`.
 
     `draw(first, count)` makes some, in batches of fixed membership, so that a resumed run is the
-    same where the size is given. One batch is written while the next is drawn.
+    same where the size is given. One batch is written, by a few threads, while the next is drawn.
     """
     start, writing = indices.start, []
-    with ThreadPoolExecutor(1) as writer:
+    with ThreadPoolExecutor(min(WRITERS, own_cores())) as writer:
         while start < indices.stop:
             signals.check()
             count = min(size.size, indices.stop - start)
@@ -70,7 +73,7 @@ def write_images(
                 for written in writing:
                     written.result()
                 pairs = zip(images, files[:count], strict=True)
-                writing = [writer.submit(save_png, image, file) for image, file in pairs]
+                writing = [writer.submit(save_png, image, file, level) for image, file in pairs]
             counted(count)
             start += count
         for written in writing:

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 
+from ..seeds import forked_rng
 from .datasets import DIGITS
 
 CHARACTERS = string.digits + string.ascii_uppercase
@@ -278,6 +279,6 @@ def draw(
 
 def examples(bank: torch.Tensor, label: int, n: int, seed: int = 0) -> torch.Tensor:
     """Draw n training images (n, 3, 32, 32) of one character, the same for the same seed."""
-    with torch.random.fork_rng():
+    with forked_rng():
         torch.manual_seed(1000 * seed + label)
         return draw(bank, n, labels=torch.full((n,), label))[0]

@@ -12,7 +12,7 @@ import torch
 from PIL import ImageOps
 from PIL.Image import Image, Resampling
 
-from ..store.cores import usable_cores
+from ..store.cores import own_cores
 from .decode_cache import large
 from .images import Images
 
@@ -88,7 +88,7 @@ def evaluation_batches(images: Images, size: int, batch: int = BATCH) -> Iterato
     if not large(images):
         yield from map(views, parts)
         return
-    cores = usable_cores()
+    cores = own_cores()
     share, coming = math.ceil(batch / cores), []
     with ThreadPoolExecutor(cores) as pool:
         for part in [*parts, ()]:
@@ -101,6 +101,11 @@ def evaluation_batches(images: Images, size: int, batch: int = BATCH) -> Iterato
             )
             if due:
                 yield torch.cat([one.result() for one in due])
+
+
+def scaled(views: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Return uint8 views in [0, 1] on a device, to which they travel as bytes."""
+    return views.to(device).float() / 255
 
 
 @lru_cache(maxsize=1)

@@ -7,7 +7,7 @@ from ..config import Recipe
 from ..pipeline.stages import Cell
 from ..results.record import write_record
 from ..store.artifacts import Store
-from ..store.cores import usable_cores
+from ..store.cores import own_cores
 
 
 def run_cell(recipe: Recipe, store: Store) -> dict[str, Any]:
@@ -21,9 +21,12 @@ def run_cell(recipe: Recipe, store: Store) -> dict[str, Any]:
 
 
 def _bound_threads():
-    """Take no more threads than a container's quota pays for: torch knows the affinity alone."""
+    """Take no more threads than a container's quota pays for, and a GPU's share of the cores.
+
+    Torch knows the affinity alone.
+    """
     import torch
 
-    cores = usable_cores()
+    cores = own_cores()
     if "OMP_NUM_THREADS" not in os.environ and torch.get_num_threads() > cores:
         torch.set_num_threads(cores)

@@ -27,6 +27,7 @@ def adapt_together(
     Those that the store has are not trained again. Raises ConfigError if no cell has one, and what
     `train_adapter` raises.
     """
+    from ..models.device import deterministic
     from ..models.download import fetch
     from ..pipeline.adapt import train_adapter
     from ..pipeline.stages import Cell
@@ -46,7 +47,8 @@ def adapt_together(
             continue
 
         def build(folder: Path, support: Support = cell.support, notes: list[str] = notes) -> None:
-            notes.extend(train_adapter(support, one, folder, accelerator))
+            with deterministic(support.recipe.deterministic):
+                notes.extend(train_adapter(support, one, folder, accelerator))
 
         inputs = cell.inputs_of("adapt")[one]
         make_together(store, name, inputs, build, accelerator, batches=notes)

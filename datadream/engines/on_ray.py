@@ -20,6 +20,7 @@ from .. import progress, signals
 from ..config import Recipe
 from ..errors import ConfigError
 from ..methods.registry import adopt_methods, method_of, pack_methods
+from ..models.device import FIXED, WORKSPACE
 from ..models.download import fetch
 from ..models.generators.load import use_gpu
 from ..paths import paths
@@ -215,6 +216,8 @@ def run_ray(recipes: Sequence[Recipe], store: Store, address: str | None = None)
             "DATADREAM_HOME": str(paths()["home"]),
             "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1",
         }
+        if any(recipe.deterministic for recipe in recipes):  # a worker uses its GPU before a task
+            env[WORKSPACE] = os.environ.get(WORKSPACE, FIXED[0])
         join(ray, address, env)
     try:
         with signals.interruptible():  # after `init`, which sets its own handler for SIGTERM
@@ -243,10 +246,27 @@ def _scarce(ray):
     return "GPU" if ray.cluster_resources().get("GPU") else "CPU"
 
 
-def _demand(task, resource):
-    """Return a task's Ray resources: a core, a GPU if the cluster has any, and bytes of memory."""
+def gpu_cores(nodes: Iterable[dict[str, float]]) -> float:
+    """Return the cores of a task on a GPU: its share of the node, by the resources of all nodes.
+
+    That is the least share of all, so that each GPU can be used; below one core, which Ray takes in
+    parts, it is a fraction. 1 without a node that has both.
+    """
+    both = [node for node in nodes if node.get("GPU") and node.get("CPU")]
+    share = min((node["CPU"] / node["GPU"] for node in both), default=1.0)
+    return int(share) if share >= 1 else int(1e4 * share) / 1e4
+
+
+def _cores(ray, resource):
+    """Return the cores that a task asks for; they bound its threads too, as Ray sets them."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return gpu_cores(nodes) if resource == "GPU" else 1
+
+
+def _demand(task, resource, cores):
+    """Return a task's Ray resources: cores, a GPU if the cluster has any, and bytes of memory."""
     return {
-        "num_cpus": 1,
+        "num_cpus": cores,
         "num_gpus": int(resource == "GPU"),
         "memory": MEMORY.get(task.recipe.profile, 0),
     }
@@ -255,14 +275,17 @@ def _demand(task, resource):
 def _require_room(ray, todo, resource):
     """Raise ConfigError if no node of the cluster can take a task; Ray would silently wait."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    cores = _cores(ray, resource)
     for task in {task.recipe.profile: task for task in todo.values()}.values():
-        wanted = dict(zip(("CPU", "GPU", "memory"), _demand(task, resource).values(), strict=True))
+        asked = _demand(task, resource, cores)
+        wanted = dict(zip(("CPU", "GPU", "memory"), asked.values(), strict=True))
         if not any(
             all(node.get(name, 0) >= amount for name, amount in wanted.items()) for node in nodes
         ):
             most = max((node.get("memory", 0) for node in nodes), default=0)
             raise ConfigError(
-                f"no node of the Ray cluster has a core{' and a GPU' * wanted['GPU']} and "
+                f"no node of the Ray cluster has {'a core' if cores == 1 else f'{cores:g} cores'}"
+                f"{' and a GPU' * wanted['GPU']} and "
                 f"{wanted['memory'] / 1e9:g} GB of memory, which a task of profile "
                 f"{task.recipe.profile!r} asks for; the most that a node offers is "
                 f"{most / 1e9:.1f} GB. Start a larger one, or, if its memory suffices, `ray start "
@@ -281,9 +304,10 @@ def _drive(ray, todo, store, do=work):
     def hand_out() -> None:
         # Asked again each time: nodes come and go.
         room = 2 * int(ray.cluster_resources().get(resource, 0)) + AHEAD
+        cores = _cores(ray, resource)
         while len(flying) < room and (name := agenda.next()):
             task = todo[name]
-            options = {**_demand(task, resource), "max_retries": RETRIES}
+            options = {**_demand(task, resource, cores), "max_retries": RETRIES}
             flying[
                 remote.options(name=f"{task.kind} {name}", **options).remote(task, store.address)
             ] = name

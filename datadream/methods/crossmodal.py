@@ -84,16 +84,16 @@ class CrossModal(Head):
             return F.cross_entropy(frozen.scale * found, wanted)
 
         def after(step: int, loss: float) -> None:
-            if step in points:
-                accuracy = ((val @ weight.T).argmax(1) == wanted).double().mean().item()
-                if self.chooses(given.support) and curve.is_best(step + 1, accuracy):
-                    curve.keep(step + 1, {"weight": weight})
-                curve.add(step + 1, accuracy, loss)
+            accuracy = ((val @ weight.T).argmax(1) == wanted).double().mean().item()
+            if self.chooses(given.support) and curve.is_best(step + 1, accuracy):
+                curve.keep(step + 1, {"weight": weight})
+            curve.add(step + 1, accuracy, loss)
 
         fit(
             {"weight": weight}, loss_at, steps=steps, lr=options.lr, warmup=min(self.warmup, steps),
             weight_decay=options.weight_decay, seed=seed_for("head", seed),
-            checkpoint=given.checkpoint, after=after, description="train head",
+            checkpoint=given.checkpoint, after=after, points=points,
+            description="train head",
         )  # fmt: skip
         curve.restore_best({"weight": weight.data})
         return {"weight": weight.detach(), "scale": frozen.scale}

@@ -19,6 +19,7 @@ from ..models.classifiers.print_reader import PrintReader
 from ..paths import atomic_write
 from ..pipeline import evaluate, train
 from ..results.tables import show_table
+from ..seeds import forked_rng
 from ..statistics import mean_interval, wilson
 from ..store.keys import key
 from ..store.open import open_store
@@ -66,7 +67,7 @@ def every_character(bank: torch.Tensor, n: int, seed: int) -> tuple[torch.Tensor
 
     Images are (n, 3, 32, 32) in [0, 1], labels (n,).
     """
-    with torch.random.fork_rng():
+    with forked_rng():
         torch.manual_seed(seed)
         return printed.draw(bank, n, labels=torch.arange(n) % len(printed.CHARACTERS))[:2]
 
@@ -130,7 +131,7 @@ def real_images(name: str, n: int = 300) -> torch.Tensor:
 
 def print_images(bank: torch.Tensor, n: int = 300, seed: int = 1) -> torch.Tensor:
     """Draw n random prints of `bank`, (n, 3, 32, 32) in [-1, 1]."""
-    with torch.random.fork_rng():
+    with forked_rng():
         torch.manual_seed(seed)
         return 2 * printed.draw(bank, n)[0] - 1
 
@@ -182,7 +183,7 @@ def gate(
                 for i in range(len(shots))
             ]
         )
-        with torch.random.fork_rng():
+        with forked_rng():
             torch.manual_seed(recipe.seed)
             sets = {"originals": inputs, "reconstructions": reconstruct(vae, inputs)}
         jobs += [

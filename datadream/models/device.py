@@ -1,6 +1,17 @@
-"""The device that everything runs on, and the precision of its weights."""
+"""The device that everything runs on, the precision of its weights, and its determinism."""
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, cast
 
 import torch
+
+from ..errors import ConfigError
+
+WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
+# With these, by its manual, cuBLAS gives the same sums however its streams share its workspace.
+FIXED = (":4096:8", ":16:8")
 
 
 def device() -> torch.device:
@@ -25,3 +36,58 @@ def dtype_for(precision: str, training: bool) -> torch.dtype:
     return (
         torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
     )
+
+
+def require_deterministic() -> None:
+    """Set CUBLAS_WORKSPACE_CONFIG, which cuBLAS reads once, when the process first uses the GPU.
+
+    Raises ConfigError where that has happened without it, or where it has another value than
+    FIXED.
+    """
+    told = os.environ.get(WORKSPACE)
+    if told in FIXED:
+        return
+    if told is not None or torch.cuda.is_initialized():
+        found = f"{WORKSPACE}={told!r}" if told is not None else f"{WORKSPACE} is not set"
+        raise ConfigError(
+            f"deterministic=True needs {WORKSPACE} to be {' or '.join(FIXED)} before the process "
+            f"first uses the GPU, and {found}; start it with {WORKSPACE}={FIXED[0]} in its "
+            "environment"
+        )
+    os.environ[WORKSPACE] = FIXED[0]
+
+
+@contextmanager
+def deterministic(wanted: bool = True) -> Iterator[None]:
+    """Have torch sum in the same order each time within the context; if not `wanted`, do nothing.
+
+    Attention takes FlashAttention, whose backward pass then is deterministic, or plain products
+    where that cannot, as in float32. What was set before is set again afterwards, but for
+    CUBLAS_WORKSPACE_CONFIG, which is read once. Raises ConfigError as `require_deterministic` does;
+    torch raises RuntimeError on an operation that has no deterministic form.
+    """
+    if not wanted:
+        yield
+        return
+    require_deterministic()
+    cudnn, memory = torch.backends.cudnn, cast("Any", torch.utils.deterministic)
+    before = torch.are_deterministic_algorithms_enabled()
+    warns = torch.is_deterministic_algorithms_warn_only_enabled()
+    flags = cudnn.deterministic, cudnn.benchmark, memory.fill_uninitialized_memory
+    with ExitStack() as stack:
+        stack.callback(torch.use_deterministic_algorithms, before, warn_only=warns)
+        torch.use_deterministic_algorithms(True)
+        # Filling fresh memory finds programs that read it before they write, and costs time.
+        _set_flags(True, False, False)
+        stack.callback(_set_flags, *flags)
+        if torch.cuda.is_available():
+            from torch.nn.attention import SDPBackend, sdpa_kernel
+
+            stack.enter_context(sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]))
+        yield
+
+
+def _set_flags(deterministic, benchmark, fill):
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = deterministic, benchmark
+    memory: Any = torch.utils.deterministic  # a module whose class has this as a property
+    memory.fill_uninitialized_memory = fill

@@ -81,8 +81,9 @@ def train_adapter(
 ) -> list[str]:
     """Train one adapter, write it to `folder` for `load_lora_weights`, and return batch notes.
 
-    A killed training resumes from the checkpoint in `folder` to the same bytes. All processes of an
-    `accelerator` call this; rank 0 writes, and their sums differ from one process's in rounding.
+    A killed training resumes from the checkpoint in `folder`: on a CPU to the same bytes, on a GPU
+    only with the recipe's `deterministic`. All processes of an `accelerator` call this; rank 0
+    writes, and their sums differ from one process's in rounding.
     Raises DivergedError on a loss that is not finite.
     """
     recipe = support.recipe

@@ -14,7 +14,7 @@ from .. import progress
 from ..data.datasets import prompt, validation_images
 from ..data.images import Images, fingerprint
 from ..data.predictions import Predictions, write_predictions
-from ..data.transforms import BATCH, evaluation_batches, validation_batches
+from ..data.transforms import BATCH, evaluation_batches, scaled, validation_batches
 from ..methods.base import Support
 from ..methods.heads import load_trained
 from ..models.classifiers.base import load_classifier
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from ..data.datasets import Dataset
 
 
-def _read(model, part, text, count):
-    """Return (class, margin to the next one's logit) of the first `count` images of a batch."""
-    logits = model.score(part[:count].to(text.device).float() / 255, text)
+def _read(model, text, part):
+    """Return (class, margin to the next one's logit) of each image of a part of a batch."""
+    logits = model.score(scaled(part, text.device), text)
     best = logits.topk(min(2, logits.shape[1])).values
     return list(zip(logits.argmax(1).tolist(), (best[:, 0] - best[:, -1]).tolist(), strict=True))
 
@@ -51,13 +51,10 @@ def predict_with_margins(
     called with the number of images of each.
     """
     model.eval()
-    text, size, found = model.text(tokens), BatchSize(BATCH), []
-    for part in batches:
-        while len(part):
-            predicted = size.run(partial(_read, model, part, text), len(part))
-            found += predicted
-            part = part[len(predicted) :]
-            counted(len(predicted))
+    text, found = model.text(tokens), []
+    for predicted in BatchSize(BATCH).each(batches, partial(_read, model, text)):
+        found += predicted
+        counted(len(predicted))
     return np.array([one for one, _ in found], int), np.array([sure for _, sure in found], float)
 
 

@@ -39,11 +39,11 @@ def image_seed(seed: int, label: int, index: int, *again: int) -> int:
 
 
 def generation_inputs(support: Support, adapter_keys: Sequence[str]) -> dict[str, Any]:
-    """Return what a synthetic set depends on; batch size and compilation do not count."""
+    """Return what a synthetic set depends on; batch size, compilation and files do not count."""
     recipe = support.recipe
     options = key_fields(recipe.generate)
-    for name in ("batch", "compile"):
-        options.pop(name)
+    for name in ("batch", "compile", "compression"):
+        options.pop(name, None)
     if prompts_by := options.pop("image_prompts", ""):
         options["image_prompts"] = identity(prompts_by, "ip-adapter")
     return {
@@ -136,7 +136,8 @@ def write_slice(
         weights = draws(support, label)[indices.start].weights
         with adapted(support.recipe, *(trained[one] for one in own), weights=weights) as generator:
             draw = drawing(generator, support, label, read)
-            write_images(draw, indices, folder, size, counter.update)
+            level = support.recipe.generate.compression
+            write_images(draw, indices, folder, size, counter.update, level)
 
 
 def drawing(

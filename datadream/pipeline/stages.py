@@ -22,6 +22,7 @@ from ..methods.checked import adapters, require_draws
 from ..methods.distinct import require_distinct
 from ..methods.registry import method_of
 from ..methods.units import slices
+from ..models.device import deterministic, require_deterministic
 from ..models.download import fetch
 from ..models.generators.sampling import require_sampler
 from ..store.keys import key
@@ -97,7 +98,9 @@ class Cell:
         """Return what the keys of a stage's artifacts are made of, by their parts."""
         if name not in self._inputs:
             stage = stage_of(name)
-            self._inputs[name] = {part: stage.inputs(self, part) for part in stage.parts(self)}
+            more = {"deterministic": True} if stage.work and self.recipe.deterministic else {}
+            own = {part: stage.inputs(self, part) | more for part in stage.parts(self)}
+            self._inputs[name] = own
         return self._inputs[name]
 
     def keys_of(self, name: str) -> dict[Any, str]:
@@ -121,7 +124,8 @@ class Cell:
         notes: list[str] = []
 
         def build(folder: Path) -> None:
-            notes.extend(stage.build(self, part, made, folder, store) or ())
+            with deterministic(self.recipe.deterministic):
+                notes.extend(stage.build(self, part, made, folder, store) or ())
 
         more = {"batches": notes, "recipe": as_dict(self.recipe)}  # the recipe is for the card
         return store.make(own, self.inputs_of(name)[part], build, **more)
@@ -139,6 +143,8 @@ class Cell:
                 self._require(stage)
 
     def _require(self, stage):
+        if self.recipe.deterministic:
+            require_deterministic()  # first, before anything uses the GPU
         stage.require(self)
         require_distinct(self.support)
 
@@ -194,7 +200,8 @@ def _slices(cell):
 def _share_slice(cell, where, store):
     label, position = where
     trained = partial(cell.make, "adapt", store)
-    generate.share_slice(cell.support, trained, label, position, cell.key("generate"), store)
+    with deterministic(cell.recipe.deterministic):
+        generate.share_slice(cell.support, trained, label, position, cell.key("generate"), store)
 
 
 def _trainer(cell):

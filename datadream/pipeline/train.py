@@ -152,16 +152,15 @@ def optimise(
         return Shares(len(images), share, WHOLE if more else "")
 
     def after(step: int, loss: float) -> None:
-        if step in points:
-            accuracy = float((predict(model, tokens, views) == labels).mean())
-            if options.select == "validation" and curve.is_best(step + 1, accuracy):
-                curve.keep(step + 1, model.state())
-            curve.add(step + 1, accuracy, loss)
+        accuracy = float((predict(model, tokens, views) == labels).mean())
+        if options.select == "validation" and curve.is_best(step + 1, accuracy):
+            curve.keep(step + 1, model.state())
+        curve.add(step + 1, accuracy, loss)
 
     fit(
         parameters, loss_at, steps=steps, lr=options.lr, warmup=warmup,
         minimum_lr=options.minimum_lr, weight_decay=options.weight_decay, seed=seed,
-        checkpoint=checkpoint, after=after, buffers=model.state(), batch=size,
+        checkpoint=checkpoint, after=after, points=points, buffers=model.state(), batch=size,
         description="train classifier",
     )  # fmt: skip
     curve.restore_best(model.state())

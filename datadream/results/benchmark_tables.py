@@ -226,6 +226,10 @@ def gpu_variants(results: dict) -> pd.DataFrame:
     for way in ("graphed", "blocks compiled", "blocks compiled, graphed"):
         shipped = classifier.get("as shipped", math.nan)
         add("the classifier's passes", way, shipped, classifier.get(way))
+    for what, own in parts.get("deterministic_steps", {}).items():
+        if isinstance(own, dict):
+            ms = own["ms"]
+            add(f"the {what}'s passes", "deterministic", ms["as shipped"], ms["deterministic"])
     return pd.DataFrame(rows)
 
 

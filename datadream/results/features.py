@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -11,7 +12,7 @@ from .. import progress
 from ..config import Recipe
 from ..data import printed
 from ..data.images import Images, fingerprint
-from ..data.transforms import evaluation_batches
+from ..data.transforms import BATCH, evaluation_batches, scaled
 from ..errors import ConfigError, ModelMissingError, did_you_mean
 from ..models.classifiers import print_reader
 from ..models.classifiers.base import load_classifier
@@ -21,6 +22,7 @@ from ..paths import atomic_write, paths
 from ..store.artifacts import Store
 from ..store.files import digest
 from ..store.keys import key
+from ..training.batch_size import BatchSize
 
 STAGE = "features"  # what the key of an artifact of features begins with
 SHARD = 1000  # images in a file: what a killed extraction does again at most
@@ -107,23 +109,23 @@ def extractors(recipe: Recipe) -> tuple[str, str]:
 
 def _extract(images, row, recipe, folder):
     encode, side = row.load(recipe)
+    size = BatchSize(BATCH)
     for start in progress.each(range(0, len(images), SHARD), "features", "part"):
         file = folder / f"{start:08d}.safetensors"
         if not file.exists():
-            _write(
-                file,
-                encode,
-                evaluation_batches(
-                    images.pick(range(start, min(start + SHARD, len(images)))), side
-                ),
-            )
+            part = images.pick(range(start, min(start + SHARD, len(images))))
+            _write(file, size.each(evaluation_batches(part, side), partial(_encoded, encode)))
+
+
+def _encoded(encode, part):
+    return encode(scaled(part, device())).float().cpu()
 
 
 @torch.inference_mode()
-def _write(file, encode, batches):
+def _write(file, parts):
     from safetensors.torch import save_file
 
-    found = torch.cat([encode(batch.to(device()).float() / 255).float().cpu() for batch in batches])
+    found = torch.cat(list(parts))
     with atomic_write(file) as part:
         save_file({"features": found.contiguous()}, part)
 

@@ -85,9 +85,9 @@ class RemoteStore(Store):
     `<key>/` and, uploaded last, their manifest: object stores rename nothing, and without its
     manifest an artifact is not done. A copy is checked against the manifest's sizes and digests
     when it is fetched, and is read from then on; one that does not agree is not done, and made
-    again. Two machines that want one artifact at once both make it: the bytes are the same, and the
-    manifest comes last. A killed build goes on from what it left only on the machine where it ran,
-    except for the parts that `share` has uploaded.
+    again. Two machines that want one artifact at once both make it; the manifest comes last, and if
+    two GPUs made different bytes, a mixture is told by its digests. A killed build goes on from
+    what it left only on the machine where it ran, except for the parts that `share` has uploaded.
     """
 
     fix = "move the copies of what lies elsewhere with DATADREAM_CACHE"

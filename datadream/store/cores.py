@@ -21,6 +21,18 @@ def usable_cores(proc: str | Path = "/proc/self") -> int:
     return max(1, math.ceil(min(allowed, _quota(Path(proc)))))
 
 
+def own_cores() -> int:
+    """Return the cores for this process alone: `usable_cores`, or a GPU's share of them.
+
+    On a node with several visible GPUs another process works on each, and threads for all cores in
+    every one would wait for each other.
+    """
+    import torch
+
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return max(1, usable_cores() // max(1, gpus))
+
+
 def _quota(proc):
     """Return the cores that the cgroups of a process grant it together, infinity without a limit.
 

@@ -4,9 +4,9 @@ import platform
 import subprocess
 from functools import lru_cache
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
-from ..paths import home
 from .cores import usable_cores
 
 PACKAGES = ("torch", "torchvision", "diffusers", "transformers", "peft", "open_clip_torch", "numpy")
@@ -16,19 +16,12 @@ PACKAGES = ("torch", "torchvision", "diffusers", "transformers", "peft", "open_c
 def provenance() -> dict[str, Any]:
     """Return the commit, dirty flag, package versions, Python and device of this process.
 
-    They are determined once.
+    They are determined once. The commit is that of the checkout that holds this package; of an
+    installed package, and where git is missing, it is "unknown", and `source` says why.
     """
-
-    def git(*words: str) -> str:
-        try:
-            done = subprocess.run(
-                ["git", "-C", str(home()), *words], capture_output=True, text=True, check=False
-            )
-        except OSError:  # git is not installed, or may not be run
-            return ""
-        return done.stdout.strip() if done.returncode == 0 else ""
-
     import torch
+
+    commit, dirty, source = _checkout()
 
     device = (
         torch.cuda.get_device_name()
@@ -36,9 +29,38 @@ def provenance() -> dict[str, Any]:
         else f"{platform.machine()} CPU, {usable_cores()} cores"
     )
     return {
-        "commit": git("rev-parse", "HEAD") or "unknown",
-        "dirty": bool(git("status", "--porcelain", "--untracked-files=no")),
-        "versions": {name: metadata.version(name) for name in PACKAGES},
+        "commit": commit,
+        "dirty": dirty,
+        "source": source,
+        "versions": {name: _version(name) for name in PACKAGES},
         "python": platform.python_version(),
         "device": device,
     }
+
+
+def _checkout():
+    """Return (commit, dirty flag, source) of the code of this package."""
+    package = Path(__file__).resolve().parents[1]
+
+    def git(*words: str) -> str | None:
+        command = ["git", "-C", str(package), *words]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    installed = f"installed, version {_version('datadream')}"
+    try:
+        # An environment may lie in a repository of its user's, whose commit says nothing of this.
+        if git("ls-files", "--error-unmatch", "__init__.py") is None:
+            return "unknown", False, f"{installed}, or a copy without its repository"
+        commit, changes = git("rev-parse", "HEAD"), git("status", "--porcelain", "-uno", "..")
+    except OSError as error:
+        return "unknown", False, f"git cannot be run ({error.strerror}); {installed}"
+    return commit or "unknown", bool(changes), "checkout"
+
+
+def _version(name):
+    """Return the version of an installed package, "unknown" of one that lies on the path alone."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "unknown"

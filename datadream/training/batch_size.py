@@ -2,23 +2,46 @@
 
 import gc
 import time
-from collections.abc import Callable, Hashable
-from functools import lru_cache
-from typing import Any
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sized
+from functools import lru_cache, partial
+from typing import TypeVar
 
 import torch
+from torch import Tensor
+
+Made = TypeVar("Made", bound=Sized)
 
 # A search starts at SMALLEST and goes on while doubling the size speeds it up by GAIN.
 SMALLEST, GAIN = (8, 1.05)
-# What torch's CPU allocator, cuBLAS and cuDNN say, as plain RuntimeErrors, where memory ends.
-NO_MEMORY = ("allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+# What plain RuntimeErrors say where memory ends: the CUDA runtime and driver, HIP and MPS; torch's
+# CPU allocator; cuBLAS, cuSOLVER and cuDNN 8; cuDNN 9, of the device and of the host.
+NO_MEMORY = ("out of memory", "allocate memory", "STATUS_ALLOC_FAILED", "ALLOCATION_FAILED")
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """True if an exception says that the device, or the host, has no memory left."""
-    return isinstance(error, torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and any(words in str(error) for words in NO_MEMORY)
-    )
+    """True if an exception says that the device, or the host, has no memory left.
+
+    So is all that accelerate takes for it, among it what cuDNN says of batches that are too large.
+    """
+    from accelerate.utils.memory import should_reduce_batch_size  # takes a second to import
+
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    if not isinstance(error, RuntimeError):
+        return False
+    said = str(error)
+    return any(words in said for words in NO_MEMORY) or should_reduce_batch_size(RuntimeError(said))
+
+
+def _forget_frames(error):
+    """Drop the frames of an error and of those that led to it: they hold what did not fit."""
+    seen, left = set(), [error]
+    while left:
+        one = left.pop()
+        if one is not None and id(one) not in seen:
+            seen.add(id(one))
+            one.__traceback__ = None
+            left += [one.__cause__, one.__context__]
 
 
 class BatchSize:
@@ -44,7 +67,7 @@ class BatchSize:
         """
         if self.size == 1 or not out_of_memory(error):
             return False
-        error.__traceback__ = None  # its frames hold the tensors that did not fit
+        _forget_frames(error)
         self.notes.append(
             f"out of memory with {self.size} images at once, went on with {self.size // 2}"
         )
@@ -54,10 +77,8 @@ class BatchSize:
             torch.cuda.empty_cache()
         return True
 
-    def run(
-        self, make: Callable[[int], list[Any]], count: int, most: int | None = None
-    ) -> list[Any]:
-        """Return `make(n)`, a list of n images, for an n of at most `count`.
+    def run(self, make: Callable[[int], Made], count: int, most: int | None = None) -> Made:
+        """Return `make(n)`, n images or rows of a tensor, for an n of at most `count`.
 
         `most` is the largest `count` of all calls, at which a search ends. Raises the device's
         error if a single image does not fit.
@@ -77,6 +98,17 @@ class BatchSize:
                 self._learn(n, time.perf_counter() - start, most)
                 return images
 
+    def each(self, batches: Iterable[Tensor], of: Callable[[Tensor], Made]) -> Iterator[Made]:
+        """Yield `of(part)` of successive parts of the batches that fit in memory.
+
+        `of` returns as many rows as its part has.
+        """
+        for batch in batches:
+            while len(batch):
+                made = self.run(partial(_first, of, batch), len(batch))
+                batch = batch[len(made) :]
+                yield made
+
     def _learn(self, n, seconds, most):
         if not self.searching or n < self.size:
             return
@@ -92,6 +124,10 @@ class BatchSize:
             self.before, self.rate, self.size = n, rate, 2 * n
         if not self.searching:
             self.notes.append(f"{self.size} images at once are fastest")
+
+
+def _first(of, batch, count):
+    return of(batch[:count])
 
 
 def shared_batch_size(size: int, *settings: Hashable) -> BatchSize:

@@ -51,19 +51,23 @@ def share(rows: Tensor, accelerator: Accelerator | None) -> Tensor:
 
 
 def sum_step(
-    parameters: Iterable[nn.Parameter], loss: float, accelerator: Accelerator | None
-) -> float:
-    """Sum the gradients over the processes in place and return the sum of their losses."""
+    parameters: Iterable[nn.Parameter], losses: list[Tensor], accelerator: Accelerator | None
+) -> list[Tensor]:
+    """Sum the gradients over the processes in place and return losses with the sum of all theirs.
+
+    Those are `losses` themselves in a process that trains alone.
+    """
     if accelerator is None or accelerator.num_processes == 1:
-        return loss
+        return losses
     values = list(parameters)
     grads = [torch.zeros_like(v) if v.grad is None else v.grad for v in values]
     flat: Any = accelerator.reduce(torch.cat([grad.flatten() for grad in grads]), "sum")
     sums = flat.split([grad.numel() for grad in grads])
     for value, own in zip(values, sums, strict=True):
         value.grad = own.view_as(value).clone()
-    losses: Any = accelerator.gather(torch.tensor([loss], device=accelerator.device))
-    return losses.sum().item()
+    own = torch.tensor([sum(one.item() for one in losses)], device=accelerator.device)
+    every: Any = accelerator.gather(own)
+    return [every.sum()]
 
 
 def broadcast(number: int, accelerator: Accelerator | None) -> int:

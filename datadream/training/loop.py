@@ -1,11 +1,12 @@
-"""The one optimisation loop: AdamW, a schedule, and a checkpoint that resumes to the same bytes."""
+"""The one optimisation loop: AdamW, a schedule, and a checkpoint that a killed run resumes from."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +16,11 @@ from torch import Tensor, nn
 
 from .. import progress, signals
 from ..errors import ConfigError
-from ..seeds import seed_for
+from ..seeds import forked_rng, seed_for
 from .batch_size import BatchSize, out_of_memory
 from .checkpoint import load_state, save_state
 from .distributed import broadcast, leads, rank, share, sum_step
+from .late import LateLosses
 from .schedule import cosine_schedule
 
 if TYPE_CHECKING:
@@ -52,12 +54,25 @@ def _restore(parameters, buffers, optimiser, state):
     return step, tensors["losses"].tolist()
 
 
-def _diverged(loss, norm, step, steps, lr, warmup, checkpoint):
+def _save(writes, parameters, buffers, optimiser, losses, step):
+    if writes:
+        save_state(writes, _state(parameters, buffers, optimiser, losses), step)
+
+
+def _fail(keep, told, step, loss, norm):
+    """Save the state before a step whose loss or norm is not finite, and raise DivergedError.
+
+    The optimiser left the step out. `keep` is None where running statistics may have taken it in.
+    """
+    description, steps, lr, warmup, checkpoint = told
+    if keep and step:
+        with suppress(OSError, SafetensorError):  # a full disk must not hide the error
+            keep(step)
     what, value = ("gradient's norm", norm) if math.isfinite(loss) else ("loss", loss)
     written = checkpoint and Path(checkpoint).exists()
     kept = f"The last good state is {checkpoint}." if written else "No state had been written yet."
-    return (
-        f"the {what} is {value} at step {step} of {steps}; lower lr={lr} or raise "
+    raise DivergedError(
+        f"{description}: the {what} is {value} at step {step} of {steps}; lower lr={lr} or raise "
         f"warmup={warmup}. {kept}"
     )
 
@@ -77,27 +92,28 @@ class Shares:
 
 
 def _backward(loss_at, step, seed, optimiser, batch, accelerator):
-    """Set the gradients of this process's part of a step, in micro-batches, and return its loss.
+    """Set the gradients of this process's part of a step; return its micro-batches' losses.
 
-    On out-of-memory, the step is repeated from its seed in micro-batches of half the size. Raises
-    ConfigError where it has to be taken as a whole.
+    They stay on the device, since reading them would have the host wait. On out-of-memory, the step
+    is repeated from its seed in micro-batches of half the size. Raises ConfigError where it has to
+    be taken as a whole.
     """
     while True:
         torch.manual_seed(seed)
         optimiser.zero_grad(set_to_none=True)
         try:
-            loss, total = loss_at(step), 0.0
+            loss, found = loss_at(step), []
             if isinstance(loss, Tensor):
                 loss.backward()
-                return loss.item()
+                return [loss.detach()]
             rows = share(torch.arange(loss.count), accelerator)
             # An epoch's last batch may be smaller than the number of processes.
             size = batch.size if batch and not loss.whole else loss.count
             for part in rows.split(size) if len(rows) else ():
                 value = loss.of(slice(None) if len(part) == loss.count else part)
                 value.backward()
-                total += value.item()
-            return total
+                found.append(value.detach())
+            return found
         except RuntimeError as error:
             if isinstance(loss, Shares) and loss.whole and out_of_memory(error):
                 raise ConfigError(
@@ -114,8 +130,9 @@ def fit(
     betas: tuple[float, float] = (0.9, 0.999), weight_decay: float = 1e-2, eps: float = 1e-8,
     clip: float | None = None, seed: int = 0, checkpoint: str | Path | None = None,
     every: int = 200, after: Callable[[int, float], None] | None = None,
-    buffers: Mapping[str, Tensor] | None = None, batch: BatchSize | None = None,
-    accelerator: Accelerator | None = None, description: str = "training",
+    points: Container[int] | None = None, buffers: Mapping[str, Tensor] | None = None,
+    batch: BatchSize | None = None, accelerator: Accelerator | None = None,
+    description: str = "training",
 ) -> list[float]:  # fmt: skip
     """Minimise `loss_at(step)` over `parameters` in place with AdamW; return the loss of each step.
 
@@ -125,43 +142,47 @@ def fit(
 
     Every step reseeds torch's global generator from (seed, step), so a run that was killed and
     resumed from `checkpoint` (written every `every` steps) draws the same noise, dropout and
-    augmentation as one that was not. `buffers` are further tensors that a step changes (running
-    statistics), kept with the parameters. `after(step, loss)` is called once a step is done.
+    augmentation as one that was not, and on a CPU ends at the same bytes. On a GPU it does so
+    within `models.device.deterministic`; else attention's backward pass adds in another order each
+    time, and two runs differ in rounding. `buffers` are further tensors that a step changes
+    (running statistics), kept with the parameters. `after(step, loss)` is called once a step of
+    `points` (None: any) is done; else a loss is read when the next step is on its way.
 
     Raises DivergedError on a loss or gradient that is not finite; Stopped, once the state is saved,
     where the process was asked to end; ConfigError where a process does not find rank 0's
     checkpoint.
     """
     values, buffers = list(parameters.values()), buffers or {}
-    optimiser = torch.optim.AdamW(
+    optimiser: Any = torch.optim.AdamW(
         values, lr=lr, betas=betas, weight_decay=weight_decay, eps=eps, fused=True
     )
     first, losses = _begin(parameters, buffers, optimiser, checkpoint, accelerator, description)
     writes = checkpoint if leads(accelerator) else None
-    with torch.random.fork_rng(), progress.track(description, "step", steps, first) as count:
+    keep = partial(_save, writes, parameters, buffers, optimiser, losses)
+    told = description, steps, lr, warmup, checkpoint
+    good = keep if buffers.keys() <= parameters.keys() else None
+    seen = LateLosses(losses, partial(_fail, good, told))
+    with forked_rng(), progress.track(description, "step", steps, first) as count:
         for step in range(first, steps):
             for group in optimiser.param_groups:
                 group["lr"] = max(minimum_lr, lr * cosine_schedule(step, steps, warmup))
             own = _backward(loss_at, step, seed_for(seed, step), optimiser, batch, accelerator)
-            losses.append(sum_step(values, own, accelerator))
+            own = sum_step(values, own, accelerator)
+            seen.settle()  # the step before, now that the device has this one to do
             norm = torch.nn.utils.clip_grad_norm_(values, clip or math.inf)
-            if not (math.isfinite(losses[-1]) and torch.isfinite(norm)):
-                # The parameters are still good; running statistics may not be.
-                if writes and step and buffers.keys() <= parameters.keys():
-                    with suppress(OSError, SafetensorError):  # a full disk must not hide the error
-                        state = _state(parameters, buffers, optimiser, losses[:-1])
-                        save_state(writes, state, step)
-                what = _diverged(losses[-1], norm.item(), step, steps, lr, warmup, checkpoint)
-                raise DivergedError(f"{description}: {what}")
+            optimiser.found_inf = seen.add(step, own, norm)
             optimiser.step()
-            if after:  # before the checkpoint, so that a run killed in it repeats it
-                after(step, losses[-1])
+            if after and (points is None or step in points):
+                seen.settle()
+                after(step, losses[-1])  # before the checkpoint: a run killed in it repeats it
             stop, more = broadcast(signals.asked(), accelerator), step + 1 < steps
-            if writes and more and (stop or (step + 1) % every == 0):
-                save_state(writes, _state(parameters, buffers, optimiser, losses), step + 1)
+            if more and (stop or (step + 1) % every == 0):
+                seen.settle()
+                keep(step + 1)
             if stop and more:
                 raise signals.Stopped(stop)
-            count.update(loss=f"{losses[-1]:.4f}")
+            seen.show(count)
+        seen.settle()
     return losses
 
 

@@ -18,17 +18,19 @@ from safetensors import safe_open
 
 import datadream.pipeline.adapt as adapt_module
 from datadream.data import png
+from datadream.data.png import save_png
 from datadream.data.synthetic_set import read_synthetic_set
 from datadream.errors import ConfigError
 from datadream.models.generators import sampling
 from datadream.models.generators.load import generator_of, load_pipeline
-from datadream.models.generators.sampling import adapted, sample
+from datadream.models.generators.sampling import adapted, sample, to_pil
 from datadream.models.generators.unet import UNet
 from datadream.pipeline import generate as package
 from datadream.pipeline.generate import image_seed
 from datadream.pipeline.stages import Cell
 from datadream.store.artifacts import Store
 from datadream.store.files import digest
+from datadream.training.batch_size import BatchSize
 from datadream.training.loop import DivergedError
 
 
@@ -682,3 +684,66 @@ def test_an_image_that_is_not_a_number_is_an_error_and_no_black_image(
             generate(make("base"), dataset, store)
     assert len(list(store.root.rglob("*.png"))) == 4, "two batches of two"
     assert len(list(generate(make("base"), dataset, store).rglob("*.png"))) == 15
+
+
+# Bytes and files.
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_images_have_the_bytes_that_diffusers_gives_them(dtype):
+    """All levels, the edges between two of them and the floats beside those, and the ends."""
+    from diffusers.image_processor import VaeImageProcessor
+
+    levels = torch.arange(256, dtype=torch.float64)
+    edges = torch.cat([levels, levels[:-1] + 0.5]).float() / 255
+    beside = [torch.nextafter(edges, torch.full_like(edges, end)) for end in (0.0, 1.0)]
+    values = torch.cat(
+        [edges, *beside, torch.rand(10_000, generator=torch.Generator().manual_seed(0))]
+    )
+    values = values[: len(values) // 9 * 9].clamp(0, 1).to(dtype).view(3, 3, -1, 1)
+    expected = VaeImageProcessor.numpy_to_pil(VaeImageProcessor.pt_to_numpy(values))
+    found = to_pil(values)
+    assert len(found) == 3 and [one.mode for one in found] == ["RGB"] * 3
+    assert [one.tobytes() for one in found] == [one.tobytes() for one in expected]
+    seen = set(
+        np.concatenate(
+            [np.asarray(one).ravel() for one in to_pil(edges.to(dtype)[:510].view(1, 3, 170, 1))]
+        ).tolist()
+    )
+    assert dtype is not torch.float32 or seen == set(range(256))
+
+
+def test_the_compression_changes_files_and_neither_pixels_nor_the_key(make, dataset, tmp_path):
+    folders, keys = [], set()
+    for level in (6, 0):
+        recipe = make("base", {"generate.compression": level})
+        folders.append(generate(recipe, dataset, Store(tmp_path / str(level))))
+        keys.add(folders[-1].name)
+        assert Store(tmp_path / str(level)).done(folders[-1].name), "the manifest fits the files"
+    files = [sorted(folder.rglob("*.png")) for folder in folders]
+    assert len(keys) == 1 and len(files[0]) == 15
+    for one, other in zip(*files, strict=True):
+        assert Image.open(one).tobytes() == Image.open(other).tobytes()
+        assert one.read_bytes() != other.read_bytes()
+
+
+def test_the_default_compression_is_pillows(tmp_path):
+    image = Image.fromarray(np.random.RandomState(0).randint(0, 90, (64, 64, 3), np.uint8))
+    image.save(tmp_path / "own.png")
+    save_png(image, tmp_path / "ours.png")
+    assert (tmp_path / "own.png").read_bytes() == (tmp_path / "ours.png").read_bytes()
+
+
+def test_an_error_of_any_writer_ends_the_run(tmp_path, monkeypatch):
+    image, saved = Image.new("RGB", (8, 8)), png.save_png
+
+    def full(image, path, level):
+        if path.stem.endswith("3"):
+            raise OSError("no space left")
+        saved(image, path, level)
+
+    monkeypatch.setattr(png, "save_png", full)
+    with pytest.raises(OSError, match="no space"):
+        png.write_images(
+            lambda start, count: [image] * count, range(6), tmp_path, BatchSize(2), lambda n: None
+        )

@@ -3,15 +3,17 @@
 import contextlib
 import json
 import os
+import re
 import resource
 import shutil
 import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from conftest import Killed, dies_at, make_at_once
+from conftest import ROOT, Killed, dies_at, make_at_once
 
 from datadream.paths import part_of
 from datadream.publish.export import export
@@ -201,17 +203,48 @@ def test_the_digest_is_sha_256(tmp_path):
     )
 
 
-def test_provenance_outside_a_checkout_is_unknown_rather_than_an_error(tmp_path, monkeypatch):
-    monkeypatch.setenv("DATADREAM_HOME", str(tmp_path))
-    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    found = provenance.__wrapped__()  # past the cache of this process
+def copied_package(folder):
+    """Copy what provenance needs of the package, as a wheel would install it, into a folder."""
+    package = folder / "datadream"
+    for name in ("__init__.py", "store/__init__.py", "store/provenance.py", "store/cores.py"):
+        (package / name).parent.mkdir(parents=True, exist_ok=True)
+        (package / name).write_bytes((ROOT / "datadream" / name).read_bytes())
+    code = "import json, datadream.store.provenance as p; print(json.dumps(p.provenance()))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(folder)},
+    )  # fmt: skip
+    assert not done.returncode, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_an_installed_package_has_no_commit_and_says_so(tmp_path):
+    """Its environment lies in a repository of the user's, whose commit says nothing of it."""
+    found = copied_package(tmp_path / ".venv")
     assert found["commit"] == "unknown" and found["dirty"] is False and found["versions"]["torch"]
+    for command in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "theirs"]):
+        who = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+        subprocess.run(["git", *who, *command], cwd=tmp_path, check=True)
+    assert copied_package(tmp_path / ".venv") == found
+    assert found["source"].startswith("installed, version ")
+
+
+def test_the_commit_is_that_of_the_checkout_wherever_the_runs_are(tmp_path, monkeypatch):
+    monkeypatch.setenv("DATADREAM_HOME", str(tmp_path))
+    found = provenance.__wrapped__()  # past the cache of this process
+    assert re.fullmatch("[0-9a-f]{40}", found["commit"]) and found["source"] == "checkout"
 
 
 def test_provenance_needs_no_git(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     found = provenance.__wrapped__()
     assert found["commit"] == "unknown" and found["dirty"] is False and found["versions"]["torch"]
+    assert "git cannot be run (No such file" in found["source"]
+
+
+def test_a_package_without_metadata_is_no_error(monkeypatch):
+    monkeypatch.setattr("datadream.store.provenance.PACKAGES", ("torch", "no-such-package"))
+    assert provenance.__wrapped__()["versions"]["no-such-package"] == "unknown"
 
 
 # Files whose bytes changed: the digests are looked at once a process.

@@ -12,7 +12,8 @@ from conftest import ROOT
 from datadream import doctor
 from datadream.data import decode_cache, transforms
 from datadream.engines import here
-from datadream.store.cores import usable_cores
+from datadream.store import cores as package
+from datadream.store.cores import own_cores, usable_cores
 from datadream.study import cells, papermill_runs
 from datadream.study.plan import processes
 
@@ -95,11 +96,21 @@ def test_a_process_bound_to_one_core_has_one():
     assert done.stdout == "1\n", done.stderr
 
 
+@pytest.mark.parametrize(
+    "cores, gpus, own", [(16, 0, 16), (16, 1, 16), (16, 8, 2), (6, 4, 1), (2, 8, 1)]
+)
+def test_a_process_on_a_node_with_several_gpus_takes_its_share(monkeypatch, cores, gpus, own):
+    monkeypatch.setattr(package, "usable_cores", lambda: cores)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    assert own_cores() == own
+
+
 def test_a_cell_takes_no_more_threads_than_a_quota_pays_for(monkeypatch):
     threads = []
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
     monkeypatch.setattr(torch, "set_num_threads", threads.append)
-    monkeypatch.setattr(here, "usable_cores", lambda: 2)
+    monkeypatch.setattr(here, "own_cores", lambda: 2)
     monkeypatch.setenv("OMP_NUM_THREADS", "8")  # a user's own choice
     here._bound_threads()
     assert not threads
@@ -114,8 +125,9 @@ def test_whoever_needs_the_number_asks_for_the_usable_ones(monkeypatch):
     recipes = cells.cells(["real"], [0, 1], dataset="mnist")
     assert processes(recipes, 2) == (2, 0.5)
     assert "1 CPU core" in doctor._device().detail or "GPU" in doctor._device().detail
-    for module in (transforms, decode_cache, papermill_runs):
-        assert module.usable_cores() == 1
+    assert papermill_runs.usable_cores() == 1
+    for module in (transforms, decode_cache):
+        assert module.own_cores() == 1
     counted = [
         file
         for folder in ("datadream", "benchmarks", "notebooks")

@@ -1,5 +1,6 @@
 """The batch that fits the device: it halves where memory ends, and a search keeps the fastest."""
 
+import weakref
 from unittest import mock
 
 import pytest
@@ -12,6 +13,7 @@ from datadream.pipeline import generate as package
 from datadream.store.artifacts import Store
 from datadream.training import batch_size
 from datadream.training.batch_size import SMALLEST, BatchSize
+from datadream.training.loop import Shares, _backward
 
 
 def device(limit, seconds):
@@ -37,12 +39,119 @@ def device(limit, seconds):
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to"), True),
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"), True),
         (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED"), True),
+        (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be"), True),
+        (RuntimeError("CUDA driver error: out of memory"), True),
+        (RuntimeError("MPS backend out of memory (MPS allocated: 18.08 GiB"), True),
+        (RuntimeError("XPU out of memory. Tried to allocate 2.00 GiB"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_NOT_SUPPORTED. This error may appear"), True),
+        (RuntimeError("FATAL ERROR :: MODULE:PT_DEVMEM Allocation failed for size"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"), False),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
+        (RuntimeError(3), False),
         (RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED"), False),
         (ValueError("can't allocate memory"), False),
     ],
 )
 def test_what_says_that_memory_ended(error, ended):
     assert batch_size.out_of_memory(error) == ended == BatchSize(2).halve(error)
+
+
+class Activations:
+    """What a node of the graph keeps for its backward pass, and a weak reference can watch."""
+
+
+class Backwards(torch.autograd.Function):
+    """Doubles its input, and runs out of memory in its backward pass where `limit` is exceeded."""
+
+    @staticmethod
+    def forward(ctx, x, limit, held):
+        ctx.limit, ctx.kept = limit, Activations()
+        held.append(weakref.ref(ctx.kept))
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx, grad):
+        if len(grad) > ctx.limit:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return 2 * grad, None, None
+
+
+def wrapped(error):
+    """Raise an error of a library that was caused by another, whose frames hold the tensors too."""
+    raise torch.OutOfMemoryError("CUDA out of memory") from error
+
+
+@pytest.mark.parametrize("where", ["forward", "backward", "wrapped", "evaluation"])
+def test_what_did_not_fit_is_freed_before_the_halves_are_tried(monkeypatch, where):
+    """A graph that an error's frames hold would still fill the card when the halves are tried."""
+    held, seen = [], []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(
+        torch.cuda, "empty_cache", lambda: seen.append([one() is None for one in held])
+    )
+    weight, batch = torch.nn.Parameter(torch.ones(8, 4)), BatchSize(8)
+
+    def of(part):
+        activations = (weight[: len(part)] * part).exp()
+        if where == "backward":
+            return Backwards.apply(activations, 2, held).sum()
+        held.append(weakref.ref(activations))
+        if len(part) > 2:
+            try:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            except torch.OutOfMemoryError as error:
+                if where == "wrapped":
+                    wrapped(error)
+                raise
+        return activations if where == "evaluation" else activations.sum()
+
+    images = torch.ones(8, 4)
+    if where == "evaluation":
+        found = torch.cat(list(batch.each([images], of)))
+        assert torch.equal(found, images.exp())
+    else:
+        _backward(
+            lambda step: Shares(8, lambda rows: of(images[rows])),
+            *(0, 0, torch.optim.AdamW([weight]), batch, None),
+        )
+    assert batch.size == 2 and seen == [[True], [True, True]]
+
+
+def test_all_who_look_at_images_share_one_loop_of_parts_that_fit(monkeypatch, shots, make, store):
+    """The judge, the reader of the redraws, the heads and the distances; values are the same."""
+    from datadream.models.classifiers import clip
+    from datadream.models.classifiers.frozen import Frozen
+    from datadream.models.classifiers.untouched import Untouched
+    from datadream.pipeline.evaluate import predict
+    from datadream.results.features import features
+
+    pictures, reader = [shots.open(i) for i in range(6)], Untouched(make().classifier, ["a", "b"])
+    frozen = Frozen(reader.model, ["a", "b"])
+    view = torch.zeros(6, 3, reader.model.size, reader.model.size, dtype=torch.uint8)
+    for i in range(6):
+        view[i] = 40 * i
+
+    def looked(stored):
+        kinds = reader.features(pictures), frozen.features(shots).numpy()
+        judged = predict(reader.model, reader.model.prompts(["a", "b"]), [view])
+        return *kinds, judged, features(shots, "clip", make(), stored)
+
+    def within(method):
+        def limited(self, images):
+            if len(images) > 2:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return method(self, images)
+
+        return limited
+
+    whole = looked(store)
+    for name in ("image", "features"):
+        monkeypatch.setattr(clip.Classifier, name, within(getattr(clip.Classifier, name)))
+    for one, other in zip(whole, looked(Store(store.root / "small")), strict=True):
+        assert other == pytest.approx(one, abs=1e-6)
 
 
 @given(st.integers(1, 300), st.integers(1, 300), st.integers(1, 700))

@@ -78,7 +78,7 @@ def test_every_row_has_one_process():
 def test_one_process_alone_sends_nothing(alone):
     value = torch.nn.Parameter(torch.ones(3))
     value.grad = torch.ones(3)
-    assert sum_step([value], 2.0, alone) == 2.0 and value.grad.tolist() == [1, 1, 1]
+    assert sum_step([value], [2.0], alone) == [2.0] and value.grad.tolist() == [1, 1, 1]
     assert broadcast(5, alone) == 5 and leads(alone)
 
 

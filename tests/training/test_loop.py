@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from datadream.seeds import seed_for
+from datadream.training import late
 from datadream.training.batch_size import BatchSize
 from datadream.training.checkpoint import load_state, save_state
 from datadream.training.loop import DivergedError, Shares, fit
@@ -384,3 +385,91 @@ def test_only_a_loss_that_may_be_taken_in_parts_is(whole, sizes):
         {"w": weight}, lambda step: Shares(5, share, whole), steps=1, lr=0.1, batch=BatchSize(2)
     )
     assert seen == sizes and losses == [10.0]
+
+
+# The loss is read late, so that the host need not wait for the device.
+
+
+def test_a_loss_is_read_once_the_next_step_is_on_its_way(tmp_path, monkeypatch):
+    """But before a checkpoint, at a point that is asked for, and at the end."""
+    order, read, add = [], late.Late.read, late.LateLosses.add
+    monkeypatch.setattr(late.Late, "read", lambda self: (order.append("read"), read(self))[1])
+    monkeypatch.setattr(
+        late.LateLosses,
+        "add",
+        lambda self, step, *rest: (order.append(step), add(self, step, *rest))[1],
+    )
+    parameters, loss_at = problem()
+
+    def launched(step):
+        order.append(f"launch {step}")
+        return loss_at(step)
+
+    called = []
+    losses = fit(
+        parameters, launched, steps=6, lr=0.1, every=3, checkpoint=tmp_path / "state",
+        after=lambda *seen: called.append(seen), points={4},
+    )  # fmt: skip
+    assert order == [
+        "launch 0", 0, "launch 1", "read", 1, "launch 2", "read", 2, "read",  # the checkpoint
+        "launch 3", 3, "launch 4", "read", 4, "read", "launch 5", 5, "read",
+    ]  # fmt: skip
+    assert called == [(4, losses[4])] and len(losses) == 6
+
+
+def test_no_step_makes_the_host_wait_for_a_number():
+    """`item`, `bool` and the like of a tensor are one operator, which must not be asked for."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    waits = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if "local_scalar_dense" in str(function) or "is_nonzero" in str(function):
+                waits.append(function)
+            return function(*args, **(kwargs or {}))
+
+    parameters = {"a": torch.nn.Parameter(torch.randn(3, 2))}
+    shares = Shares(6, lambda rows: parameters["a"].pow(2).sum() / 3)
+    with Watch():
+        assert torch.ones(()).item() == 1.0 and waits, "it sees one"
+        waits.clear()
+        losses = fit(parameters, lambda step: shares, steps=4, lr=0.1, clip=1.0, batch=BatchSize(2))
+    assert len(losses) == 4 and not waits
+
+
+@given(st.integers(0, 6), st.sampled_from(["loss", "gradient"]), st.integers(1, 4), st.booleans())
+def test_the_step_before_the_broken_one_is_kept_to_the_bit(
+    tmp_path_factory, broken, what, every, called
+):
+    """Though it is known only when the next step has begun: the optimiser leaves it out."""
+    folder = tmp_path_factory.mktemp("late")
+    options = dict(steps=7, lr=0.1, warmup=2, clip=1.0, seed=5)
+    good, loss_at = problem()
+    losses = []
+    if broken:  # what a run to the broken step holds
+        with pytest.raises(Killed):
+            fit(
+                good, _kill_at(loss_at, broken), every=broken, checkpoint=folder / "good",
+                after=lambda step, loss: losses.append(loss), **options,
+            )  # fmt: skip
+    parameters, loss_at = problem()
+
+    def breaks(step):
+        loss = loss_at(step)
+        if step != broken:
+            return loss
+        a = parameters["a"]
+        return loss * math.inf if what == "loss" else loss + (a - a.detach()).sqrt().sum()
+
+    with pytest.raises(DivergedError, match=f"at step {broken} of 7") as caught:
+        fit(
+            parameters, breaks, every=every, checkpoint=folder / "bad",
+            after=(lambda step, loss: None) if called else None, **options,
+        )  # fmt: skip
+    assert ("the loss is inf" in str(caught.value)) == (what == "loss")
+    if broken:
+        (one, step), (other, _) = load_state(folder / "bad"), load_state(folder / "good")
+        assert step == broken and one.keys() == other.keys() and same(one, other)
+        assert one["losses"].tolist() == torch.tensor(losses).tolist()
+        assert same(parameters, good)

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from ...config import Classify
 from ...data.decode_cache import Decoded
 from ...data.images import Images
-from ...data.transforms import evaluation_batches
-from ...seeds import seed_for
+from ...data.transforms import BATCH, evaluation_batches, scaled
+from ...seeds import forked_rng, seed_for
+from ...training.batch_size import BatchSize
 from .clip import Classifier
 
 AT_ONCE = 64  # augmented images that are encoded together
@@ -34,11 +35,13 @@ class Frozen:
     @torch.no_grad()
     def features(self, images: Images, mirrored: bool = False) -> Tensor:
         """Return the features (n, D) of the evaluation views, or of their mirror images."""
-        found = []
-        for part in evaluation_batches(images, self.model.size):
+
+        def encoded(part: Tensor) -> Tensor:
             part = part.flip(-1) if mirrored else part
-            found.append(self.model.features(part.to(self.text.device).float() / 255))
-        return torch.cat(found)
+            return self.model.features(scaled(part, self.text.device))
+
+        batches = evaluation_batches(images, self.model.size)
+        return torch.cat(list(BatchSize(BATCH).each(batches, encoded)))
 
     @torch.no_grad()
     def views(self, images: Images, options: Classify, count: int, seed: int) -> Tensor:
@@ -48,7 +51,7 @@ class Frozen:
         decoded = Decoded({True: images}, self.text.device)
         augment = Augmentation(options, self.model.size)
         found = []
-        with torch.random.fork_rng():
+        with forked_rng():
             for start in range(0, len(images), AT_ONCE):
                 rows = range(start, min(start + AT_ONCE, len(images)))
                 pictures = decoded.take([(True, i) for i in rows])

@@ -1,7 +1,6 @@
 """The untouched classifier as a reader of images in memory: classes, probabilities, features."""
 
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -9,7 +8,7 @@ import torch
 from PIL.Image import Image
 
 from ...data.images import Images
-from ...data.transforms import BATCH, evaluation_batches
+from ...data.transforms import BATCH, evaluation_batches, scaled
 from ...training.batch_size import BatchSize
 from .base import load_classifier
 
@@ -41,16 +40,8 @@ class Untouched:
         return self._each(images, lambda views: self.model.score(views, self.text))
 
     @torch.no_grad()
-    def _each(
-        self, images: Sequence[Image], of: Callable[[torch.Tensor], torch.Tensor]
-    ) -> torch.Tensor:
-        size, found = BatchSize(BATCH), []
+    def _each(self, images: Sequence[Image], of: Callable[[torch.Tensor], torch.Tensor]):
         pixels = Images(tuple(np.asarray(image) for image in images), (0,) * len(images))
-        for part in evaluation_batches(pixels, self.model.size):
-            while len(part):
-                found.append(size.run(partial(self._some, part, of), len(part)))
-                part = part[len(found[-1]) :]
-        return torch.cat(found)
-
-    def _some(self, part, of, count):
-        return of(part[:count].to(self.text.device).float() / 255).cpu()
+        views, device = evaluation_batches(pixels, self.model.size), self.text.device
+        found = BatchSize(BATCH).each(views, lambda part: of(scaled(part, device)).cpu())
+        return torch.cat(list(found))

@@ -11,7 +11,7 @@ import torch
 from ...config import Adapt
 from ...data.images import Images
 from ...data.transforms import generator_image, resized
-from ...seeds import seed_for
+from ...seeds import forked_rng, seed_for
 from .base import Generator
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class Views:
         new = [view for view in views if view not in self.known]
         if new:
             images = []
-            with torch.random.fork_rng():
+            with forked_rng():
                 for view in new:
                     torch.manual_seed(seed_for(self.seed, "crop", *view))
                     images.append(generator_image(self.open(view[0]), self.side, self.options.crop))

@@ -1,0 +1,98 @@
+"""Measure the host's share of a stage, before and after a change of it, in turn: `python -m
+benchmarks.host`.
+
+Images become bytes, files are written, and LoRA layers are attached. Writes
+benchmarks/results/host.json.
+"""
+
+import statistics
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from diffusers.image_processor import VaeImageProcessor
+
+from datadream.data.png import save_png
+from datadream.methods.recipes import recipe
+from datadream.models.generators import load, lora, sampling
+from datadream.paths import paths
+from datadream.store.files import write_json
+from datadream.store.provenance import provenance
+
+ROUNDS = 9
+COUNT, SIDE = 10, 512  # images of a batch in the paper's profile, and their side
+
+
+def in_turn(ways):
+    """Return by way the median seconds of its function, all in turn, after a round to warm up."""
+    found = {name: [] for name in ways}
+    for turn in range(ROUNDS + 1):
+        for name, run in ways.items():
+            start = time.perf_counter()
+            run()
+            if turn:
+                found[name].append(time.perf_counter() - start)
+    return {name: statistics.median(seconds) for name, seconds in found.items()}
+
+
+def noise():
+    """Return images with about a photograph's detail, (COUNT, 3, SIDE, SIDE) in [0, 1]."""
+    small = torch.rand(COUNT, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    return torch.nn.functional.interpolate(small, SIDE, mode="bicubic").clamp(0, 1)
+
+
+def written(images, folder, workers, level):
+    """Write PNG files by some threads."""
+    with ThreadPoolExecutor(workers) as pool:
+        each = [
+            pool.submit(save_png, image, folder / f"{i}.png", level)
+            for i, image in enumerate(images)
+        ]
+        for one in each:
+            one.result()
+
+
+def attached(options):
+    """Attach the LoRA of an adapter to the embedded generator, and detach it."""
+    generator = load.load_generator("mini")
+    lora.add_generator_lora(generator, options)
+    lora.remove_lora(generator)
+
+
+def main():
+    """Measure, print and write the results."""
+    images, options = noise(), recipe("mini").adapt
+    pil, old = sampling.to_pil(images), VaeImageProcessor
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        rows = {
+            "10 images of 512 pixels to bytes": in_turn(
+                {
+                    "diffusers, in float32 on the host": lambda: old.numpy_to_pil(
+                        old.pt_to_numpy(images)
+                    ),
+                    "rounded on the device": lambda: sampling.to_pil(images),
+                }
+            ),
+            "10 PNG of 512 pixels": in_turn(
+                {
+                    "one writer, level 6": lambda: written(pil, place, 1, 6),
+                    "two writers, level 6": lambda: written(pil, place, 2, 6),
+                    "one writer, level 1": lambda: written(pil, place, 1, 1),
+                }
+            ),
+            "LoRA of a mini adapter": in_turn({"attached and detached": lambda: attached(options)}),
+        }
+    results = {"host": rows, "rounds": ROUNDS, "threads": torch.get_num_threads(), **provenance()}
+    write_json(paths()["benchmarks"] / "host.json", results)
+    for what, ways in rows.items():
+        for way, seconds in ways.items():
+            print(f"{what}, {way}: {1e3 * seconds:.1f} ms, {max(ways.values()) / seconds:.2f}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
