@@ -28,9 +28,14 @@ if TYPE_CHECKING:
     from ..models.classifiers.frozen import Frozen
 
 
+# Weights that an adapter takes, by `adapt.kind`: one for each of its shots, none, or, where nothing
+# stands, one.
+PARTS: Mapping[str, Callable[[int], int]] = {"heads": lambda shots: shots, "token": lambda shots: 0}
+
+
 @dataclass(frozen=True)
 class Adapter:
-    """One LoRA of the generator: which of the few shots it is tuned on.
+    """One adaptation of the generator, as a rule a LoRA: which of the few shots it is tuned on.
 
     `label` is a class index, or None for the shots of all classes; `image` picks one shot of the
     class.
@@ -42,6 +47,11 @@ class Adapter:
     def shots(self, support: "Support") -> int:
         """Return how many images it is tuned on."""
         return 1 if self.image is not None else support.count(self.label)
+
+    def parts(self, support: "Support") -> int:
+        """Return how many numbers of `Draw.weights` it takes."""
+        count = PARTS.get(support.recipe.adapt.kind, lambda shots: 1)
+        return count(self.shots(support))
 
     def images(self, support: "Support") -> Images:
         """Return the images that it is tuned on."""
@@ -57,7 +67,8 @@ class Draw:
     adapters: tuple[Adapter, ...] = ()  # merged; none: the base generator
     start: int | None = None  # the shot that it starts from; None: pure noise
     source: int | None = None  # the class of that shot; None: the image's own
-    weights: tuple[float, ...] = ()  # of the adapters; none: equal shares
+    # Of the adapters, or of each one's heads with adapt.kind="heads"; none: equal shares.
+    weights: tuple[float, ...] = ()
     # Shares of the schedule's noise, of the first drawing and the redraws in turn; these then have
     # the same noise. None: generate.strength.
     strengths: tuple[float, ...] = ()
@@ -70,12 +81,14 @@ class Draw:
         return {n: value for n, value in asdict(self).items() if n in first or n in given}
 
     def metadata(self) -> dict[str, Any]:
-        """Return what the metadata say of a start of another class, weights and a soft label."""
+        """Return what the metadata say of a start, weights, one own strength and a soft label."""
         found: dict[str, Any] = {}
         if self.source is not None:
             found["start"] = {"label": self.source, "shot": self.start}
         if self.weights:
             found["weights"] = list(self.weights)
+        if len(self.strengths) == 1:
+            found["strength"] = self.strengths[0]
         if self.label:
             found["shares"] = shares_row(self.label)
         return found
@@ -263,8 +276,13 @@ class Method:
         start = index % support.count(label) if support.recipe.generate.strength else None
         return Draw(prompts[index % len(prompts)], self.used(support, label, index), start)
 
-    def tuning_prompts(self, support: Support, adapter: Adapter) -> list[str]:
-        """Return the prompt of each image that an adapter is tuned on."""
+    def tuning_prompts(
+        self, support: Support, adapter: Adapter
+    ) -> Sequence[str | tuple[str, ...]]:
+        """Return the prompt of each image that an adapter is tuned on.
+
+        A tuple holds several, of which each step takes one at random.
+        """
         return [support.prompt(label) for label in adapter.images(support).labels]
 
     def accept(self, images: Sequence[Image], label: int, read: Reader) -> list[bool]:

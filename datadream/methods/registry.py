@@ -11,8 +11,10 @@ from ..config import Recipe
 from ..errors import ConfigError, brief, did_you_mean, printable
 from . import (
     bob,
+    chimera,
     cliplora,
     crossmodal,
+    dafusion,
     datadream,
     diffmix,
     disef,
@@ -47,6 +49,7 @@ class Table(Mapping[str, Method]):
         prompts, guided = issynth.METHODS
         others = (prompts, *disef.METHODS, *loft.METHODS)
         later = (*bob.METHODS, *genie.METHODS, *diffmix.METHODS, guided)
+        later += (*chimera.METHODS, *dafusion.METHODS)
         usual, heavy = real.METHODS
         for method in (*zero_shot.METHODS, usual, *main, *map(with_real, main)):
             self.add(method)

@@ -1,4 +1,4 @@
-"""Sample images from a generator, one seed each, with adapters merged into its weights."""
+"""Sample images from a generator, one seed each, with what was adapted of it."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from ...errors import ConfigError
 from ...training.loop import DivergedError
 from ..device import dtype_for
 from .base import Generator
+from .kinds import KINDS
 from .load import load_generator
-from .lora import merged_lora
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -53,12 +53,13 @@ def sample(
 
 
 def require_sampler(recipe: Recipe) -> None:
-    """Raise ConfigError on a sampler or a resolution that the generator cannot use.
+    """Raise ConfigError on a sampler, a resolution or an adaptation that the generator cannot use.
 
     So too on redraws that no reader can judge. Checked before anything is trained for it.
     """
     generator = load_generator(recipe.generator, dtype_for(recipe.precision, training=False))
     generator.scheduler(recipe.generate.scheduler)
+    KINDS[recipe.adapt.kind].require(generator, recipe.adapt)
     if recipe.resolution % generator.unit:
         raise ConfigError(
             f"resolution={recipe.resolution} does not suit the generator {recipe.generator!r}; "
@@ -74,7 +75,7 @@ def require_sampler(recipe: Recipe) -> None:
 
 @contextmanager
 def adapted(recipe: Recipe, *adapters: Path, weights: Sequence[float] = ()) -> Iterator[Generator]:
-    """Yield the recipe's generator and sampler with adapters merged into its weights.
+    """Yield the recipe's generator and sampler with adapters of its `adapt.kind`.
 
     `adapters` are artifact folders, merged by `weights` or in equal shares; none gives the base
     model.
@@ -84,7 +85,7 @@ def adapted(recipe: Recipe, *adapters: Path, weights: Sequence[float] = ()) -> I
     pipe.scheduler = generator.scheduler(recipe.generate.scheduler)
     try:
         with (
-            merged_lora(generator, *adapters, weights=weights),
+            KINDS[recipe.adapt.kind].loaded(generator, *adapters, weights=weights),
             compiled(generator.network) if recipe.generate.compile else nullcontext(),
         ):
             yield generator
