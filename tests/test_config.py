@@ -74,8 +74,17 @@ def other_values(name):
     return st.from_regex(r"[a-z]{4,8}/[a-z]{4,8}", fullmatch=True)
 
 
-ADAPTED = ("cls", "dset", "loft", "bob", "genie_dset", "diffmix")  # not "clip"
-STARTED = ("disef", "genie", "diffmix", "issynth_rg")  # from few shots
+ADAPTED = (
+    "cls",
+    "dset",
+    "loft",
+    "bob",
+    "genie_dset",
+    "diffmix",
+    "chimera",
+    "dafusion",
+)  # not "clip"
+STARTED = ("disef", "genie", "diffmix", "issynth_rg", "dafusion")  # from few shots
 JUDGED = ("disef", "genie_ada", "issynth_rg")  # by the untouched classifier
 
 

@@ -276,9 +276,7 @@ class Method:
         start = index % support.count(label) if support.recipe.generate.strength else None
         return Draw(prompts[index % len(prompts)], self.used(support, label, index), start)
 
-    def tuning_prompts(
-        self, support: Support, adapter: Adapter
-    ) -> Sequence[str | tuple[str, ...]]:
+    def tuning_prompts(self, support: Support, adapter: Adapter) -> Sequence[str | tuple[str, ...]]:
         """Return the prompt of each image that an adapter is tuned on.
 
         A tuple holds several, of which each step takes one at random.

@@ -75,7 +75,8 @@ def _require_weights(where, support, one):
         raise ConfigError(
             f"{where} weights={brief(one.weights)}; give a finite number for each of its "
             f"{len(one.adapters)} adapters"
-            + f", {count} in all, since adapt.kind={kind!r}" * (kind != "lora")
+            + f", {count} in all, since adapt.kind={kind!r}"
+            * (kind != "lora")
         )
 
 
@@ -159,10 +160,7 @@ def adapters(support: Support) -> tuple[Adapter, ...]:
             )
         _require_adapter(method, support, one)
         require_warmup(
-            "adapt.warmup",
-            recipe.adapt.warmup,
-            recipe.adapt.length(one.shots(support)),
-            "steps",
+            "adapt.warmup", recipe.adapt.warmup, recipe.adapt.length(one.shots(support)), "steps"
         )
     if len(set(found)) < len(found):
         raise ConfigError(f"method {method.name!r}, adapters: one of them stands there twice")

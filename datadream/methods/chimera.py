@@ -27,10 +27,7 @@ SHARED = {
     "adapt.batch": 16,
     "adapt.warmup": 10,
 }
-HEADS = {
-    "paper": {**SHARED, "adapt.epochs": 600},
-    "mini": {**SHARED, "adapt.epochs": 100},
-}
+HEADS = {"paper": {**SHARED, "adapt.epochs": 600}, "mini": {**SHARED, "adapt.epochs": 100}}
 
 
 class Chimera(ClassWise):

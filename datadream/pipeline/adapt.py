@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..config import key_fields
 from ..data.images import Images, fingerprint
 from ..methods.base import Adapter, Support
 from ..methods.checked import own_adapter_key, tuning_prompts
 from ..models.device import dtype_for
-from ..config import key_fields
 from ..models.generators.base import Attached, Generator, Schedule
 from ..models.generators.kinds import KINDS
 from ..models.generators.latents import Views
@@ -156,5 +156,6 @@ def tune(
         own.parameters, loss_at, steps=options.length(len(images)), lr=options.lr,
         warmup=options.warmup, betas=(options.beta1, options.beta2),
         weight_decay=options.weight_decay, eps=options.eps, clip=options.clip, seed=seed,
-        checkpoint=checkpoint, batch=batch, accelerator=accelerator, rates=own.rates, description=f"adapt {name}",
+        checkpoint=checkpoint, batch=batch, accelerator=accelerator, rates=own.rates,
+        description=f"adapt {name}",
     )  # fmt: skip

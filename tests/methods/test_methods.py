@@ -48,7 +48,7 @@ def test_every_method_runs_to_a_record(make, tmp_path, method):
     made = {name.rstrip("0123456789") for name in record["artifacts"]}
     assert made >= {"train", "judge"} and ("generate" in made) == bool(METHODS[method].generates)
     assert ("adapt" in made) == method.startswith(
-        ("cls", "dset", "loft", "bob", "genie_dset", "diffmix")
+        ("cls", "dset", "loft", "bob", "genie_dset", "diffmix", "chimera", "dafusion")
     )
 
 

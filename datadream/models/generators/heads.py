@@ -1,4 +1,4 @@
-"""LoRA with heads: one matrix A that all shots share, and a matrix B for each of them (ChimeraLoRA).
+"""LoRA with heads (ChimeraLoRA): one matrix A that all shots share, and a matrix B for each.
 
 Each head is saved as an ordinary LoRA of B_i A, so that diffusers reads it; for sampling the heads
 are mixed by weights, W + alpha / rank * (sum w_i B_i) A.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -29,7 +30,7 @@ def head_file(place: int) -> str:
 
 
 def require_heads(generator: Generator, options: Adapt) -> None:
-    """Raise ConfigError where a text encoder is to be tuned: it sees a prompt once for all shots."""
+    """Raise ConfigError on a text encoder to tune, which reads a prompt once for all shots."""
     if options.text_encoder:
         raise ConfigError(
             "adapt.kind='heads' has a matrix for each shot in the network alone, and "
@@ -49,8 +50,7 @@ def attached_heads(
     layers = _layers(generator)
     down = {n: _parameter(generator, options.rank, one.in_features) for n, one in layers.items()}
     up = {
-        n: _parameter(generator, shots, one.out_features, options.rank)
-        for n, one in layers.items()
+        n: _parameter(generator, shots, one.out_features, options.rank) for n, one in layers.items()
     }
     for value in down.values():
         nn.init.normal_(value, std=1 / options.rank)  # as LoRA's, of peft
@@ -130,24 +130,21 @@ def merged_heads(
 
     `weights` has a number for each head of each of the folders; none: equal shares.
     """
-    heads = [sorted(Path(folder).glob("head-*.safetensors")) for folder in folders]
-    total = sum(map(len, heads))
-    shares = iter(weights or [1 / total] * total)
+    heads = [_read(Path(folder), generator.device) for folder in folders]
+    counts = [len(next(iter(up.values()))) for _, up, _ in heads]
+    shares = torch.tensor(weights or [1 / max(1, sum(counts))] * sum(counts))
+    own = shares.to(generator.device).split(counts)
     with restored() as originals:
-        for folder, files in zip(folders, heads, strict=True):
-            tensors, notes = _mixed(generator, files, [next(shares) for _ in files])
-            merge_lora(generator, tensors, notes, 1.0, originals, folder)
+        for folder, (down, up, notes), some in zip(folders, heads, own, strict=True):
+            mixed = {n: torch.einsum("k,kor->or", some, value) for n, value in up.items()}
+            merge_lora(generator, down | mixed, notes, 1.0, originals, folder)
         yield generator
 
 
-def _mixed(generator, files, shares):
-    """Return the heads' A, and the sum of their B by shares, as one LoRA."""
-    found, notes = read_lora(files[0], generator.device)
-    ups = [name for name in found if name.endswith(".up.weight")]
-    for name in ups:
-        found[name] = shares[0] * found[name]
-    for file, share in zip(files[1:], shares[1:], strict=True):
-        other, _ = read_lora(file, generator.device)
-        for name in ups:
-            found[name] += share * other[name]
-    return found, notes
+@lru_cache(maxsize=1)  # every image has weights of its own, and a class is drawn at a time
+def _read(folder, device):
+    """Return what an adapter's heads share, their B by name, (K, out, rank), and the notes."""
+    found = [read_lora(file, device) for file in sorted(folder.glob("head-*.safetensors"))]
+    (first, notes), ups = found[0], [n for n in found[0][0] if n.endswith(".up.weight")]
+    stacks = {n: torch.stack([tensors[n] for tensors, _ in found]) for n in ups}
+    return {n: value for n, value in first.items() if n not in stacks}, stacks, notes

@@ -20,13 +20,14 @@ def tokens_of(name: str, texts: Sequence[str]) -> list[tuple[int, ...]]:
     """Return the token ids of some prompts, cut as they are used; those of several encoders follow
     each other.
 
-    A `placeholder` is one token, as it will be once that is learnt. Raises OSError where the tokenizers are not at hand.
+    A `placeholder` is one token, as it will be once that is learnt. Raises OSError where the
+    tokenizers are not at hand.
     """
     rows = [()] * len(texts)
     new = sorted({one for text in texts for one in re.findall(r"<dataset>|<class-\d+>", text)})
     for tokenizer in _tokenizers(name):
         if new:
-            tokenizer = copy.deepcopy(tokenizer)  # noqa: PLW2901
+            tokenizer = copy.deepcopy(tokenizer)
             tokenizer.add_tokens(new)
         length = min(tokenizer.model_max_length, LONGEST)
         found = tokenizer(list(texts), truncation=True, max_length=length).input_ids
