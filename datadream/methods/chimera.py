@@ -41,4 +41,4 @@ class Chimera(ClassWise):
         return Draw(support.prompt(label), own, weights=tuple(weights))
 
 
-METHODS = (Chimera("chimera", "ChimeraLoRA", "#AA4499", "chimeralora2026", settings=HEADS),)
+METHODS = (Chimera("chimera", "ChimeraLoRA", "#AA4499", "kim2026chimeralora", settings=HEADS),)
