@@ -158,7 +158,7 @@ def test_a_stage_key_changes_if_and_only_if_something_that_matters_does(data):
     # A training that ends before its warm-up has no key, nor have images that cannot start from a
     # shot, or a context of single characters, or weights of heads where there are none.
     except (ConfigError, DataError) as error:
-        known = ("is longer than the training", "starts from noise", "give shots=2", "give a finite")
+        known = ("is longer than the training", "starts from noise", "give shots=2", "a finite")
         assert any(words in str(error) for words in known)
         return
     for stage in old:
