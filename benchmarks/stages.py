@@ -20,7 +20,7 @@ from datadream.data.images import Images
 from datadream.methods import recipes
 from datadream.methods.base import Adapter, Support
 from datadream.models import device
-from datadream.models.generators import load, lora, sampling
+from datadream.models.generators import base, load, lora, sampling
 from datadream.pipeline import adapt, evaluate, generate, train
 from datadream.training import batch_size, loop
 
@@ -172,7 +172,7 @@ class Stage:
         """Run the optimiser steps."""
         adapt.tune(
             self.generator,
-            self.parameters,
+            base.Attached(self.parameters, save=lambda folder: None),
             self.short,
             self.images,
             None,

@@ -76,6 +76,33 @@ class Adapt:
         "(released code)",
         0,
     )
+    kind: str = knob(
+        "lora",
+        "what is trained: a LoRA (paper), one with a second matrix for each shot (ChimeraLoRA), or "
+        "the embedding of a new token (DA-Fusion)",
+        choices=("lora", "heads", "token"),
+        added=True,
+    )
+    up_rate: float = knob(
+        1.0,
+        "learning rate of a LoRA's second matrix, B, as a multiple of lr (ChimeraLoRA: 10)",
+        0,
+        added=True,
+    )
+    word: str = knob(
+        "", "for kind 'token': the word that the token starts as (DA-Fusion: the)", added=True
+    )
+    steps: int = knob(
+        0,
+        "optimiser steps whatever the number of shots; 0: as many as the epochs have "
+        "(DA-Fusion: 1,000)",
+        0,
+        added=True,
+    )
+
+    def length(self, shots: int) -> int:
+        """Return the optimiser steps of an adapter of some shots."""
+        return self.steps or self.epochs * math.ceil(shots / self.batch)
 
 
 @dataclass(frozen=True)

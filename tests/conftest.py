@@ -72,6 +72,7 @@ TINY = {
     "adapt.batch": 4,
     "adapt.epochs": 2,
     "adapt.warmup": 1,
+    "adapt.steps": 0,
     "generate.images": 5,
     "generate.steps": 2,
     "generate.scheduler": "pipeline",

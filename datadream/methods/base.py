@@ -28,9 +28,14 @@ if TYPE_CHECKING:
     from ..models.classifiers.frozen import Frozen
 
 
+# Weights that an adapter takes, by `adapt.kind`: one for each of its shots, none, or, where nothing
+# stands, one.
+PARTS: Mapping[str, Callable[[int], int]] = {"heads": lambda shots: shots, "token": lambda shots: 0}
+
+
 @dataclass(frozen=True)
 class Adapter:
-    """One LoRA of the generator: which of the few shots it is tuned on.
+    """One adaptation of the generator, as a rule a LoRA: which of the few shots it is tuned on.
 
     `label` is a class index, or None for the shots of all classes; `image` picks one shot of the
     class.
@@ -42,6 +47,11 @@ class Adapter:
     def shots(self, support: "Support") -> int:
         """Return how many images it is tuned on."""
         return 1 if self.image is not None else support.count(self.label)
+
+    def parts(self, support: "Support") -> int:
+        """Return how many numbers of `Draw.weights` it takes."""
+        count = PARTS.get(support.recipe.adapt.kind, lambda shots: 1)
+        return count(self.shots(support))
 
     def images(self, support: "Support") -> Images:
         """Return the images that it is tuned on."""
@@ -57,7 +67,8 @@ class Draw:
     adapters: tuple[Adapter, ...] = ()  # merged; none: the base generator
     start: int | None = None  # the shot that it starts from; None: pure noise
     source: int | None = None  # the class of that shot; None: the image's own
-    weights: tuple[float, ...] = ()  # of the adapters; none: equal shares
+    # Of the adapters, or of each one's heads with adapt.kind="heads"; none: equal shares.
+    weights: tuple[float, ...] = ()
     # Shares of the schedule's noise, of the first drawing and the redraws in turn; these then have
     # the same noise. None: generate.strength.
     strengths: tuple[float, ...] = ()
@@ -80,6 +91,8 @@ class Draw:
             found["start"] = {"label": self.source, "shot": self.start}
         if self.weights:
             found["weights"] = list(self.weights)
+        if len(self.strengths) == 1:
+            found["strength"] = self.strengths[0]
         if self.label:
             found["shares"] = shares_row(self.label)
         if self.negative:
@@ -309,8 +322,11 @@ class Method:
         """Return a few shot as it prompts an image; `rng` depends on seed, class and index."""
         return image
 
-    def tuning_prompts(self, support: Support, adapter: Adapter) -> list[str]:
-        """Return the prompt of each image that an adapter is tuned on."""
+    def tuning_prompts(self, support: Support, adapter: Adapter) -> Sequence[str | tuple[str, ...]]:
+        """Return the prompt of each image that an adapter is tuned on.
+
+        A tuple holds several, of which each step takes one at random.
+        """
         return [support.prompt(label) for label in adapter.images(support).labels]
 
     def accept(self, images: Sequence[Image], label: int, read: Reader) -> list[bool]:

@@ -63,15 +63,24 @@ def _require(method, support, label, index, one, known):
         raise ConfigError(
             f"{where} {strange[0]} is none of the {len(known)} adapters that its `adapters` names"
         )
-    if one.weights and not _numbers(one.weights, len(one.adapters)):
-        raise ConfigError(
-            f"{where} weights={brief(one.weights)}; give a finite number for each of its "
-            f"{len(one.adapters)} adapters"
-        )
+    _require_weights(where, support, one)
     _require_label(where, one.label, len(support.classes))
     _require_negative(where, one.negative, support.recipe.generate)
     _require_images(where, support, one.images)
     _require_start(where, support, label, one)
+
+
+def _require_weights(where, support, one):
+    """Raise ConfigError on weights that do not suit the adapters."""
+    count = sum(adapter.parts(support) for adapter in one.adapters)
+    if one.weights and not _numbers(one.weights, count):
+        kind = support.recipe.adapt.kind
+        raise ConfigError(
+            f"{where} weights={brief(one.weights)}; give a finite number for each of its "
+            f"{len(one.adapters)} adapters"
+            + f", {count} in all, since adapt.kind={kind!r}"
+            * (kind != "lora")
+        )
 
 
 def _numbers(values, count):
@@ -205,10 +214,7 @@ def adapters(support: Support) -> tuple[Adapter, ...]:
             )
         _require_adapter(method, support, one)
         require_warmup(
-            "adapt.warmup",
-            recipe.adapt.warmup,
-            recipe.adapt.epochs * math.ceil(one.shots(support) / recipe.adapt.batch),
-            "steps",
+            "adapt.warmup", recipe.adapt.warmup, recipe.adapt.length(one.shots(support)), "steps"
         )
     if len(set(found)) < len(found):
         raise ConfigError(f"method {method.name!r}, adapters: one of them stands there twice")
@@ -242,14 +248,14 @@ def prompts(support: Support, label: int) -> list[str]:
     return found
 
 
-def tuning_prompts(support: Support, adapter: Adapter) -> list[str]:
-    """Return the prompt of each image that an adapter is tuned on."""
+def tuning_prompts(support: Support, adapter: Adapter) -> list[str | tuple[str, ...]]:
+    """Return the prompt of each image that an adapter is tuned on, or several to choose from."""
     method, count = method_of(support.recipe), adapter.shots(support)
     with naming(method, f"tuning_prompts, {adapter}"):
         found = list(method.tuning_prompts(support, adapter))
     where = f"method {method.name!r}, tuning_prompts of {adapter}:"
-    _require_texts(where, found)
-    if len(found) != count:
+    _require_texts(where, [t for one in found for t in (one if isinstance(one, tuple) else [one])])
+    if len(found) != count or () in found:
         raise ConfigError(f"{where} {len(found)} for {count} images; give one for each")
     return found
 

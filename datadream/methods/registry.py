@@ -11,9 +11,11 @@ from ..config import Recipe
 from ..errors import ConfigError, brief, did_you_mean, printable
 from . import (
     bob,
+    chimera,
     cliplora,
     contrast,
     crossmodal,
+    dafusion,
     datadream,
     diffmix,
     dipsy,
@@ -50,7 +52,7 @@ class Table(Mapping[str, Method]):
         prompts, guided = issynth.METHODS
         others = (prompts, *disef.METHODS, *loft.METHODS)
         later = (*bob.METHODS, *genie.METHODS, *diffmix.METHODS, guided)
-        later += (*contrast.METHODS, *dipsy.METHODS)
+        later += (*contrast.METHODS, *dipsy.METHODS, *chimera.METHODS, *dafusion.METHODS)
         usual, heavy = real.METHODS
         for method in (*zero_shot.METHODS, usual, *main, *map(with_real, main)):
             self.add(method)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,14 +10,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..config import key_fields
 from ..data.images import Images, fingerprint
 from ..methods.base import Adapter, Support
 from ..methods.checked import own_adapter_key, tuning_prompts
 from ..models.device import dtype_for
-from ..models.generators.base import Generator, Schedule
+from ..models.generators.base import Attached, Generator, Schedule
+from ..models.generators.kinds import KINDS
 from ..models.generators.latents import Views
 from ..models.generators.load import load_generator
-from ..models.generators.lora import add_generator_lora, remove_lora, save_generator_lora
+from ..models.generators.words import Words
 from ..models.identity import identity
 from ..seeds import seed_for
 from ..training.batch_size import BatchSize
@@ -53,7 +53,7 @@ def diffusion_loss(
 def adapter_inputs(support: Support, adapter: Adapter) -> dict[str, Any]:
     """Return what an adapter depends on: model, options, prompts, seed, and its shots' pixels."""
     recipe, label = support.recipe, adapter.label
-    options = dataclasses.asdict(recipe.adapt)
+    options = key_fields(recipe.adapt)
     for name in ("micro", "checkpointing"):  # they save memory only
         options.pop(name)
     return {
@@ -73,13 +73,14 @@ def adapter_inputs(support: Support, adapter: Adapter) -> dict[str, Any]:
 def adapter_work(support: Support, adapter: Adapter) -> tuple[int, int, int]:
     """Return an adapter's (images made, optimiser steps, images of all steps)."""
     options, shots = support.recipe.adapt, adapter.shots(support)
-    return 0, options.epochs * math.ceil(shots / options.batch), options.epochs * shots
+    steps, per_epoch = options.length(shots), -(-shots // options.batch)
+    return 0, steps, steps * shots // per_epoch
 
 
 def train_adapter(
     support: Support, adapter: Adapter, folder: Path, accelerator: Accelerator | None = None
 ) -> list[str]:
-    """Train one adapter, write it to `folder` for `load_lora_weights`, and return batch notes.
+    """Train one adapter, write it to `folder` in diffusers' format, and return batch notes.
 
     A killed training resumes from the checkpoint in `folder`: on a CPU to the same bytes, on a GPU
     only with the recipe's `deterministic`. All processes of an `accelerator` call this; rank 0
@@ -94,26 +95,26 @@ def train_adapter(
     network: Any = generator.network
     torch.manual_seed(seed_for("adapter", recipe.seed, *which))
     try:
-        parameters = add_generator_lora(generator, recipe.adapt)
-        if recipe.adapt.checkpointing:
-            network.enable_gradient_checkpointing()
-        checkpoint = folder / "checkpoint.safetensors"
-        tune(generator, parameters, support, shots, checkpoint, batch, which, accelerator, texts)
-        if leads(accelerator):
-            save_generator_lora(generator, folder, recipe.adapt)
-            checkpoint.unlink(missing_ok=True)
+        kind = KINDS[recipe.adapt.kind]
+        with kind.attached(generator, recipe.adapt, adapter.label, len(shots)) as own:
+            if recipe.adapt.checkpointing:
+                network.enable_gradient_checkpointing()
+            checkpoint = folder / "checkpoint.safetensors"
+            tune(generator, own, support, shots, checkpoint, batch, which, accelerator, texts)
+            if leads(accelerator):
+                own.save(folder)
+                checkpoint.unlink(missing_ok=True)
     finally:
         network.disable_gradient_checkpointing()
-        remove_lora(generator)
     return batch.notes
 
 
 def tune(
-    generator: Generator, parameters: dict[str, torch.nn.Parameter], support: Support,
-    images: Images, checkpoint: Path | None, batch: BatchSize, which: tuple[int | None, ...],
-    accelerator: Accelerator | None = None, texts: Sequence[str] | None = None,
+    generator: Generator, own: Attached, support: Support, images: Images,
+    checkpoint: Path | None, batch: BatchSize, which: tuple[int | None, ...],
+    accelerator: Accelerator | None = None, texts: Sequence[str | tuple[str, ...]] | None = None,
 ) -> list[float]:  # fmt: skip
-    """Run the paper's optimisation of the attached LoRA on `images` and return the losses.
+    """Run the paper's optimisation of what is attached on `images` and return the losses.
 
     Every epoch has a new order and, if an image is not square, a new crop. `which` names the
     adapter: (None,), (label,) or (label, image). `texts` are the images' prompts, else their
@@ -121,8 +122,8 @@ def tune(
     """
     options, schedule = support.recipe.adapt, generator.schedule()
     side, per_epoch = generator.side(support.recipe.resolution), -(-len(images) // options.batch)
-    tokens = generator.tokenize(texts or [support.prompt(y) for y in images.labels])
     shape, seed = generator.latent_shape(side), seed_for("adapt", support.recipe.seed, *which)
+    words = Words(generator, texts or [support.prompt(y) for y in images.labels], seed)
     views = Views(generator, images, side, options, seed)
 
     def loss_at(step: int) -> Shares:
@@ -136,15 +137,16 @@ def tune(
         times = schedule.times(count, device)
 
         def share(rows: Any) -> Tensor:
-            own = members[rows]
-            words = generator.condition(tuple(ids[own.to(ids.device)] for ids in tokens), side)
+            some = members[rows]
+            own.select(some)
+            read = generator.condition(words.at(some.tolist(), step), side)
             loss = diffusion_loss(
-                lambda noisy, times: generator.predict(noisy, times, words),
-                views.at(own.tolist(), epoch),
+                lambda noisy, times: generator.predict(noisy, times, read),
+                views.at(some.tolist(), epoch),
                 (posterior[rows], noise[rows], times[rows]),
                 schedule,
             )
-            return loss * len(own) / count
+            return loss * len(some) / count
 
         return Shares(count, share)
 
@@ -152,8 +154,9 @@ def tune(
     if which != (None,):
         name = ", image ".join([support.classes[which[0] or 0], *map(str, which[1:])])
     return fit(
-        parameters, loss_at, steps=options.epochs * per_epoch, lr=options.lr,
+        own.parameters, loss_at, steps=options.length(len(images)), lr=options.lr,
         warmup=options.warmup, betas=(options.beta1, options.beta2),
         weight_decay=options.weight_decay, eps=options.eps, clip=options.clip, seed=seed,
-        checkpoint=checkpoint, batch=batch, accelerator=accelerator, description=f"adapt {name}",
+        checkpoint=checkpoint, batch=batch, accelerator=accelerator, rates=own.rates,
+        description=f"adapt {name}",
     )  # fmt: skip

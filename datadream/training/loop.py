@@ -132,13 +132,14 @@ def fit(
     every: int = 200, after: Callable[[int, float], None] | None = None,
     points: Container[int] | None = None, buffers: Mapping[str, Tensor] | None = None,
     batch: BatchSize | None = None, accelerator: Accelerator | None = None,
-    description: str = "training",
+    description: str = "training", rates: Mapping[str, float] | None = None,
 ) -> list[float]:  # fmt: skip
     """Minimise `loss_at(step)` over `parameters` in place with AdamW; return the loss of each step.
 
     The loss is a tensor, or `Shares` of one, which are taken in micro-batches of `batch.size`
     images (gradient accumulation) and spread over the processes of an `accelerator`. The learning
-    rate rises for `warmup` of the `steps`, then falls to `minimum_lr` along half a cosine.
+    rate rises for `warmup` of the `steps`, then falls to `minimum_lr` along half a cosine;
+    parameters named in `rates` have it times their number there.
 
     Every step reseeds torch's global generator from (seed, step), so a run that was killed and
     resumed from `checkpoint` (written every `every` steps) draws the same noise, dropout and
@@ -154,8 +155,9 @@ def fit(
     """
     values, buffers = list(parameters.values()), buffers or {}
     optimiser: Any = torch.optim.AdamW(
-        values, lr=lr, betas=betas, weight_decay=weight_decay, eps=eps, fused=True
-    )
+        _groups(parameters, rates or {}), lr=lr, betas=betas, weight_decay=weight_decay, eps=eps,
+        fused=True,
+    )  # fmt: skip
     first, losses = _begin(parameters, buffers, optimiser, checkpoint, accelerator, description)
     writes = checkpoint if leads(accelerator) else None
     keep = partial(_save, writes, parameters, buffers, optimiser, losses)
@@ -165,7 +167,8 @@ def fit(
     with forked_rng(), progress.track(description, "step", steps, first) as count:
         for step in range(first, steps):
             for group in optimiser.param_groups:
-                group["lr"] = max(minimum_lr, lr * cosine_schedule(step, steps, warmup))
+                rate = max(minimum_lr, lr * cosine_schedule(step, steps, warmup))
+                group["lr"] = rate * group["factor"]
             own = _backward(loss_at, step, seed_for(seed, step), optimiser, batch, accelerator)
             own = sum_step(values, own, accelerator)
             seen.settle()  # the step before, now that the device has this one to do
@@ -184,6 +187,14 @@ def fit(
             seen.show(count)
         seen.settle()
     return losses
+
+
+def _groups(parameters, rates):
+    """Return the optimiser's groups, parameters of one factor of the learning rate in each."""
+    found = {}
+    for name, value in parameters.items():
+        found.setdefault(rates.get(name, 1.0), []).append(value)
+    return [{"params": values, "factor": factor} for factor, values in found.items()]
 
 
 def _begin(parameters, buffers, optimiser, checkpoint, accelerator, description):

@@ -25,6 +25,7 @@ from datadream.methods.base import Support
 from datadream.methods.registry import method_of
 from datadream.models.classifiers import clip
 from datadream.models.generators import load, lora
+from datadream.models.generators.base import Attached
 from datadream.pipeline.adapt import tune
 from datadream.results import benchmark_tables
 from datadream.seeds import seed_for
@@ -52,7 +53,8 @@ def test_the_product_has_the_baselines_loss_curve(tmp_path):
         parameters = lora.add_generator_lora(generator, recipe.adapt)
         if way == "product":
             support = Support(recipe, dataset)
-            curves[way] = tune(generator, parameters, support, shots, None, BatchSize(8), (0,))
+            own = Attached(parameters, print)
+            curves[way] = tune(generator, own, support, shots, None, BatchSize(8), (0,))
             continue
         seed = seed_for("adapt", 0, 0)
 

@@ -54,7 +54,9 @@ def cluster():
 def undisturbed(make, tmp_path_factory):
     """Return the cells, and the store in which the local engine ran them."""
     store = Store(tmp_path_factory.mktemp("local"))
-    recipes = [make(method) for method in (*list(METHODS)[:15], "diffmix", "genie")]
+    recipes = [
+        make(method) for method in (*list(METHODS)[:15], "diffmix", "genie", "chimera", "dafusion")
+    ]
     return recipes, store, run.run_cells(recipes, store)
 
 

@@ -51,6 +51,7 @@ def test_every_method_runs_to_a_record(make, tmp_path, method):
     made = {name.rstrip("0123456789") for name in record["artifacts"]}
     assert made >= {"train", "judge"} and ("generate" in made) == bool(METHODS[method].generates)
     adapted = ("cls", "dset", "loft", "bob", "genie_dset", "diffmix", "protoaug", "contrast")
+    adapted += ("chimera", "dafusion")
     assert ("adapt" in made) == (method.removesuffix("+real") in adapted)
 
 

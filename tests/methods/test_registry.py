@@ -41,7 +41,8 @@ OWN = Own("own", "Somebody's own", "#882255")
 def test_the_table_has_the_fifteen_of_the_first_study_in_their_order():
     first = "clip real base cls dset base+real cls+real dset+real heavy issynth disef loft"
     assert list(METHODS)[:15] == [*first.split(), "issynth+real", "disef+real", "loft+real"]
-    later = "bob genie genie_ada genie_dset diffmix issynth_rg contrast dipsy".split()
+    later = "bob genie genie_ada genie_dset diffmix issynth_rg contrast dipsy chimera dafusion"
+    later = later.split()
     assert [name for name in METHODS if name in later] == later
     assert all(f"{name}+real" in METHODS and not METHODS[name].main for name in later)
     assert all(METHODS[name].name == name for name in METHODS)

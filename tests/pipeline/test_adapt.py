@@ -22,6 +22,7 @@ from datadream.data.datasets import DataError, Images
 from datadream.data.transforms import generator_image
 from datadream.methods.base import Support
 from datadream.models.generators import latents
+from datadream.models.generators.base import Attached
 from datadream.models.generators.load import generator_of, load_generator, load_pipeline
 from datadream.models.generators.unet import DDPM
 from datadream.pipeline import adapt as package
@@ -83,7 +84,7 @@ def test_training_lowers_the_loss_on_the_few_shots(make, dataset, shots, tmp_pat
     try:
         losses = package.tune(
             generator,
-            parameters,
+            Attached(parameters, print),
             Support(recipe, dataset),
             shots,
             tmp_path / "checkpoint",
@@ -125,7 +126,7 @@ def test_every_epoch_sees_every_image_once_with_its_own_prompt(
     try:
         package.tune(
             generator,
-            parameters,
+            Attached(parameters, print),
             Support(recipe, dataset),
             images,
             tmp_path / "checkpoint",
@@ -264,7 +265,7 @@ def test_a_batch_in_parts_has_the_same_gradient(make, dataset, shots, tmp_path, 
     parameters = package.add_generator_lora(generator, recipe.adapt)
     monkeypatch.setattr(package, "fit", lambda parameters, loss_at, **_: loss_at)
     loss_at = package.tune(
-        *(generator, parameters, Support(recipe, dataset), shots.pick(range(5))),
+        *(generator, Attached(parameters, print), Support(recipe, dataset), shots.pick(range(5))),
         *(tmp_path / "checkpoint", BatchSize(5), (None,)),
     )
     try:

@@ -1,12 +1,17 @@
-"""The protocol of a generator family: all that differs between kinds of text-to-image models."""
+"""Two protocols: a family of generators, all that differs between kinds of text-to-image models;
+and a kind of adaptation, all that differs between what is trained on the few shots.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from ...config import Generate
+from ...config import Adapt, Generate
 
 if TYPE_CHECKING:
     import torch
@@ -154,3 +159,48 @@ class Generator(ABC):
         `text` holds rows of `embed`, one for all images or one each. `starts` are square images
         that `options.strength` of the schedule's noise is added to (SDEdit); None: pure noise.
         """
+
+
+@dataclass(frozen=True)
+class Attached:
+    """What an adaptation has put into a generator, while it is trained."""
+
+    parameters: dict[str, nn.Parameter]
+    # Writes it to a folder, in a format that diffusers reads.
+    save: Callable[[Path], None]
+    rates: Mapping[str, float] = field(default_factory=dict)  # of `fit`
+    # Takes the places (B,) of the shots that the next B rows of `Generator.predict` show.
+    select: Callable[[Tensor], None] = lambda rows: None
+
+
+class Attaches(Protocol):
+    """Put an adaptation into a generator within a context, and take it out at the end."""
+
+    def __call__(
+        self, generator: Generator, options: Adapt, label: int | None, shots: int
+    ) -> AbstractContextManager[Attached]:
+        """`label` and `shots` are the adapter's class, if it has one, and its number of shots.
+
+        What is drawn comes from torch's global generator.
+        """
+        ...
+
+
+class Loads(Protocol):
+    """Let a generator sample with what `Attached.save` wrote, within a context."""
+
+    def __call__(
+        self, generator: Generator, *folders: Path, weights: Sequence[float] = ()
+    ) -> AbstractContextManager[Generator]:
+        """`weights` are those of a `Draw`; none: equal shares. Without folders it is the base."""
+        ...
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of adaptation, a row of `kinds.KINDS`."""
+
+    attached: Attaches
+    loaded: Loads
+    # Raises ConfigError on a generator or settings that this kind cannot use.
+    require: Callable[[Generator, Adapt], None] = lambda generator, options: None

@@ -1,17 +1,22 @@
 """LoRA adapters of a generator: attach, save for diffusers, merge (paper, section 3.2)."""
 
+from __future__ import annotations
+
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from safetensors import safe_open
-from torch import nn
 
 from ...config import Adapt
 from ...paths import atomic_write
-from .base import Generator
+from .base import Attached, Generator
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
 
 LORA_FILE = "pytorch_lora_weights.safetensors"  # the name that load_lora_weights looks for
 
@@ -66,10 +71,10 @@ def save_generator_lora(generator: Generator, folder: Path, options: Adapt) -> N
         for part, m in modules.items()
     }
     type(generator.pipe).save_lora_weights(folder, **layers, **_collate_lora_metadata(modules))
-    _sort_header(Path(folder) / LORA_FILE)
+    sort_header(Path(folder) / LORA_FILE)
 
 
-def _sort_header(file):
+def sort_header(file: Path) -> None:
     """Sort a safetensors header and the layer names in its notes.
 
     The libraries' order is random, so equal adapters would differ in bytes.
@@ -97,6 +102,22 @@ def remove_lora(generator: Generator) -> None:
 
 
 @contextmanager
+def attached_lora(
+    generator: Generator, options: Adapt, label: int | None, shots: int
+) -> Iterator[Attached]:
+    """Attach fresh LoRA layers within the context; see `base.Attaches`."""
+    try:
+        parameters = add_generator_lora(generator, options)
+        yield Attached(
+            parameters,
+            save=lambda folder: save_generator_lora(generator, folder, options),
+            rates={name: options.up_rate for name in parameters if ".lora_B." in name},
+        )
+    finally:
+        remove_lora(generator)
+
+
+@contextmanager
 def merged_lora(
     generator: Generator, *folders: Path, weights: Sequence[float] = ()
 ) -> Iterator[Generator]:
@@ -107,28 +128,48 @@ def merged_lora(
     base, and afterwards the weights are the base's bit for bit. Raises ValueError on an adapter of
     another pipeline.
     """
-    originals, shares = {}, weights or [1 / len(folders) for _ in folders]
-    try:
+    shares = weights or [1 / len(folders) for _ in folders]
+    with restored() as originals:
         for folder, share in zip(folders, shares, strict=True):
-            _merge(generator.pipe, folder, share, originals)
+            tensors, notes = read_lora(Path(folder) / LORA_FILE, generator.device)
+            merge_lora(generator, tensors, notes, share, originals, folder)
         yield generator
+
+
+@contextmanager
+def restored() -> Iterator[dict[nn.Parameter, Tensor]]:
+    """Yield an empty table of weights and their originals, and put these back in the end."""
+    originals = {}
+    try:
+        yield originals
     finally:
         for weight, original in originals.items():
             weight.data.copy_(original)
 
 
-def _merge(pipe, folder, share, originals):
-    """Add `share` of an adapter to the weights, after copying these to `originals`."""
-    with safe_open(Path(folder) / LORA_FILE, "pt", device=str(pipe.device)) as file:
-        notes = json.loads(file.metadata()["lora_adapter_metadata"])
-        tensors = {name: file.get_tensor(name) for name in file.keys()}
+def read_lora(file: Path, device: torch.device) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the tensors of a LoRA file by name, and the rank and alpha of its parts."""
+    with safe_open(file, "pt", device=str(device)) as content:
+        notes = json.loads(content.metadata()["lora_adapter_metadata"])
+        return {name: content.get_tensor(name) for name in content.keys()}, notes
+
+
+def merge_lora(
+    generator: Generator, tensors: Mapping[str, Tensor], notes: Mapping[str, Any], share: float,
+    originals: dict[nn.Parameter, Tensor], source: Path,
+) -> None:  # fmt: skip
+    """Add `share` of what `read_lora` gave to the weights, after copying these to `originals`.
+
+    Raises ValueError, which names `source`, on an adapter of another pipeline.
+    """
+    pipe = generator.pipe
     for name in (n for n in tensors if n.endswith(".down.weight")):
         part, _, layer = name.rpartition(".lora")[0].partition(".")
         try:
             weight = getattr(pipe, part).get_parameter(f"{layer}.weight")
         except AttributeError as error:
             raise ValueError(
-                f"the adapter in {folder} is another pipeline's: {type(pipe).__name__} has no "
+                f"the adapter in {source} is another pipeline's: {type(pipe).__name__} has no "
                 f"{part}.{layer}"
             ) from error
         originals.setdefault(weight, weight.detach().clone())

@@ -1,4 +1,4 @@
-"""Sample images from a generator, one seed each, with adapters merged into its weights."""
+"""Sample images from a generator, one seed each, with what was adapted of it."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from ...training.loop import DivergedError
 from ..device import dtype_for
 from .base import Generator
 from .ip_adapter import prompted_by_images, require_image_prompts, require_suits
+from .kinds import KINDS
 from .load import load_generator
-from .lora import merged_lora
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -87,7 +87,7 @@ def to_pil(images: Tensor) -> list[Image]:
 
 
 def require_sampler(recipe: Recipe) -> None:
-    """Raise ConfigError on a sampler or a resolution that the generator cannot use.
+    """Raise ConfigError on a sampler, a resolution or an adaptation that the generator cannot use.
 
     So too on redraws that no reader can judge, and on image prompts that it cannot take. Checked
     before anything is trained for it.
@@ -97,6 +97,7 @@ def require_sampler(recipe: Recipe) -> None:
     generator.scheduler(recipe.generate.scheduler)
     if recipe.generate.image_prompts:
         require_suits(generator, recipe)
+    KINDS[recipe.adapt.kind].require(generator, recipe.adapt)
     if recipe.resolution % generator.unit:
         raise ConfigError(
             f"resolution={recipe.resolution} does not suit the generator {recipe.generator!r}; "
@@ -112,7 +113,7 @@ def require_sampler(recipe: Recipe) -> None:
 
 @contextmanager
 def adapted(recipe: Recipe, *adapters: Path, weights: Sequence[float] = ()) -> Iterator[Generator]:
-    """Yield the recipe's generator and sampler with adapters merged into its weights.
+    """Yield the recipe's generator and sampler with adapters of its `adapt.kind`.
 
     `adapters` are artifact folders, merged by `weights` or in equal shares; none gives the base
     model. The recipe's IP-Adapter is there for as long, and the network is as before afterwards.
@@ -122,7 +123,7 @@ def adapted(recipe: Recipe, *adapters: Path, weights: Sequence[float] = ()) -> I
     pipe.scheduler = generator.scheduler(recipe.generate.scheduler)
     try:
         with (
-            merged_lora(generator, *adapters, weights=weights),
+            KINDS[recipe.adapt.kind].loaded(generator, *adapters, weights=weights),
             prompted_by_images(generator, recipe.generate.image_prompts) as prompted,
             compiled(generator.network) if recipe.generate.compile else nullcontext(),
         ):

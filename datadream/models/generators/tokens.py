@@ -1,5 +1,7 @@
 """What a generator's text encoders read of a prompt, without loading their weights."""
 
+import copy
+import re
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, cast
@@ -9,14 +11,24 @@ from ..catalog import absent, hub_id, local
 LONGEST = 512  # tokens, where a tokenizer knows no end
 
 
+def placeholder(label: int | None) -> str:
+    """Return what stands in a prompt for the new token of a class, or of all classes."""
+    return "<dataset>" if label is None else f"<class-{label}>"
+
+
 def tokens_of(name: str, texts: Sequence[str]) -> list[tuple[int, ...]]:
     """Return the token ids of some prompts, cut as they are used; those of several encoders follow
     each other.
 
-    Raises OSError where the tokenizers are not at hand.
+    A `placeholder` is one token, as it will be once that is learnt. Raises OSError where the
+    tokenizers are not at hand.
     """
     rows = [()] * len(texts)
+    new = sorted({one for text in texts for one in re.findall(r"<dataset>|<class-\d+>", text)})
     for tokenizer in _tokenizers(name):
+        if new:
+            tokenizer = copy.deepcopy(tokenizer)
+            tokenizer.add_tokens(new)
         length = min(tokenizer.model_max_length, LONGEST)
         found = tokenizer(list(texts), truncation=True, max_length=length).input_ids
         rows = [(*row, *ids) for row, ids in zip(rows, found, strict=True)]
