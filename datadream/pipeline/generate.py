@@ -23,7 +23,7 @@ from ..methods.registry import method_of
 from ..methods.units import Slice, slices
 from ..models.classifiers.untouched import Untouched
 from ..models.device import dtype_for
-from ..models.generators.sampling import Words, adapted, sample
+from ..models.generators.sampling import Prompts, adapted, sample
 from ..models.identity import identity
 from ..seeds import seed_for
 from ..training.batch_size import BatchSize, shared_batch_size
@@ -146,7 +146,7 @@ def drawing(
     """Return (first index, count) -> a class's images, redrawn while the method rejects them."""
     recipe, options = support.recipe, support.recipe.generate
     made, side = draws(support, label), generator.side(recipe.resolution)
-    words = Words(generator, [(one.prompt, one.negative) for one in made], options)
+    words = Prompts(generator, [(one.prompt, one.negative) for one in made], options)
 
     def sampled(rows: Sequence[int], again: int) -> dict[int, Image.Image]:
         text, starts = words.of(rows), None

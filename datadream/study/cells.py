@@ -52,14 +52,14 @@ def cells(
     ]
 
 
-def groups(recipes: Sequence[Recipe]) -> list[list[Recipe]]:
+def groups(every: Sequence[Recipe]) -> list[list[Recipe]]:
     """Return recipes in groups of one dataset, number of shots and seed, the most shots first.
 
     Cells of a group reuse each other's stages, cells of two groups hardly any, so processes can
     share the groups. More shots take longer, and what takes longer is begun earlier.
     """
     found: dict[tuple[str, int, int], list[Recipe]] = {}
-    for recipe in recipes:
+    for recipe in every:
         found.setdefault((recipe.dataset, recipe.shots, recipe.seed), []).append(recipe)
     return sorted(found.values(), key=lambda group: -(group[0].shots or 10**9))  # 0: all images
 

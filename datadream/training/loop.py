@@ -143,21 +143,19 @@ def fit(
 
     Every step reseeds torch's global generator from (seed, step), so a run that was killed and
     resumed from `checkpoint` (written every `every` steps) draws the same noise, dropout and
-    augmentation as one that was not, and on a CPU ends at the same bytes. On a GPU it does so
-    within `models.device.deterministic`; else attention's backward pass adds in another order each
-    time, and two runs differ in rounding. `buffers` are further tensors that a step changes
-    (running statistics), kept with the parameters. `after(step, loss)` is called once a step of
-    `points` (None: any) is done; else a loss is read when the next step is on its way.
+    augmentation as one that was not, and on a CPU ends at the same bytes; on a GPU only within
+    `models.device.deterministic`, since attention's backward pass adds in any order. `buffers` are
+    further tensors that a step changes (running statistics), kept with the parameters. `after(step,
+    loss)` is called once a step of `points` (None: any) is done; else a loss is read when the next
+    step is on its way.
 
     Raises DivergedError on a loss or gradient that is not finite; Stopped, once the state is saved,
     where the process was asked to end; ConfigError where a process does not find rank 0's
     checkpoint.
     """
     values, buffers = list(parameters.values()), buffers or {}
-    optimiser: Any = torch.optim.AdamW(
-        _groups(parameters, rates or {}), lr=lr, betas=betas, weight_decay=weight_decay, eps=eps,
-        fused=True,
-    )  # fmt: skip
+    own = dict(lr=lr, betas=betas, weight_decay=weight_decay, eps=eps, fused=True)
+    optimiser: Any = torch.optim.AdamW(_groups(parameters, rates or {}), **own)
     first, losses = _begin(parameters, buffers, optimiser, checkpoint, accelerator, description)
     writes = checkpoint if leads(accelerator) else None
     keep = partial(_save, writes, parameters, buffers, optimiser, losses)

@@ -90,7 +90,7 @@ def test_a_negative_prompt_stands_where_the_empty_one_does(models, model):
     options = recipe(overrides={"generate.guidance": 3.0, "generate.steps": 2}).generate
     texts = [("a photo of a seven", "a photo of a one"), ("a photo of a one", "")]
     found = sampling.sample(
-        generator, sampling.Words(generator, texts, options).of([0, 1]), [5, 6], options, 16
+        generator, sampling.Prompts(generator, texts, options).of([0, 1]), [5, 6], options, 16
     )
     own = generator.pipe
     for (text, away), seed, image in zip(texts, (5, 6), found, strict=True):
@@ -99,7 +99,7 @@ def test_a_negative_prompt_stands_where_the_empty_one_does(models, model):
             height=16, width=16, generator=torch.Generator().manual_seed(seed),
         ).images  # fmt: skip
         assert np.abs(np.asarray(image, int) - np.asarray(expected, int)).max() <= 1
-    plain = sampling.Words(generator, [(texts[0][0], "")], options).of([0])
+    plain = sampling.Prompts(generator, [(texts[0][0], "")], options).of([0])
     (without,) = sampling.sample(generator, plain, [5], options, 16)
     assert np.abs(np.asarray(without, int) - np.asarray(found[0], int)).max() > 1
 

@@ -58,7 +58,7 @@ def sampled(models, overrides=None, pictures=PICTURES, seeds=(5, 6)):
         }
     ).generate
     with prompted_by_images(load_generator(models.generator), made.image_prompts) as generator:
-        text = sampling.Words(generator, TEXTS[: len(seeds)], made).of(range(len(seeds)))
+        text = sampling.Prompts(generator, TEXTS[: len(seeds)], made).of(range(len(seeds)))
         text |= generator.look(pictures[: len(seeds)])
         found = sampling.sample(generator, text, seeds, made, 16)
     return [np.asarray(one, int) for one in found]
@@ -89,7 +89,7 @@ def test_without_weights_of_the_images_it_is_the_pipeline_s_own_guidance(models,
     found = sampled(models, none)
     generator = load_generator(models.generator)
     options = recipe(overrides={"generate.guidance": guidance, "generate.steps": 4}).generate
-    text = sampling.Words(generator, TEXTS, options).of([0, 1])
+    text = sampling.Prompts(generator, TEXTS, options).of([0, 1])
     plain = [np.asarray(one, int) for one in sampling.sample(generator, text, [5, 6], options, 16)]
     assert distance(found, plain) <= 1
     assert distance(sampled(models, {"generate.guidance": guidance}), plain) > 1
@@ -143,7 +143,7 @@ def test_a_step_follows_the_published_formula(models):
     e_own, e_both = alone(prompt, pair[:1]), alone(prompt, pair)
     expected = e0 + 7.5 * (e_text - e0) + 6 * (e_own - e_text) - 6 * (e_both - e_own)
     with prompted_by_images(load_generator(models.generator), models.ip_adapter) as generator:
-        text = sampling.Words(generator, TEXTS[:1], made).of([0]) | generator.look([pair])
+        text = sampling.Prompts(generator, TEXTS[:1], made).of([0]) | generator.look([pair])
         with torch.no_grad():
             found = generator._guided(noisy, time, text, made)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
@@ -157,7 +157,7 @@ def test_an_image_is_the_same_alone_and_in_a_batch(models):
 def test_afterwards_the_pipeline_is_as_it_was_bit_for_bit(models):
     pipe = load_pipeline(models.generator)
     before = weights(pipe)
-    text = sampling.Words(generator_of(pipe), TEXTS, recipe().generate).of([0, 1])
+    text = sampling.Prompts(generator_of(pipe), TEXTS, recipe().generate).of([0, 1])
     plain = sampling.sample(generator_of(pipe), text, [5, 6], recipe().generate, 16)
     with pytest.raises(Killed), prompted_by_images(generator_of(pipe), models.ip_adapter):
         assert pipe.unet.encoder_hid_proj is not None

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 BACKEND = "inductor"
 
 
-class Words:
+class Prompts:
     """What many images are prompted with and led away from, each text encoded once."""
 
     def __init__(
