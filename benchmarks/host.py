@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 from diffusers.image_processor import VaeImageProcessor
+from PIL.Image import fromarray
 
 from datadream.data.png import save_png
 from datadream.methods.recipes import recipe
@@ -21,6 +22,8 @@ from datadream.models.generators import load, lora, sampling
 from datadream.paths import paths
 from datadream.store.files import write_json
 from datadream.store.provenance import provenance
+
+from .stages import Stage
 
 ROUNDS = 9
 COUNT, SIDE = 10, 512  # images of a batch in the paper's profile, and their side
@@ -65,7 +68,8 @@ def attached(options):
 def main():
     """Measure, print and write the results."""
     images, options = noise(), recipe("mini").adapt
-    pil, old = sampling.to_pil(images), VaeImageProcessor
+    old = VaeImageProcessor
+    pil = old.numpy_to_pil(old.pt_to_numpy(images))
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         rows = {
@@ -74,7 +78,9 @@ def main():
                     "diffusers, in float32 on the host": lambda: old.numpy_to_pil(
                         old.pt_to_numpy(images)
                     ),
-                    "rounded on the device": lambda: sampling.to_pil(images),
+                    "rounded by torch": lambda: [
+                        fromarray(one) for one in sampling.levels(images).numpy()
+                    ],
                 }
             ),
             "10 PNG of 512 pixels": in_turn(
@@ -86,6 +92,10 @@ def main():
             ),
             "LoRA of a mini adapter": in_turn({"attached and detached": lambda: attached(options)}),
         }
+        # It has its layers attached, so it comes last.
+        stage = Stage("adapt", "product", "mini", place, {})
+        steps = statistics.median([stage.measure()[0] for _ in range(4)][1:])
+        rows["LoRA of a mini adapter"][f"{stage.size.adapt} steps of its training"] = steps
     results = {"host": rows, "rounds": ROUNDS, "threads": torch.get_num_threads(), **provenance()}
     write_json(paths()["benchmarks"] / "host.json", results)
     for what, ways in rows.items():

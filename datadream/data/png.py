@@ -14,13 +14,11 @@ from PIL.PngImagePlugin import PngInfo
 
 from .. import signals
 from ..paths import atomic_write
-from ..store.cores import own_cores
 from ..store.files import reading
 
 if TYPE_CHECKING:
     from ..training.batch_size import BatchSize
 
-WRITERS = 4  # the last batch of a slice waits for them alone
 END = b"\0\0\0\0IEND\xaeB`\x82"  # a PNG's last chunk
 
 
@@ -58,10 +56,11 @@ def write_images(
     """Write the images of a range that are missing as `<index>.png`, six digits, into `folder`.
 
     `draw(first, count)` makes some, in batches of fixed membership, so that a resumed run is the
-    same where the size is given. One batch is written, by a few threads, while the next is drawn.
+    same where the size is given. One batch is written while the next is drawn: one thread takes
+    80 ms for 512 pixels, and an H200 400 ms to draw them in 50 guided steps.
     """
     start, writing = indices.start, []
-    with ThreadPoolExecutor(min(WRITERS, own_cores())) as writer:
+    with ThreadPoolExecutor(1) as writer:
         while start < indices.stop:
             signals.check()
             count = min(size.size, indices.stop - start)

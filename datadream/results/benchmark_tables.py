@@ -106,6 +106,18 @@ def load_together(file: str | Path | None = None) -> pd.DataFrame:
     )
 
 
+def host_table(folder: str | Path | None = None) -> pd.DataFrame:
+    """Tabulate what `python -m benchmarks.host` wrote: milliseconds of each way of the host."""
+    return pd.DataFrame(
+        [
+            {"what": what, "way": way, "ms": 1e3 * seconds, "device": results["device"]}
+            for results in _measured(folder or paths()["benchmarks"], "host")
+            for what, ways in results["host"].items()
+            for way, seconds in ways.items()
+        ]
+    )
+
+
 def load_gpus(folder: Path) -> list[dict]:
     """Load what `python -m benchmarks.gpu` wrote to `folder`, one dict per card."""
     return _measured(folder, "gpu")

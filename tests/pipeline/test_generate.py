@@ -23,7 +23,7 @@ from datadream.data.synthetic_set import read_synthetic_set
 from datadream.errors import ConfigError
 from datadream.models.generators import sampling
 from datadream.models.generators.load import generator_of, load_pipeline
-from datadream.models.generators.sampling import adapted, sample, to_pil
+from datadream.models.generators.sampling import adapted, levels, sample
 from datadream.models.generators.unet import UNet
 from datadream.pipeline import generate as package
 from datadream.pipeline.generate import image_seed
@@ -694,23 +694,18 @@ def test_images_have_the_bytes_that_diffusers_gives_them(dtype):
     """All levels, the edges between two of them and the floats beside those, and the ends."""
     from diffusers.image_processor import VaeImageProcessor
 
-    levels = torch.arange(256, dtype=torch.float64)
-    edges = torch.cat([levels, levels[:-1] + 0.5]).float() / 255
+    whole = torch.arange(256, dtype=torch.float64)
+    edges = torch.cat([whole, whole[:-1] + 0.5]).float() / 255
     beside = [torch.nextafter(edges, torch.full_like(edges, end)) for end in (0.0, 1.0)]
     values = torch.cat(
         [edges, *beside, torch.rand(10_000, generator=torch.Generator().manual_seed(0))]
     )
     values = values[: len(values) // 9 * 9].clamp(0, 1).to(dtype).view(3, 3, -1, 1)
     expected = VaeImageProcessor.numpy_to_pil(VaeImageProcessor.pt_to_numpy(values))
-    found = to_pil(values)
-    assert len(found) == 3 and [one.mode for one in found] == ["RGB"] * 3
-    assert [one.tobytes() for one in found] == [one.tobytes() for one in expected]
-    seen = set(
-        np.concatenate(
-            [np.asarray(one).ravel() for one in to_pil(edges.to(dtype)[:510].view(1, 3, 170, 1))]
-        ).tolist()
-    )
-    assert dtype is not torch.float32 or seen == set(range(256))
+    found = levels(values).numpy()
+    assert found.dtype == np.uint8 and found.shape == (3, values.shape[2], 1, 3)
+    assert found.tobytes() == b"".join(one.tobytes() for one in expected)
+    assert dtype is not torch.float32 or len(set(found.ravel().tolist())) == 256
 
 
 def test_the_compression_changes_files_and_neither_pixels_nor_the_key(make, dataset, tmp_path):
