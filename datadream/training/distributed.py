@@ -65,7 +65,8 @@ def sum_step(
     sums = flat.split([grad.numel() for grad in grads])
     for value, own in zip(values, sums, strict=True):
         value.grad = own.view_as(value).clone()
-    own = torch.tensor([sum(one.item() for one in losses)], device=accelerator.device)
+    # From 0.0: where a process has no image, a whole number would be sent beside others' reals.
+    own = torch.tensor([sum((one.item() for one in losses), 0.0)], device=accelerator.device)
     every: Any = accelerator.gather(own)
     return [every.sum()]
 

@@ -145,9 +145,8 @@ def fit(
     resumed from `checkpoint` (written every `every` steps) draws the same noise, dropout and
     augmentation as one that was not, and on a CPU ends at the same bytes; on a GPU only within
     `models.device.deterministic`, since attention's backward pass adds in any order. `buffers` are
-    further tensors that a step changes (running statistics), kept with the parameters. `after(step,
-    loss)` is called once a step of `points` (None: any) is done; else a loss is read when the next
-    step is on its way.
+    further tensors that a step changes (running statistics), kept too. `after(step, loss)` is
+    called once a step of `points` (None: any) is done; else a loss is read during the next step.
 
     Raises DivergedError on a loss or gradient that is not finite; Stopped, once the state is saved,
     where the process was asked to end; ConfigError where a process does not find rank 0's
