@@ -15,7 +15,7 @@ SITE ?= $(SMOKE)/_build/html
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help venv study study-full study-seeds book test lint lab fault-test smoke site-test base clean
+.PHONY: help venv study study-full study-ablations study-seeds book test lint lab fault-test smoke site-test base clean
 
 help:  ## show this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
@@ -42,8 +42,11 @@ study: venv  ## run the pending runs of notebooks/study.yaml, then build the boo
 study-seeds: venv  ## the same and the claim over five seeds (hours on two cores), then the book
 	@$(call study_and_book,$(PY) -m datadream study --group seeds || status=$$?; $(PY) -m datadream keep --group seeds || status=$$?;)
 
-study-full: venv  ## the full study in pieces (4 hours on two virtual cores), kept in book/study, then the book
+study-full: venv  ## every method on both datasets at 1, 4 and 16 shots, in pieces (4 hours on two cores), kept in book/study, then the book
 	@$(call study_and_book,$(PY) -m datadream study --group full || status=$$?; $(PY) -m datadream keep || status=$$?;)
+
+study-ablations: venv  ## one setting at a time (2 hours on two cores), kept in book/study, then the book
+	@$(call study_and_book,$(PY) -m datadream study --group ablations || status=$$?; $(PY) -m datadream keep --group ablations || status=$$?;)
 
 # The book is built even if a run failed, so that what succeeded can be read; the exit status tells of either. Which run failed
 # comes last, since the book's output is long.

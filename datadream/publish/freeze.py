@@ -24,8 +24,8 @@ COLOURS = 128  # of a figure in a kept page: more is not seen in plots and digit
 OWN = "Your own run"
 FAILED = ".failed"  # ends the name of what is left of a run that failed
 MISSING = (
-    "*This piece of the study is not in the repository yet; `make study-full` computes and "
-    "keeps it.*"
+    "*This piece of the study is not in the repository yet; `make study-full` and `make "
+    "study-ablations` compute and keep them.*"
 )
 
 
