@@ -13,8 +13,8 @@ photographs have the plain random crop; square images, as those of the embedded 
 cropped at all. The classifier is DataDream's, not one of LoRA rank 16 with AdamW at 1e-4.
 
 For the embedded model B learns at the rate of that profile's LoRA, and guidance is the paper's:
-chosen by eye at four shots. At ten times the rate, or without guidance, mixed heads draw strokes of
-several shots over each other.
+chosen by eye at four shots. At ten times the rate mixed heads drew strokes of several shots over
+each other, without guidance more often than with it.
 """
 
 import numpy as np
