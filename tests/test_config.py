@@ -383,6 +383,11 @@ def test_paper_values():
         "adapt.crops": 0,
         "adapt.micro": 0,
         "adapt.checkpointing": False,
+        # Of other methods: what is trained is a LoRA, for the epochs above, at one rate.
+        "adapt.kind": "lora",
+        "adapt.steps": 0,
+        "adapt.up_rate": 1.0,
+        "adapt.word": "",
     }
     assert (
         paper["generate.images"],

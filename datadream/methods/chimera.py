@@ -48,4 +48,4 @@ class Chimera(ClassWise):
         return Draw(support.prompt(label), own, weights=tuple(weights))
 
 
-METHODS = (Chimera("chimera", "ChimeraLoRA", "#AA4499", "kim2026chimeralora", settings=HEADS),)
+METHODS = (Chimera("chimera", "ChimeraLoRA", "#DD88CC", "kim2026chimeralora", settings=HEADS),)

@@ -34,6 +34,6 @@ class ContrastPrompts(Similar, DatasetWise):
 GUIDED = {"mini": {"generate.guidance": 2.0}}
 METHODS = (
     ContrastPrompts(
-        "contrast", "Contrast prompts", "#664400", "boudier2025dipsy", settings=GUIDED, marker="s"
+        "contrast", "Contrast prompts", "#775511", "boudier2025dipsy", settings=GUIDED, marker="s"
     ),
 )

@@ -61,4 +61,4 @@ class DAFusion(ClassWise):
         return Draw(text, self.used(support, label, index), start, strengths=(strength,))
 
 
-METHODS = (DAFusion("dafusion", "DA-Fusion", "#117733", "trabucco2024dafusion", settings=EDITED),)
+METHODS = (DAFusion("dafusion", "DA-Fusion", "#44CC88", "trabucco2024dafusion", settings=EDITED),)

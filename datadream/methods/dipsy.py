@@ -63,7 +63,7 @@ METHODS = (
     Dipsy(
         "dipsy",
         "DIPSY",
-        "#664400",
+        "#990022",
         "boudier2025dipsy",
         settings={"paper": {"generator": "sd1.5", **PROMPTED}, "mini": PROMPTED},
     ),

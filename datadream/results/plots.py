@@ -106,10 +106,12 @@ def plot_along(summaries: pd.DataFrame, axis_title: str, title: str = "") -> Fig
     figure, axes = style.subplots(3.4)
     axis, labels = axes[0, 0], list(dict.fromkeys(summaries["value"]))
     x, log = _positions(labels)
-    for i, method in enumerate(dict.fromkeys(summaries["method"])):
+    methods = list(dict.fromkeys(summaries["method"]))
+    apart = min(0.012, 0.15 / len(methods))  # else those of many would end at the next value
+    for i, method in enumerate(methods):
         rows = summaries[summaries["method"] == method]
         where = np.array([x[labels.index(value)] for value in rows["value"]])
-        step = 0.012 * i  # so that intervals do not hide each other
+        step = apart * i  # so that intervals do not hide each other
         where = where * (1 + step) if log else where + step * (max(x) - min(x) or 1)
         _line(axis, where, rows["top1"], **_titled(method))
         axis.vlines(where, rows["low"], rows["high"], color=style.colour(method), lw=1.5)

@@ -136,8 +136,8 @@ def test_both_ways_make_and_see_the_same_images(tmp_path, own_pipeline, monkeypa
         Stage("decode", way, "tiny", tmp_path, {}).run()
     assert sorted(opened[:64]) == sorted(opened[64:]) and len(opened) == 128
 
-    loaded, read = [], lora._merge
-    monkeypatch.setattr(lora, "_merge", lambda *args: (loaded.append(1), read(*args))[1])
+    loaded, read = [], lora.merge_lora
+    monkeypatch.setattr(lora, "merge_lora", lambda *args: (loaded.append(1), read(*args))[1])
     Stage("exchange", "product", "tiny", tmp_path, {}).run()
     assert len(loaded) == SWAPS
 

@@ -240,7 +240,7 @@ def test_a_slice_of_a_set_that_another_study_has_finished_meanwhile_leaves_nothi
 
 
 def test_a_slice_on_a_full_disk_is_the_store_s_error(make, dataset, shots, store, monkeypatch):
-    def full(image, path):
+    def full(image, path, level):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(png, "save_png", full)

@@ -13,7 +13,7 @@ from PIL import Image
 
 from datadream.data.datasets import few_shots, prompt
 from datadream.data.synthetic_set import read_synthetic_set
-from datadream.errors import DataError
+from datadream.errors import ConfigError, DataError
 from datadream.methods.base import Adapter, Support
 from datadream.methods.recipes import recipe
 from datadream.methods.registry import METHODS
@@ -23,7 +23,7 @@ from datadream.models.generators.load import generator_of, load_pipeline
 from datadream.models.generators.lora import merged_lora
 from datadream.pipeline import generate
 from datadream.pipeline.generate import image_seed, reader
-from datadream.pipeline.stages import STAGES, Cell
+from datadream.pipeline.stages import STAGES, Cell, stage_of
 from datadream.store.artifacts import Store
 from datadream.study import run
 
@@ -281,5 +281,9 @@ def test_one_shot_a_class_is_enough_or_the_method_says_why_not(method, profile, 
         return
     cell = Cell(one)
     assert cell.keys
+    if method.startswith("dipsy"):  # of any number of shots
+        with pytest.raises(ConfigError, match=f"{re.escape(method)}'.*generator='mini'.*take"):
+            stage_of("generate").require(cell)
+        return
     for stage in STAGES:
         stage.require(cell)
