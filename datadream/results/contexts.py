@@ -4,7 +4,7 @@ Both questions are those of BOB (Yang et al., CVPR 2026), asked of drawn charact
 are measured: see `data.attributes`. No test image is used.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -71,6 +71,11 @@ def _own(table: pd.DataFrame, means: pd.DataFrame) -> pd.DataFrame:
     return table[NAMES] - means.loc[table["label"], NAMES].to_numpy()
 
 
+def _class_means(table):
+    """Return the mean attributes of each class, a row per label."""
+    return pd.DataFrame(table.groupby("label").mean())
+
+
 def _made(recipe, store):
     key = Cell(recipe).keys["generate"]
     if not store.done(key):
@@ -95,8 +100,8 @@ def obedience(recipes: Iterable[Recipe], store: Store | None = None) -> pd.DataF
         if not asked.any(axis=None):
             continue
         made = _made(recipe, store)
-        has = _own(made, made.groupby("label").mean())
-        for name in (name for name in NAMES if asked[name].any()):
+        has = _own(made, _class_means(made))
+        for name in (name for name in NAMES if bool(asked[name].any())):
             found = np.corrcoef(asked[name], has[name])[0, 1]
             rows.append(
                 {"dataset": recipe.dataset, "method": recipe.method, "shots": recipe.shots}
@@ -135,7 +140,7 @@ def links(recipes: Iterable[Recipe], store: Store | None = None) -> pd.DataFrame
         sets = {REAL_TITLE: real, SHOTS_TITLE: shots}
         if method_of(recipe).generates:
             sets[METHODS[recipe.method].title] = _made(recipe, store)
-        means = real.groupby("label").mean()
+        means = _class_means(real)
         for title, table in sets.items():
             where = (recipe.dataset, recipe.shots, recipe.seed, title)
             if where in done:
@@ -153,11 +158,11 @@ def links(recipes: Iterable[Recipe], store: Store | None = None) -> pd.DataFrame
     return pd.DataFrame(rows, columns=[*columns, "information", "accidental"])
 
 
-def intervals(table: pd.DataFrame, by: Iterable[str], value: str) -> pd.DataFrame:
+def intervals(table: pd.DataFrame, by: Sequence[str], value: str) -> pd.DataFrame:
     """Return mean and 95 % interval over seeds (Student's t) of a column, a row per group."""
-    found = [
-        {**dict(zip(by, group, strict=True)), "seeds": len(part)}
-        | dict(zip(("mean", "low", "high"), mean_interval(part[value]), strict=True))
-        for group, part in table.groupby(list(by), sort=False)
-    ]
-    return pd.DataFrame(found)
+    rows = []
+    for _, part in table.groupby(list(by), sort=False):
+        mean, low, high = mean_interval(part[value])
+        own = {name: part[name].iloc[0] for name in by}
+        rows.append({**own, "seeds": len(part), "mean": mean, "low": low, "high": high})
+    return pd.DataFrame(rows)

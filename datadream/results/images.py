@@ -74,9 +74,9 @@ def averaged_by_image(
     Raises as `right`, and ValueError where no seed is complete.
     """
     settings: dict[str, list[pd.DataFrame]] = {}
-    for (dataset, _), part in table.groupby(["dataset", "shots"], sort=False):
+    for _, part in table.groupby(["dataset", "shots"], sort=False):
         apart = right(part, better, store).astype(float) - right(part, base, store).astype(float)
-        settings.setdefault(str(dataset), []).append(100 * apart.dropna())
+        settings.setdefault(part["dataset"].iloc[0], []).append(100 * apart.dropna())
     every = [one for parts in settings.values() for one in parts]
     seeds = sorted(set.intersection(*(set(one.index) for one in every)))
     if not seeds:

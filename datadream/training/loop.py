@@ -153,8 +153,10 @@ def fit(
     checkpoint.
     """
     values, buffers = list(parameters.values()), buffers or {}
-    own = dict(lr=lr, betas=betas, weight_decay=weight_decay, eps=eps, fused=True)
-    optimiser: Any = torch.optim.AdamW(_groups(parameters, rates or {}), **own)
+    settings: dict[str, Any] = dict(
+        lr=lr, betas=betas, weight_decay=weight_decay, eps=eps, fused=True
+    )
+    optimiser: Any = torch.optim.AdamW(_groups(parameters, rates or {}), **settings)
     first, losses = _begin(parameters, buffers, optimiser, checkpoint, accelerator, description)
     writes = checkpoint if leads(accelerator) else None
     keep = partial(_save, writes, parameters, buffers, optimiser, losses)
