@@ -153,10 +153,8 @@ def fit(
     checkpoint.
     """
     values, buffers = list(parameters.values()), buffers or {}
-    settings: dict[str, Any] = dict(
-        lr=lr, betas=betas, weight_decay=weight_decay, eps=eps, fused=True
-    )
-    optimiser: Any = torch.optim.AdamW(_groups(parameters, rates or {}), **settings)
+    own = {"lr": lr, "betas": betas, "weight_decay": weight_decay, "eps": eps}
+    optimiser = _adamw(parameters, rates or {}, own)
     first, losses = _begin(parameters, buffers, optimiser, checkpoint, accelerator, description)
     writes = checkpoint if leads(accelerator) else None
     keep = partial(_save, writes, parameters, buffers, optimiser, losses)
@@ -168,11 +166,11 @@ def fit(
             for group in optimiser.param_groups:
                 rate = max(minimum_lr, lr * cosine_schedule(step, steps, warmup))
                 group["lr"] = rate * group["factor"]
-            own = _backward(loss_at, step, seed_for(seed, step), optimiser, batch, accelerator)
-            own = sum_step(values, own, accelerator)
+            parts = _backward(loss_at, step, seed_for(seed, step), optimiser, batch, accelerator)
+            parts = sum_step(values, parts, accelerator)
             seen.settle()  # the step before, now that the device has this one to do
             norm = torch.nn.utils.clip_grad_norm_(values, clip or math.inf)
-            optimiser.found_inf = seen.add(step, own, norm)
+            optimiser.found_inf = seen.add(step, parts, norm)
             optimiser.step()
             if after and (points is None or step in points):
                 seen.settle()
@@ -188,12 +186,13 @@ def fit(
     return losses
 
 
-def _groups(parameters, rates):
-    """Return the optimiser's groups, parameters of one factor of the learning rate in each."""
+def _adamw(parameters, rates, options) -> Any:
+    """Return the optimiser, with a group for the parameters of each factor of the learning rate."""
     found = {}
     for name, value in parameters.items():
         found.setdefault(rates.get(name, 1.0), []).append(value)
-    return [{"params": values, "factor": factor} for factor, values in found.items()]
+    groups = [{"params": values, "factor": factor} for factor, values in found.items()]
+    return torch.optim.AdamW(groups, fused=True, **options)
 
 
 def _begin(parameters, buffers, optimiser, checkpoint, accelerator, description):
