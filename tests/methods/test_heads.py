@@ -270,7 +270,10 @@ def test_a_field_that_was_added_is_in_a_key_only_where_it_differs():
     plain, other = recipe(method="real"), recipe(method="cliplora")
     assert not {"classify.targets", "classify.scaling"} & {*key_fields(plain)}
     assert key_fields(other)["classify.targets"] == "qkv"
-    assert {*as_dict(plain)} - {*key_fields(plain)} == {"classify.targets", "classify.scaling"}
+    assert {*as_dict(plain)} - {*key_fields(plain)} == {
+        *("classify.targets", "classify.scaling"),
+        *(f"adapt.{name}" for name in ("kind", "up_rate", "word", "steps")),
+    }
     assert "targets" not in key_fields(Classify())
 
 

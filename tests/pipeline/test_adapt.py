@@ -24,6 +24,7 @@ from datadream.methods.base import Support
 from datadream.models.generators import latents
 from datadream.models.generators.base import Attached
 from datadream.models.generators.load import generator_of, load_generator, load_pipeline
+from datadream.models.generators.lora import add_generator_lora, remove_lora
 from datadream.models.generators.unet import DDPM
 from datadream.pipeline import adapt as package
 from datadream.pipeline.adapt import diffusion_loss
@@ -80,7 +81,7 @@ def test_the_text_encoder_is_left_alone_on_request(make, dataset, shots, store):
 def test_training_lowers_the_loss_on_the_few_shots(make, dataset, shots, tmp_path):
     recipe = make("dset", {"adapt.epochs": 30, "adapt.batch": 6, "adapt.lr": 2e-2})
     generator = load_generator(recipe.generator)
-    parameters = package.add_generator_lora(generator, recipe.adapt)
+    parameters = add_generator_lora(generator, recipe.adapt)
     try:
         losses = package.tune(
             generator,
@@ -92,7 +93,7 @@ def test_training_lowers_the_loss_on_the_few_shots(make, dataset, shots, tmp_pat
             (None,),
         )
     finally:
-        package.remove_lora(generator)
+        remove_lora(generator)
     assert len(losses) == 30
     assert sum(losses[-10:]) < 0.95 * sum(losses[:10])
 
@@ -122,7 +123,7 @@ def test_every_epoch_sees_every_image_once_with_its_own_prompt(
     monkeypatch.setattr(generator, "moments", lambda images: images)
     monkeypatch.setattr(generator, "condition", condition)
     monkeypatch.setattr(package, "diffusion_loss", loss)
-    parameters = package.add_generator_lora(generator, recipe.adapt)
+    parameters = add_generator_lora(generator, recipe.adapt)
     try:
         package.tune(
             generator,
@@ -134,7 +135,7 @@ def test_every_epoch_sees_every_image_once_with_its_own_prompt(
             (None,),
         )
     finally:
-        package.remove_lora(generator)
+        remove_lora(generator)
     assert [len(batch) for batch in seen] == [2, 2, 2, 1] * 3
     epochs = [[pair for batch in seen[start : start + 4] for pair in batch] for start in (0, 4, 8)]
     expected = [
@@ -262,7 +263,7 @@ def test_a_batch_in_parts_has_the_same_gradient(make, dataset, shots, tmp_path, 
     network = generator.network
     hook = network.up_blocks[0].resnets[0].register_forward_pre_hook(lambda *_: passes.append(1))
     torch.manual_seed(0)
-    parameters = package.add_generator_lora(generator, recipe.adapt)
+    parameters = add_generator_lora(generator, recipe.adapt)
     monkeypatch.setattr(package, "fit", lambda parameters, loss_at, **_: loss_at)
     loss_at = package.tune(
         *(generator, Attached(parameters, print), Support(recipe, dataset), shots.pick(range(5))),
@@ -282,7 +283,7 @@ def test_a_batch_in_parts_has_the_same_gradient(make, dataset, shots, tmp_path, 
     finally:
         hook.remove()
         network.disable_gradient_checkpointing()
-        package.remove_lora(generator)
+        remove_lora(generator)
     for other in found[1:]:
         torch.testing.assert_close(other, found[0], rtol=1e-4, atol=1e-6)
 
