@@ -21,7 +21,7 @@ def grid(
 ) -> list[Recipe]:
     """Return the recipes of the comparison, those that no method can run included.
 
-    The two methods of the primary question have `primary_seeds` besides `seeds`. Raises ConfigError
+    The two methods of the primary question have `primary_seeds` too. Raises ConfigError
     on an unknown name or value.
     """
     named, found = parsed(datasets), []
@@ -29,9 +29,10 @@ def grid(
         raise ConfigError(f"datasets={datasets!r} is no list of one or more names")
     for dataset in named:
         where = dict(fields, dataset=dataset, shots=shots, overrides=overrides)
-        found += cells(methods, seeds, **where)
-        more = [seed for seed in parsed(primary_seeds) if seed not in parsed(seeds)]
-        found += cells(PRIMARY, more, **where) if more else []
+        own = cells(methods, seeds, **where)
+        known = {(one.method, one.seed) for one in own}
+        more = cells(PRIMARY, primary_seeds, **where) if parsed(primary_seeds) else []
+        found += own + [one for one in more if (one.method, one.seed) not in known]
     return found
 
 
