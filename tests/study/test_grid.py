@@ -58,6 +58,6 @@ def test_the_comparison_notebook_runs_under_papermill(tiny, tmp_path, monkeypatc
     page = json.loads((tmp_path / "out.ipynb").read_text())
     assert not page["metadata"]["papermill"]["exception"]
     text = json.dumps([cell.get("outputs") for cell in page["cells"]])
-    assert "mnist, 1 shots, BOB + real:" in text and "Every method runs" not in text
+    assert "mnist, 1 per class, BOB + real:" in text and "Every method runs" not in text
     assert "over 3 seeds, 95 % interval" in text and "With other test images" in text
     assert text.count('"image/png": "') == 4
