@@ -66,6 +66,11 @@ def _images(recipe, dataset, store):
     if not method_of(recipe).generates:
         shots = few_shots(dataset, recipe.shots, recipe.seed)
         return shots, fingerprint(shots)
+    return made_set(recipe, dataset, store)
+
+
+def made_set(recipe: Recipe, dataset: Dataset, store: Store) -> tuple[Images, str]:
+    """Return a cell's synthetic set and its key. Raises LookupError where it has not been made."""
     artifact = Cell(recipe, dataset).keys["generate"]
     if not store.done(artifact):
         raise LookupError(

@@ -15,15 +15,13 @@ from ..config import Recipe
 from ..data.attributes import ATTRIBUTES, measure
 from ..data.datasets import SHOTS_TITLE, few_shots, load_for
 from ..data.images import Images
-from ..data.synthetic_set import read_synthetic_set
 from ..methods.base import Support
 from ..methods.checked import draws
 from ..methods.registry import METHODS, method_of
-from ..pipeline.stages import Cell
 from ..statistics import mean_interval
 from ..store.artifacts import Store
 from ..store.open import open_store
-from .analysis import reference
+from .analysis import made_set, reference
 
 NAMES = [one.name for one in ATTRIBUTES]
 REAL_TITLE = "Held-out real images"
@@ -76,14 +74,8 @@ def _class_means(table):
     return pd.DataFrame(table.groupby("label").mean())
 
 
-def _made(recipe, store):
-    key = Cell(recipe).keys["generate"]
-    if not store.done(key):
-        raise LookupError(
-            f"the synthetic set of {recipe.dataset}, {recipe.method}, seed {recipe.seed} is not in "
-            f"{store.address}; run that cell first"
-        )
-    return attributes_of(read_synthetic_set(store.folder(key)))
+def _made(recipe, dataset, store):
+    return attributes_of(made_set(recipe, dataset, store)[0])
 
 
 def obedience(recipes: Iterable[Recipe], store: Store | None = None) -> pd.DataFrame:
@@ -96,10 +88,11 @@ def obedience(recipes: Iterable[Recipe], store: Store | None = None) -> pd.DataF
     """
     store, rows = store or open_store(), []
     for recipe in (one for one in recipes if method_of(one).generates):
-        asked = asked_of(Support(recipe, load_for(recipe)))
+        dataset = load_for(recipe)
+        asked = asked_of(Support(recipe, dataset))
         if not asked.any(axis=None):
             continue
-        made = _made(recipe, store)
+        made = _made(recipe, dataset, store)
         has = _own(made, _class_means(made))
         for name in (name for name in NAMES if bool(asked[name].any())):
             found = np.corrcoef(asked[name], has[name])[0, 1]
@@ -139,7 +132,7 @@ def links(recipes: Iterable[Recipe], store: Store | None = None) -> pd.DataFrame
         shots = attributes_of(few_shots(dataset, recipe.shots, recipe.seed))
         sets = {REAL_TITLE: real, SHOTS_TITLE: shots}
         if method_of(recipe).generates:
-            sets[METHODS[recipe.method].title] = _made(recipe, store)
+            sets[METHODS[recipe.method].title] = _made(recipe, dataset, store)
         means = _class_means(real)
         for title, table in sets.items():
             where = (recipe.dataset, recipe.shots, recipe.seed, title)

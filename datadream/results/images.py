@@ -54,14 +54,19 @@ def paired_by_image(
     The interval of `records.paired` tells of other seeds on the same test images; this one of other
     test images too. Raises as `right`.
     """
-    one, other = right(table, better, store), right(table, base, store)
-    seeds = one.index.intersection(other.index)
-    apart = 100.0 * (one.loc[seeds].to_numpy(float) - other.loc[seeds].to_numpy(float))
+    apart = _apart(table, better, base, store)
     mean, low, high = crossed_interval(apart)
     return {
-        "better": better, "baseline": base, "seeds": len(seeds), "images": apart.shape[1],
+        "better": better, "baseline": base, "seeds": len(apart), "images": apart.shape[1],
         "difference": mean, "low": low, "high": high,
     }  # fmt: skip
+
+
+def _apart(table, better, base, store):
+    """Return the difference in points of each image, a row per seed that both methods have."""
+    one, other = right(table, better, store), right(table, base, store)
+    seeds = one.index.intersection(other.index)
+    return 100.0 * (one.loc[seeds].astype(float) - other.loc[seeds].astype(float))
 
 
 def averaged_by_image(
@@ -75,8 +80,8 @@ def averaged_by_image(
     """
     settings: dict[str, list[pd.DataFrame]] = {}
     for _, part in table.groupby(["dataset", "shots"], sort=False):
-        apart = right(part, better, store).astype(float) - right(part, base, store).astype(float)
-        settings.setdefault(part["dataset"].iloc[0], []).append(100 * apart.dropna())
+        apart = _apart(part, better, base, store)
+        settings.setdefault(part["dataset"].iloc[0], []).append(apart)
     every = [one for parts in settings.values() for one in parts]
     seeds = sorted(set.intersection(*(set(one.index) for one in every)))
     if not seeds:
