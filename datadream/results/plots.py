@@ -48,14 +48,23 @@ def _dots(axis: Axes, methods: Sequence[str], titles: Sequence[str], values: pd.
     axis.grid(visible=False, axis="y")
 
 
+def _chart(
+    methods: Sequence[str], titles: Sequence[str], values: pd.DataFrame, label: str, rest: float = 0
+) -> tuple[Figure, Axes]:
+    """Return a figure of `_dots`, with `rest` inches more than rows and axis take, and its axis."""
+    shown = [fitted(text, 0.42 * WIDTH, lines=5) for text in titles]
+    figure, axes = style.subplots((style.height_of(shown) + 0.12) * len(shown) + 0.9 + rest)
+    _dots(axes[0, 0], methods, shown, values)
+    axes[0, 0].set_xlabel(label)
+    return figure, axes[0, 0]
+
+
 @themed
 def plot_main_table(summary: pd.DataFrame, title: str = "") -> Figure:
     """Draw one dot and interval per method; `summary` is what records.summary returns."""
-    titles = [fitted(text, 0.42 * WIDTH, lines=5) for text in summary["title"]]
-    figure, axes = style.subplots((style.height_of(titles) + 0.12) * len(titles) + 0.9)
     values = summary.assign(value=summary["top1"], text=[f"{top1:.1f}" for top1 in summary["top1"]])
-    _dots(axes[0, 0], list(summary["method"]), titles, values)
-    axes[0, 0].set_xlabel("top-1 accuracy on test images, %")
+    label = "top-1 accuracy on test images, %"
+    figure, _ = _chart(list(summary["method"]), list(summary["title"]), values, label)
     style.set_title(figure, title)
     return figure
 
@@ -432,15 +441,14 @@ def plot_differences(differences: pd.DataFrame, base: str, title: str = "") -> F
 
     `differences` is of comparison.averaged.
     """
-    titles = [fitted(METHODS[name].title, 0.42 * WIDTH, lines=5) for name in differences["method"]]
-    figure, axes = style.subplots((style.height_of(titles) + 0.12) * len(titles) + 0.9)
-    axes[0, 0].axvline(0, color=style.shade(style.INK), ls="--", lw=1)
     values = differences.assign(
         value=differences["difference"],
         text=[f"{difference:+.1f}" for difference in differences["difference"]],
     )
-    _dots(axes[0, 0], list(differences["method"]), titles, values)
-    axes[0, 0].set_xlabel(fitted(f"difference to {METHODS[base].title}, points", 3.4))
+    methods = list(differences["method"])
+    label = fitted(f"difference to {METHODS[base].title}, points", 3.4)
+    figure, axis = _chart(methods, [METHODS[name].title for name in methods], values, label)
+    axis.axvline(0, color=style.shade(style.INK), ls="--", lw=1, zorder=1)  # behind the dots
     style.set_title(figure, title)
     return figure
 
@@ -452,16 +460,15 @@ def plot_ranks(ranks: pd.Series, apart: float, title: str = "") -> Figure:
     `ranks` and `apart`, the critical difference, are of comparison.ranks (Demsar, 2006, figure 1).
     """
     order = ranks.sort_values()
-    titles = [fitted(METHODS[str(name)].title, 0.42 * WIDTH, lines=5) for name in order.index]
-    figure, axes = style.subplots((style.height_of(titles) + 0.12) * len(titles) + 1.1)
     values = pd.DataFrame({"value": order, "low": order, "high": order})
     values["text"] = [f"{rank:.1f}" for rank in order]
-    _dots(axes[0, 0], list(order.index), titles, values)
-    axis, worst = axes[0, 0], float(order.max())
+    methods, label = list(order.index), f"average rank (critical difference {apart:.1f})"
+    titles = [METHODS[str(name)].title for name in methods]
+    figure, axis = _chart(methods, titles, values, label, rest=0.2)
+    worst = float(order.max())
     for number, (first, last) in enumerate(cliques(list(order), apart)):
         x = worst + 0.25 * (number + 1)
         axis.plot([x, x], [first, last], color=style.shade(style.INK), lw=2, solid_capstyle="round")
-    axis.set_xlabel(f"average rank (critical difference {apart:.1f})")
     style.set_title(figure, title)
     return figure
 
