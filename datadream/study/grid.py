@@ -1,6 +1,6 @@
 """The cells of the comparison: every method on every dataset at every number of shots."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from ..config import Recipe, parsed
@@ -53,7 +53,12 @@ def refusals(recipes: Sequence[Recipe]) -> dict[tuple[str, int, str], str]:
     return found
 
 
-def runnable(recipes: Sequence[Recipe]) -> list[Recipe]:
-    """Return the recipes that no method refuses, in their order."""
-    without = refusals(recipes)
+def runnable(
+    recipes: Sequence[Recipe], refused: Collection[tuple[str, int, str]] | None = None
+) -> list[Recipe]:
+    """Return the recipes that no method refuses, in their order.
+
+    `refused` are what `refusals` found; None asks it.
+    """
+    without = refusals(recipes) if refused is None else refused
     return [one for one in recipes if (one.dataset, one.shots, one.method) not in without]
