@@ -100,9 +100,13 @@ class Adapt:
         added=True,
     )
 
+    def per_epoch(self, shots: int) -> int:
+        """Return the optimiser steps in which each of some shots is seen once."""
+        return math.ceil(shots / self.batch)
+
     def length(self, shots: int) -> int:
         """Return the optimiser steps of an adapter of some shots."""
-        return self.steps or self.epochs * math.ceil(shots / self.batch)
+        return self.steps or self.epochs * self.per_epoch(shots)
 
 
 @dataclass(frozen=True)
@@ -179,7 +183,6 @@ class Generate:
         100,
         added=True,
     )
-
     compression: int = knob(
         6, "level of the PNG files, 0 to 9 (zlib's 6); the pixels are the same", 0, 9, added=True
     )

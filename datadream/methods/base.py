@@ -58,6 +58,10 @@ class Adapter:
         shots = support.shots(self.label)
         return shots if self.image is None else shots.pick([self.image])
 
+    def prompts(self, support: "Support") -> list[str]:
+        """Return the class's prompt of each of these images."""
+        return [support.prompt(label) for label in self.images(support).labels]
+
 
 @dataclass(frozen=True)
 class Draw:
@@ -327,7 +331,7 @@ class Method:
 
         A tuple holds several, of which each step takes one at random.
         """
-        return [support.prompt(label) for label in adapter.images(support).labels]
+        return adapter.prompts(support)
 
     def accept(self, images: Sequence[Image], label: int, read: Reader) -> list[bool]:
         """Return which images of a class to keep; the others are drawn again.

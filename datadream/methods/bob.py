@@ -26,7 +26,7 @@ class Bob(DatasetWise):
 
     def tuning_prompts(self, support: Support, adapter: Adapter) -> list[str]:
         """Return each image's own class and context."""
-        plain = [support.prompt(label) for label in adapter.images(support).labels]
+        plain = adapter.prompts(support)
         return [text + own for text, own in zip(plain, contexts(support), strict=True)]
 
     def draw(self, support: Support, label: int, index: int, rng: np.random.Generator) -> Draw:

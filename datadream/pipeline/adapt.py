@@ -73,8 +73,8 @@ def adapter_inputs(support: Support, adapter: Adapter) -> dict[str, Any]:
 def adapter_work(support: Support, adapter: Adapter) -> tuple[int, int, int]:
     """Return an adapter's (images made, optimiser steps, images of all steps)."""
     options, shots = support.recipe.adapt, adapter.shots(support)
-    steps, per_epoch = options.length(shots), -(-shots // options.batch)
-    return 0, steps, steps * shots // per_epoch
+    steps = options.length(shots)
+    return 0, steps, steps * shots // options.per_epoch(shots)
 
 
 def train_adapter(
@@ -121,7 +121,7 @@ def tune(
     classes'.
     """
     options, schedule = support.recipe.adapt, generator.schedule()
-    side, per_epoch = generator.side(support.recipe.resolution), -(-len(images) // options.batch)
+    side, per_epoch = generator.side(support.recipe.resolution), options.per_epoch(len(images))
     shape, seed = generator.latent_shape(side), seed_for("adapt", support.recipe.seed, *which)
     words = Words(generator, texts or [support.prompt(y) for y in images.labels], seed)
     views = Views(generator, images, side, options, seed)
