@@ -16,9 +16,8 @@ from torch import Tensor
 from ..data.datasets import validation_images
 from ..data.images import Images, fingerprint
 from ..errors import ConfigError, brief
-from ..models.classifiers.base import load_classifier, load_classifier_lora, save_state_file
-from ..models.classifiers.clip import Classifier
-from ..models.classifiers.frozen import Frozen, Headed
+from ..models.classifiers.base import load_classifier_lora, save_state_file
+from ..models.classifiers.frozen import Frozen, Headed, frozen_clip
 from ..models.device import device, dtype_for
 from ..models.identity import identity
 from ..store.files import write_json
@@ -122,14 +121,6 @@ def train(
     save_state_file(state, folder, config)
     given.checkpoint.unlink(missing_ok=True)
     return []
-
-
-def frozen_clip(name: str, precision: str) -> Classifier:
-    """Load the CLIP of a recipe as it is. Raises ConfigError on a classifier that is none."""
-    model = load_classifier(name, precision=precision)
-    if not isinstance(model, Classifier):
-        raise ConfigError(f"classifier={name!r} is no CLIP, whose features the method needs")
-    return model
 
 
 def joined(*sets: Images | None) -> Images:

@@ -11,10 +11,10 @@ from torch import Tensor
 from ..data.datasets import validation_images
 from ..data.images import Images
 from ..errors import ConfigError, brief
-from ..models.classifiers.frozen import Frozen
+from ..models.classifiers.frozen import Frozen, frozen_clip
 from .base import ExtraLoss, Given, Method, Support
 from .checked import naming
-from .heads import frozen_clip, joined
+from .heads import joined
 from .registry import method_of
 
 # (what `Batches.members` gives, logits, targets, real mask) of a batch -> what is added to its loss

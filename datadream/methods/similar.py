@@ -56,9 +56,7 @@ def pairs(support: Support) -> np.ndarray:
     that the draws are the same on every device. Raises DataError where there is one class, and
     ConfigError on a classifier that starts from random weights.
     """
-    from ..models.classifiers.base import load_classifier
-    from ..models.classifiers.clip import Classifier
-    from ..models.classifiers.frozen import Frozen
+    from ..models.classifiers.frozen import Frozen, frozen_clip
 
     support.others(0)
     recipe = support.recipe
@@ -67,9 +65,7 @@ def pairs(support: Support) -> np.ndarray:
             f"method {recipe.method!r} asks the untouched classifier which classes look alike, and "
             "classifier='resnet50' starts from random weights; give a CLIP as the classifier"
         )
-    model = load_classifier(recipe.classifier, precision="float32")
-    assert isinstance(model, Classifier)
-    frozen = Frozen(model, support.class_prompts())
+    frozen = Frozen(frozen_clip(recipe.classifier, "float32"), support.class_prompts())
     labels = range(len(support.classes))
     means = [frozen.features(support.shots(label)).double().mean(0) for label in labels]
     return probabilities(np.stack([mean.cpu().numpy() for mean in means]))

@@ -11,12 +11,22 @@ from ...config import Classify
 from ...data.decode_cache import Decoded
 from ...data.images import Images
 from ...data.transforms import BATCH, evaluation_batches, scaled
+from ...errors import ConfigError
 from ...seeds import forked_rng, seed_for
 from ...training.batch_size import BatchSize
+from .base import load_classifier
 from .clip import Classifier
 
 AT_ONCE = 64  # augmented images that are encoded together
 Logits = Callable[[Mapping[str, Tensor], Tensor, Tensor], Tensor]
+
+
+def frozen_clip(name: str, precision: str) -> Classifier:
+    """Load the CLIP of a recipe as it is. Raises ConfigError on a classifier that is none."""
+    model = load_classifier(name, precision=precision)
+    if not isinstance(model, Classifier):
+        raise ConfigError(f"classifier={name!r} is no CLIP, whose features the method needs")
+    return model
 
 
 class Frozen:
