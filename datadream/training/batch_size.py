@@ -23,14 +23,16 @@ def out_of_memory(error: BaseException) -> bool:
 
     So is all that accelerate takes for it, among it what cuDNN says of batches that are too large.
     """
-    from accelerate.utils.memory import should_reduce_batch_size  # takes a second to import
-
     if isinstance(error, torch.OutOfMemoryError):
         return True
     if not isinstance(error, RuntimeError):
         return False
     said = str(error)
-    return any(words in said for words in NO_MEMORY) or should_reduce_batch_size(RuntimeError(said))
+    if any(words in said for words in NO_MEMORY):
+        return True
+    from accelerate.utils.memory import should_reduce_batch_size  # here: it takes a second
+
+    return should_reduce_batch_size(RuntimeError(said))
 
 
 def _forget_frames(error):
