@@ -325,6 +325,19 @@ def build_classifier(folder):
         base.save_clip(folder, model, tokenizer)
 
 
+def executed(notebook, parameters, folder):
+    """Execute a notebook of the project under papermill, which must end well; return the page."""
+    import papermill
+
+    papermill.execute_notebook(
+        ROOT / "notebooks" / f"{notebook}.ipynb", folder / "out.ipynb", parameters,
+        progress_bar=False, start_timeout=300,
+    )  # fmt: skip
+    page = json.loads((folder / "out.ipynb").read_text())
+    assert not page["metadata"]["papermill"]["exception"]
+    return page
+
+
 def adapt(recipe, dataset, store, label=None, image=None):
     """Return the folder of an adapter, made in a store."""
     return Cell(recipe, dataset).make("adapt", store, Adapter(label, image))

@@ -4,13 +4,12 @@ the join with accuracy.
 
 import dataclasses
 import json
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
-import papermill
 import pytest
+from conftest import executed
 
 from datadream.data import datasets
 from datadream.data.datasets import few_shots
@@ -353,11 +352,6 @@ def test_the_analysis_notebook_runs_under_papermill(folder, tiny, tmp_path, monk
         "helped": ["dset+real"],
         "overrides": tiny,
     }
-    notebook = Path(__file__).resolve().parents[2] / "notebooks" / "analysis.ipynb"
-    papermill.execute_notebook(
-        notebook, tmp_path / "out.ipynb", parameters, progress_bar=False, start_timeout=300
-    )
-    page = json.loads((tmp_path / "out.ipynb").read_text())
-    assert not page["metadata"]["papermill"]["exception"]
+    page = executed("analysis", parameters, tmp_path)
     text = json.dumps(page["cells"])
     assert "6 cells in" in text and text.count('"image/png": "') == 4 and "rank correlation" in text

@@ -2,11 +2,10 @@
 
 import json
 import math
-from pathlib import Path
 
 import numpy as np
-import papermill
 import pytest
+from conftest import executed
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -108,11 +107,6 @@ def test_a_set_that_has_not_been_made_is_named(drawn, tmp_path):
 def test_the_contexts_notebook_runs_under_papermill(tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("DATADREAM_STORE", str(tmp_path / "store"))
     parameters = {"seeds": [0, 1], "shots": 3, "overrides": tiny}
-    notebook = Path(__file__).resolve().parents[2] / "notebooks" / "contexts.ipynb"
-    papermill.execute_notebook(
-        notebook, tmp_path / "out.ipynb", parameters, progress_bar=False, start_timeout=300
-    )
-    page = json.loads((tmp_path / "out.ipynb").read_text())
-    assert not page["metadata"]["papermill"]["exception"]
+    page = executed("contexts", parameters, tmp_path)
     text = json.dumps(page["cells"])
     assert "4 cells in" in text and "Held-out real images" in text

@@ -5,12 +5,11 @@ notebook.
 import base64
 import io
 import json
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import papermill
 import pytest
+from conftest import executed
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -19,8 +18,6 @@ from datadream.errors import ConfigError
 from datadream.results import ablation_statistics, plots
 from datadream.store.artifacts import Store
 from datadream.study import ablation, named_runs, samples
-
-NOTEBOOK = Path(__file__).resolve().parents[2] / "notebooks" / "ablation.ipynb"
 
 
 def measured(rows):
@@ -293,11 +290,7 @@ def test_the_notebook_runs_under_papermill(folder, tiny, tmp_path, monkeypatch):
         "methods": ["real", "dset+real"],
         "overrides": tiny,
     }
-    papermill.execute_notebook(
-        NOTEBOOK, tmp_path / "out.ipynb", parameters, progress_bar=False, start_timeout=300
-    )
-    page = json.loads((tmp_path / "out.ipynb").read_text())
-    assert not page["metadata"]["papermill"]["exception"]
+    page = executed("ablation", parameters, tmp_path)
     text = json.dumps(page["cells"])
     assert (
         "8 cells in" in text

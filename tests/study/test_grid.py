@@ -1,10 +1,9 @@
 """The grid of the comparison: which cells it has, and why it lacks others."""
 
 import json
-from pathlib import Path
 
-import papermill
 import pytest
+from conftest import executed
 
 from datadream.errors import ConfigError
 from datadream.study import grid, named_runs
@@ -51,12 +50,7 @@ def test_the_comparison_notebook_runs_under_papermill(tiny, tmp_path, monkeypatc
         "datasets": ["mnist", "optdigits"], "shots": [1, 2], "seeds": [0, 1], "overrides": tiny,
         "primary_seeds": [0, 1, 2], "methods": ["clip", "real", "base+real", "bob+real", "tip"],
     }  # fmt: skip
-    notebook = Path(__file__).resolve().parents[2] / "notebooks" / "comparison.ipynb"
-    papermill.execute_notebook(
-        notebook, tmp_path / "out.ipynb", parameters, progress_bar=False, start_timeout=300
-    )
-    page = json.loads((tmp_path / "out.ipynb").read_text())
-    assert not page["metadata"]["papermill"]["exception"]
+    page = executed("comparison", parameters, tmp_path)
     text = json.dumps([cell.get("outputs") for cell in page["cells"]])
     assert "mnist, 1 per class, BOB + real:" in text and "Every method runs" not in text
     assert "over 3 seeds, 95 % interval" in text and "With other test images" in text
