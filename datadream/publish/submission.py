@@ -21,7 +21,7 @@ from ..methods.recipes import recipe
 from ..methods.registry import METHODS
 from ..paths import paths
 from ..results.record import read_record, record_key, record_row
-from ..results.records import summary, tidy
+from ..results.records import in_shots, summary, tidy
 from ..statistics import wilson
 from ..store.artifacts import Store
 from ..store.files import reading, write_json, writing
@@ -205,7 +205,7 @@ def _wrong_grid(records, head):
     found = []
     cells = Counter(_place(record)[:4] for record in records)
     found += [
-        f"there are {count} records of {cell[2]} with {cell[1]} shots and seed {cell[3]} on "
+        f"there are {count} records of {cell[2]} with {in_shots(cell[1])} and seed {cell[3]} on "
         f"{cell[0]}; take out of artifacts/records what is not meant"
         for cell, count in cells.items()
         if count > 1
@@ -215,7 +215,7 @@ def _wrong_grid(records, head):
         own = by_setting.setdefault((dataset, shots), {name: set() for name in head["methods"]})
         own[method].add(seed)
     for (dataset, shots), own in by_setting.items():
-        where = f"{dataset}, {shots} shots"
+        where = f"{dataset}, {in_shots(shots)}"
         every = set.union(*own.values())
         if len(every) < SEEDS:
             found.append(f"{where}: {len(every)} seeds; give {SEEDS} or more")

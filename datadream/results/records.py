@@ -1,6 +1,6 @@
 """Load records into one tidy table, and say what the comparison shows."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +79,14 @@ def select(table: pd.DataFrame, **values: Any) -> pd.DataFrame:
 def by_shots(table: pd.DataFrame) -> list[tuple[int, pd.DataFrame]]:
     """Return (shots, its rows) for each number of shots of a table, the smallest first."""
     return [(int(k), select(table, shots=k)) for k in sorted(set(table["shots"]))]
+
+
+def in_shots(shots: int | Collection[int]) -> str:
+    """Return a number of shots per class in words: "1 shot", "4 shots" or "1, 4 and 16 shots"."""
+    several = [shots] if isinstance(shots, int) else [*shots]
+    *most, last = map(str, several)
+    joined = f"{', '.join(most)} and {last}" if most else last
+    return f"{joined} {'shot' if several == [1] else 'shots'}"
 
 
 def protocol_note(table: pd.DataFrame) -> str:

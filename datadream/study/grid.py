@@ -5,6 +5,7 @@ from typing import Any
 
 from ..config import Recipe, parsed
 from ..errors import ConfigError, DataError
+from ..models.generators.ip_adapter import require_image_prompts
 from ..pipeline.stages import Cell
 from ..results.comparison import PRIMARY
 from .cells import cells
@@ -48,6 +49,7 @@ def refusals(recipes: Sequence[Recipe]) -> dict[tuple[str, int, str], str]:
             asked.add(where)
             try:
                 _ = Cell(recipe).keys
+                require_image_prompts(recipe)  # not in the keys, and known without a model
             except (ConfigError, DataError) as error:
                 found[where] = str(error)
     return found

@@ -190,7 +190,7 @@ def test_what_many_records_have_is_said_once_with_the_way_out(head):
     (found, seeds) = submission.problems(head, records)
     assert found.startswith("2 records, the first 1: classify.epochs=99 where all methods have 10")
     assert "--reason classify.epochs=" in found
-    assert seeds == "mnist, 1 shots: 2 seeds; give 3 or more", "both at once"
+    assert seeds == "mnist, 1 shot: 2 seeds; give 3 or more", "both at once"
 
 
 def contribute(home, head, records):

@@ -365,3 +365,12 @@ def test_the_committed_measurements_fill_their_tables():
             and (table["share of peak, %"].dropna() < 100).all()
             and (table["ratio"] > 0).all()
         )
+
+
+@pytest.mark.parametrize(
+    "shots, words",
+    [(1, "1 shot"), (4, "4 shots"), ([1], "1 shot"), ([1, 16], "1 and 16 shots"),
+     ((1, 4, 16), "1, 4 and 16 shots")],
+)  # fmt: skip
+def test_numbers_of_shots_are_put_into_words(shots, words):
+    assert records.in_shots(shots) == words

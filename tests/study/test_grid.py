@@ -30,6 +30,11 @@ def test_what_a_method_cannot_do_is_left_out_with_its_own_words(tiny):
     ]
 
 
+def test_what_prompts_with_images_is_refused_where_no_adapter_of_images_exists():
+    (why,) = grid.refusals(grid.grid(["mnist"], [2], ["real", "dipsy"])).values()
+    assert "generator='mini'" in why and "leave the method out" in why
+
+
 @pytest.mark.parametrize("wrong", ["mnist", [], 3])
 def test_datasets_are_a_list(wrong):
     with pytest.raises(ConfigError, match="no list of one or more names"):
