@@ -170,4 +170,4 @@ def test_the_dataset_page_takes_one_number_of_shots_or_several(tmp_path):
         outputs = [one for cell in nbformat.read(page, 4).cells for one in cell.get("outputs", [])]
         told = [one["data"].get("text/markdown", "") for one in outputs if "data" in one]
         pages[str(shots)] = [text for text in told if text.endswith("shots per class**")]
-    assert pages == {"2": [], "[1, 2]": ["**1 shots per class**", "**2 shots per class**"]}
+    assert pages == {"2": [], "[1, 2]": ["**1 shot per class**", "**2 shots per class**"]}
