@@ -5,126 +5,28 @@ full-size models and measured rates.
 import functools
 import hashlib
 import time
-import types
 
-import torch
-
-from datadream.data.datasets import prompt
 from datadream.data.images import PIXEL
 from datadream.engines.rates import PROXY, seconds
+from datadream.engines.roofline import CARDS, COUNTED, cost
 from datadream.methods.registry import method_of
-from datadream.pipeline.adapt import adapter_work
 from datadream.pipeline.generate import generation_work
 from datadream.pipeline.stages import Cell
 from datadream.pipeline.train import training_work
 from datadream.study.plan import load_or_describe
 
 from . import limits
-from .full_size import TEXT, UNET, VAE
 
-# NVIDIA's data sheet of the H100 SXM: 1,979 TFLOP/s in bfloat16 with sparsity, half of it without.
-# The share is an assumption.
-PEAK, SHARE = 989e12, 0.4
+PEAK, SHARE = CARDS["H100"].half, 0.4  # the share is an assumption
 # A GPU's share of its host, assumed: the cores that decode training images, the memory that keeps
 # them, and the disk that the rest is read from.
 CORES, MEMORY, DISK = 16, 128e9, 3e9  # bytes, bytes/s
-SIDE, VIEW = 512, 224  # pixels of the paper's generator and classifier
+SIDE = 512  # pixels of the paper's generator
 
 
-def _count(call):
-    from torch.utils.flop_counter import FlopCounterMode
-
-    with FlopCounterMode(display=False) as counter:
-        call()
-    return counter.get_total_flops()
-
-
-@functools.lru_cache
-def _generator():
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel
-
-    with torch.device("meta"):
-        parts = {
-            "unet": UNet2DConditionModel(**UNET),
-            "text_encoder": CLIPTextModel(CLIPTextConfig(**TEXT)),
-            "vae": AutoencoderKL(**VAE),
-        }
-    return types.SimpleNamespace(
-        **{name: part.requires_grad_(False) for name, part in parts.items()}
-    )
-
-
-@functools.lru_cache
-def generator_flops():
-    """Return the operations of Stable Diffusion 2.1-base for one image: UNet pass, encoding,
-    decoding, a trained view, a trained prompt.
-    """
-    from datadream.methods.recipes import recipe
-    from datadream.models.generators.lora import add_generator_lora
-    from datadream.models.generators.unet import UNet
-
-    pipe, side = _generator(), SIDE // 8
-    latent, picture, ids = (
-        torch.empty(shape, device="meta")
-        for shape in ((1, 4, side, side), (1, 3, SIDE, SIDE), (1, 77))
-    )
-
-    def text():
-        return pipe.text_encoder(ids.long())[0]
-
-    def unet(words):
-        return pipe.unet(latent, torch.empty(1, device="meta"), words).sample
-
-    with torch.no_grad():
-        words = torch.empty(1, 77, TEXT["hidden_size"], device="meta")
-        found = {
-            "unet": _count(lambda: unet(words)),
-            "encode": _count(lambda: pipe.vae.encode(picture)),
-            "decode": _count(lambda: pipe.vae.decode(latent)),
-        }
-    add_generator_lora(UNet(pipe), recipe("paper").adapt)
-    found["trained prompt"] = _count(lambda: text().sum().backward())
-    return found | {
-        "trained view": _count(lambda: unet(text()).sum().backward()) - found["trained prompt"]
-    }
-
-
-@functools.lru_cache
-def _classifier():
-    import open_clip
-
-    from datadream.methods.recipes import recipe
-    from datadream.models.classifiers.clip import Classifier
-    from datadream.models.classifiers.lora import add_classifier_lora
-
-    name, options = "ViT-B-16-quickgelu", recipe("paper").classify
-    with torch.device("meta"):
-        model = Classifier(
-            open_clip.CLIP(**open_clip.get_model_config(name)),
-            open_clip.get_tokenizer(name),
-            (0.0,) * 3,
-            (1.0,) * 3,
-        )
-        add_classifier_lora(model, options.rank, options.alpha, options.dropout)
-    return model
-
-
-@functools.lru_cache
-def classifier_flops(length):
-    """Return the operations of CLIP ViT-B/16: an image read, an image trained on, and a prompt
-    of `length` tokens trained on.
-    """
-    # Below `Classifier.image`, whose autocast knows no meta device.
-    model, picture = (_classifier(), torch.empty(1, 3, VIEW, VIEW, device="meta"))
-    with torch.no_grad():
-        read = _count(lambda: model.clip.encode_image(picture))
-    tokens = torch.zeros(1, length, dtype=torch.long, device="meta")
-    return {
-        "read": read,
-        "trained image": _count(lambda: model.clip.encode_image(picture).sum().backward()),
-        "trained prompt": _count(lambda: model._encode_text(tokens).sum().backward()),
-    }
+def flops() -> dict[str, float]:
+    """Return the operations that `roofline.COUNTED` counts, of both precisions together."""
+    return {name: one.half + one.single for name, one in COUNTED.items()}
 
 
 @functools.lru_cache
@@ -137,11 +39,6 @@ def rates():
         hashlib.sha256(block).digest()
         count += len(block)
     return {"decoded": limits.decoding(SIDE), "hashed": count / (time.process_time() - start)}
-
-
-def _prompt_length(dataset):
-    ids = _classifier().tokenizer([prompt(dataset.noun, name) for name in dataset.classes])
-    return int(ids.argmax(1).max()) + 1
 
 
 def decoded(support):
@@ -162,42 +59,35 @@ def _cell(support):
     """Return the parts of a cell in seconds: the set's digests, the classifier's products, the
     decoding of its images, the test.
     """
-    method, options = method_of(support.recipe), support.recipe.classify
-    dataset, classes = support.dataset, len(support.classes)
-    flops, core = classifier_flops(_prompt_length(dataset)), rates()
-    made = generation_work(support)[0] if method.generates else 0
-    test = (len(dataset.test) + options.evaluations * 4 * classes) * flops["read"] / PEAK / SHARE
+    method, cell, core = method_of(support.recipe), Cell(support.recipe, support.dataset), rates()
+    test = _products(cost(cell, "judge"))
     if not method.trained:
         return {"test": test}
-    _, steps, images = training_work(support)
-    products = images * flops["trained image"] + steps * classes * flops["trained prompt"]
+    made = generation_work(support)[0] if method.generates else 0
     once, again = (count * 3 * SIDE**2 for count in decoded(support))
     return {
         "digests": made * PIXEL * SIDE**2 / core["hashed"],
-        "products": products / PEAK / SHARE,
+        "products": _products(cost(cell, "train")),
         "decoding": once / core["decoded"] / CORES + again / DISK,
         "test": test,
     }
+
+
+def _products(one):
+    return (one.half + one.single) / PEAK / SHARE
 
 
 def parts(task):
     """Return what a task of the paper's table takes, part -> seconds; a cell decodes while it
     computes.
     """
-    cell, flops = Cell(task.recipe, load_or_describe(task.recipe)), generator_flops()
+    cell = Cell(task.recipe, load_or_describe(task.recipe))
     if task.kind == "cell":
         return dict(_cell(cell.support))
     if task.kind == "adapt":
-        (one,), batch = task.where, task.recipe.adapt.batch
-        prompts = len(cell.dataset.classes) if one.label is None else 1
-        view = (
-            flops["trained view"]
-            + flops["encode"]
-            + flops["trained prompt"] * min(prompts, batch) / batch
-        )
-        return {"products": adapter_work(cell.support, one)[2] * view / PEAK / SHARE}
-    images, _, passes = generation_work(cell.support)
-    whole = (passes * flops["unet"] + images * flops["decode"]) / PEAK / SHARE
+        (one,) = task.where
+        return {"products": _products(cost(cell, "adapt", one))}
+    whole = _products(cost(cell, "generate"))
     return {"products": whole * task.length / seconds(cell, "generate", PROXY)}
 
 

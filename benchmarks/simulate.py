@@ -249,7 +249,7 @@ def main(arguments=None):
     results = {
         "seeds": options.seeds,
         "assumed": assumed,
-        "flops": lengths.generator_flops(),
+        "flops": lengths.flops(),
         "rates": lengths.rates(),
         "measured": measured,
         "graph": describe(todo, seconds),

@@ -98,6 +98,13 @@ def _add_cells(commands):
     """Commands on the cells of named runs or of a profile's main table."""
     plan = commands.add_parser("plan", help="print what a set of runs needs before anything runs")
     plan.set_defaults(call=_plan)
+    plan.add_argument(
+        "--price",
+        action="append",
+        default=[],
+        metavar="[CARD=]PRICE",
+        help="of an hour of one GPU, for what it costs by card: 2.5, or H100=2.5; may be repeated",
+    )
     adapt = commands.add_parser(
         "adapt",
         help="make the dataset-wise adapters of a set of runs, each with all processes (GPUs) that "
@@ -259,9 +266,14 @@ def _chosen_cells(options):
 
 
 def _plan(options):
+    from .engines.roofline import counted
+    from .study.gpu_hours import gpu_text, prices
     from .study.plan import overview
 
-    print(overview(_chosen_cells(options)))
+    recipes, by = _chosen_cells(options), prices(options.price)
+    print(overview(recipes))
+    if recipes and (by or all(map(counted, recipes))):
+        print(f"\n{gpu_text(recipes, by=by)}")
     return 0
 
 

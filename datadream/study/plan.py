@@ -5,8 +5,9 @@ A plan has stages, images, optimiser steps, hours and disk, and says what is mis
 
 import math
 import os
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -106,34 +107,54 @@ def _rates(recipe):
     return THROUGHPUT.get(recipe.profile, {}) if same else {}
 
 
+class Work(NamedTuple):
+    """The work of one artifact: the cell that it was first met in, and what `Stage.work` counts."""
+
+    cell: Cell
+    stage: str
+    part: Any
+    key: str
+    images: int
+    steps: int
+    units: float
+
+
+def costly(recipes: Iterable[Recipe]) -> Iterator[Work]:
+    """Yield the work of every artifact of a costly stage, each key once."""
+    seen = set()
+    for recipe in recipes:
+        cell = described_cell(recipe)
+        for stage in STAGES:
+            for part, own in cell.keys_of(stage.name).items():
+                if own not in seen and stage.work is not None:
+                    seen.add(own)
+                    yield Work(cell, stage.name, part, own, *stage.work(cell, part))
+
+
 def plan(recipes: Iterable[Recipe], store: Store | None = None) -> pd.DataFrame:
     """Return one row per artifact of a costly stage that `recipes` need, each once.
 
     Columns: dataset, stage, key, done, images, steps, units, seconds, bytes.
     """
-    store, rows = store or open_store(), {}
-    for recipe in recipes:
-        cell = described_cell(recipe)
+    store, rows = store or open_store(), []
+    for one in costly(recipes):
+        recipe = one.cell.recipe
         side, adapter = _sizes(recipe)
-        rates = _rates(recipe)
-        for stage in STAGES:
-            for part, own in cell.keys_of(stage.name).items():
-                if own in rows or stage.work is None:
-                    continue
-                images, steps, units = stage.work(cell, part)
-                rows[own] = {
-                    "dataset": recipe.dataset,
-                    "stage": stage.name,
-                    "key": own,
-                    "done": store.whole(own),
-                    "images": images,
-                    "steps": steps,
-                    "units": units,
-                    "seconds": seconds(cell, stage.name, rates, part),
-                    "bytes": images * side**2 * PIXEL + adapter * (stage.name == "adapt"),
-                }
+        rows.append(
+            {
+                "dataset": recipe.dataset,
+                "stage": one.stage,
+                "key": one.key,
+                "done": store.whole(one.key),
+                "images": one.images,
+                "steps": one.steps,
+                "units": one.units,
+                "seconds": seconds(one.cell, one.stage, _rates(recipe), one.part),
+                "bytes": one.images * side**2 * PIXEL + adapter * (one.stage == "adapt"),
+            }
+        )
     return pd.DataFrame(
-        rows.values(),
+        rows,
         columns=["dataset", "stage", "key", "done", "images", "steps", "units", "seconds", "bytes"],
     )
 
@@ -186,7 +207,7 @@ def overview(recipes: Sequence[Recipe], store: Store | None = None) -> str:
         index=False, formatters={"GB": "{:.2f}".format}
     )
     devices = {
-        THROUGHPUT[p]["device"] if p in THROUGHPUT else f"nobody has measured profile {p} yet"
+        THROUGHPUT[p]["device"] if p in THROUGHPUT else f"nobody has measured profile {p} on a CPU"
         for p in {r.profile for r in recipes}
     }
     lacking = missing(recipes)

@@ -2,6 +2,7 @@
 writes.
 """
 
+import dataclasses
 import json
 import math
 import subprocess
@@ -15,11 +16,11 @@ import torch
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import baseline, gpu, lengths, operations, simulate, together
+from benchmarks import baseline, counted, gpu, lengths, operations, simulate, together
 from benchmarks.stages import SWAPS, Stage, as_files, peak_bytes, work
 from datadream import paths
 from datadream.data import datasets
-from datadream.engines import on_ray
+from datadream.engines import on_ray, roofline
 from datadream.methods import recipes
 from datadream.methods.base import Support
 from datadream.methods.registry import method_of
@@ -278,15 +279,29 @@ def test_long_tasks_first_end_sooner(make, store):
     assert sum(seconds.values()) / 2 <= ordered < 0.95 * plain
 
 
-def test_the_papers_lengths_are_counted_from_the_full_size_models(store):
-    """SD 2.1's UNet has about 0.8 TFLOP a pass; a training pass asks for more than two of them,
-    a slice for 100 images of 50 guided steps.
-    """
-    flops = lengths.generator_flops()
-    assert (
-        0.7e12 < flops["unet"] < 0.9e12
-        and 2 * flops["unet"] < flops["trained view"] < 3 * flops["unet"]
-    )
+def test_what_the_papers_models_ask_for_is_as_counted():
+    """The package keeps the counts, so that a plan needs no full-size model."""
+    own = counted.generator_costs() | counted.classifier_costs()
+    assert own.keys() == roofline.COUNTED.keys()
+    for name, found in own.items():
+        kept = roofline.COUNTED[name]
+        assert dataclasses.astuple(found) == pytest.approx(dataclasses.astuple(kept), rel=0.02)
+
+
+def test_operations_agree_with_torchs_own_counter():
+    layer, image = torch.nn.Conv2d(3, 8, 3).to("meta"), torch.empty(2, 3, 16, 16, device="meta")
+    with FlopCounterMode(display=False) as counter:
+        layer(image).sum().backward()
+    found = counted.count(lambda: layer(image).sum().backward())
+    assert (found.half, found.single) == (0, counter.get_total_flops()) and found.moved > 0
+    halved = counted.count(lambda: layer.bfloat16()(image.bfloat16()).sum().backward())
+    assert (halved.half, halved.single) == (found.single, 0)
+
+
+def test_the_papers_lengths_come_from_the_counts(store):
+    """A slice has 100 images of 50 guided steps."""
+    flops = lengths.flops()
+    assert 2 * flops["unet"] < flops["trained view"] < 3 * flops["unet"]
     todo = on_ray.tasks(profile_cells("paper", ["eurosat"], 1), store, described_cell)
     first = {
         kind: next(

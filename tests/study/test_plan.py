@@ -151,7 +151,7 @@ def test_the_whole_paper_table_is_planned_without_its_images(store):
     assert set(table["dataset"]) == set(SOURCES)
     assert (table["stage"] == "adapt").sum() == 2090 and table["images"].sum() == 2090 * 500
     text = overview(recipes, store)
-    assert "unknown" in text and "nobody has measured profile paper yet" in text
+    assert "unknown" in text and "nobody has measured profile paper on a CPU" in text
     for name in SOURCES:
         assert f"dataset {name}: the images of {name} are not in" in text
     assert text.count("Images that lie elsewhere") == 1

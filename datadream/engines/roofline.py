@@ -1,0 +1,125 @@
+"""Compute the least time that a stage takes on a GPU.
+
+Products run at the card's peak, everything between them moves bytes at its bandwidth, and the two
+follow each other, as they do in eager mode. Nothing measured can be faster without fusing kernels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from ..config import Recipe
+from ..data.datasets import prompt
+from ..methods.recipes import recipe as make_recipe
+from ..pipeline.evaluate import validated
+from ..pipeline.stages import Cell, stage_of
+
+
+@dataclass(frozen=True)
+class Card:
+    """A GPU, by its maker's data sheet: dense FLOP/s, bytes/s and bytes."""
+
+    half: float  # in bfloat16, summed up in float32
+    single: float  # in float32, without TensorFloat-32
+    bandwidth: float
+    memory: float
+
+
+# NVIDIA's data sheets, without sparsity: H200 SXM, H100 SXM, A100 SXM with 80 GB, GeForce RTX 4090
+# (Ada whitepaper, appendix A: half precision summed up in float32), L4.
+CARDS = {
+    "H200": Card(989e12, 67e12, 4.8e12, 141e9),
+    "H100": Card(989e12, 67e12, 3.35e12, 80e9),
+    "A100": Card(312e12, 19.5e12, 2.04e12, 80e9),
+    "4090": Card(165e12, 82.6e12, 1.01e12, 24e9),
+    "L4": Card(121e12, 30.3e12, 0.3e12, 24e9),
+}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Operations in half and in single precision, and the bytes that all but products move."""
+
+    half: float = 0.0
+    single: float = 0.0
+    moved: float = 0.0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(self.half + other.half, self.single + other.single, self.moved + other.moved)
+
+    def __mul__(self, times: float) -> Cost:
+        return Cost(self.half * times, self.single * times, self.moved * times)
+
+    def seconds(self, card: Card) -> float:
+        """Return the least seconds on a card."""
+        return self.half / card.half + self.single / card.single + self.moved / card.bandwidth
+
+
+# What Stable Diffusion 2.1-base at 512 pixels and CLIP ViT-B/16 at 224 ask for an image, or for one
+# token of a prompt, with LoRA of rank 16: `python -m benchmarks.counted` prints these rows.
+COUNTED = {
+    "unet": Cost(0.804e12, 0.0, 1.62e9),  # a pass without gradients
+    "encode": Cost(1.117e12, 0.0, 3.478e9),
+    "decode": Cost(2.515e12, 0.0, 5.851e9),
+    "trained view": Cost(1.779e12, 0.0136e12, 8.537e9),  # through the UNet, forth and back
+    "trained prompt": Cost(0.0906e12, 0.0014e12, 0.721e9),
+    "read": Cost(0.03536e12, 0.0, 0.2026e9),
+    "trained image": Cost(0.07216e12, 0.0, 0.517e9),
+    "trained token": Cost(0.000158e12, 0.0, 0.0024e9),  # of a class's prompt
+}
+# As measured, benchmarks/results/nvidia-h200-2026-11-27.json: peaks of allocated memory in bytes at
+# the profile's batch sizes, and seconds of a unit of a stage's work (see `rates`). An image that is
+# only read was not timed; it takes no longer than one that is trained on.
+MEMORY = {"adapt": 11.03e9, "generate": 7.69e9, "train": 20.73e9}
+MEASURED: dict[str, Mapping[str, float]] = {
+    "H200": {
+        "adapt": 1 / (2.861 * 8),  # steps of eight images
+        "generate": 1 / (2.368 * 100),  # images of 50 guided steps, written as PNG
+        "train": 1 / 1705,
+        "judge": 1 / 1705,
+    }
+}
+
+
+def counted(recipe: Recipe) -> bool:
+    """Say whether the models of a recipe are those that were counted."""
+    preset = make_recipe("paper")
+    same = ("generator", "classifier", "resolution")
+    return all(getattr(recipe, name) == getattr(preset, name) for name in same)
+
+
+def cost(cell: Cell, name: str, part: Any = None) -> Cost:
+    """Return what a stage's artifact asks of the GPU.
+
+    `part` is one of the stage's parts. The cell's models have to be `counted`.
+    """
+    stage, recipe = stage_of(name), cell.recipe
+    if stage.work is None:
+        return Cost()
+    images, steps, units = stage.work(cell, part)
+    if name == "adapt":
+        # A prompt is encoded once a step, however many of the step's images have it.
+        prompts = 1 if part.label is not None else len(cell.dataset.classes)
+        share = min(prompts, recipe.adapt.batch) / recipe.adapt.batch
+        view = COUNTED["encode"] + COUNTED["trained view"] + COUNTED["trained prompt"] * share
+        return view * units
+    if name == "generate":
+        return COUNTED["unet"] * units + COUNTED["decode"] * images
+    if name == "train":
+        tokens = len(cell.support.classes) * _longest(recipe.noun, cell.dataset.classes)
+        looked = recipe.classify.evaluations * validated(cell.support)
+        text = COUNTED["trained token"] * (steps * tokens)
+        return COUNTED["trained image"] * units + text + COUNTED["read"] * looked
+    return COUNTED["read"] * units
+
+
+@lru_cache
+def _longest(noun: str, classes: Collection[str]) -> int:
+    """Return the tokens of the longest prompt, to which the classifier cuts all."""
+    import open_clip
+
+    ids = open_clip.get_tokenizer("ViT-B-16-quickgelu")([prompt(noun, one) for one in classes])
+    return int(ids.argmax(1).max()) + 1
