@@ -32,6 +32,7 @@ $(STAMP): requirements.lock pyproject.toml
 	@$(PY) .ci/install.py requirements.lock
 	@$(PIP) install --no-deps -e .
 	@$(PY) -m ipykernel install --sys-prefix >/dev/null  # its kernel is this Python, whatever PATH says
+	@$(PY) .ci/compiled.py  # once, here, where each process would else do it again: see there
 	@mkdir -p $(VENV)/etc/ipython  # a kernel warns of plain text on a port of this machine, about which nobody can do anything
 	@echo 'c.IPKernelApp.log_level = "ERROR"' > $(VENV)/etc/ipython/ipython_kernel_config.py
 	@touch $@

@@ -13,6 +13,7 @@ import pytest
 from conftest import ROOT
 
 SCRIPT = ROOT / ".ci" / "install.py"
+COMPILED = ROOT / ".ci" / "compiled.py"
 
 
 @pytest.fixture(scope="module")
@@ -169,3 +170,27 @@ def test_little_room_is_said_in_one_line(install, capsys, monkeypatch, tmp_path)
     assert capsys.readouterr().out == (
         f"warning: 3.0 GB are free for {sys.prefix}, and the installation needs about 8 GB\n"
     )
+
+
+def test_what_is_compiled_beforehand_is_there():
+    """A name that went away would be passed over in silence."""
+    spec = importlib.util.spec_from_file_location("compiled", COMPILED)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert [name for name in module.OTHERS if not importlib.util.find_spec(name)] == []
+
+
+def test_imports_are_compiled_whatever_the_environment_says(tmp_path):
+    """As in a container that sets PYTHONDONTWRITEBYTECODE; a module that fails stops nothing."""
+    package = tmp_path / "datadream"
+    package.mkdir()
+    for name in ("__init__", "works", "later"):
+        (package / f"{name}.py").write_text("")
+    (package / "fails.py").write_text("raise RuntimeError('no GPU')\n")
+    place = {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(tmp_path)}
+    program = "import runpy, sys; main = runpy.run_path(sys.argv[1])['main']; "
+    program += "main.__globals__['OTHERS'] = (); main()"
+    words = [sys.executable, "-c", program, str(COMPILED)]
+    subprocess.run(words, env={**os.environ, **place}, cwd=tmp_path, check=True)
+    made = {file.name.split(".")[0] for file in package.glob("__pycache__/*.pyc")}
+    assert made == {"__init__", "works", "later", "fails"}
