@@ -10,7 +10,10 @@ import pandas as pd
 import yaml
 from PIL import Image
 
+from ..config import as_dict
 from ..errors import ConfigError, DataError
+from ..methods.recipes import recipe as make_recipe
+from ..methods.registry import METHODS
 from ..paths import paths
 from ..results.record import read_record
 from ..results.records import tidy
@@ -112,6 +115,26 @@ def load_all_frozen() -> pd.DataFrame:
         for name in _runs(lines)
     ]
     return pd.concat(tables or [tidy([]).assign(run="")], ignore_index=True)
+
+
+def load_compared() -> pd.DataFrame:
+    """Load the committed records that can be compared: a profile's own settings, each cell once.
+
+    Whichever run computed a cell, its accuracy is the same. What an ablation changes is left out,
+    and so is a method whose package is not installed.
+    """
+    table = load_all_frozen().drop(columns="run")
+    table = table.loc[~table["key"].duplicated()]
+    own = [_plain(row) for row in table.itertuples()]
+    return table.loc[own].sort_values(["dataset", "shots", "method", "seed"], ignore_index=True)
+
+
+def _plain(row):
+    if row.method not in METHODS:
+        return False
+    names = ("dataset", "method", "shots", "seed")
+    preset = as_dict(make_recipe(row.profile, **{name: getattr(row, name) for name in names}))
+    return all(preset.get(name) == value for name, value in row.recipe.items())
 
 
 def durations() -> pd.DataFrame:

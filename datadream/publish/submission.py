@@ -26,7 +26,7 @@ from ..statistics import wilson
 from ..store.artifacts import Store
 from ..store.files import reading, write_json, writing
 from ..store.open import open_store
-from .freeze import load_all_frozen
+from .freeze import load_all_frozen, load_compared
 
 FORMAT = 1
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
@@ -264,15 +264,14 @@ def _other_images(records):
     return found
 
 
-def leaderboard(runs: Sequence[str] = ("mnist_methods", "optdigits_methods")) -> pd.DataFrame:
-    """Return the leaderboard: the committed study's cells of some runs, and contributed ones.
+def leaderboard() -> pd.DataFrame:
+    """Return the leaderboard: the committed study's comparable cells, and contributed ones.
 
     One row per dataset, shots and method: title, seeds, mean top-1 in percent with the interval of
     `records.summary`, mean seconds, who contributed it ("": this study), its code's address, and
     why settings that all methods share differ, as (setting, sentence).
     """
-    ours = load_all_frozen()
-    rows = _lines(ours.loc[ours["run"].isin(runs)], {}, "", "")
+    rows = _lines(load_compared(), {}, "", "")
     for folder in submissions():
         head, records = read_submission(folder)
         titles = {name: one["title"] for name, one in head["methods"].items()}

@@ -484,3 +484,15 @@ def test_a_page_s_results_are_computed_and_not_typed(page):
     """
     prose = re.sub(r"(?s)```.*?```", "", page.read_text())
     assert page.name == "published.md" or not RESULT.findall(prose)
+
+
+def test_what_is_compared_has_the_profile_s_own_settings_and_each_cell_once():
+    """An ablation's other values are left out, and a cell that two runs show is one row."""
+    table, every = freeze.load_compared(), freeze.load_all_frozen()
+    assert not table.duplicated(["dataset", "shots", "method", "seed"]).any()
+    assert every.duplicated("key").any(), "or nothing tells whether it is once"
+    of = {name: every[every["run"] == name] for name in ("ablation_images", "mnist_methods")}
+    other = of["ablation_images"][of["ablation_images"]["images"] != 100]
+    assert len(other) and not set(other["key"]) & set(table["key"])
+    shown = of["mnist_methods"][of["mnist_methods"]["method"] == "dset"]
+    assert len(shown) and set(shown["key"]) <= set(table["key"])
