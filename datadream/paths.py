@@ -164,6 +164,7 @@ def paths() -> dict[str, Path]:
         "training": store / "mini_base",
         "kept_pages": root / "book" / "study",
         "kept_records": root / "book" / "study" / "records.jsonl",
+        "samples": root / "book" / "samples",
         "contrib": root / "contrib",
         "contents": root / "_build" / "toc.yml",
         "smoke": root / "_build" / "smoke",

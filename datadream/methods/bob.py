@@ -6,11 +6,12 @@ background and pose together. The draw does not depend on the class, so all clas
 contexts. Guidance, steps, the number of images and the classifier are DataDream's, and its prompts
 stay plain.
 
-Not here: 400 epochs (the profile's are kept), the same noise for all classes, Qwen2.5-VL-7B, which
-wrote the captions: for photographs they are read from a file `captions.tsv`, whoever wrote it. The
-contexts of drawn characters are measured, a proposal of this project (`methods.contexts`), and
-stand behind a comma. One shot a class is refused there, since what is the class's own cannot be
-told from one image: tried with words for it, the generator drew the shot that the words were of.
+Not here: 400 epochs (the profile's are kept), the same noise for all classes, and Qwen2.5-VL-7B,
+which wrote the captions. For photographs, captions are read from a file `captions.tsv`, whoever
+wrote them. For drawn characters the context is measured, a proposal of this project
+(`methods.contexts`), and follows the class after a comma. There the method needs two shots a class:
+one image does not tell what belongs to the class and what to the context, and in a trial the
+generator only drew that shot again.
 """
 
 import numpy as np

@@ -1,17 +1,17 @@
 """DISEF-style (da Costa et al., 2023): start from a few shot, redraw what CLIP misclassifies.
 
-It starts at step 5 of 20 from a few shot, padded with black to a square, and redraws what its CLIP
-reads as another class. The paper's profile has DISEF's guidance, 8; the mini profile has none, as
-all of that profile's methods, and redraws four times, since its untouched CLIP reads handwriting
-badly.
+Published, and here: sampling starts at step 5 of 20 from a few shot, padded with black to a square,
+and an image that CLIP reads as another class is drawn again. The paper's profile has DISEF's
+guidance, 8. The mini profile has no guidance, as for most methods, and redraws at most four times,
+since its untouched CLIP reads handwriting badly.
 
 DISEF filters the first hundred batches of a class, 8 drawings each for 64 images, 12.5 an image;
-from then on all pass. Here each image has this budget for itself, twelve redraws, so that it
-depends on no other image and on no batch. Where CLIP accepts a share p of the drawings, DISEF lets
-1 - 12.5 p of its images pass unfiltered, from p = 8 % on none; here it is (1 - p)^12.
+after that all pass. Here each image has this budget for itself, twelve redraws, so that it depends
+on no other image and on no batch. Where CLIP accepts a share p of the drawings, DISEF lets
+1 - 12.5 p of its images pass unfiltered, none if p is 8 % or more; here it is (1 - p)^12.
 
 Not here: captions of the shots, Realistic Vision 2.0, the optional mixing of starts. The mini
-profile's images are square already, and photographs are cut there unless `generate.fit` says 'pad'.
+profile's images are square already; photographs are cut there unless `generate.fit` says 'pad'.
 """
 
 from .base import Method

@@ -1,4 +1,13 @@
-"""LoFT (Kim et al., 2025): one adapter per few shot, two of a class fused at sampling."""
+"""LoFT (Kim et al., 2025): one adapter per few shot, two of a class fused at sampling.
+
+Published, and here: a LoRA of rank 2 for each shot, of the UNet alone, tuned with the shot's centre
+crop; an image takes the average of two adapters of its class, and all pairs of a class are shuffled
+once and used in that order again and again.
+
+Other than in the released code, each pair makes four images in a row instead of one, so that a
+batch has one set of weights. The adapters have the settings that the released script names for
+LoFT; the script itself tests a variable that it never sets, and so tunes with DataDream's.
+"""
 
 from functools import lru_cache
 from itertools import combinations

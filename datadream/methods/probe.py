@@ -1,9 +1,10 @@
-"""Linear probe (Radford et al., 2021), as CoOp (Zhou et al., 2022) sets it up for few shots.
+"""Linear probe (Radford et al., 2021; CoOp, 2022): logistic regression on frozen features.
 
-From CoOp's released code: multinomial logistic regression with an L2 penalty, fitted by L-BFGS with
-at most 1,000 iterations on the raw visual features of the shots' centre crops, without a text. The
-penalty's C is chosen on validation images: seven powers of ten from 1e6 to 1e-6, then eight
-bisections of log C within a factor of ten of the best.
+From the released code of CoOp (Zhou et al., 2022), which has it as a baseline: multinomial logistic
+regression with an L2 penalty, fitted by L-BFGS with at most 1,000 iterations on the raw visual
+features of the shots' centre crops, without a text. The penalty's C is chosen on validation images:
+seven powers of ten from 1e6 to 1e-6, then eight bisections of log C within a factor of ten of the
+best.
 
 Not from it: its image tower is CLIP's ResNet-50, here it is the recipe's. Of two C that read as
 many images right, the one with the lower loss is taken, there the larger one.

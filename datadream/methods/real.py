@@ -1,4 +1,4 @@
-"""The few real images alone, under the usual augmentation or a heavier one."""
+"""Real only: train on the few real images, under the usual augmentation or a heavier one."""
 
 from .base import Method
 

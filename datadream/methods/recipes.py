@@ -1,6 +1,6 @@
 """The recipe of a method in a profile, and the book's tables of settings."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from ..config import PROFILES, Recipe, as_dict, as_mapping, build_recipe, leaves
@@ -32,14 +32,14 @@ def settings_table() -> list[dict[str, Any]]:
     ]
 
 
-def method_settings_table() -> list[dict[str, Any]]:
-    """Return one row per setting that a method changes.
+def method_settings_table(names: Collection[str] = ()) -> list[dict[str, Any]]:
+    """Return one row per setting that a method changes; of `names` () of all methods.
 
     Columns: method, field, its value in both profiles, and the profiles' own.
     """
     rows = []
     for name, row in METHODS.items():
-        if row.settings and not name.endswith("+real"):
+        if row.settings and not name.endswith("+real") and (not names or name in names):
             changed = sorted({field for values in row.settings.values() for field in values})
             values = {profile: as_dict(recipe(profile, method=name)) for profile in PROFILES}
             own = {profile: as_dict(recipe(profile, method="dset")) for profile in PROFILES}

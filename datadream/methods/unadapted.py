@@ -1,4 +1,4 @@
-"""The base generator with the paper's prompt: the baseline for DataDream."""
+"""Un-adapted generator: draw from the base model by the paper's prompt, DataDream's baseline."""
 
 from .base import Method
 

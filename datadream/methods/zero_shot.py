@@ -1,4 +1,4 @@
-"""Zero-shot CLIP (Radford et al., 2021): no synthetic or real images, no training."""
+"""Zero-shot CLIP (Radford et al., 2021): compare images with class names, without training."""
 
 from .base import Method
 

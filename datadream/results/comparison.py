@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from ..statistics import average_ranks, critical_difference, holm, mean_interval, paired_p
-from .records import RELEASED
+from .records import RELEASED, paired, summary
 
 # Named before the study ran: what it is for. All other comparisons are secondary.
 PRIMARY = ("dset+real", "real")
@@ -142,6 +142,36 @@ def secondary(table: pd.DataFrame, base: str, methods: Sequence[str] = ()) -> pd
         detected(*pair) for pair in zip(found["difference"], found["corrected p"], strict=True)
     ]
     return found
+
+
+def beside(table: pd.DataFrame, base: str, methods: Sequence[str]) -> pd.DataFrame:
+    """Return accuracies beside those of `base`, on the seeds that both have.
+
+    One row per dataset, shots and method: seeds, top-1 in percent with the interval of
+    `records.summary`, that of `base`, and the paired difference with its uncorrected interval.
+    Where `base` has none of a method's seeds, and of `base` itself, the row has no difference.
+    Raises ValueError as `primary`.
+    """
+    _wide(table)
+    rows = []
+    for (dataset, shots), part in table.groupby(SETTING):
+        by_method = {str(name): set(own["seed"]) for name, own in part.groupby("method")}
+        for method in (name for name in methods if name in by_method):
+            shared = by_method[method] & by_method.get(base, set())
+            compared = bool(shared) and method != base
+            kept = part["seed"].isin(shared or by_method[method])
+            found = summary(part.loc[kept & part["method"].isin([method, base])])
+            own = found.set_index("method").loc[method]
+            row = {"dataset": dataset, "shots": shots, "method": method, "seeds": int(own["seeds"])}
+            row |= {name: own[name] for name in ("top1", "low", "high")}
+            if compared:
+                gain = paired(part, method, base)
+                row["base"] = found.set_index("method").loc[base, "top1"]
+                row["difference"] = gain["difference"]
+                row |= {"least": gain["low"], "most": gain["high"]}
+            rows.append(row)
+    columns = [*SETTING, "method", "seeds", "top1", "low", "high"]
+    return pd.DataFrame(rows, columns=[*columns, "base", "difference", "least", "most"])
 
 
 def detected(difference: float, p: float, level: float = 0.05) -> str:

@@ -7,6 +7,8 @@ from typing import Any
 import pandas as pd
 from pandas.io.formats.style import Styler
 
+from ..config import as_dict
+from ..methods.recipes import recipe
 from ..methods.registry import METHODS
 from ..statistics import mean_interval
 from ..store.files import json_files
@@ -74,6 +76,28 @@ def select(table: pd.DataFrame, **values: Any) -> pd.DataFrame:
     for column, value in values.items():
         table = table.loc[table[column] == value]
     return table.reset_index(drop=True)
+
+
+def in_profile(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows with their profile's own settings for the method, as it has them now.
+
+    So no point of an ablation, no longer run and nothing of a method whose settings have changed
+    since. Of several records of one cell the newest stays. A method that is not installed has none.
+    """
+    own = [name for name in table.index if _as_it_is(table.at[name, "recipe"])]
+    cell = ["profile", "dataset", "shots", "method", "seed"]
+    newest = table.loc[own].sort_values("created", kind="stable")
+    return newest.drop_duplicates(cell, keep="last").sort_index().reset_index(drop=True)
+
+
+def _as_it_is(given):
+    """True if a record's recipe is what `recipe` makes of its profile, method and few shots."""
+    if given["method"] not in METHODS:
+        return False
+    names = ("method", "dataset", "folder", "shots", "seed")
+    usual = as_dict(recipe(given["profile"], **{n: given[n] for n in names if n in given}))
+    # a record lacks the fields that were added after it
+    return all(usual.get(name) == value for name, value in given.items() if name in usual)
 
 
 def by_shots(table: pd.DataFrame) -> list[tuple[int, pd.DataFrame]]:
@@ -193,8 +217,11 @@ def interval_text(low: float, high: float) -> str:
     return "shown" if low > 0 else "the opposite is shown" if high < 0 else "not shown"
 
 
-def _bound(value):
-    # +0.0 would hide on which side of zero it is.
+def signed(value: float) -> str:
+    """Return a difference in points with its sign; near zero with a second decimal.
+
+    One decimal would hide there on which side of zero it is.
+    """
     return f"{value:+.1f}" if abs(value) >= 0.05 else f"{value:+.2f}"
 
 
@@ -207,8 +234,8 @@ def sentence(difference: Mapping[str, Any], better: str, baseline: str) -> str:
         )
     return (
         f"{better} minus {baseline}: {difference['difference']:+.1f} points on average over "
-        f"{difference['seeds']} seeds, 95 % interval {_bound(difference['low'])} to "
-        f"{_bound(difference['high'])}; "
+        f"{difference['seeds']} seeds, 95 % interval {signed(difference['low'])} to "
+        f"{signed(difference['high'])}; "
         f"{verdict(difference['low'], difference['high'], 'difference')}."
     )
 

@@ -1,0 +1,118 @@
+"""Sphinx extension: what the page of a method shows, from the code and the committed records.
+
+    ```{method} bob
+    ```
+
+stands for the sections of `datadream.publish.method_page` on `datadream/methods/bob.py`, and
+`{methods}` for the table of all such files. They are made while Sphinx reads the page, so that a
+page needs no kernel. And in tables that other pages compute, a method's title links to its page.
+"""
+
+import re
+from html import escape
+from typing import ClassVar
+
+from docutils import nodes
+from docutils.statemachine import StringList
+from sphinx.application import Sphinx
+from sphinx.errors import ExtensionError
+from sphinx.transforms.post_transforms import SphinxPostTransform
+from sphinx.util.docutils import SphinxDirective
+
+from datadream.paths import paths
+from datadream.publish import method_page
+
+CELL = re.compile(r"(<(td|th)\b([^>]*)>)([^<>]+)(?=</\2>)")
+
+
+class Parsed(SphinxDirective):
+    """A directive whose content is Markdown that the package writes."""
+
+    def parsed(self, text: str) -> list[nodes.Node]:
+        """Return the nodes of some Markdown, and note what the page then depends on."""
+        self.env.note_dependency(str(paths()["kept_records"]))
+        holder = nodes.Element()
+        self.state.nested_parse(StringList(text.splitlines(), "datadream"), 0, holder)
+        return holder.children
+
+
+class MethodDirective(Parsed):
+    """The sections of a method's page."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        """Return the names of the methods, and the sections."""
+        name, files = self.arguments[0], method_page.method_files()
+        if name not in files:
+            raise self.error(f"{name!r} is no file of methods; accepted: {', '.join(files)}")
+        found = self.parsed(method_page.names_text(files[name]))
+        for heading, text in method_page.sections(files[name], self.env.found_docs):
+            section = nodes.section(names=[nodes.fully_normalize_name(heading)])
+            section += nodes.title(heading, heading)
+            self.state.document.note_implicit_target(section, section)
+            section += self.parsed(text)
+            found.append(section)
+        return found
+
+
+class MethodsDirective(Parsed):
+    """The table of all methods."""
+
+    def run(self) -> list[nodes.Node]:
+        """Return the table."""
+        return self.parsed(method_page.overview())
+
+
+class LinkTitles(SphinxPostTransform):
+    """Link the titles of methods in the cells of computed tables, which are HTML by now."""
+
+    default_priority = 900  # after what chooses the HTML of an output
+    formats: ClassVar[tuple[str, ...]] = ("html",)
+
+    def run(self, **kwargs: object) -> None:
+        """Rewrite the raw HTML of the page that is being written."""
+        pages = {
+            escape(title): self.app.builder.get_relative_uri(self.env.docname, page)
+            for title, page in method_page.pages_by_title().items()
+            if page in self.env.found_docs and page != self.env.docname
+        }
+        for raw in self.document.findall(nodes.raw):
+            if pages and raw.get("format") == "html" and "<table" in raw.astext():
+                raw.children = [nodes.Text(linked(raw.astext(), pages))]
+                raw.rawsource = raw.astext()
+
+
+def linked(table: str, pages: dict[str, str]) -> str:
+    """Return the HTML of a table with links in cells that hold a title of `pages` and no more.
+
+    Headers of columns stay: they become buttons that sort.
+    """
+
+    def link(cell: re.Match) -> str:
+        start, tag, attributes, text = cell.groups()
+        page = pages.get(text.strip())
+        if page is None or (tag == "th" and "row_heading" not in attributes):
+            return cell[0]
+        return f'{start}<a href="{page}">{text}</a>'
+
+    return CELL.sub(link, table)
+
+
+def prepare(app: Sphinx, env: object, names: list[str]) -> None:
+    """Compute what all pages share, before Sphinx shares these out among processes."""
+    if any(name.startswith(f"{method_page.PAGES}/") for name in names):
+        try:
+            method_page.costs()
+            method_page.committed()
+        except Exception as error:
+            raise ExtensionError(f"the pages of the methods: {error}") from error
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    """Register the extension with Sphinx."""
+    app.add_directive("method", MethodDirective)
+    app.add_directive("methods", MethodsDirective)
+    app.add_post_transform(LinkTitles)
+    app.connect("env-before-read-docs", prepare)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

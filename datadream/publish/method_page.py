@@ -1,0 +1,349 @@
+"""What the book's page of a method shows beside its prose, as Markdown from the code and records.
+
+A page is one file of `datadream.methods`: its methods with their settings, costs, numbers, samples
+and code. `book/_ext/method.py` puts it where a page has the directive `{method} FILE`.
+"""
+
+import math
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+
+import pandas as pd
+
+from ..methods import registry
+from ..methods.base import Method
+from ..methods.recipes import method_settings_table
+from ..paths import paths
+from ..results.comparison import beside
+from ..results.records import in_profile, signed
+from ..results.tables import escape_markdown
+from .freeze import load_all_frozen
+
+PAGES = "book/methods"  # a page a file, by the file's name
+BASE = "real"  # what every other method is compared with
+COSTS = "optdigits"  # ten classes, as MNIST has, and read in a moment
+NOTHING = "*nothing*"
+
+
+@dataclass(frozen=True)
+class MethodFile:
+    """A file of `datadream.methods` and the methods that it defines, without their twins."""
+
+    name: str
+    module: ModuleType
+    methods: tuple[Method, ...]
+
+    @property
+    def path(self) -> Path:
+        """Where the file lies."""
+        return Path(str(self.module.__file__))
+
+    @property
+    def lines(self) -> int:
+        """How many lines it has."""
+        return len(self.path.read_text().splitlines())
+
+    @property
+    def idea(self) -> str:
+        """What follows the name and the citation in the docstring's first sentence."""
+        first = _paragraphs(self.module)[0]
+        return re.split(r"(?<=[\w)]): ", first, maxsplit=1)[-1].rstrip(".")
+
+    @property
+    def recipe(self) -> str:
+        """The docstring after its first paragraph: how the published recipe and ours differ."""
+        return "\n\n".join(_paragraphs(self.module)[1:])
+
+    @property
+    def names(self) -> list[str]:
+        """The methods' names, each followed by that of its twin with real images."""
+        known = registry.METHODS
+        pairs = ((one.name, f"{one.name}+real") for one in self.methods)
+        return [name for pair in pairs for name in pair if name in known]
+
+    @property
+    def citations(self) -> list[str]:
+        """The keys of the bibliography that its methods cite, each once."""
+        return list(dict.fromkeys(one.cite for one in self.methods if one.cite))
+
+
+def _paragraphs(module: ModuleType) -> list[str]:
+    text = (module.__doc__ or "").strip().split("\n\n")
+    return [" ".join(one.split()) for one in text]
+
+
+@cache
+def method_files() -> dict[str, MethodFile]:
+    """Return file name -> file, of all that the registry takes methods from, in its order."""
+    found = {}
+    for module in vars(registry).values():
+        own = getattr(module, "METHODS", ()) if isinstance(module, ModuleType) else ()
+        if isinstance(own, tuple):
+            found |= {one.name: module for one in own}
+    grouped: dict[str, list[Method]] = {}
+    modules = {}
+    for name in (name for name in registry.METHODS if name in found):
+        file = found[name].__name__.rpartition(".")[2]
+        modules[file] = found[name]
+        grouped.setdefault(file, []).append(registry.METHODS[name])
+    return {file: MethodFile(file, modules[file], tuple(own)) for file, own in grouped.items()}
+
+
+def pages_by_title() -> dict[str, str]:
+    """Return a method's title -> its page in the book, of the package's own methods."""
+    return {
+        registry.METHODS[name].title: f"{PAGES}/{file.name}"
+        for file in method_files().values()
+        for name in file.names
+    }
+
+
+def sections(file: MethodFile, pages: Collection[str] = ()) -> list[tuple[str, str]]:
+    """Return the sections of a method's page, as (heading, Markdown).
+
+    `pages` are those of the book, by their paths without suffix: only these are linked.
+    """
+    table = committed()
+    parts = [
+        ("The published recipe, and ours", recipe_text(file)),
+        ("Settings of its own", settings_text(file)),
+        ("What it costs", costs_text(file)),
+        ("Numbers", numbers_text(file, table, pages)),
+        ("Sample images", samples_text(file)),
+        ("The code", code_text(file)),
+    ]
+    return [(heading, text) for heading, text in parts if text]
+
+
+def names_text(file: MethodFile) -> str:
+    """Say by which names the study calls a file's methods, and what their twins are."""
+    own = [f"`{one.name}` for {escape_markdown(one.title)}" for one in file.methods]
+    twins = [f"`{name}`" for name in file.names if name not in {one.name for one in file.methods}]
+    text = f"The name in commands and records is {_listed(own)}."
+    if twins:
+        text += (
+            f" The classifier of {_listed(twins)} is trained on the few real images too; nothing "
+            "else differs."
+        )
+    return text
+
+
+def recipe_text(file: MethodFile) -> str:
+    """Return the module's own account of the recipe, if it gives one."""
+    if not file.recipe:
+        return ""
+    return (
+        f"{file.recipe}\n\n{{doc}}`/book/deviations` compares what all methods share with "
+        "DataDream's paper and code."
+    )
+
+
+def settings_text(file: MethodFile) -> str:
+    """Tabulate the settings that a file's methods change, beside the profiles' own values."""
+    rows = method_settings_table([one.name for one in file.methods])
+    rows = pd.DataFrame(rows, dtype=object)  # else 7 becomes 7.0 beside 0.5
+    if rows.empty:
+        return "None: it takes the profile's settings as they are."
+    values = [name for name in rows.columns if name not in ("method", "field")]
+    rows = rows.map(_value)
+    merged = rows.groupby(["field", *values], sort=False)["method"].agg(", ".join).reset_index()
+    shown = pd.DataFrame(
+        {
+            "Setting": [f"`{field}`" for field in merged["field"]],
+            "Profile `mini`": _beside(merged["mini"], merged["mini, other methods"]),
+            "Profile `paper`": _beside(merged["paper"], merged["paper, other methods"]),
+        }
+    )
+    if len(file.methods) > 1:
+        shown.insert(1, "Method", merged["method"].map(escape_markdown))
+    return (
+        "In brackets is the profile's own value, where it differs. {doc}`/book/deviations` says "
+        f"what each setting is.\n\n{markdown_table(shown)}"
+    )
+
+
+def _value(value: object) -> str:
+    return str(value) if value != "" else "none"
+
+
+def _beside(own: Iterable[str], usual: Iterable[str]) -> list[str]:
+    return [a if a == b else f"{a} ({b})" for a, b in zip(own, usual, strict=True)]
+
+
+@cache
+def costs() -> pd.DataFrame:
+    """Return `study.fairness.fairness` of every method but the twins, at the profile's shots.
+
+    The index is the method's name. One call serves all pages: it hashes every draw.
+    """
+    from ..study.cells import cells  # here, since both import torch, which takes seconds
+    from ..study.fairness import fairness
+
+    names = [one.name for file in method_files().values() for one in file.methods]
+    table = fairness(cells(names, dataset=COSTS))
+    table.index = pd.Index(names)
+    return table
+
+
+def costs_text(file: MethodFile) -> str:
+    """Tabulate what a file's methods spend for one seed of ten classes."""
+    found = costs().loc[[one.name for one in file.methods]]
+    shown = pd.DataFrame(
+        {
+            "Method": found["method"].map(escape_markdown),
+            "Adapters": found["adapters"],
+            "Steps to tune them": _thousands(found["adapter steps"]),
+            "Images": _thousands(found["images"]),
+            "Generator passes": _thousands(found["generator passes"]),
+            "Steps of the classifier": _thousands(found["classifier steps"]),
+            "Other models": found["extra models"].map(lambda text: escape_markdown(text) or "none"),
+            "Chosen on validation": found["chosen on validation"].map({True: "yes", False: "no"}),
+        }
+    )
+    return (
+        f"For one seed of ten classes with {found['shots'].iloc[0]} real images each, in the "
+        "profile `mini`. A pass is one evaluation of the generator's network for one image; an "
+        f"image that may be drawn again counts at its most.\n\n{markdown_table(shown)}"
+    )
+
+
+def _thousands(values: Iterable[int]) -> list[str]:
+    return [f"{value:,}" for value in values]
+
+
+@cache
+def committed() -> pd.DataFrame:
+    """Return the committed records with their profile's own settings, each cell once."""
+    return in_profile(load_all_frozen())
+
+
+def numbers_text(file: MethodFile, table: pd.DataFrame, pages: Collection[str] = ()) -> str:
+    """Tabulate a file's records in `table` beside those of the real images alone."""
+    found = beside(table.loc[table["protocol"] == "strict"], BASE, file.names)
+    if found.empty:
+        return (
+            "The committed study has no record of it yet with the settings above; "
+            "{doc}`/book/reproduce` says how to compute one."
+        )
+    shown = pd.DataFrame([_number_row(row) for row in found.to_dict("records")])
+    if set(found["method"]) == {BASE}:
+        shown = shown.iloc[:, :5]
+    base = escape_markdown(registry.METHODS[BASE].title)
+    lines = [
+        "Top-1 accuracy on the test images, the mean over seeds with its 95 % interval, over test "
+        f"images where all seeds agree. *{base}* has the same seeds, and the difference is paired "
+        "by seed. *Not detected* says that the interval of the difference includes zero, not that "
+        "there is none. Intervals are uncorrected; expect one in twenty to miss.",
+        markdown_table(shown),
+    ]
+    runs = sorted(table.loc[table["method"].isin(file.names), "run"].unique())
+    linked = [f"{{doc}}`/book/study/{run}`" for run in runs if f"book/study/{run}" in pages]
+    if linked:
+        lines.append(f"From {_listed(linked)}.")
+    return "\n\n".join(lines)
+
+
+def _number_row(row: Mapping) -> dict[str, str]:
+    """Return one row of numbers as texts."""
+    difference = row["difference"]
+    told = {f"{registry.METHODS[BASE].title}, %": "", "Difference": "", "Detected": ""}
+    if not math.isnan(difference):
+        ends = row["least"], row["most"]
+        span = f" ({signed(ends[0])} to {signed(ends[1])})" if row["seeds"] > 1 else ""
+        texts = f"{row['base']:.1f}", f"{signed(difference)}{span}", seen(*ends)
+        told = dict(zip(told, texts, strict=True))
+    return {
+        "Dataset": escape_markdown(row["dataset"]),
+        "Shots": str(row["shots"]),
+        "Method": escape_markdown(registry.METHODS[row["method"]].title),
+        "Top-1 %": f"{row['top1']:.1f} ({row['low']:.1f} to {row['high']:.1f})",
+        "Seeds": str(row["seeds"]),
+        **told,
+    }
+
+
+def seen(low: float, high: float) -> str:
+    """Say what the interval of a difference detects: "more", "less" or "not detected".
+
+    One seed, whose interval is NaN, detects nothing.
+    """
+    return "more" if low > 0 else "less" if high < 0 else "not detected"
+
+
+def samples_text(file: MethodFile) -> str:
+    """Return the committed samples of a file's synthetic sets, or say that there are none."""
+    made = [one for one in file.methods if one.generates]
+    if not made:
+        return ""
+    shown = [
+        f"```{{figure}} /book/samples/{sheet.parent.name}/{sheet.name}\n"
+        f":alt: Synthetic images of {one.title}, {sheet.parent.name}\n"
+        f":class: photos\n\n{escape_markdown(one.title)}, {sheet.parent.name}.\n```"
+        for one in made
+        for sheet in sorted(paths()["samples"].glob(f"*/{one.name}.png"))
+    ]
+    return "\n\n".join(shown) or "No sample of its synthetic images is committed yet."
+
+
+def code_text(file: MethodFile) -> str:
+    """Link the file's reference and hold all of its lines in a block that opens on a click."""
+    path = f"datadream/methods/{file.path.name}"
+    return (
+        f"All of it is `{path}`, {file.lines} lines; {{py:mod}}`{file.module.__name__}` is its "
+        f"place in the reference.\n\n````{{dropdown}} {path}\n"
+        f"```{{literalinclude}} /{path}\n:language: python\n```\n````"
+    )
+
+
+def overview() -> str:
+    """Tabulate all files: title, idea, what they use the real images for, lines, citation."""
+    rows = []
+    for file in method_files().values():
+        cited = " ".join(f"{{cite:p}}`{key}`" for key in file.citations)
+        rows.append(
+            {
+                "Method": f"{{doc}}`/{PAGES}/{file.name}`",
+                "Idea": file.idea[:1].upper() + file.idea[1:],
+                "Real images are used": "; or ".join(dict.fromkeys(map(uses, file.methods))),
+                "File": f"`{file.path.name}`",
+                "Lines": str(file.lines),
+                "Source": cited or "-",
+            }
+        )
+    return markdown_table(pd.DataFrame(rows))
+
+
+def uses(method: Method) -> str:
+    """Say what a method uses the few real images for."""
+    from ..methods.recipes import recipe
+
+    own = recipe(method=method.name, dataset=COSTS)
+    found = []
+    if method.generates:
+        found += ["to tune the generator"] * bool(costs().at[method.name, "adapters"])
+        found += ["to start images from"] * bool(own.generate.strength)
+        found += ["as prompts"] * bool(own.generate.image_prompts)
+    if method.real:
+        found.append("to train the classifier")
+    return ", ".join(found) or "not at all"
+
+
+def markdown_table(frame: pd.DataFrame) -> str:
+    """Return a table of Markdown cells, which sorts by its headers in the book."""
+
+    def line(cells: Sequence[object]) -> str:
+        return f"| {' | '.join(map(str, cells))} |"
+
+    head = [line(frame.columns), line(["---"] * len(frame.columns))]
+    body = [line(row) for row in frame.itertuples(index=False)]
+    return "\n".join(["```{table}", ":class: results", "", *head, *body, "```"])
+
+
+def _listed(texts: Sequence[str]) -> str:
+    """Return texts as "a", "a and b" or "a, b and c"."""
+    *most, last = texts
+    return f"{', '.join(most)} and {last}" if most else last
