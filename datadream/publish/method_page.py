@@ -1,7 +1,7 @@
 """What the book's page of a method shows beside its prose, as Markdown from the code and records.
 
 A page is one file of `datadream.methods`: its methods with their settings, costs, numbers, samples
-and code. `book/_ext/method.py` puts it where a page has the directive `{method} FILE`.
+and code. `book/_ext/method_pages.py` puts it where a page has the directive `{method-page} FILE`.
 """
 
 import math
@@ -253,17 +253,21 @@ def _number_row(row: Mapping) -> dict[str, str]:
     told = {f"{registry.METHODS[BASE].title}, %": "", "Difference": "", "Detected": ""}
     if not math.isnan(difference):
         ends = row["least"], row["most"]
-        span = f" ({signed(ends[0])} to {signed(ends[1])})" if row["seeds"] > 1 else ""
+        span = f" {_span(*map(signed, ends))}" if row["seeds"] > 1 else ""
         texts = f"{row['base']:.1f}", f"{signed(difference)}{span}", seen(*ends)
         told = dict(zip(told, texts, strict=True))
     return {
         "Dataset": escape_markdown(row["dataset"]),
         "Shots": str(row["shots"]),
         "Method": escape_markdown(registry.METHODS[row["method"]].title),
-        "Top-1 %": f"{row['top1']:.1f} ({row['low']:.1f} to {row['high']:.1f})",
+        "Top-1 %": f"{row['top1']:.1f} {_span(*(f'{row[end]:.1f}' for end in ('low', 'high')))}",
         "Seeds": str(row["seeds"]),
         **told,
     }
+
+
+def _span(low: str, high: str) -> str:
+    return f"({low} to {high})".replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def seen(low: float, high: float) -> str:
@@ -329,7 +333,7 @@ def uses(method: Method) -> str:
         found += ["as prompts"] * bool(own.generate.image_prompts)
     if method.real:
         found.append("to train the classifier")
-    return ", ".join(found) or "not at all"
+    return _listed(found) if found else "not at all"
 
 
 def markdown_table(frame: pd.DataFrame) -> str:

@@ -1,10 +1,10 @@
 """Sphinx extension: what the page of a method shows, from the code and the committed records.
 
-    ```{method} bob
+    ```{method-page} bob
     ```
 
 stands for the sections of `datadream.publish.method_page` on `datadream/methods/bob.py`, and
-`{methods}` for the table of all such files. They are made while Sphinx reads the page, so that a
+`{method-table}` for the table of all such files. They are made while Sphinx reads the page, so that a
 page needs no kernel. And in tables that other pages compute, a method's title links to its page.
 """
 
@@ -111,8 +111,8 @@ def prepare(app: Sphinx, env: object, names: list[str]) -> None:
 
 def setup(app: Sphinx) -> dict[str, bool]:
     """Register the extension with Sphinx."""
-    app.add_directive("method", MethodDirective)
-    app.add_directive("methods", MethodsDirective)
+    app.add_directive("method-page", MethodDirective)
+    app.add_directive("method-table", MethodsDirective)
     app.add_post_transform(LinkTitles)
     app.connect("env-before-read-docs", prepare)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
