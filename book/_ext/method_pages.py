@@ -4,8 +4,8 @@
     ```
 
 stands for the sections of `datadream.publish.method_page` on `datadream/methods/bob.py`, and
-`{method-table}` for the table of all such files. They are made while Sphinx reads the page, so that a
-page needs no kernel. And in tables that other pages compute, a method's title links to its page.
+`{method-table}` for the table of all such files. They are made while Sphinx reads the page, which
+then needs no kernel. In tables that other pages compute, a method's title links to its page.
 """
 
 import re

@@ -26,7 +26,6 @@ from .freeze import load_all_frozen
 PAGES = "book/methods"  # a page a file, by the file's name
 BASE = "real"  # what every other method is compared with
 COSTS = "optdigits"  # ten classes, as MNIST has, and read in a moment
-NOTHING = "*nothing*"
 
 
 @dataclass(frozen=True)
@@ -194,20 +193,24 @@ def costs_text(file: MethodFile) -> str:
     found = costs().loc[[one.name for one in file.methods]]
     shown = pd.DataFrame(
         {
-            "Method": found["method"].map(escape_markdown),
-            "Adapters": found["adapters"],
-            "Steps to tune them": _thousands(found["adapter steps"]),
-            "Images": _thousands(found["images"]),
-            "Generator passes": _thousands(found["generator passes"]),
-            "Steps of the classifier": _thousands(found["classifier steps"]),
-            "Other models": found["extra models"].map(lambda text: escape_markdown(text) or "none"),
-            "Chosen on validation": found["chosen on validation"].map({True: "yes", False: "no"}),
-        }
+            "Adapters of the generator": _thousands(found["adapters"]),
+            "Optimiser steps of all adapters": _thousands(found["adapter steps"]),
+            "Synthetic images": _thousands(found["images"]),
+            "Passes of the generator": _thousands(found["generator passes"]),
+            "Optimiser steps of the classifier": _thousands(found["classifier steps"]),
+            "Images in these steps": _thousands(found["images in them"]),
+            "Further models": [escape_markdown(text) or "-" for text in found["extra models"]],
+            "Uses validation images": [
+                "yes" if one else "no" for one in found["chosen on validation"]
+            ],
+        },
+        index=[escape_markdown(title) for title in found["method"]],
     )
+    turned = shown.T.rename_axis("For one seed").reset_index()
     return (
-        f"For one seed of ten classes with {found['shots'].iloc[0]} real images each, in the "
-        "profile `mini`. A pass is one evaluation of the generator's network for one image; an "
-        f"image that may be drawn again counts at its most.\n\n{markdown_table(shown)}"
+        f"With ten classes of {found['shots'].iloc[0]} real images each, in the profile `mini`. A "
+        "pass is one evaluation of the generator's network for one image; an image that may be "
+        f"drawn again counts as if it always were.\n\n{markdown_table(turned)}"
     )
 
 
@@ -231,7 +234,7 @@ def numbers_text(file: MethodFile, table: pd.DataFrame, pages: Collection[str] =
         )
     shown = pd.DataFrame([_number_row(row) for row in found.to_dict("records")])
     if set(found["method"]) == {BASE}:
-        shown = shown.iloc[:, :5]
+        shown = shown.iloc[:, :4]
     base = escape_markdown(registry.METHODS[BASE].title)
     lines = [
         "Top-1 accuracy on the test images, the mean over seeds with its 95 % interval, over test "
@@ -257,8 +260,7 @@ def _number_row(row: Mapping) -> dict[str, str]:
         texts = f"{row['base']:.1f}", f"{signed(difference)}{span}", seen(*ends)
         told = dict(zip(told, texts, strict=True))
     return {
-        "Dataset": escape_markdown(row["dataset"]),
-        "Shots": str(row["shots"]),
+        "Data, shots": f"{escape_markdown(row['dataset'])}, {row['shots']}",
         "Method": escape_markdown(registry.METHODS[row["method"]].title),
         "Top-1 %": f"{row['top1']:.1f} {_span(*(f'{row[end]:.1f}' for end in ('low', 'high')))}",
         "Seeds": str(row["seeds"]),
@@ -286,7 +288,7 @@ def samples_text(file: MethodFile) -> str:
     shown = [
         f"```{{figure}} /book/samples/{sheet.parent.name}/{sheet.name}\n"
         f":alt: Synthetic images of {one.title}, {sheet.parent.name}\n"
-        f":class: photos\n\n{escape_markdown(one.title)}, {sheet.parent.name}.\n```"
+        f":class: dark-light\n\n{escape_markdown(one.title)}, {sheet.parent.name}.\n```"
         for one in made
         for sheet in sorted(paths()["samples"].glob(f"*/{one.name}.png"))
     ]
@@ -339,7 +341,7 @@ def uses(method: Method) -> str:
 def markdown_table(frame: pd.DataFrame) -> str:
     """Return a table of Markdown cells, which sorts by its headers in the book."""
 
-    def line(cells: Sequence[object]) -> str:
+    def line(cells: Iterable[object]) -> str:
         return f"| {' | '.join(map(str, cells))} |"
 
     head = [line(frame.columns), line(["---"] * len(frame.columns))]

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from ..statistics import average_ranks, critical_difference, holm, mean_interval, paired_p
-from .records import RELEASED, paired, summary
+from .records import RELEASED, paired, select, summary
 
 # Named before the study ran: what it is for. All other comparisons are secondary.
 PRIMARY = ("dset+real", "real")
@@ -154,12 +154,13 @@ def beside(table: pd.DataFrame, base: str, methods: Sequence[str]) -> pd.DataFra
     """
     _wide(table)
     rows = []
-    for (dataset, shots), part in table.groupby(SETTING):
+    for dataset, shots in sorted(set(zip(table["dataset"], table["shots"], strict=True))):
+        part = select(table, dataset=dataset, shots=shots)
         by_method = {str(name): set(own["seed"]) for name, own in part.groupby("method")}
         for method in (name for name in methods if name in by_method):
             shared = by_method[method] & by_method.get(base, set())
             compared = bool(shared) and method != base
-            kept = part["seed"].isin(shared or by_method[method])
+            kept = part["seed"].isin(list(shared or by_method[method]))
             found = summary(part.loc[kept & part["method"].isin([method, base])])
             own = found.set_index("method").loc[method]
             row = {"dataset": dataset, "shots": shots, "method": method, "seeds": int(own["seeds"])}

@@ -52,6 +52,32 @@ def test_a_seed_that_lacks_a_setting_does_not_count():
         comparison.primary(frame.loc[frame["method"] != "dset+real"])
 
 
+def with_wilson(frame):
+    return frame.assign(low=frame["top1"] - 0.1, high=frame["top1"] + 0.1, val_top1=0.5)
+
+
+def test_a_method_stands_beside_the_base_on_the_seeds_that_both_have():
+    frame = with_wilson(table(noisy, shots=(1, 4)))
+    frame = frame.loc[~((frame["method"] == "dset+real") & (frame["seed"] > 2))]
+    found = comparison.beside(frame, "real", ["dset+real", "real", "bob"])
+    rows = found.set_index(["shots", "method"])
+    assert list(rows.index) == [(k, name) for k in (1, 4) for name in ("dset+real", "real")]
+    own, base = rows.loc[(1, "dset+real")], frame.query("method == 'real' & shots == 1 & seed < 3")
+    assert own["seeds"] == 3 and own["base"] == pytest.approx(100 * base["top1"].mean())
+    assert own["difference"] == pytest.approx(own["top1"] - own["base"])
+    assert own["least"] < own["difference"] < own["most"]
+    assert rows.loc[(1, "real"), "seeds"] == 5 and np.isnan(rows.loc[(1, "real"), "difference"])
+
+
+def test_a_method_without_the_bases_seeds_has_no_difference():
+    frame = with_wilson(table(noisy))
+    frame = frame.loc[(frame["method"] == "real") == (frame["seed"] > 2)]
+    (row,) = comparison.beside(frame, "real", ["dset+real"]).to_dict("records")
+    assert row["seeds"] == 3 and np.isnan(row["difference"]) and np.isnan(row["base"])
+    with pytest.raises(ValueError, match="RELEASED"):
+        comparison.beside(frame.assign(protocol="released"), "real", ["dset+real"])
+
+
 def test_what_is_there_at_one_shot_is_detected_and_what_is_not_is_not():
     found = comparison.secondary(table(noisy, shots=(1, 16)), "real")
     said = found.set_index(["shots", "method"])["detected"]

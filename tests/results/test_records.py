@@ -72,6 +72,25 @@ def test_a_row_has_the_cell_and_its_numbers(tmp_path):
     assert row["recipe"]["generate.images"] == 7 and row["curve"][0]["val"] == 0.6
 
 
+def test_records_in_the_profile_are_those_of_the_methods_present_settings(tmp_path):
+    renamed = record("dset", 2)
+    renamed["recipe"]["method"] = "nobodys"
+    older = record("disef", 1)
+    older["recipe"]["generate.steps"] = 6  # what it had once
+    newer = {**record("dset", 0, 0.7), "key": "again", "created": "2026-01-01T00:00:00Z"}
+    before = record("dset", 1)
+    del before["recipe"]["generate.compression"]  # a field that was added since
+    longer = record("dset", 3, **{"adapt.epochs": 99})
+    own = [record("dset", 0, 0.6), newer, before, longer, older, renamed]
+    found = records.in_profile(table(tmp_path, *own))
+    assert found[["method", "seed", "top1"]].values.tolist() == [["dset", 0, 0.7], ["dset", 1, 0.5]]
+    assert records.in_profile(records.tidy([])).empty
+
+
+def test_a_difference_near_zero_shows_its_side():
+    assert [records.signed(x) for x in (0.03, -0.03, 1.26)] == ["+0.03", "-0.03", "+1.3"]
+
+
 def test_the_table_is_sorted_as_the_methods_are(tmp_path):
     found = table(
         tmp_path,

@@ -1,0 +1,102 @@
+"""The Sphinx extension of the methods' pages, in a project of two pages."""
+
+import html
+import re
+import sys
+
+import pytest
+from conftest import ROOT
+from sphinx.application import Sphinx
+
+sys.path.append(str(ROOT / "book" / "_ext"))
+import method_pages
+
+INDEX = """# Methods
+
+```{toctree}
+bob
+```
+
+```{method-table}
+```
+
+```{raw} html
+<table><tr><td>BOB + real</td><td>BOB</td><th>BOB</th></tr></table>
+```
+"""
+PAGE = "# A method\n\nProse {cite:p}`yang2025bob`.\n\n```{method-page} NAME\n```\n"
+
+
+def build(home, name):
+    """Build a book of the overview and one page; return Sphinx's application and warnings."""
+    pages = home / "book" / "methods"
+    pages.mkdir(parents=True)
+    (home / "datadream").symlink_to(ROOT / "datadream")
+    (pages / "index.md").write_text(INDEX)
+    (pages / "bob.md").write_text(PAGE.replace("NAME", name))
+    settings = {
+        "extensions": ["myst_nb", "sphinx_design", "sphinxcontrib.bibtex", "method_pages"],
+        "root_doc": "book/methods/index",
+        "bibtex_bibfiles": [str(ROOT / "book" / "references.bib")],
+        "nb_execution_mode": "off",
+        "exclude_patterns": ["datadream"],
+        # what the pages of a whole book hold
+        "suppress_warnings": ["myst.domains", "myst.xref_missing", "ref.doc", "bibtex"],
+    }
+    with open(home / "warnings", "w") as warnings:
+        app = Sphinx(
+            home, None, home / "out", home / "trees", "html", settings, None, warning=warnings
+        )
+        app.build(force_all=True)
+    return app, (home / "warnings").read_text()
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    home = tmp_path_factory.mktemp("book")
+    app, warnings = build(home, "bob")
+    return app, warnings, home / "out" / "book" / "methods"
+
+
+def test_a_page_has_sections_tables_and_the_code(site):
+    app, warnings, out = site
+    page = html.unescape((out / "bob.html").read_text())
+    heads = [re.sub("<.*?>", "", found).strip("¶#") for found in re.findall("<h2>(.*?)</h2>", page)]
+    assert heads == [
+        "The published recipe, and ours", "Settings of its own", "What it costs", "Numbers",
+        "Sample images", "The code",
+    ]  # fmt: skip
+    assert "generate.guidance" in page and "class Bob" in re.sub("<.*?>", "", page)
+    contents = app.env.tocs["book/methods/bob"].astext()
+    assert all(head in contents for head in heads), "the list of sections beside the page"
+    assert "WARNING" not in warnings, warnings
+
+
+def test_titles_in_tables_lead_to_pages_that_are_there(site):
+    index = (site[2] / "index.html").read_text()
+    assert '<td><a href="bob.html">BOB + real</a></td><td><a href="bob.html">BOB</a></td>' in index
+    assert "<th>BOB</th>" in index
+
+
+def test_the_overview_lists_what_the_package_has(site):
+    index = html.unescape((site[2] / "index.html").read_text())
+    assert "No class owns the contexts of its few shots" in index and "loft.py" in index
+
+
+def test_an_unknown_name_is_told_with_those_that_are_known(tmp_path):
+    _, warnings = build(tmp_path, "bab")
+    assert "'bab' is no file of methods; accepted: zero_shot," in warnings
+
+
+def test_a_link_replaces_a_cell_that_holds_a_title_alone():
+    pages = {"Real only": "real.html", "A &amp; B": "ab.html"}
+    for before, after in {
+        "<td>Real only</td>": '<td><a href="real.html">Real only</a></td>',
+        '<th class="row_heading">A &amp; B</th>':
+            '<th class="row_heading"><a href="ab.html">A &amp; B</a></th>',
+        "<td>Real only, heavy</td>": None,
+        '<th class="col_heading">Real only</th>': None,
+        "<td><b>Real only</b></td>": None,
+        "<p>Real only</p>": None,
+    }.items():  # fmt: skip
+        assert method_pages.linked(before, pages) == (after or before)
