@@ -149,7 +149,9 @@ def settings_text(file: MethodFile) -> str:
         return "None: it takes the profile's settings as they are."
     values = [name for name in rows.columns if name not in ("method", "field")]
     rows = rows.map(_value)
-    merged = rows.groupby(["field", *values], sort=False)["method"].agg(", ".join).reset_index()
+    every = "; ".join(one.title for one in file.methods)
+    merged = rows.groupby(["field", *values], sort=False)["method"].agg("; ".join).reset_index()
+    merged["method"] = merged["method"].replace({every: "all"})
     shown = pd.DataFrame(
         {
             "Setting": [f"`{field}`" for field in merged["field"]],
@@ -210,7 +212,7 @@ def costs_text(file: MethodFile) -> str:
     return (
         f"With ten classes of {found['shots'].iloc[0]} real images each, in the profile `mini`. A "
         "pass is one evaluation of the generator's network for one image; an image that may be "
-        f"drawn again counts as if it always were.\n\n{markdown_table(turned)}"
+        f"drawn again counts as if it always were.\n\n{markdown_table(turned, sorts=False)}"
     )
 
 
@@ -338,15 +340,16 @@ def uses(method: Method) -> str:
     return _listed(found) if found else "not at all"
 
 
-def markdown_table(frame: pd.DataFrame) -> str:
-    """Return a table of Markdown cells, which sorts by its headers in the book."""
+def markdown_table(frame: pd.DataFrame, sorts: bool = True) -> str:
+    """Return a table of Markdown cells; in the book its headers sort it if `sorts`."""
 
     def line(cells: Iterable[object]) -> str:
         return f"| {' | '.join(map(str, cells))} |"
 
     head = [line(frame.columns), line(["---"] * len(frame.columns))]
     body = [line(row) for row in frame.itertuples(index=False)]
-    return "\n".join(["```{table}", ":class: results", "", *head, *body, "```"])
+    options = [":class: results", ""] if sorts else []
+    return "\n".join(["```{table}", *options, *head, *body, "```"])
 
 
 def _listed(texts: Sequence[str]) -> str:

@@ -76,7 +76,7 @@ def test_settings_are_those_of_the_registry_beside_the_profiles():
     assert method_page.settings_text(FILES["datadream"]).startswith("None")
     by_method = {tuple(row[:2]) for row in rows(method_page.settings_text(FILES["tip"]))}
     assert ("`classify.lr`", "Tip-Adapter-F") in by_method
-    assert ("`validation`", "Tip-Adapter, Tip-Adapter-F") in by_method
+    assert ("`validation`", "all") in by_method
 
 
 def test_costs_are_those_of_the_table_that_the_deviations_show():
