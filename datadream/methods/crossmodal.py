@@ -11,8 +11,8 @@ Not from it: the code searches learning rate, weight decay and batch by dataset;
 them; they are left out.
 
 Its number of steps is its own, since a step is on stored features and costs no pass through CLIP:
-the published 12,800, and a quarter of them in the mini profile, where the loss has long ended to
-fall; they take less time than the steps that the other methods share.
+the published 12,800, and a quarter of them in the mini profile, where the loss has long stopped
+falling; they take less time than the steps that the other methods share.
 
 Tuning budget: the step alone, one of 128 (mini: of 32), on min(shots, 4) validation images a class
 (`validation`).

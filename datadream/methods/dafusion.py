@@ -17,7 +17,7 @@ Each strength is that of a quarter of the class's images in a row, so that they 
 
 For the embedded model, 200 steps at 1e-3, chosen by eye at four shots: at 5e-3 the tokens of the
 optical digits became letters, which that model knows too. They cannot learn the blur of those
-digits: the edits are sharper than their starts, and most eights are no eights.
+digits: the edits are sharper than their starts, and most eights do not look like eights.
 """
 
 from typing import Any
