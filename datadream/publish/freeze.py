@@ -10,13 +10,10 @@ import pandas as pd
 import yaml
 from PIL import Image
 
-from ..config import as_dict
 from ..errors import ConfigError, DataError
-from ..methods.recipes import recipe as make_recipe
-from ..methods.registry import METHODS
 from ..paths import paths
 from ..results.record import read_record
-from ..results.records import tidy
+from ..results.records import in_profile, tidy
 from ..store.artifacts import Store
 from ..store.files import reading, write_json, writing
 from ..store.open import open_store
@@ -118,23 +115,12 @@ def load_all_frozen() -> pd.DataFrame:
 
 
 def load_compared() -> pd.DataFrame:
-    """Load the committed records that can be compared: a profile's own settings, each cell once.
+    """Load the committed records that can be compared: `records.in_profile` of all of them.
 
-    Whichever run computed a cell, its accuracy is the same. What an ablation changes is left out,
-    and so is a method whose package is not installed.
+    Whichever run has computed a cell, its accuracy is the same.
     """
-    table = load_all_frozen().drop(columns="run")
-    table = table.loc[~table["key"].duplicated()]
-    own = [_plain(row) for row in table.itertuples()]
-    return table.loc[own].sort_values(["dataset", "shots", "method", "seed"], ignore_index=True)
-
-
-def _plain(row):
-    if row.method not in METHODS:
-        return False
-    names = ("dataset", "method", "shots", "seed")
-    preset = as_dict(make_recipe(row.profile, **{name: getattr(row, name) for name in names}))
-    return all(preset.get(name) == value for name, value in row.recipe.items())
+    table = in_profile(load_all_frozen()).drop(columns="run")
+    return table.sort_values(["dataset", "shots", "method", "seed"], ignore_index=True)
 
 
 def durations() -> pd.DataFrame:
