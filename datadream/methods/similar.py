@@ -21,7 +21,7 @@ class Similar(Method):
     depend on, and a plan needs no CLIP.
     """
 
-    asks: ClassVar[str] = "the untouched classifier which classes look alike"
+    asks: ClassVar[str] = "the untouched classifier, for classes that look alike"
 
     def other(self, support: Support, label: int, rng: np.random.Generator) -> int:
         """Return a class other than `label`."""
