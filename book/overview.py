@@ -1,12 +1,15 @@
-"""Draw the picture of the README: real images, what the generator draws, and the claim's table.
+"""Draw the README's picture and the front page's strips of images.
 
-    python book/overview.py
+    python book/overview.py           # both
+    python book/overview.py strips    # the strips alone
 
-The images have the settings of the run `mnist_seeds`, seed 0; of each class the first is shown.
-Where the store lacks them they are computed, in about a quarter of an hour on two cores. The table
-is that of the committed records.
+The README's picture has real images, what the generator draws, and the claim's table, with the
+settings of the run `mnist_seeds`; the strips have those of `mnist_4`. All are of seed 0, the first
+of each class. Where the store lacks them they are computed, in about a quarter of an hour on two
+cores. The table is that of the committed records.
 """
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,18 +28,23 @@ from datadream.study.cells import cells
 from datadream.study.named_runs import load_study
 
 RUN = "mnist_seeds"
+STRIPS = "mnist_4"
 METHOD = "dset"
+SIDE, GAP = 64, 4  # pixels of an image in a strip, and between two
 
 
-def sample_rows(store: Store, **changes: object) -> dict[str, Sequence[list[Image.Image]]]:
+def sample_rows(
+    store: Store, run: str = RUN, **changes: object
+) -> dict[str, Sequence[list[Image.Image]]]:
     """Return title -> the first image of each class: real, and drawn untuned and tuned.
 
     `changes` are other parameters than the run's. Only one image per class is made.
     """
-    run = load_study()["runs"][RUN]["parameters"]
-    known = {
-        name: value for name, value in run.items() if name not in ("seeds", "workers", "images")
-    }
+    parameters, own = (
+        load_study()["runs"][run]["parameters"],
+        ("seeds", "workers", "images", "methods"),
+    )
+    known = {name: value for name, value in parameters.items() if name not in own}
     rows = {}
     for recipe in cells(["base", METHOD], [0], images=1, **known | changes):
         cell = Cell(recipe)
@@ -60,6 +68,22 @@ def draw(folder: Path, store: Store | None = None, **changes: object) -> list[Pa
     return files
 
 
+def draw_strips(folder: Path, store: Store | None = None, **changes: object) -> list[Path]:
+    """Write a row of images each for the real, untuned and tuned ones, and return the files."""
+    files = []
+    rows = sample_rows(store or open_store(), STRIPS, **changes)
+    for name, columns in zip(("real", "untuned", "tuned"), rows.values(), strict=True):
+        images = [column[0].convert("RGB") for column in columns]
+        strip = Image.new("RGBA", (len(images) * (SIDE + GAP) - GAP, SIDE))
+        for i, image in enumerate(images):
+            large = image.resize((SIDE, SIDE), Image.Resampling.NEAREST)
+            strip.paste(large, (i * (SIDE + GAP), 0))
+        files.append(folder / f"strip-{name}.png")
+        strip.save(files[-1], optimize=True)
+    return files
+
+
 if __name__ == "__main__":
-    for file in draw(paths()["home"] / "book" / "_static"):
+    place = paths()["home"] / "book" / "_static"
+    for file in [*draw_strips(place), *([] if sys.argv[1:] == ["strips"] else draw(place))]:
         print(file)

@@ -26,6 +26,7 @@ from datadream.data.images import Images, Previews, shrunk
 from datadream.methods.registry import METHODS
 from datadream.results import fonts, plots, style
 from datadream.store.artifacts import Store
+from datadream.study.named_runs import load_study
 
 # Linear RGB as it is seen: Machado, Oliveira and Fernandes (2009), severity 1.
 SEEN = {
@@ -275,6 +276,22 @@ def test_the_readme_s_picture_is_drawn_by_its_script(folder, tiny, tmp_path, mon
         and (pixels[0] != pixels[1]).any()
         and style.shade("#ffffff") == "#ffffff"
     )
+
+
+def test_the_front_page_s_strips_are_drawn_by_the_same_script(folder, tiny, tmp_path, monkeypatch):
+    """With as many shots as the page says; each of the three is there, as wide as the others."""
+    monkeypatch.syspath_prepend(ROOT / "book")
+    import overview
+
+    shots = load_study()["runs"][overview.STRIPS]["parameters"]["shots"]
+    assert shots == 4 and "four real digits per class" in (ROOT / "book/index.md").read_text()
+    changes = dict(dataset="folder", folder=folder, shots=2, overrides=tiny)
+    files = overview.draw_strips(tmp_path, Store(tmp_path), **changes)
+    strips = [Image.open(file).convert("RGBA") for file in files]
+    assert len({strip.size for strip in strips}) == 1
+    assert len({strip.tobytes() for strip in strips}) == 3, "real, untuned and tuned differ"
+    kept = [Image.open(ROOT / "book" / "_static" / file.name) for file in files]
+    assert {one.size for one in kept} == {(10 * 64 + 9 * 4, 64)}
 
 
 def test_every_cell_that_shows_photos_says_so():
