@@ -68,7 +68,7 @@ def draw(folder: Path, store: Store | None = None, **changes: object) -> list[Pa
     return files
 
 
-def draw_strips(folder: Path, store: Store | None = None, **changes: object) -> list[Path]:
+def draw_strips(place: Path, store: Store | None = None, **changes: object) -> list[Path]:
     """Write a row of images each for the real, untuned and tuned ones, and return the files."""
     files = []
     rows = sample_rows(store or open_store(), STRIPS, **changes)
@@ -78,12 +78,12 @@ def draw_strips(folder: Path, store: Store | None = None, **changes: object) -> 
         for i, image in enumerate(images):
             large = image.resize((SIDE, SIDE), Image.Resampling.NEAREST)
             strip.paste(large, (i * (SIDE + GAP), 0))
-        files.append(folder / f"strip-{name}.png")
+        files.append(place / f"strip-{name}.png")
         strip.save(files[-1], optimize=True)
     return files
 
 
 if __name__ == "__main__":
-    place = paths()["home"] / "book" / "_static"
-    for file in [*draw_strips(place), *([] if sys.argv[1:] == ["strips"] else draw(place))]:
+    static = paths()["home"] / "book" / "_static"
+    for file in [*draw_strips(static), *([] if sys.argv[1:] == ["strips"] else draw(static))]:
         print(file)
