@@ -2,7 +2,9 @@
 
 `issynth` is no more than several prompts: seven templates, where the paper has T5 write 200
 sentences a class, filters the images by CLIP and fits a head on frozen features. Its title says so;
-its name stays, since committed records are found by it.
+its name stays, since committed records are found by it. The embedded generator has learnt only the
+plain prompt: words such as "close-up" or "bright" make it draw letters for digits, so in the mini
+profile this row shows what unknown words cost, and not what several prompts bring.
 
 `issynth_rg` is the paper's real guidance: start from a shot of the class, with the less noise the
 more shots there are; the plain prompt; guidance 3.0; an image is kept if the reader gives its class
