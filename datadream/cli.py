@@ -1,6 +1,6 @@
 """The command line, `datadream` or `python -m datadream`.
 
-Commands: study | adapt | plan | doctor | export | download | gc | keep | submit |
+Commands: study | adapt | plan | doctor | export | download | gc | keep | compare | submit |
 check-submission | outcome | contents.
 """
 
@@ -179,6 +179,12 @@ def _add_upkeep(commands):
     )
     kept.add_argument("--group", default="full", help="which group of runs (default: %(default)s)")
     kept.set_defaults(call=_keep)
+    compared = commands.add_parser(
+        "compare",
+        help="hold the store's records against the committed ones, cell by cell; the exit code is "
+        "1 where they differ by more than is expected",
+    )
+    compared.set_defaults(call=_compare)
     outcome = commands.add_parser(
         "outcome",
         help="tell which named runs did not end well when they were last executed, and where "
@@ -341,6 +347,22 @@ def _keep(options):
     table = freeze_study(options.group)
     print(table.to_string(index=False, na_rep=""))
     return int("has not ended here" in set(table["status"]))
+
+
+def _compare(options):
+    from .paths import relative_to_home
+    from .publish.freeze import load_all_frozen
+    from .results import agreement
+    from .results.records import load_records
+
+    store = open_store()
+    yours = load_records(store.refresh_all(store.records))
+    if yours.empty:
+        print("the store has no records yet; `make study` or `datadream study` makes some")
+        return 0
+    found = agreement.compare(yours, load_all_frozen())
+    print(agreement.report(found, relative_to_home(store.records)))
+    return int(agreement.overall(found.cells)["verdict"] == agreement.OUTSIDE)
 
 
 def _submit(options):

@@ -1,0 +1,357 @@
+"""Hold a reader's records against the committed ones, cell by cell, with the spread to expect.
+
+Two runs of one computation draw the same random numbers and differ in rounding alone. Training
+enlarges that, at worst until the two are as unlike as two seeds. So a difference is judged by the
+spread over the committed seeds, and by the number of test images where there is none.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
+
+from ..config import Recipe, as_dict
+from ..methods.registry import METHODS
+from ..statistics import holm
+from ..store.keys import stage_of_key
+from .records import in_shots
+
+CELL = ["dataset", "shots", "method", "seed"]
+SEEDS = 3  # a standard deviation of two says next to nothing
+LEVEL = 0.05
+EQUAL, WITHIN, OUTSIDE, NOTHING = "equal", "within", "outside", "nothing to compare"
+# What an artifact's key begins with, in the order in which the stages are made.
+STAGES = ("shots", "adapt", "generate", "train", "judge")
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """A reader's cells, sorted by what there is to hold them against."""
+
+    # CELL, title, yours, ours and difference (in points), within, spread, p, verdict, judge, key
+    cells: pd.DataFrame
+    settings: pd.DataFrame  # not comparable: CELL, title, setting, yours, ours
+    alone: pd.DataFrame  # nothing is committed: CELL, title
+    copies: int  # records that are the committed ones themselves
+
+
+def seeds_apart(difference: float, seeds: ArrayLike) -> tuple[float, float]:
+    """Return (half-width at 95 %, two-sided p) of a difference between two seeds.
+
+    The seeds' accuracies give the standard deviation s, and two draws differ by t s sqrt(2) at
+    most. Raises ValueError on fewer than SEEDS, and on seeds that all agree.
+    """
+    from scipy import stats
+
+    values = np.asarray(seeds, dtype=float)
+    if len(values) < SEEDS or np.ptp(values) == 0:
+        raise ValueError(f"seeds {values.tolist()}; give {SEEDS} or more that are not all the same")
+    scale = float(values.std(ddof=1)) * math.sqrt(2)
+    freedom = len(values) - 1
+    half = float(stats.t.ppf(1 - LEVEL / 2, freedom)) * scale
+    return half, float(2 * stats.t.sf(abs(difference) / scale, freedom))
+
+
+def images_apart(first: float, second: float, total: int) -> tuple[float, float]:
+    """Return (half-width at 95 %, two-sided p) of two accuracies on `total` test images each.
+
+    One right and one wrong image are added to each (Agresti and Caffo, 2000), so that an accuracy
+    of 0 or 1 has a spread too. Raises ValueError on accuracies outside [0, 1] or no image.
+    """
+    from scipy import stats
+
+    if not (0 <= first <= 1 and 0 <= second <= 1 and total >= 1):
+        raise ValueError(f"{first}, {second} of {total} images; give shares of 1 or more images")
+    shares = [(share * total + 1) / (total + 2) for share in (first, second)]
+    scale = math.sqrt(sum(share * (1 - share) for share in shares) / (total + 2))
+    moved = abs(shares[0] - shares[1])
+    half = float(stats.norm.ppf(1 - LEVEL / 2)) * scale * (total + 2) / total
+    return half, float(2 * stats.norm.sf(moved / scale))
+
+
+def judged(yours: float, ours: float, total: int, seeds: ArrayLike) -> dict[str, Any]:
+    """Judge one accuracy against another of the same cell.
+
+    Returns `difference`, the half-width `within`, both in points, its `spread` in words, `p` and
+    the `verdict`. `seeds` are the accuracies of all seeds committed for the cell's settings.
+    """
+    values = np.asarray(seeds, dtype=float)
+    if len(values) >= SEEDS and np.ptp(values) > 0:
+        half, p = seeds_apart(yours - ours, values)
+        spread = f"{len(values)} seeds"
+    else:
+        half, p = images_apart(yours, ours, total)
+        spread = f"{total} images"
+    equal = round(yours * total) == round(ours * total)
+    return {
+        "difference": 100 * (yours - ours),
+        "within": 100 * half,
+        "spread": spread,
+        "p": 1.0 if equal else p,
+        "verdict": EQUAL if equal else OUTSIDE if p < LEVEL else WITHIN,
+    }
+
+
+def overall(cells: pd.DataFrame) -> dict[str, Any]:
+    """Judge all cells together; cells that are one computation count once.
+
+    Returns the counts `computations`, `equal`, `differ`, `outside`, how many are `expected` outside
+    at most, the binomial probability `chance` of so many or more, the Holm-corrected p-value of the
+    `furthest` cell, and the `verdict`. It is outside where one of the two is below half of LEVEL.
+    """
+    from scipy import stats
+
+    once = cells.drop_duplicates("judge")
+    differ = once.loc[once["verdict"] != EQUAL]
+    outside = int((differ["verdict"] == OUTSIDE).sum())
+    chance = float(stats.binom.sf(outside - 1, len(differ), LEVEL)) if len(differ) else 1.0
+    furthest = float(holm(differ["p"]).min()) if len(differ) else 1.0
+    far = min(chance, furthest) < LEVEL / 2
+    return {
+        "computations": len(once),
+        "equal": len(once) - len(differ),
+        "differ": len(differ),
+        "outside": outside,
+        "expected": LEVEL * len(differ),
+        "chance": chance,
+        "furthest": furthest,
+        "verdict": OUTSIDE if far else WITHIN if len(differ) else EQUAL if len(once) else NOTHING,
+    }
+
+
+def compare(yours: pd.DataFrame, ours: pd.DataFrame) -> Agreement:
+    """Hold a table of records against the committed ones, both as `records.load_records` gives.
+
+    Two cells are one computation if their results have the same key, which holds all that they
+    depend on, whatever settings they do not use. A GPU has other number formats, so other keys: a
+    cell of the same recipe and the same few shots is compared then.
+    """
+    known = ours.drop_duplicates("key").to_dict("records")
+    kept = {(row["key"], row["created"]) for row in known}
+    own = [r for r in yours.to_dict("records") if (r["key"], r["created"]) not in kept]
+    cells, settings, alone = [], [], []
+    near = _grouped(known, lambda row: tuple(row[name] for name in CELL))
+    same = _grouped(known, lambda row: (row["dataset"], row["method"], _judge(row)))
+    seeds = _grouped(known, _seedless)
+    for row in own:
+        where = {name: row[name] for name in CELL} | {"title": _title(row["method"])}
+        others = near.get(tuple(row[name] for name in CELL), [])
+        pairs = same.get((row["dataset"], row["method"], _judge(row)), [])
+        pairs = pairs or [one for one in others if _same_elsewhere(row, one)]
+        if pairs:
+            best = max(pairs, key=partial(_in_common, row, seeds))
+            cells.append(where | _against(row, best, seeds[_seedless(best)]))
+        elif others:
+            nearest = min((_differences(row, one) for one in others), key=len)
+            settings.append(where | nearest[0])
+        else:
+            alone.append(where)
+    return Agreement(
+        _table(cells, "yours", "ours", "difference", "within", "spread", "p", "verdict", "judge",
+               "key").drop_duplicates([*CELL, "judge"], ignore_index=True),
+        _table(settings, "setting", "yours", "ours"),
+        _table(alone).drop_duplicates(ignore_index=True),
+        len(yours) - len(own),
+    )  # fmt: skip
+
+
+def _table(rows, *columns):
+    return pd.DataFrame(rows, columns=[*CELL, "title", *columns])
+
+
+def _grouped(rows, by):
+    found = {}
+    for row in rows:
+        found.setdefault(by(row), []).append(row)
+    return found
+
+
+def _title(method):
+    known = METHODS.get(method)
+    return known.title if known else method
+
+
+def _judge(row):
+    return row["artifacts"]["judge"]
+
+
+def _in_common(row, seeds, other):
+    """Return the order in which one of several records of a computation is taken, the best last."""
+    same_cell = all(row[name] == other[name] for name in CELL)
+    return same_cell, _settings(row) == _settings(other), len(seeds[_seedless(other)])
+
+
+@cache
+def _defaults():
+    return json.loads(json.dumps(as_dict(Recipe())))
+
+
+def _settings(row):
+    """Return all settings of a record; one that was added after it has its default."""
+    return _defaults() | row["recipe"]
+
+
+def _seedless(row):
+    return json.dumps(_settings(row) | {"seed": None}, sort_keys=True)
+
+
+def _same_elsewhere(row, other):
+    """True if two records have one recipe and the same images, and a GPU made one of them."""
+    on_gpu = any(" CPU, " not in one["device"] for one in (row, other))
+    shots = [one["artifacts"].get("shots") for one in (row, other)]
+    alike = shots[0] == shots[1] and row["total"] == other["total"]
+    moved = on_gpu and row["device"] != other["device"]
+    return moved and alike and _settings(row) == _settings(other)
+
+
+def _against(row, other, seeds):
+    """Return what a row of `Agreement.cells` says of a record and the committed one."""
+    latest = {one["seed"]: one["top1"] for one in sorted(seeds, key=lambda one: one["created"])}
+    return {
+        "yours": 100 * row["top1"],
+        "ours": 100 * other["top1"],
+        **judged(row["top1"], other["top1"], row["total"], list(latest.values())),
+        "judge": _judge(row),
+        "key": row["key"],
+    }
+
+
+def _differences(row, other):
+    """Return the settings that differ, in the recipe's order: `setting`, `yours`, `ours`.
+
+    Where none does, the first stage whose inputs differ stands in for them.
+    """
+    here, there = _settings(row), _settings(other)
+    found = [
+        {"setting": name, "yours": here.get(name, "-"), "ours": there.get(name, "-")}
+        for name in dict.fromkeys([*here, *there])
+        if here.get(name) != there.get(name)
+    ]
+    if found:
+        return found
+    keys = [set(one["artifacts"].values()) for one in (row, other)]
+    changed = {stage_of_key(key) for key in keys[0] ^ keys[1]}
+    first = next((stage for stage in STAGES if stage in changed), "judge")
+    return [{"setting": f"data, models or code of the stage {first}", "yours": "-", "ours": "-"}]
+
+
+def shown(cells: pd.DataFrame) -> pd.DataFrame:
+    """Return compared cells as a reader sees them; those outside come first."""
+    first = cells.sort_values("verdict", key=lambda column: column != OUTSIDE, kind="stable")
+    rows = [
+        {
+            "Dataset": row["dataset"],
+            "Shots": row["shots"],
+            "Method": row["title"],
+            "Seed": row["seed"],
+            "Yours %": f"{row['yours']:.2f}",
+            "Ours %": f"{row['ours']:.2f}",
+            "Difference": f"{row['difference']:+.2f}" if row["verdict"] != EQUAL else "0",
+            "Expected within ±": f"{row['within']:.2f}",
+            "From": row["spread"],
+            "Verdict": row["verdict"],
+        }
+        for row in first.to_dict("records")
+    ]
+    return pd.DataFrame(rows)
+
+
+def shown_settings(settings: pd.DataFrame) -> pd.DataFrame:
+    """Return cells that cannot be compared as a reader sees them, a row for all seeds alike."""
+    texts = settings.assign(**{name: settings[name].map(str) for name in ("yours", "ours")})
+    alike = ["dataset", "shots", "title", "setting", "yours", "ours"]
+    rows = texts.groupby(alike, sort=False)["seed"].agg(_listed).reset_index()
+    own = {"seed": "Seeds", "title": "Method", "setting": "Setting that differs"}
+    return rows.rename(columns=lambda name: own.get(name, name.capitalize()))
+
+
+def _listed(values: Iterable[Any]) -> str:
+    return ", ".join(map(str, sorted(set(values))))
+
+
+def _count(number: int, noun: str = "cell") -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
+def verdict_line(found: Agreement) -> str:
+    """Return the overall verdict and the counts behind it, in a few sentences."""
+    total = overall(found.cells)
+    if total["verdict"] == NOTHING:
+        return "No verdict: none of your cells is committed with the same settings."
+    counted = f"{_count(len(found.cells))} compared"
+    if len(found.cells) != total["computations"]:
+        counted += f", which are {_count(total['computations'], 'computation')}"
+    if total["verdict"] == EQUAL:
+        return f"Equal: {counted}, each with exactly our number."
+    differ = f"the {total['differ']} that differ{'s' * (total['differ'] == 1)}"
+    return (
+        f"{total['verdict'].capitalize()}: {counted}; {total['equal']} equal, "
+        f"{total['differ'] - total['outside']} within the expected spread, {total['outside']} "
+        f"outside. Chance puts at most {total['expected']:.2g} of {differ} outside. "
+        f"{_reasons(total)}"
+    ).strip()
+
+
+def _reasons(total: Mapping[str, Any]) -> str:
+    """Say what makes the overall verdict "outside"; "" where it is not."""
+    found = []
+    if total["chance"] < LEVEL / 2:
+        found.append(f"So many or more have a probability of {total['chance']:.2g}.")
+    if total["furthest"] < LEVEL / 2:
+        found.append(
+            f"The farthest alone has p = {total['furthest']:.2g}, corrected for their number "
+            "(Holm)."
+        )
+    return " ".join(found)
+
+
+def rest_lines(found: Agreement) -> list[str]:
+    """Return a sentence on each kind of record that stands in no table."""
+    lines = []
+    if found.copies:
+        lines.append(
+            f"{_count(found.copies, 'record')} of the store also {_verb(found.copies)} in "
+            "book/study/records.jsonl, from the same run, and would be compared with "
+            f"{'itself' if found.copies == 1 else 'themselves'}. If you have kept your study there "
+            '("datadream keep"), "git checkout book/study/records.jsonl" brings ours back.'
+        )
+    if len(found.alone):
+        where = found.alone.groupby(["dataset", "shots"], sort=False).size()
+        places = [f"{name} at {in_shots(shots)} ({n})" for (name, shots), n in where.items()]
+        lines.append(f"{_count(len(found.alone))} of yours have no committed counterpart: "
+                     f"{', '.join(places)}.")  # fmt: skip
+    return lines
+
+
+def _verb(number):
+    return "stands" if number == 1 else "stand"
+
+
+def outside_files(found: Agreement, folder: str) -> list[str]:
+    """Return the files, in the folder of the reader's records, of the cells that are outside."""
+    keys = found.cells.loc[found.cells["verdict"] == OUTSIDE, "key"]
+    return [f"{folder}/{key}.json" for key in keys]
+
+
+def report(found: Agreement, folder: str) -> str:
+    """Return the comparison for a terminal; `folder` is where the reader's records lie."""
+    parts = [verdict_line(found)]
+    if len(found.cells):
+        parts.append(shown(found.cells).to_string(index=False))
+    if len(found.settings):
+        table = shown_settings(found.settings).to_string(index=False)
+        parts.append(f"Not comparable, since other settings are committed:\n{table}")
+    parts += rest_lines(found)
+    if files := outside_files(found, folder):
+        listed = "\n".join(f"  {file}" for file in files)
+        parts.append(
+            "To report what is outside, send what `datadream compare` and `datadream doctor` "
+            f"print, and these records:\n{listed}"
+        )
+    return "\n\n".join(parts)
