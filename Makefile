@@ -49,11 +49,12 @@ study-full: venv  ## every method on both datasets at 1, 4 and 16 shots, in piec
 study-ablations: venv  ## one setting at a time (2 hours on two cores), kept in book/study, then the book
 	@$(call study_and_book,$(PY) -m datadream study --group ablations || status=$$?; $(PY) -m datadream keep --group ablations || status=$$?;)
 
-# The book is built even if a run failed, so that what succeeded can be read; the exit status tells of either. Which run failed
-# comes last, since the book's output is long.
+# The book is built even if a run failed, so that what succeeded can be read; the exit status tells of either. How the results
+# agree with the committed ones, which fails nothing, and which run failed come last, since the book's output is long.
 define study_and_book
 status=0; $(PY) -m datadream study --jobs $(JOBS) || status=$$?; $(1) \
 $(MAKE) --no-print-directory book || status=$$?; \
+$(PY) -m datadream compare --brief || true; \
 $(PY) -m datadream outcome || true; \
 exit $$status
 endef

@@ -184,6 +184,7 @@ def _add_upkeep(commands):
         help="hold the store's records against the committed ones, cell by cell; the exit code is "
         "1 where they differ by more than is expected",
     )
+    compared.add_argument("--brief", action="store_true", help="print the overall verdict alone")
     compared.set_defaults(call=_compare)
     outcome = commands.add_parser(
         "outcome",
@@ -350,18 +351,18 @@ def _keep(options):
 
 
 def _compare(options):
-    from .paths import relative_to_home
+    from .paths import paths, relative_to_home
     from .publish.freeze import load_all_frozen
     from .results import agreement
     from .results.records import load_records
 
-    store = open_store()
-    yours = load_records(store.refresh_all(store.records))
-    if yours.empty:
-        print("the store has no records yet; `make study` or `datadream study` makes some")
-        return 0
-    found = agreement.compare(yours, load_all_frozen())
-    print(agreement.report(found, relative_to_home(store.records)))
+    found = agreement.compare(load_records(), load_all_frozen())
+    if options.brief:
+        print(agreement.verdict_line(found))
+        if len(found.cells):
+            print("The cells: `python -m datadream compare`, and the book's page on your own run")
+    else:
+        print(agreement.report(found, relative_to_home(paths()["store"])))
     return int(agreement.overall(found.cells)["verdict"] == agreement.OUTSIDE)
 
 

@@ -251,7 +251,7 @@ def _few_colours(encoded):
 
 
 def write_contents() -> Path:
-    """Write the book's contents, _toc.yml with a part for the pages in book/runs.
+    """Write the book's contents, _toc.yml with the pages in book/runs at the end of its own part.
 
     Returns its file. A run that failed has the page of what it had done, beside that of an earlier
     run if there is one. A page of the study that is not kept yet is left out. Raises ConfigError on
@@ -262,9 +262,11 @@ def write_contents() -> Path:
         raise ConfigError("_toc.yml has no 'parts'; each lists the chapters of a part of the book")
     for part in contents["parts"]:
         part["chapters"] = _there(part["chapters"])
-    own = _own_chapters()
-    if own:
-        contents["parts"].append({"caption": OWN, "chapters": own})
+    if own := _own_chapters():
+        named = [part for part in contents["parts"] if part.get("caption") == OWN]
+        part = named[0] if named else {"caption": OWN, "chapters": []}
+        part["chapters"] += own
+        contents["parts"] += [] if named else [part]
     file = paths()["contents"]
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(yaml.safe_dump(contents, sort_keys=False))

@@ -1,8 +1,9 @@
 """Hold a reader's records against the committed ones, cell by cell, with the spread to expect.
 
-Two runs of one computation draw the same random numbers and differ in rounding alone. Training
-enlarges that, at worst until the two are as unlike as two seeds. So a difference is judged by the
-spread over the committed seeds, and by the number of test images where there is none.
+Two runs of one cell draw the same random numbers and differ in rounding alone, which training may
+enlarge. Two bounds hold for the difference of their accuracies, and the smaller one counts: that of
+two seeds, which differ in more than rounding, and that of two classifiers of the same accuracy
+whose errors have nothing in common.
 """
 
 import json
@@ -25,6 +26,10 @@ from .records import in_shots
 CELL = ["dataset", "shots", "method", "seed"]
 SEEDS = 3  # a standard deviation of two says next to nothing
 LEVEL = 0.05
+EMPTY = (
+    "The store has no records yet. Run make study: it computes a study of your own and builds this "
+    "book again."
+)
 EQUAL, WITHIN, OUTSIDE, NOTHING = "equal", "within", "outside", "nothing to compare"
 # What an artifact's key begins with, in the order in which the stages are made.
 STAGES = ("shots", "adapt", "generate", "train", "judge")
@@ -41,57 +46,60 @@ class Agreement:
     copies: int  # records that are the committed ones themselves
 
 
-def seeds_apart(difference: float, seeds: ArrayLike) -> tuple[float, float]:
-    """Return (half-width at 95 %, two-sided p) of a difference between two seeds.
+def seeds_apart(difference: float, seeds: ArrayLike, level: float = LEVEL) -> tuple[float, float]:
+    """Return (half-width, two-sided p) of a difference between two seeds.
 
-    The seeds' accuracies give the standard deviation s, and two draws differ by t s sqrt(2) at
-    most. Raises ValueError on fewer than SEEDS, and on seeds that all agree.
+    With the standard deviation s of the seeds' accuracies, two further draws differ by at most
+    t s sqrt(2) with probability 1 - level. Raises ValueError on fewer than SEEDS seeds, and on
+    seeds that all agree.
     """
     from scipy import stats
 
     values = np.asarray(seeds, dtype=float)
     if len(values) < SEEDS or np.ptp(values) == 0:
         raise ValueError(f"seeds {values.tolist()}; give {SEEDS} or more that are not all the same")
-    scale = float(values.std(ddof=1)) * math.sqrt(2)
-    freedom = len(values) - 1
-    half = float(stats.t.ppf(1 - LEVEL / 2, freedom)) * scale
+    scale, freedom = float(values.std(ddof=1)) * math.sqrt(2), len(values) - 1
+    half = float(stats.t.ppf(1 - level / 2, freedom)) * scale
     return half, float(2 * stats.t.sf(abs(difference) / scale, freedom))
 
 
-def images_apart(first: float, second: float, total: int) -> tuple[float, float]:
-    """Return (half-width at 95 %, two-sided p) of two accuracies on `total` test images each.
+def images_apart(
+    first: float, second: float, total: int, level: float = LEVEL
+) -> tuple[float, float]:
+    """Return (half-width, two-sided p) of two accuracies on `total` images with unrelated errors.
 
     One right and one wrong image are added to each (Agresti and Caffo, 2000), so that an accuracy
-    of 0 or 1 has a spread too. Raises ValueError on accuracies outside [0, 1] or no image.
+    of 0 or 1 has a spread too. Raises ValueError on accuracies outside [0, 1] and on no image.
     """
     from scipy import stats
 
     if not (0 <= first <= 1 and 0 <= second <= 1 and total >= 1):
         raise ValueError(f"{first}, {second} of {total} images; give shares of 1 or more images")
     shares = [(share * total + 1) / (total + 2) for share in (first, second)]
-    scale = math.sqrt(sum(share * (1 - share) for share in shares) / (total + 2))
-    moved = abs(shares[0] - shares[1])
-    half = float(stats.norm.ppf(1 - LEVEL / 2)) * scale * (total + 2) / total
-    return half, float(2 * stats.norm.sf(moved / scale))
+    # As a difference of the accuracies themselves, which the added images bring closer together.
+    scale = math.sqrt(sum(share * (1 - share) for share in shares) * (total + 2)) / total
+    half = float(stats.norm.ppf(1 - level / 2)) * scale
+    return half, float(2 * stats.norm.sf(abs(first - second) / scale))
 
 
 def judged(yours: float, ours: float, total: int, seeds: ArrayLike) -> dict[str, Any]:
     """Judge one accuracy against another of the same cell.
 
-    Returns `difference`, the half-width `within`, both in points, its `spread` in words, `p` and
-    the `verdict`. `seeds` are the accuracies of all seeds committed for the cell's settings.
+    Returns `difference` and `within`, the smaller bound, in points, the bound's `spread` in words,
+    `p` and the `verdict`. `seeds` are the accuracies of all seeds committed with the cell's
+    settings. Where both bounds exist, each has half of LEVEL, so that both together have LEVEL.
     """
     values = np.asarray(seeds, dtype=float)
+    bounds = {f"{total} images": partial(images_apart, yours, ours, total)}
     if len(values) >= SEEDS and np.ptp(values) > 0:
-        half, p = seeds_apart(yours - ours, values)
-        spread = f"{len(values)} seeds"
-    else:
-        half, p = images_apart(yours, ours, total)
-        spread = f"{total} images"
+        bounds[f"{len(values)} seeds"] = partial(seeds_apart, yours - ours, values)
+    found = {name: bound(LEVEL / len(bounds)) for name, bound in bounds.items()}
+    spread = min(found, key=lambda name: found[name][0])
+    p = min(1.0, len(found) * min(own for _, own in found.values()))
     equal = round(yours * total) == round(ours * total)
     return {
         "difference": 100 * (yours - ours),
-        "within": 100 * half,
+        "within": 100 * found[spread][0],
         "spread": spread,
         "p": 1.0 if equal else p,
         "verdict": EQUAL if equal else OUTSIDE if p < LEVEL else WITHIN,
@@ -152,17 +160,20 @@ def compare(yours: pd.DataFrame, ours: pd.DataFrame) -> Agreement:
             settings.append(where | nearest[0])
         else:
             alone.append(where)
+    compared = ("yours", "ours", "difference", "within", "spread", "p", "verdict", "judge", "key")
     return Agreement(
-        _table(cells, "yours", "ours", "difference", "within", "spread", "p", "verdict", "judge",
-               "key").drop_duplicates([*CELL, "judge"], ignore_index=True),
+        _table(cells, *compared),
         _table(settings, "setting", "yours", "ours"),
-        _table(alone).drop_duplicates(ignore_index=True),
+        _table(alone),
         len(yours) - len(own),
-    )  # fmt: skip
+    )
 
 
 def _table(rows, *columns):
-    return pd.DataFrame(rows, columns=[*CELL, "title", *columns])
+    """Return rows in the order of datasets, shots, methods and seeds, of which none is twice."""
+    table = pd.DataFrame(rows, columns=[*CELL, "title", *columns])
+    unique = table.drop_duplicates([*CELL, *{"judge", "setting"}.intersection(columns)])
+    return unique.sort_values(["dataset", "shots"], kind="stable", ignore_index=True)
 
 
 def _grouped(rows, by):
@@ -281,9 +292,11 @@ def _count(number: int, noun: str = "cell") -> str:
 
 def verdict_line(found: Agreement) -> str:
     """Return the overall verdict and the counts behind it, in a few sentences."""
+    if not (found.copies or any(map(len, (found.cells, found.settings, found.alone)))):
+        return EMPTY
     total = overall(found.cells)
     if total["verdict"] == NOTHING:
-        return "No verdict: none of your cells is committed with the same settings."
+        return "No verdict: there is no committed cell to compare yours with."
     counted = f"{_count(len(found.cells))} compared"
     if len(found.cells) != total["computations"]:
         counted += f", which are {_count(total['computations'], 'computation')}"
@@ -316,31 +329,29 @@ def rest_lines(found: Agreement) -> list[str]:
     lines = []
     if found.copies:
         lines.append(
-            f"{_count(found.copies, 'record')} of the store also {_verb(found.copies)} in "
-            "book/study/records.jsonl, from the same run, and would be compared with "
-            f"{'itself' if found.copies == 1 else 'themselves'}. If you have kept your study there "
-            '("datadream keep"), "git checkout book/study/records.jsonl" brings ours back.'
+            f"Not compared: {_count(found.copies, 'record')} of the store that the committed file, "
+            'book/study/records.jsonl, has from the very same run. If "datadream keep" has put '
+            'yours there, "git checkout book/study/records.jsonl" brings ours back.'
         )
     if len(found.alone):
-        where = found.alone.groupby(["dataset", "shots"], sort=False).size()
+        where = found.alone.groupby(["dataset", "shots"]).size()
         places = [f"{name} at {in_shots(shots)} ({n})" for (name, shots), n in where.items()]
-        lines.append(f"{_count(len(found.alone))} of yours have no committed counterpart: "
-                     f"{', '.join(places)}.")  # fmt: skip
+        have = "has" if len(found.alone) == 1 else "have"
+        lines.append(
+            f"{_count(len(found.alone))} of yours {have} no committed counterpart: "
+            f"{', '.join(places)}."
+        )
     return lines
 
 
-def _verb(number):
-    return "stands" if number == 1 else "stand"
-
-
-def outside_files(found: Agreement, folder: str) -> list[str]:
-    """Return the files, in the folder of the reader's records, of the cells that are outside."""
+def outside_files(found: Agreement, store: str) -> list[str]:
+    """Return the records of the cells that are outside, as files of the store of that name."""
     keys = found.cells.loc[found.cells["verdict"] == OUTSIDE, "key"]
-    return [f"{folder}/{key}.json" for key in keys]
+    return [f"{store}/records/{key}.json" for key in keys]
 
 
-def report(found: Agreement, folder: str) -> str:
-    """Return the comparison for a terminal; `folder` is where the reader's records lie."""
+def report(found: Agreement, store: str) -> str:
+    """Return the comparison for a terminal; `store` is how to name the reader's store."""
     parts = [verdict_line(found)]
     if len(found.cells):
         parts.append(shown(found.cells).to_string(index=False))
@@ -348,7 +359,7 @@ def report(found: Agreement, folder: str) -> str:
         table = shown_settings(found.settings).to_string(index=False)
         parts.append(f"Not comparable, since other settings are committed:\n{table}")
     parts += rest_lines(found)
-    if files := outside_files(found, folder):
+    if files := outside_files(found, store):
         listed = "\n".join(f"  {file}" for file in files)
         parts.append(
             "To report what is outside, send what `datadream compare` and `datadream doctor` "

@@ -249,10 +249,13 @@ def test_the_contents_end_with_the_readers_own_runs(home):
     for name in ("mnist", "optdigits.failed"):
         (home / "book" / "runs" / f"{name}.ipynb").write_text("{}")
     *parts, own = yaml.safe_load(freeze.write_contents().read_text())["parts"]
-    assert parts == committed["parts"]
+    assert parts == committed["parts"][:-1]
     assert own == {
         "caption": "Your own run",
-        "chapters": [{"file": "book/runs/mnist", "title": "mnist"}],
+        "chapters": [
+            {"file": "book/your_run"},
+            {"file": "book/runs/mnist", "title": "mnist"},
+        ],
     }
 
 
@@ -267,7 +270,7 @@ def test_a_failed_run_has_its_page_beside_the_earlier_one_s_and_the_front_page_s
     )
     outcome.save({"run": "optdigits", "status": "done", "minutes": 1.0, "note": ""}, known)
     *_, own = yaml.safe_load(freeze.write_contents().read_text())["parts"]
-    assert [(chapter["file"], chapter["title"]) for chapter in own["chapters"]] == [
+    assert [(chapter["file"], chapter["title"]) for chapter in own["chapters"][1:]] == [
         ("book/runs/mnist.failed", "mnist (failed)"),
         ("book/runs/mnist", "mnist (an earlier run)"),
         ("book/runs/optdigits", "optdigits"),
@@ -280,6 +283,17 @@ def test_a_failed_run_has_its_page_beside_the_earlier_one_s_and_the_front_page_s
     )
     outcome.save({"run": "mnist", "status": "done", "minutes": 2.0, "note": ""}, known)
     assert outcome.notice() is None
+
+
+def test_contents_without_a_part_of_ones_own_get_one(home):
+    (home / "_toc.yml").write_text("parts: [{caption: The study, chapters: [{file: book/claim}]}]")
+    (home / "book" / "runs" / "mnist.ipynb").write_text("{}")
+    first, own = yaml.safe_load(freeze.write_contents().read_text())["parts"]
+    assert first["chapters"] == [{"file": "book/claim"}]
+    assert own == {
+        "caption": "Your own run",
+        "chapters": [{"file": "book/runs/mnist", "title": "mnist"}],
+    }
 
 
 def test_a_page_of_the_study_that_is_not_kept_is_left_out_of_the_contents(home):
