@@ -34,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _add_runs(commands)
     _add_cells(commands)
     _add_upkeep(commands)
+    _add_committed(commands)
     _add_submissions(commands)
     options = parser.parse_args(arguments)
     if options.command in ("plan", "adapt"):
@@ -173,6 +174,22 @@ def _add_upkeep(commands):
     )
     collect.add_argument("--yes", action="store_true", help="remove them without a question")
     collect.set_defaults(call=_gc)
+    outcome = commands.add_parser(
+        "outcome",
+        help="tell which named runs did not end well when they were last executed, and where "
+        "their pages are",
+    )
+    outcome.set_defaults(call=_outcome)
+    contents = commands.add_parser(
+        "contents",
+        help="write the book's contents with the pages in book/runs, and print the file for "
+        "jupyter-book's --toc",
+    )
+    contents.set_defaults(call=_contents)
+
+
+def _add_committed(commands):
+    """Commands on the committed study."""
     kept = commands.add_parser(
         "keep",
         help="copy the executed pages of a group and their records to book/study, which git holds",
@@ -186,18 +203,6 @@ def _add_upkeep(commands):
     )
     compared.add_argument("--brief", action="store_true", help="print the overall verdict alone")
     compared.set_defaults(call=_compare)
-    outcome = commands.add_parser(
-        "outcome",
-        help="tell which named runs did not end well when they were last executed, and where "
-        "their pages are",
-    )
-    outcome.set_defaults(call=_outcome)
-    contents = commands.add_parser(
-        "contents",
-        help="write the book's contents with the pages in book/runs, and print the file for "
-        "jupyter-book's --toc",
-    )
-    contents.set_defaults(call=_contents)
 
 
 def _add_submissions(commands):

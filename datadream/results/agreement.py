@@ -8,6 +8,7 @@ whose errors have nothing in common.
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
@@ -334,8 +335,8 @@ def rest_lines(found: Agreement) -> list[str]:
             'yours there, "git checkout book/study/records.jsonl" brings ours back.'
         )
     if len(found.alone):
-        where = found.alone.groupby(["dataset", "shots"]).size()
-        places = [f"{name} at {in_shots(shots)} ({n})" for (name, shots), n in where.items()]
+        counts = Counter(zip(found.alone["dataset"], found.alone["shots"], strict=True))
+        places = [f"{name} at {in_shots(shots)} ({n})" for (name, shots), n in counts.items()]
         have = "has" if len(found.alone) == 1 else "have"
         lines.append(
             f"{_count(len(found.alone))} of yours {have} no committed counterpart: "

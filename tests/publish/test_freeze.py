@@ -252,10 +252,7 @@ def test_the_contents_end_with_the_readers_own_runs(home):
     assert parts == committed["parts"][:-1]
     assert own == {
         "caption": "Your own run",
-        "chapters": [
-            {"file": "book/your_run"},
-            {"file": "book/runs/mnist", "title": "mnist"},
-        ],
+        "chapters": [{"file": "book/your_run"}, {"file": "book/runs/mnist", "title": "mnist"}],
     }
 
 
