@@ -1,9 +1,10 @@
 """Hold a reader's records against the committed ones, cell by cell, with the spread to expect.
 
-Two runs of one cell draw the same random numbers and differ in rounding alone, which training may
-enlarge. Two bounds hold for the difference of their accuracies, and the smaller one counts: that of
-two seeds, which differ in more than rounding, and that of two classifiers of the same accuracy
-whose errors have nothing in common.
+On two CPUs, two runs of one cell draw the same random numbers and differ in rounding alone, which
+training may enlarge. Two bounds hold for the difference of their accuracies, and the smaller one
+counts: that of two seeds, which differ in more than rounding, and that of two classifiers of the
+same accuracy whose errors have nothing in common. A GPU draws other noise from a seed, so that
+between it and a CPU, or another GPU, the bound of two seeds counts.
 """
 
 import json
@@ -83,17 +84,21 @@ def images_apart(
     return half, float(2 * stats.norm.sf(abs(first - second) / scale))
 
 
-def judged(yours: float, ours: float, total: int, seeds: ArrayLike) -> dict[str, Any]:
+def judged(
+    yours: float, ours: float, total: int, seeds: ArrayLike, *, same_draws: bool = True
+) -> dict[str, Any]:
     """Judge one accuracy against another of the same cell.
 
     Returns `difference` and `within`, the smaller bound, in points, the bound's `spread` in words,
     `p` and the `verdict`. `seeds` are the accuracies of all seeds committed with the cell's
-    settings. Where both bounds exist, each has half of LEVEL, so that both together have LEVEL.
+    settings. Where both bounds count, each has half of LEVEL, so that both together have LEVEL.
+    Without `same_draws` that of the images is only a stand-in, where too few seeds are committed.
     """
-    values = np.asarray(seeds, dtype=float)
-    bounds = {f"{total} images": partial(images_apart, yours, ours, total)}
+    values, bounds = np.asarray(seeds, dtype=float), {}
     if len(values) >= SEEDS and np.ptp(values) > 0:
         bounds[f"{len(values)} seeds"] = partial(seeds_apart, yours - ours, values)
+    if same_draws or not bounds:
+        bounds[f"{total} images"] = partial(images_apart, yours, ours, total)
     found = {name: bound(LEVEL / len(bounds)) for name, bound in bounds.items()}
     spread = min(found, key=lambda name: found[name][0])
     p = min(1.0, len(found) * min(own for _, own in found.values()))
@@ -213,22 +218,30 @@ def _seedless(row):
     return json.dumps(_settings(row) | {"seed": None}, sort_keys=True)
 
 
+def _same_draws(row, other):
+    """True if two records are of CPUs or of one kind of GPU, where a seed gives the same noise."""
+    devices = {one["device"] for one in (row, other)}
+    return len(devices) == 1 or all(" CPU, " in device for device in devices)
+
+
 def _same_elsewhere(row, other):
-    """True if two records have one recipe and the same images, and a GPU made one of them."""
-    on_gpu = any(" CPU, " not in one["device"] for one in (row, other))
+    """True if two records of unlike devices have one recipe and the same images.
+
+    A GPU has other number formats, so that all of its keys but that of the few shots differ.
+    """
     shots = [one["artifacts"].get("shots") for one in (row, other)]
     alike = shots[0] == shots[1] and row["total"] == other["total"]
-    moved = on_gpu and row["device"] != other["device"]
-    return moved and alike and _settings(row) == _settings(other)
+    return alike and not _same_draws(row, other) and _settings(row) == _settings(other)
 
 
 def _against(row, other, seeds):
     """Return what a row of `Agreement.cells` says of a record and the committed one."""
     latest = {one["seed"]: one["top1"] for one in sorted(seeds, key=lambda one: one["created"])}
+    both, draws = (row["top1"], other["top1"]), _same_draws(row, other)
     return {
         "yours": 100 * row["top1"],
         "ours": 100 * other["top1"],
-        **judged(row["top1"], other["top1"], row["total"], list(latest.values())),
+        **judged(*both, row["total"], list(latest.values()), same_draws=draws),
         "judge": _judge(row),
         "key": row["key"],
     }
