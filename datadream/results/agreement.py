@@ -98,7 +98,7 @@ def judged(
     if len(values) >= SEEDS and np.ptp(values) > 0:
         bounds[f"{len(values)} seeds"] = partial(seeds_apart, yours - ours, values)
     if same_draws or not bounds:
-        bounds[f"{total} images"] = partial(images_apart, yours, ours, total)
+        bounds["images"] = partial(images_apart, yours, ours, total)
     found = {name: bound(LEVEL / len(bounds)) for name, bound in bounds.items()}
     spread = min(found, key=lambda name: found[name][0])
     p = min(1.0, len(found) * min(own for _, own in found.values()))
@@ -277,8 +277,8 @@ def shown(cells: pd.DataFrame) -> pd.DataFrame:
             "Seed": row["seed"],
             "Yours %": f"{row['yours']:.2f}",
             "Ours %": f"{row['ours']:.2f}",
-            "Difference": f"{row['difference']:+.2f}" if row["verdict"] != EQUAL else "0",
-            "Expected within ±": f"{row['within']:.2f}",
+            "Diff.": f"{row['difference']:+.2f}" if row["verdict"] != EQUAL else "0",
+            "Within ±": f"{row['within']:.2f}",
             "From": row["spread"],
             "Verdict": row["verdict"],
         }
@@ -329,13 +329,17 @@ def _reasons(total: Mapping[str, Any]) -> str:
     """Say what makes the overall verdict "outside"; "" where it is not."""
     found = []
     if total["chance"] < LEVEL / 2:
-        found.append(f"So many or more have a probability of {total['chance']:.2g}.")
+        found.append(f"So many or more by chance: {_p_text(total['chance'])}.")
     if total["furthest"] < LEVEL / 2:
         found.append(
-            f"The farthest alone has p = {total['furthest']:.2g}, corrected for their number "
+            f"The farthest alone has {_p_text(total['furthest'])}, corrected for their number "
             "(Holm)."
         )
     return " ".join(found)
+
+
+def _p_text(p):
+    return "p < 0.0001" if p < 1e-4 else f"p = {p:.2g}"
 
 
 def rest_lines(found: Agreement) -> list[str]:
