@@ -176,10 +176,14 @@ def compare(yours: pd.DataFrame, ours: pd.DataFrame) -> Agreement:
 
 
 def _table(rows, *columns):
-    """Return rows in the order of datasets, shots, methods and seeds, of which none is twice."""
+    """Return rows as a table in the order of datasets, shots, methods and seeds.
+
+    Records of one cell that are one computation, or of which nothing is committed, are one row.
+    """
     table = pd.DataFrame(rows, columns=[*CELL, "title", *columns])
-    unique = table.drop_duplicates([*CELL, *{"judge", "setting"}.intersection(columns)])
-    return unique.sort_values(["dataset", "shots"], kind="stable", ignore_index=True)
+    if "setting" not in columns:
+        table = table.drop_duplicates([*CELL, *{"judge"}.intersection(columns)])
+    return table.sort_values(["dataset", "shots"], kind="stable", ignore_index=True)
 
 
 def _grouped(rows, by):

@@ -243,6 +243,12 @@ def test_other_settings_are_named_and_what_has_no_counterpart_is_counted():
     assert "No verdict" in agreement.verdict_line(found)
 
 
+def test_every_value_of_a_setting_is_listed():
+    own = yours(*(record(**{"generate.guidance": value}) for value in (1.5, 4.0)))
+    shown = agreement.shown_settings(agreement.compare(own, tidy(FIVE)).settings)
+    assert sorted(shown["Yours"]) == ["1.5", "4.0"]
+
+
 def test_a_setting_that_was_added_later_has_its_default_in_older_records():
     old = json.loads(json.dumps(FIVE[0]))
     added = [name for name in old["recipe"] if name not in config.key_fields(config.Recipe())]
