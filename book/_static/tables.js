@@ -39,5 +39,17 @@
     });
   };
 
+  // Let a long name or path break after its signs and before its capitals, so that no column is wider than the others need.
+  const LONG = /(\S{16,})/, BREAKS = /(?<=\w[_/.,=(-])(?=\w)|(?<=[a-z])(?=[A-Z])/;
+  const breakable = (table) => {
+    const walker = document.createTreeWalker(table, NodeFilter.SHOW_TEXT), texts = [];
+    while (walker.nextNode()) if (LONG.test(walker.currentNode.data)) texts.push(walker.currentNode);
+    texts.forEach((text) => {
+      const parts = text.data.split(LONG).flatMap((part) => (LONG.test(part) ? part.split(BREAKS).flatMap((piece, i) => (i ? ["", piece] : [piece])) : [part]));
+      text.replaceWith(...parts.map((part) => part || document.createElement("wbr")));
+    });
+  };
+
+  document.addEventListener("DOMContentLoaded", () => document.querySelectorAll("article table").forEach(breakable));
   document.addEventListener("DOMContentLoaded", () => document.querySelectorAll(".cell_output table, table.results").forEach(prepare));
 })();
