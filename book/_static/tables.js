@@ -39,14 +39,14 @@
     });
   };
 
-  // Let a long name or path break after its signs and before its capitals, so that no column is wider than the others need.
-  const LONG = /(\S{16,})/, BREAKS = /(?<=\w[_/.,=(-])(?=\w)|(?<=[a-z])(?=[A-Z])/;
+  // Let a long name or path break after its signs, before its capitals and in the middle of a key, so that no column is wider than the others need.
+  const LONG = /(\S{16,})/, BREAKS = /(?<=\w[_/.,=(-])(?=\w)|(?<=[a-z])(?=[A-Z])|(?<=\b[\da-f]{8})(?=[\da-f]{8}\b)/;
   const breakable = (table) => {
     const walker = document.createTreeWalker(table, NodeFilter.SHOW_TEXT), texts = [];
     while (walker.nextNode()) if (LONG.test(walker.currentNode.data)) texts.push(walker.currentNode);
     texts.forEach((text) => {
-      const parts = text.data.split(LONG).flatMap((part) => (LONG.test(part) ? part.split(BREAKS).flatMap((piece, i) => (i ? ["", piece] : [piece])) : [part]));
-      text.replaceWith(...parts.map((part) => part || document.createElement("wbr")));
+      const pieces = text.data.split(LONG).flatMap((part) => (LONG.test(part) ? part.split(BREAKS).flatMap((piece) => [document.createElement("wbr"), piece]).slice(1) : [part]));
+      text.replaceWith(...pieces);
     });
   };
 

@@ -5,29 +5,24 @@ and on a phone, in light and in dark.
 book's pages are built for it. Pictures of every page are left in _build/screenshots.
 """
 
-import functools
+import html
 import os
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass, field
-from html.parser import HTMLParser
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 import pytest
 import yaml
+from browse import DESK, PHONE, broken, malformed, search, visit
 from conftest import ROOT
+
+from datadream.methods.registry import METHODS
+from datadream.results import style
 
 pytestmark = pytest.mark.site
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
-DESK, PHONE = 1280, 390  # pixels wide
-VIEWS = [(DESK, "light"), (PHONE, "light"), (DESK, "dark"), (PHONE, "dark")]
-# By axe, which takes longest: each width and each theme once.
-JUDGED = {(DESK, "light"), (PHONE, "dark")}
-SERIOUS = {"serious", "critical"}
-TALLEST = 8000  # pixels of a screenshot: the reference is ten times as long
 SMALL = {
     "format": "jb-book",
     "root": "book/claim",
@@ -39,132 +34,32 @@ SMALL = {
     ],
 }
 
-# What of a page is wrong that only its layout tells. An element that reaches beyond the screen is a
-# fault unless something around it scrolls.
-LAYOUT = """() => {
-  const hides = (e) => /auto|scroll|hidden|clip/.test(getComputedStyle(e).overflowX);
-  const scrolls = (e) => e && (hides(e) || scrolls(e.parentElement));
-  const beyond = [...document.querySelectorAll("article *")]
-    .filter((e) => e.getBoundingClientRect().right > innerWidth + 1 && e.offsetWidth
-      && !scrolls(e.parentElement))
-    .map((e) => `<${e.tagName.toLowerCase()}> ${e.textContent.trim().slice(0, 40)}`);
-  const root = document.documentElement;
-  if (root.scrollWidth > innerWidth) beyond.push(`the page is ${root.scrollWidth} wide`);
-  const pictures = [...document.querySelectorAll("article img")].map((e) => ({
-    alt: (e.alt || "").trim(), width: e.width, height: e.height, pixels: e.naturalWidth,
-    tall: e.naturalHeight, drawn: e.closest(".cell_output") !== null,
-    photo: e.classList.contains("photos"), filter: getComputedStyle(e).filter }));
-  const code = document.querySelectorAll("article div.highlight pre").length;
-  const copied = document.querySelectorAll("article button.copybtn").length;
-  return { beyond, pictures, uncopied: code - copied, height: root.scrollHeight,
-           sorts: document.querySelectorAll("th.sortable").length };
-}"""
+# What a figure's smallest text has in points, by its width in pixels as drawn: today's style, and
+# that of pages that were executed before it.
+POINTS, EARLIER = {round(style.WIDTH * style.DPI): style.SMALL}, 8.0
+SMALLEST = 9  # pixels on the screen
+WIDE = 12  # columns; a table with more may scroll on a desk too
 
 
-@dataclass
-class Visit:
-    """One page in one view: what it wrote and asked for, what its layout is like, what axe says."""
-
-    page: str
-    width: int
-    scheme: str
-    errors: list = field(default_factory=list)
-    requests: list = field(default_factory=list)
-    layout: dict = field(default_factory=dict)
-    violations: list = field(default_factory=list)
-
-    def __str__(self):
-        return f"{self.page} at {self.width} px, {self.scheme}"
+def smallest(picture):
+    """Return the height in pixels of a picture's smallest text as it is shown."""
+    points = POINTS.get(round(picture["own"]), EARLIER)
+    return points * style.DPI / 72 * picture["width"] / picture["own"]
 
 
-class Page(HTMLParser):
-    """The anchors of a page, and what it refers to."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.anchors, self.references = {""}, set()
-        self.feed(text)
-
-    def handle_starttag(self, tag, attributes):
-        named = dict(attributes)
-        self.anchors |= {named[name] for name in ("id", "name") if named.get(name)}
-        self.references |= {named[name] for name in ("href", "src") if named.get(name)}
-
-
-@functools.cache
-def parsed(file):
-    """Return the Page of a file."""
-    return Page(file.read_text())
-
-
-def broken(root):
-    """Return (page, reference) of every reference within the site that leads to no file or no
-    anchor.
-    """
-    found = []
-    # The theme leaves templates there.
-    for file in sorted(path for path in root.rglob("*.html") if "_static" not in path.parts):
-        for reference in sorted(parsed(file).references):
-            parts = urlsplit(reference)
-            target = (file.parent / unquote(parts.path)).resolve() if parts.path else file
-            missing = not target.is_file() or (
-                target.suffix == ".html" and unquote(parts.fragment) not in parsed(target).anchors
-            )
-            if not (parts.scheme or parts.netloc) and missing:
-                found.append((file.relative_to(root).as_posix(), reference))
-    return found
-
-
-def visit(browser, root, page, pictures=None):
-    """Return a Visit of a page for each of VIEWS; where `pictures` is a folder, leave a picture
-    of each in it.
-    """
-    from axe_playwright_python.sync_playwright import Axe
-
-    context = browser.new_context()
-    context.set_default_timeout(120_000)
-    tab, visits = context.new_page(), []
-    tab.on(
-        "console",
-        lambda message: visits[-1].errors.append(message.text) if message.type == "error" else None,
-    )
-    tab.on("pageerror", lambda error: visits[-1].errors.append(str(error)))
-    tab.route(
-        lambda url: not url.startswith(("file:", "data:", "blob:")),
-        lambda route: (visits[-1].requests.append(route.request.url), route.abort()),
-    )
-    for width, scheme in VIEWS:
-        visits.append(Visit(page, width, scheme))
-        tab.set_viewport_size({"width": width, "height": 900})
-        tab.emulate_media(color_scheme=scheme)
-        if len(visits) == 1:
-            tab.goto((root / page).as_uri(), wait_until="load")
-        # The theme makes what scrolls reachable by keyboard a moment after each change.
-        tab.wait_for_timeout(400)
-        visits[-1].layout = tab.evaluate(LAYOUT)
-        if pictures:
-            clip = {
-                "x": 0,
-                "y": 0,
-                "width": width,
-                "height": min(visits[-1].layout["height"], TALLEST),
-            }
-            tab.screenshot(
-                path=pictures / f"{Path(page).stem}-{width}-{scheme}.png", full_page=True, clip=clip
-            )
-        if (width, scheme) in JUDGED:
-            results = (
-                Axe()
-                .run(tab, options={"resultTypes": ["violations"], "preload": False})
-                .response["violations"]
-            )
-            visits[-1].violations = [
-                f"{v['id']}: {v['nodes'][0]['html'][:120]} ({len(v['nodes'])})"
-                for v in results
-                if v["impact"] in SERIOUS
-            ]
-    context.close()
-    return visits
+def misfits(one):
+    """Return the pictures and tables that are wider than what shows them, and are cut by it."""
+    cut = [
+        shown
+        for shown in one.layout["pictures"] + one.layout["tables"]
+        if shown["width"] > shown["room"] + 1 and not shown["scrolls"]
+    ]
+    tables = [
+        table
+        for table in one.layout["tables"]
+        if one.width == DESK and table["width"] > table["room"] + 1 and table["columns"] <= WIDE
+    ]
+    return cut + tables
 
 
 @pytest.fixture(scope="module")
@@ -235,6 +130,10 @@ def test_every_link_leads_somewhere(site):
     assert not broken(site)
 
 
+def test_every_link_out_of_the_site_is_an_address(site):
+    assert not malformed(site)
+
+
 def test_a_folder_in_angle_brackets_is_text_of_its_table(site):
     assert "unpacked into train/&lt;wnid&gt;/" in (site / "book" / "paper_scale.html").read_text()
 
@@ -260,9 +159,32 @@ def test_every_picture_is_loaded_keeps_its_shape_and_says_what_it_shows(visits, 
             if not p["alt"]
             or not p["pixels"]
             or not p["width"]
-            or abs(p["width"] / p["height"] / (p["pixels"] / p["tall"]) - 1) > 0.03
+            or abs(p["width"] / p["height"] / (p["pixels"] / p["tall"]) - 1) > 0.02
         ]
     )
+
+
+def test_no_picture_and_no_table_is_cut(visits, shown):
+    assert any(one.layout["tables"] for one in visits)
+    assert not shown(misfits)
+
+
+def test_the_text_of_every_figure_can_be_read_on_a_phone(shown):
+    assert not shown(
+        lambda one: [
+            *(p for p in one.layout["pictures"] if p["drawn"] and smallest(p) < SMALLEST),
+            *(d for d in one.layout["diagrams"] if d["smallest"] < SMALLEST),
+        ]
+    )
+
+
+def test_every_figure_stands_out_from_its_ground_in_the_light_and_in_the_dark(visits, shown):
+    assert {one.scheme for one in visits if one.figures} == {"light", "dark"}
+    assert not shown(lambda one: [figure for figure in one.figures if figure["legible"] < 0.5])
+
+
+def test_every_diagram_says_what_it_shows(shown):
+    assert not shown(lambda one: [d for d in one.layout["diagrams"] if not d["alt"]])
 
 
 def test_every_computed_figure_is_sharp_on_a_dense_screen(shown):
@@ -298,18 +220,21 @@ def test_no_page_shuts_out_readers_with_a_screen_reader_or_weak_eyes(shown):
     assert not shown(lambda one: one.violations)
 
 
-def test_the_search_finds_a_method(browser, site):
+def test_the_search_finds_each_method_that_a_page_names(browser, site):
+    text = html.unescape("".join(file.read_text() for file in site.glob("book/**/*.html")))
+    named = [method.title for method in METHODS.values() if method.title in text]
+    assert len(named) > 5
     tab = browser.new_page()
-    tab.goto((site / "search.html").as_uri() + "?q=LoFT")
-    tab.wait_for_selector("#search-results li")
-    links = [
-        link.get_attribute("href") for link in tab.query_selector_all("#search-results li > a")
-    ]
+    found = {title: search(tab, site, title) for title in named}
     tab.close()
-    assert any(
-        "book/" in link and (site / link.partition("#")[0].partition("?")[0]).is_file()
-        for link in links
-    ), links
+    assert not [title for title, pages in found.items() if not pages]
+    assert not [page for pages in found.values() for page in pages if not (site / page).is_file()]
+
+
+def test_the_search_finds_nothing_where_there_is_nothing(browser, site):
+    tab = browser.new_page()
+    assert not search(tab, site, "xylophone quartet")
+    tab.close()
 
 
 def test_a_table_sorts_by_keyboard(browser, site, visits):
@@ -343,33 +268,89 @@ def test_a_table_sorts_by_keyboard(browser, site, visits):
     assert written != sorted(written)
 
 
-FAULTY = """<!doctype html><html lang="en"><head><title>Faults</title></head>
-<body><main><h1>Faults</h1><article>
+INK = """<svg xmlns="http://www.w3.org/2000/svg" width="500" height="100" stroke="#1a1a1a">
+<path stroke-width="9" d="M9,9 H490 M9,30 H490 M9,60 L490,90"/></svg>"""
+CELLS = "<td>twelve</td>" * (WIDE + 1)
+FAULTY = f"""<!doctype html><html lang="en"><head><title>Faults</title><style>
+img {{ max-width: 100%; }} table {{ width: 900px; }}
+@media (prefers-color-scheme: dark) {{ body {{ background: #111; color: #eee; }} }}
+</style></head><body><main><h1>Faults</h1><article>
 <p style="color: #bbb; background: #fff">Too pale to be read.</p>
 <img src="dot.svg" width="10" height="10"> <p style="width: 3000px">Too wide.</p>
 <div style="overflow-x: auto; width: 100px"><p style="width: 3000px">It scrolls.</p></div>
+<div class="cell_output" style="max-width: 320px"><img alt="ink" src="ink.svg" width="500"></div>
+<p style="width: 99px"><img alt="cut" src="ink.svg" style="width: 300px; max-width: none"></p>
+<img alt="flat" src="ink.svg" width="200" height="90">
+<svg width="100" height="20"><text y="9" font-size="8">small</text></svg>
+<div style="overflow-x: hidden; width: 300px"><table><tr><td>cut</td></tr></table></div>
+<div style="overflow-x: auto; width: 300px"><table><tr><td>short</td></tr></table></div>
+<div style="overflow-x: auto; width: 300px"><table><tr>{CELLS}</tr></table></div>
 <div class="highlight"><pre>uncopied</pre></div>
 <a href="nowhere.html">a</a> <a href="#nothing">b</a> <a href="faults.html#here" id="here">c</a>
+<a href="{__file__}">d</a> <a href="http://localhost:8000/">e</a> <a href="https://a b.org">f</a>
+<a href="file:///work/main/index.html">g</a> <a href="htps://example.org">h</a>
+<a href="https:///index.html">i</a> <a href="https://example.org/a?b=c#d">j</a>
 <script src="https://example.org/script.js"></script>
 <script>console.error("a fault"); missing();</script></article></main></body></html>"""
 
 
-def test_each_of_these_checks_finds_its_fault(browser, tmp_path):
-    (tmp_path / "faults.html").write_text(FAULTY)
-    (tmp_path / "dot.svg").write_text(
-        '<svg xmlns="http://www.w3.org/2000/svg" width="1" height="1"/>'
-    )
-    found = visit(browser, tmp_path, "faults.html")[0]
-    assert any("a fault" in error for error in found.errors) and any(
-        "missing is not defined" in error for error in found.errors
-    )
-    assert found.requests == ["https://example.org/script.js"]
-    assert [text for text in found.layout["beyond"] if "Too wide" in text] and not [
-        text for text in found.layout["beyond"] if "It scrolls" in text
+@pytest.fixture(scope="module")
+def faulty(tmp_path_factory):
+    """Return the root of a site whose only page has every fault."""
+    root = tmp_path_factory.mktemp("faulty")
+    (root / "faults.html").write_text(FAULTY)
+    (root / "ink.svg").write_text(INK)
+    (root / "dot.svg").write_text('<svg xmlns="http://www.w3.org/2000/svg" width="1" height="1"/>')
+    return root
+
+
+@pytest.fixture(scope="module")
+def faults(browser, faulty):
+    """Return (width, scheme) -> the Visit of the faulty page."""
+    return {(one.width, one.scheme): one for one in visit(browser, faulty, "faults.html")}
+
+
+def test_faults_of_scripts_and_of_code_are_found(faults):
+    found = faults[DESK, "light"]
+    for text in ("a fault", "missing is not defined"):
+        assert any(text in error for error in found.errors)
+    assert found.requests == ["https://example.org/script.js"] and found.layout["uncopied"] == 1
+
+
+def test_what_is_wider_than_its_box_is_found(faults):
+    desk, phone = faults[DESK, "light"], faults[PHONE, "dark"]
+    beyond = " ".join(desk.layout["beyond"])
+    assert "Too wide" in beyond and "It scrolls" not in beyond
+    cut = ["cut", "cut"]  # a picture and a table
+    named = [
+        [one.get("alt") or one["text"] for one in misfits(visited)] for visited in (desk, phone)
     ]
-    assert [p["alt"] for p in found.layout["pictures"]] == [""] and found.layout["uncopied"] == 1
-    assert {violation.partition(":")[0] for violation in found.violations} >= {
-        "color-contrast",
-        "image-alt",
-    }
-    assert broken(tmp_path) == [("faults.html", "#nothing"), ("faults.html", "nowhere.html")]
+    assert named == [[*cut, "cut", "short"], cut]
+
+
+def test_what_of_a_figure_cannot_be_read_is_found(faults):
+    light, dark = (faults[DESK, scheme].layout["pictures"] for scheme in ("light", "dark"))
+    ink = [next(p for p in pictures if p["alt"] == "ink") for pictures in (light, dark)]
+    assert ink[0]["legible"] >= 0.5 and ink[1]["legible"] == 0
+    assert [p["alt"] for p in light if not p["alt"]] == [""] and ink[0]["own"] == 500
+    assert smallest(ink[0]) < SMALLEST < smallest({**ink[0], "width": 500.0})
+    flat = next(p for p in light if p["alt"] == "flat")
+    assert abs(flat["width"] / flat["height"] / (flat["pixels"] / flat["tall"]) - 1) > 0.02
+    assert faults[DESK, "light"].layout["diagrams"][0]["smallest"] == 8
+
+
+@pytest.mark.parametrize("view", [(DESK, "light"), (PHONE, "dark")])
+def test_what_shuts_out_weak_eyes_is_found(faults, view):
+    found = {violation.partition(":")[0] for violation in faults[view].violations}
+    assert found >= {"color-contrast", "image-alt"}
+
+
+def test_links_that_lead_nowhere_are_found(faulty):
+    assert [reference for _, reference in broken(faulty)] == ["#nothing", __file__, "nowhere.html"]
+    assert [reference for _, reference in malformed(faulty)] == [
+        "file:///work/main/index.html",
+        "htps://example.org",
+        "http://localhost:8000/",
+        "https:///index.html",
+        "https://a b.org",
+    ]
