@@ -34,13 +34,15 @@ LAYOUT = """() => {
   const root = document.documentElement;
   if (root.scrollWidth > innerWidth) beyond.push(`the page is ${root.scrollWidth} wide`);
 
-  // The block that shows an element: as wide as it may be, and whether it has a scroll bar.
+  // What shows an element: the nearest thing around it that scrolls, else the block that it is in.
   const shows = (e) => {
-    let block = e.parentElement;
-    while (getComputedStyle(block).display === "inline") block = block.parentElement;
-    const look = getComputedStyle(block), padding = parseFloat(look.paddingLeft)
-      + parseFloat(look.paddingRight);
-    return { room: block.clientWidth - padding, scrolls: /auto|scroll/.test(look.overflowX) };
+    const around = [], look = (one) => getComputedStyle(one);
+    for (let one = e.parentElement; one && one.tagName !== "ARTICLE"; one = one.parentElement)
+      around.push(one);
+    const bar = around.find((one) => /auto|scroll/.test(look(one).overflowX));
+    const block = bar || around.find((one) => look(one).display !== "inline") || e.parentElement;
+    const padding = parseFloat(look(block).paddingLeft) + parseFloat(look(block).paddingRight);
+    return { room: block.clientWidth - padding, scrolls: Boolean(bar) };
   };
   const place = (e) => {
     const box = e.getBoundingClientRect();
@@ -150,9 +152,10 @@ def legible(picture):
     The ground is the most common colour; colours are told apart in 32 steps each of red, green and
     blue, and those of few pixels or almost of the ground do not count. 0 where there are none.
     """
-    levels = np.asarray(picture.convert("RGB")).reshape(-1, 3) >> 3
-    colours, pixels = np.unique(levels, axis=0, return_counts=True)
-    linear = ((colours * 8 + 4) / 255) ** 2.2
+    red, green, blue = np.asarray(picture.convert("RGB")).reshape(-1, 3).T.astype(np.int64) >> 3
+    pixels = np.bincount(red << 10 | green << 5 | blue, minlength=32**3)
+    levels = np.stack([np.arange(32**3) >> shift & 31 for shift in (10, 5, 0)], axis=1)
+    linear = ((levels * 8 + 4) / 255) ** 2.2
     light = linear @ [0.2126, 0.7152, 0.0722] + 0.05
     ground = light[pixels.argmax()]
     contrast = np.maximum(light, ground) / np.minimum(light, ground)
@@ -168,7 +171,7 @@ def look(tab, one, file=None):
     if not (file or one.figures):
         return
     clip = {"x": 0, "y": 0, "width": one.width, "height": height}
-    shot = tab.screenshot(path=file, full_page=True, clip=clip)
+    shot = tab.screenshot(path=file, full_page=True, clip=clip, animations="disabled")
     page = Image.open(io.BytesIO(shot))
     for figure in one.figures:
         left, top = figure["left"], figure["top"]

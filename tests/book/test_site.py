@@ -38,6 +38,9 @@ SMALL = {
 # that of pages that were executed before it.
 POINTS, EARLIER = {round(style.WIDTH * style.DPI): style.SMALL}, 8.0
 SMALLEST = 9  # pixels on the screen
+# Of a figure's colours, those that stand out. The others are edges of thin lines, half line and
+# half ground, of which a small picture has many.
+LEGIBLE = 1 / 3
 WIDE = 12  # columns; a table with more may scroll on a desk too
 
 
@@ -180,7 +183,7 @@ def test_the_text_of_every_figure_can_be_read_on_a_phone(shown):
 
 def test_every_figure_stands_out_from_its_ground_in_the_light_and_in_the_dark(visits, shown):
     assert {one.scheme for one in visits if one.figures} == {"light", "dark"}
-    assert not shown(lambda one: [figure for figure in one.figures if figure["legible"] < 0.5])
+    assert not shown(lambda one: [figure for figure in one.figures if figure["legible"] < LEGIBLE])
 
 
 def test_every_diagram_says_what_it_shows(shown):
@@ -331,7 +334,7 @@ def test_what_is_wider_than_its_box_is_found(faults):
 def test_what_of_a_figure_cannot_be_read_is_found(faults):
     light, dark = (faults[DESK, scheme].layout["pictures"] for scheme in ("light", "dark"))
     ink = [next(p for p in pictures if p["alt"] == "ink") for pictures in (light, dark)]
-    assert ink[0]["legible"] >= 0.5 and ink[1]["legible"] == 0
+    assert ink[0]["legible"] >= LEGIBLE and ink[1]["legible"] == 0
     assert [p["alt"] for p in light if not p["alt"]] == [""] and ink[0]["own"] == 500
     assert smallest(ink[0]) < SMALLEST < smallest({**ink[0], "width": 500.0})
     flat = next(p for p in light if p["alt"] == "flat")
