@@ -39,9 +39,11 @@
     });
   };
 
-  // Let a long name or path break after its signs, before its capitals and in the middle of a key, so that no column is wider than the others need.
-  const LONG = /(\S{16,})/, BREAKS = /(?<=\w[_/.,=(-])(?=\w)|(?<=[a-z])(?=[A-Z])|(?<=\b[\da-f]{8})(?=[\da-f]{8}\b)/;
+  // In a table wider than what shows it, let a long name break after its signs, before its capitals and in the middle of a key.
+  const LONG = /(\S{16,})/, BREAKS = /(?<=\w[_/.,=(-])(?=\w{3})|(?<=[a-z])(?=[A-Z])|(?<=\b[\da-f]{8})(?=[\da-f]{8}\b)/;
   const breakable = (table) => {
+    const shown = table.closest(".output, .pst-scrollable-table-container") ?? table.parentElement;
+    if (shown.scrollWidth <= shown.clientWidth) return;
     const walker = document.createTreeWalker(table, NodeFilter.SHOW_TEXT), texts = [];
     while (walker.nextNode()) if (LONG.test(walker.currentNode.data)) texts.push(walker.currentNode);
     texts.forEach((text) => {
@@ -50,6 +52,6 @@
     });
   };
 
-  document.addEventListener("DOMContentLoaded", () => document.querySelectorAll("article table").forEach(breakable));
   document.addEventListener("DOMContentLoaded", () => document.querySelectorAll(".cell_output table, table.results").forEach(prepare));
+  document.addEventListener("DOMContentLoaded", () => document.querySelectorAll("article table").forEach(breakable));
 })();
