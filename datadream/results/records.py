@@ -193,8 +193,8 @@ def interval_text(low: float, high: float) -> str:
     return "detected" if low > 0 else "the opposite detected" if high < 0 else "not detected"
 
 
-def _bound(value):
-    # +0.0 would hide on which side of zero it is.
+def bound(value: float) -> str:
+    """Return a bound of an interval in points; +0.0 would hide on which side of zero it is."""
     return f"{value:+.1f}" if abs(value) >= 0.05 else f"{value:+.2f}"
 
 
@@ -207,8 +207,8 @@ def sentence(difference: Mapping[str, Any], better: str, baseline: str) -> str:
         )
     return (
         f"{better} minus {baseline}: {difference['difference']:+.1f} points on average over "
-        f"{difference['seeds']} seeds, 95 % interval {_bound(difference['low'])} to "
-        f"{_bound(difference['high'])}; "
+        f"{difference['seeds']} seeds, 95 % interval {bound(difference['low'])} to "
+        f"{bound(difference['high'])}; "
         f"{verdict(difference['low'], difference['high'], 'difference')}."
     )
 
