@@ -381,8 +381,8 @@ def estimate_verdict(table: pd.DataFrame) -> str:
     lines.append(
         "The intervals do not overlap."
         if apart
-        else f"The intervals overlap: with {table['tested'].min()} photos no method is shown to be "
-        "better. More photos, or a test folder, would tell."
+        else f"The intervals overlap: {table['tested'].min()} photos cannot tell which method is "
+        "better. Add photos or a test folder."
     )
     return "\n".join(lines[:-1]) + "\n\n" + lines[-1]
 

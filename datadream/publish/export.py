@@ -264,7 +264,7 @@ COLUMNS = {
     "webdataset": "png, cls (the label), json (prompt, class, seed, adapter)",
     "parquet": "image, label, prompt, seed, adapter",
 }
-ORDER = {"imagefolder": ", in the order of which the folders sort, too"}
+ORDER = {"imagefolder": ", which is also the sort order of the folders"}
 CARD = """---
 {front}
 ---
@@ -283,11 +283,11 @@ images = load_dataset("path/to/{form}", split="train")  # columns: {columns}
 
 - Labels: the numbers of `class_names` above{order}.
 - Licence of these images: {licence}.
-- Base model: {base}{hub}. Its licence, which also holds for what is made with it: {model}.
+- Base model: {base}{hub}. Its licence also applies to images made with it: {model}.
 - LoRA: {kind}, tuned on {shots} real images per class of {data}.
-- Prompt of the first class: {prompt}.
+- Prompt for the first class: {prompt}.
 - Seed of the study: {seed}; each image has its own seed, in the metadata.
-- Made: {created}, by commit {commit} of the reproduction.
+- Created: {created}, with commit {commit} of the reproduction.
 
 ## Recipe
 
@@ -295,10 +295,10 @@ images = load_dataset("path/to/{form}", split="train")  # columns: {columns}
 |---|---|
 {options}
 
-## Known faults
+## Known limitations
 
-- Nothing was filtered: some images do not show the class that their label names.
+- The images were not filtered: some do not show the class of their label.
 - Images resemble the few real ones that the adapter was tuned on, and may copy parts of
-  them; whoever publishes this set should know whether those may be published.
-- The base model's own biases are in the images.
+  them. Check that those may be published before you publish this set.
+- The images have the biases of the base model.
 """

@@ -112,8 +112,8 @@ def trend_line(table: pd.DataFrame, method: str, what: str) -> str:
     seeds, title = table.loc[table["method"] == method, "seed"].nunique(), METHODS[method].title
     if math.isnan(low):
         return (
-            f"{title}: each doubling of {what} adds {mean:+.1f} points on one seed, which has "
-            "no interval over seeds."
+            f"{title}: each doubling of {what} adds {mean:+.1f} points on one seed, so there "
+            "is no interval over seeds."
         )
     return (
         f"{title}: each doubling of {what} adds {mean:+.1f} points on average over {seeds} seeds, "

@@ -268,13 +268,13 @@ def copying_sentence(table: pd.DataFrame, method: str, extractor: str, share: fl
     if np.isnan(low):
         return (
             f"{METHODS[method].title}, {extractor}: {mean:.1f} % of the images on one seed, "
-            "which has no interval over seeds."
+            "so there is no interval over seeds."
         )
-    said = "more than without copying" if low > 100 * share else "no copying is shown"
+    said = "copying detected" if low > 100 * share else "no copying detected"
     return (
         f"{METHODS[method].title}, {extractor}: {mean:.1f} % of the images, 95 % interval "
-        f"{max(0, low):.1f} to {high:.1f} over {len(own)} seeds, where real images have "
-        f"{100 * share:g} %; {said}."
+        f"{max(0, low):.1f} to {high:.1f} over {len(own)} seeds, against "
+        f"{100 * share:g} % for real images; {said}."
     )
 
 
@@ -291,11 +291,8 @@ def correlation_sentence(joined: pd.DataFrame, measure: str = "centroid") -> str
     )
     rho, low, high = spearman(pairs[measure], pairs["gain"]) if len(pairs) > 1 else (np.nan,) * 3
     if np.isnan(low):
-        return (
-            f"{what}: too few classes, or too many equal values, for an interval of their rank "
-            "correlation."
-        )
+        return f"{what}: too few classes or too many ties for an interval of the rank correlation."
     return (
         f"{what}: Spearman's rank correlation {rho:+.2f}, 95 % interval {low:+.2f} to "
-        f"{high:+.2f}; {verdict(low, high, 'relation')}."
+        f"{high:+.2f}; {verdict(low, high, 'correlation')}."
     )

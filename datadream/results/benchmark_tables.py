@@ -167,26 +167,26 @@ def gpu_findings(results: dict, steps: int = 50) -> list[str]:
     rate = 1e3 * sampling["TFLOP"] / plain
     lines = [
         f"**Sampling.** A guided pass of {images} images takes {plain:.0f} ms, {rate:.0f} TFLOP/s.",
-        f"**Adapting.** Of the UNet's {adapt['unet_ms']['as shipped']:.0f} ms a step the GPU "
-        f"works {adapt['unet_profile']['gpu_ms']:.0f} ms, on "
-        f"{adapt['unet_profile']['kernels']:,.0f} kernels; the rest is the host's.",
-        f"**The classifier.** A step of {batch['batch']} images takes the model "
-        f"{batch['model_ms']:.0f} ms, and making the batch {batch['batch_ms']:.0f} ms.",
-        "**The host** writes a PNG of 512 pixels in "
-        f"{sampling['host_ms_an_image']['PNG, level 6']:.0f} ms of one core.",
+        f"**Adapting.** A step of the UNet takes {adapt['unet_ms']['as shipped']:.0f} ms, of which "
+        f"the GPU is busy for {adapt['unet_profile']['gpu_ms']:.0f} ms with "
+        f"{adapt['unet_profile']['kernels']:,.0f} kernels; the rest is host time.",
+        f"**Classifier.** A step of {batch['batch']} images takes {batch['model_ms']:.0f} ms in "
+        f"the model and {batch['batch_ms']:.0f} ms to assemble the batch.",
+        "**Host.** Writing a PNG of 512 pixels takes "
+        f"{sampling['host_ms_an_image']['PNG, level 6']:.0f} ms on one core.",
     ]
     if compiled := parts.get("sampling_compiled"):
         saved = plain - compiled["ms"]
         count = 1e3 * compiled["compile_s"] * images / steps / saved if saved > 0 else 0
-        pays = f", which pays from about {count:,.0f} images of {steps} steps on" if count else ""
+        pays = f", which pays off from about {count:,.0f} images of {steps} steps" if count else ""
         lines[0] += (
             f" Compiled it takes {compiled['ms']:.0f} ms, after {compiled['compile_s']:.0f} s of "
-            f"compiling{pays}."
+            f"compilation{pays}."
         )
     if layouts := parts.get("sampling_layouts", {}).get("ms"):
         lines[0] += (
             f" With contiguous weights it takes {layouts['contiguous']:.1f} ms and with "
-            f"channels-last ones {layouts['channels-last']:.1f} ms, measured in turn."
+            f"channels-last weights {layouts['channels-last']:.1f} ms, measured alternately."
         )
     if four := parts.get("four_adapters"):
         lines[1] += (
@@ -196,13 +196,13 @@ def gpu_findings(results: dict, steps: int = 50) -> list[str]:
     # Measured while the product made the matrices of crops on the CPU.
     if moved := batch.get("batch_ms, matrices on the device"):
         lines[2] += (
-            " The resampling matrices were then made on one core; on the GPU, where they are made "
-            f"since, the batch took {moved:.0f} ms."
+            " At that time the resampling matrices were computed on one core; now that they are "
+            f"computed on the GPU, the batch took {moved:.0f} ms."
         )
     if before := parts.get("classifier_parts, before"):
         lines[2] += (
-            f" The batch took {before['batch_ms']:.0f} ms while each of its images was copied by "
-            "itself and each mask made the host wait."
+            f" The batch took {before['batch_ms']:.0f} ms when each image was copied "
+            "separately and each mask synchronised with the host."
         )
     return lines
 
@@ -276,7 +276,7 @@ def scale_table(results: Mapping[str, Any], run: str = "engine") -> pd.DataFrame
                 "GPUs": row["gpus"],
                 "hours": row["seconds"] / 3600,
                 "utilisation, %": 100 * row["utilisation"],
-                "no schedule beats, hours": row["bounds"][row["bottleneck"]] / 3600,
+                "lower bound, hours": row["bounds"][row["bottleneck"]] / 3600,
                 "bottleneck": BOUNDS[row["bottleneck"]],
             }
             for row in results["runs"][run]

@@ -1,4 +1,4 @@
-"""Load records into one tidy table, and say what the comparison shows."""
+"""Load records into one tidy table, and put comparisons into sentences."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -183,7 +183,7 @@ def paired(table: pd.DataFrame, better: str, baseline: str) -> dict[str, Any]:
 def best_by_validation(table: pd.DataFrame, methods: Sequence[str]) -> str:
     """Return the one of `methods` with the highest mean validation accuracy.
 
-    The test set has no say.
+    Test images are not used.
     """
     means = table.loc[table["method"].isin(methods)].groupby("method")["val_top1"].mean()
     return max((m for m in methods if m in means), key=lambda m: means[m])
@@ -204,17 +204,17 @@ def show(table: pd.DataFrame) -> Styler:
 
 
 def verdict(low: float, high: float, what: str) -> str:
-    """Say in words whether an interval is clear of zero, and so shows a `what` ("difference")."""
+    """Say whether an interval excludes zero; if not, that no `what` ("difference") was detected."""
     return (
-        "the interval is clear of zero"
+        "the interval excludes zero"
         if low > 0 or high < 0
-        else f"the interval includes zero, so no {what} is shown"
+        else f"the interval includes zero: no {what} detected"
     )
 
 
 def interval_text(low: float, high: float) -> str:
-    """Say of a difference's interval "shown", "the opposite is shown" or "not shown"."""
-    return "shown" if low > 0 else "the opposite is shown" if high < 0 else "not shown"
+    """Return "detected", "the opposite detected" or "not detected" for a difference's interval."""
+    return "detected" if low > 0 else "the opposite detected" if high < 0 else "not detected"
 
 
 def signed(value: float) -> str:
@@ -226,11 +226,11 @@ def signed(value: float) -> str:
 
 
 def sentence(difference: Mapping[str, Any], better: str, baseline: str) -> str:
-    """Return one plain sentence on a paired difference: what is shown, or that nothing is."""
+    """Return one sentence on a paired difference: its mean, interval, and whether it holds zero."""
     if difference["seeds"] < 2:
         return (
             f"{better} minus {baseline}: {difference['difference']:+.1f} points on one seed, "
-            "which has no interval over seeds."
+            "so there is no interval over seeds."
         )
     return (
         f"{better} minus {baseline}: {difference['difference']:+.1f} points on average over "
@@ -243,7 +243,7 @@ def sentence(difference: Mapping[str, Any], better: str, baseline: str) -> str:
 def finding(table: pd.DataFrame, variants: Sequence[str], baseline: str) -> str:
     """Return `interval_text` of the difference that `compare` describes.
 
-    That is "shown", "the opposite is shown" or "not shown".
+    That is "detected", "the opposite detected" or "not detected".
     """
     best = best_by_validation(table, variants)
     found = paired(table, best, baseline)
@@ -251,7 +251,7 @@ def finding(table: pd.DataFrame, variants: Sequence[str], baseline: str) -> str:
 
 
 def compare(table: pd.DataFrame, variants: Sequence[str], baseline: str) -> str:
-    """Return the sentence on the variant that validation prefers against `baseline`."""
+    """Return the sentence that compares the variant with the best validation to `baseline`."""
     best = best_by_validation(table, variants)
     return (
         f"{sentence(paired(table, best, baseline), METHODS[best].title, METHODS[baseline].title)} "

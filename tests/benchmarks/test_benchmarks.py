@@ -375,7 +375,7 @@ def test_the_kept_runs_on_a_gpu_are_read():
         ways = set(benchmark_tables.gpu_table(results)["way"])
         assert ways >= {"ours", "released way"}
     findings = [benchmark_tables.gpu_findings(results) for results in kept]
-    assert any("54 s of compiling" in lines[0] for lines in findings)
+    assert any("54 s of compilation" in lines[0] for lines in findings)
     # A layout that takes longer than the other is not used.
     assert any("contiguous weights it takes 56.6 ms" in lines[0] for lines in findings)
     (variants,) = filter(len, map(benchmark_tables.gpu_variants, kept))

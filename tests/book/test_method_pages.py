@@ -1,12 +1,13 @@
 """The Sphinx extension of the methods' pages, in a project of two pages."""
 
 import html
+import pickle
 import re
+import subprocess
 import sys
 
 import pytest
 from conftest import ROOT
-from sphinx.application import Sphinx
 
 sys.path.append(str(ROOT / "book" / "_ext"))
 import method_pages
@@ -28,7 +29,7 @@ PAGE = "# A method\n\nProse {cite:p}`yang2025bob`.\n\n```{method-page} NAME\n```
 
 
 def build(home, name):
-    """Build a book of the overview and one page; return Sphinx's application and warnings."""
+    """Build a book of the overview and one page; return Sphinx's environment and its warnings."""
     pages = home / "book" / "methods"
     pages.mkdir(parents=True)
     (home / "datadream").symlink_to(ROOT / "datadream")
@@ -43,23 +44,36 @@ def build(home, name):
         # what the pages of a whole book hold
         "suppress_warnings": ["myst.domains", "myst.xref_missing", "ref.doc", "bibtex"],
     }
-    with open(home / "warnings", "w") as warnings:
-        app = Sphinx(
-            home, None, home / "out", home / "trees", "html", settings, None, warning=warnings
-        )
-        app.build(force_all=True)
-    return app, (home / "warnings").read_text()
+    # A process of its own: Sphinx and its parsers register themselves in the one that builds.
+    lines = [f"{name} = {value!r}" for name, value in settings.items()]
+    lines.insert(0, f"import sys; sys.path.insert(0, {str(ROOT / 'book' / '_ext')!r})")
+    (home / "conf.py").write_text("\n".join(lines))
+    words = [
+        "-m",
+        "sphinx",
+        "-q",
+        "-E",
+        "-a",
+        "-b",
+        "html",
+        "-d",
+        home / "trees",
+        home,
+        home / "out",
+    ]
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, cwd=ROOT)
+    return pickle.loads((home / "trees" / "environment.pickle").read_bytes()), done.stderr
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     home = tmp_path_factory.mktemp("book")
-    app, warnings = build(home, "bob")
-    return app, warnings, home / "out" / "book" / "methods"
+    found, warnings = build(home, "bob")
+    return found, warnings, home / "out" / "book" / "methods"
 
 
 def test_a_page_has_sections_tables_and_the_code(site):
-    app, warnings, out = site
+    found, warnings, out = site
     page = html.unescape((out / "bob.html").read_text())
     heads = [re.sub("<.*?>", "", found).strip("¶#") for found in re.findall("<h2>(.*?)</h2>", page)]
     assert heads == [
@@ -67,7 +81,7 @@ def test_a_page_has_sections_tables_and_the_code(site):
         "Sample images", "The code",
     ]  # fmt: skip
     assert "generate.guidance" in page and "class Bob" in re.sub("<.*?>", "", page)
-    contents = app.env.tocs["book/methods/bob"].astext()
+    contents = found.tocs["book/methods/bob"].astext()
     assert all(head in contents for head in heads), "the list of sections beside the page"
     assert "WARNING" not in warnings, warnings
 

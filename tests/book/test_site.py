@@ -291,7 +291,7 @@ img {{ max-width: 100%; }} table {{ width: 900px; }}
 <div class="highlight"><pre>uncopied</pre></div>
 <a href="nowhere.html">a</a> <a href="#nothing">b</a> <a href="faults.html#here" id="here">c</a>
 <a href="{__file__}">d</a> <a href="http://localhost:8000/">e</a> <a href="https://a b.org">f</a>
-<a href="file:///work/main/index.html">g</a> <a href="htps://example.org">h</a>
+<a href="file:///some/where/index.html">g</a> <a href="htps://example.org">h</a>
 <a href="https:///index.html">i</a> <a href="https://example.org/a?b=c#d">j</a>
 <script src="https://example.org/script.js"></script>
 <script>console.error("a fault"); missing();</script></article></main></body></html>"""
@@ -351,7 +351,7 @@ def test_what_shuts_out_weak_eyes_is_found(faults, view):
 def test_links_that_lead_nowhere_are_found(faulty):
     assert [reference for _, reference in broken(faulty)] == ["#nothing", __file__, "nowhere.html"]
     assert [reference for _, reference in malformed(faulty)] == [
-        "file:///work/main/index.html",
+        "file:///some/where/index.html",
         "htps://example.org",
         "http://localhost:8000/",
         "https:///index.html",

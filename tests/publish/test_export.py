@@ -118,7 +118,7 @@ def test_the_card_tells_method_licence_recipe_and_faults(made, form, models):
         "guidance",
         "Seed of the study: 0",
         "2 real images per class",
-        "Known faults",
+        "Known limitations",
         key,
     ):
         assert word in text
@@ -221,4 +221,4 @@ def test_the_labels_of_torchvision_are_ours_whatever_the_names(make, tmp_path, s
     assert len(ours) == 15
     for image, label in loaded:
         assert ours[np.asarray(image).tobytes()] == label
-    assert "in the order of which the folders sort" in (folder / "README.md").read_text()
+    assert "the sort order of the folders" in (folder / "README.md").read_text()

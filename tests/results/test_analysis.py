@@ -276,15 +276,15 @@ def test_the_gains_of_a_run_study(finished):
     [
         (
             [0.2, 0.25, 0.3],
-            "25.0 % of the images, 95 % interval 12.6 to 37.4 over 3 seeds, where real images "
-            "have 5 %; more than without copying.",
+            "25.0 % of the images, 95 % interval 12.6 to 37.4 over 3 seeds, against 5 % "
+            "for real images; copying detected.",
         ),
         (
             [0.0, 0.01, 0.0],
-            "0.3 % of the images, 95 % interval 0.0 to 1.8 over 3 seeds, where real images have 5 "
-            "%; no copying is shown.",
+            "0.3 % of the images, 95 % interval 0.0 to 1.8 over 3 seeds, against 5 % "
+            "for real images; no copying detected.",
         ),
-        ([0.5], "50.0 % of the images on one seed, which has no interval over seeds."),
+        ([0.5], "50.0 % of the images on one seed, so there is no interval over seeds."),
     ],
 )
 def test_the_sentence_on_copying(closer, words):
@@ -323,8 +323,8 @@ def test_a_join_that_is_missing_or_ambiguous_is_refused(table, cells, words):
             r"Class-centroid cosine and the gain of .* over Real only, 10 classes: .* \+0.99, 95 "
             r"% interval \+0.9",
         ),
-        ([1, 10, 2, 9, 3, 8, 4, 7, 5, 6], "includes zero, so no relation is shown"),
-        ([0] * 10, "too few classes, or too many equal values"),
+        ([1, 10, 2, 9, 3, 8, 4, 7, 5, 6], "includes zero: no correlation detected"),
+        ([0] * 10, "too few classes or too many ties"),
     ],
 )
 def test_the_sentence_claims_no_more_than_the_interval(gain, words):

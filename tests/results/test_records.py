@@ -180,9 +180,7 @@ def test_the_summary_of_a_method_without_chance_is_wilsons_interval(tmp_path):
 
 def test_a_bound_beside_zero_shows_its_side():
     found = {"difference": 0.4, "low": 0.027, "high": 0.81, "seeds": 5}
-    assert "interval +0.03 to +0.8; the interval is clear of zero" in records.sentence(
-        found, "a", "b"
-    )
+    assert "interval +0.03 to +0.8; the interval excludes zero" in records.sentence(found, "a", "b")
 
 
 def test_the_difference_is_paired_by_seed(tmp_path):
@@ -223,9 +221,9 @@ def test_a_method_without_records_is_named(tmp_path):
 @pytest.mark.parametrize(
     "low, high, words",
     [
-        (1.0, 3.0, "clear of zero"),
-        (-3.0, -1.0, "clear of zero"),
-        (-1.0, 3.0, "no difference is shown"),
+        (1.0, 3.0, "excludes zero"),
+        (-3.0, -1.0, "excludes zero"),
+        (-1.0, 3.0, "no difference detected"),
     ],
 )
 def test_the_sentence_claims_no_more_than_the_interval(low, high, words):
@@ -286,7 +284,7 @@ def test_two_records_of_one_cell_are_not_two_seeds(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "gain, word", [(0.1, "shown"), (-0.1, "the opposite is shown"), (0.0, "not shown")]
+    "gain, word", [(0.1, "detected"), (-0.1, "the opposite detected"), (0.0, "not detected")]
 )
 def test_a_finding_is_what_the_interval_says(tmp_path, gain, word):
     found = table(

@@ -205,7 +205,7 @@ def test_differences_are_paired_within_a_value():
     lines = ablation_statistics.difference_lines(table, ["dset"], "real")
     assert (
         lines[0].startswith("1: DataDream (dataset) minus Real only: +20.0 points")
-        and "clear of zero" in lines[0]
+        and "excludes zero" in lines[0]
     )
 
 
@@ -237,7 +237,7 @@ def test_no_trend_where_nothing_doubles(values, words):
         ablation_statistics.trend(measured([(v, "dset", 0, 0.5) for v in values]), "dset")
 
 
-def test_the_line_says_whether_a_trend_is_shown():
+def test_the_line_says_whether_a_trend_is_detected():
     rising = measured(
         [
             (str(v), "dset", s, 0.5 + 0.02 * i + 0.001 * s * i)
@@ -254,8 +254,8 @@ def test_the_line_says_whether_a_trend_is_shown():
     )
     assert "+2.1 points on average over 3 seeds" in ablation_statistics.trend_line(
         rising, "dset", "images"
-    ) and "clear of zero" in ablation_statistics.trend_line(rising, "dset", "images")
-    assert "no trend is shown" in ablation_statistics.trend_line(flat, "dset", "images")
+    ) and "excludes zero" in ablation_statistics.trend_line(rising, "dset", "images")
+    assert "no trend detected" in ablation_statistics.trend_line(flat, "dset", "images")
     assert "no interval" in ablation_statistics.trend_line(
         rising[rising["seed"] == 0], "dset", "images"
     )
