@@ -52,7 +52,9 @@ def _checkout():
         # An environment may lie in a repository of its user's, whose commit says nothing of this.
         if git("ls-files", "--error-unmatch", "__init__.py") is None:
             return "unknown", False, f"{installed}, or a copy without its repository"
-        commit, changes = git("rev-parse", "HEAD"), git("status", "--porcelain", "-uno", "..")
+        # Results that were kept since the commit are no change of the code.
+        code = ("--", "..", ":(top,exclude)book/study")
+        commit, changes = git("rev-parse", "HEAD"), git("status", "--porcelain", "-uno", *code)
     except OSError as error:
         return "unknown", False, f"git cannot be run ({error.strerror}); {installed}"
     return commit or "unknown", bool(changes), "checkout"

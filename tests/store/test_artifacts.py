@@ -235,6 +235,24 @@ def test_the_commit_is_that_of_the_checkout_wherever_the_runs_are(tmp_path, monk
     assert re.fullmatch("[0-9a-f]{40}", found["commit"]) and found["source"] == "checkout"
 
 
+def test_only_a_change_of_the_code_makes_a_checkout_dirty(tmp_path):
+    """Not the results that `keep` wrote after the commit: the next piece of a study has them."""
+    copied_package(tmp_path)
+    kept = tmp_path / "book" / "study" / "records.jsonl"
+    kept.parent.mkdir(parents=True)
+    other = tmp_path / "notebooks" / "study.yaml"
+    other.parent.mkdir()
+    for file in (kept, other):
+        file.write_text("")
+    who = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+    for command in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "own"]):
+        subprocess.run(["git", *who, *command], cwd=tmp_path, check=True)
+    kept.write_text("{}")
+    assert copied_package(tmp_path)["dirty"] is False
+    other.write_text("runs: {}")
+    assert copied_package(tmp_path)["dirty"] is True
+
+
 def test_provenance_needs_no_git(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     found = provenance.__wrapped__()
