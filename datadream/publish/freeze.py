@@ -208,7 +208,7 @@ def _write_page(file, notebook):
         "papermill": {"parameters": ran["parameters"], "duration": ran.get("duration")},
     }
     notebook["cells"][0]["source"] = _headed(
-        "".join(notebook["cells"][0]["source"]), ran["parameters"]
+        "".join(notebook["cells"][0]["source"]), ran["parameters"], _title_of(file.stem)
     )
     for cell in notebook["cells"]:
         # What is hidden, captions, alternative texts.
@@ -227,16 +227,26 @@ def _write_page(file, notebook):
     return size
 
 
-def _headed(text, parameters):
+def _title_of(name):
+    """Return a page's title in the committed contents, "" where it has none."""
+    file = paths()["home"] / "_toc.yml"
+    chapters = yaml.safe_load(file.read_text())["parts"] if file.exists() else []
+    while chapters:
+        one = chapters.pop()
+        if one.get("file") == f"book/study/{name}":
+            return one.get("title", "")
+        chapters += one.get("chapters", []) + one.get("sections", [])
+    return ""
+
+
+def _headed(text, parameters, title=""):
     """Return a page's first cell with a heading of its own: in a search, pages of one template
-    are told apart by question or dataset.
+    are told apart by question, title in the contents, or dataset.
     """
     if "question" in parameters:
         return re.sub(r"\A# .*", lambda _: f"# {parameters['question']}", text)
-    if "dataset" in parameters:
-        return re.sub(
-            r"\A# (.)", lambda first: f"# {parameters['dataset']}: {first[1].lower()}", text
-        )
+    if own := title or parameters.get("dataset", ""):
+        return re.sub(r"\A# (.)", lambda first: f"# {own}: {first[1].lower()}", text)
     return text
 
 

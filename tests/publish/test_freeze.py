@@ -225,9 +225,13 @@ def test_pages_of_the_dataset_template_are_told_apart_by_their_dataset():
         == "# optdigits: one dataset, the main table\n\nAll of # it."
     )
     assert (
-        freeze._headed(text, {"dataset": "mnist", "question": "Why?"}) == "# Why?\n\nAll of # it."
+        freeze._headed(text, {"dataset": "mnist", "question": "Why?"}, "A")
+        == "# Why?\n\nAll of # it."
         and freeze._headed(text, {}) == text
     )
+    title = freeze._title_of("mnist_4_redrawn")
+    assert title == "MNIST, four shots, redrawn" and not freeze._title_of("mnist_4_redraw")
+    assert freeze._headed(text, {"dataset": "mnist"}, title).startswith(f"# {title}: one dataset,")
 
 
 def test_a_page_too_large_for_git_is_refused(home, runs):
