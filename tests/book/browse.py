@@ -5,7 +5,6 @@ import io
 import re
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
-from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
 import numpy as np
@@ -193,8 +192,9 @@ def judge(tab):
 def visit(browser, root, page, pictures=None):
     """Return a Visit of a page for each of VIEWS.
 
-    Where `pictures` is a folder, leave a picture of each in it.
+    Where `pictures` is a folder, leave a picture of each in it, named by the page's path.
     """
+    name = page.removeprefix("book/").removesuffix(".html").replace("/", "-")
     context = browser.new_context()
     context.set_default_timeout(120_000)
     tab, visits = context.new_page(), []
@@ -215,7 +215,7 @@ def visit(browser, root, page, pictures=None):
             tab.goto((root / page).as_uri(), wait_until="load")
         # The theme makes what scrolls reachable by keyboard a moment after each change.
         tab.wait_for_timeout(400)
-        look(tab, visits[-1], pictures and pictures / f"{Path(page).stem}-{width}-{scheme}.png")
+        look(tab, visits[-1], pictures and pictures / f"{name}-{width}-{scheme}.png")
         if (width, scheme) in JUDGED:
             visits[-1].violations = judge(tab)
     context.close()
