@@ -33,7 +33,7 @@ def test_who_makes_images_says_how_many_and_at_what_price(table):
     assert table.loc[title("dset"), "extra models"] == ""
     assert table.loc[title("protoaug"), "extra models"] == "the untouched classifier, for the loss"
     assert "the IP-Adapter ip-adapter-plus_sd15" in table.loc[title("dipsy"), "extra models"]
-    assert "which classes look alike" in table.loc[title("contrast"), "extra models"]
+    assert "for classes that look alike" in table.loc[title("contrast"), "extra models"]
 
 
 def test_what_chooses_by_validation_images_is_told(table):
