@@ -33,9 +33,13 @@ def test_each_gpu_of_a_node_works_with_its_share_of_the_cores(cluster, make, sto
         import ray
 
         given = ray.get_runtime_context().get_assigned_resources()
-        found = given | {"threads": os.environ["OMP_NUM_THREADS"], "begun": time.time()}
-        time.sleep(1)
-        Path(address, task.name).write_text(json.dumps(found | {"ended": time.time()}))
+        found = given | {"threads": os.environ["OMP_NUM_THREADS"]}
+        Path(address, f"{task.name}.begun").touch()
+        end = time.monotonic() + 120  # a worker may start slowly; one after the other never meets
+        while len(list(Path(address).glob("*.begun"))) < 2 and time.monotonic() < end:
+            time.sleep(0.05)
+        found["together"] = len(list(Path(address).glob("*.begun"))) == 2
+        Path(address, task.name).write_text(json.dumps(found))
 
     store.root.mkdir(exist_ok=True)
     todo = {name: Task(name, "cell", make("real")) for name in ("a", "b")}
@@ -43,7 +47,7 @@ def test_each_gpu_of_a_node_works_with_its_share_of_the_cores(cluster, make, sto
     on_ray._drive(ray, todo, store, probe)
     found = [json.loads((store.root / name).read_text()) for name in todo]
     assert [(one["CPU"], one["GPU"], one["threads"]) for one in found] == [(2.0, 1.0, "2")] * 2
-    assert max(one["begun"] for one in found) < min(one["ended"] for one in found)
+    assert all(one["together"] for one in found), "each waits for the other to begin"
 
 
 def node(cpus, gpus):
