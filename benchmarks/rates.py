@@ -18,8 +18,8 @@ import numpy as np
 import pandas as pd
 
 from datadream.config import Recipe
+from datadream.engines.rates import looked
 from datadream.paths import paths
-from datadream.pipeline.evaluate import validated
 from datadream.pipeline.stages import STAGES, Cell
 from datadream.store.artifacts import Store
 from datadream.store.open import open_store
@@ -38,7 +38,6 @@ def observed(recipes: Iterable[Recipe], store: Store) -> pd.DataFrame:
     rows: dict[str, dict[str, Any]] = {}
     for recipe in recipes:
         cell = Cell(recipe, load_or_describe(recipe))
-        looked = recipe.classify.evaluations * validated(cell.support)
         for stage in STAGES:
             for part, key in cell.keys_of(stage.name).items() if stage.work else ():
                 if manifest := store.manifest(key):
@@ -46,7 +45,7 @@ def observed(recipes: Iterable[Recipe], store: Store) -> pd.DataFrame:
                         "key": key,
                         "stage": stage.name,
                         "units": stage.work(cell, part)[2],
-                        "looked": looked if stage.name == "train" else 0,
+                        "looked": looked(cell) if stage.name == "train" else 0,
                         "seconds": manifest["seconds"],
                     }
     return pd.DataFrame(rows.values(), columns=["key", "stage", "units", "looked", "seconds"])

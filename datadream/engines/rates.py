@@ -4,6 +4,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from ..config import Recipe
+from ..methods.recipes import recipe as make_recipe
 from ..pipeline.evaluate import validated
 from ..pipeline.stages import Cell, stage_of
 
@@ -30,6 +32,18 @@ PROXY: dict[str, Any] = {
 }
 
 
+def same_models(recipe: Recipe, profile: str) -> bool:
+    """Say whether a recipe has a profile's models and resolution, so that its rates hold."""
+    preset = make_recipe(profile)
+    same = ("generator", "classifier", "resolution")
+    return all(getattr(recipe, name) == getattr(preset, name) for name in same)
+
+
+def looked(cell: Cell) -> int:
+    """Return how many validation images a training classifies, all its evaluations together."""
+    return cell.recipe.classify.evaluations * validated(cell.support)
+
+
 def seconds(cell: Cell, name: str, rates: Mapping[str, Any], part: Any = None) -> float:
     """Return the seconds that a stage's artifact takes at `rates`, NaN where they have none."""
     work = stage_of(name).work
@@ -38,5 +52,4 @@ def seconds(cell: Cell, name: str, rates: Mapping[str, Any], part: Any = None) -
     found = work(cell, part)[2] * rates.get(name, math.nan) + rates.get("fixed", {}).get(name, 0.0)
     if name != "train":
         return found
-    looked = cell.recipe.classify.evaluations * validated(cell.support)
-    return found + looked * rates.get("judge", math.nan)
+    return found + looked(cell) * rates.get("judge", math.nan)

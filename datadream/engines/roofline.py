@@ -13,9 +13,8 @@ from typing import Any
 
 from ..config import Recipe
 from ..data.datasets import prompt
-from ..methods.recipes import recipe as make_recipe
-from ..pipeline.evaluate import validated
 from ..pipeline.stages import Cell, stage_of
+from .rates import looked, same_models
 
 
 @dataclass(frozen=True)
@@ -86,9 +85,7 @@ MEASURED: dict[str, Mapping[str, float]] = {
 
 def counted(recipe: Recipe) -> bool:
     """Say whether the models of a recipe are those that were counted."""
-    preset = make_recipe("paper")
-    same = ("generator", "classifier", "resolution")
-    return all(getattr(recipe, name) == getattr(preset, name) for name in same)
+    return same_models(recipe, "paper")
 
 
 def cost(cell: Cell, name: str, part: Any = None) -> Cost:
@@ -110,9 +107,8 @@ def cost(cell: Cell, name: str, part: Any = None) -> Cost:
         return COUNTED["unet"] * units + COUNTED["decode"] * images
     if name == "train":
         tokens = len(cell.support.classes) * _longest(recipe.noun, cell.dataset.classes)
-        looked = recipe.classify.evaluations * validated(cell.support)
         text = COUNTED["trained token"] * (steps * tokens)
-        return COUNTED["trained image"] * units + text + COUNTED["read"] * looked
+        return COUNTED["trained image"] * units + text + COUNTED["read"] * looked(cell)
     return COUNTED["read"] * units
 
 

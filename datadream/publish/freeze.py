@@ -117,9 +117,9 @@ def load_all_frozen() -> pd.DataFrame:
 def load_compared() -> pd.DataFrame:
     """Load the committed records that can be compared: `records.in_profile` of all of them.
 
-    Whichever run has computed a cell, its accuracy is the same.
+    Whichever run has computed a cell, its accuracy is the same; the column `run` names one.
     """
-    table = in_profile(load_all_frozen()).drop(columns="run")
+    table = in_profile(load_all_frozen())
     return table.sort_values(["dataset", "shots", "method", "seed"], ignore_index=True)
 
 

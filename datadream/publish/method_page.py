@@ -19,9 +19,9 @@ from ..methods.base import Method
 from ..methods.recipes import method_settings_table
 from ..paths import paths
 from ..results.comparison import beside
-from ..results.records import in_profile, signed
+from ..results.records import signed
 from ..results.tables import escape_markdown
-from .freeze import load_all_frozen
+from .freeze import load_compared
 
 PAGES = "book/methods"  # a page a file, by the file's name
 BASE = "real"  # what every other method is compared with
@@ -222,8 +222,8 @@ def _thousands(values: Iterable[int]) -> list[str]:
 
 @cache
 def committed() -> pd.DataFrame:
-    """Return the committed records with their profile's own settings, each cell once."""
-    return in_profile(load_all_frozen())
+    """Return `freeze.load_compared`, read once for all pages."""
+    return load_compared()
 
 
 def numbers_text(file: MethodFile, table: pd.DataFrame, pages: Collection[str] = ()) -> str:

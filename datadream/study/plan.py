@@ -17,9 +17,8 @@ from ..config import Recipe
 from ..data.datasets import DATASETS, Dataset, load_for, released
 from ..data.images import PIXEL, Images
 from ..data.paper_datasets import HELD_OUT, SOURCES, elsewhere, lacking, readable
-from ..engines.rates import PROXY, THROUGHPUT, seconds
+from ..engines.rates import PROXY, THROUGHPUT, same_models, seconds
 from ..errors import DataError
-from ..methods.recipes import recipe as make_recipe
 from ..methods.registry import method_of
 from ..models.catalog import GENERATORS, absent
 from ..pipeline.stages import STAGES, Cell
@@ -99,12 +98,7 @@ def _sizes(recipe):
 
 
 def _rates(recipe):
-    preset = make_recipe(recipe.profile)
-    same = all(
-        getattr(recipe, name) == getattr(preset, name)
-        for name in ("generator", "classifier", "resolution")
-    )
-    return THROUGHPUT.get(recipe.profile, {}) if same else {}
+    return THROUGHPUT.get(recipe.profile, {}) if same_models(recipe, recipe.profile) else {}
 
 
 class Work(NamedTuple):
