@@ -19,22 +19,21 @@ from .rates import looked, same_models
 
 @dataclass(frozen=True)
 class Card:
-    """A GPU, by its maker's data sheet: dense FLOP/s, bytes/s and bytes."""
+    """A GPU, by its maker's data sheet: dense FLOP/s and bytes/s."""
 
     half: float  # in bfloat16, summed up in float32
     single: float  # in float32, without TensorFloat-32
     bandwidth: float
-    memory: float
 
 
 # NVIDIA's data sheets, without sparsity: H200 SXM, H100 SXM, A100 SXM with 80 GB, GeForce RTX 4090
 # (Ada whitepaper, appendix A: half precision summed up in float32), L4.
 CARDS = {
-    "H200": Card(989e12, 67e12, 4.8e12, 141e9),
-    "H100": Card(989e12, 67e12, 3.35e12, 80e9),
-    "A100": Card(312e12, 19.5e12, 2.04e12, 80e9),
-    "4090": Card(165e12, 82.6e12, 1.01e12, 24e9),
-    "L4": Card(121e12, 30.3e12, 0.3e12, 24e9),
+    "H200": Card(989e12, 67e12, 4.8e12),
+    "H100": Card(989e12, 67e12, 3.35e12),
+    "A100": Card(312e12, 19.5e12, 2.04e12),
+    "4090": Card(165e12, 82.6e12, 1.01e12),
+    "L4": Card(121e12, 30.3e12, 0.3e12),
 }
 
 

@@ -6,7 +6,7 @@ and code. `book/_ext/method_pages.py` puts it where a page has the directive `{m
 
 import math
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -20,7 +20,7 @@ from ..methods.recipes import method_settings_table
 from ..paths import paths
 from ..results.comparison import beside
 from ..results.records import signed
-from ..results.tables import escape_markdown
+from ..results.tables import escape_markdown, listed
 from .freeze import load_compared
 
 PAGES = "book/methods"  # a page a file, by the file's name
@@ -122,10 +122,10 @@ def names_text(file: MethodFile) -> str:
     """Say by which names the study calls a file's methods, and what their twins are."""
     own = [f"`{one.name}` for {escape_markdown(one.title)}" for one in file.methods]
     twins = [f"`{name}`" for name in file.names if name not in {one.name for one in file.methods}]
-    text = f"The name in commands and records is {_listed(own)}."
+    text = f"The name in commands and records is {listed(own)}."
     if twins:
         text += (
-            f" The classifier of {_listed(twins)} is trained on the few real images too; nothing "
+            f" The classifier of {listed(twins)} is trained on the few real images too; nothing "
             "else differs."
         )
     return text
@@ -248,7 +248,7 @@ def numbers_text(file: MethodFile, table: pd.DataFrame, pages: Collection[str] =
     runs = sorted(table.loc[table["method"].isin(file.names), "run"].unique())
     linked = [f"{{doc}}`/book/study/{run}`" for run in runs if f"book/study/{run}" in pages]
     if linked:
-        lines.append(f"From {_listed(linked)}.")
+        lines.append(f"From {listed(linked)}.")
     return "\n\n".join(lines)
 
 
@@ -337,7 +337,7 @@ def uses(method: Method) -> str:
         found += ["as prompts"] * bool(own.generate.image_prompts)
     if method.real:
         found.append("to train the classifier")
-    return _listed(found) if found else "not at all"
+    return listed(found) if found else "not at all"
 
 
 def markdown_table(frame: pd.DataFrame, sorts: bool = True) -> str:
@@ -350,9 +350,3 @@ def markdown_table(frame: pd.DataFrame, sorts: bool = True) -> str:
     body = [line(row) for row in frame.itertuples(index=False)]
     options = [":class: results", ""] if sorts else []
     return "\n".join(["```{table}", *options, *head, *body, "```"])
-
-
-def _listed(texts: Sequence[str]) -> str:
-    """Return texts as "a", "a and b" or "a, b and c"."""
-    *most, last = texts
-    return f"{', '.join(most)} and {last}" if most else last

@@ -14,7 +14,7 @@ from ..statistics import mean_interval
 from ..store.files import json_files
 from ..store.open import open_store
 from .record import read_record, record_row
-from .tables import show_table
+from .tables import listed, show_table
 
 RELEASED = "[RELEASED PROTOCOL, for comparison only: the epoch is chosen on the test images]"
 
@@ -108,9 +108,7 @@ def by_shots(table: pd.DataFrame) -> list[tuple[int, pd.DataFrame]]:
 def in_shots(shots: int | Collection[int]) -> str:
     """Return a number of shots per class in words: "1 shot", "4 shots" or "1, 4 and 16 shots"."""
     several = [shots] if isinstance(shots, int) else [*shots]
-    *most, last = map(str, several)
-    joined = f"{', '.join(most)} and {last}" if most else last
-    return f"{joined} {'shot' if several == [1] else 'shots'}"
+    return f"{listed([*map(str, several)])} {'shot' if several == [1] else 'shots'}"
 
 
 def protocol_note(table: pd.DataFrame) -> str:

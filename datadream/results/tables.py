@@ -3,7 +3,7 @@
 import html
 import numbers
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import pandas as pd
 from IPython.display import Markdown
@@ -62,6 +62,12 @@ def _text(value):
 
 def _name(value):
     return None if value is None else str(value)
+
+
+def listed(texts: Sequence[str]) -> str:
+    """Return texts as "a", "a and b" or "a, b and c"."""
+    *most, last = texts
+    return f"{', '.join(most)} and {last}" if most else last
 
 
 def escape_markdown(text: object) -> str:

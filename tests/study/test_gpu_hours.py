@@ -18,7 +18,7 @@ def eurosat():
 
 
 def test_products_and_bytes_follow_each_other():
-    card = Card(half=100.0, single=10.0, bandwidth=50.0, memory=1.0)
+    card = Card(half=100.0, single=10.0, bandwidth=50.0)
     assert Cost(200.0, 30.0, 50.0).seconds(card) == pytest.approx(2 + 3 + 1)
     assert (Cost(1.0, 2.0, 3.0) + Cost(1.0) * 2).seconds(card) == pytest.approx(0.03 + 0.2 + 0.06)
 
