@@ -259,7 +259,7 @@ def test_the_notebook_runs_on_a_folder_of_photos_and_what_it_prints_works(
     text = (tmp_path / "out.ipynb").read_text()
     assert (
         "held-out photos right" in text
-        and "It was trained on these photos" in text
+        and "The classifier was trained on these photos" in text
         and "knows printed digits" in text
     )
     assert "TqdmWarning" not in text and "it/s]" not in text and '"stderr"' not in text
