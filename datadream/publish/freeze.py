@@ -4,7 +4,9 @@ import base64
 import io
 import json
 import re
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import yaml
@@ -12,7 +14,9 @@ from PIL import Image
 
 from ..errors import ConfigError, DataError
 from ..paths import paths
-from ..results.record import read_record
+from ..results.committed import read_committed, write_committed
+from ..results.images import load_predictions
+from ..results.record import read_record, record_row
 from ..results.records import in_profile, tidy
 from ..store.artifacts import Store
 from ..store.files import reading, write_json, writing
@@ -21,6 +25,7 @@ from ..study import outcome
 
 LIMIT = 1_000_000  # bytes of a kept page: git holds every version of it
 COLOURS = 128  # of a figure in a kept page: more is not seen in plots and digits
+SHOWN = ("dataset", "comparison")  # the notebooks of which the synthetic sets are shown
 OWN = "Your own run"
 FAILED = ".failed"  # ends the name of what is left of a run that failed
 MISSING = (
@@ -30,19 +35,22 @@ MISSING = (
 
 
 def freeze_study(group: str = "full", store: Store | None = None) -> pd.DataFrame:
-    """Copy the finished pages of a group, and the records of their cells, to book/study.
+    """Copy the finished pages of a group, and what they rest on, to the book's folders.
 
-    Returns a table of run, status and kilobytes. A run that has not ended here keeps what an
-    earlier call, perhaps on another machine, has kept of it. Raises LookupError where a finished
-    page's records are gone, and DataError where a page is too large for git.
+    That are the records of their cells and their predictions of test images in book/study, and
+    a sheet of each synthetic set in book/samples. Returns a table of run, status and kilobytes. A
+    run that has not ended here keeps what an earlier call, perhaps on another machine, has kept of
+    it. Raises LookupError where a finished page's records are gone, and DataError where a page or a
+    set is too large for git.
     """
     # here, not above: the book's pages read what is kept, and need no PyTorch, which takes seconds
     from ..results.analysis import measure_sets
     from ..study.named_runs import cells_of, choose, load_study
+    from .kept_sets import keep_sets
 
     store, target, rows = store or open_store(), paths()["kept_pages"], []
     target.mkdir(parents=True, exist_ok=True)
-    lines = {line["key"]: line for line in _lines()}
+    lines = committed_records()
     for name, entry in choose(load_study(), (), group).items():
         notebook = _finished(name, entry)
         if notebook is None:
@@ -57,18 +65,26 @@ def freeze_study(group: str = "full", store: Store | None = None) -> pd.DataFram
             continue
         cells = cells_of(entry)
         _keep_records(name, cells, lines, store)
+        if entry["notebook"] in SHOWN:
+            keep_sets([recipe for some in cells.values() for recipe in some], store)
         if entry["notebook"] == "analysis":
             measure_sets([cell for some in cells.values() for cell in some], store).to_csv(
                 _measures(name), index=False, float_format="%.6g"
             )
         size = _write_page(target / f"{name}.ipynb", notebook)
         rows.append({"run": name, "status": "kept", "kB": size // 1000})
+    _keep_predictions(lines.values(), store)
     text = "".join(
         json.dumps(line, sort_keys=True) + "\n" for _, line in sorted(lines.items()) if line["runs"]
     )
     with writing(target):
         paths()["kept_records"].write_text(text)
     return pd.DataFrame(rows)
+
+
+def committed_records() -> dict[str, dict[str, Any]]:
+    """Return the committed records by their keys, each with `runs`: run -> label -> position."""
+    return {line["key"]: line for line in _lines()}
 
 
 def frozen() -> list[str]:
@@ -185,17 +201,38 @@ def _keep_records(name, cells, lines, store):
     for place, (label, recipes) in enumerate(cells.items()):
         for recipe in recipes:
             file = record_file(Cell(recipe), store)
-            if not store.refresh(file).exists():
+            if store.refresh(file).exists():
+                record = read_record(file)
+            elif file.stem in lines:  # another machine has computed it, and it was kept
+                record = lines[file.stem]
+            else:
                 raise LookupError(
                     f"the page of {name} is there and its record {file.name} is not; run `python "
                     f"-m datadream study {name}` again"
                 )
-            record = read_record(file)
             line = lines.setdefault(record["key"], {**record, "runs": {}})
             lines[record["key"]] = {
                 **record,
                 "runs": line["runs"] | {name: line["runs"].get(name, {}) | {label: place}},
             }
+
+
+def _keep_predictions(lines, store):
+    """Keep the predictions of test images of all records that a run shows, as far as they are
+    there: in the store, or kept before.
+    """
+    settings = {}
+    for line in (line for line in lines if line["runs"]):
+        row = record_row(line)
+        settings.setdefault((row["dataset"], int(row["shots"])), []).append(row)
+    for (dataset, shots), rows in settings.items():
+        before = read_committed(dataset, shots)
+        found = {}
+        for row in rows:
+            with suppress(LookupError):  # an earlier version's result has none
+                found[row["artifacts"]["judge"]] = load_predictions(row, store)
+        if found.keys() != before.keys():
+            write_committed(dataset, shots, found)
 
 
 def _write_page(file, notebook):

@@ -19,7 +19,7 @@ from ..methods.base import Method
 from ..methods.recipes import method_settings_table
 from ..paths import paths
 from ..results.comparison import beside
-from ..results.records import signed
+from ..results.records import in_shots, signed
 from ..results.tables import escape_markdown, listed
 from .freeze import load_compared
 
@@ -287,14 +287,39 @@ def samples_text(file: MethodFile) -> str:
     made = [one for one in file.methods if one.generates]
     if not made:
         return ""
-    shown = [
-        f"```{{figure}} /book/samples/{sheet.parent.name}/{sheet.name}\n"
-        f":alt: Synthetic images of {one.title}, {sheet.parent.name}\n"
-        f":class: dark-light\n\n{escape_markdown(one.title)}, {sheet.parent.name}.\n```"
-        for one in made
-        for sheet in sorted(paths()["samples"].glob(f"*/{one.name}.png"))
-    ]
-    return "\n\n".join(shown) or "No sample of its synthetic images is committed yet."
+    sheets = [(one, *found) for one in made for found in _sheets(one.name)]
+    if not sheets:
+        return "No sample of its synthetic images is committed yet."
+    lines = ["The first images of each class for seed 0, with the real images that they rest on."]
+    for one in made:
+        for dataset in dict.fromkeys(where for method, where, _, _ in sheets if method is one):
+            own = [row for row in sheets if row[:2] == (one, dataset)]
+            lines.append(f"**{escape_markdown(one.title)}, {escape_markdown(dataset)}**")
+            lines.append(_grid(one.title, own))
+    return "\n\n".join(lines)
+
+
+def _sheets(name):
+    """Return (dataset, shots, file) of each committed sheet of a method, the fewest shots first."""
+    files = paths()["samples"].glob(f"*/*/{name}.png")
+    found = [(file.parent.parent.name, int(file.parent.name), file) for file in files]
+    return sorted(found)
+
+
+def _grid(title, sheets):
+    """Return sheets side by side, each with its real images above it."""
+    cards = []
+    for _, dataset, shots, file in sheets:
+        real = file.with_name("shots.png")
+        texts = [(real, "Real images"), (file, f"Synthetic images of {title}")]
+        images = [
+            f"```{{image}} /book/samples/{dataset}/{shots}/{one.name}\n"
+            f":alt: {text}, {dataset}, {in_shots(shots)}\n:class: sheet\n```"
+            for one, text in texts
+            if one.exists()
+        ]
+        cards.append("\n\n".join([":::{grid-item}", in_shots(shots), *images, ":::"]))
+    return "\n".join(["::::{grid} 1 1 2 3", *cards, "::::"])
 
 
 def code_text(file: MethodFile) -> str:

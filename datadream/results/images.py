@@ -11,6 +11,7 @@ import pandas as pd
 from ..data.predictions import Predictions, read_predictions
 from ..statistics import crossed_interval
 from ..store.open import open_store
+from .committed import read_committed
 from .records import select
 
 if TYPE_CHECKING:
@@ -20,15 +21,22 @@ if TYPE_CHECKING:
 def load_predictions(row: Any, store: Store | None = None, part: str = "test") -> Predictions:
     """Return the predictions behind a row of `records.load_records`, of the 'test' or 'val' part.
 
-    Raises LookupError where the store lacks them.
+    Where the store lacks them, those of test images are looked up among the committed ones. Raises
+    LookupError where neither has them.
     """
     store = store or open_store()
     folder = store.folder(row["artifacts"]["judge"])
     if not folder.exists():
         store.done(folder.name)  # fetches what another machine made
-    if not folder.exists():
-        raise LookupError(f"the store has no {folder.name}; run its cell first")
-    return read_predictions(folder)[part]
+    if folder.exists():
+        return read_predictions(folder)[part]
+    kept = read_committed(row["dataset"], int(row["shots"])) if part == "test" else {}
+    if folder.name not in kept:
+        raise LookupError(
+            f"neither the store nor book/study has the predictions of {folder.name}; run its cell "
+            "first"
+        )
+    return kept[folder.name]
 
 
 def right(table: pd.DataFrame, method: str, store: Store | None = None) -> pd.DataFrame:

@@ -84,14 +84,14 @@ def in_profile(table: pd.DataFrame) -> pd.DataFrame:
     So no point of an ablation, no longer run and nothing of a method whose settings have changed
     since. Of several records of one cell the newest stays. A method that is not installed has none.
     """
-    own = [name for name in table.index if _as_it_is(table.at[name, "recipe"])]
+    own = [name for name in table.index if in_own_settings(table.at[name, "recipe"])]
     cell = ["profile", "dataset", "shots", "method", "seed"]
     newest = table.loc[own].sort_values("created", kind="stable")
     return newest.drop_duplicates(cell, keep="last").sort_index().reset_index(drop=True)
 
 
-def _as_it_is(given):
-    """True if a record's recipe is what `recipe` makes of its profile, method and few shots."""
+def in_own_settings(given: Mapping[str, Any]) -> bool:
+    """True if a recipe, as a flat dict, is its profile's own for its method and few shots."""
     if given["method"] not in METHODS:
         return False
     names = ("method", "dataset", "folder", "shots", "seed")

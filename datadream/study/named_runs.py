@@ -19,7 +19,7 @@ from .cells import cells
 JOBS = "DATADREAM_JOBS"  # named runs that are executed at once beside a notebook
 VALUES = 10_000  # at most in a study file, with aliases followed
 # Parameters of a notebook that say how its cells are run, and what its page shows of them.
-RUNNING, SHOWN = ("workers", "engine"), ("question", "baseline", "helped")
+RUNNING, SHOWN = ("workers", "engine", "committed"), ("question", "baseline", "helped")
 
 
 def points(axis: str, values: Any) -> dict[str, dict[str, Any]]:

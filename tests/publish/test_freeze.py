@@ -7,6 +7,7 @@ import io
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,9 +18,10 @@ from PIL import Image
 from datadream.errors import DataError
 from datadream.methods.registry import METHODS
 from datadream.paths import paths
-from datadream.publish import freeze
-from datadream.results import records
+from datadream.publish import committed_cells, freeze
+from datadream.results import images, records
 from datadream.results.comparison import PRIMARY
+from datadream.store.artifacts import Store
 from datadream.store.open import open_store
 from datadream.study import named_runs, outcome, run
 
@@ -148,6 +150,35 @@ def test_a_record_that_two_runs_show_is_kept_once(home, runs):
     assert len(lines) == 3 and len(shared) == 1, (
         "two seeds of the table, two points of one seed, the second point as in the table"
     )
+
+
+def test_predictions_are_kept_and_serve_another_machine(home, runs, tmp_path):
+    freeze.freeze_study()
+    table = freeze.load_frozen("table")
+    elsewhere = Store(tmp_path / "elsewhere")
+    for row in table.to_dict("records"):
+        assert images.load_predictions(row, elsewhere).right.mean() == row["top1"]
+    recipes = named_runs.cells_of(runs["table"])[""]
+    here, kept = committed_cells.split(recipes, elsewhere)
+    assert here == [] and [one["key"] for one in kept] == table["key"].tolist()
+    found = committed_cells.run_or_read(recipes, elsewhere)
+    assert found["key"].tolist() == table["key"].tolist() and elsewhere.keys() == []
+    assert committed_cells.split(recipes, open_store())[0] == recipes, "what is here is read here"
+    # Its page can be kept from there, and nothing is lost by it.
+    freeze.freeze_study(store=elsewhere)
+    assert freeze.load_frozen("table")["key"].tolist() == table["key"].tolist()
+    for row in table.to_dict("records"):
+        images.load_predictions(row, elsewhere)
+
+
+def test_a_cell_that_nothing_has_is_computed(home, runs, tmp_path):
+    freeze.freeze_study()
+    elsewhere = Store(tmp_path / "elsewhere")
+    recipes = named_runs.cells_of(runs["table"])[""]
+    more = [*recipes, replace(recipes[0], seed=2)]
+    found = committed_cells.run_or_read(more, elsewhere)
+    assert sorted(found["seed"]) == [0, 1, 2]
+    assert [file.stem for file in elsewhere.records.iterdir()] == [found["key"].iloc[-1]]
 
 
 def test_what_another_machine_has_kept_stays(home, runs):

@@ -11,7 +11,7 @@ from PIL import Image
 
 from datadream.config import as_dict
 from datadream.methods.recipes import recipe
-from datadream.publish import method_page
+from datadream.publish import kept_sets, method_page
 from datadream.results import records
 from datadream.statistics import wilson
 
@@ -116,11 +116,14 @@ def test_a_committed_sample_is_shown_with_an_alternative_text(monkeypatch, tmp_p
     monkeypatch.setenv("DATADREAM_HOME", str(tmp_path))
     assert "No sample" in method_page.samples_text(FILES["bob"])
     assert method_page.samples_text(FILES["tip"]) == ""
-    folder = tmp_path / "book" / "samples" / "mnist"
-    folder.mkdir(parents=True)
-    Image.new("L", (8, 8)).save(folder / "bob.png")
+    for name in ("bob", "shots"):
+        file = kept_sets.sheet_file("mnist", 4, name)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8)).save(file)
     found = method_page.samples_text(FILES["bob"])
-    assert "/book/samples/mnist/bob.png" in found and ":alt: Synthetic images of BOB" in found
+    assert "/book/samples/mnist/4/bob.png" in found and "/book/samples/mnist/4/shots.png" in found
+    assert ":alt: Synthetic images of BOB, mnist, 4 shots" in found
+    assert ":alt: Real images, mnist, 4 shots" in found
 
 
 def test_the_overview_has_a_row_for_each_file():

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from datadream.data.predictions import FILE, Predictions, read_predictions, write_predictions
-from datadream.results import comparison, images, records
+from datadream.results import committed, comparison, images, records
+from datadream.store.artifacts import Store
 from datadream.study import run
 
 
@@ -73,3 +74,33 @@ def test_the_average_over_settings_is_that_of_the_primary_question(make, store):
     lacking = table[~((table["seed"] == 0) & (table["shots"] == 2) & (table["method"] == "real"))]
     with pytest.raises(ValueError, match="no seed has both"):
         images.averaged_by_image(lacking, "real", "clip", store)
+
+
+def test_predictions_that_the_repository_keeps_stand_in_for_those_of_the_store(
+    make, store, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("DATADREAM_HOME", str(tmp_path / "home"))
+    cells = [make(method) for method in ("real", "clip")]
+    for one in cells:
+        run.run(one, store)
+    table = records.load_records(store.records)
+    found = {row["artifacts"]["judge"]: images.load_predictions(row, store) for row in rows(table)}
+    (where,) = {(row["dataset"], row["shots"]) for row in rows(table)}
+    committed.write_committed(*where, found)
+    elsewhere = Store(tmp_path / "another")
+    for row in rows(table):
+        here, kept = images.load_predictions(row, store), images.load_predictions(row, elsewhere)
+        for name in ("labels", "classes", "margins"):
+            assert getattr(here, name).tolist() == getattr(kept, name).tolist()
+            assert getattr(here, name).dtype == getattr(kept, name).dtype
+        with pytest.raises(LookupError, match=r"neither the store nor book/study has"):
+            images.load_predictions(row, elsewhere, "val")
+    committed.write_committed(*where, {name: found[name] for name in [*found][:1]})
+    assert committed.read_committed(*where).keys() == {next(iter(found))}, (
+        "not what was read before"
+    )
+    assert committed.read_committed("mnist", 3) == {}
+
+
+def rows(table):
+    return table.to_dict("records")

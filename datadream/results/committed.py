@@ -1,0 +1,65 @@
+"""The test predictions that the repository keeps: a Parquet file per dataset and number of shots.
+
+With them a page compares methods image by image on a machine that has not computed the results.
+"""
+
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from ..data.predictions import Predictions
+from ..paths import paths
+from ..store.files import writing
+
+COLUMNS = ("result", "image", "label", "predicted", "margin")
+
+
+def predictions_file(dataset: str, shots: int) -> Path:
+    """Return the file of a dataset and a number of shots; it need not exist."""
+    return paths()["predictions"] / f"{dataset}-{shots}.parquet"
+
+
+def write_committed(dataset: str, shots: int, results: Mapping[str, Predictions]) -> Path:
+    """Write the test predictions of `results`, by the key of each, and return the file.
+
+    A row is one test image: `result` is the `judge` artifact of a record, `image` the position in
+    the test set, `margin` by how much the predicted class's logit exceeds the next one's.
+    """
+    tables = [
+        pd.DataFrame(
+            {
+                "result": name,
+                "image": np.arange(len(own.labels), dtype=np.int32),
+                "label": own.labels,
+                "predicted": own.classes,
+                "margin": own.margins,
+            }
+        )
+        for name, own in sorted(results.items())
+    ]
+    file = predictions_file(dataset, shots)
+    with writing(file.parent):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        found = pd.concat(tables, ignore_index=True).astype({"result": "category"})
+        found.to_parquet(file, index=False, compression="zstd", compression_level=19)
+    return file
+
+
+def read_committed(dataset: str, shots: int) -> dict[str, Predictions]:
+    """Return the committed test predictions by the key of their result; {} where none are kept."""
+    file = predictions_file(dataset, shots)
+    return _read(file, file.stat().st_mtime_ns) if file.is_file() else {}
+
+
+@lru_cache(maxsize=8)
+def _read(file: Path, _: int) -> dict[str, Predictions]:
+    table = pd.read_parquet(file, columns=list(COLUMNS))
+    return {
+        str(name): Predictions(
+            *(rows[column].to_numpy() for column in ("label", "predicted", "margin"))
+        )
+        for name, rows in table.groupby("result", observed=True, sort=False)
+    }
