@@ -13,7 +13,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from datadream import config, paths
-from datadream.config import PROFILES, as_dict
+from datadream.config import DERIVED, PROFILES, SAMPLING, as_dict
 from datadream.data.datasets import Dataset, Images, few_shots
 from datadream.errors import ConfigError, DataError
 from datadream.methods import recipes
@@ -432,8 +432,23 @@ def test_the_mini_profile_needs_no_download():
 def test_a_profile_and_the_table_of_settings_name_only_fields_that_exist():
     for name, differences in PROFILES.items():
         assert set(differences) <= set(FIELDS)
-        assert {field: FIELDS[field][name] for field in differences} == differences
+        if name not in DERIVED:
+            assert {field: FIELDS[field][name] for field in differences} == differences
     assert all(row["why"] for row in FIELDS.values()), "each field carries its unit or reason"
+
+
+def test_a_derived_profile_changes_the_steps_alone_and_keeps_the_methods_settings():
+    fast, paper = as_dict(recipe("paper-fast")), as_dict(recipe("paper"))
+    changed = {name: value for name, value in fast.items() if value != paper[name]}
+    assert changed == {"profile": "paper-fast", **PROFILES["paper-fast"]}
+    for method in METHODS:
+        fast, own = (as_dict(recipe(name, method=method)) for name in ("paper-fast", "paper"))
+        apart = {name for name, value in fast.items() if value != own[name]} - {"profile"}
+        sampled = METHODS[method].settings.get("paper", {}).keys() & SAMPLING
+        assert apart == (set() if sampled else set(PROFILES["paper-fast"])), method
+    one = recipe("paper-fast", dataset="eurosat")
+    steps, guided = one.generate.steps, round(one.generate.steps * one.generate.guided)
+    assert steps + guided in (37, 38), "100 passes an image in the profile paper"
 
 
 def test_fields_and_overrides_together_and_whole_numbers_for_floats():

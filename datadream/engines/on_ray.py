@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from .. import progress, signals
-from ..config import Recipe
+from ..config import Recipe, base_profile
 from ..errors import ConfigError
 from ..methods.registry import adopt_methods, method_of, pack_methods
 from ..models.device import FIXED, WORKSPACE
@@ -268,7 +268,7 @@ def _demand(task, resource, cores):
     return {
         "num_cpus": cores,
         "num_gpus": int(resource == "GPU"),
-        "memory": MEMORY.get(task.recipe.profile, 0),
+        "memory": MEMORY.get(base_profile(task.recipe.profile), 0),
     }
 
 

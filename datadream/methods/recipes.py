@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from ..config import PROFILES, Recipe, as_dict, as_mapping, build_recipe, leaves
+from ..config import DERIVED, PROFILES, Recipe, as_dict, as_mapping, build_recipe, leaves
 from .registry import METHODS
 
 
@@ -35,20 +35,21 @@ def settings_table() -> list[dict[str, Any]]:
 def method_settings_table(names: Collection[str] = ()) -> list[dict[str, Any]]:
     """Return one row per setting that a method changes; of `names` () of all methods.
 
-    Columns: method, field, its value in both profiles, and the profiles' own.
+    Columns: method, field, its value in both profiles, and the profiles' own. A derived profile has
+    none of its own.
     """
-    rows = []
+    rows, profiles = [], [profile for profile in PROFILES if profile not in DERIVED]
     for name, row in METHODS.items():
         if row.settings and not name.endswith("+real") and (not names or name in names):
             changed = sorted({field for values in row.settings.values() for field in values})
-            values = {profile: as_dict(recipe(profile, method=name)) for profile in PROFILES}
-            own = {profile: as_dict(recipe(profile, method="dset")) for profile in PROFILES}
+            values = {profile: as_dict(recipe(profile, method=name)) for profile in profiles}
+            own = {profile: as_dict(recipe(profile, method="dset")) for profile in profiles}
             rows += [
                 {
                     "method": row.title,
                     "field": field,
-                    **{profile: values[profile][field] for profile in PROFILES},
-                    **{f"{profile}, other methods": own[profile][field] for profile in PROFILES},
+                    **{profile: values[profile][field] for profile in profiles},
+                    **{f"{profile}, other methods": own[profile][field] for profile in profiles},
                 }
                 for field in changed
             ]

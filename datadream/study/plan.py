@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from .. import progress
-from ..config import Recipe
+from ..config import Recipe, base_profile
 from ..data.datasets import DATASETS, Dataset, load_for, released
 from ..data.images import PIXEL, Images
 from ..data.paper_datasets import HELD_OUT, SOURCES, elsewhere, lacking, readable
@@ -98,7 +98,8 @@ def _sizes(recipe):
 
 
 def _rates(recipe):
-    return THROUGHPUT.get(recipe.profile, {}) if same_models(recipe, recipe.profile) else {}
+    own = base_profile(recipe.profile)
+    return THROUGHPUT.get(own, {}) if same_models(recipe, own) else {}
 
 
 class Work(NamedTuple):
@@ -202,7 +203,7 @@ def overview(recipes: Sequence[Recipe], store: Store | None = None) -> str:
     )
     devices = {
         THROUGHPUT[p]["device"] if p in THROUGHPUT else f"nobody has measured profile {p} on a CPU"
-        for p in {r.profile for r in recipes}
+        for p in {base_profile(r.profile) for r in recipes}
     }
     lacking = missing(recipes)
     return "\n".join(
