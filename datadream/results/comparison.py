@@ -15,6 +15,13 @@ from .records import RELEASED, paired, select, summary
 
 # Named before the study ran: what it is for. All other comparisons are secondary.
 PRIMARY = ("dset+real", "real")
+# The paper's claims 1, 2 and 4 as pairs (better, baseline), with the primary question among them.
+# Wherever one is shown, all are corrected together.
+CLAIMS = {
+    1: (("dset", "base"), ("cls", "base"), ("dset+real", "base+real"), ("cls+real", "base+real")),
+    2: (PRIMARY, ("cls+real", "real"), ("base+real", "real")),
+    4: (("dset", "cls"), ("dset+real", "cls+real")),
+}
 SETTING = ["dataset", "shots"]
 
 
@@ -67,31 +74,76 @@ def primary(
 
 
 def averaged(table: pd.DataFrame, base: str, methods: Sequence[str] = ()) -> pd.DataFrame:
-    """Return every method's paired difference to `base`, averaged over the settings that it has.
+    """Return `questions` of every method against `base`, the largest difference first.
 
-    One row per method, the largest difference first: settings, seeds, difference in points with its
-    uncorrected 95 % interval over seeds, p, the corrected p of all rows but the primary question's,
-    and what is detected at 5 %, as in `secondary`. `methods` () takes all of the table. A method
-    without a complete seed is left out. Raises KeyError where `base` has no record.
+    The column `method` names it. `methods` () takes all of the table. Raises KeyError where `base`
+    has no record.
     """
     _require(_wide(table), base)
     chosen = methods or list(dict.fromkeys(table["method"]))
+    found = questions(table, [(name, base) for name in chosen if name != base])
+    found = found.rename(columns={"better": "method"}).drop(columns="baseline")
+    return found.sort_values("difference", ascending=False, ignore_index=True)
+
+
+def questions(table: pd.DataFrame, pairs: Sequence[tuple[str, str]]) -> pd.DataFrame:
+    """Return the paired difference of each pair (better, baseline), averaged over its settings.
+
+    A pair's settings are those in which both have records. One row per pair in the given order:
+    better, baseline, settings, seeds, difference in points with its uncorrected 95 % interval over
+    seeds, p, the corrected p of all rows but the primary question's, and what is detected at 5 %,
+    as in `secondary`. A pair without a complete seed is left out.
+    """
     rows = []
-    for method in (name for name in chosen if name != base):
-        own = table.loc[table["method"] == method, SETTING].drop_duplicates()
-        part = table.loc[table["method"].isin([method, base])].merge(own, on=SETTING)
+    for better, base in pairs:
+        own = [
+            table.loc[table["method"] == name, SETTING].drop_duplicates() for name in (better, base)
+        ]
+        shared = own[0].merge(own[1], on=SETTING)
+        part = table.loc[table["method"].isin([better, base])].merge(shared, on=SETTING)
         try:
-            rows.append({"method": method, **primary(part, method, base)})
-        except ValueError:  # no seed that has all of its settings
+            rows.append(primary(part, better, base))
+        except (KeyError, ValueError):  # no setting has both, or no seed has all settings
             continue
-    columns = ["method", "settings", "seeds", "difference", "low", "high", "p"]
+    columns = ["better", "baseline", "settings", "seeds", "difference", "low", "high", "p"]
     found = pd.DataFrame(rows, columns=columns)
-    first = (found["method"] == PRIMARY[0]) & (base == PRIMARY[1])
+    first = (found["better"] == PRIMARY[0]) & (found["baseline"] == PRIMARY[1])
     found["corrected p"] = found["p"].where(first, holm(found["p"].mask(first)))
     found["detected"] = [
         detected(*pair) for pair in zip(found["difference"], found["corrected p"], strict=True)
     ]
-    return found.sort_values("difference", ascending=False, ignore_index=True)
+    return found
+
+
+def by_validation(table: pd.DataFrame) -> pd.DataFrame:
+    """Return what a choice by validation would have brought in each setting.
+
+    One row per dataset and shots, over the means of the seeds that all of its methods have: the
+    method that is best on validation and its test accuracy, the one that is best on the test and
+    its accuracy, both in percent, and Spearman's rank correlation of the two over the methods. A
+    setting with fewer than three methods is left out.
+    """
+    _wide(table)
+    rows = []
+    for (dataset, shots), part in table.groupby(SETTING):
+        counts = part.groupby("seed")["method"].nunique()
+        shared = part[part["seed"].isin(counts.index[counts == part["method"].nunique()])]
+        means = 100 * shared.groupby("method")[["val_top1", "top1"]].mean()
+        if len(means) >= 3:
+            chosen, best = means["val_top1"].idxmax(), means["top1"].idxmax()
+            rows.append(
+                {"dataset": dataset, "shots": shots, "methods": len(means), "chosen": chosen}
+                | {"its top1": means.loc[chosen, "top1"], "best": best}
+                | {"best top1": means.loc[best, "top1"]}
+                | {"rank correlation": means["val_top1"].corr(means["top1"], method="spearman")}
+            )
+    return pd.DataFrame(rows)
+
+
+def claims(table: pd.DataFrame) -> dict[tuple[str, str], dict[str, Any]]:
+    """Return pair -> its row of `questions`, of all pairs of CLAIMS that the table has."""
+    rows = questions(table, [pair for pairs in CLAIMS.values() for pair in pairs])
+    return {(row["better"], row["baseline"]): row for row in rows.to_dict("records")}
 
 
 def everywhere(table: pd.DataFrame) -> list[str]:

@@ -248,10 +248,12 @@ def finding(table: pd.DataFrame, variants: Sequence[str], baseline: str) -> str:
     return interval_text(found["low"], found["high"])
 
 
+def difference_text(table: pd.DataFrame, better: str, baseline: str) -> str:
+    """Return the sentence on the paired difference of two methods, with `protocol_note`."""
+    names = METHODS[better].title, METHODS[baseline].title
+    return f"{sentence(paired(table, better, baseline), *names)} {protocol_note(table)}".strip()
+
+
 def compare(table: pd.DataFrame, variants: Sequence[str], baseline: str) -> str:
     """Return the sentence that compares the variant with the best validation to `baseline`."""
-    best = best_by_validation(table, variants)
-    return (
-        f"{sentence(paired(table, best, baseline), METHODS[best].title, METHODS[baseline].title)} "
-        f"{protocol_note(table)}"
-    ).strip()
+    return difference_text(table, best_by_validation(table, variants), baseline)

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from datadream.results import comparison, plots
+from datadream.statistics import holm
 
 METHODS = ("real", "base+real", "dset+real")
 
@@ -183,3 +184,40 @@ def test_cliques_join_what_is_close_and_nothing_else(values, apart):
     assert joined == close
     assert not [one for one in found for other in found if one != other and
                 other[0] <= one[0] and one[1] <= other[1]]  # fmt: skip
+
+
+def table_of(accuracies):
+    """Return records' table of (dataset, shots, method) -> share by seed."""
+    rows = [
+        {"dataset": dataset, "shots": k, "method": method, "seed": seed, "top1": top1}
+        for (dataset, k, method), values in accuracies.items()
+        for seed, top1 in enumerate(values)
+    ]
+    return pd.DataFrame(rows).assign(protocol="strict")
+
+
+def test_questions_take_the_settings_that_both_methods_have():
+    found = table_of(
+        {("mnist", 1, "real"): [0.5, 0.6, 0.7], ("mnist", 1, "base+real"): [0.6, 0.7, 0.9]}
+        | {("mnist", 4, "real"): [0.8, 0.8, 0.8], ("mnist", 4, "dset+real"): [0.7, 0.9, 0.8]}
+        | {("mnist", 1, "dset+real"): [0.7, 0.7, 0.7]}
+    )
+    pairs = [("base+real", "real"), ("dset+real", "real"), ("dset+real", "base+real")]
+    rows = comparison.questions(found, [*pairs, ("cls", "real")])
+    assert list(zip(rows["better"], rows["baseline"], strict=True)) == pairs, "cls has no record"
+    assert rows["settings"].tolist() == [1, 2, 1]
+    assert rows["difference"].tolist() == pytest.approx([40 / 3, 5.0, -10 / 3])
+    secondary = rows["p"].drop(1)
+    assert rows["corrected p"].drop(1).tolist() == pytest.approx(list(holm(secondary)))
+    assert rows["corrected p"][1] == rows["p"][1], "the primary question is not corrected"
+
+
+def test_what_validation_would_have_chosen_is_told_with_its_rank():
+    found = table_of(
+        {("mnist", 1, "real"): [0.5, 0.6], ("mnist", 1, "base+real"): [0.6, 0.7]}
+        | {("mnist", 1, "dset+real"): [0.7, 0.7], ("mnist", 4, "real"): [0.9]}
+    ).assign(val_top1=lambda table: 1 - table["top1"])
+    (row,) = comparison.by_validation(found).to_dict("records")
+    assert (row["shots"], row["methods"], row["chosen"], row["best"]) == (1, 3, "real", "dset+real")
+    assert (row["its top1"], row["best top1"]) == pytest.approx((55, 70))
+    assert row["rank correlation"] == pytest.approx(-1)
