@@ -3,7 +3,6 @@
 The tables are those of `ablation.run_axis` and `freeze.load_frozen`.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +11,7 @@ import pandas as pd
 
 from ..methods.registry import METHODS
 from ..statistics import mean_interval
-from .records import best_by_validation, paired, protocol_note, sentence, summary, verdict
+from .records import best_by_validation, paired, protocol_note, sentence, summary
 
 
 def along(table: pd.DataFrame) -> pd.DataFrame:
@@ -72,54 +71,18 @@ def against_lines(table: pd.DataFrame, method: str, reference: Any) -> list[str]
     ]
 
 
-def last_lines(table: pd.DataFrame, method: str) -> list[str]:
-    """Return a sentence on what the last value adds to the one before it.
+def ends(table: pd.DataFrame, method: str) -> pd.DataFrame:
+    """Compare `method` at the last value with itself at the first and at the one before the last.
 
-    Where a curve flattens, a slope over all of it misleads.
+    Rows as of `against`. No line is fitted, since a slope over a curve that flattens misleads.
     """
-    before, last = list(dict.fromkeys(table["value"]))[-2:]
-    return against_lines(table.loc[table["value"].isin([before, last])], method, before)
-
-
-def trend(table: pd.DataFrame, method: str) -> tuple[float, float, float]:
-    """Return (mean, low, high) over the seeds of the top-1 points that doubling the value adds.
-
-    Per seed it is a least-squares slope over the value's logarithm. Raises ValueError where a value
-    is no positive number or there are fewer than three.
-    """
-    own = table.loc[table["method"] == method]
-    try:
-        x = own["value"].astype(float)
-    except ValueError as error:
-        raise ValueError(
-            f"the values {sorted(set(own['value']))} are no numbers, so nothing doubles along them"
-        ) from error
-    if x.nunique() < 3 or not (x > 0).all():
-        raise ValueError(
-            f"a trend needs three or more positive values, these are {sorted(set(own['value']))}"
-        )
-    return mean_interval(
-        [
-            float(np.polyfit(np.log2(x[part.index]), 100 * part["top1"], 1)[0])
-            for _, part in own.groupby("seed")
-        ]
-    )
-
-
-def trend_line(table: pd.DataFrame, method: str, what: str) -> str:
-    """Return `trend` as a sentence: points per doubling of `what`, and what the interval shows."""
-    mean, low, high = trend(table, method)
-    seeds, title = table.loc[table["method"] == method, "seed"].nunique(), METHODS[method].title
-    if math.isnan(low):
-        return (
-            f"{title}: each doubling of {what} adds {mean:+.1f} points on one seed, so there "
-            "is no interval over seeds."
-        )
-    return (
-        f"{title}: each doubling of {what} adds {mean:+.1f} points on average over {seeds} seeds, "
-        f"95 % interval {low:+.1f} to {high:+.1f}; {verdict(low, high, 'trend')}. "
-        f"{protocol_note(table)}"
-    ).strip()
+    values = list(dict.fromkeys(table["value"]))
+    last = table["value"] == values[-1]
+    pairs = [
+        table.loc[last | (table["value"] == one)] for one in dict.fromkeys((values[0], values[-2]))
+    ]
+    found = [against(part, method, part["value"].iloc[0]) for part in pairs]
+    return pd.concat(found, ignore_index=True)
 
 
 def worth(

@@ -107,7 +107,9 @@ def _titled(method: str, **others: Any) -> dict[str, Any]:
 
 @themed
 def plot_along(summaries: pd.DataFrame, axis_title: str, title: str = "") -> Figure:
-    """Draw top-1 along an axis, a line and its intervals per method.
+    """Draw top-1 along an axis, the points and their intervals of each method.
+
+    Points are joined along numbers, and not along labels that are none.
 
     `summaries` is what curves.along returns. Numbers that span a factor of four or more stand on a
     logarithmic scale; labels that are no numbers stand side by side.
@@ -115,6 +117,7 @@ def plot_along(summaries: pd.DataFrame, axis_title: str, title: str = "") -> Fig
     figure, axes = style.subplots(3.4)
     axis, labels = axes[0, 0], list(dict.fromkeys(summaries["value"]))
     x, log = _positions(labels)
+    joined = {} if all(map(_is_number, labels)) else {"linestyle": "none"}
     methods = list(dict.fromkeys(summaries["method"]))
     apart = min(0.012, 0.15 / len(methods))  # else those of many would end at the next value
     for i, method in enumerate(methods):
@@ -122,7 +125,7 @@ def plot_along(summaries: pd.DataFrame, axis_title: str, title: str = "") -> Fig
         where = np.array([x[labels.index(value)] for value in rows["value"]])
         step = apart * i  # so that intervals do not hide each other
         where = where * (1 + step) if log else where + step * (max(x) - min(x) or 1)
-        _line(axis, where, rows["top1"], **_titled(method))
+        _line(axis, where, rows["top1"], **_titled(method, **joined))
         axis.vlines(where, rows["low"], rows["high"], color=style.colour(method), lw=1.5)
     axis.set(xlabel=axis_title, ylabel="top-1 on test images, %", xscale="log" if log else "linear")
     style.set_title(figure, title)
@@ -133,11 +136,17 @@ def plot_along(summaries: pd.DataFrame, axis_title: str, title: str = "") -> Fig
 
 def _positions(labels: Sequence[str]) -> tuple[np.ndarray, bool]:
     """Return (x of each label, whether on a logarithmic scale)."""
-    try:
-        numbers = np.array([float(label) for label in labels])
-    except ValueError:
+    if not all(map(_is_number, labels)):
         return np.arange(len(labels)), False
+    numbers = np.array([float(label) for label in labels])
     return numbers, bool(numbers.min() > 0 and numbers.max() >= 4 * numbers.min())
+
+
+def _is_number(label: str) -> bool:
+    try:
+        return bool(np.isfinite(float(label)))
+    except ValueError:
+        return False
 
 
 def _value_labels(axis: Axes, x: np.ndarray, labels: Sequence[str], log: bool) -> None:
@@ -441,13 +450,31 @@ def plot_differences(differences: pd.DataFrame, base: str, title: str = "") -> F
 
     `differences` is of comparison.averaged.
     """
+    titles = [METHODS[name].title for name in differences["method"]]
+    label = f"difference to {METHODS[base].title}, points"
+    return _forest(differences, list(differences["method"]), titles, label, title)
+
+
+@themed
+def plot_settings(differences: pd.DataFrame, titles: Sequence[str], title: str = "") -> Figure:
+    """Draw a forest plot of one paired difference in several settings, called by `titles`.
+
+    `differences` has the columns of records.paired, a row per setting.
+    """
+    better, base = (
+        METHODS[str(differences.iloc[0][name])].title for name in ("better", "baseline")
+    )
+    label = f"{better} minus {base}, points"
+    return _forest(differences, list(differences["better"]), titles, label, title)
+
+
+def _forest(differences, methods, titles, label, title):
+    """Return a figure of differences in points with their intervals, and a line at zero."""
     values = differences.assign(
         value=differences["difference"],
         text=[f"{difference:+.1f}" for difference in differences["difference"]],
     )
-    methods = list(differences["method"])
-    label = fitted(f"difference to {METHODS[base].title}, points", 3.4)
-    figure, axis = _chart(methods, [METHODS[name].title for name in methods], values, label)
+    figure, axis = _chart(methods, titles, values, fitted(label, 3.4))
     axis.axvline(0, color=style.shade(style.INK), ls="--", lw=1, zorder=1)  # behind the dots
     style.set_title(figure, title)
     return figure

@@ -1,4 +1,4 @@
-"""One axis: its points, what they share, the differences and the trend along it, and the
+"""One axis: its points, what they share, the differences along it, and the
 notebook.
 """
 
@@ -30,6 +30,7 @@ def measured(rows):
         val_top1=table["top1"],
         low=table["top1"] - 0.01,
         high=table["top1"] + 0.01,
+        key=[f"record-{i}" for i in range(len(table))],
     )
 
 
@@ -85,18 +86,6 @@ def test_a_value_is_compared_with_another_on_the_same_seeds():
         table.assign(key=["k0", "k1", "k2", "k3"]), "dset", "a"
     )
     assert "'b' minus 'a': +15.0 points on average over 2 seeds" in line and "includes zero" in line
-
-
-def test_the_last_value_is_compared_with_the_one_before_alone():
-    table = measured(
-        [
-            (value, "dset", seed, top1 + seed / 100)
-            for value, top1 in (("1", 0.4), ("2", 0.6), ("4", 0.7))
-            for seed in (0, 1)
-        ]
-    )
-    (line,) = ablation_statistics.last_lines(table.assign(key=[f"k{n}" for n in range(6)]), "dset")
-    assert "'4' minus '2': +10.0 points on average over 2 seeds" in line
 
 
 def test_a_method_that_the_setting_does_not_reach_is_not_compared_with_itself():
@@ -210,55 +199,34 @@ def test_differences_are_paired_within_a_value():
 
 
 @given(st.lists(st.floats(-5, 5), min_size=2, max_size=5), st.floats(10, 60))
-def test_a_trend_is_the_mean_slope_per_doubling(slopes, level):
-    values = [1, 2, 4, 16]
+def test_the_ends_are_compared_over_the_whole_range_and_over_the_last_step(gains, level):
+    values = ["1", "2", "4", "16"]
     table = measured(
         [
-            (str(v), "dset", s, (level + slope * np.log2(v)) / 100)
-            for s, slope in enumerate(slopes)
-            for v in values
+            (v, "dset", s, (level + gain * i) / 100)
+            for s, gain in enumerate(gains)
+            for i, v in enumerate(values)
         ]
     )
-    mean, low, high = ablation_statistics.trend(table, "dset")
-    assert (
-        mean == pytest.approx(np.mean(slopes), abs=1e-6)
-        and low <= mean + 1e-9
-        and mean - 1e-9 <= high
+    found = ablation_statistics.ends(table, "dset")
+    assert found[["value", "reference"]].values.tolist() == [["16", "1"], ["16", "4"]]
+    assert found["difference"].tolist() == pytest.approx(
+        [3 * np.mean(gains), np.mean(gains)], abs=1e-6
     )
-    assert high - mean == pytest.approx(mean - low, abs=1e-6)
+    assert (found["low"] <= found["difference"] + 1e-9).all()
 
 
-@pytest.mark.parametrize(
-    "values, words",
-    [(["1", "2"], "three or more"), (["0", "1", "2"], "positive"), (["a", "b", "c"], "no numbers")],
-)
-def test_no_trend_where_nothing_doubles(values, words):
-    with pytest.raises(ValueError, match=words):
-        ablation_statistics.trend(measured([(v, "dset", 0, 0.5) for v in values]), "dset")
+def test_of_two_values_the_ends_are_one_comparison():
+    table = measured([(v, "dset", s, 0.5 + s * 0.01) for v in ("a", "b") for s in range(2)])
+    found = ablation_statistics.ends(table, "dset")
+    assert found[["value", "reference"]].values.tolist() == [["b", "a"]]
 
 
-def test_the_line_says_whether_a_trend_is_detected():
-    rising = measured(
-        [
-            (str(v), "dset", s, 0.5 + 0.02 * i + 0.001 * s * i)
-            for i, v in enumerate((1, 2, 4))
-            for s in range(3)
-        ]
-    )
-    flat = measured(
-        [
-            (str(v), "dset", s, 0.5 + 0.02 * (s - 1) * i)
-            for i, v in enumerate((1, 2, 4))
-            for s in range(3)
-        ]
-    )
-    assert "+2.1 points on average over 3 seeds" in ablation_statistics.trend_line(
-        rising, "dset", "images"
-    ) and "excludes zero" in ablation_statistics.trend_line(rising, "dset", "images")
-    assert "no trend detected" in ablation_statistics.trend_line(flat, "dset", "images")
-    assert "no interval" in ablation_statistics.trend_line(
-        rising[rising["seed"] == 0], "dset", "images"
-    )
+@pytest.mark.parametrize("labels, joined", [(["1", "2", "4"], True), (["none", "some"], False)])
+def test_points_are_joined_along_numbers_and_not_along_categories(labels, joined):
+    table = measured([(v, "dset", s, 0.5 + 0.01 * s) for v in labels for s in range(2)])
+    axis = plots.plot_along(ablation_statistics.along(table), "x").axes[0]
+    assert {line.get_linestyle() != "None" for line in axis.get_lines()} == {joined}
 
 
 @pytest.mark.parametrize(
@@ -292,11 +260,7 @@ def test_the_notebook_runs_under_papermill(folder, tiny, tmp_path, monkeypatch):
     }
     page = executed("ablation", parameters, tmp_path)
     text = json.dumps(page["cells"])
-    assert (
-        "8 cells in" in text
-        and text.count('"image/png": "') == 2
-        and "No trend is computed" in text
-    )
+    assert "8 cells in" in text and text.count('"image/png": "') == 2
     assert Store(tmp_path / "store").records.is_dir()
     for output in (
         output
