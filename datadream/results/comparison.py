@@ -125,19 +125,23 @@ def by_validation(table: pd.DataFrame) -> pd.DataFrame:
     """
     _wide(table)
     rows = []
-    for (dataset, shots), part in table.groupby(SETTING):
-        counts = part.groupby("seed")["method"].nunique()
-        shared = part[part["seed"].isin(counts.index[counts == part["method"].nunique()])]
-        means = 100 * shared.groupby("method")[["val_top1", "top1"]].mean()
-        if len(means) >= 3:
-            chosen, best = means["val_top1"].idxmax(), means["top1"].idxmax()
+    for dataset, shots in sorted(set(zip(table["dataset"], table["shots"], strict=True))):
+        part = select(table, dataset=dataset, shots=shots)
+        validation, test = _means(part, "val_top1"), _means(part, "top1")
+        if len(test) >= 3:
+            chosen, best = validation.idxmax(), test.idxmax()
             rows.append(
-                {"dataset": dataset, "shots": shots, "methods": len(means), "chosen": chosen}
-                | {"its top1": means.loc[chosen, "top1"], "best": best}
-                | {"best top1": means.loc[best, "top1"]}
-                | {"rank correlation": means["val_top1"].corr(means["top1"], method="spearman")}
+                {"dataset": dataset, "shots": shots, "methods": len(test), "chosen": chosen}
+                | {"its top1": test[chosen], "best": best, "best top1": test[best]}
+                | {"rank correlation": validation.corr(test, method="spearman")}
             )
     return pd.DataFrame(rows)
+
+
+def _means(part: pd.DataFrame, column: str) -> pd.Series:
+    """Return the mean percent of each method over the seeds that all methods have."""
+    wide = 100 * part.pivot(index="seed", columns="method", values=column)
+    return pd.Series(wide.dropna().mean())
 
 
 def claims(table: pd.DataFrame) -> dict[tuple[str, str], dict[str, Any]]:
