@@ -114,19 +114,18 @@ def reconstruct(vae: Any, images: torch.Tensor) -> torch.Tensor:
 
 
 def real_images(name: str, n: int = 300) -> torch.Tensor:
-    """Return the first n validation images of a dataset as the generator sees them.
+    """Return n validation images of a dataset as the generator sees them, or all if it has fewer.
 
-    They are (n, 3, 32, 32) in [-1, 1].
+    They are (n, 3, 32, 32) in [-1, 1], and spread over the whole part: its images may be sorted by
+    class.
     """
     from ..data import datasets, transforms
 
     images = datasets.load_dataset(name).val
-    return torch.stack(
-        [
-            transforms.generator_image(images.open(i), printed.SIDE, "center")
-            for i in range(min(n, len(images)))
-        ]
-    )
+    n = min(n, len(images))
+    rows = [i * len(images) // n for i in range(n)]
+    shown = [transforms.generator_image(images.open(i), printed.SIDE, "center") for i in rows]
+    return torch.stack(shown)
 
 
 def print_images(bank: torch.Tensor, n: int = 300, seed: int = 1) -> torch.Tensor:

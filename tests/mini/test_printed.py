@@ -18,6 +18,7 @@ from PIL import Image, ImageFont
 from safetensors.torch import load_file
 
 from datadream.data import datasets, printed
+from datadream.data.transforms import generator_image
 from datadream.methods.recipes import recipe
 from datadream.mini import base, quality, tokens
 from datadream.models.classifiers import base as loading
@@ -578,3 +579,15 @@ def test_the_embedded_generator_draws_what_it_is_asked_for(bank):
 def test_the_embedded_clip_reads_print(bank):
     model = load_classifier("mini")
     assert quality.clip_zero_shot(model, bank, 360)[0] > 0.8
+
+
+def test_the_real_images_that_judge_the_models_are_of_all_classes():
+    for name in ("mnist", "optdigits"):
+        val = datasets.load_dataset(name).val
+        shown = quality.real_images(name, 40)
+        rows = [i * len(val) // 40 for i in range(40)]
+        wanted = [generator_image(val.open(i), printed.SIDE, "center") for i in rows]
+        assert torch.equal(shown, torch.stack(wanted))
+        assert {val.labels[i] for i in rows} == set(range(10)), "whatever the order of the images"
+    whole = datasets.load_dataset("optdigits").val
+    assert len(quality.real_images("optdigits", 10**6)) == len(whole)
