@@ -15,7 +15,7 @@ SITE ?= $(SMOKE)/_build/html
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help venv study study-full study-ablations study-seeds book test lint lab fault-test smoke site-test base clean
+.PHONY: help venv study study-full study-ablations book test lint lab fault-test smoke site-test base clean
 
 help:  ## show this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
@@ -39,9 +39,6 @@ $(STAMP): requirements.lock pyproject.toml
 
 study: venv  ## run the pending runs of notebooks/study.yaml, then build the book
 	@$(call study_and_book,)
-
-study-seeds: venv  ## the same and the claim over five seeds (hours on two cores), then the book
-	@$(call study_and_book,$(PY) -m datadream study --group seeds || status=$$?; $(PY) -m datadream keep --group seeds || status=$$?;)
 
 study-full: venv  ## every method on both datasets at 1, 4 and 16 shots, in pieces (4 hours on two cores), kept in book/study, then the book
 	@$(call study_and_book,$(PY) -m datadream study --group full || status=$$?; $(PY) -m datadream keep || status=$$?;)

@@ -17,7 +17,7 @@ from ..paths import paths
 from ..results.committed import read_committed, write_committed
 from ..results.images import load_predictions
 from ..results.record import read_record, record_row
-from ..results.records import in_profile, tidy
+from ..results.records import in_order, in_profile, tidy
 from ..store.artifacts import Store
 from ..store.files import reading, write_json, writing
 from ..store.open import open_store
@@ -135,8 +135,7 @@ def load_compared() -> pd.DataFrame:
 
     Whichever run has computed a cell, its accuracy is the same; the column `run` names one.
     """
-    table = in_profile(load_all_frozen())
-    return table.sort_values(["dataset", "shots", "method", "seed"], ignore_index=True)
+    return in_order(in_profile(load_all_frozen()), ["dataset", "shots", "method", "seed"])
 
 
 def durations() -> pd.DataFrame:

@@ -63,11 +63,14 @@ def tidy(records: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
         "key",
     ]
     table = pd.DataFrame([record_row(record) for record in records], columns=columns)
+    return in_order(table, ["dataset", "method", "seed", "created"])
+
+
+def in_order(table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
+    """Return the table sorted by `columns`, the methods in the registry's order."""
     order = {name: i for i, name in enumerate(METHODS)}
     return table.sort_values(
-        ["dataset", "method", "seed", "created"],
-        key=lambda c: c.map(order) if c.name == "method" else c,
-        ignore_index=True,
+        list(columns), key=lambda c: c.map(order) if c.name == "method" else c, ignore_index=True
     )
 
 

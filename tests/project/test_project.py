@@ -115,7 +115,6 @@ def test_every_font_family_of_the_base_training_is_in_the_fonts_extra(project):
         "study",
         "study-full",
         "study-ablations",
-        "study-seeds",
         "book",
         "test",
         "lint",
