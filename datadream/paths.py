@@ -167,6 +167,7 @@ def paths() -> dict[str, Path]:
         "predictions": root / "book" / "study" / "predictions",
         "samples": root / "book" / "samples",
         "sets": root / "book" / "sets",
+        "generated": root / "book" / "generated",
         "contrib": root / "contrib",
         "contents": root / "_build" / "toc.yml",
         "smoke": root / "_build" / "smoke",

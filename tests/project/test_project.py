@@ -189,7 +189,9 @@ def test_the_readme_s_tree_names_every_folder():
 
 
 def test_what_the_documented_commands_write_is_ignored_by_git():
-    text = "".join(path.read_text() for path in [ROOT / "README.md", *(ROOT / "book").glob("*.md")])
+    text = "".join(
+        path.read_text() for path in [ROOT / "README.md", *(ROOT / "book").rglob("*.md")]
+    )
     written = re.findall(r"papermill notebooks/\S+ (\S+\.ipynb)", text) + re.findall(
         r"export generate-<key> (\w+)", text
     )
@@ -340,7 +342,7 @@ def plotting_cells():
         for cell in json.loads(path.read_text())["cells"]
         if cell["cell_type"] == "code"
     ]
-    for path in sorted((ROOT / "book").glob("*.md")):
+    for path in sorted((ROOT / "book").rglob("*.md")):
         for block in re.findall(r"(?ms)^```\{code-cell\} ipython3\n(.*?)^```$", path.read_text()):
             head = re.match(r"(?s)---\n(.*?)^---\n", block, re.M)
             cells.append((path.name, block, yaml.safe_load(head[1]) if head else {}))

@@ -491,7 +491,11 @@ def test_the_measures_that_pages_read_are_of_the_committed_sets(committed):
 RESULT = re.compile(r"[+-]?\d+\.\d+ (?:points|%)|\d+(?:\.\d+)? % interval [+-]?\d")
 
 
-@pytest.mark.parametrize("page", sorted((ROOT / "book").glob("*.md")), ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page",
+    sorted((ROOT / "book").rglob("*.md")),
+    ids=lambda page: page.relative_to(ROOT / "book").as_posix(),
+)
 def test_a_page_s_results_are_computed_and_not_typed(page):
     """What a page says of accuracies it computes at every build; only the page of others'
     numbers, with its sources, types them.

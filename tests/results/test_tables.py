@@ -128,9 +128,9 @@ def sources():
     files = [
         *(ROOT / "datadream").rglob("*.py"),
         *(ROOT / "notebooks").glob("*.ipynb"),
-        *(ROOT / "book").glob("*.md"),
+        *(ROOT / "book").rglob("*.md"),
     ]
-    return {file.name: file.read_text() for file in files if file.name != "tables.py"}
+    return {str(file): file.read_text() for file in files if file.name != "tables.py"}
 
 
 def test_no_page_shows_a_table_in_another_way():
