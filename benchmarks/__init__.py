@@ -1,3 +1,4 @@
-"""How fast each stage is, against the released code's way of doing it, on the same work in the
-same run: `python -m benchmarks`.
+"""Benchmarks of each stage against the released code's implementation: `python -m benchmarks`.
+
+Both do the same work, in the same run.
 """

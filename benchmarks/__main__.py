@@ -1,5 +1,6 @@
-"""Measure each stage against the released code's way on the same work, in turn: `python -m
-benchmarks --help`.
+"""Benchmark each stage against the released code's implementation, on the same work.
+
+The two alternate. See `python -m benchmarks --help`.
 """
 
 import argparse
@@ -33,8 +34,8 @@ FAST = {
     name: as_dict(recipe("mini"))[name]
     for name in ("generate.scheduler", "generate.steps", "generate.guidance")
 }
-# What is measured: a row's name, its stage, the settings that differ, how many images (or
-# exchanges) a measurement works through, and against what.
+# What is measured: a row's name, its stage, the settings that differ, how many images (or adapter
+# swaps) one measurement processes, and what it is compared with.
 ROWS = {
     "adapt": ("adapt", {}, lambda size, recipe: size.adapt * recipe.adapt.batch, "baseline"),
     "generate, equal steps": ("generate", {}, lambda size, recipe: size.images, "baseline"),
@@ -66,7 +67,7 @@ ROWS = {
         "product",
     ),
 }
-# Only on request: on a CPU they take minutes, of compilation or of small batches.
+# Run only on request: on a CPU they take minutes, for compilation or in small batches.
 ASKED = (
     "generate, batch searched against given",
     "adapt, compiled against not",
@@ -75,8 +76,9 @@ ASKED = (
 
 
 def compare(row, profile, root, rounds):
-    """Return a row of the results: both ways run in turn `rounds` times, each in a process of
-    its own.
+    """Return a row of results: both ways, alternating for `rounds` rounds.
+
+    Each runs in its own process.
     """
     stage, overrides, units, against = ROWS[row]
     pools = {
@@ -87,14 +89,14 @@ def compare(row, profile, root, rounds):
     }
     seconds, peaks = {way: [] for way in pools}, dict.fromkeys(pools, 0)
     try:
-        # Both set up at once, before anything is timed.
+        # Set up both before anything is timed.
         for ready in [pool.submit(os.getpid) for pool in pools.values()]:
             ready.result()
         for turn in range(rounds + 1):
             for way, pool in pools.items():
                 time, peak = pool.submit(measure).result()
                 peaks[way] = max(peaks[way], peak)
-                if turn:  # the first warms up: memory, and what is compiled
+                if turn:  # the first warms up memory and compilation
                     seconds[way].append(time)
         counted = pools["product"].submit(count).result()
     finally:
@@ -113,8 +115,9 @@ def compare(row, profile, root, rounds):
 
 
 def machine(side):
-    """Return the machine's own limits: FLOP/s of matrix products by dtype, bytes/s of decoded
-    PNG on one core.
+    """Return the machine's limits.
+
+    They are the FLOP/s of matrix products by dtype, and the bytes/s of decoded PNG on one core.
     """
     dtypes = [torch.float32, torch.bfloat16] if device().type == "cuda" else [torch.float32]
     return {
@@ -124,8 +127,9 @@ def machine(side):
 
 
 def main(arguments=None):
-    """Run the measurements, print the table and write it to
-    benchmarks/results/<device>-<profile>.json.
+    """Run the measurements and print the table.
+
+    It is also written to benchmarks/results/<device>-<profile>.json.
     """
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument(

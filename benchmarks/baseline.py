@@ -1,10 +1,9 @@
-"""The released code's way of doing each stage, written plainly from the paper's public record: what
-the product is measured against.
+"""The baseline: each stage in the released code's way, from the paper's public record.
 
 Every image is opened, resized and encoded in float32 at every step; prompts are tokenised at every
 step; the pipeline is loaded from disk for every class and samples ten images at once; the
 classifier's images are decoded and augmented one by one, all class texts are encoded with their
-padding at every step, and the whole test set is judged after every epoch.
+padding at every step, and the whole test set is evaluated after every epoch.
 """
 
 import numpy as np
@@ -22,7 +21,7 @@ BATCH = 10  # images that the released generation script samples at once
 
 
 def load_pipeline(folder, device):
-    """Return the pipeline of `folder`, read from disk."""
+    """Load the pipeline in `folder` from disk."""
     from diffusers import StableDiffusionPipeline
 
     pipe = StableDiffusionPipeline.from_pretrained(
@@ -35,10 +34,10 @@ def load_pipeline(folder, device):
 
 
 def adapt(pipe, parameters, files, texts, options, side, steps, rows_at=None):
-    """Run `steps` optimiser steps of the attached LoRA on image files and their prompts; return the
-    losses.
+    """Train the attached LoRA for `steps` optimiser steps; return the losses.
 
-    `rows_at(step)` gives the positions of a step's images; None takes them in turn.
+    `files` are image files and `texts` their prompts. `rows_at(step)` gives the positions of a
+    step's images; by default they are used in turn.
     """
     from diffusers import DDPMScheduler
 
@@ -86,7 +85,7 @@ def adapt(pipe, parameters, files, texts, options, side, steps, rows_at=None):
 
 
 def adapted(folder, adapter, device):
-    """Return the pipeline with a class's adapter, both read from disk."""
+    """Load the pipeline with a class's adapter, both from disk."""
     pipe = load_pipeline(folder, device)
     if device.type == "cuda":
         pipe = pipe.to(torch.float16)
@@ -95,7 +94,7 @@ def adapted(folder, adapter, device):
 
 
 def generate(folder, adapter, text, images, options, side, target, device):
-    """Write `images` images of a class's text, with the pipeline and the adapter read from disk."""
+    """Write `images` images of a class, loading the pipeline and the adapter from disk."""
     pipe = adapted(folder, adapter, device)
     for start in range(0, images, BATCH):
         count = min(BATCH, images - start)
@@ -111,7 +110,7 @@ def generate(folder, adapter, text, images, options, side, target, device):
 
 
 def decode(file):
-    """Return a file's image."""
+    """Return the image in a file."""
     with Image.open(file) as image:
         return image.convert("RGB")
 
@@ -137,7 +136,7 @@ def augmentation(options, size):
 
 
 class Files(torch.utils.data.Dataset):
-    """Image files and labels; each is decoded and transformed when it is asked for."""
+    """Image files and labels; each is decoded and transformed on access."""
 
     def __init__(self, files, labels, view):
         self.files, self.labels, self.view = files, labels, view
@@ -150,14 +149,15 @@ class Files(torch.utils.data.Dataset):
 
 
 def classifier(name, options):
-    """Return the CLIP with its LoRA, and the parameters."""
+    """Return the CLIP with its LoRA, and the LoRA's parameters."""
     model = load_classifier(name)
     return model, add_classifier_lora(model, options.rank, options.alpha, options.dropout)
 
 
 def train_epoch(model, parameters, train, test, texts, options, workers):
-    """Train on the files `train` for one epoch, judge all of `test`, and return (losses,
-    accuracy).
+    """Train on the files `train` for one epoch and evaluate on all of `test`.
+
+    Returns (losses, accuracy).
     """
     device, size = model.mean.device, model.size
     optimiser = torch.optim.AdamW(

@@ -1,5 +1,7 @@
-"""What the paper's models ask of a GPU, counted on their true shapes without weights: `python -m
-benchmarks.counted` prints the rows of `datadream.engines.roofline.COUNTED`.
+"""Operations and memory traffic of the paper's models, counted on their true shapes.
+
+No weights are needed. `python -m benchmarks.counted` prints the rows of
+`datadream.engines.roofline.COUNTED`.
 """
 
 from __future__ import annotations
@@ -18,13 +20,13 @@ from datadream.engines.roofline import Cost
 from .full_size import TEXT, UNET, VAE
 
 SIDE, VIEW = 512, 224  # pixels of the paper's generator and classifier
-TOKENS = 77  # of a prompt with its padding; attention, which grows with them, is little of it
+TOKENS = 77  # of a padded prompt; attention, which grows with them, is a small part of the work
 CLASSIFIER = "ViT-B-16-quickgelu"
 HALF = (torch.float16, torch.bfloat16)
 
 
 class _Counter(TorchDispatchMode):
-    """Add up the operations of products, by precision, and the bytes that all else moves."""
+    """Add up the operations of matrix products, by precision, and the bytes moved otherwise."""
 
     def __init__(self):
         super().__init__()
@@ -59,7 +61,7 @@ def _moves_nothing(func):
 
 
 def _fused(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, **_):
-    """Attention as one kernel, as on a GPU; a meta device would take the one of many operations."""
+    """Compute attention in one kernel, as on a GPU; a meta device would use many operations."""
     mask = attn_mask if attn_mask is None else attn_mask.to(query.dtype)
     return torch.ops.aten._scaled_dot_product_efficient_attention(
         query, key, value, mask, True, dropout_p, is_causal
@@ -67,7 +69,7 @@ def _fused(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, **
 
 
 def count(call: Callable[[], Any]) -> Cost:
-    """Return what a call asks for; its tensors may lie on the device `meta`."""
+    """Return the cost of a call; its tensors may be on the device `meta`."""
     plain = torch.nn.functional.scaled_dot_product_attention
     torch.nn.functional.scaled_dot_product_attention = _fused
     try:
@@ -95,8 +97,9 @@ def _generator():
 
 @functools.lru_cache
 def generator_costs() -> dict[str, Cost]:
-    """Count Stable Diffusion 2.1-base for one image: pass of the UNet, encoding, decoding, a
-    trained view, a trained prompt.
+    """Count Stable Diffusion 2.1-base for one image.
+
+    The rows are a UNet pass, encoding, decoding, a trained view and a trained prompt.
     """
     from datadream.methods.recipes import recipe
     from datadream.models.generators.lora import add_generator_lora
@@ -149,8 +152,8 @@ def _classifier():
 
 @functools.lru_cache
 def classifier_costs() -> dict[str, Cost]:
-    """Count CLIP ViT-B/16 for one image: read, trained on; and for a token of a trained prompt."""
-    # Below `Classifier.image`, whose autocast knows no meta device.
+    """Count CLIP ViT-B/16 for an image classified, an image trained on, a prompt token trained."""
+    # Calls the layer below `Classifier.image`, whose autocast does not support meta devices.
     model = _classifier()
     picture = torch.empty(1, 3, VIEW, VIEW, device="meta", dtype=torch.bfloat16)
     tokens = torch.zeros(1, TOKENS, dtype=torch.long, device="meta")

@@ -1,5 +1,6 @@
-"""Ray against the processes of one machine on the same small study, in turn: `python -m
-benchmarks.engines`.
+"""Ray against local processes on the same small study: `python -m benchmarks.engines`.
+
+The two engines alternate.
 """
 
 import argparse
@@ -30,9 +31,7 @@ STUDY = {
 
 
 def timed(engine, workers=WORKERS, study=None):
-    """Return the seconds that the study takes from nothing, the start of the engine's processes
-    included.
-    """
+    """Return the seconds of the study from scratch, starting the engine's processes included."""
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         run_cells(cells(**(study or STUDY)), Store(folder), workers=workers, engine=engine)
@@ -40,8 +39,9 @@ def timed(engine, workers=WORKERS, study=None):
 
 
 def main(arguments=None):
-    """Alternate the engines, and write the seconds and the ratio with its interval to
-    benchmarks/results/engines.json.
+    """Alternate the engines and write seconds and ratio to benchmarks/results/engines.json.
+
+    The ratio comes with its interval.
     """
     parser = argparse.ArgumentParser(prog="python -m benchmarks.engines", description=__doc__)
     parser.add_argument(
@@ -56,7 +56,7 @@ def main(arguments=None):
     options = parser.parse_args(arguments)
     seconds = {"local": [], "ray": []}
     for turn in range(options.rounds):
-        # Now one first, now the other: others' load comes and goes.
+        # Swap the order in each round, since other load on the machine varies.
         for engine in sorted(seconds, reverse=turn % 2 == 1):
             seconds[engine].append(timed(engine))
             print(f"{engine}: {seconds[engine][-1]:.1f} s", flush=True)

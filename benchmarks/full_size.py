@@ -1,5 +1,6 @@
-"""The true shapes of Stable Diffusion 2.1-base and CLIP ViT-B/16, for models without weights or
-with random ones.
+"""True shapes of Stable Diffusion 2.1-base and CLIP ViT-B/16.
+
+The models have no weights, or random ones.
 """
 
 import gzip
@@ -61,8 +62,9 @@ NOISE = dict(
 
 
 def tokenizer(folder):
-    """Write the CLIP vocabulary of 49,408 tokens, which lies in open_clip, to `folder` and
-    return its CLIPTokenizer.
+    """Write CLIP's vocabulary of 49,408 tokens, shipped with open_clip, to `folder`.
+
+    Returns its CLIPTokenizer.
     """
     import open_clip
     from open_clip.tokenizer import bytes_to_unicode
@@ -91,8 +93,9 @@ def tokenizer(folder):
 
 
 def save_models(root):
-    """Write a generator and a classifier of the true size with random weights to root/generator
-    and root/clip, in the hub's layout.
+    """Write a full-size generator and classifier with random weights.
+
+    They go to root/generator and root/clip, in the Hub's layout.
     """
     import open_clip
     from diffusers import (

@@ -1,9 +1,9 @@
-"""Try and measure everything on a GPU in one run: `python -m benchmarks.gpu --out DIR --seconds N`.
+"""Test and benchmark everything on a GPU: `python -m benchmarks.gpu --out DIR --seconds N`.
 
-True shapes of Stable Diffusion 2.1-base and CLIP ViT-B/16 with random weights made on the spot;
-nothing is downloaded, and neither git nor a network is needed. Results are written after each part,
-so that a run that is cut off keeps what it has, and no part begins that would not end in time.
-`--tiny` goes through the same parts with the embedded models, on a CPU too.
+Uses the true shapes of Stable Diffusion 2.1-base and CLIP ViT-B/16 with random weights, created on
+the spot; nothing is downloaded, and neither git nor a network is needed. Results are written after
+each part, so an aborted run keeps what it has, and no part starts that would not end in time.
+`--tiny` runs the same parts with the embedded models, on a CPU too.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from .gpu_bench import PARTS, Bench
 
 
 def measure(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
-    """Run the parts that are asked for and fit into the time; return the results by part."""
+    """Run the requested parts that fit into the time; return the results by part."""
     begun, results = time.perf_counter(), {}
     head = {
         "gpu": torch.cuda.get_device_name() if bench.cuda else "none",
@@ -41,9 +41,9 @@ def measure(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
             continue
         try:
             results[name] = function(bench)
-        except Exception:  # the other parts are worth as much without it
+        except Exception:  # the other parts are still worth running
             results[name] = {"error": traceback.format_exc()[-3000:]}
-        bench.forget()  # what the part held ended with its call
+        bench.forget()  # the part's objects can be freed now
         results[name]["part_s"] = round(time.perf_counter() - begun - spent, 1)
         write_json(bench.out / "results.json", {**head, "parts": results})
         print(f"{name}: {json.dumps(results[name], default=str)[:900]}", flush=True)
@@ -52,8 +52,9 @@ def measure(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measure, write results.json and kernels.txt to a folder, and return 1 if a part failed,
-    else 0.
+    """Measure, and write results.json and kernels.txt to a folder.
+
+    Returns 1 if a part failed, else 0.
     """
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""The bench that the parts of `benchmarks.gpu` stand on, and the table of them."""
+"""Common tools for the parts of `benchmarks.gpu`, and the table of parts."""
 
 import contextlib
 import gc
@@ -37,8 +37,7 @@ PACKAGES = (
     "pillow",
     "mlxtend",
 )
-# Ten images a batch, as the released code has: what is measured is a rate, and time on a GPU is
-# short.
+# Batches of ten images, as in the released code; rates are measured, and GPU time is short.
 SIZES = {
     "paper": Size(adapt=6, images=20, solver=50, train=1024, test=256, side=512, swaps=1),
     "mini": Size(adapt=2, images=4, solver=2, train=64, test=20, side=32, swaps=1),
@@ -47,11 +46,10 @@ SIZES = {
 
 @dataclass
 class Bench:
-    """Where and at which size a run measures: the folder of results, that of the models, and the
-    profile.
+    """Where and at which size a run measures: folders of results and models, and the profile.
 
-    `root` is kept on a warm machine, so that a second run finds the models. `backend` is
-    torch.compile's.
+    `root` is kept on a warm machine, so that a second run reuses the models. `backend` is for
+    torch.compile.
     """
 
     out: Path
@@ -72,11 +70,11 @@ class Bench:
 
     @property
     def size(self) -> Size:
-        """How much work one measurement has."""
+        """The amount of work in one measurement."""
         return SIZES[self.profile]
 
     def recipe(self, **fields: Any) -> config.Recipe:
-        """Return a recipe of the profile with the models of this run."""
+        """Return a recipe of the profile with this run's models."""
         own = (
             {}
             if self.tiny
@@ -94,11 +92,11 @@ class Bench:
 
     @property
     def generator(self) -> str:
-        """The folder, or name, of the generator."""
+        """The folder or name of the generator."""
         return "mini" if self.tiny else str(self.root / "generator")
 
     def stage(self, name: str, way: str) -> Stage:
-        """Return a stage of `benchmarks.stages` in one of its ways."""
+        """Return a stage of `benchmarks.stages` in one of its ways, baseline or product."""
         return Stage(name, way, self.profile, self.root, {}, self.size)
 
     def sync(self) -> None:
@@ -107,7 +105,7 @@ class Bench:
             torch.cuda.synchronize()
 
     def forget(self) -> None:
-        """Free the pipelines and what the device still holds."""
+        """Free the pipelines and whatever the device still holds."""
         load.forget_generators()
         gc.collect()
         if self.cuda:
@@ -119,7 +117,7 @@ class Bench:
         return torch.cuda.max_memory_allocated() / 1e9 if self.cuda else None
 
     def seconds(self, run: Callable[[], Any], repeats: int = 8, warm: int = 2) -> float:
-        """Return the median seconds of `run()`, each read once the device is idle."""
+        """Return the median seconds of `run()`, with the device idle before each reading."""
         found = []
         for _ in range(warm + repeats):
             self.sync()
@@ -134,8 +132,9 @@ class Bench:
         return 1e3 * self.seconds(run, repeats, warm)
 
     def profiled(self, run: Callable[[], Any], name: str, steps: int = 1) -> dict[str, float]:
-        """Return kernels, operators and milliseconds of one of `steps`; add the kernels to
-        kernels.txt.
+        """Profile `run` and return kernels, operators and milliseconds per step.
+
+        Appends the list of kernels to kernels.txt.
         """
         from torch.profiler import ProfilerActivity, profile
 
@@ -171,8 +170,9 @@ class Bench:
 
     @contextlib.contextmanager
     def cudnn_attention(self) -> Iterator[None]:
-        """Prefer cuDNN's attention, which PyTorch tries after FlashAttention 2; what it cannot
-        do falls back.
+        """Prefer cuDNN's attention, which PyTorch normally tries after FlashAttention 2.
+
+        Unsupported cases fall back.
         """
         from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -191,7 +191,7 @@ PARTS: dict[str, tuple[float, Part]] = {}
 
 
 def part(seconds: float) -> Callable[[Part], Part]:
-    """Register a part that takes about `seconds` on an H200, models at hand."""
+    """Register a part that takes about `seconds` on an H200 once the models exist."""
 
     def note(function: Part) -> Part:
         PARTS[function.__name__] = (seconds, function)
@@ -202,7 +202,7 @@ def part(seconds: float) -> Callable[[Part], Part]:
 
 @part(5)
 def environment(bench: Bench) -> dict[str, Any]:
-    """Return the versions, the card, and its two ceilings: matrix products and copies."""
+    """Return the versions, the card, and its measured limits: matrix products and copies."""
     found: dict[str, Any] = {
         "python": sys.version.split()[0],
         "versions": {},
@@ -230,8 +230,9 @@ def environment(bench: Bench) -> dict[str, Any]:
 
 @part(25)
 def make_models(bench: Bench) -> dict[str, Any]:
-    """Write both models in true size; the weights are drawn on the device, on a CPU that takes a
-    minute.
+    """Write both models in full size.
+
+    The weights are drawn on the device; on a CPU that takes a minute.
     """
     if bench.tiny or (bench.root / "clip" / "open_clip_model.safetensors").exists():
         return {}
@@ -239,7 +240,7 @@ def make_models(bench: Bench) -> dict[str, Any]:
         with torch.device(bench.device):
             full_size.save_models(bench.root)
         where = str(bench.device)
-    except (RuntimeError, TypeError) as error:  # a layer that cannot be made there
+    except (RuntimeError, TypeError) as error:  # a layer that cannot be created there
         for folder in ("generator", "clip", "vocabulary"):
             shutil.rmtree(bench.root / folder, ignore_errors=True)
         full_size.save_models(bench.root)

@@ -1,5 +1,7 @@
-"""The parts of `benchmarks.gpu`: does each stage run, how fast is it, where does a step's time
-go, what would a change bring.
+"""The parts of `benchmarks.gpu`.
+
+They show whether each stage runs, how fast it is, where the time of a step goes, and what a change
+would gain.
 """
 
 import contextlib
@@ -36,8 +38,9 @@ WAYS = (("released way", "baseline"), ("ours", "product"))
 
 @part(40)
 def whole_cell(bench: Bench) -> dict[str, Any]:
-    """Run one cell on two classes of noise from photos to its record, and say in which
-    precision.
+    """Run one cell on two classes of noise, from photos to its record.
+
+    Returns, among others, the precision used.
     """
     folder = Path(tempfile.mkdtemp(dir=bench.root))
     for label, name in enumerate(("heron", "wren")):
@@ -82,8 +85,9 @@ def whole_cell(bench: Bench) -> dict[str, Any]:
 
 @part(15)
 def half_against_single(bench: Bench) -> dict[str, Any]:
-    """Return the relative error of a pass in half precision, and the largest activation beside
-    float16's 65504.
+    """Return the relative errors of half precision, and the largest activation.
+
+    float16 overflows beyond 65504.
     """
     found: dict[str, Any] = {}
     exact: tuple[torch.Tensor, ...] = ()
@@ -135,8 +139,9 @@ def half_against_single(bench: Bench) -> dict[str, Any]:
 
 
 def rates(bench: Bench, name: str, ways, units: int, repeats: int = 2) -> dict[str, Any]:
-    """Return by way the units a second, the seconds and the peak of a stage; `ways` has (label,
-    way, context).
+    """Return units per second, seconds and peak memory of a stage, by label.
+
+    `ways` has (label, way, context).
     """
     found = {}
     for label, way, around in ways:
@@ -144,7 +149,7 @@ def rates(bench: Bench, name: str, ways, units: int, repeats: int = 2) -> dict[s
         held = torch.cuda.memory_allocated() if bench.cuda else 0
         with around():
             stage = bench.stage(name, way)
-            stage.measure()  # warms up
+            stage.measure()  # warm-up
             times, peaks = zip(*(stage.measure() for _ in range(repeats)), strict=True)
         found[label] = {
             "per_s": units / statistics.median(times),
@@ -159,14 +164,15 @@ def rates(bench: Bench, name: str, ways, units: int, repeats: int = 2) -> dict[s
 
 
 def plain(ways=WAYS) -> list[tuple[str, str, Callable]]:
-    """Return ways of `rates` that change nothing around the stage."""
+    """Return `ways` for `rates` without any context around the stage."""
     return [(label, way, contextlib.nullcontext) for label, way in ways]
 
 
 @part(45)
 def adapt_steps(bench: Bench) -> dict[str, Any]:
-    """Return optimiser steps a second: ours, and the released way in float32 and in mixed
-    precision.
+    """Return optimiser steps per second of ours and of the released code.
+
+    The latter runs in float32 and in mixed precision.
     """
 
     def half():
@@ -182,13 +188,13 @@ def adapt_steps(bench: Bench) -> dict[str, Any]:
 
 @part(60)
 def generate_images(bench: Bench) -> dict[str, Any]:
-    """Return images a second at equal guided steps, and exchanges of an adapter a second."""
+    """Return images per second at equal guided steps, and adapter swaps per second."""
     found = rates(bench, "generate", plain(), bench.size.images, repeats=1)
     return found | {"exchange": rates(bench, "exchange", plain(), bench.size.swaps, repeats=1)}
 
 
 def write_sets(bench: Bench) -> None:
-    """Write the classifier's training and test images, by all cores."""
+    """Write the classifier's training and test images, using all cores."""
     size = bench.size
     dataset = stages.work(bench.profile, bench.root, size=size)[1]
     many = dataset.train.pick([i % len(dataset.train) for i in range(size.train)])
@@ -205,14 +211,14 @@ def write_sets(bench: Bench) -> None:
 
 @part(55)
 def classifier_epoch(bench: Bench) -> dict[str, Any]:
-    """Return training images a second of an epoch with its share of evaluation."""
+    """Return training images per second over an epoch, including its share of evaluation."""
     write_sets(bench)
     return rates(bench, "train", plain(), bench.size.train, repeats=1)
 
 
 @part(20)
 def classifier_parts(bench: Bench) -> dict[str, Any]:
-    """Return where a step of the classifier goes: making the batch, and the model's passes."""
+    """Return the time of a classifier step: assembling the batch, and the model's passes."""
     recipe, _, source, step = classifier_step(bench)
     found = {
         "batch": recipe.classify.batch,
@@ -227,7 +233,7 @@ def classifier_parts(bench: Bench) -> dict[str, Any]:
 
 
 def classifier_step(bench: Bench):
-    """Return (recipe, model, batches, a function that does the passes of one batch)."""
+    """Return (recipe, model, batches, a function that runs the passes of one batch)."""
     recipe, size = bench.recipe(), bench.size
     if not (bench.root / "train").exists():
         write_sets(bench)
@@ -252,9 +258,7 @@ def classifier_step(bench: Bench):
 
 
 def unet_pass(bench: Bench, pipe):
-    """Return a function that does one guided pass of the UNet, as sampling does, and its number
-    of images.
-    """
+    """Return (a function that runs one guided UNet pass, as in sampling; its number of images)."""
     unet, count = pipe.unet, 2 if bench.tiny else 20
     side, width = unet.config.sample_size, unet.config.cross_attention_dim
     shapes = (
@@ -273,8 +277,9 @@ def unet_pass(bench: Bench, pipe):
 
 @part(30)
 def sampling_pass(bench: Bench) -> dict[str, Any]:
-    """Return one guided UNet pass in several ways, the decoder by batch, and what an image costs
-    the host.
+    """Return the time of a guided UNet pass in several variants, and the costs around it.
+
+    These are the decoder by batch size, and the host's work per image.
     """
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -308,8 +313,10 @@ def sampling_pass(bench: Bench) -> dict[str, Any]:
 
 
 def decoder_batches(bench: Bench, pipe) -> tuple[dict[int, Any], torch.Tensor]:
-    """Return by batch size the decoder's milliseconds an image, its peak, and how far halves are
-    apart; and ten images.
+    """Return (decoder results by batch size, ten images).
+
+    The results are milliseconds per image, peak memory, and the difference from decoding in two
+    halves.
     """
     found, images = {}, torch.zeros(1, 3, 8, 8)
     channels, side = pipe.unet.config.in_channels, pipe.unet.config.sample_size
@@ -340,7 +347,7 @@ def decoder_batches(bench: Bench, pipe) -> tuple[dict[int, Any], torch.Tensor]:
 
 
 def unet_step(bench: Bench):
-    """Return (generator, a function that does one optimiser step of its UNet's LoRA)."""
+    """Return (generator, a function that runs one optimiser step of its UNet's LoRA)."""
     options = bench.recipe().adapt
     generator = load.generator_of(bench.load(training=True))
     work = together.problem(generator.pipe, options, 1)
@@ -352,7 +359,7 @@ def unet_step(bench: Bench):
 
 @part(70)
 def adapt_parts(bench: Bench) -> dict[str, Any]:
-    """Return where an optimiser step goes, and the UNet's share with the LoRA in other ways."""
+    """Return where the time of an optimiser step goes, and the UNet's with variants of LoRA."""
     stage = bench.stage("adapt", "product")
     found: dict[str, Any] = {"profile": bench.profiled(stage.run, "adapting", bench.size.adapt)}
     lora.remove_lora(stage.generator)
@@ -361,8 +368,8 @@ def adapt_parts(bench: Bench) -> dict[str, Any]:
     generator, once = unet_step(bench)
     milliseconds = found["unet_ms"] = {"as shipped": bench.milliseconds(once)}
     found["unet_profile"] = bench.profiled(once, "UNet's step")
-    # A cast that peft would do in single precision is undone by autocast: the LoRA's products are
-    # then in bfloat16.
+    # Without peft's cast to single precision, which autocast undoes anyway, the LoRA's products run
+    # in bfloat16.
     half = torch.autocast(bench.device.type, torch.bfloat16, enabled=bench.cuda)
     with half, disable_input_dtype_casting(generator.network, active=bench.cuda):
         milliseconds["LoRA in bfloat16"] = bench.milliseconds(once)
@@ -380,8 +387,9 @@ def adapt_parts(bench: Bench) -> dict[str, Any]:
 
 @part(30)
 def four_adapters(bench: Bench) -> dict[str, Any]:
-    """Return the seconds of one step of four adapters, one after the other and in one batched
-    pass.
+    """Return the seconds of one step of four adapters.
+
+    They are trained one after the other, and in one batched pass.
     """
     ways = together.ways(bench.profile, 4, bench.generator)
     found = {way: statistics.median([run() for _ in range(5)][2:]) for way, run in ways.items()}
@@ -389,8 +397,9 @@ def four_adapters(bench: Bench) -> dict[str, Any]:
 
 
 def lean_lora(self, x):
-    """Return peft's linear layer with its low-rank update as one product that adds to the
-    base's.
+    """Compute peft's linear layer with the low-rank update fused into one product.
+
+    That product adds to the base's.
     """
     down, up = (layer["default"].weight.to(x.dtype) for layer in (self.lora_A, self.lora_B))
     flat = x.reshape(-1, x.shape[-1])
@@ -402,7 +411,7 @@ def lean_lora(self, x):
 
 @part(70)
 def sampling_compiled(bench: Bench) -> dict[str, Any]:
-    """Return the compiled UNet pass: its milliseconds, and the seconds of the compilation."""
+    """Return the compiled UNet pass's milliseconds, and the seconds of compilation."""
     pipe = bench.load()
     once, images = unet_pass(bench, pipe)
     with compiling(bench), sampling.compiled(pipe.unet), bench.cudnn_attention():
@@ -426,8 +435,9 @@ def classifier_compiled(bench: Bench) -> dict[str, Any]:
 
 @part(400)
 def adapt_compiled(bench: Bench) -> dict[str, Any]:
-    """Return the UNet's optimiser step compiled, with peft's layers as they are; it compiles for
-    minutes.
+    """Return the time of the UNet's compiled optimiser step, with peft's layers unchanged.
+
+    Compilation takes minutes.
     """
     generator, once = unet_step(bench)
     with compiling(bench), sampling.compiled(generator.network):
@@ -438,7 +448,7 @@ def adapt_compiled(bench: Bench) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def compiling(bench: Bench):
-    """Let `sampling.compiled` compile with the backend that is asked for."""
+    """Make `sampling.compiled` use the requested backend."""
     before, sampling.BACKEND = sampling.BACKEND, bench.backend
     try:
         yield
@@ -447,7 +457,7 @@ def compiling(bench: Bench):
 
 
 def first_seconds(bench: Bench, run: Callable[[], Any]) -> float:
-    """Return the seconds of the first `run()`, which compiles."""
+    """Return the seconds of the first `run()`, including compilation."""
     start = time.perf_counter()
     run()
     bench.sync()

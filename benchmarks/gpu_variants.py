@@ -1,6 +1,6 @@
-"""The parts of `benchmarks.gpu` for ways that the package does not have, until one is seen to win.
+"""Parts of `benchmarks.gpu` for variants that the package does not use, unless one proves faster.
 
-Each measures a variant beside what ships, in turn, so that a machine that slows down slows both.
+Each alternates a variant with the shipped code, so that a slowdown of the machine affects both.
 """
 
 import contextlib
@@ -27,9 +27,9 @@ Around = Callable[[], contextlib.AbstractContextManager[Any]]
 def in_turn(
     bench: Bench, ways: Mapping[str, tuple[Around, Callable[[], Any]]], rounds: int = 6
 ) -> dict[str, Any]:
-    """Return by way the median milliseconds of its function within its context.
+    """Return the median milliseconds of each function within its context, by name.
 
-    The first two rounds warm up. A way that fails says why, and the others go on.
+    The first two rounds are warm-up. A variant that fails reports why, and the others go on.
     """
     found: dict[str, list[float]] = {name: [] for name in ways}
     broken: dict[str, str] = {}
@@ -39,7 +39,7 @@ def in_turn(
                 try:
                     with around():
                         found[name].append(bench.milliseconds(run, repeats=1, warm=1))
-                except Exception as error:  # the other ways are worth as much without it
+                except Exception as error:  # the other variants are still worth measuring
                     broken[name] = repr(error)[:600]
     seen = {name: statistics.median(times[2:]) for name, times in found.items() if times[2:]}
     return seen | {name: {"error": why} for name, why in broken.items()}
@@ -47,7 +47,7 @@ def in_turn(
 
 @contextlib.contextmanager
 def layout(network: nn.Module, kind: torch.memory_format) -> Iterator[None]:
-    """Give the weights of a network another layout, and the old one back."""
+    """Change the memory layout of a network's weights within the context."""
     network.to(memory_format=kind)
     try:
         yield
@@ -57,7 +57,7 @@ def layout(network: nn.Module, kind: torch.memory_format) -> Iterator[None]:
 
 @contextlib.contextmanager
 def searched() -> Iterator[None]:
-    """Let cuDNN try its convolutions and keep the fastest."""
+    """Let cuDNN benchmark its convolution algorithms and use the fastest."""
     before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, True
     try:
         yield
@@ -75,7 +75,7 @@ def both(*around: Around) -> Iterator[None]:
 
 
 def replayed(run: Callable[[], Any]) -> Callable[[], None]:
-    """Return `run` as one CUDA graph, which the host starts with a single call."""
+    """Capture `run` as a CUDA graph, which the host launches with a single call."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -90,7 +90,7 @@ def replayed(run: Callable[[], Any]) -> Callable[[], None]:
 
 @part(40)
 def sampling_layouts(bench: Bench) -> dict[str, Any]:
-    """Return one guided UNet pass by layout, attention, search and CUDA graph, in turn."""
+    """Return the time of a guided UNet pass by layout, attention, search and CUDA graph."""
     pipe = bench.load()
     once, images = unet_pass(bench, pipe)
     last = torch.channels_last
@@ -114,10 +114,10 @@ def sampling_layouts(bench: Bench) -> dict[str, Any]:
 
 @part(30)
 def sampling_cached(bench: Bench) -> dict[str, Any]:
-    """Return the seconds of whole images with DeepCache, which changes them, and how far."""
+    """Return the seconds of whole images with DeepCache, and how much it changes them."""
     try:
         from DeepCache import DeepCacheSDHelper
-    except ImportError:  # no dependency of the project
+    except ImportError:  # not a dependency of the project
         return {"left out": "DeepCache is not installed"}
     pipe, count = bench.load(), 2 if bench.tiny else 10
     steps = bench.size.solver
@@ -149,7 +149,7 @@ def sampling_cached(bench: Bench) -> dict[str, Any]:
 
 
 class Fixed(nn.Module):
-    """A UNet whose inputs and output are tensors, as a CUDA graph takes them."""
+    """A UNet whose inputs and output are tensors, as a CUDA graph requires."""
 
     def __init__(self, network: nn.Module):
         super().__init__()
@@ -175,10 +175,10 @@ def gradients(
 
 
 def graphed_step(bench: Bench) -> tuple[Generator, Callable[[], Any], dict[str, float]]:
-    """Return (generator, a step of its UNet's LoRA as graphs, how far its gradients are off).
+    """Return (generator, a step of its UNet's LoRA as CUDA graphs, errors of its gradients).
 
-    The distance is relative, of one backward pass and of two that add up: a graph writes its
-    gradients to the same place each time.
+    The errors are relative, for one backward pass and for two accumulated ones: a graph writes its
+    gradients to the same memory each time.
     """
     generator, _ = unet_step(bench)
     latents, noise, times, text = together.problem(generator.pipe, bench.recipe().adapt, 1)
@@ -210,7 +210,7 @@ def graphed_step(bench: Bench) -> tuple[Generator, Callable[[], Any], dict[str, 
 
 @part(30)
 def adapt_graphed(bench: Bench) -> dict[str, Any]:
-    """Return the UNet's optimiser step as shipped, as CUDA graphs, and those with lean LoRA."""
+    """Return the time of the UNet's step as shipped, as CUDA graphs, and with lean LoRA."""
     generator, once = unet_step(bench)
     found: dict[str, Any] = {"as shipped": bench.milliseconds(once, 4, 2)}
     with bench.cudnn_attention():
@@ -224,7 +224,7 @@ def adapt_graphed(bench: Bench) -> dict[str, Any]:
             found[name] = bench.milliseconds(step, 4, 2)
             found[f"{name}, apart"] = apart
             found[f"{name}, profile"] = bench.profiled(step, f"UNet's step, {name}")
-        except Exception as error:  # the other ways are worth as much without it
+        except Exception as error:  # the other variants are still worth measuring
             found[name] = {"error": repr(error)[:900]}
         finally:
             Linear.forward = before
@@ -235,7 +235,7 @@ def adapt_graphed(bench: Bench) -> dict[str, Any]:
 
 @part(60)
 def adapt_blocks_compiled(bench: Bench) -> dict[str, Any]:
-    """Return the UNet's optimiser step with its transformer blocks compiled one by one."""
+    """Return the time of the UNet's step with its transformer blocks compiled one by one."""
     generator, once = unet_step(bench)
     network: Any = generator.network
     network.compile_repeated_blocks(backend=bench.backend)
@@ -247,7 +247,7 @@ def adapt_blocks_compiled(bench: Bench) -> dict[str, Any]:
 
 @part(45)
 def classifier_variants(bench: Bench) -> dict[str, Any]:
-    """Return the classifier's passes as shipped, as a CUDA graph, and with compiled blocks."""
+    """Return the time of the classifier's passes as shipped, as a graph, and compiled."""
     _, model, source, step = classifier_step(bench)
     found: dict[str, Any] = {"as shipped": bench.milliseconds(step, 4, 1)}
     images, targets, _ = source.at(0)
@@ -277,7 +277,7 @@ def classifier_variants(bench: Bench) -> dict[str, Any]:
 
 @part(20)
 def adapting_by_graph(bench: Bench) -> dict[str, Any]:
-    """Return steps a second of the whole adaptation, as shipped and with the UNet as a graph."""
+    """Return steps per second of the whole adaptation, as shipped and with a UNet graph."""
     if not bench.cuda:
         return {}
     found = {}
@@ -315,8 +315,8 @@ def adapting_by_graph(bench: Bench) -> dict[str, Any]:
 def deterministic_steps(bench: Bench) -> dict[str, Any]:
     """Return milliseconds of a UNet's and a classifier's passes, as shipped and deterministic.
 
-    `equal` says whether two runs give the same gradients bit for bit, in either way. On a GPU the
-    variable that cuBLAS reads must be set before the run: see `device.require_deterministic`.
+    `equal` says whether two runs give bit-identical gradients, for each. On a GPU the environment
+    variable for cuBLAS must be set before the run: see `device.require_deterministic`.
     """
     found: dict[str, Any] = {}
     ways: dict[str, Around] = {"as shipped": contextlib.nullcontext}
@@ -355,7 +355,7 @@ def deterministic_steps(bench: Bench) -> dict[str, Any]:
 
 
 def _equal_twice(run, around):
-    """Return whether two passes give the same gradients bit for bit, None where they fail."""
+    """Return whether two passes give bit-identical gradients; None if they fail."""
     try:
         with around():
             one, other = run(), run()

@@ -1,8 +1,7 @@
-"""Measure the host's share of a stage, before and after a change of it, in turn: `python -m
-benchmarks.host`.
+"""Benchmark the host's share of the stages, in variants: `python -m benchmarks.host`.
 
-Images become bytes, files are written, and LoRA layers are attached. Writes
-benchmarks/results/host.json.
+Covers converting images to bytes, writing files, and attaching LoRA layers. The variants alternate.
+Writes benchmarks/results/host.json.
 """
 
 import statistics
@@ -26,11 +25,11 @@ from datadream.store.provenance import provenance
 from .stages import Stage
 
 ROUNDS = 9
-COUNT, SIDE = 10, 512  # images of a batch in the paper's profile, and their side
+COUNT, SIDE = 10, 512  # images per batch in the paper's profile, and their side
 
 
 def in_turn(ways):
-    """Return by way the median seconds of its function, all in turn, after a round to warm up."""
+    """Return the median seconds of each function by name; they alternate, after a warm-up round."""
     found = {name: [] for name in ways}
     for turn in range(ROUNDS + 1):
         for name, run in ways.items():
@@ -42,13 +41,13 @@ def in_turn(ways):
 
 
 def noise():
-    """Return images with about a photograph's detail, (COUNT, 3, SIDE, SIDE) in [0, 1]."""
+    """Return images with about the detail of a photograph, (COUNT, 3, SIDE, SIDE) in [0, 1]."""
     small = torch.rand(COUNT, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     return torch.nn.functional.interpolate(small, SIDE, mode="bicubic").clamp(0, 1)
 
 
 def written(images, folder, workers, level):
-    """Write PNG files by some threads."""
+    """Write PNG files with `workers` threads."""
     with ThreadPoolExecutor(workers) as pool:
         each = [
             pool.submit(save_png, image, folder / f"{i}.png", level)
@@ -59,7 +58,7 @@ def written(images, folder, workers, level):
 
 
 def attached(options):
-    """Attach the LoRA of an adapter to the embedded generator, and detach it."""
+    """Attach an adapter's LoRA to the embedded generator, and detach it."""
     generator = load.load_generator("mini")
     lora.add_generator_lora(generator, options)
     lora.remove_lora(generator)
@@ -92,7 +91,7 @@ def main():
             ),
             "LoRA of a mini adapter": in_turn({"attached and detached": lambda: attached(options)}),
         }
-        # It has its layers attached, so it comes last.
+        # Comes last, because it attaches its own layers.
         stage = Stage("adapt", "product", "mini", place, {})
         steps = statistics.median([stage.measure()[0] for _ in range(4)][1:])
         rows["LoRA of a mini adapter"][f"{stage.size.adapt} steps of its training"] = steps

@@ -1,5 +1,6 @@
-"""How long the paper's tasks take at an assumed throughput, from the counted operations of the
-full-size models and measured rates.
+"""Estimated durations of the paper's tasks at an assumed throughput.
+
+They follow from the counted operations of the full-size models and measured rates.
 """
 
 import functools
@@ -18,21 +19,22 @@ from datadream.study.plan import load_or_describe
 from . import limits
 
 PEAK, SHARE = CARDS["H100"].half, 0.4  # the share is an assumption
-# A GPU's share of its host, assumed: the cores that decode training images, the memory that keeps
-# them, and the disk that the rest is read from.
+# Assumed share of the host per GPU: the cores that decode training images, the memory that caches
+# them, and the disk from which the rest is read.
 CORES, MEMORY, DISK = 16, 128e9, 3e9  # bytes, bytes/s
 SIDE = 512  # pixels of the paper's generator
 
 
 def flops() -> dict[str, float]:
-    """Return the operations that `roofline.COUNTED` counts, of both precisions together."""
+    """Return the operations counted in `roofline.COUNTED`, of both precisions together."""
     return {name: one.half + one.single for name, one in COUNTED.items()}
 
 
 @functools.lru_cache
 def rates():
-    """Return what a core of this machine does: bytes/s of decoded pixels of the generator's
-    size, bytes/s of SHA-256.
+    """Return rates of one core of this machine, in bytes/s.
+
+    They are for decoding pixels of the generator's size, and for SHA-256.
     """
     block, count, start = bytes(2**24), 0, time.process_time()
     while time.process_time() - start < 1:
@@ -42,22 +44,24 @@ def rates():
 
 
 def decoded(support):
-    """Return how many synthetic images a training decodes, and how many it reads back from the
-    disk: all uses of a set that memory cannot keep.
+    """Return how many synthetic images a training decodes, and how many it reads back from disk.
+
+    The latter are all uses of a set that does not fit in memory.
     """
     method = method_of(support.recipe)
     if not method.generates or not method.trained:
         return 0, 0
     made, used = generation_work(support)[0], training_work(support)[2]
-    # Half of a batch is real, and the few shots fit.
+    # Half of each batch is real, and the few shots fit in memory.
     again = used / 2 if method.real else used
     return made, again if made * 3 * SIDE**2 > MEMORY else 0
 
 
 @functools.lru_cache
 def _cell(support):
-    """Return the parts of a cell in seconds: the set's digests, the classifier's products, the
-    decoding of its images, the test.
+    """Return the parts of a cell in seconds.
+
+    They are the digests of the set, the classifier's products, decoding its images, and the test.
     """
     method, cell, core = method_of(support.recipe), Cell(support.recipe, support.dataset), rates()
     test = _products(cost(cell, "judge"))
@@ -78,8 +82,9 @@ def _products(one):
 
 
 def parts(task):
-    """Return what a task of the paper's table takes, part -> seconds; a cell decodes while it
-    computes.
+    """Return part -> seconds of a task of the paper's table.
+
+    A cell decodes while it computes.
     """
     cell = Cell(task.recipe, load_or_describe(task.recipe))
     if task.kind == "cell":
@@ -92,8 +97,9 @@ def parts(task):
 
 
 def length(task):
-    """Return the seconds that a task of the paper's table takes: products and decoding at once,
-    the rest one after the other.
+    """Return the seconds of a task of the paper's table.
+
+    Products and decoding overlap; the rest is sequential.
     """
     found = parts(task)
     return max(found.pop("products", 0.0), found.pop("decoding", 0.0)) + sum(found.values())

@@ -1,4 +1,4 @@
-"""What the machine itself can do: matrix products for compute, PNG decoding for input."""
+"""The machine's limits: matrix products for compute, PNG decoding for input."""
 
 import io
 import time
@@ -9,8 +9,9 @@ from PIL import Image
 
 
 def products(device, dtype, side=None, seconds=1.0):
-    """Return the FLOP/s of square matrix products of `side` (default: one that fills the device)
-    in `dtype`, the best of a second.
+    """Return the best FLOP/s of square matrix products in `dtype` within `seconds`.
+
+    `side` is the size of the matrices; by default it fills the device.
     """
     side = side or (8192 if device.type == "cuda" else 1024)
     a, best, end = (
@@ -29,8 +30,9 @@ def products(device, dtype, side=None, seconds=1.0):
 
 
 def decoding(side, seconds=1.0):
-    """Return the bytes/s of decoded pixels that one core gets out of a PNG of `side` pixels, by
-    the core's own time: others may use it, too.
+    """Return the bytes/s of decoded pixels that one core gets from a PNG of `side` pixels.
+
+    Measured in CPU time, since others may use the core too.
     """
     pixels = np.random.RandomState(0).randint(0, 255, (side // 8 or 1, side // 8 or 1, 3), np.uint8)
     file = io.BytesIO()

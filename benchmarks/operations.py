@@ -1,5 +1,6 @@
-"""What a task asks of the store, counted on a run of the embedded models: every call of Python
-under the store's folder.
+"""Store operations per kind of task, counted on a run of the embedded models.
+
+Counts every Python call on a path in the store's folder.
 """
 
 import contextlib
@@ -14,9 +15,9 @@ from datadream.methods import recipes
 from datadream.pipeline.stages import Cell
 from datadream.store.artifacts import Store, verified
 
-SIZES = (2, 4)  # images per class of the two runs, whose difference is what an image costs
+SIZES = (2, 4)  # images per class of the two runs, whose difference gives the cost per image
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
-_counts, _root = None, ""  # of the run that is counted; an audit hook cannot be taken away again
+_counts, _root = None, ""  # of the run being counted; an audit hook cannot be removed
 
 
 def _note(event, arguments):
@@ -38,15 +39,16 @@ def _note(event, arguments):
     elif event == "open":
         kind = "put" if arguments[2] & WRITING else "get"
     else:
-        # A new name, on an object store a copy and a removal.
+        # A rename; on an object store it is a copy and a removal.
         kind = "list" if event in ("os.scandir", "os.listdir") else "put"
     _counts[kind] += 1
 
 
 @contextlib.contextmanager
 def counting(root):
-    """Yield a Counter of exists, get, put, list and lock under `root`, which fills meanwhile;
-    what compiled libraries open is not seen.
+    """Yield a Counter of exists, get, put, list and lock operations under `root`.
+
+    It fills within the context. Files opened by compiled libraries are not seen.
     """
     global _counts, _root
     if not hasattr(counting, "hooked"):
@@ -71,8 +73,9 @@ def counting(root):
 
 
 def _run(images, root):
-    """Return (images in it, Counter) of an adapter, a slice, a set that is assembled, and one
-    that a later cell finds done.
+    """Return kind of task -> (number of its images, Counter).
+
+    The kinds are an adapter, a slice, assembling a set, and checking one that is already done.
     """
     small = {"adapt.epochs": 1, "adapt.warmup": 1, "generate.images": images, "generate.steps": 1}
     recipe, store, found = (
@@ -90,14 +93,14 @@ def _run(images, root):
     with counting(root) as counts:
         cell.make("generate", store)
     found["assemble"] = whole, counts
-    verified.clear()  # as in another process
+    verified.clear()  # as in a new process
     with counting(root) as counts:
         assert store.done(cell.key("generate"))
     return found | {"check": (whole, counts)}
 
 
 def count():
-    """Return what -> operation -> [calls of the task itself, calls for each of its images]."""
+    """Return kind of task -> operation -> [calls of the task itself, calls per image]."""
     with tempfile.TemporaryDirectory() as folder:
         small, large = (_run(images, Path(folder) / str(images)) for images in SIZES)
     found = {}

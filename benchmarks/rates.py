@@ -1,8 +1,7 @@
-"""The rates by which times are estimated, from what a store's artifacts took: `python -m
-benchmarks.rates mnist optdigits`.
+"""Fit the rates for time estimates to the artifacts in a store.
 
-Run `make study` on an otherwise idle machine first, and `make smoke`, whose small artifacts tell
-the costs that do not depend on the work. What is printed is a row of
+Usage: `python -m benchmarks.rates mnist optdigits`. First run `make study` on an otherwise idle
+machine, and `make smoke`, whose small artifacts reveal the fixed costs. Prints a row of
 `datadream.engines.rates.THROUGHPUT`.
 """
 
@@ -30,10 +29,10 @@ COSTLY = tuple(stage.name for stage in STAGES if stage.work)
 
 
 def observed(recipes: Iterable[Recipe], store: Store) -> pd.DataFrame:
-    """Return a row per artifact of these cells that the store has: key, stage, units, looked,
-    seconds.
+    """Return a row per artifact of these cells in the store.
 
-    `looked` counts the validation images that a training classifies, all its evaluations together.
+    The columns are key, stage, units, looked and seconds; `looked` is the number of validation
+    images that a training classifies over all its evaluations.
     """
     rows: dict[str, dict[str, Any]] = {}
     for recipe in recipes:
@@ -52,16 +51,16 @@ def observed(recipes: Iterable[Recipe], store: Store) -> pd.DataFrame:
 
 
 def rates(table: pd.DataFrame) -> dict[str, Any]:
-    """Return by stage the seconds of a unit, and under "fixed" those of an artifact: non-negative
-    least squares on medians by size.
+    """Return the seconds per unit by stage, and under "fixed" those per artifact.
 
-    Artifacts of one size alone cannot tell the two apart: then nothing is fixed. Raises ValueError
-    on a stage without artifacts.
+    They are fitted by non-negative least squares to medians by size. With artifacts of one size
+    only the two cannot be separated, and the fixed part is 0. Raises ValueError on a stage without
+    artifacts.
     """
     from scipy.optimize import nnls
 
     found: dict[str, Any] = {"fixed": {}}
-    # Its rate is a part of the training's.
+    # First, since training includes evaluation at this rate.
     for stage in ("judge", *(stage for stage in COSTLY if stage != "judge")):
         own = table[table["stage"] == stage]
         if own.empty:
@@ -70,11 +69,11 @@ def rates(table: pd.DataFrame) -> dict[str, Any]:
                 "first: python -m datadream study"
             )
         seconds = own["seconds"] - own["looked"] * (found["judge"] if stage == "train" else 0.0)
-        # The first in a process loads models, and machines have other work.
+        # Medians: the first artifact in a process loads models, and the machine has other load.
         sizes = seconds.groupby(own["units"]).median()
         units = sizes.index.to_numpy(float)
         columns = [units, np.ones_like(units)] if len(units) > 1 else [units]
-        # Relative errors count: a small artifact tells what is fixed.
+        # Relative errors, so that small artifacts determine the fixed part.
         scale = 1 / np.maximum(sizes.to_numpy(float), 0.1)
         solution, _ = nnls(np.stack(columns, 1) * scale[:, None], sizes.to_numpy(float) * scale)
         found[stage] = float(f"{solution[0]:.3g}")
@@ -83,7 +82,7 @@ def rates(table: pd.DataFrame) -> dict[str, Any]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Print the rates, and how well they tell what each stage took, and return the exit code."""
+    """Print the rates and how well they fit each stage; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.rates", description=__doc__)
     parser.add_argument(
         "names", nargs="*", help="runs of notebooks/study.yaml (default: all of the group)"

@@ -1,5 +1,6 @@
-"""The paper's table on many GPUs, simulated through the engine's own task graph and loop:
-`python -m benchmarks.simulate`.
+"""Simulate the paper's table on many GPUs: `python -m benchmarks.simulate`.
+
+Uses the engine's own task graph and scheduling loop.
 """
 
 import argparse
@@ -23,15 +24,15 @@ from datadream.study.plan import described_cell, load_or_describe, profile_cells
 from . import lengths, operations
 from .virtual import VirtualRay
 
-WORKERS, MANY = (1, 8, 64, 512), (64, 512)  # GPUs; the second where the longest chain has a say
-EMPTY, ROUNDS = 4000, 3  # tasks that do nothing, runs of sleeping tasks
-LOCAL = 4  # Ray's workers for both: more than cores, since they sleep
-NAP = 15  # seconds that a run of sleeping tasks has to take at least
-ALONE = 8  # GPUs of one node, on which a training of one process could be shared out
+WORKERS, MANY = (1, 8, 64, 512), (64, 512)  # GPUs; the second, where the longest chain matters
+EMPTY, ROUNDS = 4000, 3  # empty tasks; runs of sleeping tasks
+LOCAL = 4  # Ray's workers for both: more than cores, since the tasks sleep
+NAP = 15  # least seconds of a run of sleeping tasks
+ALONE = 8  # GPUs of one node, over which a single training could be distributed
 
 
 def chain(todo, seconds):
-    """Return the names of the longest chain of tasks, each of which waits for the one before."""
+    """Return the names of the longest chain of dependent tasks."""
     reach, before = {}, {}
     for name, task in todo.items():
         before[name] = max(task.needs, key=reach.get, default=None)
@@ -43,8 +44,9 @@ def chain(todo, seconds):
 
 
 def simulate(todo, workers, seconds, overhead):
-    """Return what the engine's loop makes of the graph on this many GPUs: makespan, utilisation,
-    and the bounds that no schedule can beat.
+    """Run the engine's loop over the graph on this many simulated GPUs.
+
+    Returns makespan, utilisation, and lower bounds for any schedule.
     """
     ray = VirtualRay(workers, lambda task: seconds[task.name], overhead)
     with tempfile.TemporaryDirectory() as folder:
@@ -70,14 +72,15 @@ def simulate(todo, workers, seconds, overhead):
 
 
 def unordered(todo):
-    """Return the same graph without lengths: its tasks go in the order of the table, as they did
-    before the engine knew them.
+    """Return the graph without task lengths.
+
+    Its tasks then run in the order of the table, as before the engine knew the lengths.
     """
     return {name: dataclasses.replace(task, length=0.0) for name, task in todo.items()}
 
 
 def remedies(todo, seconds):
-    """Return remedy -> seconds by task: what the longest chain is made of, made shorter."""
+    """Return remedy -> seconds by task, each shortening part of the longest chain."""
 
     def decoded(task):
         found = lengths.parts(task)
@@ -99,7 +102,7 @@ def remedies(todo, seconds):
 
 
 def nap(task, root):
-    """Sleep as long as the task says: a task that asks nothing of the machine."""
+    """Sleep for the task's length: a task that uses no resources."""
     time.sleep(task.length)
 
 
@@ -111,8 +114,9 @@ def _timed(ray, todo):
 
 
 def measure(todo, seconds):
-    """Return Ray's time per task on this machine, and how far the simulation is from runs of
-    sleeping tasks.
+    """Return Ray's overhead per task on this machine, and the error of the simulation.
+
+    The latter is measured against real runs of sleeping tasks.
     """
     import ray
 
@@ -136,8 +140,9 @@ def measure(todo, seconds):
             }
             for n, length in ((2 * LOCAL, 1.0), (EMPTY, 0.0))
         )
-        _timed(ray, warm)  # the workers start
-        # As many under way as on the largest cluster: a wait grows with them.
+        _timed(ray, warm)  # starts the workers
+        # As many tasks in flight as on the largest cluster, since each `wait` gets slower with
+        # them.
         with mock.patch.object(on_ray, "AHEAD", 2 * max(WORKERS) + on_ray.AHEAD):
             overheads = sorted(_timed(ray, empty) / EMPTY for _ in range(ROUNDS))
         real = [_timed(ray, naps) for _ in range(ROUNDS)]
@@ -166,8 +171,9 @@ def _images(recipe):
 
 
 def describe(todo, seconds):
-    """Return the graph in numbers: tasks and hours by kind, the longest chain task by task, and
-    what the cells read.
+    """Return figures on the graph.
+
+    They are the tasks and hours by kind, the longest chain task by task, and what the cells read.
     """
     kinds = {
         kind: [name for name, task in todo.items() if task.kind == kind]
@@ -205,7 +211,7 @@ def describe(todo, seconds):
 
 
 def main(arguments=None):
-    """Simulate, measure, count, and write it to benchmarks/results/scale.json."""
+    """Simulate, measure and count; write the results to benchmarks/results/scale.json."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.simulate", description=__doc__)
     parser.add_argument(
         "--seeds",

@@ -1,5 +1,6 @@
-"""The stages as pairs of equal work: the released code's way and the product's. Each runs in a
-process of its own.
+"""The stages in two versions that do equal work: the released code's and the product's.
+
+Each runs in its own process.
 """
 
 import dataclasses
@@ -26,16 +27,16 @@ from datadream.training import batch_size, loop
 
 from . import baseline
 
-SWAPS = 5  # exchanges of an adapter in one measurement
+SWAPS = 5  # adapter swaps per measurement
 
 
 @dataclass
 class Size:
-    """How much work a measurement has, and the side in pixels of the generator's images.
+    """The amount of work in a measurement, and the side in pixels of the generator's images.
 
-    `adapt` optimiser steps, `images` of one class, for each of which the baseline reads its
-    pipeline once, `solver` steps, the images that a classifier is trained on and judged by in an
-    epoch, and `swaps` exchanges of an adapter.
+    `adapt` counts optimiser steps, `images` the images of one class (for each of which the baseline
+    loads its pipeline once), `solver` sampling steps, `train` and `test` the images that a
+    classifier is trained and evaluated on in an epoch, and `swaps` adapter swaps.
     """
 
     adapt: int
@@ -47,8 +48,8 @@ class Size:
     swaps: int = SWAPS
 
 
-# "tiny" shows that it works, and no number of it means anything. The mini study has 100 images of a
-# class, the paper 500, which take too long.
+# "tiny" only shows that it works; its numbers mean nothing. The mini study has 100 images per class
+# and the paper 500, which would take too long.
 SIZES = {
     "tiny": Size(2, 2, 2, 64, 20, 32),
     "mini": Size(20, 100, 50, 320, 500, 32),
@@ -57,10 +58,10 @@ SIZES = {
 
 
 def work(profile, root, overrides=None, size=None):
-    """Return (recipe, data set, few shots) of a measurement: the digits, in whose place the paper's
-    models have noise of photographs' size.
+    """Return (recipe, dataset, few shots) for a measurement.
 
-    `size` None is the profile's.
+    The dataset is the digits; for the paper's models, noise of the size of photographs. `size`
+    defaults to the profile's.
     """
     size = size or SIZES[profile]
     values = {
@@ -85,8 +86,9 @@ def work(profile, root, overrides=None, size=None):
 
 
 def noise(images, size=(64, 48)):
-    """Return images of coarse noise, which resized has about a photograph's bytes, with the
-    labels of `images`.
+    """Return images of coarse noise, with the labels of `images`.
+
+    Resized, they take about as many bytes as a photograph.
     """
     shape = (*size[::-1], 3)
     return Images(
@@ -98,7 +100,7 @@ def noise(images, size=(64, 48)):
 
 
 def as_files(images, folder, side, wide=1.0):
-    """Write images as PNG of `side` pixels, `wide` times as wide, and return their paths."""
+    """Write images as PNG `side` pixels high and `wide` times as wide; return their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / f"{i:05d}.png" for i in range(len(images))]
     for i, file in enumerate(files):
@@ -108,12 +110,12 @@ def as_files(images, folder, side, wide=1.0):
 
 
 class Stage:
-    """One stage in one way; `measure` does its work once and returns the seconds."""
+    """One stage in one version; `measure` does its work once and returns the seconds."""
 
     def __init__(self, name, way, profile, root, overrides, size=None):
         self.recipe, self.dataset, self.shots = work(profile, root, overrides, size)
         self.size, self.device, self.root = size or SIZES[profile], device.device(), root
-        # Few shots as a camera has them.
+        # Few shots with a camera's aspect ratio.
         self.side, self.wide = (self.size.side, 4 / 3 if profile == "paper" else 1.0)
         self.run = getattr(self, f"{way}_{name}")
         getattr(self, f"prepare_{way}_{name}")()
@@ -133,7 +135,7 @@ class Stage:
     # Adapting one class.
 
     def prepare_baseline_adapt(self):
-        """Load the pipeline and attach the LoRA; a class's few shots lie on disk."""
+        """Load the pipeline and attach the LoRA; a class's few shots are on disk."""
         self.texts = [datasets.prompt("", self.dataset.classes[0])] * self.recipe.shots
         self.files = as_files(
             self.shots.pick(range(self.recipe.shots)), self.root / "shots", self.side, self.wide
@@ -180,7 +182,7 @@ class Stage:
             (0,),
         )
 
-    # Adapting with a compiled UNet, against the product's way.
+    # Adapting with a compiled UNet, against the product's version.
 
     prepare_baseline_compiled = prepare_product_compiled = prepare_product_adapt
     baseline_compiled = product_adapt
@@ -250,7 +252,7 @@ class Stage:
             )
             self.written = len(list(Path(target).glob("*.png")))
 
-    # Exchanging the adapter.
+    # Swapping the adapter.
 
     prepare_baseline_exchange, prepare_product_exchange = (
         prepare_baseline_generate,
@@ -258,12 +260,12 @@ class Stage:
     )
 
     def baseline_exchange(self):
-        """Read the pipeline and an adapter from disk for each class."""
+        """Load the pipeline and an adapter from disk for each class."""
         for _ in range(self.size.swaps):
             baseline.adapted(self._generator(), self.adapter, self.device)
 
     def product_exchange(self):
-        """Put an adapter into the weights and the base's back."""
+        """Merge an adapter into the weights, then restore the base's."""
         for _ in range(self.size.swaps):
             with sampling.adapted(self.recipe, self.adapter):
                 pass
@@ -281,12 +283,12 @@ class Stage:
     prepare_product_decode = prepare_baseline_decode
 
     def baseline_decode(self):
-        """Decode one image after the other, as every epoch of one worker does."""
+        """Decode one image after the other, as a single worker does in every epoch."""
         for i in range(len(self.files)):
             baseline.decode(self.files[i])
 
     def product_decode(self):
-        """Decode all images as the first epoch does, the only one."""
+        """Decode all images as in the first epoch, the only one that decodes."""
         Decoded({False: self.images}).take([(False, i) for i in range(len(self.images))])
 
     # Training the classifier for one epoch.
@@ -309,7 +311,7 @@ class Stage:
         self.workers = 0 if self.device.type == "cpu" else 8
 
     def baseline_train(self):
-        """Train for an epoch and judge the whole test set, as the released code does after each."""
+        """Train for an epoch and evaluate on the whole test set, as the released code does."""
         baseline.train_epoch(
             self.model,
             self.parameters,
@@ -321,7 +323,7 @@ class Stage:
         )
 
     def prepare_product_train(self):
-        """Write the images, and do a first epoch, which decodes them for all later ones."""
+        """Write the images, and run a first epoch, which decodes them for all later ones."""
         self.prepare_baseline_train()
         self.validation, self.judged = (
             datasets.validation_images(self.recipe, self.dataset),
@@ -335,8 +337,9 @@ class Stage:
         self.product_train()
 
     def product_train(self):
-        """Train for an epoch and judge its share of what a whole training judges: validation at
-        every evaluation, both sets at the end.
+        """Train for an epoch, with its share of a whole training's evaluation.
+
+        That is validation at every evaluation, and both sets at the end.
         """
         tokens, parameters, options = (
             self.model.prompts(self.texts),
@@ -366,12 +369,13 @@ class Stage:
 
 class _Silent:
     def update(self, count):
-        """Count nothing: a progress bar is no work to measure."""
+        """Count nothing: the progress bar should not be measured."""
 
 
 def peak_bytes():
-    """Return the largest memory that this process has had resident; what `resource` tells of it
-    is its parent's until it outgrows that.
+    """Return the peak resident memory of this process.
+
+    `resource` would report the parent's until this process outgrows it.
     """
     line = next(
         line
@@ -394,8 +398,9 @@ _stage = None  # of a worker process
 
 
 def prepare(name, way, profile, root, overrides):
-    """Set up a stage in this worker process and run it once: a first run is slower, memory is
-    allocated and kernels are chosen.
+    """Set up a stage in this worker process and run it once as warm-up.
+
+    A first run is slower: memory is allocated and kernels are chosen.
     """
     global _stage
     _stage = Stage(name, way, profile, root, overrides)
@@ -408,8 +413,9 @@ def measure():
 
 
 def count():
-    """Return what one run asks of the machine: the operations of its matrix products and
-    convolutions, and the bytes that it decodes.
+    """Return the work of one run.
+
+    It has the operations of matrix products and convolutions, and the bytes decoded.
     """
     from torch.utils.flop_counter import FlopCounterMode
 

@@ -1,9 +1,8 @@
-"""Would class adapters gain from training in one batched pass? Their UNet's optimiser step,
-together and one after the other, in turn.
+"""Would class adapters gain from training in one batched pass? Benchmark of a UNet step.
 
-The frozen weights are the same for all adapters, so one pass over the images of several classes can
-share their products; only the low-rank products stay apart, as batched ones. `python -m
-benchmarks.together --help`.
+The step is run for all adapters together and one after the other, alternating. All adapters share
+the frozen weights, so one pass over images of several classes can share their products; only the
+low-rank products stay separate, as batched ones. See `python -m benchmarks.together --help`.
 """
 
 import argparse
@@ -27,22 +26,23 @@ from datadream.store.provenance import provenance
 
 
 class Together(torch.nn.Module):
-    """A linear layer whose batch holds the images of several adapters, a block each: the shared
-    product, and every block's own LoRA.
+    """A linear layer whose batch holds the images of several adapters, a block each.
+
+    The product with the frozen weights is shared; every block has its own LoRA.
     """
 
     def __init__(self, layer, count):
         super().__init__()
         self.base, self.scale = layer.base_layer, layer.scaling["default"]
-        # The stack of what `count` separate adapters would hold: (count, in, rank) and (count,
-        # rank, out).
+        # The weights of `count` separate adapters, stacked: (count, in, rank) and (count, rank,
+        # out).
         self.down = torch.nn.Parameter(
             layer.lora_A["default"].weight.detach().T.repeat(count, 1, 1)
         )
         self.up = torch.nn.Parameter(layer.lora_B["default"].weight.detach().T.repeat(count, 1, 1))
 
     def forward(self, x):
-        """Return the layer's product of `x`, (count * images, ..., in)."""
+        """Return the layer's output for `x`, (count * images, ..., in)."""
         own = torch.bmm(
             torch.bmm(
                 x.flatten(0, -2).view(len(self.down), -1, x.shape[-1]).to(self.down.dtype),
@@ -61,8 +61,9 @@ def stack(unet, count):
 
 
 def problem(pipe, options, count):
-    """Return (latents, noise, times, texts) of one step of `count` class adapters: batch
-    `options.batch` each.
+    """Return (latents, noise, times, texts) of one step of `count` class adapters.
+
+    Each has a batch of `options.batch`.
     """
     torch.manual_seed(0)
     size, images = pipe.unet.config.sample_size, count * options.batch
@@ -79,8 +80,10 @@ def problem(pipe, options, count):
 
 
 def step(unet, optimiser, latents, noise, times, text, count=1):
-    """Do one optimiser step of `count` adapters; the sum of their mean losses gives each the
-    gradient that it has alone.
+    """Run one optimiser step of `count` adapters.
+
+    The loss is the sum of their mean losses, which gives each the gradient that it would have
+    alone.
     """
     optimiser.zero_grad()
     predicted = unet(latents, times, text).sample
@@ -99,9 +102,9 @@ def timed(run):
 
 
 def ways(profile, count, name=""):
-    """Return name -> a function that takes one step of `count` adapters and returns its seconds.
+    """Return name -> a function that runs one step of `count` adapters and returns its seconds.
 
-    `name` is the generator's; "": the profile's.
+    `name` is the generator's; "" takes the profile's.
     """
     options = recipe(profile).adapt
     generator = load_generator(
@@ -159,7 +162,7 @@ def main(arguments=None):
         for _ in range(options.rounds + 1):
             for way, run in runs.items():
                 seconds[way].append(run())
-        logs = {way: np.log(values[1:]) for way, values in seconds.items()}  # the first warms up
+        logs = {way: np.log(values[1:]) for way, values in seconds.items()}  # the first is warm-up
         ratio = [math.exp(x) for x in mean_interval(logs["apart"] - logs["together"])]
         rows.append(
             {

@@ -1,5 +1,6 @@
-"""A cluster without machines: what `on_ray._drive` asks of Ray, answered by a list of ends, so
-that a table of weeks runs in seconds.
+"""A simulated cluster: the part of Ray's API that `on_ray._drive` uses, without machines.
+
+Tasks end at computed times, so that a table of weeks runs in seconds.
 """
 
 import heapq
@@ -9,11 +10,11 @@ from collections import deque
 
 
 class VirtualRay:
-    """Stands for the module `ray` with `workers` GPUs: a task takes `seconds(task)` on the first
-    free one, in the order of submission.
+    """A stand-in for the module `ray` with `workers` GPUs.
 
-    Each submission costs the driver `overhead` seconds. `now` is the driver's time, `busy` the
-    seconds of all workers, `ends` has the end of each task by name.
+    A task takes `seconds(task)` on the first free GPU, in order of submission. Each submission
+    costs the driver `overhead` seconds. `now` is the driver's time, `busy` the busy seconds of all
+    workers, `ends` the end of each task by name.
     """
 
     exceptions = types.SimpleNamespace(RayError=RuntimeError)
@@ -24,24 +25,23 @@ class VirtualRay:
         self.queue, self.running, self.finished, self.refs = deque(), [], set(), itertools.count()
 
     def cluster_resources(self):
-        """Return the GPUs, as Ray counts them."""
+        """Return the number of GPUs in Ray's format."""
         return {"GPU": float(self.workers)}
 
     def nodes(self):
-        """Return nothing of the nodes: a task's cores do not count here."""
+        """Return no nodes: a task's cores do not count here."""
         return []
 
     def remote(self, do):
-        """Return what `ray.remote` does of a function, with the options and the call that the
-        engine uses.
-        """
+        """Mimic `ray.remote` for a function, with the options and the call that the engine uses."""
         function = types.SimpleNamespace(remote=self._submit)
         function.options = lambda **options: function
         return function
 
     def wait(self, refs, num_returns, timeout):
-        """Return (refs that have ended, the others); with a timeout time goes on to the next
-        end.
+        """Return (refs that have ended, the others).
+
+        With a timeout, time advances to the next end.
         """
         if timeout and self.running and not self.finished.intersection(refs):
             self.now = max(self.now, self.running[0][0])
@@ -50,7 +50,7 @@ class VirtualRay:
         return ready, [ref for ref in refs if ref not in ready]
 
     def get(self, ref):
-        """Return nothing: a task that has ended has ended well."""
+        """Return None: every task ends well."""
         self.finished.remove(ref)
 
     def _submit(self, task, root):

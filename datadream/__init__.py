@@ -1,9 +1,8 @@
 """DataDream, reproduced: few-shot guided dataset generation (Kim et al., ECCV 2024).
 
 The paper is arXiv 2407.10910. `recipe` describes a cell of the study, `run` and `run_cells` compute
-some and return their records, `load_records` reads those that are there, `Method` and `register`
-add a method, and `open_store` opens the `Store` of the artifacts. Each is imported at its first
-use.
+cells and return their records, `load_records` reads existing ones, `Method` and `register` add a
+method, and `open_store` opens the `Store` of artifacts. Each is imported at first use.
 """
 
 from importlib import import_module
@@ -44,7 +43,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name at its first use (PEP 562): PyTorch and diffusers take seconds."""
+    """Import a public name at first use (PEP 562): PyTorch and diffusers take seconds."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = globals()[name] = getattr(import_module(f".{_HOMES[name]}", __name__), name)

@@ -1,4 +1,4 @@
-"""`python -m datadream`, which is the console script `datadream`."""
+"""`python -m datadream`, the same as the console script `datadream`."""
 
 import sys
 

@@ -19,14 +19,15 @@ from .store.open import open_store
 
 
 def _program() -> str:
-    """Return how this program was called, for its usage: by the console script or as a module."""
+    """Return how this program was called, for its usage: as console script or as module."""
     return "datadream" if Path(sys.argv[0]).stem == "datadream" else "python -m datadream"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the command line, run the command, and return the exit code.
 
-    It is 0 if every run ended well, 1 if one failed, 2 on bad use, 128 + its number on a signal.
+    It is 0 if every run ended well, 1 if one failed, 2 on wrong usage, 128 + its number on a
+    signal.
     """
     parser = argparse.ArgumentParser(prog=_program(), description=__doc__)
     parser.add_argument("--version", action="version", version=f"datadream {__version__}")
@@ -59,7 +60,7 @@ def _days(text):
 
 
 def _add_runs(commands):
-    """Commands that run or fetch something."""
+    """Add the commands that run or fetch something."""
     study = commands.add_parser(
         "study", help="execute the pending named runs of notebooks/study.yaml"
     )
@@ -96,7 +97,7 @@ def _add_runs(commands):
 
 
 def _add_cells(commands):
-    """Commands on the cells of named runs or of a profile's main table."""
+    """Add the commands on the cells of named runs or of a profile's main table."""
     plan = commands.add_parser("plan", help="print what a set of runs needs before anything runs")
     plan.set_defaults(call=_plan)
     plan.add_argument(
@@ -134,7 +135,7 @@ def _add_cells(commands):
 
 
 def _add_upkeep(commands):
-    """Commands that check, keep or clear what is there."""
+    """Add the commands that check, keep or clear existing artifacts."""
     export = commands.add_parser(
         "export",
         help="write a synthetic dataset as an image folder, WebDataset shards and Parquet, with a "
@@ -189,7 +190,7 @@ def _add_upkeep(commands):
 
 
 def _add_committed(commands):
-    """Commands on the committed study."""
+    """Add the commands on the committed study."""
     kept = commands.add_parser(
         "keep",
         help="copy the executed pages of a group and their records to book/study, which git holds",
@@ -206,7 +207,7 @@ def _add_committed(commands):
 
 
 def _add_submissions(commands):
-    """Commands for the leaderboard."""
+    """Add the commands for the leaderboard."""
     packed = commands.add_parser(
         "submit",
         help="pack the store's records of methods of one's own into contrib, for the leaderboard",

@@ -13,9 +13,9 @@ import yaml
 from .errors import ConfigError, brief, did_you_mean, printable
 from .paths import expanded
 
-# A whole number without an upper end of its own ends here: more would only fill memory or disk.
+# Upper limit of integers without one of their own; more would only fill memory or disk.
 MOST = 10**6
-# Fields that may name a place of this machine, where "~" is the user's home.
+# Fields that may hold a local path, in which "~" is the user's home.
 PLACES = (
     "folder", "test_folder", "shots_folder", "generator", "classifier", "generate.image_prompts",
 )  # fmt: skip
@@ -30,10 +30,10 @@ def knob(
     choices: tuple[str, ...] | None = None,
     added: bool = False,
 ) -> T:
-    """Declare a field: default, unit or reason with the source, and accepted range.
+    """Declare a field: default, unit or reason with its source, and accepted range.
 
-    Both ends of the range are included; `choices` lists what a text may be. A field that is `added`
-    came after the first committed study: `key_fields` leaves it out while it has its default.
+    Both ends of the range are included; `choices` lists the accepted texts. `added` marks a field
+    newer than the first committed study: `key_fields` leaves it out while it has its default.
     """
     high = MOST if high is None and type(default) is int else high
     told = {"why": why, "low": low, "high": high, "choices": choices, "added": added}
@@ -101,11 +101,11 @@ class Adapt:
     )
 
     def per_epoch(self, shots: int) -> int:
-        """Return the optimiser steps in which each of some shots is seen once."""
+        """Return the optimiser steps of one epoch over `shots` images."""
         return math.ceil(shots / self.batch)
 
     def length(self, shots: int) -> int:
-        """Return the optimiser steps of an adapter of some shots."""
+        """Return the optimiser steps of an adapter trained on `shots` images."""
         return self.steps or self.epochs * self.per_epoch(shots)
 
 
@@ -189,13 +189,13 @@ class Generate:
 
     @property
     def shown(self) -> bool:
-        """True if the generator sees few shots while it samples: as a start or as prompts."""
+        """True if the generator sees few shots while sampling, as start images or prompts."""
         return bool(self.strength or self.image_prompts)
 
 
 @dataclass(frozen=True)
 class Classify:
-    """How CLIP is LoRA-tuned and judged (paper, section 3.4 and the released scripts)."""
+    """How CLIP is LoRA-tuned and evaluated (paper, section 3.4 and the released scripts)."""
 
     rank: int = knob(16, "LoRA rank on q and v of both towers (paper)", 1, 1024)
     alpha: float = knob(32.0, "LoRA scale is alpha / rank (released code)", 0)
@@ -260,7 +260,7 @@ class Classify:
 
 @dataclass(frozen=True)
 class Recipe:
-    """One cell of the study: a dataset, a method, a seed, and every knob.
+    """One cell of the study: a dataset, a method, a seed, and every setting.
 
     Build it with `methods.recipes.recipe`, which knows profiles and methods.
     """
@@ -347,19 +347,20 @@ class Recipe:
             _check(name, value, spec)
 
 
-# A profile lists only what differs from the paper's values above.
+# A profile lists only its differences from the paper's values above.
 PROFILES = {
     "paper": {},
-    # Small models: larger learning rates, fewer steps, a faster solver. Digits may not be flipped,
-    # solarized or cropped to a quarter, and have no colour: those augmentations are off or milder.
-    # RandAugment lowered the validation accuracy. Of 400 adapted digits, a classifier trained on
-    # the pool read as prompted, without guidance, 73 % at lr=1e-3 (seed 0) and 80 % at 2e-3 (seed
-    # 1). Guidance mislabels fewer digits, but varied ones trained the better classifier beside real
-    # ones, and cost half. Six to 25 solver steps did equally well. On validation images of MNIST,
-    # seeds 5 and 6, 40 epochs of adaptation and 320 steps of the classifier read 88.4 and 88.4 %
-    # (dset), 91.2 and 91.8 % (dset+real), 60 epochs and 512 steps 90.2 and 89.8, 92.0 and 92.0 %:
-    # the shorter ones are the default, since a study must end while one waits; the ablations show
-    # the others. No test image had a say.
+    # Small models: larger learning rates, fewer steps, a faster solver. Digits cannot be flipped,
+    # solarized or cropped to a quarter, and have no colour, so those augmentations are off or
+    # milder. RandAugment lowered the validation accuracy. A classifier trained on the pool read 400
+    # adapted digits, sampled without guidance, as prompted in 73 % of cases at lr=1e-3 (seed 0) and
+    # 80 % at 2e-3 (seed 1). Guidance mislabels fewer digits, but beside real images the more varied
+    # unguided ones trained the better classifier, at half the cost. Six to 25 solver steps did
+    # equally well. On validation images of MNIST, seeds 5 and 6, 40 epochs of adaptation and 320
+    # classifier steps reached 88.4 and 88.4 % (dset), 91.2 and 91.8 % (dset+real); 60 epochs and
+    # 512 steps reached 90.2 and 89.8, 92.0 and 92.0 %. The shorter trainings are the default, so
+    # that the study ends while one waits; the ablations show the others. No test image was used in
+    # these choices.
     "mini": {
         "generator": "mini",
         "classifier": "mini",
@@ -385,9 +386,9 @@ PROFILES = {
         "classify.blur": 0.0,
         "classify.solarize": 0.0,
     },
-    # Half the steps, by a solver of second order, of which the first half are guided: 37.5 passes
-    # of the generator for an image in place of 100. The run `fast_sampling` asks what it costs in
-    # accuracy; book/speed has its answer.
+    # Half the steps, with a second-order solver, and only the first half of them guided: 37.5
+    # generator passes per image instead of 100. The run `fast_sampling` measures what it costs in
+    # accuracy; book/speed has the answer.
     "paper-fast": {
         "generate.scheduler": "DPMSolverMultistepScheduler",
         "generate.steps": 25,
@@ -395,16 +396,16 @@ PROFILES = {
     },
 }
 SAMPLING = {"generate.guidance", "generate.scheduler", "generate.steps", "generate.strength"}
-DERIVED = {"paper-fast": "paper"}  # profile -> the one with its models and its methods' settings
+DERIVED = {"paper-fast": "paper"}  # profile -> the one whose models and method settings it uses
 
 
 def base_profile(profile: str) -> str:
-    """Return the profile whose models, rates and methods' settings a profile has."""
+    """Return the profile whose models, rates and method settings a profile uses."""
     return DERIVED.get(profile, profile)
 
 
 def leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, dataclasses.Field]]:
-    """Yield (dotted name, value, field) of every setting of a recipe or a group of them."""
+    """Yield (dotted name, value, field) of every setting of a recipe or one of its groups."""
     for f in dataclasses.fields(config):
         value = getattr(config, f.name)
         if dataclasses.is_dataclass(value):
@@ -451,7 +452,7 @@ def _check(name, value, spec):
 
 
 def require_warmup(name: str, warmup: int, length: int, unit: str) -> None:
-    """Raise ConfigError on a warm-up that is longer than its training.
+    """Raise ConfigError on a warm-up longer than the training.
 
     Such a training would never reach its learning rate.
     """
@@ -463,10 +464,10 @@ def require_warmup(name: str, warmup: int, length: int, unit: str) -> None:
 
 
 def require_strength(name: str, strength: float, steps: int) -> None:
-    """Raise ConfigError on a strength that `steps` of the solver cannot tell from another.
+    """Raise ConfigError on a strength that `steps` solver steps cannot resolve.
 
-    Of the steps those run whose noise is left to take away, a whole number: with six steps, 0.5
-    and 0.6 make the same image.
+    The strength is rounded down to a whole number of steps: with six steps, 0.5 and 0.6 give the
+    same image.
     """
     if strength and not math.isclose(int(steps * strength), steps * strength, abs_tol=1e-9):
         told = [k / steps for k in range(1, steps + 1) if int(steps * (k / steps)) == k]
@@ -481,7 +482,7 @@ def require_strength(name: str, strength: float, steps: int) -> None:
 def as_mapping(overrides: Any) -> dict[str, Any]:
     """Return overrides as a dict, {} for None. Raises ConfigError on anything else.
 
-    A JSON text of a mapping, which is what papermill's `-p` passes, is one too.
+    JSON text of a mapping, as passed by papermill's `-p`, is accepted too.
     """
     overrides = parsed(overrides)
     if not isinstance(overrides, (dict, type(None))):
@@ -493,7 +494,7 @@ def as_mapping(overrides: Any) -> dict[str, Any]:
 
 
 def parsed(value: Any) -> Any:
-    """Return the list or mapping that a text in JSON or YAML stands for, anything else as it is."""
+    """Return the list or mapping in a JSON or YAML text; any other value is returned unchanged."""
     if not isinstance(value, str) or not value.lstrip().startswith(("[", "{")):
         return value
     for read in (json.loads, yaml.safe_load):
@@ -506,10 +507,11 @@ def parsed(value: Any) -> Any:
 
 
 def fitted(name: str, value: Any, wanted: type) -> Any:
-    """Return a value as papermill, YAML or a shell hand it over in the type of its field.
+    """Convert a value as papermill, YAML or a shell passes it to the type of its field.
 
-    A whole number is a float where one is wanted, and so is the text "1e-3", which YAML 1.1 takes
-    for no number; the number 2024 is the text that `-p folder 2024` meant; "~" is the home.
+    Where a float is expected, an integer is converted, and so is the text "1e-3", which YAML 1.1
+    does not read as a number. The number 2024 becomes the text that `-p folder 2024` meant, and "~"
+    the home folder.
     """
     whole = isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**1000
     if wanted is float and (whole or is_number(value)):
@@ -520,7 +522,7 @@ def fitted(name: str, value: Any, wanted: type) -> Any:
 
 
 def is_number(value: Any) -> bool:
-    """True if a text is a finite number in digits."""
+    """True if a text is a finite decimal number."""
     return isinstance(value, str) and bool(
         re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?", value.strip(), re.ASCII)
     )
@@ -534,9 +536,10 @@ def build_recipe(
 ) -> Recipe:
     """Build the Recipe of a profile, a method's settings, fields and overrides.
 
-    Each comes over what is before it: `settings` (base profile -> dotted name -> value), `fields`
-    (e.g. `dataset="mnist"`), dotted `overrides` (e.g. `{"adapt.lr": 1e-3}`). All are `fitted`.
-    Raises ConfigError on an unknown profile, key or value, with the nearest accepted name.
+    Later ones take precedence: `settings` (base profile -> dotted name -> value), `fields` (e.g.
+    `dataset="mnist"`), dotted `overrides` (e.g. `{"adapt.lr": 1e-3}`). All are passed through
+    `fitted`. Raises ConfigError on an unknown profile, key or value, with the nearest accepted
+    name.
     """
     if not isinstance(profile, str) or profile not in PROFILES:
         raise ConfigError(
@@ -548,7 +551,7 @@ def build_recipe(
     chosen = {**fields, **as_mapping(overrides)}
     base = base_profile(profile)
     own = settings.get(base, {})
-    # What a method says of its sampling goes together, and was not measured with other steps.
+    # A method's sampling settings belong together, and were not measured with other steps.
     derived = {} if own.keys() & SAMPLING else PROFILES[profile]
     usual = {**PROFILES[base], **derived} if profile != base else PROFILES[profile]
     values = {**usual, **own, **chosen}
@@ -577,10 +580,10 @@ def build_recipe(
 
 
 def key_fields(config: Any, values: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Return the fields of a recipe, or of a group of it, that a key holds.
+    """Return the fields of a recipe, or of a group of it, that are part of a key.
 
-    A field that was added later is left out while it has its default, so that what was computed
-    before it is found. `values` are those of a record, which may lack fields, by their names.
+    Fields added later are left out while they have their default, so that older results are still
+    found. `values` maps names to the values of a record, which may lack fields.
     """
     every = list(leaves(config))
     own = {name: value for name, value, _ in every} if values is None else values
@@ -589,5 +592,5 @@ def key_fields(config: Any, values: Mapping[str, Any] | None = None) -> dict[str
 
 
 def as_dict(config: Recipe) -> dict[str, Any]:
-    """Return a recipe as one flat dict of dotted names, the form that `recipe` takes back."""
+    """Return a recipe as a flat dict of dotted names, which `recipe` accepts."""
     return {name: value for name, value, _ in leaves(config)}

@@ -1,6 +1,6 @@
 """Check this machine for what the study needs, and say how to fix what is missing.
 
-It looks at device, memory, disk, packages, models and datasets.
+It checks device, memory, disk, packages, models and datasets.
 """
 
 import os
@@ -33,7 +33,7 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 class Check:
     """One line of the report; `state` is 'ok', 'optional' or 'problem'.
 
-    'optional' is missing, and only some runs need it.
+    'optional' means missing, but needed by some runs only.
     """
 
     what: str
@@ -44,7 +44,7 @@ class Check:
 def examine() -> list[Check]:
     """Return all checks of this machine, without loading a model or using a network.
 
-    A store on a network is tried.
+    A remote store is accessed, though.
     """
     return [
         _python(),
@@ -121,7 +121,7 @@ def _browser() -> Check:
 
 
 def _environment() -> Check:
-    """Check the room to install anew; what is installed goes on to work without."""
+    """Check the space for a new installation; an existing one works without it."""
     free = shutil.disk_usage(sys.prefix).free / 1e9
     enough = free > ENVIRONMENT
     detail = (
@@ -169,7 +169,7 @@ def _memory():
 
 def _disk():
     folder = paths()["store"]
-    # `os.path` takes what one may not look into for what is not there.
+    # `os.path.exists` is False for a folder that one may not look into.
     place = next(p for p in (folder, *folder.parents) if os.path.exists(p))
     free = shutil.disk_usage(place).free / 1e9
     fix = (
@@ -205,8 +205,9 @@ def _store():
 
 
 def _folder(store):
-    """Check what others who share the folder of the store left there: can it be read, written and
-    marked as in use?
+    """Check that a shared store's folder can be read, written and marked as in use.
+
+    Files left by other users may prevent it.
     """
     if not os.path.lexists(store.root):
         return []

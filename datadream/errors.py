@@ -1,4 +1,4 @@
-"""The errors that a user can mend, and what their messages are put together from."""
+"""Errors that a user can fix, and helpers for their messages."""
 
 import difflib
 import reprlib
@@ -20,7 +20,7 @@ class ModelMissingError(RuntimeError):
 def printable(text: str) -> bool:
     """True if a text has no control character, line break or lone surrogate.
 
-    Such a text fits a prompt, a page and a terminal.
+    Such a text is safe in a prompt, on a page and in a terminal.
     """
     return not any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in text)
 
@@ -30,10 +30,10 @@ _short.maxstring = _short.maxother = 200  # characters
 
 
 def brief(value: object) -> str:
-    """Return a value as text for a message, cut where it is long or deep."""
+    """Return a value as text for a message, shortened if it is long or deeply nested."""
     try:
         return _short.repr(value)
-    except ValueError:  # Python writes no whole number of over 4,300 digits
+    except ValueError:  # Python refuses to print integers of over 4,300 digits
         return f"<{type(value).__name__} of too many digits>"
 
 

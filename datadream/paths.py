@@ -1,4 +1,4 @@
-"""Every folder that the package reads or writes, how a page names them, and the atomic write."""
+"""Every path that the package reads or writes, how pages show them, and the atomic write."""
 
 import hashlib
 import os
@@ -12,10 +12,10 @@ from pathlib import Path
 
 
 def expanded(place: str) -> str:
-    """Return a place with the user's home for a leading "~", as a shell would write it.
+    """Expand a leading "~" in a path to the user's home, as a shell does.
 
-    No shell has been at what stands in a file of settings, in quotes or in a cell. "~name" and an
-    address stay as they are.
+    Paths in a settings file, in quotes or in a cell have not passed through a shell. "~name" and
+    URLs are left as they are.
     """
     if place == "~" or place.startswith(("~/", "~" + os.sep)):
         return os.path.expanduser(place)
@@ -23,14 +23,15 @@ def expanded(place: str) -> str:
 
 
 def variable(name: str) -> str:
-    """Return an environment variable that names a place; '' if it is unset or empty."""
+    """Return an environment variable that holds a path; '' if it is unset or empty."""
     return expanded(os.environ.get(name, ""))
 
 
 def home() -> Path:
     """Return the project's folder.
 
-    That is $DATADREAM_HOME, else the checkout that holds this package, else the working directory.
+    That is $DATADREAM_HOME, else the checkout that contains this package, else the working
+    directory.
     """
     checkout = Path(__file__).resolve().parents[1]
     fallback = checkout if (checkout / "notebooks").is_dir() else Path.cwd()
@@ -38,12 +39,12 @@ def home() -> Path:
 
 
 def is_address(place: str | Path) -> bool:
-    """True if a place is an fsspec address, such as s3://bucket/prefix, and no folder."""
+    """True if a place is an fsspec URL, such as s3://bucket/prefix, rather than a folder."""
     return "://" in str(place)
 
 
 def store_place() -> str:
-    """Return where the artifacts are stored, as text: a folder or an address.
+    """Return where the artifacts are stored, as text: a folder or a URL.
 
     That is $DATADREAM_STORE, else `artifacts` in the project's folder.
     """
@@ -51,9 +52,9 @@ def store_place() -> str:
 
 
 def copies(address: str) -> Path:
-    """Return this machine's folder for copies of what is stored at an address.
+    """Return the local cache folder of a remote store.
 
-    It is under $DATADREAM_CACHE, else in the user's cache.
+    It lies under $DATADREAM_CACHE, else in the user's cache.
     """
     cache = (
         variable("DATADREAM_CACHE")
@@ -63,10 +64,9 @@ def copies(address: str) -> Path:
 
 
 def relative_to_home(path: str | Path) -> str:
-    """Return a path as a page shows it: relative to the project's folder if it is inside.
+    """Return a path as a page shows it: relative to the project's folder if inside it.
 
-    So no page has this machine's name for it. The folder of copies of the store's address is shown
-    as the address.
+    Pages thus do not depend on the machine. The local cache of a remote store is shown as its URL.
     """
     if is_address(store_place()) and Path(path) == copies(store_place()):
         return store_place()
@@ -77,27 +77,28 @@ def relative_to_home(path: str | Path) -> str:
 def interpreter() -> str:
     """Return the running Python, quoted for a command line in the project's folder.
 
-    Its path is relative where it lies inside that folder, else absolute.
+    Its path is relative if it lies inside that folder, else absolute.
     """
-    # The file itself is not resolved: an environment's Python is a link to one outside, which knows
-    # nothing of the environment.
+    # The file itself is not resolved: a virtual environment's Python links to one outside that does
+    # not know the environment.
     path, root = Path(sys.executable).parent.resolve() / Path(sys.executable).name, home().resolve()
     return shlex.quote(str(path.relative_to(root)) if path.is_relative_to(root) else str(path))
 
 
 def part_of(path: str | Path) -> str:
-    """Return a unique temporary name beside `path`, on this machine or on an address.
+    """Return a unique temporary name beside `path`, local or remote.
 
-    `store.gc` knows what a killed process left by the form of this name, `<path>.<32 hex>.part`.
+    `store.gc` recognises what a killed process left by its form, `<path>.<32 hex>.part`.
     """
     return f"{path}.{uuid.uuid4().hex}.part"
 
 
 def umask_mode(path: str | Path) -> None:
-    """Give a file or a folder the mode that the umask, or its folder's default ACL, gives.
+    """Give a file or folder the mode prescribed by the umask or its folder's default ACL.
 
-    safetensors (0.8) and `tempfile` write for their owner alone whatever the umask, and the others
-    of a shared store could not read it. What its group or all may use already stays as it is.
+    safetensors (0.8) and `tempfile` write files that only their owner can read, whatever the umask,
+    which locks out other users of a shared store. A file or folder that its group or others may
+    access already is not changed.
     """
     mode = os.stat(path).st_mode
     if mode & 0o077:
@@ -112,12 +113,12 @@ def umask_mode(path: str | Path) -> None:
         given = os.stat(probe).st_mode
         os.unlink(probe)
     if stat.S_IMODE(given) != stat.S_IMODE(mode):
-        with suppress(OSError):  # a file system without modes, or somebody else's file
+        with suppress(OSError):  # a file system without modes, or another user's file
             os.chmod(path, stat.S_IMODE(given))
 
 
 def umask_modes(folder: str | Path) -> None:
-    """Call `umask_mode` on all that a library wrote to a folder; links stay as they are."""
+    """Call `umask_mode` on everything that a library wrote to a folder, except links."""
     for path in sorted(Path(folder).rglob("*")):
         if not path.is_symlink():
             umask_mode(path)
@@ -125,11 +126,11 @@ def umask_modes(folder: str | Path) -> None:
 
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary file name beside `path`, which is renamed to `path` on success.
+    """Yield a temporary file name beside `path`; on success it is renamed to `path`.
 
-    A reader sees the old file or the new one, never half of it, even where two processes write at
-    once. It has the mode that the umask gives. If the body raises, `path` stays as it was and the
-    temporary file is removed; only a kill leaves it.
+    Readers see the old file or the new one, never a partial one, even if two processes write at
+    once. The file gets the umask's mode. If the body raises, `path` is unchanged and the temporary
+    file is removed; only a kill leaves it behind.
     """
     part = Path(part_of(path))
     try:
@@ -137,7 +138,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         umask_mode(part)
         os.replace(part, path)
     except BaseException:
-        with suppress(OSError):  # the error to report is the one that stopped the writing
+        with suppress(OSError):  # report the error that stopped the writing, not this one
             part.unlink(missing_ok=True)
         raise
 
@@ -145,8 +146,8 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
 def paths() -> dict[str, Path]:
     """Return every folder and file that the package reads or writes, by name.
 
-    $DATADREAM_STORE moves the artifacts, $DATADREAM_DATA the datasets. Where $DATADREAM_STORE is an
-    address, `store` is the folder of its copies.
+    $DATADREAM_STORE moves the artifacts, $DATADREAM_DATA the datasets. If $DATADREAM_STORE is a
+    URL, `store` is its local cache.
     """
     root, place = home(), store_place()
     results = root / "benchmarks" / "results"

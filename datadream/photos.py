@@ -1,4 +1,4 @@
-"""A user's own photos: check them, estimate a classifier's accuracy, and train the one to keep."""
+"""A user's own photos: check them, estimate a classifier's accuracy, train the one to keep."""
 
 import json
 from collections import defaultdict
@@ -35,11 +35,11 @@ ALIKE = "are the same image, but for its size, its edges or how it was saved,"
 def inspect(folder: str | Path, test_folder: str | Path = "", side: int = 0) -> pd.DataFrame:
     """Check a folder of class folders; return a table of level ('error' or 'note'), where, what.
 
-    Errors stop a training: unreadable images, links out of the folder, class names that are no text
-    or alike, the same image in two classes or in the test. Notes do not: counts, copies within a
-    class, images smaller than `side` pixels, EXIF rotation, transparency, further frames, colour
-    profiles, files that are not used. Raises DataError if there are no class folders, or parts of a
-    split in their place.
+    Errors prevent training: unreadable images, links out of the folder, class names that are
+    unprintable or alike, the same image in two classes or in the test part. Notes do not: counts,
+    copies within a class, images smaller than `side` pixels, EXIF rotation, transparency, further
+    frames, colour profiles, unused files. Raises DataError if there are no class folders, or the
+    parts of a split in their place.
     """
     if not folder or not Path(folder).is_dir() or not folder_names(Path(folder)):
         raise DataError(
@@ -70,7 +70,7 @@ def inspect(folder: str | Path, test_folder: str | Path = "", side: int = 0) -> 
 def drawn_side(**fields: Any) -> int:
     """Return the side in pixels of the images that a recipe's generator draws.
 
-    `fields` are the recipe's. It is 0 if the generator is not in the table of models.
+    `fields` are the recipe's. Returns 0 if the generator is not in the table of models.
     """
     chosen = recipe(dataset="folder", **fields)
     return chosen.resolution or (
@@ -79,7 +79,7 @@ def drawn_side(**fields: Any) -> int:
 
 
 def require(table: pd.DataFrame) -> None:
-    """Raise DataError, with all of them, if a table of `inspect` has errors."""
+    """Raise a DataError that lists all errors in a table of `inspect`, if there are any."""
     errors = table.loc[table["level"] == "error"]
     if len(errors):
         count, them = (f"{len(errors)} errors", "them") if len(errors) > 1 else ("1 error", "it")
@@ -142,7 +142,7 @@ def _class(root, folder, part, seen, side):
 
 
 def _notes(image, side):
-    """Return how a readable image is used otherwise than as it is, or why it may serve badly."""
+    """Return how a readable image is altered before use, or why it may be unsuitable."""
     (width, height), frames = image.size, getattr(image, "n_frames", 1)
     profile = profile_of(image)
     notes = {
@@ -162,7 +162,7 @@ def _notes(image, side):
 def _alike(names):
     groups = defaultdict(list)
     for name in names:
-        # A name may be a lone emoji.
+        # A name may consist of a single emoji.
         groups["".join(c for c in name.casefold() if c.isalnum()) or name].append(name)
     return [
         (
@@ -205,12 +205,12 @@ def estimate(
     store: Store | None = None,
     **fields: Any,
 ) -> pd.DataFrame:
-    """Estimate the methods' accuracy on photos that they were not trained on, a row per method.
+    """Estimate the methods' accuracy on photos not used for training, a row per method.
 
-    With a `test_folder` each method is trained once on all photos. Else `folds`-fold
-    cross-validation: the generator, too, is tuned without the held-out part, and every photo is
-    tested once. The interval is Wilson's over all tested photos, in percent. `fields` go to the
-    recipe. Raises ConfigError on fewer than two folds.
+    With a `test_folder`, each method is trained once on all photos. Otherwise `folds`-fold
+    cross-validation is used: the generator, too, is tuned without the held-out fold, and every
+    photo is tested once. The interval is Wilson's over all tested photos, in percent. `fields` go
+    to the recipe. Raises ConfigError on fewer than two folds.
     """
     if not test_folder and (not isinstance(folds, int) or folds < 2):
         raise ConfigError(
@@ -254,9 +254,9 @@ def train_and_keep(
 ) -> tuple[Path | None, Path, Images, Images | None]:
     """Train on all photos; return (synthetic set, classifier adapter, few shots, synthetic images).
 
-    The first two are folders; both synthetic ones are None where the method generates nothing. A
-    note in the store's folder `kept` names the artifacts: nothing is measured here, so there is no
-    record that does.
+    The first two are folders; both synthetic ones are None if the method generates nothing. A file
+    in the store's folder `kept` lists the artifacts, so that they are not cleared: nothing is
+    evaluated here, so no record refers to them.
     """
     store, part = (
         store or open_store(),
@@ -279,7 +279,7 @@ def classify_files(adapter: str | Path, files: Sequence[str | Path]) -> list[str
     """Classify image files with the adapter in a folder, and return their class names.
 
     The folder is the second that `train_and_keep` returns. Raises DataError on a damaged adapter
-    and on an unreadable image, StoreError on an adapter that is there and cannot be read.
+    and on an unreadable image, StoreError on an adapter that exists but cannot be read.
     """
     from .data.transforms import evaluation_batches
     from .methods.heads import load_trained
@@ -288,7 +288,7 @@ def classify_files(adapter: str | Path, files: Sequence[str | Path]) -> list[str
     try:
         for name in ("adapter.json", "adapter.safetensors"):
             with reading(Path(adapter) / name), open(Path(adapter) / name, "rb"):
-                pass  # safetensors (0.8) takes one that it may not read for a missing one
+                pass  # safetensors (0.8) reports an unreadable file as missing
         model, config = load_trained(adapter)
     except (OSError, KeyError, ValueError, SafetensorError) as error:
         if isinstance(error, ConfigError):
@@ -307,7 +307,10 @@ def classify_files(adapter: str | Path, files: Sequence[str | Path]) -> list[str
 
 
 def how_to_classify(adapter: str | Path) -> str:
-    """Return a script that classifies a photo with an adapter's folder, and how to run it."""
+    """Return a script that classifies a photo with the adapter in a folder.
+
+    Its first line says how to run it.
+    """
     return (
         f"# classify.py, in the project's folder; run it there: {interpreter()} classify.py\n"
         f"from datadream.photos import classify_files\n\n"
@@ -321,7 +324,7 @@ def how_to_export(made: str | Path) -> str:
 
 
 def answers(adapter: str | Path, shots: Images, count: int = 4) -> pd.DataFrame:
-    """Return what a classifier takes some of its training photos for, as a table.
+    """Return a table of a classifier's predictions for some of its training photos.
 
     The `count` photos are spread over the classes.
     """
@@ -336,9 +339,9 @@ def answers(adapter: str | Path, shots: Images, count: int = 4) -> pd.DataFrame:
 
 
 def demonstration(classes: int = 3, per_class: int = 16) -> str:
-    """Write a few handwritten digits as photos and return their folder: an example of a user's own.
+    """Write a few handwritten digits as photos and return their folder, as an example.
 
-    It is the folder `demonstration` of the store; what another user has written there is read.
+    It is the store's folder `demonstration`; files that another user wrote there are reused.
     """
     from .data.datasets import load_dataset
     from .data.png import is_whole, save_png
@@ -371,7 +374,7 @@ def what_to_expect(profile: str) -> str:
 
 
 def estimate_verdict(table: pd.DataFrame) -> str:
-    """Return one sentence per method of an `estimate`, and what the intervals allow to say."""
+    """Return one sentence per method of an `estimate`, and what the intervals allow to conclude."""
     lines = [
         f"- **{row['method']}**: {row['correct']} of {row['tested']} held-out photos right, "
         f"{row['top1']:.1f} %, 95 % interval {row['low']:.1f} to {row['high']:.1f}."
@@ -388,7 +391,7 @@ def estimate_verdict(table: pd.DataFrame) -> str:
 
 
 def adapter_classes(adapter: str | Path) -> list[str]:
-    """Return the class names of a classifier adapter's folder."""
+    """Return the class names of the classifier adapter in a folder."""
     return json.loads((Path(adapter) / "adapter.json").read_text())["classes"]
 
 
@@ -401,7 +404,7 @@ def columns(
     """
     return {
         title: [
-            # small ones enlarged, so that neighbours in the grid do not look coarser
+            # Small ones are enlarged, so that they look no coarser than their neighbours.
             [ImageOps.contain(image, (PREVIEW, PREVIEW)) for image in column]
             for column in Previews(images, classes, depth)
         ]

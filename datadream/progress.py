@@ -1,10 +1,10 @@
 """Progress: one source of counts for notebook bars, terminal lines and a cluster's tasks.
 
-What takes longer than some seconds counts with `track`, which draws a bar. Where
+Everything that takes longer than a few seconds counts with `track`, which draws a bar. If
 $DATADREAM_PROGRESS names a folder, each process also writes its state there: open counters, how far
 each artifact is, and the planned work. `Run` reads such a folder from outside, e.g. for
-`terminal.Terminal`. Nothing here may make the computation fail: a state that cannot be written is
-not written.
+`terminal.Terminal`. Nothing here may make the computation fail: if a state cannot be written, it is
+skipped.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from .paths import atomic_write, variable
 PLACE = "DATADREAM_PROGRESS"  # names the folder of a run's states
 THROTTLE = 0.5  # seconds between two states of a process
 INTERVAL = 5.0  # seconds between two states of a cluster's file
-SETTLED = 60.0  # seconds of measurement after which the planned speed counts no more
-WINDOW = 180.0  # seconds over which the speed is measured: the load of a machine changes
+SETTLED = 60.0  # seconds of measurement after which the planned speed is no longer used
+WINDOW = 180.0  # seconds over which the speed is measured, since a machine's load changes
 NOUNS = {"adapt": "adapter", "generate": "synthetic set", "train": "classifier", "judge": "result"}
 
 Item = TypeVar("Item")
@@ -37,10 +37,10 @@ class Count:
 
     def __init__(self, name: str, unit: str, total: int, done: int, bar: Any):
         self.name, self.unit, self.total, self.done, self.bar = name, unit, total, done, bar
-        self.key = _process.keys[-1] if _process.keys else None  # the artifact that is being made
+        self.key = _process.keys[-1] if _process.keys else None  # the artifact being made
 
     def update(self, number: int = 1, **notes: str) -> None:
-        """Count `number` more as done; `notes` stand behind the bar."""
+        """Count `number` more units as done; `notes` are shown after the bar."""
         self.done += number
         if notes:
             self.bar.set_postfix(refresh=False, **notes)
@@ -48,7 +48,7 @@ class Count:
         _process.moved(self)
 
     def state(self) -> dict[str, Any]:
-        """Return the counter as the state of its process holds it."""
+        """Return the counter in the form stored in its process's state."""
         return {
             "name": self.name,
             "unit": self.unit,
@@ -60,13 +60,13 @@ class Count:
 
 @contextlib.contextmanager
 def track(name: str, unit: str, total: int, done: int = 0, shown: bool = True) -> Iterator[Count]:
-    """Yield a `Count` of `total` units, of which some are `done`, and show it as a bar.
+    """Yield a `Count` of `total` units, `done` of which are finished, and show it as a bar.
 
-    Without `shown` there is no bar.
+    There is no bar unless `shown`.
     """
     from tqdm.auto import tqdm  # late: it reads its settings at import, see notebook.begin
 
-    # tqdm's bars of ipywidgets overlook the variable that notebook.begin sets.
+    # tqdm's ipywidgets bars ignore the variable that notebook.begin sets.
     hidden = not shown or os.environ.get("TQDM_DISABLE", "0") not in ("", "0")
     with tqdm(
         total=total, initial=done, desc=name, leave=False, mininterval=2, disable=hidden
@@ -82,7 +82,7 @@ def track(name: str, unit: str, total: int, done: int = 0, shown: bool = True) -
 
 
 def each(items: Iterable[Item], name: str, unit: str, total: int | None = None) -> Iterator[Item]:
-    """Yield the items, each counted once the next is asked for."""
+    """Yield the items, counting each one when the next is requested."""
     if total is None:
         items = list(items)
         total = len(items)
@@ -94,7 +94,7 @@ def each(items: Iterable[Item], name: str, unit: str, total: int | None = None) 
 
 @contextlib.contextmanager
 def making(key: str) -> Iterator[None]:
-    """Within, counters tell how far the artifact `key` is; at the end it is done."""
+    """Attribute counters to the artifact `key` within the context; mark it as done at the end."""
     _process.keys.append(key)
     try:
         yield
@@ -104,28 +104,28 @@ def making(key: str) -> Iterator[None]:
 
 
 def ended(key: str) -> None:
-    """Tell that this run has made what it planned as `key`."""
+    """Record that this run has made the artifact `key`, as planned."""
     _process.artifacts.setdefault(key, [0.0, 0.0])[1] = 1.0
-    _process.write(force=True)  # a pool's worker may end without another word
+    _process.write(force=True)  # a pool worker may end without writing again
 
 
 def found(key: str) -> None:
-    """Tell that the artifact `key` is there, whoever made it."""
+    """Record that the artifact `key` exists, whoever made it."""
     _process.artifacts.setdefault(key, [1.0, 1.0])[1] = 1.0
     _process.write(force=not _process.counts)
 
 
 def announce(rows: list[dict[str, Any]], speed: float | None = None) -> None:
-    """Tell what this run has to make: rows of `key`, `stage`, `seconds` and whether it is `done`.
+    """Publish what this run has to make: rows of `key`, `stage`, `seconds` and `done`.
 
-    `speed` is how many of those seconds' work pass in a second, None where nobody has measured it.
+    `speed` is how many of those seconds' work are done per second, None if it was never measured.
     """
     if rows:
         _write(f"plan-{os.getpid()}.json", {"rows": rows, "speed": speed})
 
 
 def watched() -> bool:
-    """Return whether somebody reads the state of this process."""
+    """True if the state of this process is being read."""
     return bool(variable(PLACE))
 
 
@@ -133,7 +133,7 @@ def _write(name: str, value: Any) -> None:
     place = variable(PLACE)
     if not place:
         return
-    # A full disk is for the work to report; without the folder nobody reads.
+    # The work itself reports a full disk; if the folder is gone, nobody is reading.
     with contextlib.suppress(OSError), atomic_write(Path(place, name)) as part:
         part.write_text(json.dumps(value))
 
@@ -151,7 +151,7 @@ class _Process:
         self.written = -THROTTLE
 
     def moved(self, count: Count) -> None:
-        """Take over how far a counter is."""
+        """Update the state after a counter has advanced."""
         outer = next((other for other in self.counts if other.key == count.key), count)
         if count.key and count.total and outer is count:
             share = min(1.0, count.done / count.total)
@@ -160,7 +160,7 @@ class _Process:
         self.write()
 
     def write(self, force: bool = False) -> None:
-        """Write the state, unless the last is younger than THROTTLE."""
+        """Write the state, unless the last one is younger than THROTTLE."""
         if watched() and (force or time.monotonic() - self.written >= THROTTLE):
             self.written = time.monotonic()
             counts = [count.state() for count in self.counts]
@@ -176,7 +176,7 @@ atexit.register(_process.write, force=True)
 
 @contextlib.contextmanager
 def state_folders() -> Iterator[Path | None]:
-    """Yield a temporary folder for the states of some runs, None where none can be made."""
+    """Yield a temporary folder for the states of some runs, or None if it cannot be made."""
     try:
         folder = tempfile.TemporaryDirectory(prefix="datadream-", ignore_cleanup_errors=True)
     except OSError:
@@ -187,21 +187,21 @@ def state_folders() -> Iterator[Path | None]:
 
 
 class Estimate:
-    """Share done and time left of work whose amount is known.
+    """Share done and time left for a known amount of work.
 
-    The speed is measured from what was done since the first look.
+    The speed is measured from what was done since the first update.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic):
         self.clock, self.share, self.rest, self.planned = clock, 0.0, 0.0, None
-        self.samples: deque[tuple[float, float]] = deque()  # (time, work done since the first look)
+        self.samples: deque[tuple[float, float]] = deque()  # (time, work since the first update)
 
     def update(
         self, total: float, covered: float, made: float, planned: float | None = None
     ) -> None:
-        """Record that `covered` of the `total` work is there, of which this run has `made` a part.
+        """Record that `covered` of the `total` work exists, `made` of it by this run.
 
-        `planned` is the expected speed, in work a second. The share once reported never falls.
+        `planned` is the expected speed, in work per second. The reported share never falls.
         """
         now = self.clock()
         self.share = max(self.share, min(1.0, covered / total if total > 0 else 0.0))
@@ -211,9 +211,9 @@ class Estimate:
             self.samples.popleft()
 
     def speed(self) -> float | None:
-        """Return the work a second: as planned at first, as measured after SETTLED seconds.
+        """Return the work per second: planned at first, measured after SETTLED seconds.
 
-        A run that has made hardly anything, since it only starts or loads its models, has no
+        A run that has made hardly anything, because it is starting or loading models, has no
         measured speed yet.
         """
         if not self.samples:
@@ -230,7 +230,7 @@ class Estimate:
         return trust * measured + (1 - trust) * self.planned or None
 
     def left(self) -> float | None:
-        """Return the seconds left, None if they cannot be told."""
+        """Return the seconds left, None if unknown."""
         speed = self.speed()
         return self.rest / speed if speed else None
 
@@ -238,7 +238,7 @@ class Estimate:
 def _json(file: Path) -> Any:
     try:
         return json.loads(file.read_text())
-    except (OSError, ValueError):  # removed meanwhile
+    except (OSError, ValueError):  # removed in the meantime
         return None
 
 
@@ -256,10 +256,10 @@ class Run:
 
     def __init__(self, name: str, folder: Path | None, clock: Callable[[], float] = time.monotonic):
         self.name, self.folder, self.estimate = name, folder, Estimate(clock)
-        self.where, self.told = "starting", 0  # what it is at; bytes of its messages that were read
+        self.where, self.told = "starting", 0  # what it is doing; bytes of messages read
 
     def look(self) -> None:
-        """Read the states anew."""
+        """Read the states again."""
         files = sorted(self.folder.glob("*.json")) if self.folder else []
         plans = [plan for file in files if file.stem.startswith("plan-") and (plan := _json(file))]
         found = {file: state for file in files if file.stem.isdecimal() and (state := _json(file))}
@@ -268,7 +268,7 @@ class Run:
             for key, (start, now) in state["artifacts"].items():
                 before = artifacts.setdefault(key, [start, now])
                 before[:] = min(before[0], start), max(before[1], now)
-        # What a killed process was at must not stay on the screen; what it has finished counts.
+        # Do not show what a killed process was doing, but count what it has finished.
         alive = [state for file, state in found.items() if state["counts"] and _alive(file)]
         alive.sort(key=lambda state: state["time"])
         if plans:
@@ -333,9 +333,9 @@ class Run:
             with open(self.folder / "stderr", "rb") as file:
                 file.seek(self.told)
                 text = file.read()
-        except OSError:  # nothing was written yet
+        except OSError:  # nothing has been written yet
             return []
-        text = text[: text.rfind(b"\n") + 1]  # a line may still be in the writing
+        text = text[: text.rfind(b"\n") + 1]  # the last line may be incomplete
         self.told += len(text)
         return text.decode(errors="replace").splitlines()
 
@@ -354,15 +354,15 @@ class Run:
         )
 
     def time_left(self) -> str:
-        """Return the time left in minutes or hours, empty where nothing tells."""
+        """Return the time left in minutes or hours, '' if unknown."""
         left = self.estimate.left()
-        if not left:  # 0: the page is finished, which has no plan
+        if not left:  # 0 while the page is being finished, for which there is no plan
             return ""
         return f"{left / 3600:.1f} h" if left >= 2 * 3600 else f"{max(0.1, left / 60):.1f} min"
 
 
 def _position(count: dict[str, Any], name: bool = False) -> str:
-    # Of cells or jobs the one that is in the making.
+    # For cells or jobs, the one being made.
     if name and count["name"].rstrip("s") == count["unit"]:
         return f"{count['unit']} {min(count['total'], count['done'] + 1):,} of {count['total']:,}"
     said = f"{count['unit']} {count['done']:,} of {count['total']:,}"
@@ -372,8 +372,8 @@ def _position(count: dict[str, Any], name: bool = False) -> str:
 class Progress:
     """Counts of a cluster's tasks by kind, on a bar and in `file` (None: no file).
 
-    The file is for `tail`, where nothing shows the bar. `kinds` has the kind of every task; `clock`
-    gives seconds. Use it as a context manager: its end is written too.
+    The file is for `tail`, where no bar is shown. `kinds` lists the kind of every task; `clock`
+    returns seconds. Use it as a context manager: the final state is written too.
     """
 
     def __init__(
@@ -415,8 +415,8 @@ class Progress:
     def line(self) -> str:
         """Return the state as one line: tasks by kind, rate, minutes left, failures.
 
-        Per kind it has the tasks ended of all, then tasks a minute and the minutes left at this
-        rate.
+        For each kind it gives the tasks ended out of all, then overall tasks per minute and the
+        minutes left at this rate.
         """
         seconds, ended, total = self.clock() - self.start, self.ended.total(), self.total.total()
         parts = [f"{kind} {self.ended[kind]}/{count}" for kind, count in self.total.items()]
@@ -433,6 +433,6 @@ class Progress:
             text = "\n".join(
                 [self.line(), *(f"failed: {task}: {why}" for task, why in self.failures.items())]
             )
-            # A full disk is for the tasks to report.
+            # The tasks themselves report a full disk.
             with contextlib.suppress(OSError), atomic_write(self.file) as part:
                 part.write_text(text + "\n")

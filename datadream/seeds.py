@@ -1,4 +1,4 @@
-"""Seeds that depend on what they are for and on nothing else."""
+"""Seeds that depend only on what they are used for."""
 
 import hashlib
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ def seed_for(*parts: object) -> int:
 
 @contextmanager
 def forked_rng() -> Iterator[None]:
-    """Give torch's global generators, the CPU's and the GPU's in use, their states back at the end.
+    """Restore torch's global generators, those of the CPU and the current GPU, on exit.
 
     `torch.random.fork_rng` alone would also initialise and restore all other GPUs of the machine.
     """

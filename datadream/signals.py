@@ -1,6 +1,6 @@
 """Stop at a safe place: on SIGTERM, save the state at the next step and end.
 
-A batch scheduler's SIGTERM only leaves a mark, which the computation looks for.
+A batch scheduler's SIGTERM only sets a mark, which the computation checks.
 """
 
 import contextlib
@@ -11,16 +11,16 @@ from collections.abc import Iterator
 from multiprocessing import active_children, connection, parent_process
 from pathlib import Path
 
-# names a file with the number of the signal for which this process is sent SIGTERM
+# Names a file with the number of the signal on account of which this process gets SIGTERM.
 CAUSE = "DATADREAM_CAUSE"
-_asked: list[int] = []  # the numbers of the signals that came
+_asked: list[int] = []  # the numbers of the signals received
 
 
 class Stopped(SystemExit):
-    """The process was asked to end by a signal; what it has made is in the store.
+    """The process was asked to end by a signal; finished work is in the store.
 
-    `code` is 128 + the signal's number, as shells count. `cause` is the signal that a user or a
-    scheduler sent, where the process got another one for it.
+    `code` is 128 + the signal's number, as in shells. `cause` is the signal that a user or a
+    scheduler sent, if this process received another one on its account.
     """
 
     def __init__(self, number: int, cause: int | None = None):
@@ -36,9 +36,7 @@ class Stopped(SystemExit):
 
 
 def _cause(number):
-    """Return the signal that a user or a scheduler sent, where this process only got SIGTERM for
-    it.
-    """
+    """Return the signal that a user or scheduler sent, if it reached this process as SIGTERM."""
     try:
         return int(Path(os.environ[CAUSE]).read_text()) if number == signal.SIGTERM else number
     except (KeyError, OSError, ValueError):
@@ -64,7 +62,7 @@ def asked() -> int:
 def check() -> None:
     """Raise Stopped if this process was asked to end.
 
-    Call it where all that is worth keeping has been written.
+    Call it when everything worth keeping has been written.
     """
     if _asked:
         raise Stopped(_asked[0])
@@ -76,7 +74,7 @@ def insisted() -> bool:
 
 
 def forward() -> None:
-    """Ask the worker processes of this one to end."""
+    """Ask this process's workers to end."""
     for child in active_children():
         with contextlib.suppress(ProcessLookupError):
             child.terminate()
@@ -85,8 +83,8 @@ def forward() -> None:
 def end_kernels(cause: Path | None = None) -> None:
     """Ask the kernels of this process's workers to end; kill them after a second Ctrl-C.
 
-    `cause` is the file that $DATADREAM_CAUSE names for them, so that they tell of the signal that
-    came here.
+    `cause` is the file that $DATADREAM_CAUSE names for them, so that they report the signal
+    received here.
     """
     import psutil
 
@@ -102,10 +100,10 @@ def end_kernels(cause: Path | None = None) -> None:
 
 @contextlib.contextmanager
 def listening(*numbers: int) -> Iterator[None]:
-    """Within, let signals (default: SIGTERM) leave a mark for `check` and not end the process.
+    """Within the context, signals (default: SIGTERM) set a mark for `check`.
 
-    `check` is called at the end too. In a thread other than the main one, where Python sets no
-    handlers, the process keeps those that it has.
+    They do not end the process, and `check` is also called on exit. Outside the main thread, where
+    Python cannot set handlers, the process keeps its own.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -116,19 +114,19 @@ def listening(*numbers: int) -> Iterator[None]:
         check()
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler or signal.SIG_DFL)  # None: one that is not Python's
+            signal.signal(number, handler or signal.SIG_DFL)  # None: a handler not set from Python
         if _note not in before.values():
             _asked.clear()
 
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Within, let SIGTERM and Ctrl-C leave a mark for `check`; a second Ctrl-C interrupts at once.
+    """Let SIGTERM and Ctrl-C set a mark for `check`; a second Ctrl-C interrupts at once.
 
-    `check` is called at the end too. An exception that a signal's handler raises in a callback or a
-    finaliser is ignored there, and Ctrl-C would be lost. Raises KeyboardInterrupt for it all the
-    same, which consoles and notebooks go on after; a process that has its own handler of Ctrl-C
-    keeps that.
+    `check` is also called on exit. Without the mark, Ctrl-C could be lost: Python ignores an
+    exception that a signal handler raises in a callback or a finaliser. Ctrl-C still raises
+    KeyboardInterrupt in the end, after which consoles and notebooks continue. A process with its
+    own Ctrl-C handler keeps it.
     """
     alone = (
         threading.current_thread() is threading.main_thread()
@@ -150,10 +148,10 @@ def interruptible() -> Iterator[None]:
 
 
 def serve() -> None:
-    """Make a pool's worker stop at a safe place on SIGTERM and Ctrl-C, and with its parent.
+    """Make a pool worker stop at a safe place on SIGTERM and Ctrl-C, and end with its parent.
 
-    The mark stays. Without a parent the worker would wait for work for ever; and one that Ctrl-C
-    only interrupted would take up the next piece.
+    The mark stays set: a worker that Ctrl-C merely interrupted would take up the next task. Without
+    a parent it would wait for work forever.
     """
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _note)
@@ -163,16 +161,16 @@ def serve() -> None:
 def shelter() -> None:
     """Make a worker that only waits for another process ignore SIGTERM and Ctrl-C.
 
-    It ends once its parent is gone.
+    It ends when its parent is gone.
     """
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: None)  # unlike SIG_IGN not inherited
+        signal.signal(number, lambda *_: None)  # unlike SIG_IGN, not inherited
     _leave_with_parent()
 
 
 def _leave_with_parent():
     parent = parent_process()
-    if parent is None:  # no worker, but the first process
+    if parent is None:  # not a worker, but the first process
         return
 
     def leave() -> None:

@@ -1,6 +1,6 @@
 """Statistics of accuracies: intervals, tests of many differences, ranks, the confusion matrix.
 
-SciPy is imported where it is used: it takes two seconds.
+SciPy is imported where it is used, since it takes two seconds.
 """
 
 import math
@@ -42,16 +42,16 @@ def mean_interval(values: ArrayLike, confidence: float = 0.95) -> tuple[float, f
 
 
 def confusion(labels: Sequence[int], predictions: ArrayLike, classes: int) -> np.ndarray:
-    """Return the confusion matrix (classes, classes): row the true class, column the predicted."""
+    """Return the confusion matrix (classes, classes): rows are true, columns predicted classes."""
     matrix = np.zeros((classes, classes), dtype=int)  # scikit-learn's refuses an empty one
     np.add.at(matrix, (np.asarray(labels, int), np.asarray(predictions, int)), 1)
     return matrix
 
 
 def scores(labels: ArrayLike, predictions: ArrayLike, classes: int) -> dict[str, Any]:
-    """Return what a result holds: top-1, its 95 % Wilson interval, per class, the confusion matrix.
+    """Return a result's scores: top-1, 95 % Wilson interval, per class, confusion matrix.
 
-    Accuracies are in [0, 1]. Raises ValueError where there is no image.
+    Accuracies are in [0, 1]. Raises ValueError if there are no images.
     """
     matrix = confusion(np.asarray(labels).tolist(), predictions, classes)
     correct, total = int(matrix.trace()), int(matrix.sum())
@@ -67,9 +67,9 @@ def spearman(x: ArrayLike, y: ArrayLike, confidence: float = 0.95) -> tuple[floa
     """Return Spearman's rank correlation of paired values with its interval, (rho, low, high).
 
     The interval is Fisher's z with the variance (1 + rho^2 / 2) / (n - 3) of Bonett and Wright
-    (2000). It needs no random draw, and a bootstrap of ten classes would repeat pairs, whose ties
-    bend the ranks. The ends are NaN for fewer than four pairs and for rho = +-1; all three are NaN
-    where one side is constant. Raises ValueError on values that are no pairs of finite numbers.
+    (2000). It needs no random draw; a bootstrap of ten classes would repeat pairs, and the ties
+    distort the ranks. The ends are NaN for fewer than four pairs and for rho = +-1; all three are
+    NaN if one side is constant. Raises ValueError on values that are not pairs of finite numbers.
     """
     x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
     if x.shape != y.shape or x.ndim != 1 or len(x) < 2 or not np.isfinite([x, y]).all():
@@ -88,9 +88,9 @@ def spearman(x: ArrayLike, y: ArrayLike, confidence: float = 0.95) -> tuple[floa
 
 
 def paired_p(differences: ArrayLike) -> float:
-    """Return the two-sided p-value of Student's t test that paired differences have mean zero.
+    """Return the two-sided p-value of Student's t-test that paired differences have mean zero.
 
-    NaN for fewer than two; differences that are all the same have 0, or 1 where they are zero.
+    NaN for fewer than two. If all differences are equal it is 0, or 1 if they are zero.
     """
     from scipy import stats
 
@@ -104,10 +104,10 @@ def paired_p(differences: ArrayLike) -> float:
 
 
 def holm(p_values: ArrayLike) -> np.ndarray:
-    """Return p-values corrected for their number by Holm (1979), in their order.
+    """Return p-values corrected for multiple testing by Holm (1979), in their order.
 
-    Of n, the i-th smallest is multiplied by n - i + 1, made no smaller than the ones before it, and
-    cut at 1. NaN stays NaN and does not count. Raises ValueError on values outside [0, 1].
+    The i-th smallest of n is multiplied by n - i + 1, raised to at least its predecessors, and
+    capped at 1. NaN stays NaN and does not count. Raises ValueError on values outside [0, 1].
     """
     values = np.asarray(p_values, dtype=float)
     known = np.flatnonzero(~np.isnan(values))
@@ -125,12 +125,12 @@ def crossed_interval(
 ) -> tuple[float, float, float]:
     """Return (mean, low, high) of values (seeds, images) by a bootstrap over both.
 
-    Seeds and test images are drawn with replacement independently of each other, since every seed
-    is judged by the same images, and the interval holds the middle of the means (the pigeonhole
-    bootstrap of Owen, 2007). It is a little wide, never narrow. Several tables, one per dataset,
-    give the average of their means: they share the seeds drawn, and each has images of its own. The
-    ends are NaN for a single seed or image. Raises ValueError on values that are no tables of
-    finite numbers with as many seeds.
+    Seeds and test images are resampled independently, since every seed is tested on the same
+    images; the interval contains the central part of the resampled means (the pigeonhole bootstrap
+    of Owen, 2007). It is slightly conservative. For several tables, one per dataset, it is about
+    the average of their means: they share the resampled seeds, and each has its own images. The
+    ends are NaN for a single seed or image. Raises ValueError on values that are not tables of
+    finite numbers with equally many seeds.
     """
     tables = [np.asarray(one, dtype=float) for one in values]
     good = [one.ndim == 2 and one.size and np.isfinite(one).all() for one in tables]
@@ -155,7 +155,8 @@ def crossed_interval(
 def average_ranks(scores: ArrayLike) -> np.ndarray:
     """Return the mean rank of each column of scores (settings, methods): 1 is the highest.
 
-    Equal scores share their ranks. Raises ValueError on scores that are no table of finite numbers.
+    Equal scores share their ranks. Raises ValueError on scores that are not a table of finite
+    numbers.
     """
     from scipy import stats
 
@@ -166,10 +167,11 @@ def average_ranks(scores: ArrayLike) -> np.ndarray:
 
 
 def critical_difference(methods: int, settings: int, confidence: float = 0.95) -> float:
-    """Return how far apart two average ranks must be to differ, by Nemenyi's test.
+    """Return by how much two average ranks must differ in Nemenyi's test.
 
-    q sqrt(k (k + 1) / 6 n) for k methods in n settings, with q the studentised range's quantile
-    divided by sqrt(2) (Demsar, 2006). Raises ValueError on fewer than two methods or one setting.
+    It is q sqrt(k (k + 1) / 6 n) for k methods in n settings, with q the studentised range's
+    quantile divided by sqrt(2) (Demsar, 2006). Raises ValueError on fewer than two methods or one
+    setting.
     """
     if methods < 2 or settings < 1:
         raise ValueError(f"methods={methods}, settings={settings}; give 2 and 1 or more")

@@ -1,7 +1,7 @@
-"""What can be measured of a drawn character: slant, stroke width, size, tone, proportions.
+"""Measurable attributes of a drawn character: slant, stroke width, size, tone, proportions.
 
-This project's own stand-in for the captions of photographs: no published method uses it. An image
-is grey, in [0, 1]; its ground is the median of its border, and its ink is what differs from that.
+They stand in for the captions of photographs. This is our own; no published method uses it. Images
+are grey in [0, 1]; the background is the median of the border, and ink is what differs from it.
 """
 
 from collections.abc import Sequence
@@ -13,15 +13,15 @@ from PIL.Image import Image
 
 @dataclass(frozen=True)
 class Attribute:
-    """A measure of a character, the words for little and much of it, and what counts as flat."""
+    """A measurable attribute, the words for low and high values, and when it counts as flat."""
 
     name: str
     low: str
     high: str
-    flat: float  # a standard deviation below this is no difference that one sees
+    flat: float  # a spread (standard deviation) below this is not visible
 
 
-# x across, y down: a stroke that leans to the right has its upper end there, and a negative slant.
+# x runs right, y down, so a stroke that leans to the right has a negative slant.
 ATTRIBUTES = (
     Attribute("slant", "right", "left", 0.05),
     Attribute("stroke", "thin", "thick", 0.005),
@@ -32,11 +32,11 @@ ATTRIBUTES = (
 
 
 def measure(image: Image) -> dict[str, float]:
-    """Return each attribute of a character by its name; all are 0 where there is no ink.
+    """Return each attribute of a character by name; all are 0 if there is no ink.
 
     `slant` is the horizontal shift per vertical pixel, `stroke` the width of the strokes (area over
-    half the outline) and `size` the ink box's side, both as a share of the image's, `tone` the mean
-    grey of the ink, `aspect` the box's width over its height.
+    half the outline) and `size` the side of the ink's bounding box, both as a share of the image's
+    side, `tone` the mean grey of the ink, `aspect` the width of the box over its height.
     """
     grey = np.asarray(image.convert("L"), float) / 255
     border = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
@@ -63,9 +63,9 @@ def measure(image: Image) -> dict[str, float]:
 def descriptions(images: Sequence[Image], labels: Sequence[int]) -> list[str]:
     """Return words for what sets each character apart from the others of its class.
 
-    The mean of the image's class is taken off, so that no word stands for the class, and the third
-    of all images with the least and with the most of an attribute get its words. An attribute that
-    hardly differs gets no word; so nothing does where each class has one image.
+    The class mean is subtracted, so that no word stands for the class. For each attribute, the
+    lowest and the highest third of all images get its words. An attribute that hardly varies gets
+    none, so there are no words at all if each class has a single image.
     """
     classes = np.asarray(labels)
     table = np.array([list(measure(image).values()) for image in images])

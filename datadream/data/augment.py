@@ -1,8 +1,8 @@
 """The classifier's augmentation on batches of tensors, drawn per image (paper, section 3.4).
 
-The operations are torchvision's, which draws one operation and one strength for a whole batch, so
-that per-image draws would need a loop over images. Here the draws are vectors: images that drew the
-same operation pass through it together, and crops are two products with resampling matrices.
+torchvision's operations draw one operation and one strength for a whole batch, so per-image draws
+would need a loop over images. Here the draws are vectors: images that drew the same operation are
+processed together, and a crop is two products with resampling matrices.
 """
 
 import math
@@ -19,8 +19,8 @@ RATIOS = (3 / 4, 4 / 3)  # aspect ratios of a random resized crop (torchvision)
 BLUR = (0.1, 2.0)  # standard deviation of the blur in pixels (released code)
 THRESHOLD = 128 / 255  # of solarize (released code)
 MAGNITUDE = 9 / 30  # of RandAugment: the tenth of 31 bins (torchvision's default)
-# Bytes of images that are cropped at once. As floats they take four times as much, and a batch of
-# a camera's pictures would take tens of gigabytes; batches of usual sizes are far below.
+# Bytes of images cropped at once. As floats they take four times as much, and a batch of camera
+# pictures would take tens of gigabytes; ordinary batches are far below the limit.
 AT_ONCE = 2**28
 
 
@@ -42,8 +42,8 @@ def _translate(images, share, axis):
     return _warp(images, translate=way)
 
 
-# RandAugment's fourteen operations at its one magnitude, uint8 -> uint8; `way` is +1 or -1 where
-# the operation has a direction.
+# RandAugment's fourteen operations at its single magnitude, uint8 -> uint8; `way` is +1 or -1 where
+# an operation has a direction.
 OPERATIONS = {
     "Identity": lambda x, way: x,
     "ShearX": lambda x, way: _shear(x, way * 0.3 * MAGNITUDE, 0),
@@ -64,7 +64,7 @@ ONE_WAY = {"Identity", "Posterize", "Solarize", "AutoContrast", "Equalize"}
 
 
 def draw_operations(count: int, operations: int = 2) -> torch.Tensor:
-    """Draw RandAugment's operations and their ways, +1 or -1: (operations, 2, count)."""
+    """Draw RandAugment's operations and their directions, +1 or -1: (operations, 2, count)."""
     drawn = [
         (torch.randint(len(OPERATIONS), (count,)), torch.randint(2, (count,)) * 2 - 1)
         for _ in range(operations)
@@ -75,8 +75,8 @@ def draw_operations(count: int, operations: int = 2) -> torch.Tensor:
 def rand_augment(images: torch.Tensor, drawn: torch.Tensor | None = None) -> torch.Tensor:
     """Apply RandAugment to uint8 images (B, 3, H, W) (Cubuk et al., 2020).
 
-    Each image has its own two operations, those `drawn` if given; the magnitude is torchvision's
-    default.
+    Each image gets two operations of its own, those in `drawn` if given. The magnitude is
+    torchvision's default.
     """
     names = list(OPERATIONS)
     for chosen, ways in draw_operations(len(images)) if drawn is None else drawn:
@@ -97,9 +97,9 @@ def rand_augment(images: torch.Tensor, drawn: torch.Tensor | None = None) -> tor
 def draw_boxes(count: int, height: int, width: int, low: float, tries: int = 10) -> torch.Tensor:
     """Draw crop boxes (top, left, height, width) as torchvision's RandomResizedCrop does.
 
-    Returns (count, 4) floats, in whole pixels. Of `tries` random areas, as shares in [low, 1], and
-    aspect ratios the first that fits is taken; if none does, the largest centre crop of an accepted
-    ratio.
+    Returns (count, 4) floats, in whole pixels. Draws `tries` random areas, as shares in [low, 1],
+    and aspect ratios, and takes the first that fits; if none does, the largest centre crop of an
+    accepted aspect ratio.
     """
     area = height * width * (low + (1 - low) * torch.rand(count, tries))
     ratio = torch.exp(
@@ -124,8 +124,8 @@ def draw_boxes(count: int, height: int, width: int, low: float, tries: int = 10)
 def resampling(start: torch.Tensor, length: torch.Tensor, size: int, out: int) -> torch.Tensor:
     """Return the matrices (B, out, size) of an antialiased bicubic resize.
 
-    Each resizes [start, start + length) of `size` pixels to `out`. The kernel is Pillow's, which
-    torchvision's antialiased resize uses too: a cubic of a = -0.5, widened when it shrinks.
+    Each maps [start, start + length) of `size` pixels to `out`. The kernel is Pillow's, which
+    torchvision's antialiased resize also uses: a cubic with a = -0.5, widened when shrinking.
     """
     scale = (length / out)[:, None, None]
     place = torch.arange(size, device=start.device) - start[:, None]  # of each pixel in the crop
@@ -153,10 +153,10 @@ def random_resized_crop(
 ) -> torch.Tensor:
     """Crop uint8 images (B, 3, H, W) at random to (B, 3, size, size) in [0, 1].
 
-    Each is flipped with probability `flip`; `drawn` is what `draw_crops` gave beforehand. The boxes
-    are drawn on the CPU, the same on every device. Their matrices are made where the images are:
-    for a batch of 256 large images that takes one core longer than the model's whole step takes an
-    H200.
+    Each is flipped with probability `flip`; `drawn` is the result of an earlier `draw_crops`. Boxes
+    are drawn on the CPU, so that every device gets the same ones. The resampling matrices are built
+    on the images' device: for 256 large images, one CPU core needs longer than an H200 for the
+    model's whole step.
     """
     height, width = images.shape[-2:]
     boxes, flipped = drawn or draw_crops(len(images), height, width, low, flip)
@@ -164,7 +164,7 @@ def random_resized_crop(
     down, across = resampling(top, tall, height, size), resampling(left, wide, width, size)
     across = torch.where(flips.bool()[:, None, None], across.flip(1), across)
     pixels = down[:, None] @ images.float() @ across[:, None].transpose(-1, -2)
-    return pixels.clamp(0, 255).round() / 255  # to whole tones, as images of bytes have them
+    return pixels.clamp(0, 255).round() / 255  # to whole levels, as in uint8 images
 
 
 def _blend(images, others, factor):
@@ -184,8 +184,9 @@ def _saturation(images, factor):
 
 
 def _hue(images, turn):
-    """Turn the hue of images (B, 3, H, W) in [0, 1] by `turn` (B, 1, 1, 1) of the circle, with
-    value and saturation kept.
+    """Turn the hue of images (B, 3, H, W) in [0, 1] by `turn` (B, 1, 1, 1), in full circles.
+
+    Value and saturation are kept.
     """
     value, low = images.amax(1), images.amin(1)
     chroma = value - low
@@ -206,7 +207,7 @@ def color_jitter(
 ) -> torch.Tensor:
     """Jitter the colours of images (B, 3, S, S) in [0, 1] in place, as torchvision does.
 
-    Each image draws its own strengths, uniformly, and its own order of the four changes.
+    The strengths (uniform) and the order of the four changes are drawn per image.
     """
 
     def factors(strength: float, middle: float = 1.0) -> torch.Tensor:
@@ -227,15 +228,15 @@ def color_jitter(
 
 
 def blur_kernel(size: int) -> int:
-    """Return the blur's window in pixels: an odd tenth of `size`, 3 or more.
+    """Return the width of the blur's window in pixels: an odd tenth of `size`, at least 3.
 
-    The window is ours: the released code has none, and calls Pillow's GaussianBlur(radius).
+    The window is our choice; the released code calls Pillow's GaussianBlur(radius), which has none.
     """
     return max(3, size // 10 // 2 * 2 + 1)
 
 
 def gaussian_blur(images: torch.Tensor, kernel: int, sigma: torch.Tensor) -> torch.Tensor:
-    """Blur images (B, 3, S, S) by a window of `kernel` pixels, each with its own `sigma`.
+    """Blur images (B, 3, S, S) with a window of `kernel` pixels, each by its own `sigma`.
 
     `sigma` (B,) is in pixels.
     """
@@ -254,15 +255,15 @@ class Augmentation:
     """The released code's augmentation, in its order.
 
     Maps a list of uint8 images (3, H, W) to (B, 3, size, size) in [0, 1]. `options` is a recipe's
-    `classify`. All draws come from torch's global generator on the CPU, whatever device the images
-    are on, and reach the device in copies that the host does not wait for.
+    `classify`. All draws come from torch's global CPU generator, whatever the images' device, and
+    are copied to the device asynchronously.
     """
 
     def __init__(self, options: Classify, size: int) -> None:
         self.options, self.size, self.kernel = options, size, blur_kernel(size)
 
     def __call__(self, images: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Augment the images; those of one shape pass together."""
+        """Augment the images; those of the same shape are processed together."""
         shapes = [tuple(image.shape) for image in images]
         views = images[0].new_empty(len(images), 3, self.size, self.size, dtype=torch.float32)
         for shape in dict.fromkeys(shapes):
@@ -289,7 +290,7 @@ class Augmentation:
         return views
 
     def _crop(self, images):
-        """Return the crops (B, 3, S, S) of images of one shape, drawn at once and cut in parts."""
+        """Return crops (B, 3, S, S) of images of one shape, drawn at once and cut in chunks."""
         count, options, cropped = len(images), self.options, []
         drawn = draw_operations(count) if options.randaugment else None
         how = options.crop_low, options.flip

@@ -15,9 +15,9 @@ class Batches:
     """Augmented training batches of real and synthetic images.
 
     `at(step)` gives images (B, 3, S, S) in [0, 1], soft targets (B, C) and a real mask (B,). The
-    mask is on the host, where reading it makes nobody wait, the others are on `device`. With
-    both kinds, half of each batch is real: the paper repeats the few shots until both kinds are as
-    many.
+    mask is on the host, so that reading it needs no synchronisation; the others are on `device`.
+    With both kinds, half of each batch is real: the paper repeats the few shots until there are as
+    many as synthetic images.
     """
 
     def __init__(
@@ -48,11 +48,11 @@ class Batches:
         }
 
     def members(self, step: int) -> list[tuple[bool, int]]:
-        """Return (is real, position in its set) of each image of `at(step)`, before any mixing."""
+        """Return (is real, position in its set) of each image of `at(step)`, before mixing."""
         return [one for own in self._keys(step).values() for one in own]
 
     def _targets(self, images, rows):
-        """Return the label of each image as shares over the classes, (rows, C), on the host."""
+        """Return soft targets (rows, C) on the host: each image's shares of the classes."""
         labels = torch.tensor([images.labels[i] for i in rows])
         targets = F.one_hot(labels, self.classes).float()
         for row, i in enumerate(rows if images.shares else ()):

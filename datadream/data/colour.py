@@ -1,4 +1,4 @@
-"""The colours of an image in sRGB, whatever profile it came with."""
+"""Conversion of images with embedded colour profiles to sRGB."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from typing import Any, cast
 
 from PIL import Image, ImageCms
 
-LARGEST = 4 * 2**20  # bytes of a profile; those of printers have two million
-SPACES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}  # of a profile's pixels -> Pillow's
+LARGEST = 4 * 2**20  # bytes of a profile; those of printers take two million
+SPACES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}  # colour space of a profile -> Pillow's mode
 GREY = ("1", "L", "LA", "I;16", "I;16L", "I;16B", "I;16N")
-UNSEEN = 2  # steps of 255 that no colour moves more than: sRGB's own profiles have many versions
-# Chunks of a PNG that hold no pixels; Pillow refuses the whole image where one is too large.
+UNSEEN = 2  # largest shift, of 255 levels, that still counts as sRGB, whose profiles vary slightly
+# PNG chunks that hold no pixels; Pillow refuses the whole image if one is too large.
 NOTES = (b"iCCP", b"tEXt", b"zTXt", b"iTXt")
 
 
 def profile_of(image: Image.Image) -> str:
-    """Return the name of the embedded profile that `to_srgb` converts from, '' where there is none.
+    """Return the name of the embedded profile that `to_srgb` converts from, '' if there is none.
 
-    A profile of sRGB itself, one that is damaged or larger than LARGEST, and one for pixels of
-    another kind than the image has are passed over.
+    Ignores profiles of sRGB itself, damaged ones, those larger than LARGEST, and those for another
+    kind of pixel than the image has.
     """
     content = image.info.get("icc_profile")
     if not isinstance(content, bytes) or not 0 < len(content) <= LARGEST:
@@ -32,7 +32,7 @@ def profile_of(image: Image.Image) -> str:
 
 
 def to_srgb(image: Image.Image, content: bytes) -> Image.Image:
-    """Return an image without transparency, whose colours an ICC profile describes, in sRGB."""
+    """Convert an image without transparency from the colours of an ICC profile to sRGB."""
     mode = _opened(content)[1]
     made = ImageCms.applyTransform(image.convert(mode), _transform(content, mode))
     return made or image
@@ -40,7 +40,7 @@ def to_srgb(image: Image.Image, content: bytes) -> Image.Image:
 
 @lru_cache(maxsize=32)
 def _opened(content: bytes) -> tuple[str, str]:
-    """Return (name, Pillow's mode) of a profile, both '' of a damaged one and of sRGB's own."""
+    """Return (name, Pillow's mode) of a profile, both '' if it is damaged or sRGB's own."""
     try:
         profile = ImageCms.getOpenProfile(io.BytesIO(content))
         mode = SPACES[cast("Any", profile.profile).xcolor_space.strip()]
@@ -61,7 +61,7 @@ def _transform(content: bytes, mode: str) -> Any:
 
 
 def _moves(content, mode):
-    """Return by how many steps of 255 a profile moves the colour that it moves most."""
+    """Return the largest change of a channel, in levels of 255, that a profile makes."""
     steps, channels = range(0, 256, 51), len(mode)
     values = bytes(value for colour in product(steps, repeat=channels) for value in colour)
     colours = Image.frombytes(mode, (len(values) // channels, 1), values)
@@ -73,7 +73,7 @@ def _moves(content, mode):
 
 
 def without_notes(content: bytes) -> bytes:
-    """Return a PNG without the chunks that hold no pixels, such as a profile of many megabytes."""
+    """Return a PNG without the chunks that hold no pixels, such as a huge colour profile."""
     if not content.startswith(b"\x89PNG\r\n\x1a\n"):
         return content
     kept, place = [content[:8]], 8

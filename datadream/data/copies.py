@@ -1,9 +1,11 @@
-"""Copies of an image, also re-encoded, resized, brightened, greyed, mirrored, turned or cropped by
-some percent.
+"""Detection of near-duplicate images.
 
-A plain perceptual comparison. Coarse thumbnails propose pairs; `overlay` lays these over each other
-and looks block by block, since two digits of a class, or two photos of a scene, agree nearly
-everywhere, and a copy everywhere.
+A copy may be re-encoded, resized, brightened, greyed, mirrored, rotated, or cropped by a few
+percent.
+
+A plain perceptual comparison. Coarse thumbnails propose pairs; `overlay` aligns them and compares
+them block by block, since two digits of a class, or two photos of a scene, agree nearly everywhere,
+but a copy agrees everywhere.
 """
 
 from __future__ import annotations
@@ -18,25 +20,25 @@ from PIL import Image
 
 from .overlay import SIDE, TEXTURED, WHOLE, Place, align, match
 
-COLOUR = 16  # pixels a side of the thumbnail that keeps the colours
-COARSE = 8  # of the one that proposes pairs
-ALIKE = 0.8  # correlation of coarse thumbnails, colours included, from which a pair is looked at
-# From where the colours are the same too, as far as a copy of little texture keeps them.
+COLOUR = 16  # side in pixels of the thumbnail that keeps the colours
+COARSE = 8  # side of the thumbnail that proposes pairs
+ALIKE = 0.8  # correlation of coarse thumbnails, colours included, from which a pair is compared
+# Correlation that a pair with little texture has to reach, so that the colours agree as well.
 COLOURS = 0.97
-NEIGHBOURS = 8  # images that one is compared with more closely: those most like it
-CROPS = (0.0, 0.045, 0.09)  # shares cut off at an edge, from which `align` finds those between
-FEW, MANY = 1500, 20_000  # images up to which all crops, or those of even edges, are proposed
-# Pairs that are compared at most, and those of them that are aligned: some ten seconds' work. The
-# most alike come first, so that only copies of little likeness, in very large sets, are missed.
+NEIGHBOURS = 8  # the most similar images, with which each one is compared closely
+CROPS = (0.0, 0.045, 0.09)  # shares cut off at an edge; `align` finds those in between
+FEW, MANY = 1500, 20_000  # most images for which all crops, or those with equal margins, are tried
+# At most so many pairs are compared, and so many of these aligned: about ten seconds' work. The
+# most similar pairs come first, so only faint copies in very large sets are missed.
 MATCHED, ALIGNED = 20_000, 1500
-# What a pair must show before it is aligned: correlated blocks, and none that strays further.
+# Least block correlation and largest stray of a pair that is worth aligning.
 HOPEFUL, STRAYING = 0.3, 1.5
-SMALL = 32  # pixels of a shorter side from which no part of an image is looked for
-LUMA = np.array((0.299, 0.587, 0.114), np.float32)  # of red, green and blue in grey
-COLOURLESS = 4  # levels that the channels of a grey picture differ by at most
-SAME = 0.08  # share by which the contrast of a copy in grey differs, where it has little texture
-FLAT = 2.0  # standard deviation in grey levels under which there is nothing to compare
-ROWS = 256  # images that are compared with all others at once
+SMALL = 32  # shorter side in pixels up to which no part of an image is looked for
+LUMA = np.array((0.299, 0.587, 0.114), np.float32)  # weights of red, green and blue in grey
+COLOURLESS = 4  # most levels by which the channels of a grey picture differ
+SAME = 0.08  # relative change of contrast allowed in a grey copy with little texture
+FLAT = 2.0  # standard deviation in grey levels below which there is nothing to compare
+ROWS = 256  # images compared with all others at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +47,7 @@ class Sketch:
 
     digest: str
     grey: np.ndarray  # uint8 (SIDE, SIDE), the mean of the channels
-    luma: np.ndarray  # of the same shape, as a copy in grey has it
+    luma: np.ndarray  # same shape, the grey that a grey copy would have
     colour: np.ndarray  # uint8 (COLOUR, COLOUR, 3)
     small: bool
 
@@ -66,7 +68,7 @@ def sketch(image: Image.Image) -> Sketch:
 
 
 def groups(sketches: Sequence[Sketch]) -> list[int]:
-    """Return the group of each image, as the position of its first member: copies share one."""
+    """Return the group of each image, as the position of its first member; copies share one."""
     parents = list(range(len(sketches)))
 
     def root(i: int) -> int:
@@ -87,7 +89,7 @@ def groups(sketches: Sequence[Sketch]) -> list[int]:
         return [root(i) for i in range(len(sketches))]
     some = [sketches[i] for i in rest]
     join((rest[i], rest[j]) for i, j in _near(some, np.stack([one.colour for one in some])))
-    # Of a picture in colour and one in grey, what both have in common is compared.
+    # A colour picture and a grey one are compared by brightness alone.
     greys = [np.ptp(one.colour.astype(int), axis=-1).max() <= COLOURLESS for one in some]
     if any(greys) and not all(greys):
         toneless = np.stack([one.colour @ LUMA for one in some])[..., None]
@@ -96,7 +98,7 @@ def groups(sketches: Sequence[Sketch]) -> list[int]:
 
 
 def _near(sketches, colours, kinds=None):
-    """Yield the pairs of positions of near copies; with `kinds`, those of two kinds alone."""
+    """Yield pairs of positions of near copies; with `kinds`, only pairs of different kinds."""
     aligned, seen = 0, set()
     for i, j, way, place, likeness in _proposed(colours.astype(np.float32), kinds):
         if (j, i, way, place) in seen:
@@ -114,7 +116,8 @@ def _near(sketches, colours, kinds=None):
         if part and aligned < ALIGNED and not any(one.is_copy(small) for one in found):
             aligned += 1
             found = [match(one, other, align(one, other, place))]
-        # Two shapes of one outline, black and blue, are no copies though blue is nearly as dark.
+        # A black and a blue shape with the same outline are no copies, though blue is nearly as
+        # dark.
         if kinds is not None:
             found = [m for m in found if m.textured >= TEXTURED or abs(m.gain - 1) <= SAME]
         if any(one.is_copy(small) for one in found):
@@ -122,7 +125,7 @@ def _near(sketches, colours, kinds=None):
 
 
 def _proposed(colours, kinds) -> Iterator[tuple[int, int, int, Place, float]]:
-    """Yield (one, other, way to turn the first, part of it that the other may be, likeness).
+    """Yield (one, other, turn of the first, the part of it that the other may show, similarity).
 
     `colours` are the thumbnails (images, COLOUR, COLOUR, channels).
     """
@@ -152,7 +155,7 @@ def _proposed(colours, kinds) -> Iterator[tuple[int, int, int, Place, float]]:
 
 
 def _views(count: int) -> list[tuple[int, Place]]:
-    """Return what of an image is compared with the others: (way to turn it, part of it)."""
+    """Return the views of an image that are compared with the others: (turn, part of it)."""
     spans = [(low, 1 - high) for low, high in product(CROPS, CROPS)]
     even = [(low, 1 - low) for low in CROPS]
     if count <= FEW:
@@ -163,13 +166,13 @@ def _views(count: int) -> list[tuple[int, Place]]:
 
 
 def _turned(picture, way):
-    """Return a picture (side, side, ...) turned `way % 4` times, and mirrored from 4 on."""
+    """Rotate a picture (side, side, ...) by `way % 4` quarter turns; mirror it if `way` >= 4."""
     turned = np.rot90(picture, way % 4)
     return turned[:, ::-1] if way >= 4 else turned
 
 
 def _coarse(colours, views):
-    """Return the normalised thumbnails of some views, (images, views, channels COARSE ** 2)."""
+    """Return normalised thumbnails of some views, (images, views, channels COARSE ** 2)."""
     found = np.empty((len(colours), len(views), colours.shape[-1] * COARSE**2), np.float32)
     for number, (way, (top, bottom, left, right)) in enumerate(views):
         down, across = _shares(top, bottom), _shares(left, right)
@@ -181,7 +184,7 @@ def _coarse(colours, views):
 
 
 def _shares(start: float, stop: float) -> np.ndarray:
-    """Return the share that each pixel has of each coarse one, (COARSE, COLOUR)."""
+    """Return the weight of each pixel in each coarse pixel, (COARSE, COLOUR)."""
     edges, pixels = np.linspace(start * COLOUR, stop * COLOUR, COARSE + 1), np.arange(COLOUR)
     low, high = np.maximum(edges[:-1, None], pixels), np.minimum(edges[1:, None], pixels + 1)
     part = np.clip(high - low, 0, None)

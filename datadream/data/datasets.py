@@ -29,7 +29,7 @@ DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight"
 
 @dataclass(frozen=True)
 class Dataset:
-    """Classes in label order, the prompt's noun, and disjoint few-shot pool, validation, test."""
+    """Class names in label order, the prompt's noun, and disjoint few-shot pool, val and test."""
 
     name: str
     noun: str
@@ -43,12 +43,12 @@ class Dataset:
 class Row:
     """A row of the table: a dataset's reader, noun, class names, source and use of `folder`.
 
-    `folder` says what the recipe's field of that name may be: "none" (the dataset lies in a
-    package), "own" (it must be given, and is watched for changes) or "optional" (else the data
-    folder is searched).
+    `folder` says how the recipe's field of that name is used: "none" (the data come with a
+    package), "own" (required, and watched for changes) or "optional" (by default the data folder is
+    searched).
     """
 
-    read: Callable[[str], Any]  # folder -> [train, val, test], or (classes, those) of the user's
+    read: Callable[[str], Any]  # folder -> [train, val, test]; for user folders (classes, parts)
     noun: str
     classes: tuple[str, ...]
     source: str
@@ -78,10 +78,10 @@ def load_dataset(
     name: str, folder: str = "", noun: str = "", names: str = "paper", shots_folder: str = "",
     fold: str = "", test_folder: str = "",
 ) -> Dataset:  # fmt: skip
-    """Load a dataset by name; the arguments are the recipe's fields of these names.
+    """Load a dataset by name; the arguments are the recipe's fields of the same names.
 
-    It is cached, and read anew once a file of the user's folders has changed. Raises ConfigError on
-    an unknown name or a folder that it would not read, and DataError on missing or unusable data.
+    The result is cached until a file in the user's folders changes. Raises ConfigError on an
+    unknown name or a folder that would be ignored, and DataError on missing or unusable data.
     """
     if name not in DATASETS:
         raise ConfigError(
@@ -119,7 +119,7 @@ def load_for(recipe: Recipe) -> Dataset:
 
 @lru_cache(maxsize=8)
 def released(dataset: Dataset) -> Dataset:
-    """Give a dataset the released code's faults: its test part, which also chooses the epoch."""
+    """Reproduce the released code's flaw: validation and test are the part that it tests on."""
     part = SOURCES[dataset.name].released_test if dataset.name in SOURCES else "test"
     return replace(dataset, val=getattr(dataset, part), test=getattr(dataset, part))
 
@@ -147,7 +147,7 @@ def _load(name, folder, noun, names, shots_folder, fold, test_folder, state):
 def draw_images(
     images: Images, classes: tuple[int, ...], count: int, key_: tuple[Any, ...]
 ) -> tuple[list[int], Images]:
-    """Draw `count` images (or all, if fewer) per class index by `key_`: (positions, Images)."""
+    """Draw `count` images (or all, if fewer) per class, seeded by `key_`: (positions, Images)."""
     rows = []
     for label in classes:
         own = members(images, label)
@@ -162,7 +162,7 @@ def draw_images(
 def draw_shots(
     dataset: Dataset, shots: int, seed: int, label: int | None
 ) -> tuple[list[int], Images]:
-    """Draw as `few_shots` does, and return the positions in the pool too: (positions, Images)."""
+    """Draw as `few_shots` does, but return (positions in the pool, Images)."""
     classes = tuple(range(len(dataset.classes))) if label is None else (label,)
     for few in (c for c in classes if len(members(dataset.train, c)) < shots):
         raise DataError(
@@ -176,8 +176,8 @@ def draw_shots(
 def few_shots(dataset: Dataset, shots: int, seed: int, label: int | None = None) -> Images:
     """Draw `shots` training images per class by `seed` (paper, section 4); 0 takes all.
 
-    Of all classes, or of class index `label` alone. The same draw is the same object, so that it is
-    hashed once. Raises DataError if a class has too few images.
+    Draws from all classes, or from class index `label` only. The same draw returns the same object,
+    so it is hashed once. Raises DataError if a class has too few images.
     """
     return draw_shots(dataset, shots, seed, label)[1]
 
@@ -210,9 +210,9 @@ def write_draw(recipe: Recipe, dataset: Dataset, folder: Path) -> None:
 
 
 def draw_inputs(recipe: Recipe, dataset: Dataset) -> dict[str, Any]:
-    """Return the key inputs of the few-shot draw: its images' fingerprint and the classes.
+    """Return the key inputs of the few-shot draw: the fingerprint of its images, and the classes.
 
-    Whatever draws the same images thus shares what was made from them.
+    Recipes that draw the same images thus share the artifacts made from them.
     """
     return {
         "images": fingerprint(few_shots(dataset, recipe.shots, recipe.seed)),
@@ -220,8 +220,8 @@ def draw_inputs(recipe: Recipe, dataset: Dataset) -> dict[str, Any]:
     }
 
 
-# The paper's prompt, then others for the same class; as many as generate.templates says are taken
-# in turn.
+# The paper's prompt, then alternatives for the same class; generate.templates says how many are
+# cycled through.
 TEMPLATES = (
     "a {noun}photo of a {name}",
     "a close-up {noun}photo of a {name}",
@@ -236,10 +236,10 @@ TEMPLATES = (
 def prompt(noun: str, name: str, template: int = 0) -> str:
     """Return the paper's prompt, `a {noun }photo of a {class}` (section 3.2).
 
-    `template` is the position of another in TEMPLATES.
+    `template` selects another one from TEMPLATES.
     """
     return TEMPLATES[template].format(noun=f"{noun} " if noun else "", name=name)
 
 
-# of the images that every seed starts from, where sets of images are shown or described
+# Title of the images that every seed starts from, where image sets are shown or described.
 SHOTS_TITLE = "Real few shots"

@@ -1,4 +1,4 @@
-"""Training images decoded once, in memory or in a temporary file."""
+"""A cache of decoded training images, in memory or in a temporary file."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ from .transfer import sent_together
 if TYPE_CHECKING:
     import torch
 
-# Decoded training images kept in memory; the others lie in a temporary file.
+# Decoded training images kept in memory; the rest go to a temporary file.
 CACHE_BYTES = 4 * 2**30
-# The share of the GPU's free memory that they may take there, up to CACHE_BYTES.
+# The share of the GPU's free memory that they may take, up to CACHE_BYTES.
 NEAR = 1 / 4
-AHEAD = 2**30  # bytes that threads decode beforehand; a batch of a camera's pictures has more
-# Bytes of a file from which threads decode faster than one thread does.
+AHEAD = 2**30  # bytes that threads decode ahead; a batch of camera pictures has more
+# File size in bytes from which several threads decode faster than one.
 LARGE = 2**14
-SPARE_BYTES = 10 * 2**30  # that such a file leaves free on its disk, which others use too
+SPARE_BYTES = 10 * 2**30  # left free on the disk of that file, which others use too
 
 
 def large(images: Images) -> bool:
-    """True if the images are files so large that threads decode them faster.
+    """True if the images are files large enough for threads to decode them faster.
 
-    The first one stands for all.
+    Judged by the first one.
     """
     first = next(iter(images.sources), None)
     try:
         return isinstance(first, (str, Path)) and Path(first).stat().st_size >= LARGE
-    except OSError:  # whoever opens it says what is wrong
+    except OSError:  # reported when it is opened
         return False
 
 
 def _room_on(device):
-    """Return the bytes of images that may stay on a GPU; 0 on the CPU, which has its own cache."""
+    """Return the bytes of images that may stay on a GPU; 0 for the CPU, which has its own cache."""
     import torch
 
     if torch.device(device).type != "cuda":
@@ -51,14 +51,13 @@ def _room_on(device):
 
 
 class Decoded:
-    """Decode each image once, by (kind, position), and cache its bytes.
+    """Decode each image once, by (kind, position), and cache its pixels.
 
-    The first CACHE_BYTES stay in memory; the rest go to a file in the folder for temporary files
-    (TMPDIR, on a disk), which nobody else sees and which ends with the process. Where that has no
-    room left, images are decoded anew at each use. What came first stays in memory: an epoch visits
-    every image once, so that the image used longest ago is the one that is needed soonest. Of large
-    files threads decode what is needed next. On a GPU the first ones stay there, so that later
-    epochs copy nothing.
+    The first CACHE_BYTES stay in memory; the rest go to an anonymous file in the temporary folder
+    (TMPDIR, on a disk), which is removed when the process ends. If the disk is full, further images
+    are decoded again at each use. The first images stay, rather than the most recent: an epoch
+    visits every image once, so the one used longest ago is needed soonest. Threads decode large
+    files ahead. On a GPU, the first ones stay in its memory, so that later epochs copy nothing.
     """
 
     def __init__(self, sets: Mapping[bool, Images], device: torch.device | str = "cpu") -> None:
@@ -72,7 +71,7 @@ class Decoded:
     def start(self, keys: Iterable[tuple[bool, int]]) -> None:
         """Begin to decode these images, or to read them back, in the background.
 
-        It ends where what is on its way takes AHEAD bytes.
+        Stops once AHEAD bytes are under way.
         """
         for key in keys:
             if len(self.coming) * self.largest >= AHEAD:
@@ -119,13 +118,13 @@ class Decoded:
                 or os.pwrite(self.file.fileno(), image.numpy(), self.end) < image.nbytes
             ):
                 raise OSError("the disk has no room left")
-        except OSError:  # a cache is no reason to end
+        except OSError:  # a full cache must not end the run
             self.full = True
         else:
             self.places[key], self.end = (self.end, tuple(image.shape)), self.end + image.nbytes
 
     def _read(self, place, shape):
-        """Return the pixels at a place of the file, None where the disk no longer gives them."""
+        """Return the pixels at an offset of the file, or None if the disk no longer gives them."""
         pixels = np.empty(shape, np.uint8)
         if self.file is None:
             return None

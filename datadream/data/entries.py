@@ -1,4 +1,4 @@
-"""What lies in a folder: class folders, images, and what machines leave there beside them."""
+"""What lies in a folder: class folders, images, and the litter that systems leave beside them."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pathlib import Path
 from PIL import Image
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".webp", ".tif", ".tiff"}
-# What a file without such a suffix is tried as: the formats that are known by their first bytes.
+# Formats tried for a file without such a suffix: those recognised by their first bytes.
 FORMATS = ("JPEG", "MPO", "PNG", "GIF", "BMP", "TIFF", "WEBP", "AVIF", "JPEG2000", "PPM")
-# Left by archives of a Mac, by network disks and by Windows, in lower case. What begins with a dot,
-# as .DS_Store and .ipynb_checkpoints do, is passed over too.
+# Left by Mac archives, network disks and Windows, in lower case. Names that begin with a dot, such
+# as .DS_Store and .ipynb_checkpoints, are skipped too.
 LITTER = {
     "__macosx",
     "@eadir",
@@ -24,11 +24,11 @@ LITTER = {
     "ehthumbs.db",
     "desktop.ini",
 }
-CAPTIONS = "captions.tsv"  # beside class folders: what is in each image, for methods that ask
+CAPTIONS = "captions.tsv"  # beside class folders: what each image shows, for methods that need it
 
 
 def is_litter(name: str) -> bool:
-    """True if a file or folder of this name is hidden, or is what a machine leaves in folders."""
+    """True if a file or folder of this name is hidden, or is litter of an operating system."""
     return name.startswith(".") or name.lower() in LITTER
 
 
@@ -40,9 +40,9 @@ def folder_names(root: Path) -> list[str]:
 def image_files(folder: Path) -> tuple[list[Path], list[str]]:
     """List a class folder: (image files, names of the other entries), both sorted.
 
-    A file is an image if its suffix or its content says so. Links that lead nowhere count as
-    images. Hidden files, such as the ._photo.jpg of a Mac, and sub-folders are among the others,
-    whatever their suffix.
+    A file is an image if its suffix or its content says so. Broken links count as images.
+    Sub-folders and hidden files, such as a Mac's ._photo.jpg, are among the others, whatever their
+    suffix.
     """
     entries = sorted(folder.iterdir()) if folder.is_dir() else []
     images = [p for p in entries if not is_litter(p.name) and _is_image(p)]
@@ -58,17 +58,17 @@ def _is_image(path):
     try:
         with Image.open(path, formats=[form for form in FORMATS if form in Image.OPEN]):
             return True
-    except (ValueError, Image.DecompressionBombError):  # an image, of which the reader says more
+    except (ValueError, Image.DecompressionBombError):  # an image; opening it says what is wrong
         return True
     except (OSError, SyntaxError):
         return False
 
 
 def unused(root: Path, known: Iterable[str], classes: Iterable[str] = ()) -> Iterator[str]:
-    """Yield, relative to `root`, what no reader takes of it, but for what machines left there.
+    """Yield the entries of `root` that no reader uses, relative to it, except litter.
 
-    That is the entries other than `known` and captions, and what is no image in the folders of the
-    `classes`.
+    These are entries other than `known` and the captions, and files in the folders of `classes`
+    that are not images.
     """
     wanted = {*known, CAPTIONS}
     for entry in sorted(root.iterdir()):
@@ -80,14 +80,14 @@ def unused(root: Path, known: Iterable[str], classes: Iterable[str] = ()) -> Ite
 
 
 def alike(name: str) -> str:
-    """Return a name in the one form of its accents in which two machines agree."""
+    """Return a name with its accents in one normal form (NFC), for comparison across systems."""
     return unicodedata.normalize("NFC", name)
 
 
 def named(root: Path, name: str) -> Path:
-    """Return the entry `name` of a folder, whose accents may be written in the other Unicode form.
+    """Return the entry `name` of a folder, even if its accents are in the other Unicode form.
 
-    A Mac's archive has them as letter and accent (NFD), other machines as one character (NFC).
+    Mac archives write them as letter and accent (NFD), other systems as one character (NFC).
     """
     place = root
     for step in Path(name).parts:

@@ -14,7 +14,7 @@ from .entries import SUFFIXES, alike, folder_names, image_files, named, unused
 from .images import Images, members, shuffled, split
 from .split_words import without_split_words
 
-PARTS = {  # of a split of the user's own, by what they are called, in any case
+PARTS = {  # the names of the parts of a user's own split, in any case
     "train": ("train", "training"),
     "val": ("val", "valid", "validation"),
     "test": ("test", "testing"),
@@ -22,17 +22,17 @@ PARTS = {  # of a split of the user's own, by what they are called, in any case
 
 
 class UnusedWarning(UserWarning):
-    """Files or folders of the user's are not used; the message counts them and names some."""
+    """Some files or folders of the user are not used; the message counts and names some."""
 
 
 def read_class_folders(folder: str | Path) -> tuple[list[str], list[Images]]:
     """Read class folders and split them: (class names, [train, val, test]).
 
     The layout is <folder>/<class>/*, or <folder>/{train,val,test}/<class>/* if the user made the
-    split. Copies of an image stay in one part. What is not used is counted in an UnusedWarning.
-    Raises DataError on a missing folder, a class of too few images, a split that lacks a part or
-    whose parts share an image, an image that cannot be read, a link that leads out of the folder,
-    and class names that `name_faults` reports.
+    split. Copies of an image stay in one part. Unused entries give an UnusedWarning. Raises
+    DataError on a missing folder, a class with too few images, a split that lacks a part or whose
+    parts share an image, an unreadable image, a link that leads out of the folder, and class names
+    that `name_faults` reports.
     """
     root = _root(folder)
     places = split_of(root)
@@ -62,10 +62,10 @@ def read_class_folders(folder: str | Path) -> tuple[list[str], list[Images]]:
 
 
 def split_of(root: Path) -> dict[str, Path]:
-    """Return the parts of a split of the user's own, by name in the order of PARTS.
+    """Return the folders of a user's own split by part, in the order of PARTS.
 
-    A part has class folders and no image of its own: a class may be called `train` too. Raises
-    DataError on two folders that may be the same part.
+    A part has class folders and no images of its own, since a class may be called `train` too.
+    Raises DataError if two folders could be the same part.
     """
     places = {}
     for part, known in PARTS.items():
@@ -82,7 +82,7 @@ def split_of(root: Path) -> dict[str, Path]:
 
 
 def require_no_split(root: Path) -> None:
-    """Raise DataError on parts of a split where class folders are wanted."""
+    """Raise DataError if a folder that should hold class folders holds a split."""
     parts = [str(place) for place in split_of(root).values()]
     if parts:
         raise DataError(
@@ -119,7 +119,7 @@ def _count(items, noun):
 
 
 def _warn_of_unused(root, known, classes):
-    """Warn of entries of `root` other than `known`, and of what is no image in its `classes`."""
+    """Warn of entries of `root` other than `known`, and of non-images in its `classes`."""
     found = list(unused(root, known, classes))
     if found:
         warnings.warn(
@@ -132,15 +132,15 @@ def _warn_of_unused(root, known, classes):
 
 
 def sketches(images: Images) -> list[Sketch]:
-    """Return what copies are found by of each image, and with it that each can be read.
+    """Return the sketch of each image, by which copies are found.
 
-    Raises DataError on one that cannot: now, and not after hours of training.
+    Raises DataError on an image that cannot be read: now, rather than after hours of training.
     """
     return [sketch(images.open(i)) for i in range(len(images))]
 
 
 def require_apart(parts: Mapping[str, Images]) -> None:
-    """Raise DataError if two parts have copies of the same image, or one cannot be read."""
+    """Raise DataError if two parts share copies of an image, or an image cannot be read."""
     owners = [(name, str(file)) for name, images in parts.items() for file in images.sources]
     together = groups([one for images in parts.values() for one in sketches(images)])
     first, shared = {}, []
@@ -158,14 +158,14 @@ def require_apart(parts: Mapping[str, Images]) -> None:
 
 
 class CopyWarning(UserWarning):
-    """Few shots of the user's are files of the test part; the message counts them."""
+    """Some of the user's few shots are also test files; the message counts them."""
 
 
 def warn_of_tested(shots: Images, test: Images) -> None:
-    """Warn of few shots that are, byte by byte, files of a test part too large to decode.
+    """Warn of few shots that are byte-identical to files of a test part too large to decode.
 
-    Files of one size are compared by their digests. Public sets share some images themselves,
-    so that this is no error. Images in memory are not looked at.
+    Files of equal size are compared by digest. This is no error, since some public datasets share
+    images between their own parts. Images in memory are not compared.
     """
     files, others = ([f for f in part.sources if isinstance(f, str)] for part in (shots, test))
     sizes = set(map(os.path.getsize, files))
@@ -186,7 +186,7 @@ def _digest(file):
 
 
 def _require_groups(root, names, images, together, least, what):
-    """Raise DataError on a class that has fewer than `least` images that are no copies."""
+    """Raise DataError on a class with fewer than `least` distinct images, copies aside."""
     for label, name in enumerate(names):
         own = members(images, label).tolist()
         distinct = {together[i] for i in own}
@@ -200,13 +200,13 @@ def _require_groups(root, names, images, together, least, what):
 
 
 def read_photos(folder: str | Path, fold: str, test_folder: str) -> tuple[list[str], list[Images]]:
-    """Read <folder>/<class>/* where images are few: (class names, [train, val, test]).
+    """Read <folder>/<class>/* when there are few images: (class names, [train, val, test]).
 
-    With a `test_folder` of the same class folders all images of `folder` are for training. Else
-    `fold` '2/4' cuts each class into four parts, copies of an image in one, and tests on the
-    second; '0/4' tests on none. Nothing is selected here, so the validation part is the training
-    part. Raises DataError on bad values, on classes that differ, on images that are in both
-    folders, and on names, links and images as `read_class_folders` does.
+    With a `test_folder` of the same class folders, all images of `folder` are for training.
+    Otherwise `fold` '2/4' means the second of four cross-validation folds per class, with copies of
+    an image in the same fold; '0/4' holds out nothing. Nothing is selected here, so the validation
+    part is the training part. Raises DataError on bad values, on class folders that differ, on
+    images in both folders, and on names, links and images as `read_class_folders` does.
     """
     root = _root(folder)
     require_no_split(root)
@@ -232,7 +232,7 @@ def read_photos(folder: str | Path, fold: str, test_folder: str) -> tuple[list[s
 
 
 def _held(root, names, whole, together, part, parts):
-    """Return the positions of the images that a fold tests on."""
+    """Return the positions of the images in the held-out fold."""
     _require_groups(root, names, whole, together, parts, f"{parts} folds")
     placed, held = {}, set()
     for label in range(len(names)):
@@ -256,8 +256,9 @@ def _test_images(root, names):
 
 
 def _shares(n):
-    """Give half of n images (3 or more) to the few-shot pool, a fifth to validation, and at
-    least one to the test.
+    """Return the sizes of pool (half) and validation (a fifth) for n >= 3 images.
+
+    The test part gets the rest, at least one.
     """
     val = max(1, round(0.2 * n))
     return min(max(1, round(0.5 * n)), n - val - 1), val
@@ -271,9 +272,9 @@ def _checked_names(root):
 
 
 def name_faults(names: Iterable[str]) -> list[tuple[str, str]]:
-    """Return (name, what is wrong) of each class name that a prompt cannot use.
+    """Return (name, what is wrong) for each class name that a prompt cannot use.
 
-    Either it is not printable text, or it differs from another one only in case, spaces or the
+    Such a name is not printable text, or differs from another one only in case, spaces or the
     Unicode form of its accents.
     """
     faults, seen = [], {}
@@ -300,7 +301,7 @@ def name_faults(names: Iterable[str]) -> list[tuple[str, str]]:
 
 def require_inside(file: str | Path, root: Path) -> None:
     """Raise DataError if `file` is reached by a link that leads out of the folder `root`."""
-    target = Path(os.path.realpath(file))  # of a link to itself, too
+    target = Path(os.path.realpath(file))  # also resolves a link to itself
     if not target.is_relative_to(root.resolve()):
         raise DataError(
             f"{str(file)!r} leads out of {root}, to {target}; copy the images there, or name the "
@@ -309,9 +310,9 @@ def require_inside(file: str | Path, root: Path) -> None:
 
 
 def folder_state(folder: str | Path) -> tuple[tuple[str, int, int], ...]:
-    """Return (name, size, time) of every file under `folder`, as a cache key.
+    """Return (name, size, modification time in ns) of every file under `folder`, as a cache key.
 
-    A repaired, added or removed file changes it; the time is in ns. Empty where `folder` is ''.
+    It changes when a file is repaired, added or removed. Empty if `folder` is ''.
     """
     files = sorted(p for p in Path(folder).rglob("*") if p.is_file()) if folder else []
     return tuple((str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files)
@@ -342,7 +343,7 @@ def _read_folders(root, names, least, home):
 def class_folders(classes: Iterable[str]) -> list[str]:
     """Return one file-system-safe folder name per class, in order.
 
-    The names are distinct even where case is ignored, and name no split to `datasets`.
+    The names are distinct even if case is ignored, and `datasets` takes none of them for a split.
     """
     folders, taken = [], set()
     for name in classes:

@@ -20,23 +20,22 @@ from .colour import profile_of, to_srgb, without_notes
 if TYPE_CHECKING:
     import torch
 
-SoftLabel = tuple[tuple[int, float], ...]  # an image's (class index, share), which sum to one
-PIXEL = 1.5  # bytes of a PNG per pixel, about
-# a longer side over this many shorter ones is refused: resized by its short side it would fill the
-# memory
+SoftLabel = tuple[tuple[int, float], ...]  # an image's (class index, share); shares sum to one
+PIXEL = 1.5  # bytes per pixel of a PNG, approximately
+# Largest aspect ratio accepted: resizing a longer strip by its short side would exhaust memory.
 STRIP = 50
-PREVIEW = 256  # pixels of a preview's longer side: a figure's cell has 220 at most
+PREVIEW = 256  # longer side of a preview in pixels; a figure's cell has at most 220
 
 
-# Compared by identity, so that caches may key on a set without hashing its pixels.
+# Compared by identity, so that caches can use a set as key without hashing its pixels.
 @dataclass(frozen=True, eq=False)
 class Images:
     """A labelled set of images, in memory or in files.
 
-    `sources` are uint8 arrays (H, W), or (H, W, 3), or file paths; `labels` are their class
-    indices. `stamp` stands for the content in the fingerprint of a set that is too large to be read
-    for it. `shares` are soft labels, for each image its (class index, share), which sum to one;
-    none: each image is of its class alone.
+    `sources` are uint8 arrays (H, W) or (H, W, 3), or file paths; `labels` are their class indices.
+    `stamp` replaces the content in the fingerprint of a set that is too large to be read for it.
+    `shares` are soft labels: for each image its (class index, share) pairs, which sum to one.
+    Without them, each image belongs to its class alone.
     """
 
     sources: Sequence[np.ndarray | str]
@@ -50,10 +49,10 @@ class Images:
     def open(self, i: int) -> Image.Image:
         """Return image i as an RGB PIL image.
 
-        It is turned by its EXIF entry; of several frames the first is taken, transparency lies on
-        white, 16-bit grey is cut to 8 bits, and the colours of an embedded profile become sRGB's.
-        Raises DataError on an unreadable file, on one of 32 bits a pixel and channel, and on a
-        strip of over STRIP to 1.
+        Applies the EXIF orientation, takes the first of several frames, composites transparency on
+        white, cuts 16-bit grey to 8 bits, and converts an embedded colour profile to sRGB. Raises
+        DataError on an unreadable file, on 32 bits per pixel and channel, and on an aspect ratio
+        above STRIP.
         """
         source = self.sources[i]
         if isinstance(source, np.ndarray):
@@ -70,7 +69,7 @@ class Images:
 
 
 def _cause(error):
-    """Return what is wrong with an image without its path, which the message names already."""
+    """Return what is wrong with an image, without its path, which the message already names."""
     if isinstance(error, UnidentifiedImageError):
         return "Pillow knows no image format of such content"
     return getattr(error, "strerror", None) or str(error)
@@ -78,9 +77,9 @@ def _cause(error):
 
 @contextmanager
 def opened(file: str | Path) -> Iterator[Image.Image]:
-    """Open an image file as a PIL image, within the context.
+    """Open an image file as a PIL image, as a context manager.
 
-    Raises DataError, with the file's name, on whatever goes wrong with it meanwhile.
+    Any error within the context is raised as a DataError that names the file.
     """
     try:
         with _open(file) as image:
@@ -89,11 +88,11 @@ def opened(file: str | Path) -> Iterator[Image.Image]:
         raise DataError(
             f"{str(file)!r} does not exist; give the path of an image that does"
         ) from error
-    # Pillow raises what its decoder stumbles over: OSError, SyntaxError, struct.error, a
-    # decompression bomb
+    # Pillow lets its decoders' errors through: OSError, SyntaxError, struct.error, a decompression
+    # bomb.
     except Exception as error:
         if isinstance(error, Image.DecompressionBombError):
-            most = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # from half of it on Pillow warns
+            most = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # Pillow warns from half of it on
             raise DataError(
                 f"{str(file)!r} is larger than Pillow decodes ({_cause(error)}); scale it down to "
                 f"{most:,} pixels or fewer"
@@ -106,7 +105,7 @@ def opened(file: str | Path) -> Iterator[Image.Image]:
 def _open(file):
     try:
         return Image.open(file)
-    except ValueError:  # a profile or a note of a PNG is too large; the pixels may be as good
+    except ValueError:  # a profile or note in a PNG is too large; the pixels may be fine
         content = without_notes(Path(file).read_bytes())
         return Image.open(io.BytesIO(content))
 
@@ -129,7 +128,7 @@ def _rgb(image):
 
 @lru_cache(maxsize=4096)
 def fingerprint(*parts: Images) -> str:
-    """Return 16 hex digits of the content of some image sets, which are read once.
+    """Return 16 hex digits of the content of some image sets, each read once.
 
     They change whenever an image's bytes or shape, a label, or the split into `parts` changes. A
     set with a `stamp` is not read.
@@ -162,7 +161,7 @@ def _by_label(images):
 def members(images: Images, label: int) -> np.ndarray:
     """Return the positions of a class's images, ascending.
 
-    A set is sorted once, since a thousand classes ask for theirs.
+    The set is sorted once and cached, since this may be called for a thousand classes.
     """
     order, labels = _by_label(images)
     return order[slice(*np.searchsorted(labels, [label, label + 1]))]
@@ -171,8 +170,8 @@ def members(images: Images, label: int) -> np.ndarray:
 class Previews(Sequence[list[Image.Image]]):
     """The first `depth` images of each class as small PIL images, for a figure.
 
-    They are opened when a class is asked for, and no others: a set of photos, or of a thousand
-    classes, would fill the memory.
+    They are opened only when their class is asked for: all photos, or a thousand classes, would
+    fill the memory.
     """
 
     def __init__(self, images: Images, classes: int, depth: int = 3) -> None:
@@ -194,21 +193,21 @@ class Previews(Sequence[list[Image.Image]]):
 
 
 def shrunk(image: Image.Image, side: int) -> Image.Image:
-    """Return an image whose sides are at most `side` pixels, itself where it is no larger."""
+    """Return an image whose sides are at most `side` pixels, unchanged if it is no larger."""
     if max(image.size) <= side:
         return image
-    # A preview of few modes: palettes and bits cannot be averaged.
+    # Palettes and 1-bit images cannot be averaged.
     image = image if image.mode in ("L", "RGB") else image.convert("RGB")
     scale = side / max(image.size)
     width, height = (max(1, round(scale * length)) for length in image.size)
-    # Of a camera's picture whole blocks of pixels are averaged first, which takes a tenth of the
-    # time; up to four times the size nothing is.
+    # Large camera pictures are first averaged in whole blocks, which takes a tenth of the time; up
+    # to four times the target size they are not.
     return image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=4.0)
 
 
 def shuffled(images: Images, label: int, groups: Sequence[int]) -> tuple[list[int], list[int]]:
-    """Return a class's positions in an order that never changes, and their groups, each once."""
-    # RandomState is frozen by numpy's policy.
+    """Return a class's positions in a fixed random order, and their distinct groups."""
+    # numpy's policy freezes RandomState's stream.
     rows = np.random.RandomState(label).permutation(members(images, label)).tolist()
     return rows, list(dict.fromkeys(groups[i] for i in rows))
 
@@ -219,10 +218,10 @@ def split(
     counts: Callable[[int], tuple[int, int]],
     groups: Sequence[int] | None = None,
 ) -> list[Images]:
-    """Split each class into train, validation and test by a permutation that never changes.
+    """Split each class into train, validation and test by a fixed permutation.
 
     `counts(n)` gives the first two sizes for a class of n images; test takes the rest. Images of
-    one of the `groups` stay together, and count as one.
+    the same group in `groups` stay together, and count as one.
     """
     classes = np.asarray(labels).tolist()
     whole, groups = Images((), classes), groups or range(len(classes))

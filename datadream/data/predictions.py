@@ -1,4 +1,4 @@
-"""What a classifier said of each image, as a small file beside a result."""
+"""A classifier's prediction for each image, as a small file beside a result."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,9 +11,10 @@ FILE = "predictions.safetensors"
 
 @dataclass(frozen=True)
 class Predictions:
-    """The class of each image and what a classifier took it for, in the order of the set.
+    """The true and the predicted class of each image, in the order of the set.
 
-    `margins` are by how much its logit exceeds the next one's, 0 or more: how sure it was.
+    `margins` are the classifier's confidence: the largest logit minus the second largest, at least
+    0.
     """
 
     labels: np.ndarray
@@ -22,14 +23,14 @@ class Predictions:
 
     @property
     def right(self) -> np.ndarray:
-        """Which images it takes for what they are, booleans (n,)."""
+        """Which images are classified correctly, booleans (n,)."""
         return self.labels == self.classes
 
 
 def write_predictions(folder: Path, parts: Mapping[str, Predictions]) -> None:
-    """Write predictions by the part of the dataset, 'val' or 'test', to `folder`.
+    """Write the predictions for each part of the dataset, 'val' or 'test', to `folder`.
 
-    Classes take two bytes an image, or four where there are many, and margins two.
+    Classes take two bytes per image, or four if there are many, and margins two.
     """
     from safetensors.numpy import save_file
 
@@ -49,7 +50,7 @@ def write_predictions(folder: Path, parts: Mapping[str, Predictions]) -> None:
 def read_predictions(folder: Path) -> dict[str, Predictions]:
     """Read what `write_predictions` wrote.
 
-    Raises LookupError where a result of an earlier version has none.
+    Raises LookupError if the result comes from an earlier version and has none.
     """
     from safetensors.numpy import load_file
 

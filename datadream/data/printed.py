@@ -1,4 +1,4 @@
-"""Printed characters: the only data that the embedded base models have ever seen."""
+"""Printed characters: the only data that the embedded base models were trained on."""
 
 import importlib.resources
 import math
@@ -17,8 +17,8 @@ from .datasets import DIGITS
 
 CHARACTERS = string.digits + string.ascii_uppercase
 NAMES = DIGITS + tuple(f"letter {c}" for c in string.ascii_lowercase)  # in the order of CHARACTERS
-# Openly licensed families (OFL or Apache) that the extra `fonts` installs; no handwriting and no
-# script face among them.
+# Openly licensed families (OFL or Apache) that the `fonts` extra installs; none is handwriting or a
+# script face.
 FAMILIES = (
     "abel",
     "acme",
@@ -76,9 +76,9 @@ FAMILIES = (
     "yanone_kaffeesatz",
     "zilla_slab",
 )
-HELD_OUT = FAMILIES[::8]  # never trained on: they measure CLIP zero-shot and train no model
+HELD_OUT = FAMILIES[::8]  # never trained on: used only to measure zero-shot CLIP
 SIDE = 32  # of the embedded models' images, in pixels
-SIZE = 2 * SIDE  # of a stored glyph mask, so that warps are drawn finer than they are shown
+SIZE = 2 * SIDE  # of a stored glyph mask, so that warps are finer than the final image
 # The variety of print on which models learn to read.
 READING: dict[str, Any] = dict(warp=0.03, strokes=0.3, scale=0.2, shear=0.2, rotate=12)
 
@@ -86,7 +86,7 @@ READING: dict[str, Any] = dict(warp=0.03, strokes=0.3, scale=0.2, shear=0.2, rot
 def matplotlib_fonts() -> list[Path]:
     """List the upright and slanted text faces inside matplotlib, sorted.
 
-    They are of DejaVu, STIX and Computer Modern.
+    They belong to DejaVu, STIX and Computer Modern.
     """
     import matplotlib
 
@@ -116,7 +116,7 @@ def family_fonts(family: str, most: int = 4) -> list[Path]:
 
 
 def faces(paths: Iterable[str | Path]) -> list[ImageFont.FreeTypeFont]:
-    """Load fonts: one for a static file, up to three weights of a variable one."""
+    """Load fonts: one from a static file, up to three weights from a variable one."""
     found = []
     for path in paths:
         font = ImageFont.truetype(str(path), SIZE)
@@ -142,8 +142,8 @@ def faces(paths: Iterable[str | Path]) -> list[ImageFont.FreeTypeFont]:
 def glyph(font: ImageFont.FreeTypeFont, character: str, height: int = 44) -> np.ndarray:
     """Draw one character as a SIZE x SIZE uint8 mask.
 
-    Its bounding box is centred and scaled to `height` pixels, aspect kept. Raises ValueError if the
-    font draws nothing.
+    Its bounding box is centred and scaled to `height` pixels, keeping the aspect ratio. Raises
+    ValueError if the font draws nothing.
     """
     canvas = Image.new("L", (3 * SIZE, 3 * SIZE))
     ImageDraw.Draw(canvas).text((SIZE, SIZE), character, font=font, fill=255)
@@ -186,7 +186,7 @@ def distort(
     """Draw masks (B, 1, H, W) in [0, 1] under random affine maps and a smooth random warp.
 
     Returns (B, 1, size, size). `rotate` is in degrees, `shift` and `warp` in canvas widths
-    (standard deviation for the warp), the others relative.
+    (standard deviation for the warp), the others are relative.
     """
     n = len(masks)
 
@@ -208,14 +208,14 @@ def distort(
         field = torch.randn(n, 2, 5, 5) * (2 * warp) * torch.rand(n, 1, 1, 1)
         field = F.interpolate(field, size=2 * size, mode="bicubic", align_corners=True)
         grid = grid + field.permute(0, 2, 3, 1)
-    # Sampled at twice the size and averaged: without it, thin strokes alias.
+    # Sampled at twice the size and averaged; otherwise thin strokes alias.
     return F.avg_pool2d(F.grid_sample(masks, grid, align_corners=False), 2)
 
 
 def restroke(masks: torch.Tensor, share: float = 0.5) -> torch.Tensor:
     """Thin or thicken the strokes of a random `share` of masks (B, 1, H, W).
 
-    By erosion or dilation of one to three pixels.
+    Erodes or dilates by one or two pixels.
     """
     out = masks.clone()
     for rows in torch.randperm(len(masks))[: int(share * len(masks))].chunk(4):
@@ -230,7 +230,7 @@ def tone(
 ) -> torch.Tensor:
     """Colour masks (B, 1, H, W) with grey tones: RGB images (B, 3, H, W) in [0, 1].
 
-    `light` (B,) says which are light on dark; the tones differ by `contrast` or more, and a share
+    `light` (B,) says which are light on dark. The tones differ by at least `contrast`; a share
     `extreme` is pure black and white.
     """
     n = len(masks)
@@ -245,9 +245,9 @@ def tone(
 
 
 def captions(labels: Iterable[Any], light: Iterable[Any], detailed: Iterable[Any]) -> list[str]:
-    """Return one caption per label (0..35): plain, or with its tones where `detailed` is true.
+    """Return one caption per label (0..35), with its tones if `detailed` is true.
 
-    The arguments are tensors (B,), or lists of as many.
+    The arguments are tensors (B,), or lists of the same length.
     """
     tones = {True: "light {} on a dark background", False: "dark {} on a light background"}
     names = [NAMES[int(i)] for i in labels]
@@ -267,8 +267,8 @@ def draw(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Draw n random printed characters: images, labels and light-on-dark flags.
 
-    Images are (n, 3, 32, 32) in [0, 1], labels (n,) in 0..35, drawn where none are given, and flags
-    (n,). `affine` goes to `distort`, `strokes` is the share for `restroke`.
+    Images are (n, 3, 32, 32) in [0, 1], labels (n,) in 0..35, random unless given, and flags (n,).
+    `affine` goes to `distort`; `strokes` is the share for `restroke`.
     """
     labels = torch.randint(len(CHARACTERS), (n,)) if labels is None else labels
     masks = bank[torch.randint(len(bank), (n,)), labels].unsqueeze(1).float() / 255
@@ -278,7 +278,7 @@ def draw(
 
 
 def examples(bank: torch.Tensor, label: int, n: int, seed: int = 0) -> torch.Tensor:
-    """Draw n training images (n, 3, 32, 32) of one character, the same for the same seed."""
+    """Draw n training images (n, 3, 32, 32) of one character, reproducibly by `seed`."""
     with forked_rng():
         torch.manual_seed(1000 * seed + label)
         return draw(bank, n, labels=torch.full((n,), label))[0]

@@ -1,7 +1,7 @@
-"""The folder of a synthetic set: an image folder with a row of metadata for each image.
+"""The folder of a synthetic set: an image folder with a metadata row per image.
 
-`datasets` and torchvision read it as it is: `train/<class>/<index>.png`, `train/metadata.jsonl`,
-and `classes.json`, from folder names to class names.
+`datasets` and torchvision read it as it is. It holds `train/<class>/<index>.png`,
+`train/metadata.jsonl`, and `classes.json`, which maps folder names to class names.
 """
 
 import json
@@ -13,14 +13,14 @@ from .images import Images, SoftLabel
 
 
 def write_metadata(root: Path, rows: Iterable[Mapping[str, Any]], names: Mapping[str, str]) -> None:
-    """Write the rows of a set's images, and the class names of its folders, to `root`."""
+    """Write the metadata rows of a set, and the class name of each folder, to `root`."""
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     (root / "train" / "metadata.jsonl").write_text(lines)
     (root / "classes.json").write_text(json.dumps(names, indent=1))
 
 
 def shares_row(shares: SoftLabel) -> list[dict[str, Any]]:
-    """Return a soft label as the metadata hold it, in one type a column."""
+    """Return a soft label in the form of the metadata, with one type per column."""
     return [{"label": label, "share": share} for label, share in shares]
 
 

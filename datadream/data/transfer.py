@@ -1,7 +1,7 @@
-"""Host tensors on their way to the device, without a wait of the host.
+"""Copies of host tensors to the device that do not block the host.
 
-A copy from pageable memory makes the host wait until the GPU has done all that it was asked before;
-one from pinned memory does not.
+A copy from pageable memory blocks the host until the GPU has finished all queued work; a copy from
+pinned memory does not.
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ import torch
 
 
 def sent(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:
-    """Return a tensor of the host on `device`; the host does not wait for the copy."""
+    """Copy a host tensor to `device` without blocking the host."""
     if torch.device(device).type != "cuda":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
@@ -19,7 +19,7 @@ def sent(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:
 def sent_together(
     tensors: Sequence[torch.Tensor], device: torch.device | str
 ) -> list[torch.Tensor]:
-    """Return tensors of the host, of one dtype and any shapes, on `device`, in one copy."""
+    """Copy host tensors of one dtype and any shapes to `device` in a single copy."""
     if not tensors or torch.device(device).type == "cpu":
         return list(tensors)
     flat = sent(torch.cat([one.flatten() for one in tensors]), device)
@@ -28,8 +28,9 @@ def sent_together(
 
 
 def places(masks: Sequence[torch.Tensor], device: torch.device | str) -> list[torch.Tensor]:
-    """Return where masks of the host are true, as index tensors on `device`.
+    """Return where host masks are true, as index tensors on `device`.
 
-    Indexing with a mask makes the host wait for its number of rows, indexing with these does not.
+    Indexing with a mask blocks the host until the number of rows is known; indexing with these does
+    not.
     """
     return sent_together([mask.nonzero()[:, 0] for mask in masks], device)

@@ -1,6 +1,6 @@
-"""The views of an image that the generator and the evaluation take (paper, sections 3.2 and 4).
+"""The views of an image for the generator and for evaluation (paper, sections 3.2 and 4).
 
-torchvision is imported where it is used: it takes seconds, which whoever only plans need not wait.
+torchvision is imported where it is used: it takes seconds, which planning need not wait for.
 """
 
 import math
@@ -20,7 +20,8 @@ from .images import Images
 def square(image: Image, side: int, fit: str = "crop") -> Image:
     """Return a PIL image as a square of `side` pixels (bilinear).
 
-    'crop' resizes the short side and keeps the centre, 'pad' the long side, on black.
+    'crop' resizes the short side and crops the centre; 'pad' resizes the long side and pads with
+    black.
     """
     from torchvision.transforms import InterpolationMode, v2
 
@@ -32,7 +33,7 @@ def square(image: Image, side: int, fit: str = "crop") -> Image:
 def resized(image: Image, side: int) -> Image:
     """Resize the short side of a PIL image to `side` pixels (bilinear).
 
-    Every crop of it for the generator is cut from the result.
+    The generator's crops are all cut from the result.
     """
     from torchvision.transforms import InterpolationMode, v2
 
@@ -42,8 +43,8 @@ def resized(image: Image, side: int) -> Image:
 def generator_image(image: Image, resolution: int, crop: str) -> torch.Tensor:
     """Return the generator's view of an image, (3, resolution, resolution) in [-1, 1].
 
-    The short side is resized to `resolution` (bilinear), and a square cut: at random if `crop` is
-    'random', else from the centre.
+    The short side is resized to `resolution` (bilinear), and a square is cut: at random if `crop`
+    is 'random', else from the centre.
     """
     from torchvision.transforms import v2
 
@@ -60,7 +61,7 @@ def generator_image(image: Image, resolution: int, crop: str) -> torch.Tensor:
 def evaluation_tensor(image: Image, size: int) -> torch.Tensor:
     """Return the paper's evaluation view of an image, uint8 (3, size, size).
 
-    The short side is resized to `size` (bicubic), and the centre cropped.
+    The short side is resized to `size` (bicubic), and the centre is cropped.
     """
     from torchvision.transforms import InterpolationMode, v2
 
@@ -69,14 +70,14 @@ def evaluation_tensor(image: Image, size: int) -> torch.Tensor:
     )(image)
 
 
-BATCH = 250  # images judged at once
+BATCH = 250  # images evaluated at once
 
 
 def evaluation_batches(images: Images, size: int, batch: int = BATCH) -> Iterator[torch.Tensor]:
     """Yield the evaluation views of all images in order, uint8 (up to batch, 3, size, size).
 
-    A test set need not fit in memory. Of large files threads decode the next batch while the caller
-    works on this one. Raises DataError on an unreadable file.
+    A test set need not fit in memory. For large files, threads decode the next batch while the
+    caller works on this one. Raises DataError on an unreadable file.
     """
 
     def views(part: Iterable[int]) -> torch.Tensor:
@@ -104,7 +105,7 @@ def evaluation_batches(images: Images, size: int, batch: int = BATCH) -> Iterato
 
 
 def scaled(views: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Return uint8 views in [0, 1] on a device, to which they travel as bytes."""
+    """Move uint8 views to a device, as bytes, and scale them to [0, 1] there."""
     return views.to(device).float() / 255
 
 
@@ -112,6 +113,6 @@ def scaled(views: torch.Tensor, device: torch.device) -> torch.Tensor:
 def validation_batches(images: Images, size: int) -> list[torch.Tensor]:
     """Return `evaluation_batches` as a list, cached for the next call.
 
-    A training looks at its validation images again and again.
+    Training evaluates on its validation images again and again.
     """
     return list(evaluation_batches(images, size))

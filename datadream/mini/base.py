@@ -1,9 +1,9 @@
-"""Train the embedded base models from nothing on printed characters.
+"""Train the embedded base models from scratch on printed characters.
 
-They are an autoencoder, a text-to-image model and a CLIP. Each function trains one part, is
-resumable (its checkpoint lies in `work`), and saves it in the format of the real thing: a
-`StableDiffusionPipeline` folder and an open_clip model folder. `notebooks/mini_base.ipynb` calls
-and judges them.
+They are an autoencoder, a text-to-image model and a CLIP. Each function trains one part, resumably
+(its checkpoint lies in `work`), and saves it in the usual format: a `StableDiffusionPipeline`
+folder and an open_clip model folder. `notebooks/mini_base.ipynb` calls these functions and
+evaluates the models.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer
 
-TOKENS = 24  # context length of both text towers: the longest caption has 11
+TOKENS = 24  # context length of both text towers; the longest caption has 11
 AUTOENCODER: dict[str, Any] = dict(
     in_channels=3,
     out_channels=3,
@@ -67,9 +67,9 @@ UNET: dict[str, Any] = dict(
     attention_head_dim=2,
     use_linear_projection=True,
 )
-# Stable Diffusion's schedule, ended at twice its noise: small latents carry their mean tone through
-# the original's last step, and a generator that never sees pure noise cannot draw pure black or
-# white.
+# Stable Diffusion's schedule with twice the final noise level: small latents keep their mean tone
+# through the original's last step, and a generator that never sees pure noise cannot draw pure
+# black or white.
 NOISE: dict[str, Any] = dict(
     beta_start=0.00085,
     beta_end=0.02,
@@ -107,8 +107,9 @@ def _parameters(**modules):
 
 
 def _mixed():
-    """Matrix products in bfloat16 where the CPU has the instruction (1.6 times faster; without
-    it three times slower), weights in float32.
+    """Compute matrix products in bfloat16 if the CPU supports it; weights stay in float32.
+
+    With the instruction, bfloat16 is 1.6 times faster; without it, three times slower.
     """
     return torch.autocast(
         "cpu", torch.bfloat16, enabled=torch.cpu.get_capabilities().get("avx512_bf16", False)
@@ -116,12 +117,12 @@ def _mixed():
 
 
 def _posterior(vae, images):
-    """Return the distribution of the images' latents."""
+    """Return the posterior distribution of the images' latents."""
     return vae.encode(images).latent_dist
 
 
 def _decoded(vae, latents):
-    """Return the images (B, 3, H, W) of latents."""
+    """Decode latents to images (B, 3, H, W)."""
     return vae.decode(latents).sample
 
 
@@ -136,7 +137,7 @@ def train_autoencoder(
 ) -> list[float]:
     """Train and save the AutoencoderKL on strongly warped print; return the losses.
 
-    The loss is L1 + 2 MSE + kl * KL; the latents are scaled to unit standard deviation.
+    The loss is L1 + 2 MSE + kl * KL; latents are scaled to unit standard deviation.
     """
     from diffusers import AutoencoderKL  # pyright: ignore[reportPrivateImportUsage]
 
@@ -181,9 +182,9 @@ def train_autoencoder(
 def latent_pool(
     vae: AutoencoderKL, bank: torch.Tensor, size: int, seed: int
 ) -> tuple[torch.Tensor, ...]:
-    """Encode `size` random prints once: posterior means and deviations, labels, light flags.
+    """Encode `size` random prints: posterior means and deviations, labels, light flags.
 
-    Mean and standard deviation are (size, 8, 8, 8), labels and flags (size,).
+    Means and deviations are (size, 8, 8, 8), labels and flags (size,).
     """
     torch.manual_seed(seed)
     means, stds, labels, lights = [], [], [], []
@@ -203,8 +204,8 @@ def latent_pool(
 def text_encoder(folder: Path, tokenizer: Any) -> CLIPTextModel:
     """Convert the text tower of the trained open_clip model in `folder` to a CLIPTextModel.
 
-    Stable Diffusion, too, reads prompts with CLIP's. `tokenizer` is the CLIPTokenizer of the same
-    folder. Raises RuntimeError on weights that do not fit.
+    Stable Diffusion also uses CLIP's text encoder. `tokenizer` is the CLIPTokenizer of the same
+    folder. Raises RuntimeError if the weights do not fit.
     """
     from safetensors.torch import load_file
     from transformers import CLIPTextConfig, CLIPTextModel
@@ -255,9 +256,9 @@ def text_encoder(folder: Path, tokenizer: Any) -> CLIPTextModel:
 
 
 def random_times(n: int) -> torch.Tensor:
-    """Draw n timesteps, three in four around the middle (logit-normal), the others uniform.
+    """Draw n timesteps, three quarters logit-normal around the middle and the rest uniform.
 
-    In the middle a sampler decides on shapes.
+    The middle is where a sampler decides on shapes.
     """
     shares = torch.where(torch.rand(n) < 0.75, torch.sigmoid(torch.randn(n)), torch.rand(n))
     return (shares * NOISE["num_train_timesteps"]).long()
@@ -266,10 +267,10 @@ def random_times(n: int) -> torch.Tensor:
 def train_generator(
     work: Path, bank: torch.Tensor, steps: int = 5500, seed: int = 0, **options: Any
 ) -> list[float]:
-    """Train the UNet from nothing and CLIP's text tower further, on captioned print.
+    """Train the UNet from scratch, and CLIP's text tower further, on captioned print.
 
     Saves the pipeline and returns the losses. Needs the autoencoder and the CLIP in `work`.
-    `options` as in `denoise`.
+    `options` go to `denoise`.
     """
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
@@ -286,9 +287,9 @@ def train_generator(
 def refine_generator(
     work: Path, bank: torch.Tensor, steps: int = 6000, seed: int = 0, **options: Any
 ) -> list[float]:
-    """Train the generator of `work` for a second schedule of its own on new prints.
+    """Train the generator of `work` for a second learning-rate schedule, on new prints.
 
-    With one, prompts without guidance are drawn less well. Returns the losses; `options` as in
+    After the first alone, unguided samples are worse. Returns the losses; `options` go to
     `denoise`.
     """
     from diffusers import StableDiffusionPipeline  # pyright: ignore[reportPrivateImportUsage]
@@ -327,8 +328,8 @@ def denoise(
 ) -> list[float]:
     """Minimise the DDPM loss on a pool of captioned prints, and save the pipeline.
 
-    10 % of the captions are empty (classifier-free guidance), 30 % name the tones. `name` is that
-    of the checkpoint. Returns the losses.
+    10 % of the captions are empty (for classifier-free guidance), and 30 % name the tones. `name`
+    is the checkpoint's. Returns the losses.
     """
     from diffusers import DDPMScheduler  # pyright: ignore[reportPrivateImportUsage]
 
@@ -388,10 +389,10 @@ def save_generator(
     )
     from diffusers.schedulers.scheduling_pndm import PNDMScheduler
 
-    for part in (unet, vae):  # else its configuration would keep the path that it was loaded from
+    for part in (unet, vae):  # otherwise its configuration keeps the path it was loaded from
         part.register_to_config(_name_or_path="")
     scheduler = PNDMScheduler(**NOISE, skip_prk_steps=True, steps_offset=1, set_alpha_to_one=False)
-    parts: dict[str, Any] = {  # the pipeline accepts any scheduler and None, its annotations do not
+    parts: dict[str, Any] = {  # any scheduler and None are accepted, though not by the annotations
         "vae": vae,
         "text_encoder": text,
         "tokenizer": tokenizer,
@@ -413,10 +414,10 @@ def train_clip(
     lr: float = 1e-3,
     seed: int = 0,
 ) -> list[float]:
-    """Train and save the open_clip model by the symmetric contrastive loss; return the losses.
+    """Train and save the open_clip model with the symmetric contrastive loss; return the losses.
 
-    A batch holds each of the 36 characters four times, and every caption once, of 36 or 72: its
-    captions are all plain or all with tones, and images that share a caption share the target.
+    A batch holds each of the 36 characters four times, and each distinct caption once (36 plain
+    ones, or 72 with tones, in alternate batches); images with the same caption share a target.
     """
     from open_clip import CLIP as Model
 
@@ -463,7 +464,7 @@ def train_clip(
 
 
 def save_clip(folder: Path, model: nn.Module, tokenizer: CLIPTokenizer) -> None:
-    """Write an open_clip model folder (weights, JSON config, tokenizer) that `local-dir:` loads."""
+    """Write an open_clip model folder (weights, JSON config, tokenizer) for `local-dir:`."""
     from safetensors.torch import save_file
 
     text = dict(CLIP["text_cfg"], vocab_size=len(tokenizer))
@@ -483,7 +484,7 @@ def save_clip(folder: Path, model: nn.Module, tokenizer: CLIPTokenizer) -> None:
     umask_modes(folder)
 
 
-# In this order: the generator builds on the autoencoder and on the CLIP's text tower.
+# In this order: the generator builds on the autoencoder and the CLIP's text tower.
 PARTS = {
     "autoencoder": train_autoencoder,
     "clip": train_clip,
@@ -498,11 +499,11 @@ SHIPPED = ("generator", "clip", "reader.safetensors", "training.json")
 
 
 def prepare(retrain: bool = False, smoke: bool = False, seed: int = 0) -> Path:
-    """Return the folder of the models to judge: those that ship, or newly trained ones.
+    """Return the folder of the models to evaluate: those shipped, or newly trained ones.
 
-    `retrain` first trains everything from nothing with `seed` and ships it; a killed training goes
-    on where it was. The folder it leaves under the store is removed at the end, so that the next
-    one starts from nothing again. `smoke` trains everything for a few steps in a temporary folder.
+    `retrain` first trains everything from scratch with `seed` and ships it; a killed training
+    resumes. Its working folder under the store is removed at the end, so that the next one starts
+    afresh. `smoke` trains everything for a few steps in a temporary folder.
     """
     if smoke:
         work = Path(tempfile.mkdtemp())
@@ -517,10 +518,10 @@ def prepare(retrain: bool = False, smoke: bool = False, seed: int = 0) -> Path:
 
 
 def train_all(work: Path, seed: int = 0, **options: dict[str, Any]) -> None:
-    """Train every part into `work`, skipping those done.
+    """Train every part into `work`, skipping those already done.
 
-    training.json notes steps, seconds, losses and device. `options` gives keyword arguments by
-    part. A killed training goes on from its checkpoint. Raises Stopped on SIGTERM,
+    training.json records steps, seconds, losses and device. `options` gives keyword arguments by
+    part. A killed training resumes from its checkpoint. Raises Stopped on SIGTERM,
     KeyboardInterrupt on Ctrl-C.
     """
     work.mkdir(parents=True, exist_ok=True)
@@ -536,7 +537,7 @@ def train_all(work: Path, seed: int = 0, **options: dict[str, Any]) -> None:
 
 
 def note(losses: Sequence[float], seconds: float, seed: int, points: int = 50) -> dict[str, Any]:
-    """Summarise the training of a part for training.json, its loss as `points` means."""
+    """Summarise the training of a part for training.json, with its loss as `points` means."""
     size = -(-len(losses) // points)
     groups = [losses[i : i + size] for i in range(0, len(losses), size)]
     return {

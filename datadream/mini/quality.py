@@ -1,4 +1,4 @@
-"""The quality of the embedded base models, as `notebooks/mini_base.ipynb` shows it."""
+"""Evaluation of the embedded base models, as shown by `notebooks/mini_base.ipynb`."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,7 +26,7 @@ from ..store.open import open_store
 from ..study import run
 from ..training.loop import fit
 
-PRINTS = 1080  # prints that a reader is judged on: 30 of each character
+PRINTS = 1080  # prints on which a reader is evaluated: 30 of each character
 
 
 def train_reader(
@@ -37,7 +37,7 @@ def train_reader(
     lr: float = 2e-3,
     seed: int = 0,
 ) -> list[float]:
-    """Train and save the PrintReader on the same print as the base models; return the losses."""
+    """Train and save the PrintReader on the base models' kind of print; return the losses."""
     from safetensors.torch import save_file
 
     torch.manual_seed(seed)
@@ -47,7 +47,7 @@ def train_reader(
         images, labels, _ = printed.draw(bank, batch, **printed.READING)
         return F.cross_entropy(reader(images), labels, label_smoothing=0.05)
 
-    # Minutes.
+    # This takes minutes.
     losses = fit(
         dict(reader.named_parameters()),
         loss_at,
@@ -63,7 +63,7 @@ def train_reader(
 
 
 def every_character(bank: torch.Tensor, n: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Draw n random prints of `bank`, each character as often: (images, labels).
+    """Draw n random prints of `bank`, equally many of each character: (images, labels).
 
     Images are (n, 3, 32, 32) in [0, 1], labels (n,).
     """
@@ -76,9 +76,9 @@ def every_character(bank: torch.Tensor, n: int, seed: int) -> tuple[torch.Tensor
 def read_print(
     reader: PrintReader, bank: torch.Tensor, n: int = PRINTS, seed: int = 1
 ) -> tuple[float, float, float]:
-    """Return the PrintReader's accuracy on n random prints with its Wilson interval.
+    """Return the PrintReader's accuracy on n random prints of `bank`, with its Wilson interval.
 
-    As (share, low, high); the prints are of `bank`.
+    As (share, low, high).
     """
     images, labels = every_character(bank, n, seed)
     correct = int((reader(images).argmax(1) == labels).sum())
@@ -88,9 +88,9 @@ def read_print(
 def recognised(
     reader: PrintReader, images: Sequence[Image], labels: Sequence[int]
 ) -> tuple[tuple[float, float, float], list[bool]]:
-    """Return the share of PIL images that are read as prompted, and which: (share, hits).
+    """Return how many PIL images are read as the prompted character: (share, hits).
 
-    The share comes with its Wilson interval, (share, low, high).
+    The share comes with its Wilson interval, (share, low, high); `hits` is a flag for each image.
     """
     from torchvision.transforms.functional import to_tensor
 
@@ -104,9 +104,9 @@ def recognised(
 
 @torch.no_grad()
 def reconstruct(vae: Any, images: torch.Tensor) -> torch.Tensor:
-    """Pass images (n, 3, H, W) in [-1, 1] through the autoencoder, by a posterior sample.
+    """Encode images (n, 3, H, W) in [-1, 1], sample the posterior and decode.
 
-    The result is clipped to [-1, 1], on the CPU.
+    The result is clipped to [-1, 1] and on the CPU.
     """
     return (
         vae.decode(vae.encode(images.to(vae.device)).latent_dist.sample()).sample.clamp(-1, 1).cpu()
@@ -114,9 +114,9 @@ def reconstruct(vae: Any, images: torch.Tensor) -> torch.Tensor:
 
 
 def real_images(name: str, n: int = 300) -> torch.Tensor:
-    """Return n validation images of a dataset as the generator sees them, or all if it has fewer.
+    """Return n validation images of a dataset as the generator sees them, or all if fewer.
 
-    They are (n, 3, 32, 32) in [-1, 1], and spread over the whole part: its images may be sorted by
+    They are (n, 3, 32, 32) in [-1, 1], spread evenly over the part, whose images may be sorted by
     class.
     """
     from ..data import datasets, transforms
@@ -136,8 +136,9 @@ def print_images(bank: torch.Tensor, n: int = 300, seed: int = 1) -> torch.Tenso
 
 
 def _gate_score(recipe, view):
-    """Return the validation top-1 in percent of the classifier that `view`, Images in place of
-    the few shots, trains.
+    """Train the classifier on `view` and return its validation top-1 in percent.
+
+    `view` are Images that replace the few shots.
     """
     from ..data import datasets, images
     from ..models.classifiers import base
@@ -160,11 +161,11 @@ def gate(
     dataset: str = "mnist",
     workers: int = 1,
 ) -> pd.DataFrame:
-    """Train the classifier on real few shots and on their reconstructions, at equal steps.
+    """Train the classifier on real few shots and on their reconstructions, for equal steps.
 
-    Returns a table of top-1 in percent, a row per seed and one for the mean difference with its
-    interval over seeds. It is judged on validation images, since the gate decides about a model.
-    `workers` processes share the trainings.
+    Returns a table of top-1 in percent with a row per seed, and one for the mean paired difference
+    with its interval over seeds. It uses validation images, since the gate decides whether a model
+    is good enough. `workers` processes share the trainings.
     """
     from ..data import datasets, images, transforms
     from ..study import cells
@@ -206,7 +207,7 @@ def gate(
 
 
 def gate_verdict(table: pd.DataFrame, allowed: float = 1.0) -> str:
-    """Summarise a table of `gate`: points lost by reconstructions, and if that is `allowed`."""
+    """Summarise a table of `gate`: the points lost, and whether that is within `allowed`."""
     mean = table[table["seed"] == "mean"].iloc[0]
     passed = "passed" if -mean["difference"] <= allowed else "not passed"
     return (
@@ -219,10 +220,10 @@ def gate_verdict(table: pd.DataFrame, allowed: float = 1.0) -> str:
 def zero_shot_images(
     folder: Path, per_character: int, overrides: Mapping[str, Any] | None = None, batch: int = 60
 ) -> tuple[list[Image], list[int]]:
-    """Sample the un-adapted generator in `folder` as the study samples: (PIL images, labels).
+    """Sample the un-adapted generator in `folder` as the study does: (PIL images, labels).
 
-    `per_character` for each of the 36 prompts; `overrides` changes settings of the recipe by their
-    dotted names.
+    Draws `per_character` images for each of the 36 prompts; `overrides` changes the recipe's
+    settings by dotted name.
     """
     from ..data.datasets import prompt
     from ..models.generators import sampling
@@ -253,7 +254,7 @@ def zero_shot_images(
 
 
 def real_zero_shot(model: Classifier, name: str) -> tuple[float, float, float]:
-    """Return the zero-shot accuracy on a dataset's test images with its Wilson interval.
+    """Return the zero-shot accuracy on a dataset's test images, with its Wilson interval.
 
     As (share, low, high).
     """
@@ -276,9 +277,9 @@ def share_table(scores: Mapping[str, tuple[float, float, float]]) -> Styler:
 def clip_zero_shot(
     model: Classifier, bank: torch.Tensor, n: int = PRINTS, seed: int = 1
 ) -> tuple[float, float, float]:
-    """Return the 36-way zero-shot accuracy on n random prints with its Wilson interval.
+    """Return the 36-way zero-shot accuracy on n random prints of `bank`, with its Wilson interval.
 
-    As (share, low, high); the prints are of `bank`.
+    As (share, low, high).
     """
     from ..data.datasets import prompt
     from ..pipeline.evaluate import predict

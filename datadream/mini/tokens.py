@@ -1,6 +1,6 @@
 """A small vocabulary cut from CLIP's own.
 
-The same text splits the same way, in about 600 rows instead of 49,408.
+It tokenises the words it covers exactly as CLIP does, with about 600 entries instead of 49,408.
 """
 
 from __future__ import annotations
@@ -66,12 +66,12 @@ def _merges_of(word, ranks):
 def write_vocabulary(folder: str | Path, words: Sequence[str] = WORDS) -> None:
     """Write `vocab.json` and `merges.txt` of a small CLIPTokenizer.
 
-    It knows every byte and, as one token each, `words`.
+    It knows every byte, and each of `words` as a single token.
     """
     from open_clip.tokenizer import bytes_to_unicode, default_bpe
 
     with gzip.open(default_bpe()) as file:
-        # CLIP's own cut of the table.
+        # CLIP truncates the table in the same way.
         lines = file.read().decode().split("\n")[1 : 49152 - 256 - 2 + 1]
     merges = [tuple(line.split()) for line in lines]
     ranks = {pair: rank for rank, pair in enumerate(merges)}
@@ -96,7 +96,7 @@ def write_vocabulary(folder: str | Path, words: Sequence[str] = WORDS) -> None:
 
 
 def clip_tokenizer(folder: str | Path, length: int) -> CLIPTokenizer:
-    """Load the CLIPTokenizer over the vocabulary in `folder`, padding to `length` tokens."""
+    """Load the CLIPTokenizer with the vocabulary in `folder`, padding to `length` tokens."""
     from transformers import CLIPTokenizer
 
     return CLIPTokenizer(

@@ -1,4 +1,4 @@
-"""What leaves the project: the committed pages of the study, and exported datasets.
+"""Publishing: the committed pages of the study, and exported datasets.
 
-Stands on `study` and what is below it.
+Imports `study` and what is below it.
 """

@@ -1,4 +1,4 @@
-"""Cells whose records the repository keeps: a page can show them without computing them again."""
+"""Reuse committed records, so that a page can show cells without computing them again."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,9 +18,9 @@ from .freeze import committed_records
 def split(
     recipes: Sequence[Recipe], store: Store | None = None
 ) -> tuple[list[Recipe], list[dict[str, Any]]]:
-    """Return the cells to run here, and the committed records of the others.
+    """Split cells into those to run here and the committed records of the others.
 
-    A cell that the store has a record of is run here, which only reads it.
+    A cell with a record in the store counts as run here, which only reads it.
     """
     store, kept = store or open_store(), committed_records()
     here, elsewhere = [], []
@@ -36,9 +36,9 @@ def split(
 def run_or_read(
     recipes: Sequence[Recipe], store: Store | None = None, workers: int = 1, engine: str = "local"
 ) -> pd.DataFrame:
-    """Return the tidy table of these cells as `run_cells` does, and compute only what is missing.
+    """Return the tidy table of these cells as `run_cells` does, reusing committed records.
 
-    What neither the store nor the committed records have is computed.
+    Only cells in neither the store nor the committed records are computed.
     """
     store = store or open_store()
     here, elsewhere = split(recipes, store)

@@ -22,7 +22,7 @@ from ..store.files import writing
 from ..store.open import open_store
 
 SHARD = 1000  # images in a WebDataset shard
-Rows = list[dict[str, Any]]  # the metadata, a row per image
+Rows = list[dict[str, Any]]  # the metadata, one row per image
 
 
 def export(
@@ -32,12 +32,12 @@ def export(
     store: Store | None = None,
     licence: str = "unknown",
 ) -> list[Path]:
-    """Write the synthetic set of artifact `key` to a folder of `target` per format.
+    """Write the synthetic set of artifact `key` to `target`, one folder per format.
 
-    Returns the folders. `formats` are names of FORMATS (None: all), `licence` is what the cards say
-    of the images, an identifier of the hub. A folder that exists is left alone. Raises ConfigError
-    on an unknown artifact or format, a licence that is no identifier or a folder that is in the
-    way, and StoreError where the target cannot be written.
+    Returns the folders. `formats` are names from FORMATS (None: all); `licence` is the images'
+    licence on the cards, a Hugging Face Hub identifier. Existing folders are never overwritten.
+    Raises ConfigError on an unknown artifact or format, a malformed licence or a folder that
+    already exists, and StoreError if the target cannot be written.
     """
     store, formats = store or open_store(), list(FORMATS) if formats is None else list(formats)
     unknown = [f for f in formats if f not in FORMATS]
@@ -71,7 +71,7 @@ def export(
         json.loads(line) for line in (source / "train" / "metadata.jsonl").read_text().splitlines()
     ]
     by_folder = json.loads((source / "classes.json").read_text())
-    # Two classes may share a name.
+    # Two classes may share a name; then use the folder names.
     classes = list(
         by_folder.values() if len(set(by_folder.values())) == len(by_folder) else by_folder
     )
@@ -82,7 +82,7 @@ def export(
             part.mkdir(parents=True)
             FORMATS[name](source, rows, classes, part)
             (part / "README.md").write_text(card(key, rows, classes, name, store, licence))
-            umask_modes(part)  # a copy has the mode of its source
+            umask_modes(part)  # copies keep the mode of their source
             part.rename(folder)
     return folders
 
@@ -90,10 +90,10 @@ def export(
 def write_imagefolder(source: Path, rows: Rows, classes: Sequence[str], folder: Path) -> None:
     """Copy the images as train/<class>/<index>.png with their metadata.
 
-    `imagefolder` of datasets and torchvision's ImageFolder read them. Only Parquet can tell
-    `datasets` the names of the labels; without that package the metadata stay JSON lines and the
-    labels numbers. Where the folders would sort otherwise than the labels, which is how torchvision
-    numbers them, the label stands before their names.
+    Both `imagefolder` of datasets and torchvision's ImageFolder can read them. Label names need
+    Parquet metadata, and so the package `datasets`; without it the metadata stay JSON lines and the
+    labels numbers. If the folders do not sort in label order, which is how torchvision numbers
+    classes, their names get the label as a prefix.
     """
     shutil.copytree(source / "train", folder / "train")
     names = json.loads((source / "classes.json").read_text())
@@ -116,7 +116,7 @@ def write_imagefolder(source: Path, rows: Rows, classes: Sequence[str], folder: 
 
 
 def _in_label_order(folders):
-    """Return folder -> its name in an export, which sorts as the labels do."""
+    """Return folder -> its name in the export, such that names sort in label order."""
     if folders == sorted(folders):
         return {folder: folder for folder in folders}
     width = len(str(len(folders) - 1))
@@ -137,7 +137,7 @@ def _label(classes):
 def write_webdataset(source: Path, rows: Rows, classes: Sequence[str], folder: Path) -> None:
     """Write shards of SHARD images: <number>.png, .cls (the label) and .json (the metadata).
 
-    They are not shuffled and bear no dates, so that the same set gives the same bytes.
+    They are not shuffled and carry no dates, so that the same set gives the same bytes.
     """
     for start in range(0, len(rows), SHARD):
         with tarfile.open(folder / f"train-{start // SHARD:06d}.tar", "w") as tar:
@@ -156,7 +156,7 @@ def write_webdataset(source: Path, rows: Rows, classes: Sequence[str], folder: P
 def write_parquet(source: Path, rows: Rows, classes: Sequence[str], folder: Path) -> None:
     """Write one Parquet file as `datasets` does: image bytes, label, prompt, seed, adapter.
 
-    The label has the class names.
+    The label column carries the class names.
     """
     from datasets import Dataset, Features, Image, Value
 
@@ -196,12 +196,12 @@ FORMATS = {
 def card(
     key: str, rows: Rows, classes: Sequence[str], form: str, store: Store, licence: str
 ) -> str:
-    """Return the dataset card: method, base model, licences, recipe, seeds and known faults.
+    """Return the dataset card: method, base model, licences, recipe, seeds and known limitations.
 
-    It is Markdown with YAML in front. Class names and prompts come from users: in front YAML quotes
-    them, in the text they stand in code spans.
+    It is Markdown with YAML front matter. Class names and prompts come from users, so they are
+    quoted in the YAML and put in code spans in the text.
     """
-    manifest = cast("dict[str, Any]", store.manifest(key))  # None only where it is damaged
+    manifest = cast("dict[str, Any]", store.manifest(key))  # None only if it is damaged
     recipe, inputs = manifest["recipe"], manifest["inputs"]
     row, adapted = GENERATORS.get(recipe["generator"]), len(inputs["adapters"])
     options = "\n".join(
@@ -246,8 +246,9 @@ def card(
 
 
 def _text(value):
-    """Return a value as JSON in a code span, whose fence is longer than any run of backticks
-    within, so that nothing in it is markup.
+    """Return a value as JSON in a code span, so that nothing in it is read as markup.
+
+    The fence is longer than any run of backticks in the text.
     """
     text = json.dumps(value, ensure_ascii=False)
     fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))

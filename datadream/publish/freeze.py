@@ -23,11 +23,11 @@ from ..store.files import reading, write_json, writing
 from ..store.open import open_store
 from ..study import outcome
 
-LIMIT = 1_000_000  # bytes of a kept page: git holds every version of it
-COLOURS = 128  # of a figure in a kept page: more is not seen in plots and digits
-SHOWN = ("dataset", "comparison")  # the notebooks of which the synthetic sets are shown
+LIMIT = 1_000_000  # bytes of a kept page: git stores every version of it
+COLOURS = 128  # of a figure in a kept page; plots and digits need no more
+SHOWN = ("dataset", "comparison")  # the notebooks whose synthetic sets are shown
 OWN = "Your own run"
-FAILED = ".failed"  # ends the name of what is left of a run that failed
+FAILED = ".failed"  # suffix of the page left by a failed run
 MISSING = (
     "*This piece of the study is not in the repository yet; `make study-full` and `make "
     "study-ablations` compute and keep them.*"
@@ -35,15 +35,14 @@ MISSING = (
 
 
 def freeze_study(group: str = "full", store: Store | None = None) -> pd.DataFrame:
-    """Copy the finished pages of a group, and what they rest on, to the book's folders.
+    """Copy the finished pages of a group, and the data behind them, to the book's folders.
 
-    That are the records of their cells and their predictions of test images in book/study, and
-    a sheet of each synthetic set in book/samples. Returns a table of run, status and kilobytes. A
-    run that has not ended here keeps what an earlier call, perhaps on another machine, has kept of
-    it. Raises LookupError where a finished page's records are gone, and DataError where a page or a
-    set is too large for git.
+    These are the cells' records and test predictions, in book/study, and a sheet of each synthetic
+    set, in book/samples. Returns a table of run, status and kilobytes. If a run has not finished
+    here, what an earlier call kept of it, perhaps on another machine, stays. Raises LookupError if
+    a finished page's records are missing, and DataError if a page or a set is too large for git.
     """
-    # here, not above: the book's pages read what is kept, and need no PyTorch, which takes seconds
+    # Imported here: the book's pages read what is kept, and should not wait seconds for PyTorch.
     from ..results.analysis import measure_sets
     from ..study.named_runs import cells_of, choose, load_study
     from .kept_sets import keep_sets
@@ -97,9 +96,9 @@ def _runs(lines):
 
 
 def load_frozen(name: str) -> pd.DataFrame:
-    """Load a run's committed records, as records.load_records does, with the column `value`.
+    """Load a run's committed records, as records.load_records does, with a column `value`.
 
-    That is the point of an ablation. Raises LookupError if none is kept under this name.
+    `value` is the point of an ablation. Raises LookupError if no records are kept under this name.
     """
     lines = [line for line in _lines() if name in line["runs"]]
     labels = {label: place for line in lines for label, place in line["runs"][name].items()}
@@ -120,7 +119,7 @@ def load_frozen(name: str) -> pd.DataFrame:
 def load_all_frozen() -> pd.DataFrame:
     """Load all committed records with a column `run`, once for each run that shows them.
 
-    Where none is committed, as beside an installed package, the table has these columns and no row.
+    Without any, as with an installed package, the table is empty but has these columns.
     """
     lines = _lines()
     tables = [
@@ -133,13 +132,14 @@ def load_all_frozen() -> pd.DataFrame:
 def load_compared() -> pd.DataFrame:
     """Load the committed records that can be compared: `records.in_profile` of all of them.
 
-    Whichever run has computed a cell, its accuracy is the same; the column `run` names one.
+    A cell's accuracy does not depend on the run that computed it; the column `run` names one of
+    them.
     """
     return in_order(in_profile(load_all_frozen()), ["dataset", "shots", "method", "seed"])
 
 
 def durations() -> pd.DataFrame:
-    """Return each committed page's run and the minutes that it took, where it was executed."""
+    """Return the run of each committed page and the minutes it took where it was executed."""
     pages = {
         page.stem: json.loads(page.read_text())["metadata"]["papermill"]
         for page in sorted(paths()["kept_pages"].glob("*.ipynb"))
@@ -171,8 +171,9 @@ def _lines():
 
 
 def _finished(name, entry):
-    """Return the notebook of a run that ended well with the parameters that study.yaml has now,
-    else None. Raises StoreError on one that cannot be read.
+    """Return the notebook of a run that ended well with study.yaml's current parameters, or None.
+
+    Raises StoreError on one that cannot be read.
     """
     file = paths()["runs"] / f"{name}.ipynb"
     try:
@@ -189,8 +190,9 @@ def _finished(name, entry):
 
 
 def _keep_records(name, cells, lines, store):
-    """Put the run's records, of `cells` by label, into `lines` (key -> record with `runs`: run
-    -> label -> position), in place of its earlier ones.
+    """Put the run's records, of `cells` by label, into `lines`, replacing its earlier ones.
+
+    `lines` maps key -> record with `runs`: run -> label -> position.
     """
     from ..pipeline.stages import Cell
     from ..results.record import record_file
@@ -202,7 +204,7 @@ def _keep_records(name, cells, lines, store):
             file = record_file(Cell(recipe), store)
             if store.refresh(file).exists():
                 record = read_record(file)
-            elif file.stem in lines:  # another machine has computed it, and it was kept
+            elif file.stem in lines:  # computed on another machine, and kept
                 record = lines[file.stem]
             else:
                 raise LookupError(
@@ -217,8 +219,9 @@ def _keep_records(name, cells, lines, store):
 
 
 def _keep_predictions(lines, store):
-    """Keep the predictions of test images of all records that a run shows, as far as they are
-    there: in the store, or kept before.
+    """Keep the test predictions of all records that a run shows, where available.
+
+    They come from the store, or were kept before.
     """
     settings = {}
     for line in (line for line in lines if line["runs"]):
@@ -228,15 +231,16 @@ def _keep_predictions(lines, store):
         before = read_committed(dataset, shots)
         found = {}
         for row in rows:
-            with suppress(LookupError):  # an earlier version's result has none
+            with suppress(LookupError):  # a result of an earlier version has none
                 found[row["artifacts"]["judge"]] = load_predictions(row, store)
         if found.keys() != before.keys():
             write_committed(dataset, shots, found)
 
 
 def _write_page(file, notebook):
-    """Write an executed page without the paths and times of its machine, its figures in few
-    colours; return its size in bytes.
+    """Write an executed page and return its size in bytes.
+
+    Leaves out the paths and times of its machine, and reduces the colours of its figures.
     """
     ran = notebook["metadata"]["papermill"]
     notebook["metadata"] = {
@@ -247,7 +251,7 @@ def _write_page(file, notebook):
         "".join(notebook["cells"][0]["source"]), ran["parameters"], _title_of(file.stem)
     )
     for cell in notebook["cells"]:
-        # What is hidden, captions, alternative texts.
+        # Keeps what is hidden, captions, alternative texts.
         cell["metadata"] = {k: v for k, v in cell["metadata"].items() if k in ("tags", "mystnb")}
         for output in cell.get("outputs", []):
             if "image/png" in output.get("data", {}):
@@ -264,7 +268,7 @@ def _write_page(file, notebook):
 
 
 def _title_of(name):
-    """Return a page's title in the committed contents, "" where it has none."""
+    """Return a page's title in the committed table of contents, "" if it has none."""
     file = paths()["home"] / "_toc.yml"
     chapters = yaml.safe_load(file.read_text())["parts"] if file.exists() else []
     while chapters:
@@ -276,8 +280,10 @@ def _title_of(name):
 
 
 def _headed(text, parameters, title=""):
-    """Return a page's first cell with a heading of its own: in a search, pages of one template
-    are told apart by question, title in the contents, or dataset.
+    """Return a page's first cell with a heading of its own.
+
+    It lets a search tell pages of one template apart: by question, title in the contents, or
+    dataset.
     """
     if "question" in parameters:
         return re.sub(r"\A# .*", lambda _: f"# {parameters['question']}", text)
@@ -289,7 +295,7 @@ def _headed(text, parameters, title=""):
 def _few_colours(encoded):
     data, small = base64.b64decode(encoded), io.BytesIO()
     image = Image.open(io.BytesIO(data)).convert("RGBA")
-    # Opaque, for which there is a better way to choose colours.
+    # Without transparency a better colour quantiser can be used.
     if image.getchannel("A").getextrema() == (255, 255):
         image = image.convert("RGB")
     image.quantize(COLOURS, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)
@@ -297,11 +303,11 @@ def _few_colours(encoded):
 
 
 def write_contents() -> Path:
-    """Write the book's contents, _toc.yml with the pages in book/runs at the end of its own part.
+    """Write the book's table of contents: _toc.yml, plus the pages of book/runs as a last part.
 
-    Returns its file. A run that failed has the page of what it had done, beside that of an earlier
-    run if there is one. A page of the study that is not kept yet is left out. Raises ConfigError on
-    a _toc.yml without parts.
+    Returns its file. A failed run has a page of what it had done, beside that of an earlier run if
+    there is one. Study pages that are not kept yet are left out. Raises ConfigError on a _toc.yml
+    without parts.
     """
     contents = yaml.safe_load((paths()["home"] / "_toc.yml").read_text())
     if not isinstance(contents, dict) or "parts" not in contents:
@@ -320,7 +326,7 @@ def write_contents() -> Path:
 
 
 def _own_chapters():
-    """Return the chapters of book/runs: a page per run, and what is left of each that failed."""
+    """Return the chapters of book/runs: a page per run, and the remains of failed ones."""
     failed = {row["run"] for row in outcome.failures() if row["page"]}
     done = {page.stem for page in paths()["runs"].glob("*.ipynb") if not page.stem.endswith(FAILED)}
     chapters = []
@@ -339,7 +345,7 @@ def _own_chapters():
 
 
 def _there(chapters):
-    """Return the chapters without those whose page is a kept one that is not there."""
+    """Return the chapters without those whose kept page does not exist."""
     home, folder = paths()["home"], paths()["kept_pages"]
     pages = [home / f"{chapter['file']}.ipynb" for chapter in chapters]
     found = [

@@ -1,4 +1,4 @@
-"""What the repository keeps of synthetic sets: a sheet of images each, and a few whole ones."""
+"""Committed samples of the synthetic sets: a sheet of images each, and a few whole sets."""
 
 import tempfile
 import zipfile
@@ -19,14 +19,14 @@ from ..store.artifacts import Store
 from ..store.files import writing
 from .export import export
 
-SHOTS = "shots"  # the sheet of the real images; no method has this name
-DEPTH, SIDE, GAP = 4, 64, 2  # images of each class, at most so many pixels wide, and between two
-WHOLE = ("dset", 4)  # the method and the number of shots of which the whole set is kept
-LIMIT = 10_000_000  # bytes of a whole set
+SHOTS = "shots"  # name of the sheet of real images; no method is called so
+DEPTH, SIDE, GAP = 4, 64, 2  # images per class, their largest width, gap between two (pixels)
+WHOLE = ("dset", 4)  # the method and number of shots whose whole set is kept
+LIMIT = 10_000_000  # most bytes of a whole set
 
 
 def sheet_file(dataset: str, shots: int, name: str) -> Path:
-    """Return the file of a sheet: of a method, without `+real`, or of SHOTS."""
+    """Return the file of a sheet, for a method (without `+real`) or for SHOTS."""
     return paths()["samples"] / dataset / str(shots) / f"{name}.png"
 
 
@@ -36,10 +36,10 @@ def set_file(dataset: str, shots: int, method: str) -> Path:
 
 
 def keep_sets(recipes: Iterable[Recipe], store: Store) -> list[Path]:
-    """Write the sheets, and the whole sets, of the cells in their profile's own settings.
+    """Write the sheets, and whole sets, of the cells with their profile's own settings.
 
-    Of the seeds of a method the first of `recipes` is shown. A set that the store lacks is left
-    out. Returns the files. Raises DataError on a whole set that is too large for git.
+    For each method, the first seed in `recipes` is shown. A set that the store lacks is left out.
+    Returns the files. Raises DataError on a whole set that is too large for git.
     """
     found: dict[Path, None] = {}
     for recipe in recipes:
@@ -61,7 +61,7 @@ def keep_sets(recipes: Iterable[Recipe], store: Store) -> list[Path]:
 
 
 def draw_sheet(images: Images, classes: int) -> Image.Image:
-    """Draw the first DEPTH images of each class, a column per class; grey where all are."""
+    """Draw the first DEPTH images of each class, a column per class; in grey if all are grey."""
     columns = [[shrunk(one, SIDE) for one in found] for found in Previews(images, classes, DEPTH)]
     every = [one.convert("RGB") for found in columns for one in found]
     side, rows = max(max(one.size) for one in every), max(map(len, columns))
@@ -84,7 +84,7 @@ def _save(sheet, file):
 
 
 def _save_whole(made, file, store):
-    """Write a set as an image folder in a zip, which has the same bytes whenever it is made."""
+    """Write a set as a reproducible zip of an image folder: always the same bytes."""
     with tempfile.TemporaryDirectory() as place, writing(file.parent):
         (folder,) = export(made, place, ["imagefolder"], store)
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -92,7 +92,7 @@ def _save_whole(made, file, store):
             for one in sorted(path for path in folder.rglob("*") if path.is_file()):
                 entry = zipfile.ZipInfo(f"{file.stem}/{one.relative_to(folder)}")
                 entry.external_attr = 0o644 << 16
-                # PNG is compressed already
+                # PNG is compressed already.
                 kind = zipfile.ZIP_STORED if one.suffix == ".png" else zipfile.ZIP_DEFLATED
                 whole.writestr(entry, one.read_bytes(), kind)
     if (size := file.stat().st_size) > LIMIT:

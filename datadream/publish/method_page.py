@@ -1,7 +1,7 @@
-"""What the book's page of a method shows beside its prose, as Markdown from the code and records.
+"""The generated part of a method's page in the book, as Markdown from the code and the records.
 
-A page is one file of `datadream.methods`: its methods with their settings, costs, numbers, samples
-and code. `book/_ext/method_pages.py` puts it where a page has the directive `{method-page} FILE`.
+A page covers one file of `datadream.methods`: its methods with their settings, costs, accuracies,
+samples and code. `book/_ext/method_pages.py` inserts it at the directive `{method-page} FILE`.
 """
 
 import math
@@ -23,9 +23,9 @@ from ..results.records import in_shots, signed
 from ..results.tables import escape_markdown, listed
 from .freeze import load_compared
 
-PAGES = "book/methods"  # a page a file, by the file's name
-BASE = "real"  # what every other method is compared with
-COSTS = "optdigits"  # ten classes, as MNIST has, and read in a moment
+PAGES = "book/methods"  # one page per file, with the file's name
+BASE = "real"  # the baseline of every other method
+COSTS = "optdigits"  # ten classes, as MNIST has, and quick to load
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,12 @@ class MethodFile:
 
     @property
     def path(self) -> Path:
-        """Where the file lies."""
+        """The path of the file."""
         return Path(str(self.module.__file__))
 
     @property
     def lines(self) -> int:
-        """How many lines it has."""
+        """The number of its lines."""
         return len(self.path.read_text().splitlines())
 
     @property
@@ -66,7 +66,7 @@ class MethodFile:
 
     @property
     def citations(self) -> list[str]:
-        """The keys of the bibliography that its methods cite, each once."""
+        """The bibliography keys that its methods cite, each once."""
         return list(dict.fromkeys(one.cite for one in self.methods if one.cite))
 
 
@@ -77,7 +77,7 @@ def _paragraphs(module: ModuleType) -> list[str]:
 
 @cache
 def method_files() -> dict[str, MethodFile]:
-    """Return file name -> file, of all that the registry takes methods from, in its order."""
+    """Return file name -> file, for all modules that define registered methods, in order."""
     found = {}
     for module in vars(registry).values():
         own = getattr(module, "METHODS", ()) if isinstance(module, ModuleType) else ()
@@ -93,7 +93,7 @@ def method_files() -> dict[str, MethodFile]:
 
 
 def pages_by_title() -> dict[str, str]:
-    """Return a method's title -> its page in the book, of the package's own methods."""
+    """Return title -> page in the book, for the package's own methods."""
     return {
         registry.METHODS[name].title: f"{PAGES}/{file.name}"
         for file in method_files().values()
@@ -104,7 +104,7 @@ def pages_by_title() -> dict[str, str]:
 def sections(file: MethodFile, pages: Collection[str] = ()) -> list[tuple[str, str]]:
     """Return the sections of a method's page, as (heading, Markdown).
 
-    `pages` are those of the book, by their paths without suffix: only these are linked.
+    `pages` are the book's pages, as paths without suffix; only these are linked.
     """
     table = committed()
     parts = [
@@ -119,7 +119,7 @@ def sections(file: MethodFile, pages: Collection[str] = ()) -> list[tuple[str, s
 
 
 def names_text(file: MethodFile) -> str:
-    """Say by which names the study calls a file's methods, and what their twins are."""
+    """Say under which names the study knows a file's methods, and what their twins are."""
     own = [f"`{one.name}` for {escape_markdown(one.title)}" for one in file.methods]
     twins = [f"`{name}`" for name in file.names if name not in {one.name for one in file.methods}]
     text = f"The name in commands and records is {listed(own)}."
@@ -142,9 +142,9 @@ def recipe_text(file: MethodFile) -> str:
 
 
 def settings_text(file: MethodFile) -> str:
-    """Tabulate the settings that a file's methods change, beside the profiles' own values."""
+    """Tabulate the settings that a file's methods change, beside the profiles' values."""
     rows = method_settings_table([one.name for one in file.methods])
-    rows = pd.DataFrame(rows, dtype=object)  # else 7 becomes 7.0 beside 0.5
+    rows = pd.DataFrame(rows, dtype=object)  # otherwise 7 becomes 7.0 beside 0.5
     if rows.empty:
         return "None: it takes the profile's settings as they are."
     values = [name for name in rows.columns if name not in ("method", "field")]
@@ -177,9 +177,9 @@ def _beside(own: Iterable[str], usual: Iterable[str]) -> list[str]:
 
 @cache
 def costs() -> pd.DataFrame:
-    """Return `study.fairness.fairness` of every method but the twins, at the profile's shots.
+    """Return `study.fairness.fairness` of every method except twins, at the profile's shots.
 
-    The index is the method's name. One call serves all pages: it hashes every draw.
+    The index is the method's name. It is called once for all pages, since it hashes every draw.
     """
     from ..study.cells import cells  # here, since both import torch, which takes seconds
     from ..study.fairness import fairness
@@ -227,7 +227,7 @@ def committed() -> pd.DataFrame:
 
 
 def numbers_text(file: MethodFile, table: pd.DataFrame, pages: Collection[str] = ()) -> str:
-    """Tabulate a file's records in `table` beside those of the real images alone."""
+    """Tabulate a file's records in `table` beside those of real images alone."""
     found = beside(table.loc[table["protocol"] == "strict"], BASE, file.names)
     if found.empty:
         return (
@@ -253,7 +253,7 @@ def numbers_text(file: MethodFile, table: pd.DataFrame, pages: Collection[str] =
 
 
 def _number_row(row: Mapping) -> dict[str, str]:
-    """Return one row of numbers as texts."""
+    """Return one row of numbers as text."""
     difference = row["difference"]
     told = {f"{registry.METHODS[BASE].title}, %": "", "Difference": "", "Detected": ""}
     if not math.isnan(difference):
@@ -277,7 +277,7 @@ def _span(low: str, high: str) -> str:
 def seen(low: float, high: float) -> str:
     """Say what the interval of a difference detects: "more", "less" or "not detected".
 
-    One seed, whose interval is NaN, detects nothing.
+    A single seed, whose interval is NaN, detects nothing.
     """
     return "more" if low > 0 else "less" if high < 0 else "not detected"
 
@@ -323,7 +323,7 @@ def _grid(title, sheets):
 
 
 def code_text(file: MethodFile) -> str:
-    """Link the file's reference and hold all of its lines in a block that opens on a click."""
+    """Link the file's API reference and show all of its code in a collapsed block."""
     path = f"datadream/methods/{file.path.name}"
     return (
         f"All of it is `{path}`, {file.lines} lines; {{py:mod}}`{file.module.__name__}` is its "
@@ -366,7 +366,7 @@ def uses(method: Method) -> str:
 
 
 def markdown_table(frame: pd.DataFrame, sorts: bool = True) -> str:
-    """Return a table of Markdown cells; in the book its headers sort it if `sorts`."""
+    """Return a Markdown table; with `sorts`, its headers sort it in the book."""
 
     def line(cells: Iterable[object]) -> str:
         return f"| {' | '.join(map(str, cells))} |"

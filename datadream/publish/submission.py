@@ -1,7 +1,7 @@
-"""A submission: the records of somebody's method, packed for the leaderboard and checked.
+"""Submissions to the leaderboard: the records of a user's method, packed and checked.
 
-`contrib/<name>/` holds `submission.json`, which says what the method is and where its code stands,
-and `records.jsonl`, a record a line, as cells of this package write them.
+`contrib/<name>/` holds `submission.json`, which describes the method and links its code, and
+`records.jsonl`, with one record per line, as written by this package's cells.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from .freeze import load_all_frozen, load_compared
 
 FORMAT = 1
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
-SEEDS = 3  # at least, in every setting: an interval over seeds needs some
-# Settings that are the comparison's and not a method's: other values need a reason.
+SEEDS = 3  # least number per setting, for an interval over seeds
+# Settings that belong to the comparison, not to a method: other values need a reason.
 COMMON = (
     "classifier", "precision", "protocol", "shots_folder", "test_folder", "validation",
     "generate.images", "classify.batch", "classify.epochs", "classify.steps", "classify.select",
@@ -49,9 +49,9 @@ def submit(
 ) -> Path:  # fmt: skip
     """Pack the store's records of some methods into `contrib/<first name>` and return the folder.
 
-    `code` is the web address of the method's code. `reasons` says why a setting that all methods
-    share has another value, setting -> sentence. Raises ConfigError on what `problems` finds in the
-    result, which is not written then.
+    `code` is the URL of the method's code. `reasons` maps a setting that all methods share to a
+    sentence that says why its value differs. Raises ConfigError, and writes nothing, if `problems`
+    finds any.
     """
     store = store or open_store()
     methods = {name: METHODS.find(name) for name in names}
@@ -87,9 +87,9 @@ def _place(record):
 
 
 def read_submission(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Return what a folder of contrib holds: (submission.json, its records).
+    """Return the content of a folder of contrib: (submission.json, its records).
 
-    Raises DataError on a file that is missing or is no JSON.
+    Raises DataError on a file that is missing or is not JSON.
     """
     try:
         with reading(folder):
@@ -104,11 +104,11 @@ def read_submission(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]
 
 
 def problems(head: Any, records: Sequence[Any]) -> list[str]:
-    """Return what is wrong with a submission, a sentence each; none: it can be shown.
+    """Return what is wrong with a submission, one sentence each; empty if it can be shown.
 
-    Looked at are its form, each record's key and numbers, that a setting has enough seeds and the
-    same ones for all of its methods, that the test set chose nothing, and that what all methods
-    share is as in the profile or has a reason.
+    Checks its form, each record's key and numbers, that each setting has enough seeds and the same
+    ones for all of its methods, that nothing was selected on test data, and that shared settings
+    have the profile's value or a reason.
     """
     found = _wrong_head(head)
     if found:
@@ -120,7 +120,7 @@ def problems(head: Any, records: Sequence[Any]) -> list[str]:
 
 
 def _each(records, head, look):
-    """Return what `look` finds in the records, each fault once."""
+    """Return what `look` finds in the records, each kind of fault once."""
     wrong: dict[str, list[int]] = {}
     for number, record in enumerate(records, 1):
         for why in look(record, head):
@@ -163,7 +163,7 @@ def _is_text(value):
 
 
 def _wrong_record(record, head):
-    """Return what is wrong with one record by itself."""
+    """Return what is wrong with a single record."""
     try:
         own, test, row = record["recipe"], record["result"]["test"], record_row(record)
         expected = record_key(own, record["artifacts"])
@@ -189,7 +189,7 @@ def _wrong_record(record, head):
 
 
 def _unexplained(record, head):
-    """Return which settings that all methods share differ in a record without a reason."""
+    """Return which shared settings of a record differ without a reason."""
     own = record["recipe"]
     usual = as_dict(recipe(own["profile"]))
     return [
@@ -242,10 +242,10 @@ def submissions() -> list[Path]:
 
 
 def check(folder: Path) -> list[str]:
-    """Return what is wrong with a folder of contrib, as `problems` says it.
+    """Return what is wrong with a folder of contrib, as `problems` does.
 
-    Its test images must be as many as the study's own on the same dataset. Raises as
-    `read_submission`.
+    Also checks that it has as many test images as the study on the same dataset. Raises as
+    `read_submission` does.
     """
     head, records = read_submission(folder)
     found = problems(head, records)
@@ -265,11 +265,11 @@ def _other_images(records):
 
 
 def leaderboard() -> pd.DataFrame:
-    """Return the leaderboard: the committed study's comparable cells, and contributed ones.
+    """Return the leaderboard: the committed study's comparable cells and the submitted ones.
 
     One row per dataset, shots and method: title, seeds, mean top-1 in percent with the interval of
-    `records.summary`, mean seconds, who contributed it ("": this study), its code's address, and
-    why settings that all methods share differ, as (setting, sentence).
+    `records.summary`, mean seconds, contributor ("" for this study), URL of the code, and the
+    reasons for shared settings that differ, as (setting, sentence).
     """
     rows = _lines(load_compared(), {}, "", "")
     for folder in submissions():

@@ -1,4 +1,4 @@
-"""What comes out: records, tables, figures, and measures of sets of images.
+"""Results: records, tables, figures, and measures of image sets.
 
-Stands on `pipeline` and what is below it.
+Imports `pipeline` and what is below it.
 """

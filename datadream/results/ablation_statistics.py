@@ -15,7 +15,7 @@ from .records import best_by_validation, paired, protocol_note, sentence, summar
 
 
 def along(table: pd.DataFrame) -> pd.DataFrame:
-    """Summarise every point: `records.summary` per value, with the column `value`."""
+    """Summarise every point: `records.summary` per value, with a column `value`."""
     return pd.concat(
         [summary(part).assign(value=value) for value, part in table.groupby("value", sort=False)],
         ignore_index=True,
@@ -25,7 +25,7 @@ def along(table: pd.DataFrame) -> pd.DataFrame:
 def differences(table: pd.DataFrame, variants: Sequence[str], baseline: str) -> pd.DataFrame:
     """Compare the best variant at each value with `baseline`: difference in points and interval.
 
-    The best variant is the one that validation prefers at that value.
+    The best variant is the one with the highest validation accuracy at that value.
     """
     rows = []
     for value, part in table.groupby("value", sort=False):
@@ -46,10 +46,10 @@ def difference_lines(table: pd.DataFrame, variants: Sequence[str], baseline: str
 def against(table: pd.DataFrame, method: str, reference: Any) -> pd.DataFrame:
     """Compare `method` at each other value with itself at the value `reference`.
 
-    One row per value with the paired difference in points and its interval. A value whose records
-    are those of the reference is left out: the setting does not reach this method.
+    One row per value with the paired difference in points and its interval. A value with the same
+    records as the reference is left out, because the setting does not affect this method.
     """
-    # The values are what is paired.
+    # Pair by value instead of by method.
     own = table.loc[table["method"] == method].assign(method=table["value"])
     keys: dict[Any, set[str]] = {
         value: set(part["key"]) for value, part in own.groupby("value", sort=False)
@@ -72,9 +72,10 @@ def against_lines(table: pd.DataFrame, method: str, reference: Any) -> list[str]
 
 
 def ends(table: pd.DataFrame, method: str) -> pd.DataFrame:
-    """Compare `method` at the last value with itself at the first and at the one before the last.
+    """Compare `method` at the last value with the first value and with the last but one.
 
-    Rows as of `against`. No line is fitted, since a slope over a curve that flattens misleads.
+    Rows are as in `against`. No line is fitted, since the slope of a curve that flattens is
+    misleading.
     """
     values = list(dict.fromkeys(table["value"]))
     last = table["value"] == values[-1]
@@ -90,10 +91,10 @@ def worth(
 ) -> tuple[float, ...] | None:
     """Return how many real shots `baseline` needs to match `method`: (mean, low, high) over seeds.
 
-    `curve` has `baseline` at several shots, the column `value`; `table` has one row of `method` a
-    seed. Per seed the shots are read off the curve, interpolated linearly in their logarithm and
-    made monotone; the mean is geometric. Returns None where a seed's accuracy lies outside its
-    curve, since nothing can be read off there.
+    `curve` has `baseline` at several shots (column `value`); `table` has one row of `method` per
+    seed. For each seed the number of shots is read off the curve, made monotone and interpolated
+    linearly in the logarithm of the shots; the mean is geometric. Returns None if a seed's accuracy
+    lies outside its curve.
     """
     found = []
     for row in table.loc[table["method"] == method].to_dict("records"):

@@ -1,10 +1,10 @@
-"""Hold a reader's records against the committed ones, cell by cell, with the spread to expect.
+"""Compare a reader's records with the committed ones, cell by cell, allowing for noise.
 
-On two CPUs, two runs of one cell draw the same random numbers and differ in rounding alone, which
-training may enlarge. Two bounds hold for the difference of their accuracies, and the smaller one
-counts: that of two seeds, which differ in more than rounding, and that of two classifiers of the
-same accuracy whose errors have nothing in common. A GPU draws other noise from a seed, so that
-between it and a CPU, or another GPU, the bound of two seeds counts.
+On two CPUs, runs of the same cell draw the same random numbers and differ only by rounding, which
+training can amplify. Two bounds apply to the difference of their accuracies, and the smaller one
+counts: that of two seeds, which differ by more than rounding, and that of two classifiers of equal
+accuracy with independent errors. A GPU draws different noise from the same seed, so between it and
+a CPU, or another kind of GPU, only the bound of two seeds counts.
 """
 
 import json
@@ -33,27 +33,27 @@ EMPTY = (
     "book again."
 )
 EQUAL, WITHIN, OUTSIDE, NOTHING = "equal", "within", "outside", "nothing to compare"
-# What an artifact's key begins with, in the order in which the stages are made.
+# The prefixes of artifact keys, in the order in which the stages are run.
 STAGES = ("shots", "adapt", "generate", "train", "judge")
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """A reader's cells, sorted by what there is to hold them against."""
+    """A reader's cells, sorted by what they can be compared with."""
 
     # CELL, title, yours, ours and difference (in points), within, spread, p, verdict, judge, key
     cells: pd.DataFrame
     settings: pd.DataFrame  # not comparable: CELL, title, setting, yours, ours
-    alone: pd.DataFrame  # nothing is committed: CELL, title
-    copies: int  # records that are the committed ones themselves
+    alone: pd.DataFrame  # without committed counterpart: CELL, title
+    copies: int  # records that are copies of the committed ones
 
 
 def seeds_apart(difference: float, seeds: ArrayLike, level: float = LEVEL) -> tuple[float, float]:
-    """Return (half-width, two-sided p) of a difference between two seeds.
+    """Return (half-width, two-sided p) for a difference between two seeds.
 
-    With the standard deviation s of the seeds' accuracies, two further draws differ by at most
-    t s sqrt(2) with probability 1 - level. Raises ValueError on fewer than SEEDS seeds, and on
-    seeds that all agree.
+    With s the standard deviation of the seeds' accuracies, two further seeds differ by at most t s
+    sqrt(2) with probability 1 - level. Raises ValueError on fewer than SEEDS seeds, and on seeds
+    that all agree.
     """
     from scipy import stats
 
@@ -68,17 +68,17 @@ def seeds_apart(difference: float, seeds: ArrayLike, level: float = LEVEL) -> tu
 def images_apart(
     first: float, second: float, total: int, level: float = LEVEL
 ) -> tuple[float, float]:
-    """Return (half-width, two-sided p) of two accuracies on `total` images with unrelated errors.
+    """Return (half-width, two-sided p) of two accuracies on `total` images, errors independent.
 
-    One right and one wrong image are added to each (Agresti and Caffo, 2000), so that an accuracy
-    of 0 or 1 has a spread too. Raises ValueError on accuracies outside [0, 1] and on no image.
+    One correct and one wrong image are added to each (Agresti and Caffo, 2000), so that an accuracy
+    of 0 or 1 has a spread too. Raises ValueError on accuracies outside [0, 1] and on zero images.
     """
     from scipy import stats
 
     if not (0 <= first <= 1 and 0 <= second <= 1 and total >= 1):
         raise ValueError(f"{first}, {second} of {total} images; give shares of 1 or more images")
     shares = [(share * total + 1) / (total + 2) for share in (first, second)]
-    # As a difference of the accuracies themselves, which the added images bring closer together.
+    # Rescaled to the accuracies themselves, which the added images bring closer together.
     scale = math.sqrt(sum(share * (1 - share) for share in shares) * (total + 2)) / total
     half = float(stats.norm.ppf(1 - level / 2)) * scale
     return half, float(2 * stats.norm.sf(abs(first - second) / scale))
@@ -90,9 +90,9 @@ def judged(
     """Judge one accuracy against another of the same cell.
 
     Returns `difference` and `within`, the smaller bound, in points, the bound's `spread` in words,
-    `p` and the `verdict`. `seeds` are the accuracies of all seeds committed with the cell's
-    settings. Where both bounds count, each has half of LEVEL, so that both together have LEVEL.
-    Without `same_draws` that of the images is only a stand-in, where too few seeds are committed.
+    `p` and the `verdict`. `seeds` are the accuracies of all committed seeds with the cell's
+    settings. If both bounds apply, each is tested at half of LEVEL (Bonferroni). Without
+    `same_draws`, the bound over images is used only when there are too few committed seeds.
     """
     values, bounds = np.asarray(seeds, dtype=float), {}
     if len(values) >= SEEDS and np.ptp(values) > 0:
@@ -113,11 +113,12 @@ def judged(
 
 
 def overall(cells: pd.DataFrame) -> dict[str, Any]:
-    """Judge all cells together; cells that are one computation count once.
+    """Judge all cells together; cells that share a computation count once.
 
-    Returns the counts `computations`, `equal`, `differ`, `outside`, how many are `expected` outside
-    at most, the binomial probability `chance` of so many or more, the Holm-corrected p-value of the
-    `furthest` cell, and the `verdict`. It is outside where one of the two is below half of LEVEL.
+    Returns the counts `computations`, `equal`, `differ` and `outside`, the number `expected`
+    outside by chance, the binomial probability `chance` of at least that many, the smallest
+    Holm-corrected p-value `furthest`, and the `verdict`, which is "outside" if either probability
+    is below half of LEVEL.
     """
     from scipy import stats
 
@@ -140,11 +141,11 @@ def overall(cells: pd.DataFrame) -> dict[str, Any]:
 
 
 def compare(yours: pd.DataFrame, ours: pd.DataFrame) -> Agreement:
-    """Hold a table of records against the committed ones, both as `records.load_records` gives.
+    """Compare a table of records with the committed ones, both as from `records.load_records`.
 
-    Two cells are one computation if their results have the same key, which holds all that they
-    depend on, whatever settings they do not use. A GPU has other number formats, so other keys: a
-    cell of the same recipe and the same few shots is compared then.
+    Two cells are the same computation if their results have the same key, which covers everything
+    they depend on, but no unused settings. A GPU uses other number formats and hence other keys;
+    its cells are matched by recipe and few shots instead.
     """
     known = ours.drop_duplicates("key").to_dict("records")
     kept = {(row["key"], row["created"]) for row in known}
@@ -176,9 +177,10 @@ def compare(yours: pd.DataFrame, ours: pd.DataFrame) -> Agreement:
 
 
 def _table(rows, *columns):
-    """Return rows as a table in the order of datasets, shots, methods and seeds.
+    """Return rows as a table sorted by dataset and shots.
 
-    Records of one cell that are one computation, or of which nothing is committed, are one row.
+    Several records of a cell give one row if they are the same computation, or if none is
+    committed.
     """
     table = pd.DataFrame(rows, columns=[*CELL, "title", *columns])
     if "setting" not in columns:
@@ -203,7 +205,7 @@ def _judge(row):
 
 
 def _in_common(row, seeds, other):
-    """Return the order in which one of several records of a computation is taken, the best last."""
+    """Return a sort key for committed records of the same computation; the best is largest."""
     same_cell = all(row[name] == other[name] for name in CELL)
     return same_cell, _settings(row) == _settings(other), len(seeds[_seedless(other)])
 
@@ -214,7 +216,7 @@ def _defaults():
 
 
 def _settings(row):
-    """Return all settings of a record; one that was added after it has its default."""
+    """Return all settings of a record, with defaults for those added since."""
     return _defaults() | row["recipe"]
 
 
@@ -223,15 +225,15 @@ def _seedless(row):
 
 
 def _same_draws(row, other):
-    """True if two records are of CPUs or of one kind of GPU, where a seed gives the same noise."""
+    """True if both records are from CPUs or one kind of GPU, where a seed gives the same noise."""
     devices = {one["device"] for one in (row, other)}
     return len(devices) == 1 or all(" CPU, " in device for device in devices)
 
 
 def _same_elsewhere(row, other):
-    """True if two records of unlike devices have one recipe and the same images.
+    """True if two records from unlike devices have the same recipe and images.
 
-    A GPU has other number formats, so that all of its keys but that of the few shots differ.
+    A GPU uses other number formats, so all of its keys differ except that of the few shots.
     """
     shots = [one["artifacts"].get("shots") for one in (row, other)]
     alike = shots[0] == shots[1] and row["total"] == other["total"]
@@ -239,7 +241,7 @@ def _same_elsewhere(row, other):
 
 
 def _against(row, other, seeds):
-    """Return what a row of `Agreement.cells` says of a record and the committed one."""
+    """Return the row of `Agreement.cells` for a record and the committed one."""
     latest = {one["seed"]: one["top1"] for one in sorted(seeds, key=lambda one: one["created"])}
     both, draws = (row["top1"], other["top1"]), _same_draws(row, other)
     return {
@@ -254,7 +256,7 @@ def _against(row, other, seeds):
 def _differences(row, other):
     """Return the settings that differ, in the recipe's order: `setting`, `yours`, `ours`.
 
-    Where none does, the first stage whose inputs differ stands in for them.
+    If none does, names the first stage whose inputs differ.
     """
     here, there = _settings(row), _settings(other)
     found = [
@@ -271,7 +273,7 @@ def _differences(row, other):
 
 
 def shown(cells: pd.DataFrame) -> pd.DataFrame:
-    """Return compared cells as a reader sees them; those outside come first."""
+    """Return compared cells as a table for readers, those outside first."""
     first = cells.sort_values("verdict", key=lambda column: column != OUTSIDE, kind="stable")
     rows = [
         {
@@ -292,7 +294,7 @@ def shown(cells: pd.DataFrame) -> pd.DataFrame:
 
 
 def shown_settings(settings: pd.DataFrame) -> pd.DataFrame:
-    """Return cells that cannot be compared as a reader sees them, a row for all seeds alike."""
+    """Return incomparable cells as a table for readers, with one row for equal seeds."""
     texts = settings.assign(**{name: settings[name].map(str) for name in ("yours", "ours")})
     alike = ["dataset", "shots", "title", "setting", "yours", "ours"]
     rows = texts.groupby(alike, sort=False)["seed"].agg(_listed).reset_index()
@@ -330,7 +332,7 @@ def verdict_line(found: Agreement) -> str:
 
 
 def _reasons(total: Mapping[str, Any]) -> str:
-    """Say what makes the overall verdict "outside"; "" where it is not."""
+    """Say what makes the overall verdict "outside"; "" if it is not."""
     found = []
     if total["chance"] < LEVEL / 2:
         found.append(f"So many or more by chance: {_p_text(total['chance'])}.")
@@ -347,7 +349,7 @@ def _p_text(p):
 
 
 def rest_lines(found: Agreement) -> list[str]:
-    """Return a sentence on each kind of record that stands in no table."""
+    """Return a sentence on each kind of record that appears in no table."""
     lines = []
     if found.copies:
         lines.append(
@@ -367,13 +369,13 @@ def rest_lines(found: Agreement) -> list[str]:
 
 
 def outside_files(found: Agreement, store: str) -> list[str]:
-    """Return the records of the cells that are outside, as files of the store of that name."""
+    """Return the records of the cells that are outside, as paths in the store `store`."""
     keys = found.cells.loc[found.cells["verdict"] == OUTSIDE, "key"]
     return [f"{store}/records/{key}.json" for key in keys]
 
 
 def report(found: Agreement, store: str) -> str:
-    """Return the comparison for a terminal; `store` is how to name the reader's store."""
+    """Return the comparison for a terminal; `store` is the name of the reader's store."""
     parts = [verdict_line(found)]
     if len(found.cells):
         parts.append(shown(found.cells).to_string(index=False))

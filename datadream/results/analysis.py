@@ -21,20 +21,20 @@ from .distances import MEASURES, TITLES, copying
 from .features import EXTRACTORS, extractors, features
 from .records import require_one_record_each, verdict
 
-# real images per class and part at most: as many as the paper's synthetic ones; the measures cost
-# its square
+# Most real images per class and part: as many as the paper's synthetic ones. The cost of the
+# measures is quadratic in it.
 REFERENCE = 500
 
 
 @lru_cache(maxsize=8)
 def reference(dataset: Dataset, shots: int, seed: int) -> Images:
-    """Return the real images to compare with: validation part and pool, less the shots drawn.
+    """Return the real images to compare with: validation part and pool, without the drawn shots.
 
-    The generator saw none of them, so that copying the few shots is not rewarded; and none is a
-    test image, so that a measure may be used to choose a setting. A part that is also the test
-    part, as in the released protocol, is left out, and one that is both pool and validation counts
-    once. At most REFERENCE images per class of each, drawn once for all seeds. Raises ValueError if
-    none is left.
+    The generator has seen none of them, so copying the few shots is not rewarded; and none is a
+    test image, so a measure may be used to choose a setting. A part that is also the test part, as
+    in the released protocol, is left out, and one that is both pool and validation counts once.
+    Takes at most REFERENCE images per class from each, drawn once for all seeds. Raises ValueError
+    if none is left.
     """
     classes, taken, parts = (
         tuple(range(len(dataset.classes))),
@@ -60,8 +60,9 @@ def reference(dataset: Dataset, shots: int, seed: int) -> Images:
 
 
 def _images(recipe, dataset, store):
-    """Return the set that a cell is about, the synthetic one or for method 'real' the few shots,
-    and the name of its content.
+    """Return (a cell's image set, name of its content).
+
+    That is the synthetic set, or the few shots for the method 'real'.
     """
     if not method_of(recipe).generates:
         shots = few_shots(dataset, recipe.shots, recipe.seed)
@@ -70,7 +71,7 @@ def _images(recipe, dataset, store):
 
 
 def made_set(recipe: Recipe, dataset: Dataset, store: Store) -> tuple[Images, str]:
-    """Return a cell's synthetic set and its key. Raises LookupError where it has not been made."""
+    """Return a cell's synthetic set and its key. Raises LookupError if it has not been made."""
     artifact = Cell(recipe, dataset).keys["generate"]
     if not store.done(artifact):
         raise LookupError(
@@ -82,8 +83,9 @@ def made_set(recipe: Recipe, dataset: Dataset, store: Store) -> tuple[Images, st
 
 
 def _measure(unit, real, synthetic, shots=None):
-    """Return every measure of one extractor's features by name; NaN where a set is too small for
-    it or it wants unit features.
+    """Return every measure of one extractor's features by name.
+
+    NaN if a set is too small for the measure, or if it needs unit features.
     """
     row: dict[str, float] = {"n": len(synthetic), "reference": len(real)}
     for name, measure in MEASURES.items():
@@ -118,15 +120,15 @@ def measure_sets(
     """Measure the cells' image sets: a row per dataset, method, seed, extractor and class or "all".
 
     A method with real images shares its synthetic set with the one without, whose name the rows
-    bear. 'real' describes the few shots themselves, which tells what fresh real images score: by
-    KID, CMMD, precision and density, while the Frechet distance and coverage depend on the number
-    of images. 'clip' has no images.
+    carry. The rows of 'real' describe the few shots themselves, and so show what fresh real images
+    score in KID, CMMD, precision and density; Frechet distance and coverage depend on the number of
+    images. 'clip' has no images.
 
-    `label` is the class's index, missing for "all"; `n` and `reference` count the images,
-    `artifact` names the set, and distances.TITLES explains the other columns: NaN where a set is
-    too small for a measure. The real images are those of `reference`, never test images. `names`
-    are rows of EXTRACTORS; None takes the recipe's two. Raises LookupError on a synthetic set that
-    has not been made.
+    `label` is the class index, missing for "all"; `n` and `reference` count the images, `artifact`
+    names the set, and distances.TITLES explains the other columns, which are NaN if a set is too
+    small for a measure. The real images are those of `reference`, never test images. `names` are
+    rows of EXTRACTORS; None takes the recipe's two. Raises LookupError on a synthetic set that has
+    not been made.
     """
     store, rows, done = store or open_store(), [], set()
     for recipe in progress.each(
@@ -174,9 +176,9 @@ def measure_sets(
 def over_seeds(table: pd.DataFrame, measures: Sequence[str] = tuple(MEASURES)) -> pd.DataFrame:
     """Return mean and 95 % interval over seeds (Student's t) per method and measure.
 
-    The columns are measure, method, title, seeds, mean, low and high, as plots.plot_measures takes
-    them. Raises ValueError on several rows of one method and seed, e.g. of two extractors or of
-    classes beside "all".
+    The columns are measure, method, title, seeds, mean, low and high, as plots.plot_measures
+    expects. Raises ValueError on several rows of one method and seed, such as those of two
+    extractors, or of classes beside "all".
     """
     if table.duplicated(["method", "seed"]).any():
         raise ValueError(
@@ -209,11 +211,11 @@ def over_seeds(table: pd.DataFrame, measures: Sequence[str] = tuple(MEASURES)) -
 def gains(table: pd.DataFrame, records: pd.DataFrame, method: str, baseline: str) -> pd.DataFrame:
     """Return each class's accuracy gain of `method` over `baseline`, with its set's measures.
 
-    One row per class, the gain in points. `table` is of `measure_sets`, narrowed to one extractor
-    and dataset, and `records` of `study.find` or `load_records`. All values are means over the
-    seeds that table and both methods have: the seeds share their classes and are no further pairs
-    for a correlation. `low` and `high` are the gain's 95 % interval over seeds. Raises ValueError
-    where something is missing or ambiguous.
+    One row per class, the gain in points. `table` is from `measure_sets`, narrowed to one extractor
+    and dataset, and `records` from `study.find` or `load_records`. All values are means over the
+    seeds that the table and both methods have; seeds share their classes, so they add no further
+    pairs to a correlation. `low` and `high` are the gain's 95 % interval over seeds. Raises
+    ValueError if something is missing or ambiguous.
     """
     own = table.loc[(table["method"] == method.removesuffix("+real")) & table["label"].notna()]
     require_one_record_each(records)
@@ -259,7 +261,7 @@ def gains(table: pd.DataFrame, records: pd.DataFrame, method: str, baseline: str
 def copying_sentence(table: pd.DataFrame, method: str, extractor: str, share: float = 0.05) -> str:
     """Return a sentence on whether a method's images copy its few shots.
 
-    See `distances.copying`, whose quantile leaves `share`.
+    `share` is the share of real images expected to be closer (see `distances.copying`).
     """
     own = table[
         (table["class"] == "all") & (table["method"] == method) & (table["extractor"] == extractor)

@@ -17,22 +17,22 @@ def load_benchmarks(folder: str | Path) -> list[dict[str, Any]]:
 
 
 def _measured(folder: str | Path, field: str) -> list[dict[str, Any]]:
-    """Return the files of `folder` that have a field: it holds measurements of several kinds."""
+    """Return the files of `folder` that have `field`; it holds several kinds of measurements."""
     found = [json.loads(file.read_text()) for file in sorted(Path(folder).glob("*.json"))]
     return [results for results in found if field in results]
 
 
 def benchmark_table(results: Mapping[str, Any]) -> pd.DataFrame:
-    """Tabulate a benchmark: images/s of both ways, their ratio, share of peak, and memory.
+    """Tabulate a benchmark: images/s of product and baseline, ratio, share of peak, and memory.
 
-    The peak is that of matrix products, or for a row that decodes and multiplies nothing that of
-    decoding on all cores. The ratio "at peak" is what a product that ran at the peak would reach:
-    no way of doing the same work gains more.
+    The peak is that of matrix products, or, for a row that only decodes, that of decoding on all
+    cores. "ratio at peak" is the speed-up of a product that ran at the peak: an upper bound for the
+    same work.
     """
     limits, rows = results["limits"], []
     for row in results["rows"]:
         mean, low, high = row["ratio"]
-        # Seconds.
+        # In seconds.
         least = (
             row["flops"] / max(limits["flops"].values())
             or row.get("bytes", 0) / limits["decoded_bytes"] / results["cores"]
@@ -53,9 +53,10 @@ def benchmark_table(results: Mapping[str, Any]) -> pd.DataFrame:
 
 
 def stage_table(table: pd.DataFrame) -> pd.DataFrame:
-    """Tabulate the seconds per stage in records, with the share of the whole.
+    """Tabulate the seconds per stage in records, and their share of the total.
 
-    One row per stage with its number of artifacts; an artifact that records share counts once.
+    One row per stage with its number of artifacts; an artifact shared by several records counts
+    once.
     """
     seconds = {}
     for stages, artifacts in zip(table["stages"], table["artifacts"], strict=True):
@@ -86,7 +87,7 @@ def stage_table(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def load_together(file: str | Path | None = None) -> pd.DataFrame:
-    """Load what `python -m benchmarks.together` wrote, a row per number of adapters.
+    """Load the results of `python -m benchmarks.together`, a row per number of adapters.
 
     The columns give the ratio with its interval, the device and the commit.
     """
@@ -107,7 +108,7 @@ def load_together(file: str | Path | None = None) -> pd.DataFrame:
 
 
 def host_table(folder: str | Path | None = None) -> pd.DataFrame:
-    """Tabulate what `python -m benchmarks.host` wrote: milliseconds of each way of the host."""
+    """Tabulate the results of `python -m benchmarks.host`: milliseconds of each variant."""
     return pd.DataFrame(
         [
             {"what": what, "way": way, "ms": 1e3 * seconds, "device": results["device"]}
@@ -123,7 +124,7 @@ def load_gpus(folder: Path) -> list[dict]:
     return _measured(folder, "gpu")
 
 
-# The stages of a run on a GPU: part of its results, what is counted, what a second has of it.
+# The stages of a GPU run: key in its results, title, and what is counted per second.
 GPU_STAGES = {
     "adapt_steps": ("adapt, batch 8", "optimiser steps"),
     "generate_images": ("generate, 50 guided steps", "images"),
@@ -132,7 +133,7 @@ GPU_STAGES = {
 
 
 def gpu_table(results: dict) -> pd.DataFrame:
-    """Tabulate the rates of a GPU run by stage and way: speed, ratio to the first way, memory."""
+    """Tabulate a GPU run by stage and variant: speed, ratio to the first variant, memory."""
     rows = []
     for part, (title, unit) in GPU_STAGES.items():
         ways = {
@@ -155,9 +156,9 @@ def gpu_table(results: dict) -> pd.DataFrame:
 
 
 def gpu_findings(results: dict, steps: int = 50) -> list[str]:
-    """Return what a GPU run says of where time goes, a sentence or two per stage.
+    """Return what a GPU run shows about where time goes, a sentence or two per stage.
 
-    `steps` of sampling make an image.
+    An image takes `steps` sampling steps.
     """
     parts = results["parts"]
     sampling, batch, adapt = (
@@ -193,7 +194,7 @@ def gpu_findings(results: dict, steps: int = 50) -> list[str]:
             f" Four adapters in one batched pass take {four['together']:.2f} s, one after the "
             f"other {four['apart']:.2f} s."
         )
-    # Measured while the product made the matrices of crops on the CPU.
+    # Measured when the package still computed the crop matrices on the CPU.
     if moved := batch.get("batch_ms, matrices on the device"):
         lines[2] += (
             " At that time the resampling matrices were computed on one core; now that they are "
@@ -208,7 +209,7 @@ def gpu_findings(results: dict, steps: int = 50) -> list[str]:
 
 
 def gpu_variants(results: dict) -> pd.DataFrame:
-    """Tabulate ways that the package does not have: milliseconds as shipped and in that way."""
+    """Tabulate variants that the package does not use: milliseconds as shipped and of each."""
     rows = []
 
     def add(what: str, way: str, shipped: float, own: Any) -> None:
@@ -246,17 +247,17 @@ def gpu_variants(results: dict) -> pd.DataFrame:
 
 
 def load_scale(file: str | Path | None = None) -> dict[str, Any]:
-    """Load what `python -m benchmarks.simulate` wrote: the paper's table simulated on many GPUs.
+    """Load the results of `python -m benchmarks.simulate`: the paper's table on many GPUs.
 
-    All that goes into the simulation is in it.
+    They include all inputs of the simulation.
     """
     return json.loads(Path(file or paths()["scale"]).read_text())
 
 
 def load_engines(file: str | Path | None = None) -> dict[str, Any]:
-    """Load what `python -m benchmarks.engines` wrote: one study timed on either engine.
+    """Load the results of `python -m benchmarks.engines`: one study timed on both engines.
 
-    It holds the seconds and their ratio with its 95 % interval.
+    They hold the seconds and their ratio with its 95 % interval.
     """
     return json.loads(Path(file or paths()["engines"]).read_text())
 
@@ -319,18 +320,18 @@ def _linear(fixed, each):
 
 
 def load_faults(file: str | Path | None = None) -> dict[str, Any]:
-    """Load what `python tests/faults/campaign.py` wrote, {} where there is no such file.
+    """Load the results of `python tests/faults/campaign.py`, {} if there are none.
 
-    It has `cases`, `inputs`, and where they were run.
+    They hold `cases`, `inputs`, and where they were run.
     """
     file = Path(file or paths()["faults"])
     return json.loads(file.read_text()) if file.exists() else {}
 
 
 def fault_table(results: Mapping[str, Any]) -> pd.DataFrame:
-    """Tabulate the faults by engine: stages tried, survived, equal records and bytes, time lost.
+    """Tabulate faults by engine: stages tried, survived, equal records and bytes, time lost.
 
-    The seconds lost are given from least to most.
+    The seconds lost are a range from least to most.
     """
     rows = []
     for _, group in pd.DataFrame(results["cases"], columns=CASE).groupby(
@@ -363,7 +364,7 @@ def _equal(cases):
     return f"{cases['equal'].sum()} of {len(cases)}{note}"
 
 
-# What the script writes of a case, and is shown.
+# What the script records about a case and the table shows.
 CASE = [
     "fault",
     "stage",

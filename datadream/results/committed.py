@@ -1,6 +1,6 @@
-"""The test predictions that the repository keeps: a Parquet file per dataset and number of shots.
+"""The committed test predictions: a Parquet file per dataset and number of shots.
 
-With them a page compares methods image by image on a machine that has not computed the results.
+With them a page can compare methods image by image on a machine that has not computed the results.
 """
 
 from collections.abc import Mapping
@@ -18,15 +18,15 @@ COLUMNS = ("result", "image", "label", "predicted", "margin")
 
 
 def predictions_file(dataset: str, shots: int) -> Path:
-    """Return the file of a dataset and a number of shots; it need not exist."""
+    """Return the file for a dataset and a number of shots; it need not exist."""
     return paths()["predictions"] / f"{dataset}-{shots}.parquet"
 
 
 def write_committed(dataset: str, shots: int, results: Mapping[str, Predictions]) -> Path:
-    """Write the test predictions of `results`, by the key of each, and return the file.
+    """Write the test predictions of `results`, keyed by result, and return the file.
 
-    A row is one test image: `result` is the `judge` artifact of a record, `image` the position in
-    the test set, `margin` by how much the predicted class's logit exceeds the next one's.
+    Each row is a test image: `result` is the `judge` artifact of a record, `image` the position in
+    the test set, `margin` the predicted class's logit minus the next one's.
     """
     tables = [
         pd.DataFrame(
@@ -49,7 +49,7 @@ def write_committed(dataset: str, shots: int, results: Mapping[str, Predictions]
 
 
 def read_committed(dataset: str, shots: int) -> dict[str, Predictions]:
-    """Return the committed test predictions by the key of their result; {} where none are kept."""
+    """Return the committed test predictions by the key of their result; {} if none are kept."""
     file = predictions_file(dataset, shots)
     return _read(file, file.stat().st_mtime_ns) if file.is_file() else {}
 

@@ -13,9 +13,9 @@ import pandas as pd
 from ..statistics import average_ranks, critical_difference, holm, mean_interval, paired_p
 from .records import RELEASED, paired, select, summary
 
-# Named before the study ran: what it is for. All other comparisons are secondary.
+# The study's primary question, fixed before it ran. All other comparisons are secondary.
 PRIMARY = ("dset+real", "real")
-# The paper's claims 1, 2 and 4 as pairs (better, baseline), with the primary question among them.
+# The paper's claims 1, 2 and 4 as pairs (better, baseline), including the primary question.
 # Wherever one is shown, all are corrected together.
 CLAIMS = {
     1: (("dset", "base"), ("cls", "base"), ("dset+real", "base+real"), ("cls+real", "base+real")),
@@ -52,9 +52,9 @@ def primary(
 ) -> dict[str, Any]:
     """Return the paired difference of two methods, averaged over datasets and shots.
 
-    A seed counts if it has both methods in every setting of the table. The interval is Student's
-    over the seeds' averages, in points. Raises KeyError where a method has no record, and
-    ValueError where no seed is complete.
+    A seed counts if it has both methods in every setting of the table. The interval is Student's t
+    over the seeds' averages, in points. Raises KeyError if a method has no record, and ValueError
+    if no seed is complete.
     """
     wide = _wide(table)
     _require(wide, better, base)
@@ -76,8 +76,8 @@ def primary(
 def averaged(table: pd.DataFrame, base: str, methods: Sequence[str] = ()) -> pd.DataFrame:
     """Return `questions` of every method against `base`, the largest difference first.
 
-    The column `method` names it. `methods` () takes all of the table. Raises KeyError where `base`
-    has no record.
+    The column `method` names it. `methods` () takes all methods in the table. Raises KeyError if
+    `base` has no record.
     """
     _require(_wide(table), base)
     chosen = methods or list(dict.fromkeys(table["method"]))
@@ -91,8 +91,8 @@ def questions(table: pd.DataFrame, pairs: Sequence[tuple[str, str]]) -> pd.DataF
 
     A pair's settings are those in which both have records. One row per pair in the given order:
     better, baseline, settings, seeds, difference in points with its uncorrected 95 % interval over
-    seeds, p, the corrected p of all rows but the primary question's, and what is detected at 5 %,
-    as in `secondary`. A pair without a complete seed is left out.
+    seeds, p, corrected p, and what is detected at 5 %, as in `secondary`. The correction is over
+    all rows except the primary question. A pair without a complete seed is left out.
     """
     rows = []
     for better, base in pairs:
@@ -116,12 +116,12 @@ def questions(table: pd.DataFrame, pairs: Sequence[tuple[str, str]]) -> pd.DataF
 
 
 def by_validation(table: pd.DataFrame) -> pd.DataFrame:
-    """Return what a choice by validation would have brought in each setting.
+    """Return what selecting the method on validation would have given in each setting.
 
-    One row per dataset and shots, over the means of the seeds that all of its methods have: the
-    method that is best on validation and its test accuracy, the one that is best on the test and
-    its accuracy, both in percent, and Spearman's rank correlation of the two over the methods. A
-    setting with fewer than three methods is left out.
+    One row per dataset and shots, from means over the seeds that all of its methods have: the best
+    method on validation and its test accuracy, the best method on test and its accuracy, both in
+    percent, and Spearman's rank correlation of the two accuracies over the methods. A setting with
+    fewer than three methods is left out.
     """
     _wide(table)
     rows = []
@@ -139,13 +139,13 @@ def by_validation(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _means(part: pd.DataFrame, column: str) -> pd.Series:
-    """Return the mean percent of each method over the seeds that all methods have."""
+    """Return each method's mean in percent over the seeds that all methods have."""
     wide = 100 * part.pivot(index="seed", columns="method", values=column)
     return pd.Series(wide.dropna().mean())
 
 
 def claims(table: pd.DataFrame) -> dict[tuple[str, str], dict[str, Any]]:
-    """Return pair -> its row of `questions`, of all pairs of CLAIMS that the table has."""
+    """Return pair -> its row of `questions`, for all pairs of CLAIMS in the table."""
     rows = questions(table, [pair for pairs in CLAIMS.values() for pair in pairs])
     return {(row["better"], row["baseline"]): row for row in rows.to_dict("records")}
 
@@ -160,7 +160,7 @@ def everywhere(table: pd.DataFrame) -> list[str]:
 def scoreboard(table: pd.DataFrame) -> pd.DataFrame:
     """Return mean accuracy in percent: a row per method, a column per setting, and their mean.
 
-    The columns are called "mnist, 4". The highest mean comes first; a method that lacks a setting
+    Columns are named like "mnist, 4". The highest mean comes first; a method that lacks a setting
     has NaN there and in the mean.
     """
     found = pd.DataFrame(_wide(table).groupby(level=SETTING).mean()).T
@@ -173,8 +173,8 @@ def secondary(table: pd.DataFrame, base: str, methods: Sequence[str] = ()) -> pd
     """Return every method's paired difference to `base` in every setting, Holm-corrected.
 
     One row per dataset, shots and method: seeds, difference in points with its uncorrected 95 %
-    interval, p, the corrected p of all rows, and what is detected at 5 %: "more", "less" or "not
-    detected". `methods` () takes all of the table. Raises as `primary`.
+    interval, p, p corrected over all rows, and what is detected at 5 %: "more", "less" or "not
+    detected". `methods` () takes all methods in the table. Raises as `primary` does.
     """
     wide = _wide(table)
     chosen = [name for name in (methods or wide.columns) if name != base]
@@ -204,9 +204,9 @@ def beside(table: pd.DataFrame, base: str, methods: Sequence[str]) -> pd.DataFra
     """Return accuracies beside those of `base`, on the seeds that both have.
 
     One row per dataset, shots and method: seeds, top-1 in percent with the interval of
-    `records.summary`, that of `base`, and the paired difference with its uncorrected interval.
-    Where `base` has none of a method's seeds, and of `base` itself, the row has no difference.
-    Raises ValueError as `primary`.
+    `records.summary`, that of `base`, and the paired difference with its uncorrected interval. The
+    row of `base` itself, and of a method that shares no seed with it, has no difference. Raises
+    ValueError as `primary` does.
     """
     _wide(table)
     rows = []
@@ -232,7 +232,7 @@ def beside(table: pd.DataFrame, base: str, methods: Sequence[str]) -> pd.DataFra
 
 
 def detected(difference: float, p: float, level: float = 0.05) -> str:
-    """Say "more", "less" or "not detected" of a difference with its corrected p-value.
+    """Say whether a difference is "more", "less" or "not detected", by its corrected p-value.
 
     A single seed, whose p is NaN, detects nothing.
     """
@@ -244,9 +244,9 @@ def detected(difference: float, p: float, level: float = 0.05) -> str:
 def ranks(table: pd.DataFrame) -> tuple[pd.Series, float, int]:
     """Return (average rank by method, critical difference, number of settings).
 
-    A setting is a dataset with a number of shots, its score the mean over seeds; 1 is the best. A
-    setting that lacks a method is left out. Raises ValueError if none is complete, or on fewer than
-    two methods.
+    A setting is a dataset with a number of shots, and its score is the mean over seeds; rank 1 is
+    the best. A setting that lacks a method is left out. Raises ValueError if none is complete, or
+    on fewer than two methods.
     """
     scores = pd.DataFrame(_wide(table).groupby(level=SETTING).mean()).dropna()
     if scores.empty or scores.shape[1] < 2:

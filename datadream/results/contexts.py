@@ -1,7 +1,7 @@
-"""Does a generator draw the contexts that it is asked for, and does a class still own some?
+"""Tests of contexts: do images follow the attributes prompted, and does a class still imply some?
 
-Both questions are those of BOB (Yang et al., CVPR 2026), asked of drawn characters, whose contexts
-are measured: see `data.attributes`. No test image is used.
+Both questions are those of BOB (Yang et al., CVPR 2026), applied to drawn characters, whose
+contexts can be measured (see `data.attributes`). No test image is used.
 """
 
 from collections.abc import Iterable, Sequence
@@ -25,22 +25,22 @@ from .analysis import made_set, reference
 
 NAMES = [one.name for one in ATTRIBUTES]
 REAL_TITLE = "Held-out real images"
-BINS = 5  # of equal counts, for the mutual information
-SHUFFLES = 50  # by which its bias is estimated
+BINS = 5  # bins of equal counts, for the mutual information
+SHUFFLES = 50  # shuffled copies from which its bias is estimated
 
 
 def attributes_of(images: Images) -> pd.DataFrame:
-    """Return the attributes of drawn characters: a row per image, its label and each measure."""
+    """Return the attributes of drawn characters: a row per image, with its label and measures."""
     rows = [measure(images.open(i)) for i in range(len(images))]
     return pd.DataFrame(rows, columns=NAMES).assign(label=list(images.labels))
 
 
 def mutual_information(labels: ArrayLike, values: ArrayLike, seed: int = 0) -> float:
-    """Return the mutual information of class and attribute in bits, about 0 where there is none.
+    """Return the mutual information of class and attribute in bits, about 0 if independent.
 
-    The attribute is cut into `BINS` parts of equal counts. A finite sample has some information by
-    chance: the mean over `SHUFFLES` shuffled copies is taken off, so that values below 0 occur.
-    Raises ValueError on fewer than two images, or on other than one value for each label.
+    The attribute is cut into `BINS` bins of equal counts. A finite sample shows some information by
+    chance, so the mean over `SHUFFLES` shuffled copies is subtracted; values below 0 occur. Raises
+    ValueError on fewer than two images, and unless there is one value per label.
     """
     classes, measured = np.asarray(labels), np.asarray(values, dtype=float)
     if classes.shape != measured.shape or classes.ndim != 1 or len(classes) < 2:
@@ -65,7 +65,7 @@ def _information(rows, columns):
 
 
 def _own(table: pd.DataFrame, means: pd.DataFrame) -> pd.DataFrame:
-    """Return attributes without what their class has in `means`."""
+    """Subtract from attributes the means of their class in `means`."""
     return table[NAMES] - means.loc[table["label"], NAMES].to_numpy()
 
 
@@ -79,12 +79,12 @@ def _made(recipe, dataset, store):
 
 
 def obedience(recipes: Iterable[Recipe], store: Store | None = None) -> pd.DataFrame:
-    """Return how well the images have the attributes that their prompts ask for.
+    """Return how well the images show the attributes that their prompts ask for.
 
-    A row per dataset, method, shots, seed and attribute. `correlation` is Pearson's over the
-    images, of the word in the prompt (-1 for little, 1 for much, 0 for none) with the attribute
-    less the mean of its class. An attribute that no prompt asks for is left out, and so is a method
-    whose prompts ask for none. Raises LookupError on a synthetic set that has not been made.
+    One row per dataset, method, shots, seed and attribute. `correlation` is Pearson's over the
+    images, between the word in the prompt (-1 for low, 1 for high, 0 for none) and the attribute
+    minus its class mean. Attributes that no prompt asks for are left out, and so are methods whose
+    prompts ask for none. Raises LookupError on a synthetic set that has not been made.
     """
     store, rows = store or open_store(), []
     for recipe in (one for one in recipes if method_of(one).generates):
@@ -106,24 +106,24 @@ def obedience(recipes: Iterable[Recipe], store: Store | None = None) -> pd.DataF
 
 
 def asked_of(support: Support) -> pd.DataFrame:
-    """Return -1, 0 or 1 for each image and attribute, by the word for little or much of it."""
+    """Return -1, 0 or 1 for each image and attribute, as its prompt asks for low, none or high."""
     rows = []
     for label in range(len(support.classes)):
         plain = support.prompt(label)
         for one in draws(support, label):
-            # Else the words of a template would count.
+            # Otherwise the words of a template would count.
             words = one.prompt[len(plain) :].split() if one.prompt.startswith(f"{plain},") else ()
             rows.append([(a.high in words) - (a.low in words) for a in ATTRIBUTES])
     return pd.DataFrame(rows, columns=NAMES)
 
 
 def links(recipes: Iterable[Recipe], store: Store | None = None) -> pd.DataFrame:
-    """Return how much the class tells of each attribute, in held-out images, shots and sets.
+    """Return how much the class reveals about each attribute, in held-out images, shots and sets.
 
-    A row per dataset, shots, seed, set of images and attribute. `information` is that of class and
-    attribute, in bits; `accidental` the same once the mean of the held-out real images of the class
-    is taken off, so that what belongs to the class (a one is narrow) does not count. Raises
-    LookupError on a synthetic set that has not been made.
+    One row per dataset, shots, seed, image set and attribute. `information` is the mutual
+    information of class and attribute in bits; `accidental` is the same after subtracting the class
+    mean of the held-out real images, so that what belongs to the class (a one is narrow) does not
+    count. Raises LookupError on a synthetic set that has not been made.
     """
     store, rows, done = store or open_store(), [], set()
     for recipe in progress.each(list(recipes), "contexts", "set"):

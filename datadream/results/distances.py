@@ -110,7 +110,7 @@ def _squares(x, y):
     """Yield the squared distances (rows, len(y)) of some rows of x at a time; a distance within
     rounding is 0.
     """
-    # About the centre the products are small, and so is what their difference loses.
+    # Centring keeps the products small, and with them the rounding error of their difference.
     centre = y.mean(0)
     x, y = x - centre, y - centre
     long, wide = (x * x).sum(1)[:, None], (y * y).sum(1)

@@ -1,4 +1,4 @@
-"""Features of image sets by a table of extractors, computed once and kept in the store."""
+"""Features of image sets from a table of extractors, computed once and kept in the store."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,9 +24,9 @@ from ..store.files import digest
 from ..store.keys import key
 from ..training.batch_size import BatchSize
 
-STAGE = "features"  # what the key of an artifact of features begins with
-SHARD = 1000  # images in a file: what a killed extraction does again at most
-# Pixels; a multiple of its patch of 14.
+STAGE = "features"  # prefix of the key of a features artifact
+SHARD = 1000  # images per file: the most that a killed extraction repeats
+# Side in pixels, a multiple of its patch size 14.
 DINOV2, DINOV2_SIDE = ("vit_base_patch14_dinov2.lvd142m", 224)
 
 
@@ -57,7 +57,7 @@ def _load_dinov2(recipe):
             f"Where a network is at hand, `hf download timm/{DINOV2}` fetches it; point HF_HOME "
             f"to that cache, or take the extractor 'clip' alone. Cause: {error}"
         ) from error
-    # Nn.Module takes every attribute for a tensor.
+    # nn.Module annotates every attribute as a tensor or module.
     config = cast("dict[str, Any]", model.pretrained_cfg)
     normalise = Normalize(config["mean"], config["std"])
     return torch.nn.Sequential(normalise, model.eval()).to(device()), DINOV2_SIDE
@@ -65,9 +65,9 @@ def _load_dinov2(recipe):
 
 @dataclass(frozen=True)
 class Extractor:
-    """One feature extractor: its description, what its cache key holds, and how it is loaded.
+    """A feature extractor: its description, what its cache key holds, and how it is loaded.
 
-    `identity` and `load` take a recipe. `load` returns (function of images (B, 3, S, S) in [0, 1]
+    `identity` and `load` take a recipe. `load` returns (function from images (B, 3, S, S) in [0, 1]
     to features (B, d), S); `unit` marks features of unit length.
     """
 
@@ -100,9 +100,9 @@ EXTRACTORS = {
 def extractors(recipe: Recipe) -> tuple[str, str]:
     """Return the names of a recipe's two extractors: its own CLIP, and an independent one.
 
-    No part of the generator or the classifier is in the second. DINOv2 agrees with people's
-    judgement better than Inception's features do (Stein et al., 2023), and a mini model draws
-    characters.
+    The second shares nothing with generator or classifier. DINOv2 agrees with human judgement
+    better than Inception's features do (Stein et al., 2023); the mini models draw characters, so
+    theirs is a reader of print.
     """
     return ("clip", "reader" if recipe.profile == "mini" else "dinov2")
 
@@ -131,11 +131,11 @@ def _write(file, parts):
 
 
 def features(images: Images, name: str, recipe: Recipe, store: Store) -> np.ndarray:
-    """Return the features (n, d), float32, of the images' evaluation views by extractor `name`.
+    """Return the features (n, d), float32, of the images' evaluation views from extractor `name`.
 
-    They are cached in the store: the key holds the images' fingerprint, which is `images.stamp`
-    where that is set, and the extractor. What a killed run finished is kept. Raises ConfigError on
-    an unknown name, ValueError on no image, ModelMissingError on missing weights.
+    They are cached in the store under the images' fingerprint (`images.stamp` if set) and the
+    extractor. A killed run keeps what it finished. Raises ConfigError on an unknown name,
+    ValueError on an empty set, ModelMissingError on missing weights.
     """
     from safetensors.numpy import load_file
 

@@ -1,4 +1,4 @@
-"""Fonts for names in scripts that the figures' own font lacks, and what is written without one."""
+"""Fallback fonts for scripts that the figures' font lacks, and numbers for words without any."""
 
 import html
 import unicodedata
@@ -8,13 +8,13 @@ from functools import cache, lru_cache
 from matplotlib import font_manager
 from matplotlib.ft2font import FT2Font
 
-OWN = "DejaVu Sans"  # matplotlib brings it: the same figure on every machine
-# Fonts of matplotlib's that put other characters into the places of letters, or a box into all.
+OWN = "DejaVu Sans"  # comes with matplotlib, so figures are the same on every machine
+# matplotlib's fonts with other characters in place of letters, or a box for every character.
 NO_TEXT = ("cm", "STIXNonUnicode", "STIXSize", "Last Resort")
 
 
 def families(text: str) -> list[str]:
-    """Return the font families that draw a text: the figures' own, then others where it lacks."""
+    """Return the font families that draw a text: the figures' own, then fallbacks as needed."""
     found = {family for character in missing(text) if (family := _family_of(character))}
     return [OWN, *sorted(found)]
 
@@ -26,9 +26,9 @@ def missing(text: str) -> set[str]:
 
 
 def written(text: str, replaced: dict[str, str]) -> str:
-    """Return a text with `#1` for a word that no font of this machine can draw, then `#2`.
+    """Return a text with `#1`, `#2` ... in place of words that no font on this machine can draw.
 
-    `replaced` maps each such word to its sign, and is added to.
+    `replaced` maps each such word to its number, and is extended.
     """
     if not any(_family_of(character) is None for character in missing(text)):
         return text
@@ -42,7 +42,7 @@ def written(text: str, replaced: dict[str, str]) -> str:
 
 
 def note(replaced: dict[str, str]) -> str:
-    """Return a paragraph of HTML that tells what the signs of `written` stand for."""
+    """Return an HTML paragraph that explains the numbers used by `written`."""
     which = ", ".join(f"{sign} is {html.escape(word)}" for word, sign in replaced.items())
     return (
         f"<p>No font of this machine can draw some names. In the figure {which}. With a font that "
@@ -51,7 +51,7 @@ def note(replaced: dict[str, str]) -> str:
 
 
 def _invisible(character):
-    """True for what shows nothing of its own: spaces, joiners, selectors of a variant."""
+    """True for characters without a glyph of their own: spaces, joiners, variation selectors."""
     return (
         unicodedata.category(character) in ("Cc", "Cf", "Zs", "Zl", "Zp")
         or "\ufe00" <= character <= "\ufe0f"
@@ -60,7 +60,7 @@ def _invisible(character):
 
 @lru_cache(maxsize=4096)
 def _family_of(character):
-    """Return the first family of this machine that has a character, None if none has."""
+    """Return the first font family on this machine that has a character, or None."""
     for name, file in _others():
         if ord(character) in _characters(file):
             return name
@@ -69,16 +69,16 @@ def _family_of(character):
 
 @lru_cache(maxsize=1)
 def _others():
-    """Return (name, file) of the upright text fonts, those without serifs first.
+    """Return (name, file) of the upright text fonts, sans-serif ones first.
 
-    matplotlib's own list may be older than the fonts: what it lacks is added.
+    matplotlib's font list may be out of date, so newly installed fonts are added.
     """
     manager = font_manager.fontManager
     known = {font.fname for font in manager.ttflist}
     for file in sorted(set(font_manager.findSystemFonts()) - known):
         try:
             manager.addfont(file)
-        except Exception:  # whatever is wrong with a font, it is not the figure's fault
+        except Exception:  # a bad font must not break the figure
             continue
     upright: Iterable[font_manager.FontEntry] = (
         font
@@ -91,7 +91,7 @@ def _others():
 
 @cache
 def _characters(file):
-    """Return the code points that a font file draws by outlines, none where it cannot be read."""
+    """Return the code points of an outline font file; none if it cannot be read."""
     try:
         font = FT2Font(file)
         return frozenset(font.get_charmap()) if font.scalable else frozenset()

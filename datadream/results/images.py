@@ -1,4 +1,4 @@
-"""Compare methods image by image: who errs where, and intervals that take the test images in."""
+"""Compare methods image by image: who errs where, and intervals that cover the test images too."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 
 
 def load_predictions(row: Any, store: Store | None = None, part: str = "test") -> Predictions:
-    """Return the predictions behind a row of `records.load_records`, of the 'test' or 'val' part.
+    """Return the predictions behind a row of `records.load_records`, for the 'test' or 'val' part.
 
-    Where the store lacks them, those of test images are looked up among the committed ones. Raises
-    LookupError where neither has them.
+    If the store lacks them, test predictions are looked up among the committed ones. Raises
+    LookupError if neither has them.
     """
     store = store or open_store()
     folder = store.folder(row["artifacts"]["judge"])
     if not folder.exists():
-        store.done(folder.name)  # fetches what another machine made
+        store.done(folder.name)  # fetches it if another machine made it
     if folder.exists():
         return read_predictions(folder)[part]
     kept = read_committed(row["dataset"], int(row["shots"])) if part == "test" else {}
@@ -40,10 +40,10 @@ def load_predictions(row: Any, store: Store | None = None, part: str = "test") -
 
 
 def right(table: pd.DataFrame, method: str, store: Store | None = None) -> pd.DataFrame:
-    """Return whether each test image is told right: a row per seed, a column per image.
+    """Return whether each test image is classified correctly: a row per seed, a column per image.
 
-    `table` has one setting: a dataset and a number of shots. Raises LookupError where the store
-    lacks a result, and KeyError where the method has no record.
+    `table` has one setting: a dataset and a number of shots. Raises LookupError if the predictions
+    are missing, and KeyError if the method has no record.
     """
     rows = select(table, method=method)
     if rows.empty:
@@ -57,10 +57,10 @@ def right(table: pd.DataFrame, method: str, store: Store | None = None) -> pd.Da
 def paired_by_image(
     table: pd.DataFrame, better: str, base: str, store: Store | None = None
 ) -> dict[str, Any]:
-    """Return the paired difference of two methods in points, with seeds and test images drawn.
+    """Return the paired difference of two methods in points, over seeds and test images.
 
-    The interval of `records.paired` tells of other seeds on the same test images; this one of other
-    test images too. Raises as `right`.
+    The interval of `records.paired` is for other seeds on the same test images; this one is also
+    for other test images. Raises as `right` does.
     """
     apart = _apart(table, better, base, store)
     mean, low, high = crossed_interval(apart)
@@ -71,7 +71,7 @@ def paired_by_image(
 
 
 def _apart(table, better, base, store):
-    """Return the difference in points of each image, a row per seed that both methods have."""
+    """Return the difference in points on each image, with a row per seed that both methods have."""
     one, other = right(table, better, store), right(table, base, store)
     seeds = one.index.intersection(other.index)
     return 100.0 * (one.loc[seeds].astype(float) - other.loc[seeds].astype(float))
@@ -82,9 +82,9 @@ def averaged_by_image(
 ) -> dict[str, Any]:
     """Return the paired difference averaged over datasets and shots, as `comparison.primary` does.
 
-    The interval takes in other seeds and other test images; datasets have images of their own,
-    numbers of shots share them. A seed counts if it has both methods in every setting of the table.
-    Raises as `right`, and ValueError where no seed is complete.
+    The interval covers other seeds and other test images; each dataset has its own images, shared
+    by all numbers of shots. A seed counts if it has both methods in every setting of the table.
+    Raises as `right` does, and ValueError if no seed is complete.
     """
     settings: dict[str, list[pd.DataFrame]] = {}
     for _, part in table.groupby(["dataset", "shots"], sort=False):
@@ -108,9 +108,9 @@ def averaged_by_image(
 def agreement(
     table: pd.DataFrame, methods: Sequence[str], store: Store | None = None
 ) -> pd.DataFrame:
-    """Return the share of test images that two methods both tell right or both wrong.
+    """Return the share of test images on which two methods are both correct or both wrong.
 
-    A square table, the mean over the seeds that both have. Raises as `right`.
+    A square table of means over the seeds that both have. Raises as `right` does.
     """
     told = {method: right(table, method, store) for method in methods}
     found = pd.DataFrame(index=list(methods), columns=list(methods), dtype=float)

@@ -1,6 +1,6 @@
-"""Figures: plot_* draws what it is given in the project's style and returns a Figure.
+"""Figures: each plot_* function draws its arguments in the project's style and returns a Figure.
 
-A filled dot or a solid line has real images in its training set. Intervals are those of the tables:
+Filled dots and solid lines mark methods trained on real images. Intervals come from the tables;
 seaborn computes none.
 """
 
@@ -25,11 +25,11 @@ from .comparison import cliques
 from .distances import TITLES
 from .style import BASE, LINE, SMALL, WIDTH, fitted, text_width, themed
 
-NAMED = 30  # classes at most whose names stand beside their dots
-COLUMNS = 12  # classes at most in a grid of samples: more would be too small to be seen on a phone
-CELL = 1.1  # inches at most, the side of a sample
-GAP = 0.12  # inches between a panel and the next
-NAME = 1.25  # inches at most, a class's name along an axis
+NAMED = 30  # most classes whose names are written beside their dots
+COLUMNS = 12  # most classes in a grid of samples; more would be too small to see on a phone
+CELL = 1.1  # largest side of a sample, in inches
+GAP = 0.12  # inches between panels
+NAME = 1.25  # most inches for a class name along an axis
 CONFUSED = ("#ffffff", "#7fb8db")  # of 0 and 100 %, light enough for dark numbers
 
 
@@ -87,7 +87,7 @@ def plot_measures(summary: pd.DataFrame, title: str = "") -> Figure:
         _dots(axis, list(methods), titles, own.assign(value=own["mean"], text=texts))
         axis.set_title(fitted(TITLES[name], 0.32 * WIDTH, lines=3), fontsize=SMALL)
         axis.margins(x=0.15)
-        axis.xaxis.set_major_locator(MaxNLocator(2))  # more numbers than that run into each other
+        axis.xaxis.set_major_locator(MaxNLocator(2))  # more labels would overlap
     for axis in axes.flat[len(names) :]:
         axis.set_visible(False)
     style.set_title(figure, title)
@@ -95,31 +95,29 @@ def plot_measures(summary: pd.DataFrame, title: str = "") -> Figure:
 
 
 def _line(axis: Axes, x: Any, y: Any, estimator: Any = None, **look: Any) -> None:
-    """Draw a line without an interval of seaborn's own; an `estimator` joins points of one x."""
+    """Draw a line without seaborn's interval; an `estimator` aggregates points with the same x."""
     x, y = np.asarray(x), np.asarray(y)
     sns.lineplot(x=x, y=y, estimator=estimator, errorbar=None, ax=axis, legend=False, **look)
 
 
 def _titled(method: str, **others: Any) -> dict[str, Any]:
-    """Return the keywords of a method's line with its title for the legend."""
+    """Return a method's line keywords, with its title for the legend."""
     return style.marks(method, label=fitted(METHODS[method].title, 0.8 * WIDTH), **others)
 
 
 @themed
 def plot_along(summaries: pd.DataFrame, axis_title: str, title: str = "") -> Figure:
-    """Draw top-1 along an axis, the points and their intervals of each method.
+    """Draw top-1 along an axis, with the points and intervals of each method.
 
-    Points are joined along numbers, and not along labels that are none.
-
-    `summaries` is what curves.along returns. Numbers that span a factor of four or more stand on a
-    logarithmic scale; labels that are no numbers stand side by side.
+    `summaries` is what ablation_statistics.along returns. Numeric values are joined by lines, on a
+    logarithmic scale if they span a factor of four or more; other labels stand side by side.
     """
     figure, axes = style.subplots(3.4)
     axis, labels = axes[0, 0], list(dict.fromkeys(summaries["value"]))
     x, log = _positions(labels)
     joined = {} if all(map(_is_number, labels)) else {"linestyle": "none"}
     methods = list(dict.fromkeys(summaries["method"]))
-    apart = min(0.012, 0.15 / len(methods))  # else those of many would end at the next value
+    apart = min(0.012, 0.15 / len(methods))  # or many methods reach the next value
     for i, method in enumerate(methods):
         rows = summaries[summaries["method"] == method]
         where = np.array([x[labels.index(value)] for value in rows["value"]])
@@ -150,7 +148,7 @@ def _is_number(label: str) -> bool:
 
 
 def _value_labels(axis: Axes, x: np.ndarray, labels: Sequence[str], log: bool) -> None:
-    """Label an axis at `x`: side by side where every label has room, else upright."""
+    """Label an axis at `x`: horizontally if every label has room, else vertically."""
     labels = [style.drawable(label) for label in labels]
     places = np.sort(np.log(x) if log else x)
     span, room = np.ptp(places) or 1, 0.75 * WIDTH
@@ -165,7 +163,7 @@ def _value_labels(axis: Axes, x: np.ndarray, labels: Sequence[str], log: bool) -
 
 @themed
 def plot_curves(table: pd.DataFrame, title: str = "") -> Figure:
-    """Draw validation accuracy against optimiser steps: a line per method, the mean of seeds."""
+    """Draw validation accuracy against optimiser steps: a line per method, the mean over seeds."""
     figure, axes = style.subplots(3.4)
     axis = axes[0, 0]
     for method in dict.fromkeys(table["method"]):
@@ -223,7 +221,7 @@ def plot_samples(
     titles = [fitted(title + note, WIDTH, BASE) for title in rows]
     panels = [[columns[i] for i in chosen] for columns in rows.values()]
     last = len(panels) - 1
-    # Tall names: once.
+    # Long names are written only once.
     feet = [room if not rotation or i == last else GAP for i in range(len(panels))]
     height = sum(
         side * _depth(own) + _head(title) for title, own in zip(titles, panels, strict=True)
@@ -318,7 +316,7 @@ def _column_names(names: Sequence[str], side: float) -> tuple[list[str], int, fl
 
 
 def _near(image: Image.Image, side: int) -> Image.Image:
-    """Return an image that is far larger than its cell in about four times the cell's size."""
+    """Downscale an image much larger than its cell to about four times the cell's size."""
     return shrunk(image, 4 * side) if max(image.size) > 8 * side else image
 
 
@@ -356,14 +354,14 @@ def plot_confusion(matrix: Any, classes: Sequence[str], title: str = "") -> Figu
     left = max(map(text_width, names), default=0) + 0.45
     side = WIDTH - left - 0.1
     numbers = text_width("100") <= 0.9 * side / len(names)
-    if not numbers:  # a bar tells what the colours mean
+    if not numbers:  # a colour bar shows the scale instead
         side -= 0.75
     every = math.ceil(1.1 * LINE * len(names) / side)
     level = left - 0.45 <= 0.9 * every * side / len(names)
     below = (LINE if level else left - 0.45) + 0.45
     title = fitted(title, WIDTH - 0.2, BASE, lines=4)
     height = below + side + (0.2 + 1.25 * BASE / 72 * len(title.splitlines()) if title else 0.1)
-    # Laid out by hand: a square of this side, so that it is known what fits.
+    # Laid out by hand, so that the side of the square, and what fits, is known.
     figure = style.blank(height)
     axis = figure.add_axes((left / WIDTH, below / height, side / WIDTH, side / height))
     bar = (
@@ -427,8 +425,8 @@ def plot_gains(joined: pd.DataFrame, measure: str = "centroid", title: str = "")
 
 
 def _name_dots(figure: Figure, axis: Axes, joined: pd.DataFrame, measure: str) -> None:
-    """Write names beside dots where they cover nothing; one that finds no place is left out."""
-    figure.draw_without_rendering()  # which fixes where the dots are
+    """Write names beside dots where they overlap nothing; one without room is left out."""
+    figure.draw_without_rendering()  # this fixes the positions of the dots
     dots = axis.transData.transform(joined[[measure, "gain"]].to_numpy())
     taken = [Bbox.from_extents(*(dot - 4), *(dot + 4)) for dot in dots]
     for row in joined.to_dict("records"):
@@ -518,7 +516,7 @@ def plot_ratios(measured: Sequence[Mapping[str, Any]]) -> Figure:
         axis.barh(places, means - 1, left=1, color=style.shade(style.ACCENT))
         axis.hlines(places, lows, highs, color=style.shade(style.INK), lw=1.5)
         axis.axvline(1, color=style.shade(style.INK), ls="--", lw=1)
-        axis.set_xscale("log")  # some gains are of percents, others of hundreds
+        axis.set_xscale("log")  # some gains are a few percent, others a factor of hundreds
         axis.xaxis.set_major_formatter(ScalarFormatter())
         axis.set_yticks(places, own)
         axis.invert_yaxis()

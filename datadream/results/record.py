@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 def read_record(file: Path) -> dict[str, Any]:
     """Return the record in a file.
 
-    Raises DataError, with the fix, if it is damaged: to skip it would silently shorten a table.
-    Raises StoreError if it cannot be read.
+    Raises DataError, with the fix, if it is damaged, since skipping it would silently shorten a
+    table. Raises StoreError if it cannot be read.
     """
     try:
         with reading(file):
@@ -39,7 +39,7 @@ def read_record(file: Path) -> dict[str, Any]:
 
 
 def record_row(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the columns of a record's row in the tidy table."""
+    """Return a record's row of the tidy table."""
     recipe, test = record["recipe"], record["result"]["test"]
     return {
         "profile": recipe["profile"],
@@ -64,19 +64,19 @@ def record_row(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def record_file(cell: Cell, store: Store) -> Path:
-    """Return the file of a cell's record, which differs by recipe, data and weights."""
+    """Return the file of a cell's record; its name depends on recipe, data and weights."""
     return store.records / f"{record_key(as_dict(cell.recipe), cell.keys)}.json"
 
 
 def record_key(recipe: Mapping[str, Any], artifacts: Mapping[str, str]) -> str:
-    """Return the key of a record by its recipe, as one flat dict, and its artifacts."""
+    """Return the key of a record from its recipe, a flat dict, and its artifacts."""
     return key("record", **key_fields(Recipe(), recipe), artifacts=artifacts)
 
 
 def work_of(cell: Cell) -> dict[str, dict[str, Any]]:
-    """Return what a cell's stages spend: stage -> artifacts, images made, steps and units.
+    """Return the work of a cell's stages: stage -> artifacts, images generated, steps and units.
 
-    Units are those of `Stage.work`: images times steps, or passes of the generator.
+    Units are those of `Stage.work`: images times steps, or generator passes.
     """
     from ..pipeline.stages import STAGES
 
@@ -93,8 +93,8 @@ def work_of(cell: Cell) -> dict[str, dict[str, Any]]:
 def write_record(cell: Cell, made: Mapping[str, Path], store: Store) -> dict[str, Any]:
     """Write a cell's record to the store and return it.
 
-    `made` are the folders of its stages. A record that is there with the same result is kept: it
-    has the time and commit of its computation.
+    `made` are the folders of its stages. An existing record with the same result is kept, with the
+    time and commit of its computation.
     """
     file, keys = record_file(cell, store), cell.keys
     result = json.loads((made["judge"] / "result.json").read_text())
@@ -104,7 +104,7 @@ def write_record(cell: Cell, made: Mapping[str, Path], store: Store) -> dict[str
         # The same cell: keep the time and commit of its computation.
         if (first["result"], first["curve"]) == (result, curve):
             return first
-    except DataError:  # missing or damaged: the artifacts have all that it says
+    except DataError:  # missing or damaged: rebuild it from the artifacts
         pass
     seconds, commits = {}, {}
     for artifact in keys.values():

@@ -1,4 +1,4 @@
-"""Load records into one tidy table, and put comparisons into sentences."""
+"""Load records into one tidy table, and describe comparisons in sentences."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -24,8 +24,8 @@ def load_records(source: str | Path | list[Path] | None = None) -> pd.DataFrame:
 
     The columns are dataset, method, shots, images, seed, top1, low, high, val_top1, seconds and the
     rest of `tidy`. `source` is a folder of records or a list of files; None is the store's.
-    Accuracies are shares in [0, 1]. No record gives an empty table with these columns. Raises
-    DataError on a damaged record, StoreError on one, or a folder, that cannot be read.
+    Accuracies are shares in [0, 1]. Without records the table is empty but has these columns.
+    Raises DataError on a damaged record, StoreError on a record or folder that cannot be read.
     """
     if source is None:
         store = open_store()
@@ -67,7 +67,7 @@ def tidy(records: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
 
 
 def in_order(table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
-    """Return the table sorted by `columns`, the methods in the registry's order."""
+    """Return the table sorted by `columns`, with methods in the registry's order."""
     order = {name: i for i, name in enumerate(METHODS)}
     return table.sort_values(
         list(columns), key=lambda c: c.map(order) if c.name == "method" else c, ignore_index=True
@@ -82,10 +82,10 @@ def select(table: pd.DataFrame, **values: Any) -> pd.DataFrame:
 
 
 def in_profile(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows with their profile's own settings for the method, as it has them now.
+    """Return the rows with their profile's current settings for the method.
 
-    So no point of an ablation, no longer run and nothing of a method whose settings have changed
-    since. Of several records of one cell the newest stays. A method that is not installed has none.
+    This leaves out points of ablations, longer runs, and methods that are not installed or whose
+    settings have changed since. Of several records of one cell the newest is kept.
     """
     own = [name for name in table.index if in_own_settings(table.at[name, "recipe"])]
     cell = ["profile", "dataset", "shots", "method", "seed"]
@@ -94,17 +94,17 @@ def in_profile(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def in_own_settings(given: Mapping[str, Any]) -> bool:
-    """True if a recipe, as a flat dict, is its profile's own for its method and few shots."""
+    """True if a recipe, as a flat dict, has its profile's settings for its method and shots."""
     if given["method"] not in METHODS:
         return False
     names = ("method", "dataset", "folder", "shots", "seed")
     usual = as_dict(recipe(given["profile"], **{n: given[n] for n in names if n in given}))
-    # a record lacks the fields that were added after it
+    # A record lacks fields that were added after it.
     return all(usual.get(name) == value for name, value in given.items() if name in usual)
 
 
 def by_shots(table: pd.DataFrame) -> list[tuple[int, pd.DataFrame]]:
-    """Return (shots, its rows) for each number of shots of a table, the smallest first."""
+    """Return (shots, its rows) for each number of shots in a table, in ascending order."""
     return [(int(k), select(table, shots=k)) for k in sorted(set(table["shots"]))]
 
 
@@ -115,12 +115,12 @@ def in_shots(shots: int | Collection[int]) -> str:
 
 
 def protocol_note(table: pd.DataFrame) -> str:
-    """Return a warning if a cell of the table has the released code's faults, else ''."""
+    """Return a warning if the table has cells with the released code's flaws, else ''."""
     return "" if set(table["protocol"]) <= {"strict"} else RELEASED
 
 
 def require_one_record_each(table: pd.DataFrame) -> None:
-    """Raise ValueError where a table has two records of one dataset, method and seed."""
+    """Raise ValueError if a table has two records of one dataset, method and seed."""
     if table.duplicated(["dataset", "method", "seed"]).any():
         raise ValueError(
             "several records of one method and seed; narrow the table with `select`, e.g. by "
@@ -131,14 +131,14 @@ def require_one_record_each(table: pd.DataFrame) -> None:
 def summary(table: pd.DataFrame) -> pd.DataFrame:
     """Return one row per method: seeds, mean top-1 and its interval in percent.
 
-    The interval is Student's over seeds, and Wilson's over test images where all seeds have the
-    same accuracy, as a single one does. A method whose package is not installed goes by its name.
+    The interval is Student's t over seeds, or Wilson's over test images if all seeds have the same
+    accuracy, as a single one does. A method that is not installed is shown by its name.
     """
     require_one_record_each(table)
     rows = []
     for method, group in table.groupby("method", sort=False):
         mean, low, high = mean_interval(group["top1"])
-        # One seed, or a method without chance: what is left is which test images there are.
+        # One seed, or a deterministic method: only the choice of test images remains.
         if len(set(group["top1"])) == 1:
             low, high = group["low"].iloc[0], group["high"].iloc[0]
         known = METHODS.get(str(method))
@@ -160,7 +160,7 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
 def paired(table: pd.DataFrame, better: str, baseline: str) -> dict[str, Any]:
     """Return the paired difference better - baseline in top-1 points, with its 95 % interval.
 
-    The pairs are the seeds that both have. Raises KeyError where a method has no record.
+    Pairs are the seeds that both have. Raises KeyError if a method has no record.
     """
     require_one_record_each(table)
     wide = table.pivot(index="seed", columns="method", values="top1")
@@ -182,7 +182,7 @@ def paired(table: pd.DataFrame, better: str, baseline: str) -> dict[str, Any]:
 
 
 def best_by_validation(table: pd.DataFrame, methods: Sequence[str]) -> str:
-    """Return the one of `methods` with the highest mean validation accuracy.
+    """Return the method of `methods` with the highest mean validation accuracy.
 
     Test images are not used.
     """
@@ -219,15 +219,15 @@ def interval_text(low: float, high: float) -> str:
 
 
 def signed(value: float) -> str:
-    """Return a difference in points with its sign; near zero with a second decimal.
+    """Return a difference in points with its sign, with two decimals if near zero.
 
-    One decimal would hide there on which side of zero it is.
+    A single decimal would hide on which side of zero it lies.
     """
     return f"{value:+.1f}" if abs(value) >= 0.05 else f"{value:+.2f}"
 
 
 def sentence(difference: Mapping[str, Any], better: str, baseline: str) -> str:
-    """Return one sentence on a paired difference: its mean, interval, and whether it holds zero."""
+    """Return one sentence on a paired difference: mean, interval, whether it includes zero."""
     if difference["seeds"] < 2:
         return (
             f"{better} minus {baseline}: {difference['difference']:+.1f} points on one seed, "
@@ -258,5 +258,5 @@ def difference_text(table: pd.DataFrame, better: str, baseline: str) -> str:
 
 
 def compare(table: pd.DataFrame, variants: Sequence[str], baseline: str) -> str:
-    """Return the sentence that compares the variant with the best validation to `baseline`."""
+    """Return the sentence comparing the variant that is best on validation with `baseline`."""
     return difference_text(table, best_by_validation(table, variants), baseline)

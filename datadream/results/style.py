@@ -1,8 +1,8 @@
-"""How every figure looks: seaborn's theme, the methods' colours, sizes, light and dark.
+"""The look of every figure: seaborn's theme, the methods' colours, sizes, light and dark.
 
-Figures are as narrow as a phone needs them, with type that can be read there. What a user's
-matplotlibrc says (LaTeX, fonts, a tight box) is not asked: every setting is ours or matplotlib's
-default, from the first text to the last pixel. No figure is pyplot's, so that no backend is asked.
+Figures are narrow enough for a phone, with type legible there. A user's matplotlibrc (LaTeX, fonts,
+a tight box) is ignored: all settings are ours or matplotlib's defaults, from layout to saving.
+Figures bypass pyplot, so no backend is needed.
 """
 
 import functools
@@ -25,22 +25,22 @@ from matplotlib.text import Text
 from ..methods.registry import METHODS
 from . import fonts
 
-WIDTH = 5.0  # inches: 500 pixels on a desk, scaled to about 350 on a phone
-DPI = 100  # pixels per inch as displayed; a dense screen gets twice as many
+WIDTH = 5.0  # inches: 500 pixels on a desktop, scaled to about 350 on a phone
+DPI = 100  # pixels per inch as displayed; a high-density screen gets twice as many
 SMALL, BASE = 9.5, 10.5  # points; 9.5 are 9.2 pixels on a phone
 LINE = 1.25 * SMALL / 72  # inches, a line of small text
 GROUND, INK, GRID = "#ffffff", "#1a1a1a", "#d9d9d9"
-BOTH = "#767676"  # text of transparent figures: 4.5 to 1 on white and on black
-ACCENT = "#0072B2"  # what belongs to no method
+BOTH = "#767676"  # text on transparent figures: contrast 4.5 to 1 on white and on black
+ACCENT = "#0072B2"  # for what belongs to no method
 # The filter that turns a figure dark in the book (style.css): white becomes the theme's #121212,
-# and hues stay.
+# and hues are kept.
 INVERT, HUE, SATURATE = 0.93, 180, 1.3
 
 THEMES = ("light", "dark")
-# Settings of matplotlib that are not a figure's look, but of the program that draws.
+# matplotlib settings that do not affect a figure's look, but the program that draws it.
 _NO_LOOK = ("backend", "interactive", "toolbar", "webagg.", "tk.", "keymap.", "animation.")
 _current = {"theme": "light"}
-# What is drawn now: the settings, and the words that no font has with the signs for them.
+# The current figure's settings, and the words that no font can draw with their numbers.
 _drawing: dict[str, Any] = {"settings": None, "replaced": {}}
 P = ParamSpec("P")
 
@@ -64,7 +64,7 @@ def _hue_rotation(degrees: float) -> np.ndarray:
 
 
 def in_the_dark(colour: str) -> str:
-    """Return what the book's dark theme makes of a colour, by the filter of its style sheet."""
+    """Return what the book's dark theme makes of a colour, by its style sheet's filter."""
     rgb = INVERT - (2 * INVERT - 1) * np.array(to_rgb(colour))
     for matrix in (_hue_rotation(HUE), _towards_grey(SATURATE)):
         rgb = np.clip(matrix @ rgb, 0, 1)
@@ -72,7 +72,7 @@ def in_the_dark(colour: str) -> str:
 
 
 def shade(colour: str) -> str:
-    """Return a light theme's colour as it is in the theme that figures are drawn in."""
+    """Convert a colour of the light theme to the theme that figures are drawn in."""
     return in_the_dark(colour) if _current["theme"] == "dark" else colour
 
 
@@ -95,7 +95,7 @@ def marks(method: str, **others: Any) -> dict[str, Any]:
     }
 
 
-def _settings() -> Any:  # a dict whose keys are matplotlib's
+def _settings() -> Any:  # a dict with matplotlib's keys
     ground, ink, grid = shade(GROUND), shade(INK), shade(GRID)
     colours = list(dict.fromkeys(shade(row.colour) for row in METHODS.values() if row.generates))
     return {
@@ -138,7 +138,7 @@ def _is_look(name: str) -> bool:
 
 @contextmanager
 def _styled(settings: Any = None, replaced: dict[str, str] | None = None) -> Iterator[None]:
-    """Draw with these settings, by default the theme's, where nothing is drawn yet."""
+    """Draw with these settings, by default the theme's, unless a drawing is under way."""
     if _drawing["settings"] is not None:
         yield
         return
@@ -152,7 +152,7 @@ def _styled(settings: Any = None, replaced: dict[str, str] | None = None) -> Ite
 
 
 def themed(plot: Callable[P, Figure]) -> Callable[P, Figure]:
-    """Decorate a function that draws a figure so that it does so in the project's style."""
+    """Decorate a function that draws a figure, so that it uses the project's style."""
 
     @functools.wraps(plot)
     def styled(*args: P.args, **kwargs: P.kwargs) -> Figure:
@@ -163,9 +163,10 @@ def themed(plot: Callable[P, Figure]) -> Callable[P, Figure]:
 
 
 class SharpFigure(Figure):
-    """A figure that a notebook shows in twice the pixels of its size, whatever its settings.
+    """A figure that a notebook shows at twice its resolution, whatever the notebook's settings.
 
-    Ticks and boxes are made when it is drawn, so that it keeps the settings it was begun with.
+    Ticks and boxes are only made when it is drawn, so it remembers the settings it was created
+    with.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -173,16 +174,16 @@ class SharpFigure(Figure):
         super().__init__(*args, **options)
 
     def draw(self, renderer: Any) -> None:
-        """Draw the figure, by the settings it was begun with."""
+        """Draw the figure with the settings it was created with."""
         with _styled(self.settings, self.replaced):
             super().draw(renderer)
 
     def savefig(self, *args: Any, **options: Any) -> None:
-        """Save the figure, by the settings it was begun with."""
+        """Save the figure with the settings it was created with."""
         with _styled(self.settings, self.replaced):
             super().savefig(*args, **options)
 
-    def _ipython_display_(self) -> None:  # comes before the inline backend's own formatter
+    def _ipython_display_(self) -> None:  # takes precedence over the inline backend's formatter
         with _styled(self.settings, self.replaced):
             picture, size = cast(tuple, retina_figure(self, base64=True, bbox_inches=None))
         display(
@@ -193,7 +194,7 @@ class SharpFigure(Figure):
 
 
 def blank(height: float, **options: Any) -> Figure:
-    """Return an empty figure, unknown to pyplot so that a notebook shows it once."""
+    """Return an empty figure, unknown to pyplot so that a notebook shows it only once."""
     figure = SharpFigure(figsize=(WIDTH, height), **options)
     FigureCanvasAgg(figure)
     return figure
@@ -217,9 +218,9 @@ def text_width(text: str, size: float = SMALL) -> float:
 
 
 def drawable(text: str) -> str:
-    """Return a text as it can be drawn, and take the fonts that it needs for the figure.
+    """Return a text as it can be drawn, and register the fonts it needs with the figure.
 
-    A word that no font of this machine has becomes a sign, which the figure's note explains.
+    A word that no font on this machine can draw becomes a number, which the figure's note explains.
     """
     text = fonts.written(text, _drawing["replaced"])
     settings, lacking = _drawing["settings"], fonts.families(text)
@@ -230,13 +231,13 @@ def drawable(text: str) -> str:
 
 
 def _fits(text: str, width: float, size: float, end: str = "") -> int:
-    """Return how many first characters fit `width` inches with `end` behind them, at least one."""
+    """Return how many leading characters, followed by `end`, fit `width` inches; at least one."""
     lengths = range(1, len(text) + 1)
     return max(1, bisect_right(lengths, width, key=lambda n: text_width(text[:n] + end, size)))
 
 
 def fitted(text: str, width: float, size: float = SMALL, lines: int = 2) -> str:
-    """Wrap a text to at most `lines` lines of `width` inches, and end it by an ellipsis if cut."""
+    """Wrap a text to at most `lines` lines of `width` inches, ending in an ellipsis if cut."""
     words, found = drawable(text).split(), []
     while words:
         last = len(found) == lines - 1
@@ -248,7 +249,7 @@ def fitted(text: str, width: float, size: float = SMALL, lines: int = 2) -> str:
         if text_width(line, size) > width:
             if last:
                 line = line[: _fits(line, width, size, "\u2026")].rstrip() + "\u2026"
-            else:  # a word wider than the line goes on in the next one
+            else:  # a word wider than the line continues on the next one
                 cut = _fits(line, width, size)
                 words, line = [line[cut:], *words], line[:cut]
         found.append(line)
@@ -261,7 +262,7 @@ def height_of(texts: Iterable[str]) -> float:
 
 
 def set_title(figure: Figure, title: str) -> None:
-    """Put a wrapped title over a figure, at its left edge."""
+    """Put a wrapped title above a figure, aligned with its left edge."""
     if title:
         figure.suptitle(
             fitted(title, WIDTH - 0.2, BASE, lines=4), x=0.02, ha="left", parse_math=False
@@ -269,7 +270,7 @@ def set_title(figure: Figure, title: str) -> None:
 
 
 def legend_below(figure: Figure) -> None:
-    """Put the legend under the axes in the columns that fit, and add its height to the figure."""
+    """Put the legend below the axes, in as many columns as fit, and make the figure taller."""
     for columns in (3, 2, 1):
         legend = figure.legend(
             loc="outside lower center", ncols=columns, frameon=False, columnspacing=1.2

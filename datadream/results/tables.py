@@ -1,4 +1,4 @@
-"""Tables and lists of a page, whose text is never read as HTML, Markdown or mathematics."""
+"""Tables and lists for a page, whose text is never read as HTML, Markdown or mathematics."""
 
 import html
 import numbers
@@ -11,12 +11,12 @@ from pandas.io.formats.style import Styler
 
 Formats = str | Callable | Mapping[str, str | Callable] | None
 
-# Jupyter typesets what stands between dollar signs in a table, too; these classes keep MathJax out.
+# Jupyter typesets text between dollar signs as mathematics, even in tables; these classes stop it.
 NO_MATH = 'class="tex2jax_ignore mathjax_ignore"'
 
 
 class Link:
-    """A cell of a table that leads to an address."""
+    """A table cell that links to an address."""
 
     def __init__(self, text: str, address: str) -> None:
         self.text, self.address = text, address
@@ -35,14 +35,14 @@ def show_table(
 ) -> Styler:
     """Return a table for a page with cells, headers and caption escaped for HTML.
 
-    Class names, file names and error messages come from users and may hold anything, such as
-    `<wnid>` or `a & b`; a `Link` alone becomes markup. `formats` and `precision` are those of
+    Class names, file names and error messages come from users and may contain anything, such as
+    `<wnid>` or `a & b`; only a `Link` becomes markup. `formats` and `precision` are those of
     pandas' `Styler.format`; `index` says whether the index is shown.
     """
-    # pandas escapes strings alone: a path, a list or <NA> becomes one first, and a Link does not.
+    # pandas escapes only strings: convert a path, a list or <NA> first, but not a Link.
     texts = frame.map(_text).rename(index=_text, columns=_text)
     texts = texts.rename_axis(index=_name, columns=_name)
-    styler = texts.style  # whose methods change it in place
+    styler = texts.style  # its methods change it in place
     styler.format(formats, precision=precision, escape="html")
     for axis in (0, 1):
         styler.format_index(axis=axis, escape="html")
@@ -71,10 +71,10 @@ def listed(texts: Sequence[str]) -> str:
 
 
 def escape_markdown(text: object) -> str:
-    """Return text on one line such that Markdown shows it as it is."""
+    """Return text on one line, escaped so that Markdown shows it as it is."""
     line = " ".join(str(text).split())
     line = re.sub(r"[\\`*_\[\]{}<>&|$~#^!]", r"\\\g<0>", line)
-    return re.sub(r"^(\d*)([-+.)=:])", r"\1\\\2", line)  # would begin a list at the start of a line
+    return re.sub(r"^(\d*)([-+.)=:])", r"\1\\\2", line)  # would start a list at the start of a line
 
 
 def bullets(lines: Iterable[str], otherwise: str = "") -> Markdown:

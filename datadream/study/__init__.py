@@ -1,4 +1,4 @@
 """The study: cells, named runs of notebooks/study.yaml, ablations, plan, and what notebooks need.
 
-Stands on `engines`, `results` and what is below them.
+Imports `engines`, `results` and what is below them.
 """

@@ -1,4 +1,4 @@
-"""Run the points of an ablation's axis."""
+"""Run all points of an ablation."""
 
 from collections.abc import Mapping, Sequence
 
@@ -18,8 +18,9 @@ def run_axis(
 ) -> pd.DataFrame:
     """Run the cells of `axis_cells` and return their records with a column `value`.
 
-    That is the label of the point; the rows are in the order of the points. A stage that two points
-    share, as `real` shares everything along a setting of the generator, is computed once.
+    `value` is the label of the point; rows are in the order of the points. A stage shared by two
+    points is computed once: `real`, for example, shares everything when a setting of the generator
+    varies.
     """
     store = store or open_store()
     run_cells(

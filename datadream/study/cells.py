@@ -1,4 +1,4 @@
-"""The cells of the study as lists of recipes, and what a page shows of them."""
+"""The cells of the study as lists of recipes, and the table of their artifacts."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -23,9 +23,9 @@ def cells(
 ) -> list[Recipe]:
     """Return the recipes of every method on every seed: the cells of a dataset page.
 
-    The parameters are those of notebooks/dataset.ipynb; None takes the profile's value, and for
-    `methods` those of the paper's main table. Of several `shots` the cells of the first come first.
-    Raises ConfigError on an unknown name or value.
+    The parameters are those of notebooks/dataset.ipynb. None takes the profile's value, and for
+    `methods` the methods of the paper's main table. With several `shots`, the cells of the first
+    come first. Raises ConfigError on an unknown name or value.
     """
     main = [name for name, row in METHODS.items() if row.main]
     named, seeds = main if methods is None else parsed(methods), parsed(seeds)
@@ -53,10 +53,10 @@ def cells(
 
 
 def groups(every: Sequence[Recipe]) -> list[list[Recipe]]:
-    """Return recipes in groups of one dataset, number of shots and seed, the most shots first.
+    """Group recipes by dataset, number of shots and seed, with the most shots first.
 
-    Cells of a group reuse each other's stages, cells of two groups hardly any, so processes can
-    share the groups. More shots take longer, and what takes longer is begun earlier.
+    Cells of one group reuse each other's stages, cells of different groups hardly any, so groups
+    are what processes share out. More shots take longer, so they start earlier.
     """
     found: dict[tuple[str, int, int], list[Recipe]] = {}
     for recipe in every:

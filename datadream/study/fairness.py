@@ -1,4 +1,4 @@
-"""What each method spends: whether a comparison is fair is declared, not assumed."""
+"""What each method spends, so that readers can judge whether a comparison is fair."""
 
 from collections.abc import Iterable
 
@@ -11,7 +11,7 @@ from .plan import described_cell
 
 
 def extra_models(cell: Cell) -> str:
-    """Return which models a method asks besides generator and classifier; "" for none."""
+    """Return which models a method uses besides generator and classifier, "" if none."""
     redraws = cell.method.generates and cell.recipe.generate.redraws
     uses = [f"{redraws} redraws at most"] * bool(redraws)
     uses += ["for the loss"] * bool(cell.method.loss)
@@ -24,9 +24,9 @@ def extra_models(cell: Cell) -> str:
 def fairness(recipes: Iterable[Recipe]) -> pd.DataFrame:
     """Return one row per recipe with what its method spends.
 
-    Columns: method, shots, images made, adapters and the optimiser steps of all, passes of the
-    generator, optimiser steps of the classifier and the images that these see, extra models, and
-    validation images that choose something. A redrawn image counts as often as it may be drawn.
+    Columns: method, shots, images generated, adapters and their optimiser steps in all, generator
+    passes, optimiser steps of the classifier and the images they process, extra models, and whether
+    validation images are used for selection. A redrawn image counts as often as it may be redrawn.
     """
     rows = []
     for recipe in recipes:

@@ -1,4 +1,4 @@
-"""What a set of cells takes on a GPU: hours, memory and money, by card."""
+"""GPU hours, memory and cost of a set of cells, by card."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from ..store.open import open_store
 from .plan import costly
 
 COSTLY = [stage.name for stage in STAGES if stage.work]
-EVERY = "all"  # the card of a price that goes for all
+EVERY = "all"  # key of a price that applies to every card
 
 
 def prices(words: Iterable[str]) -> dict[str, float]:
-    """Return what an hour of a card costs, from words such as "2.5" or "H100=2.5".
+    """Parse prices per hour of a card, such as "2.5" or "H100=2.5".
 
-    One without a card goes for all that have none of their own. Raises ConfigError on a card that
-    is not in the table, or a price that is no number of 0 or more.
+    A price without a card applies to all cards that have none of their own. Raises ConfigError on a
+    card that is not in the table, and on a price that is not a non-negative number.
     """
     found = {}
     for word in words:
@@ -45,11 +45,11 @@ def prices(words: Iterable[str]) -> dict[str, float]:
 def gpu_hours(
     recipes: Sequence[Recipe], store: Store | None = None, by: Mapping[str, float] | None = None
 ) -> pd.DataFrame:
-    """Return one row per card and source of its hours: what is not yet done, by stage and in all.
+    """Return the hours still to compute, by stage and in all, a row per card and source of hours.
 
-    Columns: card, hours are, the costly stages, all, and cost where `by` (card -> price of an hour)
-    has a price. Computed hours are the least that a card can take. Raises ConfigError where a
-    recipe's models are not those that were counted.
+    Columns: card, hours are (measured or computed), the costly stages, all, and cost if `by` (card
+    -> price per hour) has a price. Computed hours are a lower bound for the card. Raises
+    ConfigError if a recipe uses models whose operations were not counted.
     """
     store = store or open_store()
     least = {card: dict.fromkeys(COSTLY, 0.0) for card in CARDS}
@@ -83,7 +83,7 @@ def gpu_hours(
 def gpu_text(
     recipes: Sequence[Recipe], store: Store | None = None, by: Mapping[str, float] | None = None
 ) -> str:
-    """Return the table as text, with where its numbers come from and the memory of each stage."""
+    """Return the table as text, with the sources of its numbers and the memory of each stage."""
     table = gpu_hours(recipes, store, by)
     memory = ", ".join(f"{stage} {peak / 1e9:.0f}" for stage, peak in MEMORY.items())
     return "\n".join(

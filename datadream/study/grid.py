@@ -20,10 +20,10 @@ def grid(
     overrides: Mapping[str, Any] | None = None,
     **fields: Any,
 ) -> list[Recipe]:
-    """Return the recipes of the comparison, those that no method can run included.
+    """Return the recipes of the comparison, including those that no method can run.
 
-    The two methods of the primary question have `primary_seeds` too. Raises ConfigError
-    on an unknown name or value.
+    The two methods of the primary question also get `primary_seeds`. Raises ConfigError on an
+    unknown name or value.
     """
     named, found = parsed(datasets), []
     if not isinstance(named, (list, tuple)) or not named:
@@ -38,9 +38,9 @@ def grid(
 
 
 def refusals(recipes: Sequence[Recipe]) -> dict[tuple[str, int, str], str]:
-    """Return why cells cannot be run: (dataset, shots, method) -> the method's own words.
+    """Return why cells cannot be run: (dataset, shots, method) -> the error's message.
 
-    One seed of each is asked.
+    Only the first seed of each is tried.
     """
     found, asked = {}, set()
     for recipe in recipes:
@@ -49,7 +49,7 @@ def refusals(recipes: Sequence[Recipe]) -> dict[tuple[str, int, str], str]:
             asked.add(where)
             try:
                 _ = Cell(recipe).keys
-                require_image_prompts(recipe)  # not in the keys, and known without a model
+                require_image_prompts(recipe)  # not part of the keys, and checked without a model
             except (ConfigError, DataError) as error:
                 found[where] = str(error)
     return found
@@ -58,9 +58,9 @@ def refusals(recipes: Sequence[Recipe]) -> dict[tuple[str, int, str], str]:
 def runnable(
     recipes: Sequence[Recipe], refused: Collection[tuple[str, int, str]] | None = None
 ) -> list[Recipe]:
-    """Return the recipes that no method refuses, in their order.
+    """Return the recipes that can be run, in their order.
 
-    `refused` are what `refusals` found; None asks it.
+    `refused` is the result of `refusals`; None calls it.
     """
     without = refusals(recipes) if refused is None else refused
     return [one for one in recipes if (one.dataset, one.shots, one.method) not in without]

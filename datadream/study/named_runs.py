@@ -16,17 +16,17 @@ from ..paths import paths
 from . import parameters
 from .cells import cells
 
-JOBS = "DATADREAM_JOBS"  # named runs that are executed at once beside a notebook
-VALUES = 10_000  # at most in a study file, with aliases followed
-# Parameters of a notebook that say how its cells are run, and what its page shows of them.
+JOBS = "DATADREAM_JOBS"  # named runs executed at once beside this notebook
+VALUES = 10_000  # most values in a study file, with aliases followed
+# A notebook's parameters that say how its cells are run, and what its page shows of them.
 RUNNING, SHOWN = ("workers", "engine", "committed"), ("question", "baseline", "helped")
 
 
 def points(axis: str, values: Any) -> dict[str, dict[str, Any]]:
     """Return label -> overrides for each point of an axis.
 
-    `values` is a list for the setting `axis`, or a mapping of label to overrides, of which `axis`
-    is a free title; either may be a JSON text. Raises ConfigError on anything else.
+    `values` is a list of values of the setting `axis`, or a mapping from label to overrides, for
+    which `axis` is merely a title; either may be JSON text. Raises ConfigError on anything else.
     """
     values = parsed(values)
     if isinstance(values, dict) and values and all(isinstance(v, dict) for v in values.values()):
@@ -45,7 +45,7 @@ def axis_cells(
 ) -> dict[str, list[Recipe]]:
     """Return label -> recipes for each point of an axis.
 
-    `shared` are the parameters of `study.cells`; a point's settings override them.
+    `shared` are parameters of `study.cells`; a point's settings override them.
     """
     return {
         label: cells(overrides={**as_mapping(overrides), **own}, **shared)
@@ -56,8 +56,8 @@ def axis_cells(
 def cells_of(entry: Mapping[str, Any]) -> dict[str, list[Recipe]]:
     """Return label -> recipes of a named run of study.yaml.
 
-    An ablation has a label per point, a page of one set of cells the label ''. A notebook whose
-    cells are only known once it runs has none.
+    An ablation has a label per point; a page with one set of cells has the label ''. A notebook
+    whose cells are only known once it runs gives {}.
     """
     values = page_parameters(entry["notebook"]) | entry.get("parameters", {})
     values = {name: value for name, value in values.items() if name not in (*RUNNING, *SHOWN)}
@@ -71,7 +71,7 @@ def cells_of(entry: Mapping[str, Any]) -> dict[str, list[Recipe]]:
 
 
 def page_cells(name: str) -> list[Recipe]:
-    """Return the recipes that an executed page of notebooks/dataset.ipynb shows.
+    """Return the recipes shown by an executed page of notebooks/dataset.ipynb.
 
     The page is that of run `name` in book/runs; its parameters override the template's defaults.
     Raises LookupError if there is no such page.
@@ -106,7 +106,7 @@ def load_study(file: str | Path | None = None) -> dict[str, Any]:
     file = Path(file or paths()["study"])
     try:
         text = file.read_text()
-        # Before a value is made of it.
+        # Check before values are built from it.
         if _values(yaml.compose(text, yaml.SafeLoader), {}) > VALUES:
             raise ConfigError(
                 f"{file} stands for more than {VALUES} values once its aliases are followed; "
@@ -115,8 +115,8 @@ def load_study(file: str | Path | None = None) -> dict[str, Any]:
         content = yaml.safe_load(text)
     except ConfigError:
         raise
-    # beside its own errors PyYAML raises ValueError, KeyError, RecursionError ... on odd tags and
-    # dates
+    # Besides its own errors PyYAML raises ValueError, KeyError, RecursionError ... on odd tags and
+    # dates.
     except Exception as error:
         raise ConfigError(
             f"{file} cannot be read as YAML of plain values: {' '.join(str(error).split())}"
@@ -143,8 +143,9 @@ def load_study(file: str | Path | None = None) -> dict[str, Any]:
 
 
 def _values(node, counts):
-    """Return how many values a YAML node stands for once its aliases are followed: without end
-    for one that holds itself.
+    """Return how many values a YAML node holds once its aliases are followed.
+
+    It is infinite for a node that contains itself.
     """
     if id(node) not in counts:
         counts[id(node)] = math.inf  # until its parts are counted
@@ -174,7 +175,7 @@ def _check_run(file, name, entry, smoke):
     strange = [group for group in entry.get("groups", []) if not isinstance(group, str)]
     if strange:
         raise ConfigError(f"{file}: groups of run {name!r} has {strange[0]!r}; give names")
-    # Both become files of their folders, and of no other.
+    # Both become file names in their folders, and must not lead elsewhere.
     for what, word in (("run", name), ("notebook", entry["notebook"])):
         if not isinstance(word, str) or not re.fullmatch(r"\w[\w.-]*", word, re.ASCII):
             raise ConfigError(
@@ -202,7 +203,7 @@ def _check_run(file, name, entry, smoke):
 
 def _template_parameters(template: Path) -> dict[str, Any]:
     """Return name -> default value of a notebook's parameters, as papermill infers them."""
-    # KeyError, AttributeError, SyntaxError ... on a damaged file.
+    # A damaged file raises KeyError, AttributeError, SyntaxError ...
     try:
         return parameters.defaults(template)
     except Exception as error:
@@ -212,9 +213,9 @@ def _template_parameters(template: Path) -> dict[str, Any]:
 
 
 def choose(study: Mapping[str, Any], names: Collection[str], group: str) -> dict[str, Any]:
-    """Return the runs called `names`, or without names those of `group`.
+    """Return the runs called `names`, or, without names, those of `group`.
 
-    Raises ConfigError on what is not in the study.
+    Raises ConfigError on a name or group that is not in the study.
     """
     runs = study["runs"]
     unknown = [n for n in names if n not in runs]

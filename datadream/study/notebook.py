@@ -16,12 +16,12 @@ from .parameters import as_meant, assigned
 
 
 def begin() -> None:
-    """Check the injected parameters, and silence progress bars where nobody watches.
+    """Check the injected parameters, and silence progress bars unless someone is watching.
 
-    Their values are brought into the kind of the defaults, see `parameters.as_meant`.
+    Converts the parameters to the types of their defaults (see `parameters.as_meant`).
 
-    It comes before the imports of the other cells: tqdm reads its settings, and warns of a missing
-    widget, when it is imported. Raises ConfigError on an unknown parameter.
+    Call it before the imports of the other cells: tqdm reads its settings, and warns of a missing
+    widget, on import. Raises ConfigError on an unknown parameter.
     """
     shell = get_ipython()
     check_parameters(shell.user_ns["In"])
@@ -35,7 +35,7 @@ def begin() -> None:
 def _hide_widgets() -> None:
     """Keep tqdm's widgets out of the page.
 
-    They take `disable` from their caller alone, not from the environment.
+    They take `disable` only from their caller, not from the environment.
     """
     from tqdm.notebook import tqdm_notebook
 
@@ -46,9 +46,9 @@ def _hide_widgets() -> None:
 def check_parameters(executed: Sequence[str]) -> None:
     """Raise ConfigError if papermill injected a parameter that the notebook does not have.
 
-    papermill defines such a name and goes on with the default of the one that was meant. `executed`
-    is IPython's `In`: the sources of the cells that have run. The injected cell is known by its
-    first line, and the cell of parameters comes before it.
+    papermill would define the misspelt name and run with the default of the intended one.
+    `executed` is IPython's `In`: the sources of the cells run so far. The injected cell is
+    recognised by its first line, and the cell of parameters comes before it.
     """
     for before, injected in pairwise(executed):
         if injected.startswith("# Parameters\n"):
@@ -67,14 +67,14 @@ def check_parameters(executed: Sequence[str]) -> None:
 
 
 def mean_parameters(namespace: dict[str, Any]) -> None:
-    """Bring the injected parameters of a notebook's `namespace` into the kind of their defaults."""
+    """Convert the injected parameters in a notebook's `namespace` to their defaults' types."""
     for before, injected in pairwise(namespace["In"]):
         if injected.startswith("# Parameters\n"):
             known = assigned(before)
             for name in assigned(injected):
                 default = known.get(name)
                 if default is not None and name in namespace:
-                    with suppress(ValueError):  # a default that is no literal has no kind
+                    with suppress(ValueError):  # a default that is not a literal has no type
                         default = ast.literal_eval(default)
                         namespace[name] = as_meant(namespace[name], default)
 
@@ -84,6 +84,6 @@ def _watched(shell):
 
     A front end lets a cell ask for input.
     """
-    # A console has no requests.
+    # A terminal console has no requests.
     request = shell.get_parent() if hasattr(shell, "get_parent") else {}
     return request.get("content", {}).get("allow_stdin", True)

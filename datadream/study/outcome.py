@@ -1,6 +1,6 @@
-"""How each named run ended last, kept in a small file beside the executed pages.
+"""The last outcome of each named run, kept in a small file beside the executed pages.
 
-A long build tells of it at its end.
+A long build reports them at its end.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def status_file() -> Path:
 def load_outcomes() -> dict[str, dict[str, Any]]:
     """Return run -> `status`, `minutes`, `note`, `time` of each run's last execution.
 
-    A damaged file counts as none. Raises StoreError on one that cannot be read.
+    A damaged file counts as empty. Raises StoreError on one that cannot be read.
     """
     try:
         with reading(status_file()):
@@ -44,13 +44,13 @@ def load_outcomes() -> dict[str, dict[str, Any]]:
 
 
 def save(row: dict[str, Any], known: set[str]) -> None:
-    """Note how a run ended, and forget the runs that are not `known`.
+    """Record how a run ended, and forget the runs that are not `known`.
 
-    `row` is one of run_study's table. Where nothing can be written, say so and go on.
+    `row` is a row of run_study's table. If the file cannot be written, says so and goes on.
     """
     file = status_file()
     try:
-        with FileLock(f"{file}.lock", timeout=10):  # another study may end a run at this moment
+        with FileLock(f"{file}.lock", timeout=10):  # another study may finish a run at this moment
             content = {name: one for name, one in load_outcomes().items() if name in known}
             when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
             write_json(
@@ -74,7 +74,7 @@ def save(row: dict[str, Any], known: set[str]) -> None:
 def failures() -> list[dict[str, Any]]:
     """Return the runs that failed or were stopped when last executed, sorted by name.
 
-    Each has `run`, its outcome, and the `page` and its `html` that are left of it (or None).
+    Each has `run`, its outcome, and the paths of the `page` and its `html` that remain (or None).
     """
     found = []
     for name, one in sorted(load_outcomes().items()):
@@ -97,9 +97,9 @@ def _html(name: str) -> str | None:
 
 
 def failure_report() -> str:
-    """Return what did not end well, a paragraph per run with the way to its page.
+    """Return the runs that did not end well, a paragraph each with the path of its page.
 
-    It is one line where all is well.
+    One line if all is well.
     """
     outcomes, bad = load_outcomes(), failures()
     if not outcomes:
@@ -122,7 +122,7 @@ def failure_report() -> str:
 
 
 def notice() -> Markdown | None:
-    """Return what the book's front page says of runs that did not end well; None if all did."""
+    """Return the front page's note on runs that did not end well; None if all did."""
     lines = []
     for one in failures():
         way = f" Its page, up to there, is {one['page']}." if one["page"] else ""

@@ -1,4 +1,4 @@
-"""Execute named runs with papermill, side by side, each in a process of its own."""
+"""Execute named runs with papermill, in parallel, each in its own process."""
 
 import hashlib
 import json
@@ -34,8 +34,9 @@ MOVE_PAGES = "name another project folder with DATADREAM_HOME"
 
 @lru_cache
 def _package():
-    """Return a digest of the package's code and embedded weights; a page that another version
-    made is made again, from the store.
+    """Return a digest of the package's code and embedded weights.
+
+    A page made by another version is made again, from the store.
     """
     files = sorted(
         p
@@ -53,8 +54,9 @@ def _fingerprint(template, parameters):
 
 
 def _finished(output, fingerprint):
-    """A run is done if its notebook ended without an exception, from the same template,
-    parameters and package. Raises StoreError on one that cannot be read.
+    """True if a page was executed without exception from this template, parameters and package.
+
+    Raises StoreError on a page that cannot be read.
     """
     try:
         with reading(output):
@@ -67,8 +69,9 @@ def _finished(output, fingerprint):
 
 
 def _recorded(name, entry):
-    """Return whether the store has what a finished page of notebooks/dataset.ipynb shows: the
-    book reads its records anew.
+    """True if the store has the records that a finished page of notebooks/dataset.ipynb shows.
+
+    The book reads them anew.
     """
     from .run import find  # here: it imports torch, which takes seconds
 
@@ -112,7 +115,7 @@ def execute(
         # A dead or missing kernel, a broken template: the other runs must go on.
         return "failed", time.perf_counter() - start, f"{type(error).__name__}: {error}"
     notebook = json.loads(part.read_text())
-    # Papermill can end well on a failed cell (its issue 501).
+    # papermill can end normally after a failed cell (its issue 501).
     if notebook["metadata"]["papermill"].get("exception"):
         return (
             "failed",
@@ -126,10 +129,9 @@ def execute(
 
 
 def _execute_apart(name, entry, parameters, runs, place=None):
-    """Call `execute` in a process of its own, so that one that the system kills takes no other run
-    with it.
+    """Call `execute` in a process of its own, so that a killed one does not end the other runs.
 
-    `place` is the folder of its states (see `progress`), None where there is none.
+    `place` is the folder of its states (see `progress`), or None.
     """
     start = time.perf_counter()
     try:
@@ -143,21 +145,22 @@ def _execute_apart(name, entry, parameters, runs, place=None):
     except signals.Stopped:
         status, seconds, note = "stopped", 0.0, "had not begun"
     if status == "failed" and signals.asked():
-        dead = note.startswith("DeadKernelError")  # which was in no cell that saves a state
+        dead = note.startswith("DeadKernelError")  # in a cell that had no state to save
         return "stopped", seconds, str(signals.Stopped(signals.asked())) if dead else note
     return status, seconds, note
 
 
 def _execute_watched(name, entry, parameters, runs, place):
-    """Call `execute` with its states, and what it and its kernel write to their standard error,
-    in the folder `place`.
+    """Call `execute` with its states and its standard error in the folder `place`.
+
+    The kernel's standard error goes there too.
     """
-    # The run's note tells it.
+    # The run's note already says so.
     logging.getLogger("papermill").addFilter(lambda entry: "Kernel died" not in entry.getMessage())
     if place:
         os.environ.update({progress.PLACE: str(place), signals.CAUSE: str(place.parent / "cause")})
         with suppress(OSError), open(place / "stderr", "ab") as file:
-            # A line in the midst of the terminal's live ones would garble them.
+            # A line in the middle of the terminal's live display would garble it.
             os.dup2(file.fileno(), 2)
     return execute(name, entry, parameters, runs)
 
@@ -165,14 +168,14 @@ def _execute_watched(name, entry, parameters, runs, place):
 def smoke_home() -> None:
     """Copy the sources to _build/smoke and make that this process's project folder.
 
-    There tiny results cannot be taken for real ones.
+    There, tiny results cannot be mistaken for real ones.
     """
     source, target = paths()["home"], paths()["smoke"]
     shutil.rmtree(target, ignore_errors=True)
     for name in ("_config.yml", "_toc.yml"):
         target.mkdir(parents=True, exist_ok=True)
         shutil.copy2(source / name, target / name)
-    # The book's pages include code of the package.
+    # The book's pages include code from the package.
     for name in ("book", "datadream", "notebooks", "benchmarks"):
         shutil.copytree(
             source / name, target / name, ignore=shutil.ignore_patterns("runs", "__pycache__")
@@ -188,17 +191,16 @@ def run_study(
     jobs: int = 1,
     engine: str = "local",
 ) -> pd.DataFrame:
-    """Execute the pending named runs, `jobs` at once, and return the table of what happened.
+    """Execute the pending named runs, `jobs` at once, and return a table of their outcomes.
 
-    A failed run does not end the others. `names` chooses runs; without names all of `group`.
-    `smoke` shrinks every run to the tiny parameters of the study file, and adds one run of each
-    notebook that the group leaves out. `engine` is that of the notebooks that have such a
+    A failed run does not end the others. `names` chooses runs; without names, all of `group` are
+    run. `smoke` shrinks every run to the tiny parameters of the study file, and adds one run of
+    each notebook that the group leaves out. `engine` is passed to the notebooks that have such a
     parameter.
 
     Raises Stopped on SIGTERM and Ctrl-C once the runs have saved their state; a second Ctrl-C does
-    not wait for that. Raises StoreError where the pages cannot be written, and ConfigError where
-    several runs at once would each start a Ray cluster
-    of the same cores and GPUs.
+    not wait for that. Raises StoreError if the pages cannot be written, and ConfigError if several
+    simultaneous runs would each start a Ray cluster on the same cores and GPUs.
     """
     _require_one_cluster(jobs, engine)
     study = load_study(file)
@@ -211,12 +213,12 @@ def run_study(
             if entry["notebook"] not in covered
         }
         chosen |= {name: study["runs"][name] for name in rest.values()}
-    with writing(runs, MOVE_PAGES):  # before hours of work that end in a page nobody can write
+    with writing(runs, MOVE_PAGES):  # before hours of work whose page cannot be written
         runs.mkdir(parents=True, exist_ok=True)
         try_writing(runs)
-    # Kernels are processes of their own and take their number of threads from the environment.
+    # Kernels are separate processes that take their number of threads from the environment.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // jobs)))
-    os.environ[JOBS] = str(min(jobs, len(chosen)))  # for the estimates of the pages
+    os.environ[JOBS] = str(min(jobs, len(chosen)))  # for the time estimates on the pages
     with (
         signals.listening(signal.SIGTERM, signal.SIGINT),
         progress.state_folders() as place,
@@ -252,7 +254,7 @@ def _require_one_cluster(jobs: int, engine: str) -> None:
 
 
 def _place(place, name):
-    """Return the folder of a run's states in `place`, None where none can be made."""
+    """Return the folder for a run's states in `place`, or None if it cannot be made."""
     try:
         own = place and place / name
         if own:
@@ -263,18 +265,16 @@ def _place(place, name):
 
 
 def _collect(futures, terminal, known, cause):
-    """Return a row of each named run, in the order of their ends, showing meanwhile on the terminal
-    how far they are.
+    """Return a row per named run, in the order in which they end, showing progress meanwhile.
 
-    `futures` maps what `_execute_apart` returns to the progress.Run. The outcome of each is kept
-    beside the pages, beside those of other `known` runs. `cause` is the file of
-    signals.end_kernels.
+    `futures` maps what `_execute_apart` returns to the progress.Run. Each outcome is saved beside
+    the pages, with those of other `known` runs. `cause` is the file of signals.end_kernels.
     """
     rows, pending = [], set(futures)
     while pending:
         ended, pending = wait(pending, progress.THROTTLE, FIRST_COMPLETED)
         if signals.asked():
-            signals.end_kernels(cause)  # again and again: one may only just have started
+            signals.end_kernels(cause)  # repeatedly: one may only just have started
         for future in ended:
             status, seconds, note = future.result()
             name = futures[future].name
@@ -289,8 +289,10 @@ def _collect(futures, terminal, known, cause):
 
 
 def _kernel(template) -> dict[str, Any]:
-    """Return papermill's arguments on the kernel of a notebook in Python: where it names none, or
-    one that this machine lacks, as that of its author's environment, this interpreter's.
+    """Return papermill's kernel arguments for a Python notebook.
+
+    This interpreter's kernel is used if the notebook names none, or one that this machine lacks,
+    such as that of its author's environment.
     """
     from jupyter_client.kernelspec import NATIVE_KERNEL_NAME, KernelSpecManager
 
@@ -303,8 +305,9 @@ def _kernel(template) -> dict[str, Any]:
 
 
 def _quiet_kernel():
-    """Return the settings of a kernel whose messages are encrypted: it warns of plain text on a
-    port of this machine.
+    """Return kernel settings with encrypted messages.
+
+    Otherwise the kernel warns of plain text on a local port.
     """
     import zmq
     from traitlets.config import Config

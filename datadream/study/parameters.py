@@ -1,4 +1,4 @@
-"""What a notebook's cell of parameters names, and values as papermill hands them over."""
+"""The parameters cell of a notebook, and the values that papermill passes to it."""
 
 import ast
 import json
@@ -13,12 +13,12 @@ from ..paths import expanded
 def assigned(source: str) -> dict[str, ast.expr | None]:
     """Return name -> the expression that a cell assigns to it, annotated or not, in order.
 
-    It is None for `shots: int`, which assigns nothing, and for a part of a tuple.
+    The expression is None for `shots: int`, which assigns nothing, and for a part of a tuple.
     """
     from IPython.core.inputtransformer2 import TransformerManager
 
     found = {}
-    # A cell may have magics, as `%matplotlib inline`.
+    # A cell may contain magics, such as `%matplotlib inline`.
     for node in ast.parse(TransformerManager().transform_cell(source)).body:
         targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
         for target in targets:
@@ -30,11 +30,11 @@ def assigned(source: str) -> dict[str, ast.expr | None]:
 
 
 def defaults(template: Path) -> dict[str, Any]:
-    """Return name -> default value of a notebook's parameters, {} where no cell is tagged so.
+    """Return name -> default of a notebook's parameters, {} if no cell is tagged `parameters`.
 
     papermill reads line by line: it misses an annotation such as `"str | None"`, and skips a line
-    with two `=`. What it misses is read as Python. Raises whatever a damaged file raises, and
-    ValueError on a default that is no literal.
+    with two `=`. What it misses is parsed as Python. Raises whatever a damaged file raises, and
+    ValueError on a default that is not a literal.
     """
     import papermill  # here: it takes seconds to import
     from papermill.translators import PythonTranslator
@@ -57,7 +57,7 @@ def defaults(template: Path) -> dict[str, Any]:
 
 
 def language_of(notebook: Mapping[str, Any]) -> str:
-    """Return the language of a notebook's content, in lower case; Python where none is told."""
+    """Return the language of a notebook, in lower case; Python if it names none."""
     metadata = notebook.get("metadata", {})
     told = metadata.get("kernelspec", {}).get("language") or metadata.get("language_info", {}).get(
         "name"
@@ -66,11 +66,11 @@ def language_of(notebook: Mapping[str, Any]) -> str:
 
 
 def as_meant(value: Any, default: Any) -> Any:
-    """Return a parameter's value in the kind of the notebook's default.
+    """Convert a parameter's value to the type of the notebook's default.
 
-    papermill's `-p folder 2024` gives a number for a text, `-r shots 4` a text for a number, and
-    either a text for a list or a mapping. Anything that fits no such rule stays as it is, for
-    whoever uses it to refuse.
+    papermill's `-p folder 2024` gives a number for text, `-r shots 4` text for a number, and either
+    gives text for a list or a mapping. A value that fits no rule is returned unchanged, for its
+    user to refuse.
     """
     if isinstance(value, str):
         if isinstance(default, (int, float)) and not isinstance(default, bool):

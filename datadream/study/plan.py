@@ -1,6 +1,6 @@
 """Plan a set of cells before anything runs.
 
-A plan has stages, images, optimiser steps, hours and disk, and says what is missing.
+A plan lists stages, images, optimiser steps, hours and disk space, and says what is missing.
 """
 
 import math
@@ -38,7 +38,7 @@ NO_CELLS = (
 class _Numbers(Sequence):
     """Stand in for the images of an absent set.
 
-    Image i is the bytes of i, so that what is drawn from it can be hashed.
+    Image i is the bytes of the number i, so that draws can be hashed.
     """
 
     def __init__(self, count: int):
@@ -70,10 +70,10 @@ def _described(name, noun, names):
 
 
 def load_or_describe(recipe: Recipe) -> Dataset:
-    """Return a recipe's Dataset; without the paper's images, one of its classes and sizes only.
+    """Return a recipe's Dataset; without the paper's images, only its classes and sizes.
 
-    Draws and shares of work are then as with the images, except that classes are taken to be of
-    equal size; the keys differ. Raises DataError if a dataset outside the paper cannot be loaded.
+    Draws and amounts of work are then as with the images, except that all classes count as equally
+    large; the keys differ. Raises DataError if a dataset outside the paper cannot be loaded.
     """
     try:
         return load_for(recipe)
@@ -85,7 +85,7 @@ def load_or_describe(recipe: Recipe) -> Dataset:
 
 
 def described_cell(recipe: Recipe) -> Cell:
-    """Return the cell of a recipe on its dataset, described where the images are not here."""
+    """Return a recipe's cell; its dataset is only described if the images are absent."""
     return Cell(recipe, load_or_describe(recipe))
 
 
@@ -103,7 +103,7 @@ def _rates(recipe):
 
 
 class Work(NamedTuple):
-    """The work of one artifact: the cell that it was first met in, and what `Stage.work` counts."""
+    """The work of one artifact: the first cell that needs it, and what `Stage.work` counts."""
 
     cell: Cell
     stage: str
@@ -155,7 +155,7 @@ def plan(recipes: Iterable[Recipe], store: Store | None = None) -> pd.DataFrame:
 
 
 def missing(recipes: Iterable[Recipe]) -> list[str]:
-    """List the datasets and models that this machine lacks, a sentence each."""
+    """List the datasets and models that this machine lacks, one sentence each."""
     lines, hint = {}, []
     for recipe in recipes:
         if recipe.dataset in SOURCES and recipe.dataset not in lines:
@@ -217,7 +217,7 @@ def overview(recipes: Sequence[Recipe], store: Store | None = None) -> str:
 
 
 def _stage_row(group):
-    """Sum up one stage of one dataset, a line of the plan; one unknown time makes it unknown."""
+    """Sum up one stage of one dataset, a line of the plan; an unknown time makes it unknown."""
     first, pending = group.iloc[0], group[group["pending"]]
     return {
         "dataset": first["dataset"],
@@ -240,7 +240,7 @@ def processes(
 ) -> tuple[int, float]:
     """Return (processes that share the cells, cores of this machine per process).
 
-    `jobs` runs are executed at once, each assumed to have as many processes; None reads
+    `jobs` runs are executed at once, each assumed to use as many processes; None reads
     $DATADREAM_JOBS, which `datadream study` sets.
     """
     own = max(1, min(workers, len(groups(list(recipes)))))
@@ -251,9 +251,9 @@ def processes(
 def plan_text(
     recipes: Sequence[Recipe], store: Store | None = None, workers: int = 1, jobs: int | None = None
 ) -> str:
-    """Return two sentences: what is to be computed, and about how long that takes.
+    """Return two sentences: what has to be computed, and about how long it takes.
 
-    The time is that of `processes(recipes, workers, jobs)`.
+    The time is for `processes(recipes, workers, jobs)`.
     """
     table, (own, share) = plan(recipes, store), processes(recipes, workers, jobs)
     pending = table[~table["done"]]
@@ -281,7 +281,7 @@ def plan_text(
 def announce_plan(recipes: Sequence[Recipe], store: Store, workers: int = 1) -> None:
     """Announce the cells' stages and their seconds to whoever watches this run.
 
-    `progress` computes the share done and the time left from them.
+    From them `progress` computes the share done and the time left.
     """
     if not progress.watched():
         return
@@ -300,9 +300,9 @@ def announce_plan(recipes: Sequence[Recipe], store: Store, workers: int = 1) -> 
 
 
 def named_cells(names: Collection[str] = (), group: str = "default") -> list[Recipe]:
-    """Return the recipes of the named runs of study.yaml, without names those of `group`.
+    """Return the recipes of the named runs of study.yaml; without names, those of `group`.
 
-    Only runs of the dataset, the ablation and the analysis notebook have any.
+    Runs whose cells are not known beforehand have none.
     """
     return [
         recipe
@@ -313,9 +313,9 @@ def named_cells(names: Collection[str] = (), group: str = "default") -> list[Rec
 
 
 def profile_cells(profile: str, datasets: Iterable[str] | None, seeds: int) -> list[Recipe]:
-    """Return the recipes of the main table on `datasets` and on this many seeds.
+    """Return the recipes of the main table on `datasets` with this many seeds.
 
-    `datasets` None are the paper's ten.
+    None means the paper's ten datasets.
     """
     return [
         r

@@ -1,4 +1,4 @@
-"""Run cells: here, in several processes, or on an engine."""
+"""Run cells in this process, in several, or on an engine."""
 
 from __future__ import annotations
 
@@ -29,8 +29,7 @@ def run(recipe: Recipe, store: Store | None = None) -> dict[str, Any]:
     """Run one cell of the study and return its record, computing only what the store lacks.
 
     The record has the whole recipe, validation and test results, the curve, seconds per stage, and
-    the provenance. Raises Stopped on SIGTERM and KeyboardInterrupt on Ctrl-C once the state is
-    saved.
+    provenance. Raises Stopped on SIGTERM and KeyboardInterrupt on Ctrl-C once the state is saved.
     """
     store = store or open_store()
     with signals.interruptible(), store.in_use(store.records):
@@ -40,7 +39,7 @@ def run(recipe: Recipe, store: Store | None = None) -> dict[str, Any]:
 def find(recipes: Sequence[Recipe], store: Store | None = None) -> pd.DataFrame:
     """Return the tidy table of exactly these cells.
 
-    Raises LookupError, with the command that makes it, if one has no record.
+    Raises LookupError, naming the command that makes it, if one has no record.
     """
     store = store or open_store()
     files = [record_file(Cell(recipe), store) for recipe in recipes]
@@ -62,12 +61,12 @@ def run_cells(
 ) -> pd.DataFrame:
     """Run every recipe and return the tidy table of exactly these cells.
 
-    `engine` "local" runs them in this process or in `workers`. "ray" shares their tasks out over a
-    Ray cluster (see `engines.on_ray.run_ray`): that of RAY_ADDRESS, else one on this machine;
-    "ray:<address>", as in "ray:auto", names the cluster.
+    `engine` "local" runs them in this process or in `workers` processes. "ray" distributes their
+    tasks over a Ray cluster (see `engines.on_ray.run_ray`): the one at RAY_ADDRESS, else one on
+    this machine; "ray:<address>", as in "ray:auto", names the cluster.
 
-    `workers` processes share the cells, in `cells.groups` of one dataset, number of shots and seed:
-    on a CPU two processes of one thread finish earlier than one process of two.
+    `workers` processes share the cells in the groups of `cells.groups` (one dataset, number of
+    shots and seed): on a CPU, two processes with one thread each finish earlier than one with two.
     """
     if not isinstance(workers, int) or workers < 1:
         raise ConfigError(
@@ -104,9 +103,9 @@ def _run_here(recipes, store, workers):
 def in_processes(
     function: Callable[..., Any], jobs: Sequence[tuple[Any, ...]], workers: int
 ) -> list[Any]:
-    """Return `function(*job)` of every job in order, computed by `workers` processes.
+    """Return `function(*job)` for every job, in order, computed by `workers` processes.
 
-    They share out the threads; one worker is this process.
+    They divide the threads among them; a single worker is this process.
     """
     if workers == 1:
         return [function(*job) for job in jobs]
@@ -123,7 +122,7 @@ def in_processes(
                 )
             )
         except (KeyboardInterrupt, signals.Stopped):
-            # Else the workers would finish all that they were given.
+            # Otherwise the workers would finish all that they were given.
             signals.forward()
             raise
 

@@ -1,4 +1,4 @@
-"""Sample images of cells for the figures of a page."""
+"""Sample images of cells for a page's figures."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 def axis_sample_rows(
     by_label: Mapping[str, Sequence[Recipe]], store: Store | None = None
 ) -> dict[str, Sequence[list[Image]]]:
-    """Return title -> one list of one image per class, a row per value of an ablation.
+    """Return title -> one list of one image per class, with a row per value of an ablation.
 
-    A value shows its first method that has a generator; equal sets are shown once.
+    Each value shows its first method that generates images; equal sets are shown once.
     """
     rows, seen = {}, set()
     for label, recipes in by_label.items():
@@ -41,17 +41,17 @@ def sample_rows(
 ) -> dict[str, Sequence[list[Image]]]:
     """Return title -> one list of `depth` images per class.
 
-    The rows are the first seed's few shots, then each of its generators.
+    The rows are the first seed's few shots, then the set of each method that generates images.
     """
     store, first = store or open_store(), recipes[0]
     dataset = load_for(first)
     sets = {SHOTS_TITLE: few_shots(dataset, first.shots, first.seed)}
     for recipe in recipes:
         if method_of(recipe).generates and recipe.seed == first.seed:
-            # A method with real images shows the same set.
+            # A method with real images uses the same synthetic set.
             title = METHODS[recipe.method.removesuffix("+real")].title
             made = Cell(recipe, dataset).keys["generate"]
             if not store.folder(made).exists():
-                store.done(made)  # fetches what another machine made
+                store.done(made)  # fetches it if another machine made it
             sets[title] = read_synthetic_set(store.folder(made))
     return {title: Previews(images, len(dataset.classes), depth) for title, images in sets.items()}

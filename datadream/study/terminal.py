@@ -1,4 +1,4 @@
-"""What `datadream study` shows of its runs: live lines on a terminal, else a line a minute."""
+"""The display of `datadream study`: live lines on a terminal, else one line per minute and run."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from ..progress import Run
 
 MINUTE = 60.0  # seconds between two plain lines of a run
 BAR = 8  # columns
-WIDE = 100  # columns from which numbers stand in words, "7 of 10" for "7/10"
+WIDE = 100  # columns from which there is room for words, "7 of 10" instead of "7/10"
 
 
 class Terminal:
-    """Show runs on `console` (None: the standard output), as a context manager.
+    """Show runs on `console` (None: the standard output); a context manager.
 
-    `clock` gives seconds.
+    `clock` returns seconds.
     """
 
     def __init__(self, console: Console | None = None, clock: Callable[[], float] = time.monotonic):
@@ -48,7 +48,7 @@ class Terminal:
             self.lines.stop()
 
     def say(self, text: str) -> None:
-        """Print a line that stays."""
+        """Print a permanent line."""
         if self.live:
             self.console.print(Text(text), soft_wrap=True)
         else:
@@ -75,7 +75,7 @@ class Terminal:
 
 
 def _table(runs: list[Run], width: int) -> Table:
-    """Return one row per run, cut rather than wrapped where the terminal is narrow."""
+    """Return a table with a row per run, truncated rather than wrapped on a narrow terminal."""
     table = Table.grid(padding=(0, 1), expand=True)
     table.add_column(no_wrap=True, overflow="ellipsis", max_width=18)
     table.add_column(width=BAR)
