@@ -149,6 +149,14 @@ def durations() -> pd.DataFrame:
     )
 
 
+def kept_sections(name: str) -> list[str]:
+    """Return the headings of a kept page's sections; none where the page is not kept."""
+    file = paths()["kept_pages"] / f"{name}.ipynb"
+    cells = json.loads(file.read_text())["cells"] if file.exists() else []
+    texts = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"]
+    return re.findall(r"^## (.+)$", "\n".join(texts), re.M)
+
+
 def load_measures(name: str) -> pd.DataFrame:
     """Load the committed table of an analysis run, as analysis.measure_sets gives it.
 

@@ -3,7 +3,7 @@
 All are pure functions of the real set's features and the synthetic set's.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -201,6 +201,37 @@ def nearest(images: ArrayLike, shots: ArrayLike) -> tuple[np.ndarray, np.ndarray
     return np.concatenate([b.argmax(1) for b in blocks]), np.concatenate(
         [np.clip(b.max(1), -1, 1) for b in blocks]
     )
+
+
+def read_by_nearest(
+    images: ArrayLike,
+    asked: Sequence[int],
+    real: ArrayLike,
+    labels: Sequence[int],
+    same: bool = False,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Read each image as the class of the real image it resembles most: (read, margin), each (n,).
+
+    `asked` are the images' own classes and `labels` those of the real ones. `margin` is the cosine
+    similarity to the nearest real image of another class, less that to the nearest of the asked
+    class: above 0 for a misread image, and NaN where no real image is of the asked class. `same`
+    says that `images` and `real` are one set, of which no image is its own nearest.
+    """
+    x, y = map(_unit, _pair(images, real, names=("given", "real")))
+    order, own = np.argsort(labels, kind="stable"), np.asarray(asked)[:, None]
+    classes, starts = np.unique(np.asarray(labels)[order], return_index=True)
+    read, margin = np.empty(len(x), int), np.empty(len(x))
+    for rows in _blocks(x, y):
+        products = x[rows] @ y.T
+        if same:
+            itself = np.arange(len(products))
+            products[itself, rows.start + itself] = -np.inf
+        best = np.maximum.reduceat(products[:, order], starts, axis=1)
+        read[rows] = classes[best.argmax(1)]
+        mine = np.where(classes == own[rows], best, -np.inf).max(1)
+        others = np.where(classes == own[rows], -np.inf, best).max(1)
+        margin[rows] = others - np.where(np.isfinite(mine), mine, np.nan)
+    return read, margin
 
 
 def copying(

@@ -237,14 +237,56 @@ def plot_samples(
     return figure
 
 
+@themed
+def plot_pictures(
+    rows: Mapping[str, Sequence[tuple[Image.Image, str]]], columns: int = 5
+) -> Figure:
+    """Draw single images, a panel per title, each with its own caption below.
+
+    `rows` maps a title to (PIL image, caption); a caption keeps its line breaks. A panel without
+    an image says "none". As in `plot_samples`, images keep their shape, and the figure is
+    transparent.
+    """
+    side, panels = min(CELL, WIDTH / columns), []
+    for title, own in rows.items():
+        lines = [own[i : i + columns] for i in range(0, len(own), columns)] or [()]
+        heads = [fitted(title if own else f"{title}: none", WIDTH, BASE), *[""] * (len(lines) - 1)]
+        panels += list(zip(heads, [_captioned(line, side) for line in lines], strict=True))
+    heights = [
+        _head(title) + (side + style.height_of(texts) + GAP if texts else 0.0)
+        for title, (_, texts) in panels
+    ]
+    figure = style.blank(sum(heights) or GAP, facecolor="none")
+    look = {"color": style.BOTH, "fontsize": SMALL, "parse_math": False}
+    for i, (title, (pictures, texts)) in enumerate(panels):
+        if not pictures:
+            height = 1 - sum(heights[: i + 1]) / figure.get_figheight()
+            figure.text(0, height, title, va="bottom", **{**look, "fontsize": BASE})
+            continue
+        axis = _panel(figure, sum(heights[:i]), side, title, pictures, style.BOTH)
+        for x, text in enumerate(texts):
+            for number, line in enumerate(text.split("\n")):  # one by one: on one height in a row
+                below = 0.04 + (number + 0.8) * LINE
+                axis.text(x + 0.5, 1 + below / side, line, ha="center", **look)
+    return figure
+
+
+def _captioned(
+    own: Sequence[tuple[Image.Image, str]], side: float
+) -> tuple[list[list[Image.Image]], list[str]]:
+    """Return images as columns of one, and their captions, each line as wide as a cell."""
+    texts = ["\n".join(fitted(line, 0.94 * side) for line in text.split("\n")) for _, text in own]
+    return [[image] for image, _ in own], texts
+
+
 def _depth(columns: Sequence[Sequence[Image.Image]]) -> int:
     """Return how many images the longest column has, at least one."""
     return max(map(len, columns), default=0) or 1
 
 
 def _head(title: str) -> float:
-    """Return the height in inches of a panel's title."""
-    return (title.count("\n") + 1) * 1.25 * BASE / 72 + 0.06
+    """Return the height in inches of a panel's title, 0 without one."""
+    return (title.count("\n") + 1) * 1.25 * BASE / 72 + 0.06 if title else 0.0
 
 
 def _panel(

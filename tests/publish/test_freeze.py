@@ -143,6 +143,18 @@ def test_what_has_ended_is_kept_and_read_back(home, runs):
         freeze.load_frozen("late")
 
 
+def test_the_sections_of_a_kept_page_are_known(home):
+    assert freeze.kept_sections("table") == []
+    cells = [
+        {"cell_type": "markdown", "source": ["# Page\n", "\n", "## One\n", "Words\n", "## Two?"]},
+        {"cell_type": "code", "source": ["## no heading"]},
+        {"cell_type": "markdown", "source": "### deeper\n## Three"},
+    ]
+    paths()["kept_pages"].mkdir(parents=True)
+    (paths()["kept_pages"] / "table.ipynb").write_text(json.dumps({"cells": cells}))
+    assert freeze.kept_sections("table") == ["One", "Two?", "Three"]
+
+
 def test_a_record_that_two_runs_show_is_kept_once(home, runs):
     freeze.freeze_study()
     lines = [json.loads(line) for line in paths()["kept_records"].read_text().splitlines()]

@@ -354,4 +354,5 @@ def test_the_analysis_notebook_runs_under_papermill(folder, tiny, tmp_path, monk
     }
     page = executed("analysis", parameters, tmp_path)
     text = json.dumps(page["cells"])
-    assert "6 cells in" in text and text.count('"image/png": "') == 4 and "rank correlation" in text
+    assert "6 cells in" in text and text.count('"image/png": "') == 5 and "rank correlation" in text
+    assert "The reader is right on" in text and "Real images, held out" in text

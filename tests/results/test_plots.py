@@ -6,6 +6,7 @@ import io
 import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 import warnings
@@ -15,6 +16,7 @@ import matplotlib.colors
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -153,6 +155,16 @@ FIGURES = {
         },
         ["a", "b", "c"],
     ),
+    "pictures": lambda: plots.plot_pictures(
+        {
+            "Missed": [(Image.new("L", (8, 8), 9), "asked: seven\nread: three")] * 7,
+            "A title that is too long for one line, as titles of a dataset and method are": [
+                (Image.new("RGB", (16, 8)), "Boeing 737-800 of a long name, seed 12\n13 % | 100 %")
+            ]
+            * 5,
+            "Found": [],
+        }
+    ),
     "confusion": lambda: plots.plot_confusion([[3, 1], [0, 4]], ["a", "b"]),
     "curves": lambda: plots.plot_curves(curves(("real", [0.4, 0.5]), ("dset", [0.3, 0.6]))),
     "overview": lambda: plots.plot_overview(
@@ -163,6 +175,9 @@ FIGURES = {
         {"x": ([1, 2], [3, 4]), "y": ([1, 2], [4, 5])}, "step", "loss", log=True
     ),
 }
+
+
+CLEAR = ("samples", "pictures", "overview")  # without a ground of their own
 
 
 def texts(figure):
@@ -213,7 +228,7 @@ def test_a_plot_returns_a_figure_on_its_theme_s_ground_that_can_be_saved(name, t
     assert isinstance(figure, Figure) and figure.get_figwidth() == style.WIDTH
     corner = np.asarray(Image.open(tmp_path / "figure.png").convert("RGBA"))[-1, -1].tolist()
     ground = [int(GROUND[theme][i : i + 2], 16) for i in (1, 3, 5)]
-    assert corner[3] == 0 if name in ("samples", "overview") else corner == [*ground, 255]
+    assert corner[3] == 0 if name in CLEAR else corner == [*ground, 255]
 
 
 @pytest.mark.parametrize("name", FIGURES)
@@ -224,7 +239,10 @@ def test_a_phone_can_show_every_text(name):
 @pytest.mark.parametrize("name", FIGURES)
 def test_every_text_stands_out_in_the_light_and_in_the_dark(name):
     for text in texts(FIGURES[name]()):
-        if name == "samples":  # transparent: the book puts black behind it in the dark
+        if name in (
+            "samples",
+            "pictures",
+        ):  # transparent: the book puts black behind it in the dark
             pairs = [(text.get_color(), "#ffffff"), (text.get_color(), "#000000")]
         else:
             grounds = [style.GROUND, *(plots.CONFUSED if name == "confusion" else ())]
@@ -303,9 +321,17 @@ def test_every_cell_that_shows_photos_says_so():
         for cell in json.loads(page.read_text())["cells"]
         if cell["cell_type"] == "code"
     ]
+    for page in (ROOT / "book").glob("*.md"):
+        for block in re.findall(r"(?ms)^```\{code-cell\} ipython3\n(.*?)^```$", page.read_text()):
+            head = re.match(r"(?s)---\n(.*?)^---\n", block, re.M)
+            metadata = yaml.safe_load(head[1]) if head else {}
+            cells.append((page.name, {"source": block, "metadata": metadata}))
     photos = {True: [], False: []}
     for name, cell in cells:
-        photos["plot_samples(" in "".join(cell["source"])].append(
+        shown = re.search(
+            r"^(?!\s+return).*plot_(samples|pictures)\(", "".join(cell["source"]), re.M
+        )
+        photos[bool(shown)].append(
             (name, cell["metadata"].get("mystnb", {}).get("image", {}).get("classes"))
         )
     assert (
@@ -419,6 +445,25 @@ def test_samples_are_drawn_a_column_per_class():
     few = np.asarray(figure.axes[1].images[0].get_array())
     assert few[13, 4, 3] == 0, "a class with fewer images leaves a hole"
     assert [text.get_text() for text in figure.axes[0].texts] == ["Real", "r", "b"]
+
+
+def test_pictures_stand_in_rows_each_over_its_own_caption():
+    red, blue = (Image.new("RGB", (8, 8), colour) for colour in ("red", "blue"))
+    figure = plots.plot_pictures(
+        {"Both": [(red, "a\nb"), (blue, "c"), (blue, "d")], "Few": []}, columns=2
+    )
+    first, second = figure.axes
+    canvases = [np.asarray(axis.images[0].get_array()) for axis in (first, second)]
+    assert [canvas.shape[:2] for canvas in canvases] == [(9, 18), (9, 9)]
+    assert canvases[0][4, 4].tolist() == [255, 0, 0, 255]
+    assert canvases[0][4, 13].tolist() == canvases[1][4, 4].tolist() == [0, 0, 255, 255]
+    assert [text.get_text() for text in first.texts] == ["Both", "a", "b", "c"]
+    assert [text.get_text() for text in second.texts] == ["", "d"]
+    assert [text.get_text() for text in figure.texts] == ["Few: none"]
+    boxes = [axis.get_window_extent() for axis in (first, second)]
+    assert boxes[0].height == pytest.approx(boxes[1].height), "all pictures are of one size"
+    assert boxes[0].width == pytest.approx(2 * boxes[0].height, rel=0.01)
+    assert not faults(figure) and not plots.plot_pictures({}).axes
 
 
 @given(
