@@ -11,7 +11,7 @@ from ..store.cores import own_cores
 
 
 def run_cell(recipe: Recipe, store: Store) -> dict[str, Any]:
-    """Compute what the store lacks of a cell, write its record and return it.
+    """Compute a cell's artifacts that the store lacks, write its record and return it.
 
     The caller marks the store as in use and handles signals.
     """
@@ -21,9 +21,9 @@ def run_cell(recipe: Recipe, store: Store) -> dict[str, Any]:
 
 
 def _bound_threads():
-    """Take no more threads than a container's quota pays for, and a GPU's share of the cores.
+    """Limit torch's threads to the container's quota and a GPU's share of the cores.
 
-    Torch knows the affinity alone.
+    Torch itself respects only the affinity.
     """
     import torch
 

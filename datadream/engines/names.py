@@ -9,7 +9,7 @@ ENGINES = ("local", "ray")
 def engine_parts(engine: str) -> tuple[str, str | None]:
     """Split an engine such as "ray:auto" into (name, address or None).
 
-    Raises ConfigError on an unknown name, and on an address where the engine takes none.
+    Raises ConfigError on an unknown name, and on an address if the engine takes none.
     """
     name, _, address = str(engine).partition(":")
     if name not in ENGINES:

@@ -1,7 +1,7 @@
 """Train dataset-wise adapters, each on all processes that `accelerate launch` starts.
 
-Meant for adapters tuned on many images: one training is sequential, so extra workers do not shorten
-it. Adapters of single classes are separate tasks, one GPU each: see `on_ray`.
+Meant for adapters tuned on many images: the steps of a training are sequential, so a cluster cannot
+split it into tasks. Adapters of single classes are separate tasks, one GPU each: see `on_ray`.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ def adapt_together(
 ) -> list[str]:
     """Train the cells' dataset-wise adapters one by one and return their keys.
 
-    Those that the store has are not trained again. Raises ConfigError if no cell has one, and what
-    `train_adapter` raises.
+    Adapters that the store has are not trained again. Raises ConfigError if no cell has one, and
+    what `train_adapter` raises.
     """
     from ..models.device import deterministic
     from ..models.download import fetch
@@ -40,7 +40,7 @@ def adapt_together(
             continue
         if leads(accelerator):
             fetch(recipe, True)
-        broadcast(0, accelerator)  # the others find the models in the cache
+        broadcast(0, accelerator)  # then the others find the models in the cache
         cell.require_runnable(store)
         name, notes = cell.keys_of("adapt")[one], []
         if name in made:

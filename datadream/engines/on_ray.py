@@ -1,8 +1,8 @@
 """Run the study's tasks on a Ray cluster.
 
 A task adapts one class, generates one slice of one class, or trains and judges one classifier. It
-is small and idempotent: its result lies in the store under its key, so a task whose worker or node
-died is run again elsewhere and resumes from what the dead one saved.
+is small and idempotent: its result is in the store under its key, so if its worker or node dies, it
+is rerun elsewhere and resumes from what was saved.
 """
 
 import heapq
@@ -32,7 +32,7 @@ from .here import run_cell
 from .rates import PROXY, seconds
 from .ray_cluster import join
 
-RETRIES = 5  # times that a task is retried on another worker after its own died
+RETRIES = 5  # times that a task is retried on another worker if its own dies
 # Seconds that a task has to save its state; batch schedulers give 30 from SIGTERM to SIGKILL.
 GRACE = 20
 # Tasks submitted to Ray beyond two per worker: enough that no worker idles, few enough that the
@@ -47,9 +47,9 @@ MEMORY = {"mini": 1.5e9, "paper": 12e9}
 class Task:
     """A unit of work: one piece of a stage, or the rest of a cell.
 
-    `name` is what it makes, `kind` what it is called, and `needs` are the names of the tasks that
-    come first. `stage` and `where` say which piece of which stage; "" is the cell itself. `length`
-    estimates its duration relative to the others, in seconds of the embedded models on one core.
+    `name` is what it makes, `kind` its kind in reports, and `needs` are the names of the tasks that
+    it waits for. `stage` and `where` identify a stage's piece; "" means the cell itself. `length`
+    is a relative estimate of its duration, in seconds of the embedded models on one core.
     """
 
     name: str
@@ -59,7 +59,7 @@ class Task:
     where: tuple[Any, ...] = ()
     needs: tuple[str, ...] = ()
     length: float = 0.0
-    methods: bytes = b""  # of a notebook; see `registry.pack_methods`
+    methods: bytes = b""  # those defined in a notebook; see `registry.pack_methods`
 
 
 def tasks(
@@ -67,8 +67,8 @@ def tasks(
 ) -> dict[str, Task]:
     """Return name -> Task for all that the cells need and the store lacks, in topological order.
 
-    Each task appears once. `cell_of` gives the cell of a recipe, which may be on a described
-    dataset: see `plan.load_or_describe`.
+    Each task appears once. `cell_of` returns a recipe's cell, whose dataset may be a mere
+    description: see `plan.load_or_describe`.
     """
     found: dict[str, Task] = {}
     methods = pack_methods()
@@ -79,7 +79,7 @@ def tasks(
             if stage.pieces is None:  # within the cell's own task
                 for part in cell.keys_of(stage.name):
                     length += seconds(cell, stage.name, PROXY, part)
-            # Whole, not `done`: the cell's task checks the bytes, where it reads them.
+            # `whole`, not `done`: the cell's task verifies the bytes where it reads them.
             elif cell.is_open(stage, store):
                 pieces = [p for p in stage.pieces(cell) if not _is_whole(p, stage, cell, store)]
                 for piece in pieces:
@@ -102,8 +102,8 @@ def _is_whole(piece, stage, cell, store):
 class Agenda:
     """Schedule tasks by critical path.
 
-    Of the tasks whose needs are done, the one that the longest chain waits for comes first, so that
-    no long chain is left for the end.
+    Of the tasks that are ready, the one at the head of the longest chain comes first, so that no
+    long chain is left for the end.
     """
 
     def __init__(self, todo: dict[str, Task]):
@@ -112,7 +112,7 @@ class Agenda:
         for name, task in todo.items():
             for need in task.needs:
                 self.after[need].append(name)
-        for name in reversed(todo):  # what comes after a task stands after it
+        for name in reversed(todo):  # in topological order, so dependants come first here
             chain[name] = todo[name].length + max(
                 (chain[later] for later in self.after[name]), default=0.0
             )
@@ -121,11 +121,11 @@ class Agenda:
         heapq.heapify(self.ready)
 
     def next(self) -> str | None:
-        """Return the name of the next task, None if all that are left wait for others."""
+        """Return the name of the next task, or None if all that are left wait for others."""
         return heapq.heappop(self.ready)[-1] if self.ready else None
 
     def done(self, name: str) -> None:
-        """Mark a task as done, which frees those that waited for it alone."""
+        """Mark a task as done; those that waited for it alone become ready."""
         for later in self.after.pop(name, ()):
             self.left[later] -= 1
             if not self.left[later]:
@@ -134,7 +134,7 @@ class Agenda:
     def failed(self, name: str) -> list[str]:
         """Drop the tasks that depend on a failed one, directly or not, and return their names.
 
-        They will never be next. A task is returned only once, even if several of its needs fail.
+        `next` never returns them. Each is returned here once, even if several of its needs fail.
         """
         found, more = [], [name]
         while more:
@@ -149,7 +149,7 @@ def work(task: Task, address: str) -> str:
     """Run one task on the store at `address` in this process and return its name.
 
     SIGINT, which `ray.cancel` sends, ends the task once its state is saved. SIGTERM, which a batch
-    scheduler sends before it reclaims a machine, then ends the worker too, and Ray runs the task
+    scheduler sends before it reclaims a machine, also ends the worker, and Ray reruns the task
     elsewhere.
     """
     _take_gpu()
@@ -159,13 +159,13 @@ def work(task: Task, address: str) -> str:
     except signals.Stopped as error:
         if error.number == signal.SIGTERM:
             os._exit(128 + error.number)
-        # A SystemExit would look to Ray like the end of the worker.
+        # Ray would take a SystemExit for the end of the worker.
         raise RuntimeError(str(error)) from None
     return task.name
 
 
 def _take_gpu():
-    """Use the GPU that Ray gave this task; on a node with several it may differ from the last."""
+    """Use the GPU that Ray gave this task; on a node with several it may not be the last task's."""
     import ray
 
     if torch.cuda.is_available() and (ids := ray.get_gpu_ids()):
@@ -185,9 +185,9 @@ def _do(task, store):
 def run_ray(recipes: Sequence[Recipe], store: Store, address: str | None = None) -> None:
     """Run the cells on the Ray cluster at `address`, or on this machine's cores and GPUs.
 
-    The address "auto" is the cluster that this node is in. Raises RuntimeError with the failures
-    once all other tasks are done; a task that needs a failed one is not tried. On Ctrl-C and
-    SIGTERM, running tasks have GRACE seconds to save their state, and a later run resumes.
+    The address "auto" means this node's cluster. Raises RuntimeError with the failures once all
+    other tasks are done; tasks that need a failed one are skipped. On Ctrl-C and SIGTERM, running
+    tasks have GRACE seconds to save their state, and a later run resumes.
     """
     try:
         import ray
@@ -210,13 +210,13 @@ def run_ray(recipes: Sequence[Recipe], store: Store, address: str | None = None)
             for name, value in os.environ.items()
             if name.startswith(("DATADREAM_", "HF_")) and name != progress.PLACE
         }
-        # Else Ray hides from a reused worker all GPUs but its first task's.
+        # Otherwise Ray hides all GPUs but its first task's from a reused worker.
         env = {
             **names,
             "DATADREAM_HOME": str(paths()["home"]),
             "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1",
         }
-        if any(recipe.deterministic for recipe in recipes):  # a worker uses its GPU before a task
+        if any(recipe.deterministic for recipe in recipes):  # workers use the GPU before any task
             env[WORKSPACE] = os.environ.get(WORKSPACE, FIXED[0])
         join(ray, address, env)
     try:
@@ -231,7 +231,7 @@ def run_ray(recipes: Sequence[Recipe], store: Store, address: str | None = None)
 
 
 def _require_places(todo, store):
-    """Raise StoreError where the store takes no artifact or record; what is done needs neither.
+    """Raise StoreError if something has to be written and the store cannot be written.
 
     The workers do not mark the store as in use: this process does it for them.
     """
@@ -247,10 +247,10 @@ def _scarce(ray):
 
 
 def gpu_cores(nodes: Iterable[dict[str, float]]) -> float:
-    """Return the cores of a task on a GPU: its share of the node, by the resources of all nodes.
+    """Return the CPU cores of a GPU task: the smallest number of cores per GPU on any node.
 
-    That is the least share of all, so that each GPU can be used; below one core, which Ray takes in
-    parts, it is a fraction. 1 without a node that has both.
+    With the smallest, every GPU can be used. Below one core it is a fraction, which Ray accepts.
+    1 if no node has both.
     """
     both = [node for node in nodes if node.get("GPU") and node.get("CPU")]
     share = min((node["CPU"] / node["GPU"] for node in both), default=1.0)
@@ -258,7 +258,7 @@ def gpu_cores(nodes: Iterable[dict[str, float]]) -> float:
 
 
 def _cores(ray, resource):
-    """Return the cores that a task asks for; they bound its threads too, as Ray sets them."""
+    """Return the cores that a task requests; Ray limits its threads to the same number."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     return gpu_cores(nodes) if resource == "GPU" else 1
 
@@ -296,7 +296,7 @@ def _require_room(ray, todo, resource):
 def _drive(ray, todo, store, do=work):
     """Have Ray run `do(task, address)` for every task, a few at a time.
 
-    The time of `ray.wait` grows with the number of tasks that it is given.
+    `ray.wait` takes longer the more tasks it is given.
     """
     resource = _scarce(ray)
     remote, agenda, flying, failures = ray.remote(do), Agenda(todo), {}, {}
@@ -359,7 +359,7 @@ def _cancel(ray, pending):
 
 
 def _report(todo, failures):
-    """List the tasks that failed themselves, a line each, and count those that needed them."""
+    """List the tasks that failed themselves, one per line, and count those that needed them."""
     first = {
         name: error
         for name, error in failures.items()

@@ -1,4 +1,4 @@
-"""Estimate what a stage takes, in seconds at measured rates."""
+"""Estimate how many seconds a stage takes, at measured rates."""
 
 import math
 from collections.abc import Mapping
@@ -9,12 +9,12 @@ from ..methods.recipes import recipe as make_recipe
 from ..pipeline.evaluate import validated
 from ..pipeline.stages import Cell, stage_of
 
-# Seconds of a process per unit of a stage's work, and per artifact whatever its work ("fixed":
-# loading models, digests), with a profile's models and resolution and every core busy. The unit is
-# an image of a step (adapt), an image of a sampling step without guidance (generate), a training
-# image (train), a classified image (judge; a training classifies validation images too). Measured
-# as processor time; `python -m benchmarks.rates` computes the same from a store. A profile that
-# nobody has measured has no row, and its hours are unknown.
+# Seconds per unit of a stage's work, and per artifact whatever its work ("fixed": loading models,
+# digests), with a profile's models and resolution and every core busy. The unit is one image in one
+# step (adapt), one image in one sampling step without guidance (generate), one training image
+# (train), one classified image (judge; training classifies validation images too). Measured as
+# processor time; `python -m benchmarks.rates` computes the same from a store. A profile that was
+# never measured has no row, and its hours are unknown.
 THROUGHPUT: dict[str, dict[str, Any]] = {
     "mini": {
         "device": "one core of a two-core x86_64 CPU with AVX-512, the other busy too",
@@ -25,7 +25,7 @@ THROUGHPUT: dict[str, dict[str, Any]] = {
         "fixed": {"adapt": 0.3, "generate": 0.6, "train": 1.0, "judge": 0.3},
     }
 }
-# Ratios that tell a long stage from a short one where nobody has measured. The fixed costs are left
+# Relative costs of the stages, to order tasks where nothing was measured. The fixed costs are left
 # out, since a worker keeps its models loaded.
 PROXY: dict[str, Any] = {
     stage: rate for stage, rate in THROUGHPUT["mini"].items() if stage not in ("device", "fixed")
@@ -33,19 +33,19 @@ PROXY: dict[str, Any] = {
 
 
 def same_models(recipe: Recipe, profile: str) -> bool:
-    """Say whether a recipe has a profile's models and resolution, so that its rates hold."""
+    """True if a recipe has a profile's models and resolution, so that its rates apply."""
     preset = make_recipe(profile)
     same = ("generator", "classifier", "resolution")
     return all(getattr(recipe, name) == getattr(preset, name) for name in same)
 
 
 def looked(cell: Cell) -> int:
-    """Return how many validation images a training classifies, all its evaluations together."""
+    """Return how many validation images a training classifies over all its evaluations."""
     return cell.recipe.classify.evaluations * validated(cell.support)
 
 
 def seconds(cell: Cell, name: str, rates: Mapping[str, Any], part: Any = None) -> float:
-    """Return the seconds that a stage's artifact takes at `rates`, NaN where they have none."""
+    """Return the seconds that a stage's artifact takes at `rates`, NaN if a rate is missing."""
     work = stage_of(name).work
     if work is None:
         return 0.0

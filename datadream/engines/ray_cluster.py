@@ -1,4 +1,4 @@
-"""Join a Ray cluster or start one, and say within seconds where that cannot be."""
+"""Join a Ray cluster or start one, and fail within seconds if that is impossible."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from typing import Any, cast
 from ..errors import ConfigError
 
 PATIENCE = 5.0  # seconds that a node has to answer on its port; Ray itself waits for 300
-HEALTH = 60.0  # seconds that a process has to import Ray and ask a cluster after its health
-# Bytes that the path of a socket may have; a Mac's are fewer.
+HEALTH = 60.0  # seconds for a process to import Ray and check a cluster's health
+# Bytes that the path of a socket may have; macOS allows fewer.
 SOCKET = 103 if sys.platform == "darwin" else 107
 
 
 def join(ray: Any, address: str | None, variables: dict[str, str]) -> None:
-    """Call `ray.init` for the cluster at an address, that of RAY_ADDRESS, or one of this machine.
+    """Call `ray.init` for the cluster at `address` or RAY_ADDRESS, or start one on this machine.
 
-    `variables` are the environment of its workers. Raises ConfigError where no cluster answers at
-    the address, and where the folder of temporary files has too long a path for a new one.
+    `variables` are environment variables for the workers. Raises ConfigError if no cluster answers
+    at the address, or if the path of the temporary folder is too long for a new cluster.
     """
     where = _resolved(address)
     if where is None:
@@ -41,7 +41,7 @@ def join(ray: Any, address: str | None, variables: dict[str, str]) -> None:
 
 
 def _told(address):
-    """Return in words where an address comes from."""
+    """Describe where an address comes from."""
     if address and address != "auto":
         return f"engine='ray:{address}'"
     told = os.environ.get("RAY_ADDRESS")
@@ -49,15 +49,15 @@ def _told(address):
 
 
 def _resolved(address):
-    """Return the address that `ray.init` will connect to, None where it starts a cluster."""
+    """Return the address that `ray.init` will connect to, or None if it will start a cluster."""
     from ray._private import services
 
     told = os.environ.get("RAY_ADDRESS") if address in (None, "auto") else address
     if told and told.startswith("ray://"):  # Ray's client, which speaks another protocol
         return told
     try:
-        return services.canonicalize_bootstrap_address(cast("str", address))  # None is as good
-    except Exception as error:  # whatever it raises on what is no address, or finds no cluster
+        return services.canonicalize_bootstrap_address(cast("str", address))  # None works too
+    except Exception as error:  # it raises anything on a bad address or a missing cluster
         raise ConfigError(_nobody(_told(address), str(error))) from error
 
 
@@ -70,7 +70,7 @@ def _nobody(told, why):
 
 
 def _require_answer(where, told):
-    """Raise ConfigError unless a cluster answers at an address that may be out of date."""
+    """Raise ConfigError unless a cluster answers at an address, which may be out of date."""
     host, _, port = where.removeprefix("ray://").partition("/")[0].rpartition(":")
     try:
         with socket.create_connection((host.strip("[]"), int(port or 10001)), PATIENCE):
@@ -79,7 +79,7 @@ def _require_answer(where, told):
         raise ConfigError(_nobody(told, f"{where}: {error}")) from error
     if where.startswith("ray://"):
         return
-    # Another program may have taken the port; a process can be ended where Ray's client waits on.
+    # Another program may have taken the port. Ray's client would hang; a subprocess can be killed.
     command = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", where]
     try:
         done = subprocess.run(
@@ -94,7 +94,7 @@ def _require_answer(where, told):
 
 
 def _require_short_paths():
-    """Raise ConfigError where Ray's sockets would have paths that the system does not take."""
+    """Raise ConfigError if the paths of Ray's sockets would be too long for the system."""
     from ray._common.utils import get_default_ray_temp_dir
 
     root = get_default_ray_temp_dir()

@@ -1,9 +1,9 @@
-"""The protocol of a method: only what sets it apart from the others.
+"""The interface of a method: only what sets it apart from the others.
 
-A method says which adapters of the generator are trained, how each image is drawn, which of the
-images are accepted, what is added to the classifier's loss, and, unless the classifier is tuned by
-LoRA, what is fitted on its frozen features. The pipeline does the rest, the same way for all:
-sampling, resuming, sharing work over machines, training the classifier, recording.
+A method defines which adapters of the generator are trained, how each image is drawn, which images
+are accepted, what is added to the classifier's loss and, if the classifier is not tuned by LoRA,
+what is fitted on its frozen features. The pipeline does the rest, in the same way for all:
+sampling, resuming, distributing work over machines, training the classifier, recording.
 """
 
 import hashlib
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
     from ..models.classifiers.frozen import Frozen
 
 
-# Weights that an adapter takes, by `adapt.kind`: one for each of its shots, none, or, where nothing
-# stands, one.
+# The number of weights that an adapter takes, by `adapt.kind`: one per shot, none, or, for a kind
+# that is not listed, one.
 PARTS: Mapping[str, Callable[[int], int]] = {"heads": lambda shots: shots, "token": lambda shots: 0}
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """One adaptation of the generator, as a rule a LoRA: which of the few shots it is tuned on.
+    """One adaptation of the generator, usually a LoRA: which of the few shots it is tuned on.
 
     `label` is a class index, or None for the shots of all classes; `image` picks one shot of the
     class.
@@ -49,7 +49,7 @@ class Adapter:
         return 1 if self.image is not None else support.count(self.label)
 
     def parts(self, support: "Support") -> int:
-        """Return how many numbers of `Draw.weights` it takes."""
+        """Return how many of the numbers in `Draw.weights` it takes."""
         count = PARTS.get(support.recipe.adapt.kind, lambda shots: 1)
         return count(self.shots(support))
 
@@ -59,7 +59,7 @@ class Adapter:
         return shots if self.image is None else shots.pick([self.image])
 
     def prompts(self, support: "Support") -> list[str]:
-        """Return the class's prompt of each of these images."""
+        """Return the class's prompt for each image that it is tuned on."""
         return [support.prompt(label) for label in self.images(support).labels]
 
 
@@ -71,25 +71,25 @@ class Draw:
     adapters: tuple[Adapter, ...] = ()  # merged; none: the base generator
     start: int | None = None  # the shot that it starts from; None: pure noise
     source: int | None = None  # the class of that shot; None: the image's own
-    # Of the adapters, or of each one's heads with adapt.kind="heads"; none: equal shares.
+    # Of the adapters or, with adapt.kind="heads", of each one's heads; none: equal shares.
     weights: tuple[float, ...] = ()
-    # Shares of the schedule's noise, of the first drawing and the redraws in turn; these then have
-    # the same noise. None: generate.strength.
+    # Fractions of the schedule's noise, for the first draw and the redraws in turn, all with the
+    # same noise. None: generate.strength.
     strengths: tuple[float, ...] = ()
-    label: SoftLabel = ()  # shares of classes, which sum to one; none: the image's class alone
-    negative: str = ""  # the prompt that guidance leads away from; "": that of no words
-    # The (class, place) of the two few shots that prompt too, by `generate.image_prompts`: one that
-    # guidance leads to and one that it leads away from. None: the text alone.
+    label: SoftLabel = ()  # class shares that sum to one; none: the image's class alone
+    negative: str = ""  # the prompt that guidance leads away from; "": the empty prompt
+    # (class, place) of two few shots used as image prompts, by `generate.image_prompts`: one to
+    # guide towards and one to guide away from. None: the text alone.
     images: tuple[tuple[int, int], ...] = ()
 
     def key(self) -> dict[str, Any]:
-        """Return the fields as a key holds them: later ones only where they are given."""
+        """Return the fields for a key; those that were added later only if they are set."""
         first = ("prompt", "adapters", "start")
         given = {f.name for f in fields(self) if getattr(self, f.name) != f.default}
         return {n: value for n, value in asdict(self).items() if n in first or n in given}
 
     def metadata(self) -> dict[str, Any]:
-        """Return what the metadata say of the fields that few methods give."""
+        """Return the metadata of the fields that only a few methods set."""
         found: dict[str, Any] = {}
         if self.source is not None:
             found["start"] = {"label": self.source, "shot": self.start}
@@ -118,7 +118,7 @@ class Reader(Protocol):
         ...
 
     def features(self, images: Sequence[Image]) -> np.ndarray:
-        """Return the features of each image, of unit length, (n, D)."""
+        """Return the unit-length features (n, D) of the images."""
         ...
 
 
@@ -143,9 +143,9 @@ class Support:
         return len(self.shots(label))
 
     def others(self, label: int) -> list[tuple[int, int]]:
-        """Return (class, place) of each few shot of another class than `label`.
+        """Return (class, place) of each few shot of a class other than `label`.
 
-        Raises DataError where there is no other class.
+        Raises DataError if there is no other class.
         """
         rest = [other for other in range(len(self.classes)) if other != label]
         if not rest:
@@ -169,7 +169,7 @@ VIEWS = (
     "crop_low", "flip", "randaugment", "jitter", "brightness", "contrast", "saturation", "hue",
     "grayscale", "blur", "solarize",
 )  # fmt: skip
-# Crops and flips alone, as most methods on a frozen CLIP have them; for `Method.settings`.
+# Crops and flips alone, as in most methods on a frozen CLIP; for `Method.settings`.
 CROPS_ALONE = {
     "classify.mix": 0.0,
     "classify.randaugment": False,
@@ -182,31 +182,31 @@ CROPS_ALONE = {
 
 @dataclass(frozen=True)
 class Given:
-    """What a head is fitted on, or a loss prepared with. Test images are not part of it."""
+    """The data that a head is fitted on, or a loss prepared with; never test images."""
 
     support: Support
     frozen: "Frozen"  # the untouched classifier: features of images and of prompts
     images: Images  # the few shots, the synthetic images, or both, in this order
-    val: Images  # `validation_images` of the recipe, by which a head may choose
+    val: Images  # the recipe's `validation_images`, on which a head may choose its settings
     folder: Path  # where a longer fit keeps its checkpoint and its curve.json
 
     @property
     def checkpoint(self) -> Path:
-        """The file from which a killed fit goes on; it is removed in the end."""
+        """The file from which a killed fit resumes; it is removed in the end."""
         return self.folder / "checkpoint.safetensors"
 
 
 @dataclass(frozen=True)
 class Head:
-    """What is fitted on the features of a frozen CLIP, where a method tunes no LoRA.
+    """A head on the features of a frozen CLIP, for a method that tunes no LoRA.
 
-    A subclass is a frozen dataclass: its fields are settings, and part of the classifier's key. It
-    has `fit` and `logits`.
+    A subclass is a frozen dataclass whose fields are settings and part of the classifier's key. It
+    defines `fit` and `logits`.
     """
 
     reads: ClassVar[tuple[str, ...]] = ()  # the fields of `classify` that `fit` uses
 
-    version: int = 1  # raise it when `fit` changes, so that classifiers are made anew
+    version: int = 1  # raise it when `fit` changes, so that classifiers are made again
 
     def key(self, support: Support) -> dict[str, Any]:
         """Return what the classifier's key holds besides model, prompts, images and seed."""
@@ -215,54 +215,54 @@ class Head:
         return {"head": [*kind, asdict(self)], "classify": own}
 
     def work(self, support: Support, count: int) -> tuple[int, int]:
-        """Return (optimiser steps, images that pass through CLIP) with `count` images to fit."""
+        """Return (optimiser steps, images that pass through CLIP) for a fit on `count` images."""
         return 0, count
 
     def chooses(self, support: Support) -> bool:
-        """True if validation images choose something."""
+        """True if the fit chooses anything on validation images."""
         return True
 
     def fit(self, given: Given) -> "dict[str, Tensor]":
-        """Return what is saved of the fitted head, name -> tensor."""
+        """Fit the head and return the tensors to save, by name."""
         raise NotImplementedError(f"{type(self).__qualname__} has no `fit`")
 
     def logits(self, state: "Mapping[str, Tensor]", features: "Tensor", text: "Tensor") -> "Tensor":
-        """Return logits (B, classes) of features (B, D) by a state that `fit` gave.
+        """Return logits (B, classes) for features (B, D) and the state that `fit` returned.
 
-        The features are as the image tower gives them, of any length; `text` holds the unit
-        features of the classes' prompts.
+        The features are the image tower's raw ones, not normalised; `text` holds the unit features
+        of the classes' prompts.
         """
         raise NotImplementedError(f"{type(self).__qualname__} has no `logits`")
 
 
 @dataclass(frozen=True)
 class ExtraLoss:
-    """What a method adds to the loss of a classifier that is tuned by LoRA (equation 3).
+    """A term that a method adds to the loss of a classifier that is tuned by LoRA (equation 3).
 
-    A subclass is a frozen dataclass: its fields are settings, and part of the classifier's key. It
-    has `prepare` and `added`.
+    A subclass is a frozen dataclass whose fields are settings and part of the classifier's key. It
+    defines `prepare` and `added`.
     """
 
-    version: int = 1  # raise it when the class changes, so that classifiers are made anew
+    version: int = 1  # raise it when the class changes, so that classifiers are made again
 
     def key(self) -> dict[str, Any]:
         """Return what is added to the classifier's key."""
         return {"loss": [type(self).__module__, type(self).__qualname__, asdict(self)]}
 
     def require(self, support: Support) -> None:
-        """Raise ConfigError on settings that the loss cannot work with; before anything is made."""
+        """Raise ConfigError on settings that the loss cannot work with; called first of all."""
 
     def prepare(self, given: Given) -> "Tensor":
-        """Return what is kept of each of `given.images`, (n, ...); called once, before training."""
+        """Return one row for each of `given.images`, (n, ...); called once, before training."""
         raise NotImplementedError(f"{type(self).__qualname__} has no `prepare`")
 
     def added(
         self, logits: "Tensor", targets: "Tensor", real: "Tensor", kept: "Tensor"
     ) -> "Tensor":
-        """Return what is added to the loss of a batch, a scalar with its graph.
+        """Return the term to add to the loss of a batch, a scalar with its graph.
 
-        `logits` and the soft `targets` are (B, classes), of the whole batch whatever its size. The
-        mask `real` (B,), and `kept`, the batch's rows of what `prepare` gave, are on the host.
+        `logits` and the soft `targets` are (B, classes), always of the whole batch. The mask `real`
+        (B,) and `kept`, the batch's rows from `prepare`, are on the host.
         """
         raise NotImplementedError(f"{type(self).__qualname__} has no `added`")
 
@@ -273,18 +273,18 @@ class Method:
 
     The default draws from the base generator, with `generate.templates` prompts in turn, starting
     from a few shot if `generate.strength` is set. It redraws an image while the untouched
-    classifier reads another class, at most `generate.redraws` times.
+    classifier predicts another class, at most `generate.redraws` times.
     """
 
     # True if recipe, prompts and adapters determine how the images are made, so that the key need
     # not hold the draws. It applies to the class that sets it, not to its subclasses.
     derived: ClassVar[bool] = True
-    asks: ClassVar[str] = ""  # what else it asks models for, as the table of what it spends says it
+    asks: ClassVar[str] = ""  # other models that it uses, in words for the table of costs
 
     name: str
     title: str
-    # One per generator, from Okabe and Ito's palette, which colour-blind readers tell apart, but
-    # with dark red for the yellow, which is hard to see on white.
+    # One per generator, from Okabe and Ito's palette for colour-blind readers, but with dark red
+    # instead of yellow, which is hard to see on white.
     colour: str
     cite: str = ""  # a key of book/references.bib
     real: bool = False  # whether the classifier is trained on the few shots too
@@ -296,8 +296,8 @@ class Method:
     marker: str = "o"  # matplotlib's; tells methods of one colour apart
     # What differs from the profile: profile -> dotted field -> value.
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    together: int = 0  # most images that share a batch; 0: as many as have the same adapters
-    version: int = 1  # raise it when `accept`, `choose` or `view` changes: sets are drawn anew
+    together: int = 0  # at most this many images share a batch; 0: all with the same adapters
+    version: int = 1  # raise it when `accept`, `choose` or `view` changes, to draw sets again
 
     @property
     def is_derived(self) -> bool:
@@ -305,11 +305,11 @@ class Method:
         return type(self).__dict__.get("derived", False)
 
     def adapters(self, support: Support) -> list[Adapter]:
-        """Return the adapters that are trained, each once."""
+        """Return the adapters to train, each once."""
         return []
 
     def prompts(self, support: Support, label: int) -> list[str]:
-        """Return the prompts that the images of a class take in turn."""
+        """Return the prompts that the images of a class use in turn."""
         return [support.prompt(label, t) for t in range(support.recipe.generate.templates)]
 
     def used(self, support: Support, label: int, index: int) -> tuple[Adapter, ...]:
@@ -323,13 +323,13 @@ class Method:
         return Draw(prompts[index % len(prompts)], self.used(support, label, index), start)
 
     def view(self, image: Image, rng: np.random.Generator) -> Image:
-        """Return a few shot as it prompts an image; `rng` depends on seed, class and index."""
+        """Return the view of a few shot for an image prompt; `rng` as in `draw`."""
         return image
 
     def tuning_prompts(self, support: Support, adapter: Adapter) -> Sequence[str | tuple[str, ...]]:
         """Return the prompt of each image that an adapter is tuned on.
 
-        A tuple holds several, of which each step takes one at random.
+        A tuple holds several, from which each step takes one at random.
         """
         return adapter.prompts(support)
 
@@ -343,7 +343,7 @@ class Method:
     def choose(
         self, support: Support, label: int, one: Draw, tries: Sequence[Image], read: Reader
     ) -> int:
-        """Return which of the `tries` at an image to keep: its first drawing and its redraws."""
+        """Return the index of the one to keep of `tries`, an image's first draw and its redraws."""
         return len(tries) - 1
 
     def key(self, support: Support, draws: Callable[[int], list[Draw]]) -> dict[str, Any]:

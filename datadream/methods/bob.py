@@ -1,17 +1,16 @@
 """BOB, Beyond Objects (Yang et al., CVPR 2026): no class owns the contexts of its few shots.
 
-Published, and here: one adapter on all shots, tuned with the class and the context of each image in
-its prompt; then each image of a class takes the context of a shot drawn among those of all classes,
-background and pose together. The draw does not depend on the class, so all classes get the same
-contexts. Guidance, steps, the number of images and the classifier are DataDream's, and its prompts
-stay plain.
+As published: one adapter is tuned on all shots, with each image's class and context in its prompt.
+Each generated image then takes the context, background and pose together, of a shot drawn from all
+classes. The draw does not depend on the class, so all classes get the same contexts. Guidance,
+steps, number of images and classifier are DataDream's, and DataDream's own prompts stay plain.
 
-Not here: 400 epochs (the profile's are kept), the same noise for all classes, and Qwen2.5-VL-7B,
+Left out: 400 epochs (the profile's are kept), the same noise for all classes, and Qwen2.5-VL-7B,
 which wrote the captions. For photographs, captions are read from a file `captions.tsv`, whoever
-wrote them. For drawn characters the context is measured, a proposal of this project
-(`methods.contexts`), and follows the class after a comma. There the method needs two shots a class:
-one image does not tell what belongs to the class and what to the context, and in a trial the
-generator only drew that shot again.
+wrote it. For drawn characters the context is measured, a proposal of this project
+(`methods.contexts`), and follows the class after a comma. This needs two shots per class: a single
+image does not tell what belongs to the class and what to the context, and in a trial the generator
+only reproduced that shot.
 """
 
 import numpy as np
@@ -37,7 +36,7 @@ class Bob(DatasetWise):
         return Draw(support.prompt(label) + own, self.used(support, label, index))
 
 
-# As in the paper. Without guidance the embedded model, which knows no such prompts, often draws the
-# shot that a context is of: seen at four shots.
+# As in the paper. Without guidance the embedded model, which has not seen such prompts, often
+# reproduces the shot that the context comes from (seen at four shots).
 GUIDED = {"mini": {"generate.guidance": 2.0}}
 METHODS = (Bob("bob", "BOB", "#CC0022", "yang2025bob", settings=GUIDED),)

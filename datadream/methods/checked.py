@@ -1,7 +1,7 @@
 """A method's adapters, prompts and draws, checked and cached.
 
-A method may come from outside the package, so each of its faults ends in one message that names
-the method, the call and what is accepted.
+A method may come from outside the package, so each of its faults raises one message that names the
+method, the call and what is accepted.
 """
 
 import math
@@ -24,7 +24,7 @@ from .registry import method_of
 def draws(support: Support, label: int) -> tuple[Draw, ...]:
     """Return how each image of a class is made.
 
-    Raises ConfigError, which names the method, on an invalid draw and on whatever it raises.
+    Raises ConfigError, which names the method, if a draw is invalid or the method fails.
     """
     method, recipe = method_of(support.recipe), support.recipe
     known, found = set(adapters(support)), []
@@ -39,7 +39,7 @@ def draws(support: Support, label: int) -> tuple[Draw, ...]:
 
 @contextmanager
 def naming(method: Method, where: str) -> Iterator[None]:
-    """Turn whatever a method raises into a ConfigError that names it; ours pass unchanged."""
+    """Turn whatever a method raises into a ConfigError that names it; our errors pass unchanged."""
     try:
         yield
     except (ConfigError, DataError):
@@ -52,7 +52,7 @@ def naming(method: Method, where: str) -> Iterator[None]:
 
 
 def _require(method, support, label, index, one, known):
-    """Raise ConfigError on a draw that cannot be made."""
+    """Raise ConfigError on an invalid draw."""
     where = f"method {method.name!r}, draw of class {label}, image {index}:"
     if not isinstance(one, Draw):
         raise ConfigError(f"{where} {brief(one)} is a {type(one).__name__}; return a Draw")
@@ -71,7 +71,7 @@ def _require(method, support, label, index, one, known):
 
 
 def _require_weights(where, support, one):
-    """Raise ConfigError on weights that do not suit the adapters."""
+    """Raise ConfigError on weights that do not match the adapters."""
     count = sum(adapter.parts(support) for adapter in one.adapters)
     if one.weights and not _numbers(one.weights, count):
         kind = support.recipe.adapt.kind
@@ -84,14 +84,14 @@ def _require_weights(where, support, one):
 
 
 def _numbers(values, count):
-    """True if `values` are as many finite numbers."""
+    """True if `values` are `count` finite numbers."""
     return len(values) == count and all(
         isinstance(value, (int, float)) and math.isfinite(value) for value in values
     )
 
 
 def _require_label(where, shares, classes):
-    """Raise ConfigError on a soft label that is no distribution over the classes."""
+    """Raise ConfigError on a soft label that is not a distribution over the classes."""
     named = [label for label, _ in shares]
     known = all(type(label) is int and 0 <= label < classes for label in named)
     parts = [share for _, share in shares]
@@ -104,7 +104,7 @@ def _require_label(where, shares, classes):
 
 
 def _require_negative(where, negative, options):
-    """Raise ConfigError on a negative prompt that is no text, or that no step is guided by."""
+    """Raise ConfigError on a negative prompt that is not text, or that no guidance uses."""
     if not isinstance(negative, str) or not printable(negative):
         raise ConfigError(f"{where} negative={brief(negative)}; give printable text, or ''")
     if negative and not (options.guidance > 1 and options.guided > 0):
@@ -115,7 +115,7 @@ def _require_negative(where, negative, options):
 
 
 def _require_images(where, support, images):
-    """Raise ConfigError on image prompts that are no few shots, or that nothing takes."""
+    """Raise ConfigError on image prompts that are not few shots, or that no IP-Adapter takes."""
     if not images:
         return
     if not support.recipe.generate.image_prompts:
@@ -138,7 +138,7 @@ def _require_images(where, support, images):
 
 
 def _require_start(where, support, label, one):
-    """Raise ConfigError on a start that is no few shot, or that cannot be used."""
+    """Raise ConfigError on a start that is not a few shot, or that cannot be used."""
     options, classes = support.recipe.generate, len(support.classes)
     if one.start is None:
         if one.source is not None or one.strengths:
@@ -164,10 +164,9 @@ def _require_start(where, support, label, one):
 
 
 def require_draws(support: Support) -> None:
-    """Raise ConfigError on a draw that cannot be made, before anything is made.
+    """Raise ConfigError on an invalid draw, before anything is made.
 
-    So too on a strength that an image starts with and that the solver's steps cannot tell from
-    others.
+    Also on a strength that is not a whole number of solver steps, since it would equal another.
     """
     options, asked = support.recipe.generate, set()
     own = type(method_of(support.recipe)).draw is not Method.draw
@@ -184,7 +183,7 @@ def require_draws(support: Support) -> None:
 
 
 def image_prompts(support: Support, label: int, index: int) -> list[Image]:
-    """Return the few shots that prompt image `index` of a class, as the method views them."""
+    """Return the image prompts of image `index` of a class: few shots after `Method.view`."""
     method, found = method_of(support.recipe), []
     for which, (source, shot) in enumerate(draws(support, label)[index].images):
         rng = np.random.default_rng(seed_for("view", support.recipe.seed, label, index, which))
@@ -197,7 +196,7 @@ def image_prompts(support: Support, label: int, index: int) -> list[Image]:
 def adapters(support: Support) -> tuple[Adapter, ...]:
     """Return the adapters that the recipe's method samples with, each once.
 
-    Empty for a method that generates nothing. Raises ConfigError on an adapter that does not suit
+    Empty for a method that generates nothing. Raises ConfigError on an adapter that does not fit
     this dataset, and on a warm-up longer than an adapter's training.
     """
     recipe = support.recipe
@@ -222,7 +221,7 @@ def adapters(support: Support) -> tuple[Adapter, ...]:
 
 
 def _require_adapter(method, support, one):
-    """Raise ConfigError on an adapter of a class or an image that the few shots lack."""
+    """Raise ConfigError on an adapter for a class or an image that the few shots lack."""
     classes = len(support.classes)
     if one.label is not None and (type(one.label) is not int or not 0 <= one.label < classes):
         raise ConfigError(
@@ -238,7 +237,7 @@ def _require_adapter(method, support, one):
 
 
 def prompts(support: Support, label: int) -> list[str]:
-    """Return the prompts that the images of a class take in turn, as the key holds them."""
+    """Return the prompts that the images of a class use in turn; they are part of the key."""
     method = method_of(support.recipe)
     with naming(method, f"prompts, class {label}"):
         found = list(method.prompts(support, label))
@@ -261,14 +260,14 @@ def tuning_prompts(support: Support, adapter: Adapter) -> list[str | tuple[str, 
 
 
 def own_adapter_key(support: Support, adapter: Adapter) -> dict[str, Any]:
-    """Return what the method adds to an adapter's key: prompts that are not the class's."""
+    """Return what the method adds to an adapter's key: prompts other than the classes'."""
     found = tuning_prompts(support, adapter)
     plain = Method.tuning_prompts(method_of(support.recipe), support, adapter)
     return {} if found == plain else {"tuning_prompts": found}
 
 
 def _require_texts(where, texts):
-    """Raise ConfigError on what is no printable text."""
+    """Raise ConfigError on anything but printable text."""
     for one in texts:
         if not isinstance(one, str) or not one or not printable(one):
             raise ConfigError(f"{where} {brief(one)}; give printable text")

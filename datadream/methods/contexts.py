@@ -1,7 +1,7 @@
-"""Words for what is in an image and is no part of its class: its context.
+"""Describe the context of an image: what is in it but not part of its class.
 
-Of photographs a file says it. Drawn characters are measured, which is a proposal of this project:
-see `data.attributes`.
+For photographs a file says it. Drawn characters are measured, a proposal of this project: see
+`data.attributes`.
 """
 
 import csv
@@ -21,9 +21,9 @@ COLUMNS = ("file", "background", "pose")
 
 @lru_cache(maxsize=8)
 def contexts(support: Support) -> tuple[str, ...]:
-    """Return what follows the class's prompt for each few shot, all classes', in their order.
+    """Return the text to append to the class's prompt for each few shot, of all classes in order.
 
-    Raises DataError on photographs without a file that says it, and on single characters.
+    Raises DataError on photographs without a captions file, and on one character per class.
     """
     shots = support.shots()
     if all(isinstance(one, np.ndarray) and one.ndim == 2 for one in shots.sources):
@@ -45,7 +45,7 @@ def _phrase(background: str, pose: str) -> str:
 
 
 def _captions(support: Support, shots: Images) -> list[tuple[str, str]]:
-    """Return the background and the pose of each shot, as its folder's file has them."""
+    """Return the background and the pose of each shot from its folder's captions file."""
     recipe = support.recipe
     files = [Path(one) if isinstance(one, str) else Path() for one in shots.sources]
     folder = Path(recipe.shots_folder or recipe.folder or files[0].parent.parent)
@@ -74,9 +74,9 @@ def _below(file: Path, folder: Path) -> str:
 
 
 def read_captions(path: Path) -> dict[str, tuple[str, str]]:
-    """Return file -> (background, pose) of a file of captions.
+    """Return file -> (background, pose) from a captions file.
 
-    Raises DataError on what is no such table, and on a file that stands there twice.
+    Raises DataError if it is not such a table, or lists a file twice.
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()

@@ -1,9 +1,10 @@
-"""Contrast prompts, a proposal of this project: lead each image away from a class that looks alike.
+"""Contrast prompts, a proposal of this project: guide each image away from a similar class.
 
-DataDream's adapter for the dataset and its prompts; beside its prompt an image has a negative one,
-that of a class drawn as DIPSY draws it (`methods.similar`), so that guidance leads from the one
-class to the other instead of from no words. The idea of a contrast is DIPSY's (Boudier et al.,
-BMVC 2025), but nothing else is: DIPSY tunes nothing, and takes images for prompts.
+The dataset-wise adapter and the prompts are DataDream's. In addition, each image has a negative
+prompt, that of a similar class drawn as in DIPSY (`methods.similar`), so that guidance leads from
+that class to the image's own instead of from the empty prompt. The idea of a contrast is DIPSY's
+(Boudier et al., BMVC 2025), but nothing else is: DIPSY tunes nothing, and its prompts include
+images.
 
 Seen at 4 and 16 shots of both embedded datasets, with guidance 1.5, 2 and 3: at 3 strokes break; at
 2 some zeros open and some ones are crossed, which makes them unlike the other class but also unlike
@@ -20,17 +21,17 @@ from .similar import Similar
 
 
 class ContrastPrompts(Similar, DatasetWise):
-    """Prompt for the class, and against another that looks alike."""
+    """Prompt for the class, and against one that looks similar."""
 
     derived: ClassVar[bool] = True
 
     def draw(self, support: Support, label: int, index: int, rng: np.random.Generator) -> Draw:
-        """Return the class's prompt, and that of the other class as what to leave."""
+        """Return the class's prompt, with the other class's as the negative prompt."""
         away = support.prompt(self.other(support, label, rng))
         return Draw(support.prompt(label), self.used(support, label, index), negative=away)
 
 
-# As the paper has it; the embedded model, elsewhere without guidance, needs some to be led away.
+# As in the paper; the embedded model, otherwise unguided, needs it for a negative prompt.
 GUIDED = {"mini": {"generate.guidance": 2.0}}
 METHODS = (
     ContrastPrompts(

@@ -1,21 +1,21 @@
 """Cross-modal adaptation (Lin et al., CVPR 2023, arXiv 2301.06267): class texts as further shots.
 
-From the paper and the released code: a linear head without bias on unit features, whose logits are
-scaled as CLIP's and which starts as the zero-shot classifier. Half of each batch are features of
-images, centre crops and, where the recipe flips, their mirror images; half are features of class
-texts with their label; the loss is the cross-entropy of all. AdamW, 50 steps of warm-up, a cosine;
-every hundredth step is judged on validation images, and the best of them is kept.
+As in the paper and the released code: a linear head without bias on unit features, with logits
+scaled as CLIP's, initialised as the zero-shot classifier. Half of each batch are features of
+images: centre crops and, if the recipe flips, their mirror images. The other half are features of
+class texts with their labels. The loss is the cross-entropy over both. AdamW, 50 steps of warm-up,
+a cosine; every hundredth step is evaluated on validation images, and the best is kept.
 
-Not from it: the code searches learning rate, weight decay and batch by dataset; here they are 1e-3,
-0.01 and 8, of its grid, for all. It has further variants, an average with the zero-shot head among
-them; they are left out.
+Different here: the code searches learning rate, weight decay and batch size per dataset; here they
+are 1e-3, 0.01 and 8, from its grid, for all. Its other variants, among them an average with the
+zero-shot head, are left out.
 
-Its number of steps is its own, since a step is on stored features and costs no pass through CLIP:
-the published 12,800, and a quarter of them in the mini profile, where the loss has long stopped
-falling; they take less time than the steps that the other methods share.
+The number of steps is its own, since a step uses stored features and needs no pass through CLIP:
+the published 12,800, and a quarter of that in the mini profile, where the loss has long stopped
+falling. They take less time than the steps that the other methods share.
 
-Tuning budget: the step alone, one of 128 (mini: of 32), on min(shots, 4) validation images a class
-(`validation`).
+Tuning budget: the step alone, one of 128 (mini: of 32), on min(shots, 4) validation images per
+class (`validation`).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CrossModal(Head):
-    """A linear head, trained on features of images and of texts alike."""
+    """A linear head trained on features of both images and texts."""
 
     reads: ClassVar[tuple[str, ...]] = (
         "flip", "lr", "weight_decay", "batch", "steps", "select", "evaluations",
@@ -43,16 +43,16 @@ class CrossModal(Head):
     warmup: int = 50  # steps
 
     def work(self, support: Support, count: int) -> tuple[int, int]:
-        """Return (steps, centre crops and mirror images)."""
+        """Return (steps, images encoded: centre crops and mirror images)."""
         options = support.recipe.classify
         return options.steps or self.published, (2 if options.flip else 1) * count
 
     def chooses(self, support: Support) -> bool:
-        """True unless the last weights are asked for."""
+        """True unless the recipe keeps the last weights."""
         return support.recipe.classify.select == "validation"
 
     def fit(self, given: Given) -> dict[str, Tensor]:
-        """Return weight (C, D) and scale, of the step that validation chose or of the last."""
+        """Return weight (C, D) and scale, from the step that validation chose or the last."""
         import torch
         from torch.nn import functional as F
 

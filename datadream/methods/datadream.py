@@ -1,8 +1,8 @@
 """DataDream (Kim et al., ECCV 2024, arXiv 2407.10910): tune the generator on the few shots first.
 
-Published, and here: the two variants of section 3.2, which differ only in the images that an
-adapter sees: one adapter for each class, or one for the whole dataset. As in section 4, the
-classifier is trained on the synthetic images alone, or on the few real ones beside them.
+As published: the two variants of section 3.2, which differ only in the images that an adapter sees:
+one adapter for each class, or one for the whole dataset. As in section 4, the classifier is trained
+on the synthetic images alone, or on the few real ones as well.
 """
 
 from typing import ClassVar

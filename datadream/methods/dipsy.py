@@ -1,21 +1,21 @@
-"""DIPSY (Boudier et al., BMVC 2025): lead to a shot of the class, and away from one like it.
+"""DIPSY (Boudier et al., BMVC 2025): guide towards a shot of the class, away from a similar class.
 
-Published, and here: no tuning; Stable Diffusion 1.5 with IP-Adapter Plus twice, scale 0.6. A step
-asks the UNet for the noise without words, with the prompt, with the prompt and a shot of the class,
-and with both and a shot of another class, and takes each difference by a weight of its own: 7.5, 6
-and -6, the script's (`models.generators.ip_adapter`). DPM-Solver++, 50 steps. The other class is
-the likelier the more alike it looks (`methods.similar`). Both shots are flipped half of the time,
-cut to a square, turned by up to 20 degrees and cut to the middle, which the turn left whole. Hard
-labels, no filter; the classifier is DataDream's.
+As published: no tuning; Stable Diffusion 1.5 with IP-Adapter Plus loaded twice, at scale 0.6. In
+each step the UNet predicts the noise without a prompt, with the prompt, with the prompt and a shot
+of the class, and with both and a shot of another class. Each difference has a weight of its own:
+7.5, 6 and -6, as in the released script (`models.generators.ip_adapter`). DPM-Solver++, 50 steps.
+The more similar another class looks, the more likely it is drawn (`methods.similar`). Both shots
+are flipped half of the time, cropped to a square, rotated by up to 20 degrees and cropped to the
+centre that the rotation leaves whole. Hard labels, no filter; the classifier is DataDream's.
 
-Not here: 200 images a class (the profile's number is kept, for all methods alike), weights by
-dataset, if the paper has them, and its prompts, which name the kind of the thing ("pet"): the
-dataset's noun does that. The classes are compared in the study's own classifier, which is the
-published CLIP B/16 in the paper's profile. As its adapter has been trained for Stable Diffusion
-1.5, that profile's other methods have another generator, 2.1.
+Left out: 200 images per class (the profile's number is kept, as for all methods), weights per
+dataset, if the paper has them, and the paper's prompts, which name the kind of thing ("pet"); here
+the dataset's noun does. The classes are compared by the study's own classifier, which is the
+published CLIP B/16 in the paper's profile. This method uses Stable Diffusion 1.5, for which its
+adapter was trained; the other methods of that profile use 2.1.
 
-There is no IP-Adapter for the embedded model, so the mini profile refuses it; its tests run it on
-tiny models of the true classes. Nobody has run it at full size here.
+There is no IP-Adapter for the embedded model, so the mini profile refuses this method; its tests
+run it on tiny models of the real model classes. It has not been run at full size here.
 """
 
 from typing import ClassVar
@@ -26,7 +26,7 @@ from PIL.Image import Image, Transpose
 from .base import Draw, Support
 from .similar import Similar
 
-TURN = 20.0  # degrees, most
+TURN = 20.0  # degrees, at most
 PROMPTED = {
     "generate.image_prompts": "ip-adapter-plus_sd15",
     "generate.guidance": 7.5,
@@ -36,7 +36,7 @@ PROMPTED = {
 
 
 class Dipsy(Similar):
-    """Prompt with the class, a shot of it, and a shot of a class that looks alike."""
+    """Prompt with the class, a shot of it, and a shot of a class that looks similar."""
 
     derived: ClassVar[bool] = True
 
@@ -47,7 +47,7 @@ class Dipsy(Similar):
         return Draw(support.prompt(label), images=shots)
 
     def view(self, image: Image, rng: np.random.Generator) -> Image:
-        """Return a random flip, square and turn of a shot, without the corners of the turn."""
+        """Return a shot, randomly flipped, cropped square and rotated, without empty corners."""
         if rng.random() < 0.5:
             image = image.transpose(Transpose.FLIP_LEFT_RIGHT)
         side = min(image.size)

@@ -1,4 +1,4 @@
-"""Prompts that a model cannot tell apart, found before anything is made for them."""
+"""Find class prompts that a model cannot tell apart, before anything is made with them."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from .registry import method_of
 
 
 class UncheckedWarning(UserWarning):
-    """A model is there, and its tokenizer is not found as the check looks for it."""
+    """A model is available, but the check cannot read its tokenizer."""
 
 
 def require_distinct(support: Support) -> None:
-    """Raise DataError if two classes have prompts of the same tokens, with both names.
+    """Raise DataError, with both names, if the prompts of two classes have the same tokens.
 
-    What is compared is what the classifier and, where something is generated, the generator read:
-    cut at the length of their text towers. A method may ask for two classes in the same words; but
-    two texts that have become one are no choice of anybody's. Reads tokenizers and no weights.
-    A model that is not at hand is left to whoever loads it, which says more; where it is, and its
-    tokenizer cannot be read, an UncheckedWarning tells that its prompts were not compared.
+    The tokens are those that the classifier and, if anything is generated, the generator see, cut
+    to the length of their text towers. A method may use the same text for two classes on purpose,
+    but two different texts must not become one. Reads tokenizers, no weights. A missing model is
+    left to the code that loads it, whose error says more; if the model is there but its tokenizer
+    cannot be read, an UncheckedWarning says that its prompts were not compared.
     """
     recipe, method = support.recipe, method_of(support.recipe)
     _compare(support, "classifier", recipe.classifier, "clip")
@@ -47,7 +47,7 @@ def _compare(support, field, name, part):
 
 
 class _UnreadError(Exception):
-    """The tokens of a model cannot be had; raised, so that nothing is cached of it."""
+    """A model's tokens are not available; an exception, so that the outcome is not cached."""
 
 
 @lru_cache(maxsize=128)
@@ -65,7 +65,7 @@ def _compared(support: Support, field: str) -> None:
     texts = list(owners)
     try:
         rows = tokens(name, texts)
-    except Exception as error:  # libraries raise whatever a folder of another layout makes them
+    except Exception as error:  # libraries may raise anything on a folder of another layout
         raise _UnreadError(f"{type(error).__name__}: {brief(str(error))}") from error
     seen: dict[tuple[int, ...], str] = {}
     for text, row in zip(texts, rows, strict=True):

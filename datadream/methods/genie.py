@@ -1,17 +1,17 @@
-"""GeNIe (Koohpayegani et al., 2023): repaint shots of other classes as the class that is wanted.
+"""GeNIe (Koohpayegani et al., 2023): repaint shots of other classes as the wanted class.
 
-Published, and here: no tuning; each image of a class starts from a shot of another one, whose noise
-stays in part, and takes the plain prompt of its own class; DPM-Solver++, guidance 7.5, strength
-0.8; a hard label. Every shot of the other classes is taken once before any is taken again.
-GeNIe-Ada draws each image at five strengths, with the same noise, and keeps the one after the
-largest step from the source towards the class, in the classifier's features.
+As published: no tuning; each image of a class starts from a shot of another class with noise added,
+and takes the plain prompt of its own class; DPM-Solver++, guidance 7.5, strength 0.8; a hard label.
+Every shot of the other classes is used once before any is used again. GeNIe-Ada draws each image at
+five strengths with the same noise, and keeps the one after the largest step from the source towards
+the class in the classifier's features.
 
-Not here: as many images as there are shots of other classes ((N - 1) K; the profile's number is
-kept, for all methods alike), the posterior's mode instead of a sample, Stable Diffusion 1.5, the
-logistic regression on frozen features that the paper judges by. GeNIe-Ada's features are those of
-the study's own untouched classifier. `genie_dset` is this project's: the embedded base model has
-seen print alone, so the same starts are repainted with DataDream's adapter too; there with guidance
-2, since at 7.5 the tuned model draws strokes twice over.
+Left out: as many images as there are shots of other classes ((N - 1) K; the profile's number is
+kept, as for all methods), the posterior's mode instead of a sample, Stable Diffusion 1.5, and the
+logistic regression on frozen features that the paper evaluates with. GeNIe-Ada's features are those
+of the study's own untouched classifier. `genie_dset` is this project's addition: the embedded base
+model has seen only print, so the same starts are also repainted with DataDream's adapter, with
+guidance 2, since at 7.5 the tuned model draws strokes twice.
 """
 
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ FROM_OTHERS = {
     },
     "mini": {"generate.strength": 0.8, "generate.guidance": 7.5, "generate.steps": 10},
 }
-# A first drawing, and four more.
+# A first draw and four redraws.
 ADAPTIVE = {name: {**own, "generate.redraws": 4} for name, own in FROM_OTHERS.items()}
 TUNED = {**FROM_OTHERS, "mini": {**FROM_OTHERS["mini"], "generate.guidance": 2.0}}
 
@@ -42,7 +42,7 @@ class Genie(Method):
     """Start each image from a shot of another class, and prompt for its own."""
 
     def draw(self, support: Support, label: int, index: int, rng: np.random.Generator) -> Draw:
-        """Return the class's prompt from the next of the other classes' shots."""
+        """Return the class's prompt, starting from the next of the other classes' shots."""
         others = support.others(label)
         order = _order(seed_for("start", support.recipe.seed, label), len(others))
         source, start = others[order[index % len(others)]]
@@ -50,25 +50,25 @@ class Genie(Method):
 
 
 class GenieTuned(Genie, DatasetWise):
-    """The same with DataDream's adapter for the whole dataset."""
+    """GeNIe with DataDream's adapter for the whole dataset."""
 
 
 class GenieAda(Genie):
     """Draw each image at several strengths, and keep the first that has left its source."""
 
     def draw(self, support: Support, label: int, index: int, rng: np.random.Generator) -> Draw:
-        """Return the same at all strengths in turn."""
+        """Return the same draw, at all strengths in turn."""
         one = super().draw(support, label, index, rng)
         return Draw(one.prompt, one.adapters, one.start, one.source, strengths=STRENGTHS)
 
     def accept(self, images: Sequence[Image], label: int, read: Reader) -> list[bool]:
-        """Return that none is kept before all strengths are drawn."""
+        """Reject every image, so that all strengths are drawn."""
         return [False] * len(images)
 
     def choose(
         self, support: Support, label: int, one: Draw, tries: Sequence[Image], read: Reader
     ) -> int:
-        """Return the drawing after the largest step along the line from source to class."""
+        """Return the draw after the largest step along the line from source to class."""
         shot = support.shots(one.source).open(one.start or 0)
         line = _centre(support, label, read) - read.features([shot])[0]
         places = read.features(tries) @ line / max(float(np.linalg.norm(line)), 1e-9)
@@ -86,7 +86,7 @@ def _centre(support, label, read):
     return read.features([shots.open(i) for i in range(len(shots))]).mean(0)
 
 
-# One colour, told apart by their marks.
+# One colour; their markers tell them apart.
 COLOUR, CITE = "#002288", "koohpayegani2023genie"
 METHODS = (
     Genie("genie", "GeNIe", COLOUR, CITE, settings=FROM_OTHERS),

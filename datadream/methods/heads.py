@@ -1,7 +1,7 @@
-"""Fit what a method puts on the features of a frozen CLIP (`Method.head`), and load it again.
+"""Fit a method's head on the features of a frozen CLIP (`Method.head`), and load it again.
 
-The functions that a stage calls have the names and arguments of `pipeline.train`, which tunes LoRA;
-the table of stages takes the ones or the others.
+The functions for the stages have the names and arguments of those in `pipeline.train`, which tunes
+LoRA; the table of stages uses one module or the other.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from .registry import METHODS, method_of
 
 
 def seen_inputs(support: Support, synthetic_key: str | None) -> dict[str, Any]:
-    """Return what every trained classifier depends on: model, prompts, seed, and what it sees.
+    """Return what every trained classifier depends on: model, prompts, seed and images.
 
     `synthetic_key` None: no synthetic images.
     """
@@ -73,7 +73,7 @@ def training_work(support: Support) -> tuple[int, int, int]:
 
 
 def require_trainable(support: Support) -> None:
-    """Raise ConfigError where there is no frozen CLIP, or no image apart to choose by."""
+    """Raise ConfigError if there is no frozen CLIP, or no separate images to choose settings on."""
     recipe, dataset = support.recipe, support.dataset
     if recipe.classifier == "resnet50":
         raise ConfigError(
@@ -103,8 +103,8 @@ def train(
 ) -> list[str]:
     """Fit the method's head; returns no notes.
 
-    Writes adapter.safetensors, what the head gave, adapter.json, which names the method, and
-    curve.json to `folder`. `inputs` are `train_inputs`.
+    Writes adapter.safetensors (the fitted tensors), adapter.json (which names the method) and
+    curve.json to `folder`. `inputs` are those of `train_inputs`.
     """
     recipe = support.recipe
     model = frozen_clip(recipe.classifier, recipe.precision)
@@ -124,7 +124,7 @@ def train(
 
 
 def joined(*sets: Images | None) -> Images:
-    """Return the images of some sets as one, in their order and without soft labels."""
+    """Concatenate sets of images in order, without their soft labels."""
     some = [images for images in sets if images is not None]
     sources = tuple(source for images in some for source in images.sources)
     return Images(sources, tuple(label for images in some for label in images.labels))
@@ -141,8 +141,8 @@ def _require_state(name: str, state: Any) -> None:
 def load_trained(folder: str | Path) -> tuple[Any, dict[str, Any]]:
     """Load the classifier that a training wrote to a folder, LoRA or head: (classifier, config).
 
-    A head is read by the method that fitted it, which must be known here. Raises ConfigError if it
-    is not, and what `load_classifier_lora` raises.
+    A head needs the method that fitted it, which must be known here. Raises ConfigError if it is
+    not, and what `load_classifier_lora` raises.
     """
     from safetensors.torch import load_file
 

@@ -1,12 +1,12 @@
 """LoFT (Kim et al., 2025): one adapter per few shot, two of a class fused at sampling.
 
-Published, and here: a LoRA of rank 2 for each shot, of the UNet alone, tuned with the shot's centre
-crop; an image takes the average of two adapters of its class, and all pairs of a class are shuffled
-once and used in that order again and again.
+As published: a LoRA of rank 2 for each shot, of the UNet alone, tuned on the shot's centre crop. An
+image uses the average of two adapters of its class; all pairs of a class are shuffled once and used
+in that order, over and over.
 
-Other than in the released code, each pair makes four images in a row instead of one, so that a
-batch has one set of weights. The adapters have the settings that the released script names for
-LoFT; the script itself tests a variable that it never sets, and so tunes with DataDream's.
+Unlike the released code, each pair makes four images in a row instead of one, so that a batch has
+one set of weights. The adapters have the settings that the released script names for LoFT; the
+script itself tests a variable that it never sets, and so tunes with DataDream's.
 """
 
 from functools import lru_cache
@@ -18,7 +18,7 @@ import numpy as np
 from ..seeds import seed_for
 from .base import Adapter, Method, Support
 
-# Images drawn in a row by a fused pair, where LoFT draws one: so a batch has one set of weights.
+# Images that a fused pair draws in a row, so that a batch has one set of weights; LoFT draws one.
 # 500 images use each of the 120 pairs of 16 shots once, and five of them twice.
 TOGETHER = 4
 # LoFT's own settings; the mini profile's images are smaller and need fewer steps each.
@@ -37,9 +37,9 @@ PER_IMAGE = {
 
 
 class LoFT(Method):
-    """One adapter for each few shot; every TOGETHER images of a class use a pair of its class.
+    """One adapter per few shot; every TOGETHER images of a class share a pair of its adapters.
 
-    All pairs are shuffled once, and used in that order again and again.
+    All pairs are shuffled once, and used in that order over and over.
     """
 
     derived: ClassVar[bool] = True
@@ -53,7 +53,7 @@ class LoFT(Method):
         )
 
     def used(self, support: Support, label: int, index: int) -> tuple[Adapter, ...]:
-        """Return the next two adapters of the class; of a single shot, its own."""
+        """Return the next two adapters of the class; with a single shot, its only one."""
         pairs = _pairs(seed_for("pair", support.recipe.seed, label), support.count(label))
         return tuple(Adapter(label, image) for image in pairs[index // TOGETHER % len(pairs)])
 

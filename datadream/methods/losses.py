@@ -1,4 +1,4 @@
-"""Prepare what a method adds to the classifier's loss (`Method.loss`), and call it for a batch."""
+"""Prepare a method's addition to the classifier's loss (`Method.loss`), and call it for a batch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .checked import naming
 from .heads import joined
 from .registry import method_of
 
-# (what `Batches.members` gives, logits, targets, real mask) of a batch -> what is added to its loss
+# (`Batches.members`, logits, targets, real mask) of a batch -> the term to add to its loss
 Added = Callable[[Sequence[tuple[bool, int]], Tensor, Tensor, Tensor], Tensor]
 WHOLE = (
     "the method's loss may compare all images of a step, so that it is not taken in parts; lower "
@@ -26,7 +26,7 @@ WHOLE = (
 
 
 def loss_key(support: Support) -> dict[str, Any]:
-    """Return what the method's loss adds to the classifier's key; nothing where it has none."""
+    """Return what the method's loss adds to the classifier's key; {} if it has none."""
     method = method_of(support.recipe)
     if method.loss is None:
         return {}
@@ -35,7 +35,7 @@ def loss_key(support: Support) -> dict[str, Any]:
 
 
 def require_loss(support: Support) -> None:
-    """Raise ConfigError on settings under which the method's loss cannot be prepared or added."""
+    """Raise ConfigError if the recipe's settings rule out the method's loss."""
     method, recipe = method_of(support.recipe), support.recipe
     if method.loss is None:
         return
@@ -51,7 +51,7 @@ def require_loss(support: Support) -> None:
 def extra_loss(
     support: Support, real: Images | None, synthetic: Images | None, folder: Path
 ) -> Added | None:
-    """Prepare the method's loss and return what adds it to a batch; None where it has none.
+    """Prepare the method's loss and return the function that gives a batch's term, if it has one.
 
     `folder` is the one that the classifier is trained in.
     """

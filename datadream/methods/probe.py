@@ -1,15 +1,15 @@
 """Linear probe (Radford et al., 2021; CoOp, 2022): logistic regression on frozen features.
 
-From the released code of CoOp (Zhou et al., 2022), which has it as a baseline: multinomial logistic
+As in the released code of CoOp (Zhou et al., 2022), where it is a baseline: multinomial logistic
 regression with an L2 penalty, fitted by L-BFGS with at most 1,000 iterations on the raw visual
-features of the shots' centre crops, without a text. The penalty's C is chosen on validation images:
+features of the shots' centre crops, without text. The penalty's C is chosen on validation images:
 seven powers of ten from 1e6 to 1e-6, then eight bisections of log C within a factor of ten of the
 best.
 
-Not from it: its image tower is CLIP's ResNet-50, here it is the recipe's. Of two C that read as
-many images right, the one with the lower loss is taken, there the larger one.
+Different here: the image tower is the recipe's, not CLIP's ResNet-50. Of two C that classify
+equally many images correctly, the one with the lower loss is taken; the code takes the larger one.
 
-Tuning budget: 23 fits, on min(shots, 4) validation images a class (`validation`).
+Tuning budget: 23 fits, on min(shots, 4) validation images per class (`validation`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .base import Given, Head, Method
 if TYPE_CHECKING:
     from torch import Tensor
 
-POWERS = (6, 4, 2, 0, -2, -4, -6)  # of ten, that C is first chosen from
+POWERS = (6, 4, 2, 0, -2, -4, -6)  # of ten: the first candidates for C
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Probe(Head):
     iterations: int = 1000
 
     def fit(self, given: Given) -> dict[str, Tensor]:
-        """Return weight (C, D) and bias (C,) of the C that validation chose."""
+        """Return weight (classes, D) and bias (classes,) for the C that validation chose."""
         from ..models.classifiers.frozen import choice
 
         features, labels = given.frozen.features(given.images), given.frozen.labels(given.images)
@@ -57,7 +57,7 @@ class Probe(Head):
         return best[1]
 
     def regression(self, features: Tensor, labels: Tensor, c: float) -> dict[str, Tensor]:
-        """Return the weights of the regression with the penalty's C."""
+        """Fit the regression with the penalty's C, and return its weight and bias."""
         import torch
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.linear_model import LogisticRegression
@@ -67,12 +67,12 @@ class Probe(Head):
             warnings.simplefilter("ignore", ConvergenceWarning)
             model.fit(features.cpu().double().numpy(), labels.cpu().numpy())
         weight, bias = torch.tensor(model.coef_), torch.tensor(model.intercept_)
-        if len(weight) == 1:  # of two classes scikit-learn gives the second one's alone
+        if len(weight) == 1:  # for two classes scikit-learn gives the second one's alone
             weight, bias = (torch.cat([torch.zeros_like(x), x]) for x in (weight, bias))
         return {"weight": weight.float().to(features), "bias": bias.float().to(features)}
 
     def logits(self, state: Mapping[str, Tensor], features: Tensor, text: Tensor) -> Tensor:
-        """Return the regression's logits; the text has no part in them."""
+        """Return the regression's logits; `text` is ignored."""
         return features @ state["weight"].T + state["bias"]
 
 

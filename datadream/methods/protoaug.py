@@ -1,25 +1,25 @@
 """ProtoAug (Nguyen et al., ICML 2025, arXiv 2505.24190): two more terms in the classifier's loss.
 
-Published, and here: K-means parts the real and synthetic images into regions of CLIP's feature
-space, two a class, once before the training. Within a region, the discrepancy draws the logits of
-synthetic images to those of the real ones, and the robustness draws synthetic ones together
-(`region_terms`). `protoaug` trains on the images of DataDream's generator, `protoaug_light` on
-those of the un-adapted one. So each is `dset+real` or `base+real` with another loss, at no more
-cost for images; a row without real images would have no term left, and there is none.
+As published: once before training, K-means divides the real and synthetic images into regions of
+CLIP's feature space, two per class. Within a region, the discrepancy term pulls the logits of
+synthetic images towards those of the real ones, and the robustness term pulls synthetic ones
+together (`region_terms`). `protoaug` trains on images of DataDream's generator, `protoaug_light` on
+those of the un-adapted one. So each is `dset+real` or `base+real` with another loss, at no extra
+cost for images. Without real images no term would be left, so there is no such row.
 
-The weights: the paper has discrepancy to robustness as 10 : 1, the released configuration 0.1 to 1.
-The paper's ratio is taken, with 1 for the larger. Both are divided by five, as equation 3 with
-lambda = 0.8 is a fifth of the published 4 CE(real) + CE(synthetic). They are not tuned here.
+Weights: the paper has discrepancy to robustness as 10 : 1, the released configuration 0.1 to 1. The
+paper's ratio is used, with 1 for the larger. Both are divided by five, since equation 3 with lambda
+= 0.8 is a fifth of the published 4 CE(real) + CE(synthetic). They are not tuned here.
 
-Other than in the released code, features are those of the untouched CLIP (there centroids start as
-noise among pixels and follow the synthetic images alone), a region is found by the image's place
-in its set (there by its place in the batch, while the loader shuffles), and holds one class only
-(there two times as many centroids as classes are shared by all). Batches are not mixed
-(`classify.mix` is 0 and has to be): a mixture of two images lies in the region of neither.
+Unlike in the released code, features are those of the untouched CLIP (there centroids start as
+noise among pixels and follow the synthetic images alone), a region is found by the image's index in
+its set (there by its index in the batch, although the loader shuffles), and a region holds only one
+class (there all classes share twice as many centroids as classes). Batches are not mixed
+(`classify.mix` must be 0), since a mixture of two images lies in the region of neither.
 
-Not here: 64 or 500 images a class, the light version's negative prompt, one real to four synthetic
-images in a batch; the profile's are kept. The terms need all logits of a step, so that a step is
-not taken in parts where memory ends.
+Left out: 64 or 500 images per class, the light version's negative prompt, and batches with one real
+to four synthetic images; the profile's are kept. The terms need all logits of a step, so a step
+cannot be split when memory runs out.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RegionLoss(ExtraLoss):
-    """The discrepancy and the robustness within each region of CLIP's feature space."""
+    """The discrepancy and robustness terms within each region of CLIP's feature space."""
 
-    clusters: int = 2  # regions a class (paper)
-    discrepancy: float = 0.2  # weight of the pairs of a real and a synthetic image (1 / 5)
-    robustness: float = 0.02  # weight of the pairs of synthetic images (0.1 / 5)
+    clusters: int = 2  # regions per class (paper)
+    discrepancy: float = 0.2  # weight of pairs of a real and a synthetic image (1 / 5)
+    robustness: float = 0.02  # weight of pairs of synthetic images (0.1 / 5)
 
     def require(self, support: Support) -> None:
-        """Raise ConfigError on mixed images, which belong to no one region."""
+        """Raise ConfigError on mixed images, which belong to no single region."""
         mix = support.recipe.classify.mix
         if mix:
             raise ConfigError(
@@ -55,7 +55,7 @@ class RegionLoss(ExtraLoss):
             )
 
     def prepare(self, given: Given) -> Tensor:
-        """Return the region (n,) of each image; regions are numbered through the classes."""
+        """Return the region (n,) of each image; regions are numbered across the classes."""
         import torch
 
         features = torch.nn.functional.normalize(
@@ -65,16 +65,16 @@ class RegionLoss(ExtraLoss):
         return torch.from_numpy(found)
 
     def added(self, logits: Tensor, targets: Tensor, real: Tensor, kept: Tensor) -> Tensor:
-        """Return both terms by their weights."""
+        """Return the weighted sum of both terms."""
         discrepancy, robustness = region_terms(logits, kept, real)
         return self.discrepancy * discrepancy + self.robustness * robustness
 
 
 def partition(features: np.ndarray, labels: np.ndarray, clusters: int) -> np.ndarray:
-    """Return the region (n,) of each image: its class's cluster by K-means of features (n, D).
+    """Return the region (n,) of each image: its cluster within its class, by K-means of features.
 
-    Regions are numbered from `clusters` times the class on. A class of fewer different images has
-    as many clusters as these.
+    `features` are (n, D). A class's regions are numbered from `clusters` times its label. A class
+    with fewer distinct images has a cluster for each.
     """
     from sklearn.cluster import KMeans
 
@@ -89,12 +89,12 @@ def partition(features: np.ndarray, labels: np.ndarray, clusters: int) -> np.nda
 
 
 def region_terms(logits: Tensor, regions: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the discrepancy and the robustness of a batch, by the released code's sums.
+    """Return the discrepancy and the robustness of a batch, summed as in the released code.
 
-    Of the g synthetic images, each one in a region with real images adds 1/g times the mean over
-    these of the squared difference of its logits from theirs, the mean over the classes; and the
-    same over the region's synthetic images, itself among them. `logits` are (B, classes), `regions`
-    and the mask `real` (B,) on the host.
+    Each of the g synthetic images whose region has real images adds 1/g times its mean squared
+    distance in logits (mean over the classes) to those real images, for the discrepancy, and to the
+    region's synthetic images, itself included, for the robustness. `logits` are (B, classes);
+    `regions` and the mask `real` (B,) are on the host.
     """
     from ..data.transfer import sent_together  # here, since it imports torch
 

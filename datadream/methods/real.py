@@ -1,4 +1,4 @@
-"""Real only: train on the few real images, under the usual augmentation or a heavier one."""
+"""Real only: train on the few real images, with the usual augmentation or a heavier one."""
 
 from .base import Method
 

@@ -12,9 +12,9 @@ def recipe(
 ) -> Recipe:
     """Return the Recipe of a profile and a method.
 
-    `fields` are its own (`dataset="mnist"`), `overrides` dotted ones (`{"adapt.lr": 1e-3}`).
-    Whole numbers are accepted as floats. Raises ConfigError on an unknown profile, method, key or
-    value, with the nearest accepted name.
+    `fields` are top-level (`dataset="mnist"`), `overrides` dotted (`{"adapt.lr": 1e-3}`). Integers
+    are accepted as floats. Raises ConfigError, with the nearest accepted name, on an unknown
+    profile, method, key or value.
     """
     named = {**fields, **as_mapping(overrides)}.get("method", Recipe.method)
     known = METHODS.get(named) if isinstance(named, str) else None
@@ -33,10 +33,10 @@ def settings_table() -> list[dict[str, Any]]:
 
 
 def method_settings_table(names: Collection[str] = ()) -> list[dict[str, Any]]:
-    """Return one row per setting that a method changes; of `names` () of all methods.
+    """Return one row per setting that a method changes, for the methods `names` (empty: all).
 
-    Columns: method, field, its value in both profiles, and the profiles' own. A derived profile has
-    none of its own.
+    Columns: method, field, its value in both profiles, and the profiles' own. Derived profiles are
+    left out.
     """
     rows, profiles = [], [profile for profile in PROFILES if profile not in DERIVED]
     for name, row in METHODS.items():

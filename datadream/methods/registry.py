@@ -32,7 +32,7 @@ from . import (
 )
 from .base import Method
 
-MARKERS = "oDs^v<>PXph8dH*"  # of matplotlib, those that can be drawn filled and empty
+MARKERS = "oDs^v<>PXph8dH*"  # matplotlib's, those that can be drawn filled and empty
 GROUP = "datadream.methods"  # of the entry points by which a package adds methods
 
 
@@ -135,7 +135,7 @@ class Table(Mapping[str, Method]):
 
 
 def require_method(method: object) -> None:
-    """Raise ConfigError on an object that is no Method, or whose fields a table cannot show."""
+    """Raise ConfigError on an object that is not a Method, or has fields no table can show."""
     if not isinstance(method, Method):
         raise ConfigError(
             f"{brief(method)} is a {type(method).__name__}; a method is an instance of "
@@ -178,7 +178,7 @@ METHODS = Table()
 
 
 def register(method: Method) -> Method:
-    """Add a method and its twin with real images for this process; in a notebook, before cells.
+    """Add a method and its twin with real images for this process, before it runs any cells.
 
     Replaces an earlier registration of the same name. Raises ConfigError on an invalid method.
     """
@@ -189,7 +189,7 @@ def register(method: Method) -> Method:
 def pack_methods() -> bytes:
     """Pickle the methods that this process has registered, for the processes that it starts.
 
-    A class that a notebook defines goes along by value.
+    Classes defined in a notebook are pickled by value.
     """
     if not METHODS.registered():
         return b""
@@ -199,7 +199,7 @@ def pack_methods() -> bytes:
 
 
 def adopt_methods(packed: bytes) -> None:
-    """Register what `pack_methods` gave in another process."""
+    """Register the methods that `pack_methods` pickled in another process."""
     for method in pickle.loads(packed) if packed else ():
         METHODS.register(method)
 

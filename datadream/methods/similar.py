@@ -1,4 +1,4 @@
-"""Which classes look alike to the untouched CLIP: a draw among them, as DIPSY has it."""
+"""Draw a class that looks similar to the untouched CLIP, as in DIPSY."""
 
 from collections.abc import Callable
 from functools import lru_cache
@@ -11,13 +11,13 @@ from ..errors import ConfigError
 from ..models.identity import identity
 from .base import Draw, Method, Support
 
-TEMPERATURE = 0.4  # what the cosines are divided by (DIPSY's code)
+TEMPERATURE = 0.4  # of the softmax over cosines (DIPSY's code)
 
 
 class Similar(Method):
-    """A method that pairs each image with another class, the likelier the more alike they look.
+    """A method that pairs each image with another class, preferring those that look similar.
 
-    A subclass sets `derived` where its draws follow from the pairs: its key then holds what these
+    A subclass sets `derived` if its draws follow from the pairs: its key then holds what these
     depend on, and a plan needs no CLIP.
     """
 
@@ -38,9 +38,9 @@ class Similar(Method):
 
 
 def probabilities(means: np.ndarray) -> np.ndarray:
-    """Return how likely each class is drawn beside each, (classes, classes), of means (classes, D).
+    """Return the probability that each class (row) is paired with each other one (column).
 
-    softmax(cosine / TEMPERATURE) in each row, without the class itself.
+    A row is softmax(cosine / TEMPERATURE) of the `means` (classes, D), without the class itself.
     """
     unit = means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)
     shares = np.exp(unit @ unit.T / TEMPERATURE)
@@ -52,9 +52,9 @@ def probabilities(means: np.ndarray) -> np.ndarray:
 def pairs(support: Support) -> np.ndarray:
     """Return the `probabilities` of a recipe's classes.
 
-    The means are those of the raw image features of the few shots. They are computed in float32, so
-    that the draws are the same on every device. Raises DataError where there is one class, and
-    ConfigError on a classifier that starts from random weights.
+    The means are those of the few shots' raw image features. They are computed in float32, so that
+    the draws are the same on every device. Raises DataError if there is only one class, and
+    ConfigError if the classifier starts from random weights.
     """
     from ..models.classifiers.frozen import Frozen, frozen_clip
 

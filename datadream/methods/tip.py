@@ -1,24 +1,24 @@
 """Tip-Adapter and Tip-Adapter-F (Zhang et al., ECCV 2022, arXiv 2207.09519): a cache of few shots.
 
 The logits of a unit feature f are s f W' + a exp(-b (1 - f F')) L: W are the class texts, s is
-CLIP's scale, F are the keys, one a shot, and L their labels.
+CLIP's scale, F are the keys, one per shot, and L their labels.
 
-From the released code: a key is the mean feature of ten augmented views of a shot, brought to unit
-length. Tip-Adapter trains nothing. Tip-Adapter-F trains the keys from there: AdamW at 1e-3 with eps
-1e-4, a cosine, batches of 256, 20 epochs over the shots; then a and b are searched again.
+As in the released code: a key is the mean feature of ten augmented views of a shot, normalised to
+unit length. Tip-Adapter trains nothing. Tip-Adapter-F goes on to train the keys: AdamW at 1e-3 with
+eps 1e-4, a cosine, batches of 256, 20 epochs over the shots; then a and b are searched again.
 
-Not from it: the code keeps the epoch with the best *test* accuracy; here the last keys are taken.
-It sets by dataset the ranges in which a and b are searched, from 0.1 to between 3 and 50, the a and
-b that the keys are trained with, and the epochs, 100 for EuroSAT; here one grid, even in the
-logarithms from 0.1 to 50, serves all, the keys are trained with the a and b of Tip-Adapter, and the
-epochs are 20.
+Different here: the code keeps the epoch with the best *test* accuracy; here the last keys are used.
+The code sets per dataset the ranges in which a and b are searched, from 0.1 to between 3 and 50,
+the a and b used while training the keys, and the epochs, 100 for EuroSAT. Here one grid,
+logarithmic from 0.1 to 50, serves all datasets, the keys are trained with Tip-Adapter's a and b,
+and the epochs are 20.
 
-The number of steps is the published one and not the study's: it is one vector a shot that is
-trained, and more steps would only fit the shots closer (`classify.steps` sets another number).
+The number of steps is the published one, not the study's: only one vector per shot is trained, and
+more steps would only fit the shots more closely (`classify.steps` sets another number).
 
 Tuning budget: 20 values of a times 200 of b, once (Tip-Adapter-F: before and after), on min(shots,
-4) validation images a class (`validation`); of pairs that read as many images right, the one with
-the lower loss.
+4) validation images per class (`validation`); of pairs that classify equally many images correctly,
+the one with the lower loss.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Tip(Head):
-    """The cache as it is; only a and b are chosen."""
+    """The untrained cache; only a and b are chosen."""
 
     reads: ClassVar[tuple[str, ...]] = VIEWS
 
-    passes: int = 10  # views of a shot that a key is the mean of
+    passes: int = 10  # views of a shot that are averaged for its key
     alphas: int = 20  # values of a
     betas: int = 200  # values of b
     low: float = 0.1  # ends of both grids
@@ -67,7 +67,7 @@ class Tip(Head):
         return {"keys": keys, "values": labels.float(), "scale": frozen.scale}
 
     def tuned(self, given: Given, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return a state with the a and b of the grid that read the validation images best."""
+        """Return the state with the a and b of the grid that are best on the validation images."""
         import torch
         from torch.nn import functional as F
 
@@ -87,7 +87,7 @@ class Tip(Head):
         return {**state, **{name: torch.tensor(value) for name, value in chosen.items()}}
 
     def grid(self, count: int) -> list[float]:
-        """Return `count` values from `low` to `high`, even in their logarithms."""
+        """Return `count` logarithmically spaced values from `low` to `high`."""
         ratio = math.log(self.high / self.low) / max(1, count - 1)
         return [self.low * math.exp(ratio * i) for i in range(count)]
 
@@ -110,12 +110,12 @@ class TipF(Tip):
     epochs: int = 20  # over the images; `classify.steps` sets another number of steps
 
     def steps(self, support: Support, count: int) -> int:
-        """Return the optimiser steps with `count` images."""
+        """Return the optimiser steps for `count` images."""
         options = support.recipe.classify
         return options.steps or self.epochs * math.ceil(count / options.batch)
 
     def work(self, support: Support, count: int) -> tuple[int, int]:
-        """Return (steps, views that are encoded)."""
+        """Return (steps, views encoded)."""
         steps = self.steps(support, count)
         batch = min(support.recipe.classify.batch, max(count, 1))
         return steps, self.passes * count + steps * batch
@@ -125,7 +125,7 @@ class TipF(Tip):
         return self.tuned(given, self.trained(given, super().fit(given)))
 
     def trained(self, given: Given, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return a state with keys that were trained on augmented views of the images."""
+        """Return the state with keys trained on augmented views of the images."""
         import torch
         from torch.nn import functional as F
 

@@ -1,4 +1,4 @@
-"""Un-adapted generator: draw from the base model by the paper's prompt, DataDream's baseline."""
+"""Un-adapted generator: draw from the base model with the paper's prompt, DataDream's baseline."""
 
 from .base import Method
 

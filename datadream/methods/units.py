@@ -1,4 +1,4 @@
-"""Which images of a class can share a batch, and which a unit of work."""
+"""Group the images of a class into batches and units of work."""
 
 from itertools import groupby
 from typing import Any
@@ -14,13 +14,13 @@ Slice = list[tuple[range, tuple[Adapter, ...]]]  # (image indices, their adapter
 def groups(support: Support, label: int) -> list[tuple[range, tuple[Adapter, ...]]]:
     """Split a class into (range of image indices, their adapters) that can share a batch.
 
-    Such images are consecutive, with the same adapters and weights of them, and all from noise or
-    all from shots at the same strengths.
+    Such images are consecutive, have the same adapters and weights, and start all from noise or all
+    from shots at the same strengths.
     """
     recipe = support.recipe
     method, count = method_of(recipe), recipe.generate.images
     made: list[tuple[Any, ...]]
-    if type(method).draw is Method.draw:  # cheap, for planning a cluster's work
+    if type(method).draw is Method.draw:  # cheap, for plans of a cluster's work
         made = [(method.used(support, label, index),) for index in range(count)]
     else:
         made = [
@@ -40,7 +40,7 @@ def groups(support: Support, label: int) -> list[tuple[range, tuple[Adapter, ...
 def slices(support: Support, label: int) -> list[Slice]:
     """Split the images of a class into units of about SLICE, each a list of (indices, adapters).
 
-    A unit ends with a batch, so that a batch has the same members however units are shared out.
+    A unit ends with a batch, so that batches are the same however units are distributed.
     """
     batch = support.recipe.generate.batch
     step = batch * max(1, SLICE // max(1, batch)) or SLICE

@@ -1,4 +1,4 @@
 """Networks: generators, classifiers, their LoRA adapters, and where they come from.
 
-Stands on `data`, `training`, `store` and the ground floor.
+Depends on `data`, `training`, `store` and the package's base modules.
 """

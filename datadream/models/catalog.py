@@ -84,11 +84,11 @@ IP_ADAPTERS = {
         "for sd1.5 and models tuned from it; with its image encoder, CLIP ViT-H/14",
     )
 }
-# Its files below its folder, and of a folder of one's own.
+# Its files, relative to the model's folder; a local folder has the same layout.
 IP_WEIGHTS = "models/ip-adapter-plus_sd15.safetensors"
 IP_ENCODER = "models/image_encoder"
 IP_FILES = (IP_WEIGHTS, f"{IP_ENCODER}/config.json", f"{IP_ENCODER}/model.safetensors")
-WEIGHTS = {  # by part, the files of which one is there wherever the model is
+WEIGHTS = {  # by part: wherever the model is, at least one of these files exists
     "generator": [
         f"unet/diffusion_pytorch_model{kind}"
         for kind in (".safetensors", ".fp16.safetensors", ".safetensors.index.json")
@@ -102,9 +102,9 @@ WEIGHTS = {  # by part, the files of which one is there wherever the model is
 }
 
 
-# The parts of a pipeline that are networks, by its names for them.
+# The networks of a pipeline, by their attribute names.
 NETWORKS = ("unet", "transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3")
-# Files of a tokenizer. Without them transformers makes one of no words, and all prompts are equal.
+# A tokenizer's vocabulary. Without it transformers builds an empty one: all prompts are then equal.
 WORDS = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model")
 CONVERT = {
     "generator": "convert it with diffusers, "
@@ -125,7 +125,7 @@ def hub_id(name: str) -> str:
 def clip_id(name: str) -> str:
     """Return the hub id of a classifier's weights.
 
-    The table's, or open_clip's of '<architecture>/<weights>', or the name itself.
+    It comes from the table, from open_clip for '<architecture>/<weights>', or is the name itself.
     """
     if name in CLASSIFIERS or name.startswith("hf-hub:") or "/" not in name:
         return CLASSIFIERS[name].hub if name in CLASSIFIERS else name.removeprefix("hf-hub:")
@@ -194,7 +194,7 @@ def absent(name: str, part: str) -> str:
 
 
 def _lacking(folder, part):
-    """Return what a model's folder lacks: weights, and words of a tokenizer."""
+    """List what a model's folder lacks: weights, or a tokenizer's vocabulary."""
     weights = "weights (*.safetensors) in"
     if part == "ip-adapter":
         return [file for file in IP_FILES if not (folder / file).is_file()]
@@ -217,9 +217,9 @@ def _has_words(folder):
 
 
 def misplaced(name: str, part: str) -> str:
-    """Return what is wrong with a model's name that is the path of a file, or of nothing; else ''.
+    """Return what is wrong with a name that is a path to a file or to nothing; else ''.
 
-    Neither is an id of the hub, which one could download.
+    Neither can be a hub id, so there is nothing to download.
     """
     place = Path(expanded(name))
     if name and place.is_file():
@@ -230,10 +230,10 @@ def misplaced(name: str, part: str) -> str:
 
 
 def variant(name: str) -> str | None:
-    """Return the variant of a generator's weights, such as 'fp16', that has to be asked for.
+    """Return the variant of a generator's weights, such as 'fp16', that must be requested.
 
-    None where the plain files are there, or none is known. diffusers takes the plain file of a part
-    that has no such variant.
+    None if the plain files exist, or if no variant is known. For a part that lacks the variant,
+    diffusers loads the plain file.
     """
     hub = None if local(name, "generator") else _cached(hub_id(name), *WEIGHTS["generator"])
     folder = local(name, "generator") or hub
@@ -249,9 +249,9 @@ def variant(name: str) -> str | None:
 
 
 def fetching(name: str) -> str:
-    """Return the words on the command that fetches a model.
+    """Return a message with the command that fetches a model.
 
-    They tell its hub id, size and licence where the tables know them.
+    It includes the hub id, size and licence of a model in the tables.
     """
     row = GENERATORS.get(name) or CLASSIFIERS.get(name) or IP_ADAPTERS.get(name)
     about = f" ({row.hub}, about {row.gigabytes:g} GB, {row.licence})" if row else ""

@@ -10,14 +10,14 @@ import torch
 from ..errors import ConfigError
 
 WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
-# With these, by its manual, cuBLAS gives the same sums however its streams share its workspace.
+# With these, cuBLAS's manual says, results do not depend on how streams share the workspace.
 FIXED = (":4096:8", ":16:8")
 
 
 def device() -> torch.device:
     """Return the device that everything runs on: the GPU if there is one, else the CPU.
 
-    The GPU is that of `use_gpu`, the first one if nothing was said.
+    The GPU is the one set by `use_gpu`, by default the first.
     """
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -25,9 +25,9 @@ def device() -> torch.device:
 def dtype_for(precision: str, training: bool) -> torch.dtype:
     """Return the dtype of the frozen weights: float32 on a CPU or on request, half on a GPU.
 
-    To sample, float16 as the released code does; to train, bfloat16 where the GPU has it, which
-    needs no loss scaling, else float32. The released adapter trains in float32, which is
-    `precision="float32"` here.
+    Sampling uses float16, as the released code does. Training uses bfloat16, which needs no loss
+    scaling, or float32 if the GPU lacks it. The released code trains its adapters in float32, here
+    `precision="float32"`.
     """
     if precision == "float32" or device().type == "cpu":
         return torch.float32
@@ -41,7 +41,7 @@ def dtype_for(precision: str, training: bool) -> torch.dtype:
 def require_deterministic() -> None:
     """Set CUBLAS_WORKSPACE_CONFIG, which cuBLAS reads once, when the process first uses the GPU.
 
-    Raises ConfigError where that has happened without it, or where it has another value than
+    Raises ConfigError if the GPU is already in use without it, or if its value is not one of
     FIXED.
     """
     told = os.environ.get(WORKSPACE)
@@ -59,12 +59,12 @@ def require_deterministic() -> None:
 
 @contextmanager
 def deterministic(wanted: bool = True) -> Iterator[None]:
-    """Have torch sum in the same order each time within the context; if not `wanted`, do nothing.
+    """Use torch's deterministic algorithms within the context; do nothing unless `wanted`.
 
-    Attention takes FlashAttention, whose backward pass then is deterministic, or plain products
-    where that cannot, as in float32. What was set before is set again afterwards, but for
-    CUBLAS_WORKSPACE_CONFIG, which is read once. Raises ConfigError as `require_deterministic` does;
-    torch raises RuntimeError on an operation that has no deterministic form.
+    Attention uses FlashAttention, whose backward pass is then deterministic, or plain matrix
+    products where it is unavailable, as in float32. Earlier settings are restored on exit, except
+    CUBLAS_WORKSPACE_CONFIG, which is read only once. Raises ConfigError as `require_deterministic`
+    does; torch raises RuntimeError for an operation without a deterministic implementation.
     """
     if not wanted:
         yield
@@ -77,7 +77,7 @@ def deterministic(wanted: bool = True) -> Iterator[None]:
     with ExitStack() as stack:
         stack.callback(torch.use_deterministic_algorithms, before, warn_only=warns)
         torch.use_deterministic_algorithms(True)
-        # Filling fresh memory finds programs that read it before they write, and costs time.
+        # Filling uninitialised memory only exposes reads before writes, and costs time.
         _set_flags(True, False, False)
         stack.callback(_set_flags, *flags)
         if torch.cuda.is_available():

@@ -14,10 +14,10 @@ from .generators.load import load_pipeline
 
 
 def download_model(name: str) -> None:
-    """Fetch a generator or a classifier into the hub's cache, only the files that loading needs.
+    """Fetch a model into the hub's cache, only the files that loading needs.
 
-    Raises ModelMissingError, with the way to bring them by hand, where they cannot be fetched, and
-    ConfigError on a name that means none.
+    Raises ModelMissingError, which says how to copy the files by hand, if they cannot be fetched,
+    and ConfigError for an unknown name.
     """
     part = _part(name)
     if local(name, part) is not None or misplaced(name, part) or name == "resnet50":
@@ -27,7 +27,7 @@ def download_model(name: str) -> None:
     try:
         with _quiet():
             if part == "clip":
-                # what open_clip fetches for a name, only loading it tells
+                # only loading the model tells which files open_clip fetches
                 from .classifiers.base import load_classifier
 
                 load_classifier(name)
@@ -44,7 +44,7 @@ def download_model(name: str) -> None:
 
 
 def _part(name):
-    """Return which part of a cell a model's name stands for."""
+    """Return the part that a model's name stands for: 'generator', 'clip' or 'ip-adapter'."""
     if name in IP_ADAPTERS:
         return "ip-adapter"
     clip = name in CLASSIFIERS or name.startswith("hf-hub:") or _is_clip(name)
@@ -52,7 +52,7 @@ def _part(name):
 
 
 def _download_pipeline(hub):
-    """Fetch a pipeline, in half precision where its authors published nothing else."""
+    """Fetch a pipeline, in half precision if its authors published nothing else."""
     from diffusers import DiffusionPipeline  # pyright: ignore[reportPrivateImportUsage]
 
     try:
@@ -69,9 +69,7 @@ def _download_pipeline(hub):
 
 @contextmanager
 def _quiet():
-    """Keep back what the libraries log of every attempt: the one error at the end says what
-    there is to know.
-    """
+    """Silence the libraries' logs; the error raised at the end says all that matters."""
     logging.disable(logging.ERROR)
     try:
         yield
@@ -80,8 +78,8 @@ def _quiet():
 
 
 def _reason(error):
-    """Return why a download failed: the first line of the error at the bottom, since those above
-    it advise on calls that nobody made.
+    """Return why a download failed: the first line of the innermost error, since the outer ones
+    give advice on calls that the user did not make.
     """
     from huggingface_hub.constants import HF_HUB_OFFLINE
 
@@ -114,8 +112,8 @@ def _by_hand(name, part):
 
 
 def _is_clip(name):
-    """Return whether a name is open_clip's '<architecture>/<weights>'. Raises ConfigError on
-    weights that the architecture does not have.
+    """True if a name is open_clip's '<architecture>/<weights>'. Raises ConfigError if the
+    architecture has no such weights.
     """
     import open_clip
 
@@ -134,8 +132,8 @@ def _is_clip(name):
 def fetch(recipe: Recipe, generates: bool) -> None:
     """Download the recipe's models that are not in the cache yet.
 
-    Every key then knows their commits before anything is made. The generator is fetched only where
-    the method `generates`. Raises ConfigError on image prompts that the generator cannot take.
+    Keys can then include the models' commits from the start. The generator is fetched only if the
+    method `generates`. Raises ConfigError if the generator cannot take the image prompts.
     """
     wanted: list[tuple[str, str, Callable[[str], Any]]] = [(recipe.classifier, "clip", load_clip)]
     if generates:

@@ -13,15 +13,15 @@ def _digests(folder, patterns):
 
 
 def identity(name: str, part: str) -> list[str] | str:
-    """Return what a stage's key holds of a model: its files' digests, or its hub id and commit.
+    """Return what identifies a model in a key: its files' digests, or its hub id and commit.
 
-    The digests are of a folder, whatever it is called. `part` is 'generator', 'clip' or
-    'ip-adapter'.
+    Digests are used for a local folder, so that its name does not matter. `part` is 'generator',
+    'clip' or 'ip-adapter'.
     """
     folder = local(name, part)
     if folder is not None:
         return _digests(folder, IP_FILES if part == "ip-adapter" else ("*",))
-    # An open_clip name tells the architecture too.
+    # An open_clip name includes the architecture.
     known = name if part == "clip" else hub_of(name, part)
     commit = revision(name, part)
     return f"{known}@{commit}" if commit else known

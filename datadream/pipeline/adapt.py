@@ -1,4 +1,4 @@
-"""LoRA-tune the generator on few shots of an image, a class or all (paper, section 3.2)."""
+"""Tune the generator on the shots of one or all classes, or on one shot (paper, section 3.2)."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ def diffusion_loss(
     """Return the mean squared error of a network's prediction (paper, eq. 2).
 
     `moments` (B, 2, C, h, w) are mean and standard deviation of the latents' posterior. `draws` are
-    the standard normal draw for the posterior's sample, the added noise, both (B, C, h, w), and the
-    timesteps (B,). `predict(noisy, times)` is the network. The schedule gives the target, the noise
-    in the paper.
+    the standard normals that sample the posterior and the added noise, both (B, C, h, w), and the
+    timesteps (B,). `predict(noisy, times)` is the network. The schedule defines the target, which
+    is the noise in the paper.
     """
     mean, std = moments.unbind(1)
     posterior, noise, times = draws
@@ -54,7 +54,7 @@ def adapter_inputs(support: Support, adapter: Adapter) -> dict[str, Any]:
     """Return what an adapter depends on: model, options, prompts, seed, and its shots' pixels."""
     recipe, label = support.recipe, adapter.label
     options = key_fields(recipe.adapt)
-    for name in ("micro", "checkpointing"):  # they save memory only
+    for name in ("micro", "checkpointing"):  # these only save memory
         options.pop(name)
     return {
         "generator": identity(recipe.generator, "generator"),
@@ -71,7 +71,7 @@ def adapter_inputs(support: Support, adapter: Adapter) -> dict[str, Any]:
 
 
 def adapter_work(support: Support, adapter: Adapter) -> tuple[int, int, int]:
-    """Return an adapter's (images made, optimiser steps, images of all steps)."""
+    """Return an adapter's (images made, optimiser steps, images over all steps)."""
     options, shots = support.recipe.adapt, adapter.shots(support)
     steps = options.length(shots)
     return 0, steps, steps * shots // options.per_epoch(shots)
@@ -82,10 +82,10 @@ def train_adapter(
 ) -> list[str]:
     """Train one adapter, write it to `folder` in diffusers' format, and return batch notes.
 
-    A killed training resumes from the checkpoint in `folder`: on a CPU to the same bytes, on a GPU
-    only with the recipe's `deterministic`. All processes of an `accelerator` call this; rank 0
-    writes, and their sums differ from one process's in rounding.
-    Raises DivergedError on a loss that is not finite.
+    A killed run resumes from the checkpoint in `folder`, on a CPU with the same bytes in the end,
+    on a GPU only if the recipe is `deterministic`. All processes of an `accelerator` call this;
+    rank 0 writes. Their sums differ from a single process's in rounding. Raises DivergedError if a
+    loss is not finite.
     """
     recipe = support.recipe
     which = (adapter.label,) if adapter.image is None else (adapter.label, adapter.image)
@@ -114,11 +114,11 @@ def tune(
     checkpoint: Path | None, batch: BatchSize, which: tuple[int | None, ...],
     accelerator: Accelerator | None = None, texts: Sequence[str | tuple[str, ...]] | None = None,
 ) -> list[float]:  # fmt: skip
-    """Run the paper's optimisation of what is attached on `images` and return the losses.
+    """Train the attached adaptation on `images` as in the paper, and return the losses.
 
     Every epoch has a new order and, if an image is not square, a new crop. `which` names the
-    adapter: (None,), (label,) or (label, image). `texts` are the images' prompts, else their
-    classes'.
+    adapter: (None,), (label,) or (label, image). `texts` are the images' prompts, by default those
+    of their classes.
     """
     options, schedule = support.recipe.adapt, generator.schedule()
     side, per_epoch = generator.side(support.recipe.resolution), options.per_epoch(len(images))

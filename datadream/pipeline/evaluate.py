@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 def _read(model, text, part):
-    """Return (class, margin to the next one's logit) of each image of a part of a batch."""
+    """Return (class, margin to the runner-up's logit) of each image in a part of a batch."""
     logits = model.score(scaled(part, text.device), text)
     best = logits.topk(min(2, logits.shape[1])).values
     return list(zip(logits.argmax(1).tolist(), (best[:, 0] - best[:, -1]).tolist(), strict=True))
@@ -45,10 +45,10 @@ def predict_with_margins(
     model: Any, tokens: torch.Tensor, batches: Iterable[torch.Tensor],
     counted: Callable[[int], None] = lambda number: None,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-    """Return the predicted class of each image and its margin to the next one's logit, (n,) each.
+    """Return each image's predicted class and its margin to the runner-up's logit, (n,) each.
 
     `batches` are uint8 (B, 3, S, S); those that do not fit in memory are halved. `counted` is
-    called with the number of images of each.
+    called with the number of images after each.
     """
     model.eval()
     text, found = model.text(tokens), []
@@ -63,7 +63,7 @@ def judge(
     views: Callable[..., Iterable[torch.Tensor]] = evaluation_batches,
     counted: Callable[[int], None] = lambda number: None,
 ) -> Predictions:  # fmt: skip
-    """Return the classifier's predictions of all `images` as preprocessed by `views`."""
+    """Return the classifier's predictions on `images`, preprocessed by `views`."""
     tokens = model.prompts(prompt(dataset.noun, name) for name in dataset.classes)
     found = predict_with_margins(model, tokens, views(images, model.size), counted)
     return Predictions(np.asarray(images.labels, int), *found)
@@ -96,14 +96,14 @@ def validated(support: Support) -> int:
 
 
 def evaluation_work(support: Support) -> tuple[int, int, int]:
-    """Return (images made, optimiser steps, images that are classified)."""
+    """Return (images made, optimiser steps, images classified)."""
     return 0, 0, validated(support) + len(support.dataset.test)
 
 
 def evaluate(support: Support, trained: Path | None, folder: Path) -> None:
     """Write result.json = {'val': `scores`, 'test': `scores`} and the predictions to `folder`.
 
-    `trained` is the folder of `train`, or None for the untouched classifier.
+    `trained` is the folder that `train` wrote, or None for the untouched classifier.
     """
     recipe, dataset = support.recipe, support.dataset
     if trained:
@@ -112,7 +112,7 @@ def evaluate(support: Support, trained: Path | None, folder: Path) -> None:
         model = load_classifier(recipe.classifier, precision=recipe.precision)
     seen = validation_images(recipe, dataset)
     with progress.track("judge", "image", len(seen) + len(dataset.test)) as counter:
-        # Cached, if this process has just trained.
+        # Cached if this process has just trained.
         val = judge(model, dataset, seen, validation_batches, counter.update)
         found = {"val": val, "test": judge(model, dataset, dataset.test, counted=counter.update)}
     write_predictions(folder, found)

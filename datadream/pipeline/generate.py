@@ -39,7 +39,7 @@ def image_seed(seed: int, label: int, index: int, *again: int) -> int:
 
 
 def generation_inputs(support: Support, adapter_keys: Sequence[str]) -> dict[str, Any]:
-    """Return what a synthetic set depends on; batch size, compilation and files do not count."""
+    """Return what a synthetic set depends on; not batch size, compilation or file compression."""
     recipe = support.recipe
     options = key_fields(recipe.generate)
     for name in ("batch", "compile", "compression"):
@@ -61,10 +61,10 @@ def generation_inputs(support: Support, adapter_keys: Sequence[str]) -> dict[str
 
 
 def generation_work(support: Support) -> tuple[int, int, float]:
-    """Return (images made, optimiser steps, images of all sampling steps)."""
+    """Return (images made, optimiser steps, passes of the UNet over all images)."""
     options = support.recipe.generate
     made = options.images * len(support.classes)
-    asked = 1 if options.guidance == 1 else 1 + options.guided  # a guided step asks the UNet twice
+    asked = 1 if options.guidance == 1 else 1 + options.guided  # a guided step runs the UNet twice
     asked += 2 if options.image_prompts else 0  # with one image, and with both
     passes = made * options.steps * (options.strength or 1) * (1 + options.redraws) * asked
     return made, 0, passes
@@ -76,9 +76,9 @@ def generate(
 ) -> list[str]:  # fmt: skip
     """Write `train/<class>/<index>.png`, metadata.jsonl and classes.json to `root`.
 
-    Returns notes on the batches. `trained` are the folders of the adapters. Image i of a class has
-    the same seed whatever the batch size, and images of a killed run are kept. `lock(name)` guards
-    a slice against a cluster that makes it too.
+    Returns notes on the batches. `trained` has the adapters' folders. Image i of a class has the
+    same seed whatever the batch size, and images of a killed run are kept. `lock(name)` keeps a
+    cluster from making the same slice at the same time.
     """
     folders = class_folders(support.classes)
     size, read, rows = batch_size(support.recipe), reader(support), []
@@ -102,7 +102,7 @@ def share_slice(
 ) -> None:  # fmt: skip
     """Write and share one of a class's `slices`, for `generate` to find in its work folder.
 
-    `adapter` gives the folder of an adapter.
+    `adapter` returns an adapter's folder.
     """
     part, size = slices(support, label)[position], batch_size(support.recipe)
     folder = store.work(artifact) / "train" / class_folders(support.classes)[label]
@@ -123,10 +123,10 @@ def write_slice(
     support: Support, trained: Mapping[Adapter, Path], label: int, part: Slice, folder: Path,
     counter: progress.Count, size: BatchSize, read: Reader | None = None,
 ) -> None:  # fmt: skip
-    """Write those images of a slice that are missing in `folder`.
+    """Write the images of a slice that are missing in `folder`.
 
-    `size` is shared by the slices. `read` classifies images, for the method to redraw those that it
-    does not accept.
+    `size` is shared by the slices. `read` classifies images, so that the method can redraw those
+    that it rejects.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for indices, own in part:
@@ -143,7 +143,7 @@ def write_slice(
 def drawing(
     generator: Generator, support: Support, label: int, read: Reader | None = None
 ) -> Callable[[int, int], list[Image.Image]]:
-    """Return (first index, count) -> a class's images, redrawn while the method rejects them."""
+    """Return a function (start, count) -> images of a class; it redraws what the method rejects."""
     recipe, options = support.recipe, support.recipe.generate
     made, side = draws(support, label), generator.side(recipe.resolution)
     words = Prompts(generator, [(one.prompt, one.negative) for one in made], options)
@@ -153,9 +153,9 @@ def drawing(
         strengths = made[rows[0]].strengths or (options.strength,)
         if made[rows[0]].images:
             text |= generator.look([image_prompts(support, label, i) for i in rows])
-        if made[rows[0]].start is not None:  # all of a batch, or none
+        if made[rows[0]].start is not None:  # then all of the batch have one
             starts = [_start(support, label, made[i], side) for i in rows]
-        # The strengths in turn with the same noise, then all of them with another.
+        # All strengths in turn with the same noise, then again with new noise.
         turn, which = divmod(again, len(strengths))
         asked = dataclasses.replace(options, strength=strengths[which])
         seeds = [image_seed(recipe.seed, label, i, *(turn,) * (turn > 0)) for i in rows]
@@ -188,7 +188,7 @@ def _start(support, label, one, side):
 
 
 def _chosen(support, label, one, tries, read):
-    """Return the image that the method keeps of those drawn in its place."""
+    """Return the one of an image's draws that the method keeps."""
     if len(tries) == 1:
         return tries[0]
     method = method_of(support.recipe)
@@ -205,7 +205,7 @@ def _refused(recipe, label, read, images):
 
 
 def reader(support: Support) -> Reader | None:
-    """Return the untouched classifier, None if no image is redrawn."""
+    """Return the untouched classifier, or None if no image is redrawn."""
     recipe = support.recipe
     if not recipe.generate.redraws:
         return None
@@ -213,7 +213,7 @@ def reader(support: Support) -> Reader | None:
 
 
 def batch_size(recipe: Recipe) -> BatchSize:
-    """Return the BatchSize of a set or a slice."""
+    """Return the BatchSize for generating a set or a slice."""
     options = recipe.generate
     return shared_batch_size(
         *(options.batch, recipe.generator, recipe.resolution, recipe.precision, options.compile),

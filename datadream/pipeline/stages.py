@@ -1,7 +1,7 @@
-"""The table of stages, and the cell: what a recipe needs, under which keys, and how to make it.
+"""The table of stages, and `Cell`: which artifacts a recipe needs, their keys, how to make them.
 
-Whatever goes through the stages reads this table: `Cell.compute`, the plan, the Ray engine, the
-photo page. A new stage is one more row.
+`Cell.compute`, the plan, the Ray engine and the photo page all read this table. A new stage is one
+more row.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ Made = Mapping[str, Mapping[Any, Path]]
 
 @dataclass(frozen=True)
 class Piece:
-    """A unit of work, by which a cluster shares a stage out."""
+    """A unit of work of a stage that is split over a cluster."""
 
     name: str  # what it makes
-    where: tuple[Any, ...]  # what `Stage.do` takes
-    needs: tuple[str, ...] = ()  # keys of the artifacts that come first
-    share: float = 1.0  # of the work of its artifact
+    where: tuple[Any, ...]  # the argument of `Stage.do`
+    needs: tuple[str, ...] = ()  # keys of the artifacts that must exist first
+    share: float = 1.0  # the fraction of its artifact's work
     part: Any = None  # which artifact of the stage it belongs to
 
 
@@ -51,17 +51,17 @@ class Stage:
     """A row of the table."""
 
     name: str
-    # The cell's artifacts of the stage: [None] for one, what tells them apart for several, or [].
+    # The cell's artifacts of this stage: [None] for one, an identifier each for several, or [].
     parts: Callable[[Cell], Sequence[Any]]
     inputs: Callable[[Cell, Any], dict[str, Any]]  # (cell, part) -> what the key is made of
     # (cell, part, what it needs, work folder, store) -> notes for the manifest
     build: Callable[[Cell, Any, Made, Path, Store], list[str] | None]
     needs: tuple[str, ...] = ()  # stages whose artifacts the build reads
-    on_demand: bool = False  # made only for what needs it, and may be deleted after that
+    on_demand: bool = False  # made only if another stage needs it; may be deleted afterwards
     require: Callable[[Cell], None] = lambda cell: None  # raises ConfigError before anything runs
     # (cell, part) -> (images made, optimiser steps, units of work), for plans; None: costs nothing
     work: Callable[[Cell, Any], tuple[int, int, float]] | None = None
-    # How a cluster shares it out; None: as part of the cell's own task.
+    # How a cluster splits it; None: it is part of the cell's own task.
     pieces: Callable[[Cell], list[Piece]] | None = None
     do: Callable[[Cell, tuple[Any, ...], Store], object] | None = None
     piece: str = ""  # what a piece is called
@@ -70,7 +70,7 @@ class Stage:
 class Cell:
     """One cell of the study: a recipe with its dataset, support set, adapters and keys.
 
-    Each is computed once. Raises ConfigError and DataError on what cannot be run.
+    Each is computed once. Raises ConfigError or DataError if the recipe cannot be run.
     """
 
     def __init__(self, recipe: Recipe, dataset: Dataset | None = None):
@@ -95,7 +95,7 @@ class Cell:
         return found
 
     def inputs_of(self, name: str) -> dict[Any, dict[str, Any]]:
-        """Return what the keys of a stage's artifacts are made of, by their parts."""
+        """Return the inputs of the keys of a stage's artifacts, by part."""
         if name not in self._inputs:
             stage = stage_of(name)
             more = {"deterministic": True} if stage.work and self.recipe.deterministic else {}
@@ -104,13 +104,13 @@ class Cell:
         return self._inputs[name]
 
     def keys_of(self, name: str) -> dict[Any, str]:
-        """Return the keys of a stage's artifacts by their parts, without making anything."""
+        """Return the keys of a stage's artifacts by part, without making anything."""
         if name not in self._keys:
             self._keys[name] = {p: key(name, **own) for p, own in self.inputs_of(name).items()}
         return self._keys[name]
 
     def key(self, name: str) -> str | None:
-        """Return the key of a stage's single artifact, None if the cell has none."""
+        """Return the key of a stage's single artifact, or None if the cell has none."""
         return self.keys_of(name).get(None)
 
     def make(self, name: str, store: Store, part: Any = None) -> Path:
@@ -131,13 +131,13 @@ class Cell:
         return store.make(own, self.inputs_of(name)[part], build, **more)
 
     def is_open(self, stage: Stage, store: Store) -> bool:
-        """True if a stage has something to make; one on demand, if a stage that needs it has."""
+        """True if a stage, or one that needs it if it is on demand, still has something to make."""
         if stage.on_demand:
             return any(self.is_open(user, store) for user in STAGES if stage.name in user.needs)
         return not all(map(store.whole, self.keys_of(stage.name).values()))
 
     def require_runnable(self, store: Store) -> None:
-        """Raise ConfigError or DataError on what an open stage cannot do, before any is begun."""
+        """Raise ConfigError or DataError if an open stage cannot run, before any of them starts."""
         for stage in STAGES:
             if not stage.on_demand and self.is_open(stage, store):
                 self._require(stage)
@@ -151,7 +151,7 @@ class Cell:
     def compute(self, store: Store, until: str = "") -> dict[str, Path]:
         """Make the stages in order up to `until`, and return the folders of single artifacts.
 
-        What is done is read and checked.
+        Finished artifacts are verified and reused.
         """
         fetch(self.recipe, self.method.generates)
         self.require_runnable(store)
@@ -170,7 +170,7 @@ def stage_of(name: str) -> Stage:
 
 
 def _draw(cell):
-    """Return [None] if a shot is used: to train on, to tune on, or in sampling; else []."""
+    """Return [None] if any shot is used, for training, tuning or sampling; else []."""
     shown = cell.method.generates and cell.recipe.generate.shown
     return [None] if cell.method.real or cell.adapters or shown else []
 
@@ -185,7 +185,7 @@ def _adapter_pieces(cell):
 
 
 def _slices(cell):
-    """Return a piece for each slice of each class; it needs the adapters of its own images."""
+    """Return a piece for each slice of each class, which needs the adapters of its images only."""
     set_key, trained = cell.key("generate"), cell.keys_of("adapt")
     total, found = cell.recipe.generate.images * len(cell.dataset.classes), []
     for label in range(len(cell.dataset.classes)):

@@ -37,8 +37,8 @@ def mixed_loss(
 ) -> Tensor:
     """Return weight * CE(real) + (1 - weight) * CE(synthetic), means over each kind (paper, eq. 3).
 
-    `targets` (B, C) are soft, `real` (B,) a mask on the host. A batch of one kind gives its mean.
-    With `batch`, the mask of a whole batch, it is a micro-batch's share; shares sum to the loss.
+    `targets` (B, C) are soft; `real` (B,) is a mask on the host. A batch of one kind gives its
+    mean. With `batch`, the whole batch's mask, returns a micro-batch's share; they sum to the loss.
     """
     losses = F.cross_entropy(logits, targets, reduction="none")
     whole = real if batch is None else batch
@@ -50,7 +50,7 @@ def mixed_loss(
 
 
 def optimiser_steps(recipe: Recipe, classes: int) -> tuple[int, int]:
-    """Return (steps, warm-up steps); for every method an epoch has a synthetic set's size."""
+    """Return (steps, warm-up steps); for every method an epoch is as long as a synthetic set."""
     options = recipe.classify
     per_epoch = math.ceil(recipe.generate.images * classes / options.batch)
     steps = options.steps or options.epochs * per_epoch
@@ -58,7 +58,7 @@ def optimiser_steps(recipe: Recipe, classes: int) -> tuple[int, int]:
 
 
 def training_work(support: Support) -> tuple[int, int, int]:
-    """Return (images made, optimiser steps, images of all steps)."""
+    """Return (images made, optimiser steps, images over all steps)."""
     steps = optimiser_steps(support.recipe, len(support.classes))[0]
     return 0, steps, steps * support.recipe.classify.batch
 
@@ -66,24 +66,24 @@ def training_work(support: Support) -> tuple[int, int, int]:
 def train_inputs(support: Support, synthetic_key: str | None) -> dict[str, Any]:
     """Return what a trained classifier depends on; `synthetic_key` None: no synthetic images.
 
-    Raises ConfigError on a warm-up that is longer than the training.
+    Raises ConfigError if the warm-up is longer than the training.
     """
     recipe, real = support.recipe, method_of(support.recipe).real
     require_warmup("classify.warmup", recipe.classify.warmup, recipe.classify.epochs, "epochs")
     steps, warmup = optimiser_steps(recipe, len(support.classes))
     options = key_fields(recipe.classify)
-    for name in ("epochs", "warmup", "steps"):  # `steps` and `warmup` below say it
+    for name in ("epochs", "warmup", "steps"):  # `steps` and `warmup` below stand for them
         options.pop(name)
     if recipe.protocol == "released":
         options |= {"select": "validation", "evaluations": recipe.classify.epochs}
-    if not (real and synthetic_key):  # lambda weighs two kinds against each other
+    if not (real and synthetic_key):  # lambda only matters with both kinds of images
         options["real_weight"] = None
     own = {"classify": options, "steps": steps, "warmup": warmup}
     return {**seen_inputs(support, synthetic_key), **own, **loss_key(support)}
 
 
 def require_trainable(support: Support) -> None:
-    """Raise ConfigError on what cannot be trained, or an epoch chosen on training images."""
+    """Raise ConfigError if training cannot run, or would choose its epoch on training images."""
     recipe, dataset = support.recipe, support.dataset
     require_adaptable(recipe.classifier)
     require_loss(support)
@@ -103,8 +103,8 @@ def train(
 ) -> list[str]:
     """Train a classifier and return notes on its batches.
 
-    Writes adapter.safetensors, adapter.json and curve.json, validation accuracy and training loss
-    by step, to `folder`. `inputs` are `train_inputs`.
+    Writes adapter.safetensors, adapter.json and curve.json (validation accuracy and training loss
+    by step) to `folder`. `inputs` are those of `train_inputs`.
     """
     recipe, texts = support.recipe, inputs["prompts"]
     chosen = {name: inputs["classify"][name] for name in ("select", "evaluations")}
@@ -133,7 +133,7 @@ def optimise(
 ) -> None:  # fmt: skip
     """Train a classifier in place; `more` is what the method adds to the loss.
 
-    Validation on `val` gives the curve and, only if `options.select` says so, the kept weights.
+    `val` gives the validation curve; it selects the weights only if `options.select` says so.
     """
     tokens, views = model.prompts(texts), validation_batches(val, model.size)
     labels, checkpoint = np.asarray(val.labels), folder / "checkpoint.safetensors"

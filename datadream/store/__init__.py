@@ -1,4 +1,4 @@
-"""Artifacts by content key: a folder store, an address store on top of it, and garbage collection.
+"""Artifacts by content key: a store in a folder, one at an address, and garbage collection.
 
-Stands on the ground floor: errors, paths, progress and signals.
+Depends only on the base modules errors, paths, progress and signals.
 """

@@ -1,6 +1,6 @@
-"""A store on an address that fsspec resolves, such as object storage.
+"""A store at an address that fsspec resolves, such as object storage.
 
-Artifacts are uploaded with the manifest last, and read through copies on this machine.
+Artifacts are uploaded with the manifest last, and read from copies on this machine.
 """
 
 import json
@@ -19,19 +19,19 @@ from ..paths import atomic_write, copies, part_of
 from .artifacts import SALVAGE, Store, parse, verified
 from .files import FULL, MISSING, StoreError, digest, holds, inside, remove, write_json, writing
 
-PARALLEL = 16  # objects under way at once: most are small, so that the time goes into waiting
+PARALLEL = 16  # concurrent transfers: most objects are small, so latency dominates
 
 
 def resolve(address: str) -> tuple[Any, str]:
     """Resolve an address to (fsspec file system, path in it).
 
-    Raises ConfigError, with the fix, on one that cannot be resolved here.
+    Raises ConfigError, with the fix, if it cannot be resolved here.
     """
     from fsspec import available_protocols
     from fsspec.core import url_to_fs
 
     protocol = address.partition("://")[0]
-    # In a folder, and in none of the object stores, the folders above a file must be made.
+    # Unlike object stores, a local folder needs a file's parent folders to be created.
     options = {"auto_mkdir": True} if protocol in ("file", "local") else {}
     try:
         fs, path = url_to_fs(address, **options)
@@ -58,14 +58,14 @@ def resolve(address: str) -> tuple[Any, str]:
 def reaching(address: str, own: Collection[int] = ()) -> Iterator[None]:
     """Turn whatever a file system raises into a StoreError that names the address.
 
-    Error numbers in `own` are of this machine's disk, and pass.
+    Error numbers in `own` concern this machine's disk, and pass unchanged.
     """
     try:
         yield
     except StoreError:
         raise
     except Exception as error:
-        # Beside OSError, each backend has its own for credentials, time-outs and refusals.
+        # Besides OSError, each backend has its own errors for credentials, time-outs and refusals.
         if getattr(error, "errno", None) in own:
             raise
         raise StoreError(
@@ -75,19 +75,18 @@ def reaching(address: str, own: Collection[int] = ()) -> Iterator[None]:
 
 
 class _DamagedError(Exception):
-    """A fetched file is missing or has another digest."""
+    """A fetched file is missing or has the wrong digest."""
 
 
 class RemoteStore(Store):
-    """A store on an address; `root` is a folder of this machine.
+    """A store at an address; `root` is a folder on this machine, for builds and copies.
 
-    Artifacts are made in `root`, and finished ones are copied to it. An artifact is its files under
-    `<key>/` and, uploaded last, their manifest: object stores rename nothing, and without its
-    manifest an artifact is not done. A copy is checked against the manifest's sizes and digests
-    when it is fetched, and is read from then on; one that does not agree is not done, and made
-    again. Two machines that want one artifact at once both make it; the manifest comes last, and if
-    two GPUs made different bytes, a mixture is told by its digests. A killed build goes on from
-    what it left only on the machine where it ran, except for the parts that `share` has uploaded.
+    An artifact is its files under `<key>/` plus their manifest, which is uploaded last: object
+    stores have no atomic rename, so without its manifest an artifact is not done. A copy is
+    verified against the manifest's sizes and digests when it is fetched, and read from then on; if
+    it does not match, the artifact is not done, and is made again. If two machines race for an
+    artifact, both make it; if two GPUs made different bytes, a mixture fails its digests. A killed
+    build resumes only on the machine where it ran, except for the parts that `share` has uploaded.
     """
 
     fix = "move the copies of what lies elsewhere with DATADREAM_CACHE"
@@ -98,9 +97,9 @@ class RemoteStore(Store):
         self._probed = False
 
     def probe(self) -> None:
-        """Check that the address can be used, by writing and removing a small object.
+        """Check that the address is usable, by writing and removing a small object.
 
-        Raises StoreError where it cannot.
+        Raises StoreError if it is not.
         """
         path = self.at(f"probe-{uuid.uuid4().hex}")
         with reaching(self.address):
@@ -108,25 +107,25 @@ class RemoteStore(Store):
             self.fs.rm_file(path)
 
     def require_writable(self) -> None:
-        """Try all places that a run will write to, here and, once a process, on the address."""
+        """Test all places that a run will write to, here and, once per process, at the address."""
         super().require_writable()
-        if not self._probed:  # else hours of work would end at an address that takes nothing
+        if not self._probed:  # else hours of work could end at an address that is not writable
             self.probe()
             self._probed = True
 
     def at(self, *parts: str) -> str:
-        """Return the path, in the file system, of what lies below the address."""
+        """Return the file-system path of something below the address."""
         return "/".join((self.base, *parts))
 
     def objects(self, *parts: str) -> dict[str, int]:
-        """Map path -> bytes of all objects below the address, or below a folder there."""
+        """Return path -> bytes of all objects below the address, or below a folder there."""
         return {name: info["size"] for name, info in self.listed(*parts).items()}
 
     def listed(self, *parts: str) -> dict[str, dict[str, Any]]:
-        """Map path -> fsspec's entry of all objects below the address, or below a folder there."""
+        """Return path -> fsspec's entry of all objects below the address, or a folder there."""
         top = self.at(*parts)
         with reaching(self.address):
-            self.fs.invalidate_cache()  # some backends remember listings, and other machines write
+            self.fs.invalidate_cache()  # some backends cache listings, while other machines write
             try:
                 self._refuse_hidden(top)
                 found = self.fs.find(top, detail=True)
@@ -135,8 +134,8 @@ class RemoteStore(Store):
         return {name[len(top) + 1 :]: info for name, info in found.items()}
 
     def _refuse_hidden(self, top):
-        """Raise OSError where a folder of this machine may not be read: fsspec's `find` passes over
-        it as if nothing were there, and what it holds would be made anew or removed.
+        """Raise OSError if a local folder cannot be read: fsspec's `find` silently skips it, and
+        what it holds would be made again or removed.
         """
 
         def refuse(error: OSError) -> None:
@@ -155,13 +154,13 @@ class RemoteStore(Store):
                 return None
 
     def manifest(self, key: str) -> dict[str, Any] | None:
-        """Return an artifact's manifest as it is on the address; None if missing or damaged."""
+        """Return an artifact's manifest at the address; None if missing or damaged."""
         content = self._content(key, "manifest.json")
         manifest = None if content is None else parse(content)
         return manifest if manifest and all(inside(name) for name in manifest["files"]) else None
 
     def whole(self, key: str) -> bool:
-        """True if an artifact looks complete on the address, by its manifest and object sizes."""
+        """True if an artifact looks complete at the address, by its manifest and object sizes."""
         return self._listed(key, self.manifest(key))
 
     def _listed(self, key, manifest):
@@ -173,7 +172,7 @@ class RemoteStore(Store):
     def done(self, key: str) -> bool:
         """True if an artifact is complete: `whole`, and copied here with the recorded digests.
 
-        It is copied for that, unless it is here already.
+        It is fetched first, unless it is already here.
         """
         manifest = self.manifest(key)
         return self._listed(key, manifest) and (
@@ -181,14 +180,12 @@ class RemoteStore(Store):
         )
 
     def _fetch(self, key, manifest):
-        """Copy an artifact to this machine, and return whether its bytes are those of the
-        manifest; others leave nothing.
-        """
+        """Fetch an artifact and return whether it matches the manifest; if not, nothing is kept."""
         part, folder = self.root / f"{key}.fetched", self.folder(key)
         with writing(self.root, self.fix):
             self.root.mkdir(parents=True, exist_ok=True)
             with FileLock(self.root / f".{key}-fetch.lock", mode=self._lock_mode()):
-                if self._sound(key, manifest):  # another process of this machine was first
+                if self._sound(key, manifest):  # another process on this machine was first
                     return True
                 remove(part)
                 part.mkdir()
@@ -203,7 +200,7 @@ class RemoteStore(Store):
 
     def _download(self, name, folder, files):
         """Fetch `files` (path -> size and digest) below `name` into a folder, and return whether
-        all are what they should be.
+        all of them match.
         """
 
         def get(file: str) -> bool:
@@ -218,18 +215,18 @@ class RemoteStore(Store):
             return False
 
         with ThreadPoolExecutor(PARALLEL) as pool:
-            return all(list(pool.map(get, files)))  # what is right is fetched in any case
+            return all(list(pool.map(get, files)))  # a list, so that one failure stops no other
 
     def salvage(self, key: str) -> None:
-        """Fetch what is undamaged of a damaged artifact into its work folder.
+        """Fetch the undamaged files of a damaged artifact into its work folder.
 
-        `build` goes on from there.
+        `build` resumes from there.
         """
         super().salvage(key)
         manifest, work = self.manifest(key), self.work(key)
-        if manifest is None:  # as of every set that is made for the first time
+        if manifest is None:  # as for every set that is made for the first time
             return
-        # Of several slices that find it damaged one fetches.
+        # If several slices find it damaged, only one fetches.
         with Store.lock(self, f"{key}-{SALVAGE}"):
             self._download(
                 key,
@@ -243,7 +240,7 @@ class RemoteStore(Store):
 
     def _build(self, key, inputs, build, notes):
         before = self.manifest(key)
-        # Else made here before, and not uploaded, or damaged since.
+        # Otherwise it was made here before but not uploaded, or was damaged there since.
         if not self._sound(key, super().manifest(key)):
             for file in self.objects(self.work(key).name):
                 if file.endswith(".json") and "/" not in file:
@@ -253,11 +250,11 @@ class RemoteStore(Store):
         manifest = super().manifest(key)
         assert manifest is not None  # it was written above, or found sound
         there = self.manifest(key)
-        # Another machine may have made the same meanwhile, which somebody may be reading.
+        # Another machine may have made the same meanwhile, and someone may be reading it.
         same = there and there != before and there["files"] == manifest["files"]
         if not (same and self._listed(key, there)):
             if there and there["files"] != manifest["files"]:
-                self.drop(key)  # other bytes, as another device may compute
+                self.drop(key)  # different bytes, as another device may produce
             self._upload(folder, key, manifest["files"])
             self._put(folder / "manifest.json", key, "manifest.json")
         self.drop(work)
@@ -271,11 +268,11 @@ class RemoteStore(Store):
             list(pool.map(put, files))
 
     def _put(self, file, *parts):
-        """Upload a small file under another name and move it: also where an upload is seen
-        before it has ended, nobody reads half of it.
+        """Upload a small file under a temporary name and move it, so that nobody reads a partial
+        upload.
         """
         path = self.at(*parts)
-        part = part_of(path)  # another machine may write the same
+        part = part_of(path)  # another machine may write the same file
         with reaching(self.address):
             self.fs.put_file(str(file), part)
             self.fs.mv(part, path)
@@ -283,7 +280,7 @@ class RemoteStore(Store):
     def drop(self, name: str) -> None:
         """Remove an artifact, or the shared parts of one, from the address, if it is there.
 
-        A manifest goes first.
+        The manifest goes first.
         """
         with reaching(self.address):
             self.fs.invalidate_cache()
@@ -294,7 +291,7 @@ class RemoteStore(Store):
     def share(self, key: str, part: str, files: Iterable[Path]) -> None:
         """Upload `files` of an artifact's work folder as its `part`.
 
-        A list of their sizes and digests comes last.
+        A list of their sizes and digests is uploaded last.
         """
         work = self.work(key)
         found = {
@@ -309,7 +306,7 @@ class RemoteStore(Store):
     def gather(self, key: str, part: str) -> bool:
         """Fetch a part that a machine has shared into the work folder; True if it is complete.
 
-        That is, all of its files are there, undamaged.
+        It is complete if all of its files are there, undamaged.
         """
         work, content = self.work(key), self._content(self.work(key).name, f"{part}.json")
         files = _files(content)
@@ -320,7 +317,7 @@ class RemoteStore(Store):
             return self._download(work.name, work, missing)
 
     def keys(self) -> list[str]:
-        """List the names of what may be finished artifacts on the address, sorted."""
+        """List the names at the address that may be finished artifacts, sorted."""
         with reaching(self.address):
             self.fs.invalidate_cache()
             try:
@@ -333,15 +330,15 @@ class RemoteStore(Store):
     def save(self, file: Path, value: object) -> None:
         """Write a record or a note here and to the address.
 
-        Raises StoreError where one of them cannot be written.
+        Raises StoreError if either cannot be written.
         """
         super().save(file, value)
         self._put(file, *file.relative_to(self.root).parts)
 
     def refresh(self, file: Path) -> Path:
-        """Make the file of a record or a note what the address has, and return it.
+        """Update the local file of a record or a note from the address, and return it.
 
-        It is removed where the address has none.
+        It is removed if the address has none.
         """
         content = self._content(*file.relative_to(self.root).parts)
         if content is None:
@@ -354,9 +351,9 @@ class RemoteStore(Store):
         return file
 
     def refresh_all(self, folder: Path) -> list[Path]:
-        """List the files of all records or of all notes on the address, up to date and sorted.
+        """List the files of all records or of all notes at the address, up to date and sorted.
 
-        Copies of others are removed.
+        Local copies of others are removed.
         """
         names = {
             name for name in self.objects(folder.name) if name.endswith(".json") and "/" not in name

@@ -1,4 +1,4 @@
-"""Artifact folders, built under a temporary name, listed in a manifest and then renamed.
+"""Artifact folders, built under a temporary name, given a manifest and then atomically renamed.
 
 A finished artifact is never made twice.
 """
@@ -35,10 +35,10 @@ from .files import (
 )
 from .provenance import provenance
 
-# The names of the locks by which studies and `gc` keep out of each other's way.
+# The names of the locks that keep studies and `gc` out of each other's way.
 IN_USE, CLEARING = ("in-use-", "clearing")
-NOTES = "notes"  # the folder of a work folder in which parts tell how their batches fitted
-SALVAGE = "salvage"  # of the lock on taking a damaged artifact apart
+NOTES = "notes"  # the folder in a work folder where parts leave notes on their batches
+SALVAGE = "salvage"  # in the name of the lock for salvaging a damaged artifact
 
 
 def parse(text: str | bytes) -> dict[str, Any] | None:
@@ -54,16 +54,16 @@ def parse(text: str | bytes) -> dict[str, Any] | None:
         return None
 
 
-# folder of an artifact -> digests, and sizes and times of its files, when this process found the
-# digests right
+# folder of an artifact -> state (digests, sizes and times of its files) in which this process
+# verified the digests
 verified = {}
 
 
 def _take_notes(work):
-    """Remove, and return, what the parts of an artifact noted of their batches."""
+    """Return the notes that an artifact's parts left on their batches, and remove them."""
     found = []
     for file in json_files(work / NOTES):
-        with suppress(ValueError), reading(file):  # a power cut left it empty
+        with suppress(ValueError), reading(file):  # a power cut may have left it empty
             found += json.loads(file.read_text())
     remove(work / NOTES)
     return found
@@ -72,7 +72,7 @@ def _take_notes(work):
 class Store:
     """A folder of artifacts, each a folder named by its key with its manifest.json written last.
 
-    `open.open_store` opens one, or the `address.RemoteStore` of an address, which has the same
+    `open.open_store` opens one or, for an address, an `address.RemoteStore`, which has the same
     methods.
     """
 
@@ -82,11 +82,11 @@ class Store:
         if is_address(root):
             raise StoreError(f"{root} is no folder; open a store on an address with `open_store`")
         self.root = Path(root)
-        self.address = str(self.root.absolute())  # what `Store` takes, on whatever machine
+        self.address = str(self.root.absolute())  # what `open_store` takes, on any machine
         self.records = self.root / paths()["records"].name  # one JSON file per measured cell
         # One JSON file per classifier that a user keeps without a measurement.
         self.kept = self.root / paths()["kept"].name
-        # Within `in_use`: why it marks nothing, and the folders that the run writes to at its end.
+        # Within `in_use`: why it could not set its mark, and where the run writes at its end.
         self._unmarked: StoreError | None = None
         self._places: tuple[Path, ...] = ()
 
@@ -101,7 +101,7 @@ class Store:
     def manifest(self, key: str) -> dict[str, Any] | None:
         """Return an artifact's manifest, or None if it is missing or damaged.
 
-        Raises StoreError on one that is there and cannot be read.
+        Raises StoreError if it exists but cannot be read.
         """
         file = self.folder(key) / "manifest.json"
         try:
@@ -117,9 +117,9 @@ class Store:
     def done(self, key: str) -> bool:
         """True if an artifact is complete: `whole`, and with the recorded digests.
 
-        Digests are computed once a process, and again when the size or the time of a file has
-        changed since. Nothing is locked or written. Raises StoreError on a file that is there and
-        cannot be read, which is no damage.
+        Digests are computed once per process, and again if the size or time of a file has changed.
+        Nothing is locked or written. Raises StoreError if a file exists but cannot be read, which
+        does not count as damage.
         """
         return self._sound(key, self.manifest(key))
 
@@ -138,7 +138,7 @@ class Store:
         return right
 
     def _state(self, key, manifest):
-        """Return a number for the digests, sizes and times of an artifact's files, None if it is
+        """Return a hash of the digests, sizes and times of an artifact's files, or None if it is
         not complete.
         """
         if manifest is None:
@@ -164,9 +164,9 @@ class Store:
         """Return the artifact's folder, calling `build(work_folder)` first unless it is done.
 
         `notes` go into its manifest, not its key. The work folder `<key>.partial` survives a kill,
-        so that `build` can go on from what it finds there. A second process that wants the same
-        artifact waits for the first, and then finds it done. Raises StoreError where nothing can be
-        written, before anything is computed.
+        so that `build` can resume from it. A second process that wants the same artifact waits for
+        the first, and then finds it done. Raises StoreError, before anything is computed, if the
+        store cannot be written.
         """
         if not self.done(key):
             self.require_writable()
@@ -180,10 +180,10 @@ class Store:
 
     @contextmanager
     def lock(self, name: str) -> Iterator[None]:
-        """Hold the lock of this name, which one process at a time has.
+        """Hold the lock of this name, which only one process can hold at a time.
 
-        Raises Stopped if this process is asked to end while it waits, StoreError where a link or a
-        folder lies in the lock's place.
+        Raises Stopped if this process is asked to end while it waits, StoreError if there is a link
+        or a folder in the lock's place.
         """
         self.root.mkdir(parents=True, exist_ok=True)
         file = self.root / f".{name}.lock"
@@ -200,7 +200,7 @@ class Store:
                         f"{file} is a {'link' if file.is_symlink() else 'folder'}, where a lock "
                         "is a plain file; remove it"
                     ) from error
-                if error.filename is None and error.errno not in FULL:  # of `flock` itself
+                if error.filename is None and error.errno not in FULL:  # from `flock` itself
                     raise unlockable(self.root, error, self.fix) from error
                 raise
         try:
@@ -209,23 +209,24 @@ class Store:
             lock.release()
 
     def _lock_mode(self):
-        """Return the mode of a new lock: who may write to the store may lock, whatever the umask
-        of who was first.
+        """Return the mode of a new lock file: whoever may write to the store may lock it, whatever
+        its creator's umask.
         """
         return stat.S_IMODE(self.root.stat().st_mode) & 0o666
 
     @contextmanager
     def in_use(self, *places: Path) -> Iterator[None]:
-        """Keep `gc` from removing anything within: what a cell has made so far has no record yet.
+        """Keep `gc` from removing anything meanwhile, since unfinished cells have no record yet.
 
-        `places` are the folders that the run writes to at its end, which `require_writable` tries
-        first. Where nothing can be marked, what is done can be read, and `make` raises StoreError.
+        `places` are the folders that the run writes to at its end, which `require_writable` tests
+        first. If the mark cannot be set, finished artifacts are readable, and `make` raises
+        StoreError.
         """
         before = self._unmarked, self._places
         with ExitStack() as marks:
             self._unmarked, self._places = None, places
             try:
-                # A removal that has begun ends first.
+                # Wait for a removal that has begun.
                 with writing(self.root, self.fix), self.lock(CLEARING):
                     marks.enter_context(self.mark(f"{IN_USE}{uuid.uuid4().hex}"))
             except StoreError as error:
@@ -238,10 +239,10 @@ class Store:
                 self._unmarked, self._places = before
 
     def require_writable(self) -> None:
-        """Try all places that a run will write to, before it computes anything.
+        """Test all places that a run will write to, before it computes anything.
 
-        Raises StoreError where one cannot be written, or where a run that is `in_use` could not be
-        marked: another user's `gc` could then remove what it makes.
+        Raises StoreError if one cannot be written, or if `in_use` could not set its mark: another
+        user's `gc` could then remove what the run makes.
         """
         if self._unmarked:
             raise StoreError(
@@ -255,7 +256,7 @@ class Store:
 
     @contextmanager
     def mark(self, name: str) -> Iterator[None]:
-        """Show others, within, that something of this name goes on; nobody waits for it."""
+        """Signal to others that something of this name is running; nobody waits for it."""
         mark = FileLock(self.root / f".{name}.lock", mode=self._lock_mode())
         mark.acquire()
         try:
@@ -278,7 +279,7 @@ class Store:
         # Left by a process that was killed while it wrote.
         for stale in [*work.rglob("*.part"), work / "manifest.json"]:
             stale.unlink(missing_ok=True)
-        umask_modes(work)  # whatever wrote it: a library, or a method of a user's own
+        umask_modes(work)  # whatever wrote it: a library, or a user's own method
         files = {
             str(p.relative_to(work)): (p.stat().st_size, digest(p))
             for p in sorted(work.rglob("*"))
@@ -294,27 +295,27 @@ class Store:
             **provenance(),
         }
         write_json(work / "manifest.json", manifest)
-        remove(final)  # nothing, unless somebody else made it too
+        remove(final)  # does nothing unless someone else made it too
         os.replace(work, final)
         verified[final.absolute()] = self._state(key, manifest)
 
     def salvage(self, key: str) -> None:
-        """Move what is undamaged of a damaged artifact into its work folder; remove the rest.
+        """Move the undamaged files of a damaged artifact into its work folder; remove the rest.
 
-        `build` goes on from there. An artifact that is done stays: a process that does not wait for
-        this one may have finished it meanwhile. Raises StoreError, and leaves all as it is, where a
-        file cannot be read.
+        `build` resumes from there. A finished artifact stays: a process that does not wait for this
+        one may have completed it meanwhile. Raises StoreError, and changes nothing, if a file
+        cannot be read.
         """
         folder, work = self.folder(key), self.work(key)
         if not folder.exists() and not folder.is_symlink():
             return
-        # A build salvages before it begins, so that none ends while this goes on.
+        # Every build salvages before it begins, so none can finish while this lock is held.
         with Store.lock(self, f"{key}-{SALVAGE}"):
             manifest = Store.manifest(self, key)
             if self._sound(key, manifest):
                 return
             listed = manifest["files"] if manifest and not folder.is_symlink() else {}
-            sound = [  # all are looked at before the first is moved
+            sound = [  # all are checked before the first is moved
                 name
                 for name, (_, sha) in listed.items()
                 if inside(name) and not holds(work / name, sha) and holds(folder / name, sha)
@@ -329,8 +330,8 @@ class Store:
     ) -> None:
         """Make some files of an artifact's work folder and share them, for `make` to find there.
 
-        `build()` writes the files and returns notes on its batches, which come into the artifact's
-        manifest. Raises StoreError where nothing can be written.
+        `build()` writes the files and returns notes on its batches, which go into the artifact's
+        manifest. Raises StoreError if the store cannot be written.
         """
         self.require_writable()
         with writing(self.root, self.fix), self.lock(f"{key}-{part}"):
@@ -347,7 +348,7 @@ class Store:
     def share(self, key: str, part: str, files: Iterable[Path]) -> None:
         """Share `files` of an artifact's work folder with other machines, as its `part`.
 
-        In a folder they have them already.
+        Does nothing in a folder, which the machines share.
         """
 
     def gather(self, key: str, part: str) -> bool:
@@ -358,7 +359,7 @@ class Store:
         return False
 
     def keys(self) -> list[str]:
-        """List the names of what may be finished artifacts, sorted."""
+        """List the names that may be finished artifacts, sorted."""
         with reading(self.root):
             return (
                 sorted(path.name for path in self.root.iterdir() if path.is_dir())
@@ -369,19 +370,19 @@ class Store:
     def save(self, file: Path, value: object) -> None:
         """Write a record or a note, a JSON file in `records` or `kept`.
 
-        Raises StoreError where it cannot be written.
+        Raises StoreError if it cannot be written.
         """
         with writing(self.root, self.fix):
             file.parent.mkdir(parents=True, exist_ok=True)
             write_json(file, value)
 
     def refresh(self, file: Path) -> Path:
-        """Bring the file of a record or a note up to date, and return it; it need not exist."""
+        """Update the local file of a record or a note, and return its path; it need not exist."""
         return file
 
     def refresh_all(self, folder: Path) -> list[Path]:
         """List the files of all records or of all notes, up to date and sorted.
 
-        Raises StoreError where their folder cannot be read.
+        Raises StoreError if their folder cannot be read.
         """
         return json_files(folder)

@@ -1,4 +1,4 @@
-"""How many CPU cores this process may use, which in a container or a batch job is not all."""
+"""How many CPU cores this process may use; in a container or a batch job that is not all."""
 
 import math
 import os
@@ -9,9 +9,9 @@ from pathlib import Path
 def usable_cores(proc: str | Path = "/proc/self") -> int:
     """Return the CPU cores that this process may use, at least one.
 
-    The machine's, less what the affinity (taskset, Slurm) and the quota of a cgroup (Docker,
-    Kubernetes) leave out; a part of a core counts as one. `proc` is where Linux describes the
-    process; without it, as on macOS, there is no quota.
+    The affinity (taskset, Slurm) and the cgroup quota (Docker, Kubernetes) limit it; a fraction of
+    a core counts as one. `proc` is the process's folder in procfs; without it, as on macOS, there
+    is no quota.
     """
     try:
         allowed = len(os.sched_getaffinity(0))
@@ -24,8 +24,8 @@ def usable_cores(proc: str | Path = "/proc/self") -> int:
 def own_cores() -> int:
     """Return the cores for this process alone: `usable_cores`, or a GPU's share of them.
 
-    On a node with several visible GPUs another process works on each, and threads for all cores in
-    every one would wait for each other.
+    A node with several visible GPUs runs one process on each; if each started threads for all
+    cores, they would compete.
     """
     import torch
 
@@ -34,9 +34,9 @@ def own_cores() -> int:
 
 
 def _quota(proc):
-    """Return the cores that the cgroups of a process grant it together, infinity without a limit.
+    """Return the cores that the cgroups of a process allow it, infinity without a limit.
 
-    A parent's limit holds for its children, so the path is followed to the top.
+    A parent's limit applies to its children, so the path is followed to the top.
     """
     granted = [math.inf]
     for folder, top in _groups(proc):
@@ -66,12 +66,12 @@ def _groups(proc):
 
 
 def _plain(word):
-    """Return a path of mountinfo, where a space is written as \\040."""
+    """Decode a path from mountinfo, where a space is written as \\040."""
     return Path(re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), word))
 
 
 def _limit(folder):
-    """Return the cores that one cgroup grants, by version 2's file or version 1's two."""
+    """Return the cores that one cgroup allows, from version 2's file or version 1's two."""
     quota, period = [*_text(folder / "cpu.max").split(), "", ""][:2]
     if not quota:
         quota = _text(folder / "cpu.cfs_quota_us").strip()

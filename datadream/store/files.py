@@ -1,4 +1,4 @@
-"""JSON written atomically, digests of files, and clear errors of full or closed disks."""
+"""Atomic JSON writes, file digests, and clear errors for full or unwritable disks."""
 
 import errno
 import hashlib
@@ -37,16 +37,16 @@ class StoreError(RuntimeError):
     """
 
 
-# What the system says of a file that is not there, or of a folder or a broken link in its place.
+# The errors for a file that does not exist, or for a folder or a broken link in its place.
 MISSING = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
 
 
 @contextmanager
 def reading(path: str | Path) -> Iterator[None]:
-    """Turn the error of a file that is there and cannot be read into a StoreError.
+    """Turn the error for a file that exists but cannot be read into a StoreError.
 
-    It may be sound, for somebody else or tomorrow: whoever took it for damaged would remove it or
-    make it anew. That a file is missing stays an OSError.
+    The file may be sound, and readable for another user or later. If it were taken for damaged, it
+    would be removed or made again. A missing file still raises OSError.
     """
     try:
         yield
@@ -67,33 +67,33 @@ def reading(path: str | Path) -> Iterator[None]:
 
 
 def owner(path: str | Path) -> str:
-    """Name in words whom a path belongs to, or the nearest one above it that can be seen."""
+    """Say who owns a path, or the nearest folder above it that can be inspected."""
     for place in (Path(path), *Path(path).parents):
         with suppress(OSError):
             number = place.stat().st_uid
             try:
                 return f"its owner {place.owner()}"
-            except (KeyError, NotImplementedError):  # a user of another machine; Windows
+            except (KeyError, NotImplementedError):  # a user of another machine, or Windows
                 return f"its owner (user {number})"
     return "its owner"
 
 
 def holds(file: Path, sha: str) -> bool:
-    """True if a file is there and has this SHA-256.
+    """True if a file exists and has this SHA-256.
 
-    Raises StoreError on one that is there and cannot be read.
+    Raises StoreError if it exists but cannot be read.
     """
     try:
         with reading(file):
             return digest(file) == sha
-    except (OSError, ValueError):  # it is missing, or has a name that no file can have
+    except (OSError, ValueError):  # it is missing, or its name is impossible
         return False
 
 
 def json_files(folder: Path) -> list[Path]:
-    """List the JSON files of a folder, sorted; none where it is missing.
+    """List the JSON files of a folder, sorted; none if it is missing.
 
-    Raises StoreError on a folder that cannot be read: `glob` would find nothing in it.
+    Raises StoreError if the folder cannot be read; `glob` would silently find nothing.
     """
     try:
         with reading(folder):
@@ -104,7 +104,7 @@ def json_files(folder: Path) -> list[Path]:
 
 
 def unreadable(folder: Path) -> list[Path]:
-    """List the files and folders below a folder that this user may not read, but for locks."""
+    """List the files and folders below a folder that this user may not read, except locks."""
     found = []
     if not os.access(folder, os.R_OK | os.X_OK):
         return [folder]
@@ -115,7 +115,7 @@ def unreadable(folder: Path) -> list[Path]:
 
 
 def try_writing(folder: Path) -> None:
-    """Write and remove an empty file in a folder, or in the nearest one above that is there.
+    """Write and remove an empty file in a folder, or in the nearest one above it that exists.
 
     Raises the OSError that a later write would.
     """
@@ -132,7 +132,7 @@ def inside(name: str) -> bool:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a folder with all its content, if it is there; of a link the link alone."""
+    """Remove a file, or a folder with all its content, if it exists; of a link, only the link."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -150,14 +150,14 @@ def write_json(path: str | Path, value: object) -> None:
 
 @contextmanager
 def writing(root: str | Path, fix: str = MOVE) -> Iterator[None]:
-    """Turn the errors of a full disk or a read-only folder into a StoreError on `root`.
+    """Turn the errors of a full disk or a read-only folder into a StoreError about `root`.
 
-    In whatever words they are raised; the message names the `fix`.
+    They are recognised whatever their type; the message names the `fix`.
     """
     try:
         yield
     except Exception as error:
-        # safetensors and shutil.copytree tell the number in their text only.
+        # safetensors and shutil.copytree give the error number only in their message.
         told = re.search(
             r"\[Errno (\d+)\]" if isinstance(error, shutil.Error) else r"\(os error (\d+)\)",
             str(error),
@@ -168,7 +168,7 @@ def writing(root: str | Path, fix: str = MOVE) -> Iterator[None]:
                 f"{root} cannot take more: {FULL[code]}. Free some space, or {fix}, and run "
                 "again; what is finished is kept"
             ) from error
-        # A file elsewhere that is not ours to write is another matter.
+        # A file elsewhere that we may not write is another matter.
         own = str(getattr(error, "filename", None) or root)
         place, top = Path(own).absolute(), Path(root).absolute()
         if code in CLOSED and (place.is_relative_to(top) or top.is_relative_to(place)):
@@ -182,7 +182,7 @@ def writing(root: str | Path, fix: str = MOVE) -> Iterator[None]:
 
 
 def _of_a_lock(error):
-    """Return whether the system refused a lock, of whatever errno: `flock` names no file."""
+    """True if the system refused a lock, whatever the errno: an error of `flock` names no file."""
     trace, names = error.__traceback__, []
     while trace:
         names.append(trace.tb_frame.f_globals.get("__name__", ""))
@@ -191,7 +191,7 @@ def _of_a_lock(error):
 
 
 def unlockable(root: str | Path, error: OSError, fix: str = MOVE) -> StoreError:
-    """Return the StoreError of a file system that does not lock files, as some of a network's."""
+    """Return the StoreError for a file system without file locks, such as some network mounts."""
     what = error.strerror or type(error).__name__
     return StoreError(
         f"the file system of {root} does not lock files (flock: {what}), by which runs keep out of "

@@ -1,6 +1,6 @@
 """Garbage collection of the store.
 
-It finds artifacts that no record refers to, builds that never ended, and locks that nobody holds.
+It finds artifacts that no record refers to, unfinished builds, and locks that nobody holds.
 """
 
 import json
@@ -20,23 +20,23 @@ from .artifacts import CLEARING, IN_USE, SALVAGE, Store
 from .files import CLOSED, StoreError, owner, reading, remove, writing
 from .keys import stage_of_key
 
-# A key; a folder of another name is not this program's to remove.
+# A key; a folder with any other name is not this program's to remove.
 ARTIFACT = re.compile(r"[a-z]+-[0-9a-f]{16}")
-# an artifact, a slice or the salvage of one, a study
+# what a lock is on: an artifact, a slice or the salvage of one, a study
 HELD = rf"({ARTIFACT.pattern}(-\d+-\d+|-{SALVAGE})?|{IN_USE}\w+)"
 LOCK = re.compile(rf"\.{HELD}\.lock")
 LEASE = re.compile(rf"{HELD}\.lease(\.dead)?")  # left on an address by versions before 0.2
-DAYS = 14  # what is younger may belong to a study that runs on another machine; git's own default
+DAYS = 14  # anything younger may belong to a study on another machine; git's default too
 
-PART = re.compile(r".+\.[0-9a-f]{32}\.part")  # what a process that was killed meanwhile wrote
+PART = re.compile(r".+\.[0-9a-f]{32}\.part")  # left by a process that was killed while it wrote
 
 
 @dataclass(frozen=True)
 class Entry:
-    """An entry of the store that could go: its path, kind and size in bytes.
+    """An entry of the store that could be removed: its path, kind and size in bytes.
 
-    The kinds are 'artifact', 'unfinished', 'lock' and 'copy'. `away`: it lies on the store's
-    address rather than on this machine.
+    The kinds are 'artifact', 'unfinished', 'lock' and 'copy'. `away`: it is at the store's address
+    rather than on this machine.
     """
 
     path: PurePath
@@ -48,7 +48,7 @@ class Entry:
 def referred(store: Store) -> set[str]:
     """Return the keys that the records and the notes on kept classifiers refer to.
 
-    Raises DataError on a damaged one, StoreError on one that cannot be read: what it needs is then
+    Raises DataError if one is damaged, StoreError if one cannot be read: what it refers to is then
     unknown.
     """
     keys = set()
@@ -73,14 +73,14 @@ def referred(store: Store) -> set[str]:
 
 
 def unused(store: Store, days: float = DAYS, stages: Collection[str] | None = None) -> list[Entry]:
-    """List what could go: unreferred artifacts, `.partial` folders, temporary files, free locks.
+    """List what could be removed: unreferenced artifacts, partial builds, temporary files, locks.
 
-    The entries are sorted by name. What was written in the last `days` is spared, since a study
-    that runs on another machine may have made it and has no record yet. Whatever else lies in the
-    store is left out, and so are artifacts of none of these `stages` (None: of any), which may be
-    another program's. Of a store on an address both the address and the copies on this machine are
-    looked through. Raises ConfigError while a study runs, or a process makes an artifact, on this
-    machine, and StoreError where something cannot be read.
+    The entries are sorted by name. Whatever was written in the last `days` is spared, since a study
+    on another machine may have made it and have no record yet. Anything else in the store is left
+    out, and so are artifacts of stages other than `stages` (None: all), which may be another
+    program's. For a store at an address, the address and the local copies are searched. Raises
+    ConfigError while a study runs or an artifact is being made on this machine, StoreError if
+    something cannot be read.
     """
     with reading(store.root):
         return _unused(store, days, stages)
@@ -112,7 +112,7 @@ def _unused(store, days, stages):
 
 
 def _away(store, needed, before, ours):
-    """Return the entries on a store's address whose last object was written before a time."""
+    """Return the entries at a store's address whose last object was written before a time."""
     groups = {}
     for name, info in store.listed().items():
         top, _, rest = name.partition("/")
@@ -136,7 +136,7 @@ def _away(store, needed, before, ours):
 def object_time(info: dict[str, Any]) -> float:
     """Return when an object was written, in seconds since 1970.
 
-    Now where its file system does not tell, so that it is spared.
+    If its file system does not say, that is now, so that it is spared.
     """
     told = (info.get(name) for name in ("LastModified", "last_modified", "updated", "mtime"))
     value = next((one for one in (*told, info.get("created")) if one is not None), None)
@@ -156,7 +156,7 @@ def _written(path):
 
 
 def listing(store: Store, entries: Sequence[Entry]) -> str:
-    """Format the entries as text, a line each but one for all locks, and their total."""
+    """Format the entries as text, one line each, one for all locks, and one for the total."""
     lines = [
         f"{entry.size / 1e6:10.2f} MB  {entry.kind:10s}  {entry.path.name}"
         for entry in entries
@@ -177,10 +177,11 @@ def clear(
     days: float = DAYS,
     stages: Collection[str] | None = None,
 ) -> None:
-    """Remove those of the entries that are still unused; of a link the link alone.
+    """Remove the entries that are still unused; of a link, only the link.
 
-    A study that begins meanwhile waits. Raises ConfigError if one has begun since, StoreError where
-    the store cannot be written, or once all others are gone where an entry may not be removed.
+    A study that begins meanwhile waits. Raises ConfigError if one has begun since the listing,
+    StoreError if the store cannot be written or, after all others are gone, if an entry may not be
+    removed.
     """
     refused = []
     with writing(store.root, store.fix), store.lock(CLEARING):

@@ -10,7 +10,7 @@ def open_store(place: str | Path | None = None) -> Store:
     """Return the store at `place`: a folder, or an address that fsspec resolves (s3://bucket/...).
 
     None: the one that $DATADREAM_STORE names, else `artifacts` in the project's folder. Raises
-    ConfigError on an address that cannot be resolved here.
+    ConfigError if an address cannot be resolved here.
     """
     place = expanded(str(place or store_place()))
     if is_address(place):

@@ -16,8 +16,8 @@ PACKAGES = ("torch", "torchvision", "diffusers", "transformers", "peft", "open_c
 def provenance() -> dict[str, Any]:
     """Return the commit, dirty flag, package versions, Python and device of this process.
 
-    They are determined once. The commit is that of the checkout that holds this package; of an
-    installed package, and where git is missing, it is "unknown", and `source` says why.
+    They are determined once. The commit is that of the checkout that holds this package; for an
+    installed package, or without git, it is "unknown", and `source` says why.
     """
     import torch
 
@@ -49,10 +49,10 @@ def _checkout():
 
     installed = f"installed, version {_version('datadream')}"
     try:
-        # An environment may lie in a repository of its user's, whose commit says nothing of this.
+        # The environment may lie in another repository of the user's, whose commit is irrelevant.
         if git("ls-files", "--error-unmatch", "__init__.py") is None:
             return "unknown", False, f"{installed}, or a copy without its repository"
-        # Results that were kept since the commit are no change of the code.
+        # Results kept since the commit are no change to the code.
         code = ("--", "..", ":(top,exclude)book/study")
         commit, changes = git("rev-parse", "HEAD"), git("status", "--porcelain", "-uno", *code)
     except OSError as error:
@@ -61,7 +61,7 @@ def _checkout():
 
 
 def _version(name):
-    """Return the version of an installed package, "unknown" of one that lies on the path alone."""
+    """Return the version of an installed package, "unknown" if it is merely on the path."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:

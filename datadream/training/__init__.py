@@ -1,4 +1,4 @@
-"""The one optimisation loop, its schedules and checkpoints, and batches that fit the memory.
+"""The optimisation loop, its schedules and checkpoints, and batch sizes that fit into memory.
 
-Stands on `store` and the ground floor.
+Depends on `store` and the package's base modules.
 """

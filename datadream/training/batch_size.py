@@ -13,15 +13,15 @@ Made = TypeVar("Made", bound=Sized)
 
 # A search starts at SMALLEST and goes on while doubling the size speeds it up by GAIN.
 SMALLEST, GAIN = (8, 1.05)
-# What plain RuntimeErrors say where memory ends: the CUDA runtime and driver, HIP and MPS; torch's
+# What plain RuntimeErrors say when memory runs out: CUDA runtime and driver, HIP and MPS; torch's
 # CPU allocator; cuBLAS, cuSOLVER and cuDNN 8; cuDNN 9, of the device and of the host.
 NO_MEMORY = ("out of memory", "allocate memory", "STATUS_ALLOC_FAILED", "ALLOCATION_FAILED")
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """True if an exception says that the device, or the host, has no memory left.
+    """True if an exception means that the device or the host is out of memory.
 
-    So is all that accelerate takes for it, among it what cuDNN says of batches that are too large.
+    Includes all that accelerate recognises, such as cuDNN's errors on batches that are too large.
     """
     if isinstance(error, torch.OutOfMemoryError):
         return True
@@ -30,13 +30,13 @@ def out_of_memory(error: BaseException) -> bool:
     said = str(error)
     if any(words in said for words in NO_MEMORY):
         return True
-    from accelerate.utils.memory import should_reduce_batch_size  # here: it takes a second
+    from accelerate.utils.memory import should_reduce_batch_size  # here: a slow import
 
     return should_reduce_batch_size(RuntimeError(said))
 
 
 def _forget_frames(error):
-    """Drop the frames of an error and of those that led to it: they hold what did not fit."""
+    """Drop the tracebacks of an error and its causes, which keep tensors that did not fit alive."""
     seen, left = set(), [error]
     while left:
         one = left.pop()
@@ -47,11 +47,11 @@ def _forget_frames(error):
 
 
 class BatchSize:
-    """A number of images to work on at once: `size`, halved on out-of-memory.
+    """The number of images to process at once, `size`, halved on out-of-memory.
 
-    0 starts a search, which doubles the size while that pays. A search costs nothing, since its
-    images are kept; it times a size's second batch, since the first may include compilation.
-    `notes` says what was found.
+    0 starts a search, which doubles the size while that pays. The search costs nothing, since its
+    images are kept. It times the second batch of each size, since the first may include
+    compilation. `notes` records the result.
     """
 
     size: int
@@ -59,13 +59,13 @@ class BatchSize:
 
     def __init__(self, size: int):
         self.searching, self.size, self.rate, self.notes = size == 0, size or SMALLEST, 0.0, []
-        # The size before this one, and that of the last batch that was not timed.
+        # The previous size, and the size of the last untimed (warm-up) batch.
         self.before, self.warm = (self.size, 0)
 
     def halve(self, error: BaseException) -> bool:
         """Halve the size and free memory if `error` is out-of-memory.
 
-        False, with nothing changed, on another error or at size 1.
+        Returns False and changes nothing on another error or at size 1.
         """
         if self.size == 1 or not out_of_memory(error):
             return False
@@ -80,10 +80,10 @@ class BatchSize:
         return True
 
     def run(self, make: Callable[[int], Made], count: int, most: int | None = None) -> Made:
-        """Return `make(n)`, n images or rows of a tensor, for an n of at most `count`.
+        """Return `make(n)`, n images or tensor rows, for some n <= `count` that fits into memory.
 
-        `most` is the largest `count` of all calls, at which a search ends. Raises the device's
-        error if a single image does not fit.
+        `most` is the largest `count` of all calls, where a search ends. Raises the device's error
+        if a single image does not fit.
         """
         self.size = min(self.size, most) if self.searching and most else self.size
         while True:
@@ -101,7 +101,7 @@ class BatchSize:
                 return images
 
     def each(self, batches: Iterable[Tensor], of: Callable[[Tensor], Made]) -> Iterator[Made]:
-        """Yield `of(part)` of successive parts of the batches that fit in memory.
+        """Yield `of(part)` for successive parts of the batches, sized to fit in memory.
 
         `of` returns as many rows as its part has.
         """
@@ -133,9 +133,9 @@ def _first(of, batch, count):
 
 
 def shared_batch_size(size: int, *settings: Hashable) -> BatchSize:
-    """Return a BatchSize; for size 0, the process's last one if the `settings` are the same.
+    """Return a BatchSize; for size 0, this process's last one if the `settings` are the same.
 
-    So what one slice found by its search holds for the next.
+    A slice thus uses the size that the search of an earlier one found.
     """
     return _searched(*settings) if size == 0 else BatchSize(size)
 

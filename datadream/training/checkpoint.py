@@ -32,11 +32,11 @@ def save_state(path: str | Path, tensors: Mapping[str, Tensor], step: int) -> No
 def load_state(path: str | Path) -> tuple[dict[str, Tensor], int] | None:
     """Return (tensors, finished steps) of a file that `save_state` wrote.
 
-    None if it is absent or damaged; a damaged file is removed. Raises StoreError on one that
+    None if it is absent or damaged; a damaged file is removed. Raises StoreError if it exists but
     cannot be read.
     """
     try:
-        # safetensors (0.8) takes one that it may not read for a missing one.
+        # safetensors (0.8) reports a file without read permission as missing.
         with reading(path), open(path, "rb"):
             pass
         with safe_open(path, "pt") as file:

@@ -1,4 +1,4 @@
-"""The validation curve of a training and the best weights by it; both survive a kill."""
+"""The validation curve of a training run and its best weights; both survive a kill."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 class Curve:
-    """Validation accuracy and training loss by step, in curve.json of a training's folder.
+    """Validation accuracy and training loss by step, in curve.json in the training's folder.
 
-    A killed training resumes with its rows. If the file is damaged, the checkpoint and the best
-    weights are removed too, and the training begins anew.
+    A killed run resumes with its rows. If the file is damaged, the checkpoint and the best weights
+    are removed too, and training starts over.
     """
 
     def __init__(self, folder: Path, checkpoint: Path):
@@ -49,9 +49,9 @@ class Curve:
         save_state(self.best, state, step)
 
     def restore_best(self, state: Mapping[str, Tensor]) -> None:
-        """Load the best weights, if some were kept, and remove the training's files.
+        """Load the best weights, if any were kept, and remove the training's files.
 
-        Raises DataError if they are damaged; the next run then begins anew.
+        Raises DataError if they are damaged; the next run then starts over.
         """
         import torch
 

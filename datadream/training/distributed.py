@@ -1,9 +1,9 @@
 """Data-parallel training: several processes share every batch of one adapter.
 
-`accelerate launch -m datadream adapt` starts them. The `Accelerator` wraps no model: torch's
-DistributedDataParallel reduces gradients during the backward pass, where a process that runs out of
-memory and halves its batch would leave the others waiting. So each process ends its own backward
-pass, and the gradients are summed after it. `accelerator` is None in a process that trains alone.
+`accelerate launch -m datadream adapt` starts them. The model is not wrapped in torch's
+DistributedDataParallel, which reduces gradients during the backward pass: a process that runs out
+of memory and halves its batch would leave the others waiting. Instead, each process finishes its
+backward pass, then the gradients are summed. `accelerator` is None if a single process trains.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ def accelerator() -> Accelerator:
 
 
 def rank(accelerator: Accelerator | None) -> int:
-    """Return this process's number, 0 if it trains alone."""
+    """Return this process's rank, 0 if it trains alone."""
     return 0 if accelerator is None else accelerator.process_index
 
 
 def leads(accelerator: Accelerator | None) -> bool:
-    """True in the process that writes, rank 0."""
+    """True on rank 0, the process that writes."""
     return rank(accelerator) == 0
 
 
 def share(rows: Tensor, accelerator: Accelerator | None) -> Tensor:
-    """Return this process's part of a step's rows; empty for some if rows are too few."""
+    """Return this process's part of a step's rows; with too few rows, some processes get none."""
     if accelerator is None:
         return rows
     return rows[accelerator.process_index :: accelerator.num_processes]
@@ -53,9 +53,9 @@ def share(rows: Tensor, accelerator: Accelerator | None) -> Tensor:
 def sum_step(
     parameters: Iterable[nn.Parameter], losses: list[Tensor], accelerator: Accelerator | None
 ) -> list[Tensor]:
-    """Sum the gradients over the processes in place and return losses with the sum of all theirs.
+    """Sum the gradients over all processes in place; return losses that sum to the whole loss.
 
-    Those are `losses` themselves in a process that trains alone.
+    A process that trains alone gets its own `losses` back.
     """
     if accelerator is None or accelerator.num_processes == 1:
         return losses
@@ -65,7 +65,7 @@ def sum_step(
     sums = flat.split([grad.numel() for grad in grads])
     for value, own in zip(values, sums, strict=True):
         value.grad = own.view_as(value).clone()
-    # From 0.0: where a process has no image, a whole number would be sent beside others' reals.
+    # From 0.0, else a process without images would send an integer where the others send floats.
     own = torch.tensor([sum((one.item() for one in losses), 0.0)], device=accelerator.device)
     every: Any = accelerator.gather(own)
     return [every.sum()]
@@ -89,9 +89,9 @@ def make_together(
     accelerator: Accelerator | None,
     **notes: Any,
 ) -> Path:
-    """Make an artifact as `store.make` does, all processes calling `build` at once.
+    """Make an artifact as `store.make` does, with all processes calling `build` together.
 
-    Rank 0 holds the lock and writes; the others must see the work folder, and write nothing in it.
+    Rank 0 holds the lock and writes; the others must see the work folder but write nothing in it.
     Raises what `store.make` and `build` do.
     """
     if accelerator is None or accelerator.num_processes == 1:

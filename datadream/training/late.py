@@ -1,4 +1,4 @@
-"""The losses of steps, which the host reads a step late so that it need not wait for the device."""
+"""Read the loss of each step one step late, so that the host need not wait for the device."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ if TYPE_CHECKING:
 
 
 class Late:
-    """Scalars of a device, on their way to the host since they were made.
+    """Device scalars that are copied to the host asynchronously.
 
-    The copy goes into pinned memory, behind an event: `read` waits for it, and not for what the
-    device was asked to do afterwards, as `Tensor.item` would.
+    The copy goes into pinned memory, followed by an event. `read` waits for that event only, while
+    `Tensor.item` would also wait for all work queued since.
     """
 
     def __init__(self, scalars: list[Tensor]) -> None:
         place = scalars[0].device
-        # In double precision, which holds each of them exactly.
+        # Double precision holds each of them exactly.
         self.values = torch.stack([one.detach().to(place, torch.double) for one in scalars])
         self.copy, self.event = self.values, None
         if self.values.is_cuda:
@@ -36,16 +36,16 @@ class Late:
         return (~torch.isfinite(self.values).all()).float()
 
     def read(self) -> list[float]:
-        """Return the values, once they have come."""
+        """Wait for the copy and return the values."""
         if self.event:
             self.event.synchronize()
         return self.copy.tolist()
 
 
 class LateLosses:
-    """The losses of all steps: `losses`, and that of the last step, which may be on its way.
+    """The losses of all steps: `losses`, and the last step's, which may still be on the device.
 
-    `failed(step, loss, norm)` is called, and raises, where a loss or a gradient's norm is not
+    `failed(step, loss, norm)`, which must raise, is called if a loss or a gradient norm is not
     finite.
     """
 
@@ -56,17 +56,17 @@ class LateLosses:
         self.last: tuple[int, Late] | None = None
 
     def add(self, step: int, parts: list[Tensor], norm: Tensor) -> Tensor:
-        """Take a step's loss, as parts of a sum, and its gradient's norm.
+        """Add a step's loss, as parts of a sum, and its gradient norm.
 
-        Returns 1.0 if one is not finite, else 0.0, on the device: a fused optimiser that has it as
-        `found_inf` leaves such a step out, parameters, moments and all.
+        Returns 1.0 if one is not finite, else 0.0, on the device. A fused optimiser that gets this
+        as `found_inf` skips the step, leaving parameters and moments unchanged.
         """
         late = Late([*parts, norm])
         self.last = step, late
         return late.broken()
 
     def settle(self) -> None:
-        """Read what is on its way, if anything is."""
+        """Read the pending loss, if there is one."""
         if self.last:
             (step, late), self.last = self.last, None
             *parts, norm = late.read()
@@ -76,6 +76,6 @@ class LateLosses:
             self.losses.append(loss)
 
     def show(self, count: Count) -> None:
-        """Count a step, beside the last loss that was read."""
+        """Count a step, and show the last loss that was read."""
         notes = {"loss": f"{self.losses[-1]:.4f}"} if self.losses else {}
         count.update(1, **notes)

@@ -1,4 +1,4 @@
-"""The one optimisation loop: AdamW, a schedule, and a checkpoint that a killed run resumes from."""
+"""The optimisation loop: AdamW, a schedule, and a checkpoint from which a killed run resumes."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def _save(writes, parameters, buffers, optimiser, losses, step):
 def _fail(keep, told, step, loss, norm):
     """Save the state before a step whose loss or norm is not finite, and raise DivergedError.
 
-    The optimiser left the step out. `keep` is None where running statistics may have taken it in.
+    The optimiser has skipped the step. `keep` is None if running statistics may include it.
     """
     description, steps, lr, warmup, checkpoint = told
     if keep and step:
@@ -79,11 +79,11 @@ def _fail(keep, told, step, loss, norm):
 
 @dataclass(frozen=True)
 class Shares:
-    """The loss of a step as a sum over its images, for gradient accumulation.
+    """The loss of a step as micro-batch losses that sum to it (gradient accumulation).
 
     `of(rows)` is the share of some of the `count` images in the loss, a scalar with its graph;
-    `rows` is an index tensor or `slice(None)`. Shares that cover all images sum to the loss. A loss
-    that cannot be taken in parts says in `whole` why, and what to do where memory ends.
+    `rows` is an index tensor or `slice(None)`. If the loss cannot be split, `whole` says why, and
+    what to do when memory runs out.
     """
 
     count: int
@@ -92,11 +92,11 @@ class Shares:
 
 
 def _backward(loss_at, step, seed, optimiser, batch, accelerator):
-    """Set the gradients of this process's part of a step; return its micro-batches' losses.
+    """Compute the gradients of this process's part of a step; return its micro-batch losses.
 
-    They stay on the device, since reading them would have the host wait. On out-of-memory, the step
-    is repeated from its seed in micro-batches of half the size. Raises ConfigError where it has to
-    be taken as a whole.
+    The losses stay on the device, since reading them would make the host wait. On out-of-memory,
+    the step is repeated from its seed in micro-batches of half the size. Raises ConfigError if it
+    cannot be split.
     """
     while True:
         torch.manual_seed(seed)
@@ -136,21 +136,20 @@ def fit(
 ) -> list[float]:  # fmt: skip
     """Minimise `loss_at(step)` over `parameters` in place with AdamW; return the loss of each step.
 
-    The loss is a tensor, or `Shares` of one, which are taken in micro-batches of `batch.size`
-    images (gradient accumulation) and spread over the processes of an `accelerator`. The learning
-    rate rises for `warmup` of the `steps`, then falls to `minimum_lr` along half a cosine;
-    parameters named in `rates` have it times their number there.
+    The loss is a tensor, or `Shares`, which are computed in micro-batches of `batch.size` images
+    (gradient accumulation) and spread over the processes of an `accelerator`. The learning rate
+    rises for `warmup` of the `steps`, then falls to `minimum_lr` along half a cosine; `rates` has
+    factors for single parameters.
 
     Every step reseeds torch's global generator from (seed, step), so a run that was killed and
     resumed from `checkpoint` (written every `every` steps) draws the same noise, dropout and
-    augmentation as one that was not, and on a CPU ends at the same bytes; on a GPU only within
-    `models.device.deterministic`, since attention's backward pass adds in any order. `buffers` are
-    further tensors that a step changes (running statistics), kept too. `after(step, loss)` is
-    called once a step of `points` (None: any) is done; else a loss is read during the next step.
+    augmentation as an uninterrupted one. On a CPU it ends with the same bytes, on a GPU only within
+    `models.device.deterministic`: attention's backward pass sums in no fixed order. `buffers` are
+    other tensors that a step changes (running statistics), saved too. `after(step, loss)` is called
+    after each step in `points` (None: all); other losses are read during the next step.
 
-    Raises DivergedError on a loss or gradient that is not finite; Stopped, once the state is saved,
-    where the process was asked to end; ConfigError where a process does not find rank 0's
-    checkpoint.
+    Raises DivergedError if a loss or gradient is not finite; Stopped, once the state is saved, if
+    the process was asked to end; ConfigError if a process does not find rank 0's checkpoint.
     """
     values, buffers = list(parameters.values()), buffers or {}
     own = {"lr": lr, "betas": betas, "weight_decay": weight_decay, "eps": eps}
@@ -168,13 +167,13 @@ def fit(
                 group["lr"] = rate * group["factor"]
             parts = _backward(loss_at, step, seed_for(seed, step), optimiser, batch, accelerator)
             parts = sum_step(values, parts, accelerator)
-            seen.settle()  # the step before, now that the device has this one to do
+            seen.settle()  # the previous step, while the device works on this one
             norm = torch.nn.utils.clip_grad_norm_(values, clip or math.inf)
             optimiser.found_inf = seen.add(step, parts, norm)
             optimiser.step()
             if after and (points is None or step in points):
                 seen.settle()
-                after(step, losses[-1])  # before the checkpoint: a run killed in it repeats it
+                after(step, losses[-1])  # before the checkpoint, so a run killed here repeats it
             stop, more = broadcast(signals.asked(), accelerator), step + 1 < steps
             if more and (stop or (step + 1) % every == 0):
                 seen.settle()
@@ -187,7 +186,7 @@ def fit(
 
 
 def _adamw(parameters, rates, options) -> Any:
-    """Return the optimiser, with a group for the parameters of each factor of the learning rate."""
+    """Return the optimiser, with one parameter group per learning-rate factor."""
     found = {}
     for name, value in parameters.items():
         found.setdefault(rates.get(name, 1.0), []).append(value)

@@ -21,13 +21,13 @@ from .resnet import ResNet
 def load_classifier(
     name: str, classes: int | None = None, precision: str = "auto"
 ) -> Classifier | ResNet:
-    """Load a classifier, frozen but for what its `attach` makes trainable.
+    """Load a classifier, frozen except for what its `attach` makes trainable.
 
-    On a GPU it multiplies in bfloat16 unless `precision` forbids it. `name` is 'mini', a folder in
-    open_clip's layout, 'hf-hub:<id>', '<architecture>/<weights>', or 'resnet50', which starts from
-    random weights and needs the number of `classes`. Raises ModelMissingError, with the way to get
-    it, on a model that cannot be loaded or that open_clip does not know, and ConfigError on
-    'resnet50' where an untrained classifier is judged.
+    `name` is 'mini', a folder in open_clip's layout, 'hf-hub:<id>', '<architecture>/<weights>', or
+    'resnet50', which starts from random weights and needs the number of `classes`. On a GPU,
+    matrix products are in bfloat16 unless `precision` forbids it. Raises ModelMissingError, which
+    says how to get the model, if it cannot be loaded or open_clip does not know it, and ConfigError
+    for 'resnet50' without `classes`, since evaluating it untrained is pointless.
     """
     if name != "resnet50":
         model = load_clip(name)
@@ -44,12 +44,12 @@ def load_classifier(
 
 @lru_cache
 def require_adaptable(name: str) -> None:
-    """Raise ConfigError on a classifier that `attach` cannot adapt, without training anything.
+    """Raise ConfigError if `attach` cannot adapt the classifier, without training anything.
 
-    Loading and adapting a copy on the CPU is the only sure test of an architecture; the random
-    numbers that this takes are given back.
+    Loading and adapting a copy on the CPU is the only sure test of an architecture. The random
+    state is restored afterwards.
     """
-    if name == "resnet50":  # trained whole
+    if name == "resnet50":  # all of it is trained
         return
     with torch.random.fork_rng(devices=[]):
         try:
@@ -61,10 +61,10 @@ def require_adaptable(name: str) -> None:
 def save_classifier_lora(
     model: Classifier | ResNet, folder: str | Path, config: dict[str, Any]
 ) -> None:
-    """Write what training changed, adapter.safetensors, and its `config`, adapter.json.
+    """Write the trained tensors to adapter.safetensors and their `config` to adapter.json.
 
-    The config holds classifier, precision, classes, prompts, and the fields `lora.LORA`, of which
-    those that were added later may be missing.
+    The config holds classifier, precision, classes, prompts and the fields in `lora.LORA`; older
+    files may lack fields that were added later.
     """
     save_state_file(model.state(), folder, config)
 
@@ -72,7 +72,7 @@ def save_classifier_lora(
 def save_state_file(
     tensors: Mapping[str, torch.Tensor], folder: str | Path, config: dict[str, Any]
 ) -> None:
-    """Write tensors to adapter.safetensors and their `config` to adapter.json, in this order."""
+    """Write tensors to adapter.safetensors, then their `config` to adapter.json."""
     from safetensors.torch import save_file
 
     state = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
@@ -84,8 +84,8 @@ def save_state_file(
 def load_classifier_lora(folder: str | Path) -> tuple[Classifier | ResNet, dict[str, Any]]:
     """Load what `save_classifier_lora` wrote: (classifier with its adapter, config).
 
-    The classifier is in evaluation mode. Raises ValueError on an adapter that does not fit it, and
-    on a head, which `methods.heads.load_trained` reads.
+    The classifier is in evaluation mode. Raises ValueError if the adapter does not fit it, or if
+    the folder holds a head; `methods.heads.load_trained` loads those.
     """
     from safetensors.torch import load_file
 

@@ -22,7 +22,7 @@ class Classifier(nn.Module):
 
     mean: torch.Tensor
     std: torch.Tensor
-    mixed = False  # whether products are in bfloat16; weights and logits are float32 either way
+    mixed = False  # matrix products in bfloat16; weights and logits are float32 either way
 
     def __init__(
         self, clip: Any, tokenizer: Any, mean: Sequence[float], std: Sequence[float]
@@ -40,9 +40,8 @@ class Classifier(nn.Module):
     def prompts(self, texts: Iterable[str]) -> torch.Tensor:
         """Tokenize one prompt per class: token ids (classes, length), without needless padding.
 
-        In a causal tower a token sees only those before it, so what follows the end of a text
-        changes nothing that is read: the paper's prompts have about ten tokens of CLIP's 77. Other
-        towers keep their padding.
+        A causal text tower never looks at what follows the end-of-text token, so the padding is cut
+        off: the paper's prompts use about ten of CLIP's 77 tokens. Other towers keep their padding.
         """
         ids = self.tokenizer(list(texts)).to(self.mean.device)
         tower, _, pool, end = self._text_tower()
@@ -58,8 +57,8 @@ class Classifier(nn.Module):
         return ids if ends is None or not causal else ids[:, : int(ends.max()) + 1]
 
     def _text_tower(self):
-        """Return (text tower, its prefix in the state, its pooling, the id that ends a text);
-        open_clip keeps it apart or in the CLIP itself.
+        """Return (text tower, its prefix in the state dict, its pooling, the end-of-text id);
+        open_clip keeps the tower in `clip.text` or in the CLIP itself.
         """
         if hasattr(self.clip, "text"):
             return (
@@ -84,7 +83,7 @@ class Classifier(nn.Module):
     def text(self, tokens: torch.Tensor) -> torch.Tensor:
         """Return the unit features (classes, D) of token ids (classes, length).
 
-        They stay the same until the weights change.
+        They are valid until the weights change.
         """
         with torch.autocast(tokens.device.type, torch.bfloat16, enabled=self.mixed):
             return self._encode_text(tokens).float()
@@ -95,7 +94,7 @@ class Classifier(nn.Module):
             return self.clip.encode_image((images - self.mean) / self.std, normalize=True).float()
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
-        """Return the features (B, D) of images in [0, 1] as the image tower gives them."""
+        """Return the image tower's raw features (B, D), not normalised, of images in [0, 1]."""
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.mixed):
             return self.clip.encode_image((images - self.mean) / self.std).float()
 
@@ -118,7 +117,7 @@ class Classifier(nn.Module):
         return add_classifier_lora(self, **{name: getattr(options, name) for name in LORA})
 
     def state(self) -> dict[str, torch.Tensor]:
-        """Return what training changes, name -> tensor: the LoRA."""
+        """Return the trainable tensors, the LoRA, by name."""
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
 
@@ -151,16 +150,16 @@ def load_clip(name: str) -> Classifier:
 
 
 def _parts_of(name):
-    """Return (architecture, '/', weights) of a name; what holds both has no weights apart."""
+    """Split a name into (architecture, '/', weights); weights are None for a folder or hub id."""
     folder = local(name, "clip")
     whole = f"local-dir:{folder}" if folder else name if name.startswith("hf-hub:") else None
     return (whole, "/", None) if whole else name.partition("/")
 
 
 def tokens_of(name: str, texts: Sequence[str]) -> list[tuple[int, ...]]:
-    """Return the token ids that a classifier reads of some prompts, without loading its weights.
+    """Return the token ids of each prompt for a classifier, without loading its weights.
 
-    Those of a model that reads no prompt, 'resnet50', are the texts' numbers.
+    'resnet50' reads no prompts; each gets its index as its only token.
     """
     if name == "resnet50":
         return [(number,) for number in range(len(texts))]
@@ -175,8 +174,8 @@ def _tokenizer(name: str) -> Any:
 
 
 def _check_activation(architecture, weights):
-    """Raise ConfigError where weights trained with QuickGELU would run with another activation:
-    accuracy would be silently wrong.
+    """Raise ConfigError if weights trained with QuickGELU would run with another activation, which
+    would silently lower the accuracy.
     """
     import open_clip
 

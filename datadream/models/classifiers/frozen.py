@@ -1,4 +1,4 @@
-"""A frozen CLIP as the heads on it see it: features of images and of the classes' prompts."""
+"""A frozen CLIP for methods that fit a head on it: features of images and of class prompts."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from ...training.batch_size import BatchSize
 from .base import load_classifier
 from .clip import Classifier
 
-AT_ONCE = 64  # augmented images that are encoded together
+AT_ONCE = 64  # augmented images encoded in one batch
 Logits = Callable[[Mapping[str, Tensor], Tensor, Tensor], Tensor]
 
 
 def frozen_clip(name: str, precision: str) -> Classifier:
-    """Load the CLIP of a recipe as it is. Raises ConfigError on a classifier that is none."""
+    """Load an untouched CLIP. Raises ConfigError if the classifier is not a CLIP."""
     model = load_classifier(name, precision=precision)
     if not isinstance(model, Classifier):
         raise ConfigError(f"classifier={name!r} is no CLIP, whose features the method needs")
@@ -30,10 +30,10 @@ def frozen_clip(name: str, precision: str) -> Classifier:
 
 
 class Frozen:
-    """The features of a classifier that stays as it is.
+    """The features of a classifier whose weights do not change.
 
-    `text` (classes, D) are the unit features of the prompts, and `scale` is what the zero-shot
-    logits multiply the cosine with.
+    `text` (classes, D) holds the unit features of the prompts; `scale` times the cosine is the
+    zero-shot logit.
     """
 
     def __init__(self, model: Classifier, prompts: Iterable[str]) -> None:
@@ -55,7 +55,7 @@ class Frozen:
 
     @torch.no_grad()
     def views(self, images: Images, options: Classify, count: int, seed: int) -> Tensor:
-        """Return the features (count, n, D) of augmented views, `count` of each image."""
+        """Return the features (count, n, D) of `count` augmented views of each image."""
         from ...data.augment import Augmentation  # here, since torchvision takes seconds to import
 
         decoded = Decoded({True: images}, self.text.device)
@@ -73,12 +73,12 @@ class Frozen:
         return torch.cat(found, 1)
 
     def labels(self, images: Images) -> Tensor:
-        """Return the labels (n,) of images where the features are."""
+        """Return the labels (n,) of images, on the device of the features."""
         return torch.tensor(list(images.labels), device=self.text.device)
 
 
 class Headed(nn.Module):
-    """A frozen Classifier with a head on its features, which predicts as a Classifier does."""
+    """A frozen Classifier with a head on its features, with the interface of a Classifier."""
 
     def __init__(self, model: Classifier, state: Mapping[str, Tensor], logits: Logits) -> None:
         super().__init__()
@@ -99,9 +99,9 @@ class Headed(nn.Module):
 
 
 def choice(logits: Tensor, labels: Tensor) -> tuple[float, float]:
-    """Return (accuracy, minus cross-entropy) of logits (n, C), by which candidates are compared.
+    """Return (accuracy, negative cross-entropy) of logits (n, C), by which candidates are ranked.
 
-    Few validation images give many candidates the same accuracy; the loss tells them apart.
+    With few validation images many candidates tie in accuracy; the loss breaks the tie.
     """
     accuracy = (logits.argmax(-1) == labels).double().mean()
     return accuracy.item(), -nn.functional.cross_entropy(logits, labels).item()

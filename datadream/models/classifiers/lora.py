@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from ...errors import ConfigError
 
 PROJECTIONS = "qkv"  # in the order of the fused weight
-# The fields of `config.Classify` that say what is attached, which adapter.json keeps.
+# The fields of `config.Classify` that define the LoRA; adapter.json stores them.
 LORA = ("rank", "alpha", "dropout", "targets", "scaling")
 
 
@@ -34,11 +34,11 @@ def _matrix(module, name, side):
 
 
 def _project(module, x, weight, bias):
-    """Return q, k, v (..., D) of x (..., D) by the fused `weight` (3 D, D), with the low-rank
+    """Project x (..., D) to q, k, v (..., D) by the fused `weight` (3 D, D) plus the low-rank
     updates of the module's targets.
 
-    Where nothing is dropped or learned the updates are added to the weight, which costs one product
-    of the size of `weight`.
+    In evaluation without gradients the updates are first merged into the weight, so one matrix
+    product suffices.
     """
     if not (module.training or torch.is_grad_enabled()):
         updates = {
@@ -57,9 +57,9 @@ def _project(module, x, weight, bias):
 
 
 class LoRAProjection(nn.Module):
-    """LoRA on a fused linear q, k, v projection, on q and v if `targets` do not say otherwise.
+    """LoRA on a fused linear q, k, v projection; `targets` defaults to q and v.
 
-    Timm's attention has such a one (SigLIP's image tower); the updates are those of
+    timm's attention has such a layer (SigLIP's image tower). The updates are those of
     `LoRAAttention`.
     """
 
@@ -80,8 +80,8 @@ class LoRAProjection(nn.Module):
 class LoRAAttention(nn.Module):
     """LoRA on q and v of a frozen nn.MultiheadAttention (paper, section 3.4).
 
-    q = x W_q' + b_q + scale * drop(x) A_q' B_q', v alike, with scale = alpha / rank; k, unless
-    `targets` name it, and the output projection are untouched. B starts at zero.
+    q = x W_q' + b_q + scale * drop(x) A_q' B_q', and v likewise, with scale = alpha / rank. The
+    output projection is untouched, and so is k unless `targets` includes it. B starts at zero.
     """
 
     def __init__(
@@ -120,8 +120,8 @@ class LoRAAttention(nn.Module):
 
 
 def _towers(clip):
-    """Return the modules of the image tower and of the text tower; a captioning decoder, as
-    CoCa's, belongs to neither.
+    """Return the modules of the image tower and of the text tower; a captioning decoder such as
+    CoCa's belongs to neither.
     """
     return [
         *clip.visual.modules(),
@@ -132,11 +132,11 @@ def _towers(clip):
 def add_classifier_lora(
     model: Any, rank: int, alpha: float, dropout: float, targets: str = "qv", scaling: str = "rank"
 ) -> dict[str, nn.Parameter]:
-    """Add LoRA to every self-attention of a Classifier's towers, open_clip's or timm's.
+    """Add LoRA to every self-attention layer of a Classifier's towers, open_clip's or timm's.
 
-    `targets` are projections of `PROJECTIONS`, `scaling` is that of `lora_scale`. Returns the
-    trainable parameters by name. Raises ConfigError on EVA's attention, and on a tower without
-    transformer blocks.
+    `targets` is a subset of `PROJECTIONS`; `scaling` is as in `lora_scale`. Returns the trainable
+    parameters by name. Raises ConfigError for EVA's attention and for a tower without transformer
+    blocks.
     """
     options = rank, alpha, dropout, targets, scaling
     for module in _towers(model.clip):

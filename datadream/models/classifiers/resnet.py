@@ -23,12 +23,12 @@ class ResNet(nn.Module):
 
         super().__init__()
         self.net = resnet50(weights=None, num_classes=classes)
-        # ImageNet's.
+        # ImageNet's statistics.
         for name, values in {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}.items():
             self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
 
     def prompts(self, texts: Iterable[str]) -> torch.Tensor:
-        """Return one index per class, in place of the prompt that a ResNet does not read."""
+        """Return one index per class, in place of prompts, which a ResNet does not read."""
         return torch.arange(len(list(texts)), device=self.mean.device)
 
     def text(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -49,8 +49,5 @@ class ResNet(nn.Module):
         return dict(self.named_parameters())
 
     def state(self) -> dict[str, torch.Tensor]:
-        """Return what training changes, name -> tensor.
-
-        That is the parameters and the batch normalisations' running statistics.
-        """
+        """Return all that training changes: the parameters and batch-norm statistics, by name."""
         return self.state_dict()

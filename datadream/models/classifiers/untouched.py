@@ -1,4 +1,4 @@
-"""The untouched classifier as a reader of images in memory: classes, probabilities, features."""
+"""Run the untouched classifier on images in memory: classes, probabilities, features."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -14,7 +14,7 @@ from .base import load_classifier
 
 
 class Untouched:
-    """A classifier before any training, asked about PIL images.
+    """A classifier before any training, applied to PIL images.
 
     Called with images, it returns their classes. Batches that do not fit in memory are halved.
     """
@@ -33,7 +33,7 @@ class Untouched:
         return self._scores(images).softmax(1).numpy()
 
     def features(self, images: Sequence[Image]) -> np.ndarray:
-        """Return the features of each image, of unit length, (n, D)."""
+        """Return the unit-length features (n, D) of the images."""
         return self._each(images, self.model.image).numpy()
 
     def _scores(self, images):

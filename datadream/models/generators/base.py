@@ -1,5 +1,5 @@
-"""Two protocols: a family of generators, all that differs between kinds of text-to-image models;
-and a kind of adaptation, all that differs between what is trained on the few shots.
+"""Two interfaces: `Generator` holds what differs between families of text-to-image models, `Kind`
+what differs between kinds of adaptation to the few shots.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor, nn
 
-# What `Generator.condition` gives and `Generator.predict` takes; only the family looks inside.
+# Returned by `Generator.condition`, taken by `Generator.predict`; opaque outside the family.
 Condition = Any
 
 
@@ -26,7 +26,7 @@ class Schedule(Protocol):
     """How a family adds noise to latents, and what its network should predict from the result."""
 
     def latents(self, sample: Tensor) -> Tensor:
-        """Scale a sample of the autoencoder's posterior as the network takes it."""
+        """Scale a sample of the autoencoder's posterior to what the network expects."""
         ...
 
     def times(self, count: int, device: torch.device) -> Tensor:
@@ -34,7 +34,7 @@ class Schedule(Protocol):
         ...
 
     def add_noise(self, latents: Tensor, noise: Tensor, times: Tensor) -> Tensor:
-        """Return the latents as they are at `times`."""
+        """Return the latents noised to the timesteps `times`."""
         ...
 
     def target(self, latents: Tensor, noise: Tensor, times: Tensor) -> Tensor:
@@ -45,11 +45,11 @@ class Schedule(Protocol):
 class Generator(ABC):
     """A diffusers pipeline, frozen and in evaluation mode, behind the interface that stages use.
 
-    Each family is a subclass. The stages train and sample through these methods and know no
-    pipeline class; what all families share is in `lora`, `latents` and `sampling`.
+    Each family is a subclass. The stages train and sample through these methods alone; code that
+    all families share is in `lora`, `latents` and `sampling`.
     """
 
-    network_name: ClassVar[str]  # the pipeline's attribute that denoises
+    network_name: ClassVar[str]  # the pipeline's attribute that holds the denoising network
     targets: ClassVar[Sequence[str]]  # layers of the network that get LoRA
     text_targets: ClassVar[Sequence[str]] = ()  # layers of a text encoder that get LoRA
 
@@ -58,7 +58,7 @@ class Generator(ABC):
 
     @property
     def network(self) -> nn.Module:
-        """The module that denoises, in its own precision."""
+        """The denoising network, in its own precision."""
         return getattr(self.pipe, self.network_name)
 
     @property
@@ -73,7 +73,7 @@ class Generator(ABC):
     def lora_targets(self, text_encoder: bool) -> dict[str, Sequence[str]]:
         """Return the layers that get LoRA, by the name of the part.
 
-        The parts are the network and, with `text_encoder`, the text encoders.
+        Parts are the network and, with `text_encoder`, the text encoders.
         """
         texts = self.text_encoders() if text_encoder else ()
         return {self.network_name: self.targets, **dict.fromkeys(texts, self.text_targets)}
@@ -154,45 +154,46 @@ class Generator(ABC):
         side: int,
         starts: Sequence[Image] | None = None,
     ) -> Tensor:
-        """Run the pipeline, one image per generator of noise, (B, 3, S, S) in [0, 1].
+        """Sample one image per noise generator, (B, 3, S, S) in [0, 1].
 
-        `text` holds rows of `embed`, one for all images or one each. `starts` are square images
-        that `options.strength` of the schedule's noise is added to (SDEdit); None: pure noise.
+        `text` holds rows of `embed`, one for all images or one each. Sampling starts from the
+        square images `starts` with `options.strength` of the schedule's noise (SDEdit), or from
+        pure noise.
         """
 
 
 @dataclass(frozen=True)
 class Attached:
-    """What an adaptation has put into a generator, while it is trained."""
+    """An adaptation that is attached to a generator for training."""
 
     parameters: dict[str, nn.Parameter]
-    # Writes it to a folder, in a format that diffusers reads.
+    # Saves it to a folder, in a format that diffusers reads.
     save: Callable[[Path], None]
-    rates: Mapping[str, float] = field(default_factory=dict)  # of `fit`
-    # Takes the places (B,) of the shots that the next B rows of `Generator.predict` show.
+    rates: Mapping[str, float] = field(default_factory=dict)  # learning-rate factors, for `fit`
+    # Takes the indices (B,) of the shots in the next batch of `Generator.predict`.
     select: Callable[[Tensor], None] = lambda rows: None
 
 
 class Attaches(Protocol):
-    """Put an adaptation into a generator within a context, and take it out at the end."""
+    """Attach an adaptation to a generator within a context, and detach it at the end."""
 
     def __call__(
         self, generator: Generator, options: Adapt, label: int | None, shots: int
     ) -> AbstractContextManager[Attached]:
         """`label` and `shots` are the adapter's class, if it has one, and its number of shots.
 
-        What is drawn comes from torch's global generator.
+        Random initial values come from torch's global generator.
         """
         ...
 
 
 class Loads(Protocol):
-    """Let a generator sample with what `Attached.save` wrote, within a context."""
+    """Load what `Attached.save` wrote into a generator, for sampling within a context."""
 
     def __call__(
         self, generator: Generator, *folders: Path, weights: Sequence[float] = ()
     ) -> AbstractContextManager[Generator]:
-        """`weights` are those of a `Draw`; none: equal shares. Without folders it is the base."""
+        """`weights` as in `Draw`; none: equal shares. Without folders, yield the base model."""
         ...
 
 

@@ -1,7 +1,7 @@
-"""LoRA with heads (ChimeraLoRA): one matrix A that all shots share, and a matrix B for each.
+"""LoRA with heads (ChimeraLoRA): one matrix A that all shots share, and one matrix B per shot.
 
-Each head is saved as an ordinary LoRA of B_i A, so that diffusers reads it; for sampling the heads
-are mixed by weights, W + alpha / rank * (sum w_i B_i) A.
+Each head is saved as an ordinary LoRA, B_i A, which diffusers can read. Sampling mixes the heads
+by weights: W + alpha / rank * (sum w_i B_i) A.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 
 
 def head_file(place: int) -> str:
-    """Return the file of the head of a shot, the `weight_name` of `load_lora_weights`."""
+    """Return the file name of a shot's head, the `weight_name` of `load_lora_weights`."""
     return f"head-{place:03d}.safetensors"
 
 
 def require_heads(generator: Generator, options: Adapt) -> None:
-    """Raise ConfigError on a text encoder to tune, which reads a prompt once for all shots."""
+    """Raise ConfigError if the text encoder is tuned: it reads a prompt once for all shots."""
     if options.text_encoder:
         raise ConfigError(
             "adapt.kind='heads' has a matrix for each shot in the network alone, and "
@@ -42,9 +42,9 @@ def require_heads(generator: Generator, options: Adapt) -> None:
 def attached_heads(
     generator: Generator, options: Adapt, label: int | None, shots: int
 ) -> Iterator[Attached]:
-    """Attach A, Gaussian, and a B of zeros for each shot within the context; see `base.Attaches`.
+    """Attach a Gaussian A and a zero B per shot within the context; see `base.Attaches`.
 
-    The rows that the network sees must be selected before each pass.
+    The shots of a batch must be selected before each forward pass.
     """
     require_heads(generator, options)
     layers = _layers(generator)
@@ -53,7 +53,7 @@ def attached_heads(
         n: _parameter(generator, shots, one.out_features, options.rank) for n, one in layers.items()
     }
     for value in down.values():
-        nn.init.normal_(value, std=1 / options.rank)  # as LoRA's, of peft
+        nn.init.normal_(value, std=1 / options.rank)  # as peft does for LoRA
     mixed, scale = _Rows(), options.alpha / options.rank
 
     def hook(name: str) -> Any:
@@ -81,7 +81,7 @@ def attached_heads(
 
 
 class _Rows:
-    """The places of the shots that a pass sees."""
+    """The indices of the shots in the current forward pass."""
 
     def __init__(self):
         self.rows = torch.zeros(0, dtype=torch.long)
@@ -91,19 +91,19 @@ class _Rows:
 
 
 def _layers(generator) -> dict[str, nn.Linear]:
-    """Return the network's layers that get LoRA, by their names."""
+    """Return the network's layers that get LoRA, by name."""
     ends = tuple(f".{target}" for target in generator.targets)
     found = generator.network.named_modules()
     return {name: cast("nn.Linear", module) for name, module in found if name.endswith(ends)}
 
 
 def _parameter(generator, *shape):
-    """Return zeros that are trained, float32 whatever the precision of the frozen weights."""
+    """Return trainable zeros, in float32 whatever the precision of the frozen weights."""
     return nn.Parameter(torch.zeros(*shape, device=generator.device))
 
 
 def _save(generator, options, down, up, folder):
-    """Write a file for each head, in the format of diffusers, with the same A in all of them."""
+    """Write one file per head in diffusers' format, all with the same A."""
     from peft import LoraConfig
 
     config = LoraConfig(
@@ -128,7 +128,7 @@ def merged_heads(
 ) -> Iterator[Generator]:
     """Merge the heads of adapters into the weights within the context, as `lora.merged_lora` does.
 
-    `weights` has a number for each head of each of the folders; none: equal shares.
+    `weights` has one number per head, folder by folder; none: equal shares.
     """
     heads = [_read(Path(folder), generator.device) for folder in folders]
     counts = [len(next(iter(up.values()))) for _, up, _ in heads]
@@ -141,9 +141,9 @@ def merged_heads(
         yield generator
 
 
-@lru_cache(maxsize=1)  # every image has weights of its own, and a class is drawn at a time
+@lru_cache(maxsize=1)  # each image has its own weights, and classes are sampled one at a time
 def _read(folder, device):
-    """Return what an adapter's heads share, their B by name, (K, out, rank), and the notes."""
+    """Return an adapter's shared tensors, its stacked B (K, out, rank) by name, and the notes."""
     found = [read_lora(file, device) for file in sorted(folder.glob("head-*.safetensors"))]
     (first, notes), ups = found[0], [n for n in found[0][0] if n.endswith(".up.weight")]
     stacks = {n: torch.stack([tensors[n] for tensors, _ in found]) for n in ups}

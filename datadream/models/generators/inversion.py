@@ -21,7 +21,7 @@ TOKEN_FILE = "learned_embeds.safetensors"  # the name that load_textual_inversio
 
 
 class LearnedRows(nn.Module):
-    """A table of embeddings, which stays as it is, and further rows of tokens that it lacks."""
+    """A frozen embedding table, extended by rows for new tokens."""
 
     def __init__(self, table: nn.Embedding, rows: Mapping[int, Tensor]):
         super().__init__()
@@ -36,7 +36,7 @@ class LearnedRows(nn.Module):
 
 
 def require_token(generator: Generator, options: Adapt) -> None:
-    """Raise ConfigError on several text encoders, and on a start that is not one token."""
+    """Raise ConfigError on several text encoders, or if `adapt.word` is not exactly one token."""
     encoders = generator.text_encoders()
     if len(encoders) != 1:
         raise ConfigError(
@@ -53,7 +53,7 @@ def require_token(generator: Generator, options: Adapt) -> None:
 
 
 def _start(generator, word):
-    """Return the ids of a word's tokens, without those of start and end."""
+    """Return a word's token ids, without start and end tokens."""
     return generator.pipe.tokenizer(word, add_special_tokens=False).input_ids
 
 
@@ -63,7 +63,7 @@ def attached_token(
 ) -> Iterator[Attached]:
     """Add the token of a class within the context; see `base.Attaches`.
 
-    It starts as `options.word`, in float32 whatever the precision of the frozen weights.
+    Its embedding starts as that of `options.word`, in float32 whatever the frozen weights have.
     """
     require_token(generator, options)
     (start,) = _start(generator, options.word)
@@ -83,9 +83,9 @@ def attached_token(
 def loaded_token(
     generator: Generator, *folders: Path, weights: Sequence[float] = ()
 ) -> Iterator[Generator]:
-    """Let prompts name the tokens of some folders within the context.
+    """Make the learnt tokens of some folders available to prompts within the context.
 
-    Tokenizer and embeddings are replaced for that time, and not changed. `weights` must be empty.
+    Tokenizer and embedding table are swapped, not modified. `weights` must be empty.
     """
     if weights:
         raise ValueError("a token has no weight")
@@ -98,7 +98,7 @@ def loaded_token(
 
 @contextmanager
 def _added(generator, rows):
-    """Put a copy of the tokenizer that knows the tokens in its place, and their embeddings."""
+    """Swap in a copy of the tokenizer with the new tokens, and a table with their embeddings."""
     pipe = generator.pipe
     tokenizer, table = pipe.tokenizer, pipe.text_encoder.get_input_embeddings()
     pipe.tokenizer = copy.deepcopy(tokenizer)

@@ -1,7 +1,7 @@
-"""Image prompts: an IP-Adapter, twice, and the guidance of DIPSY (Boudier et al., BMVC 2025).
+"""Image prompts: two IP-Adapters and the guidance of DIPSY (Boudier et al., BMVC 2025).
 
-Ye et al. (2023) give a UNet a second cross-attention in each layer, to the features of an image
-beside those of the text. DIPSY loads it twice, for an image to lead to and one to lead away from.
+An IP-Adapter (Ye et al., 2023) adds to each layer of a UNet a second cross-attention, to an image's
+features. DIPSY loads it twice: for an image to guide towards and one to guide away from.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
-NONE, OWN, BOTH = (0, 0), (1, 0), (1, 1)  # which of the two adapters attend
+NONE, OWN, BOTH = (0, 0), (1, 0), (1, 1)  # which of the two adapters are active
 
 
 class ImagePrompted(UNet):
-    """A Stable Diffusion pipeline, version 1, with an IP-Adapter loaded twice."""
+    """A Stable Diffusion 1 pipeline with an IP-Adapter loaded twice."""
 
     @torch.no_grad()
     def look(self, pictures: Sequence[Sequence[Image]]) -> dict[str, Tensor]:
         """Encode two image prompts for each image, (images, 2, tokens, D).
 
-        They are the encoder's last features but one, as IP-Adapter Plus takes them.
+        These are the encoder's penultimate hidden states, as IP-Adapter Plus expects.
         """
         encoder, every = self.pipe.image_encoder, [one for pair in pictures for one in pair]
         pixels = self.pipe.feature_extractor(every, return_tensors="pt").pixel_values
@@ -60,7 +60,7 @@ class ImagePrompted(UNet):
         side: int,
         starts: Sequence[Image] | None = None,
     ) -> Tensor:
-        """Sample as the pipeline does, guided by text and by two images, one row of `text` each."""
+        """Sample as the pipeline does, guided by text and two images; `text` has a row for each."""
         pipe, scheduler = self.pipe, self.pipe.scheduler
         scheduler.set_timesteps(options.steps, device=pipe.device)
         latents = pipe.prepare_latents(
@@ -78,8 +78,8 @@ class ImagePrompted(UNet):
     def _guided(self, noisy, time, text, options):
         """Return e0 + wt (e_text - e0) + w1 (e_own - e_text) + w2 (e_both - e_own).
 
-        The index says what the UNet sees beside the noise: nothing, the prompt, the prompt with the
-        first image, the prompt with both. Without guidance by the text, wt = 1, e0 drops out.
+        The index says what conditions the UNet: nothing, the prompt, the prompt and the first
+        image, the prompt and both images. Without text guidance (wt = 1), e0 drops out.
         """
         words, away = text["prompt_embeds"], text.get("negative_prompt_embeds")
 
@@ -104,10 +104,10 @@ class ImagePrompted(UNet):
 
 @contextmanager
 def prompted_by_images(generator: Generator, name: str) -> Iterator[Generator]:
-    """Yield the generator with the IP-Adapter `name` loaded twice; "" yields it as it is.
+    """Yield the generator with the IP-Adapter `name` loaded twice; "" yields it unchanged.
 
-    Afterwards the pipeline has the attention and the parts that it had before. Raises as
-    `ip_adapter_folder`.
+    The pipeline's attention and modules are restored afterwards. Raises as `ip_adapter_folder`
+    does.
     """
     if not name:
         yield generator
@@ -139,7 +139,7 @@ def prompted_by_images(generator: Generator, name: str) -> Iterator[Generator]:
 
 
 def ip_adapter_folder(name: str) -> Path:
-    """Return the folder of an IP-Adapter, fetched into the hub's cache if it is not there.
+    """Return the folder of an IP-Adapter, fetching it into the hub's cache if it is not there.
 
     `name` is a row of catalog.IP_ADAPTERS or a folder that holds catalog.IP_FILES. Raises
     ModelMissingError, which says how to get it.
@@ -169,7 +169,7 @@ def _missing(name, error):
 
 
 def require_image_prompts(recipe: Recipe) -> None:
-    """Raise ConfigError where settings of a recipe rule out its image prompts; loads nothing."""
+    """Raise ConfigError if a recipe's settings rule out its image prompts; loads nothing."""
     options = recipe.generate
     name = options.image_prompts
     if not name:
@@ -189,7 +189,7 @@ def require_image_prompts(recipe: Recipe) -> None:
 
 
 def require_suits(generator: Generator, recipe: Recipe) -> None:
-    """Raise ConfigError if an IP-Adapter's layers are not those of the generator's UNet."""
+    """Raise ConfigError if an IP-Adapter's layers do not match the generator's UNet."""
     name, pipe = recipe.generate.image_prompts, generator.pipe
     wanted, found = [], []
     if type(pipe).__name__ == "StableDiffusionPipeline":

@@ -1,4 +1,4 @@
-"""The table of kinds of adaptation: what is trained of a generator, by `adapt.kind`."""
+"""The table of kinds of adaptation, by `adapt.kind`: what part of a generator is trained."""
 
 from .base import Kind
 from .heads import attached_heads, merged_heads, require_heads

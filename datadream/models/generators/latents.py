@@ -17,21 +17,21 @@ from .base import Generator
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Few shots kept in memory at the generator's size, about 1 MB each; 16 of 100 classes fit.
+# Few shots kept in memory at the generator's size, about 1 MB each; 16 shots of 100 classes fit.
 PICTURES = 2048
 
 
 class Views:
-    """Cache VAE moments per (image, crop); random crops that do not come again are not kept."""
+    """Cache VAE moments per (image, crop); unrepeated random crops are not kept."""
 
     def __init__(self, generator: Generator, images: Images, side: int, options: Adapt, seed: int):
         self.generator, self.side, self.options, self.seed = generator, side, options, seed
         self.known: dict[tuple[int, int], Tensor] = {}
-        # Photos are resized once: they are many times larger than what their crops are cut from.
+        # Photos are resized once, since they are many times larger than their crops need.
         self.open = lru_cache(maxsize=PICTURES)(lambda i: resized(images.open(i), side))
 
     def _view(self, i, epoch):
-        """Return (i, number of its view in `epoch`), 0 if the image has a single view."""
+        """Return (i, the number of its view in `epoch`); 0 if the image has a single view."""
         if (i, 0) in self.known:
             return i, 0
         width, height = self.open(i).size
@@ -55,7 +55,7 @@ class Views:
             moments = self.generator.moments(torch.stack(images))
             self.known |= dict(zip(new, moments, strict=True))
         moments = torch.stack([self.known[view] for view in views])
-        for view in new:  # a crop that does not come again is not kept
+        for view in new:  # unrepeated crops are not kept
             if view[1] and not self.options.crops:
                 del self.known[view]
         return moments

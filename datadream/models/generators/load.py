@@ -60,14 +60,14 @@ def _load_pipeline(name, dtype):
     import transformers
 
     diffusers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.disable_progress_bar()  # "Loading weights", amid our bars
+    transformers.utils.logging.disable_progress_bar()  # "Loading weights", between our bars
     folder, hub = local(name, "generator"), hub_id(name)
     if wrong := misplaced(name, "generator"):
         raise ModelMissingError(f"the generator {name!r} cannot be loaded: {wrong}")
     try:
         pipeline = diffusers.DiffusionPipeline  # pyright: ignore[reportPrivateImportUsage]
         config = pipeline.load_config(folder or hub)
-        kind = cast("dict[str, Any]", config)["_class_name"]  # a tuple only where more is asked for
+        kind = cast("dict[str, Any]", config)["_class_name"]  # a tuple only if more is requested
         if kind not in FAMILIES:
             raise ConfigError(
                 f"the generator {name!r} is a {kind}; accepted: {', '.join(FAMILIES)}"

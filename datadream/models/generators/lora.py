@@ -92,7 +92,7 @@ def sort_header(file: Path) -> None:
         .encode()
         .ljust(length)
     )
-    with atomic_write(file) as part:  # diffusers left one that nobody else may read
+    with atomic_write(file) as part:  # only the owner may read diffusers' own file
         part.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length :])
 
 
@@ -123,10 +123,10 @@ def merged_lora(
 ) -> Iterator[Generator]:
     """Merge adapters into the weights within the context: W + alpha / rank * B A.
 
-    `folders` are those of `save_generator_lora`; several are averaged (LoFT: two halves), unless
-    they have `weights` of their own. No module is replaced, so sampling costs as much as with the
-    base, and afterwards the weights are the base's bit for bit. Raises ValueError on an adapter of
-    another pipeline.
+    `folders` were written by `save_generator_lora`. Several are averaged (LoFT: two halves) unless
+    `weights` are given. No module is replaced, so sampling costs the same as with the base model,
+    whose weights are restored bit for bit afterwards. Raises ValueError for another pipeline's
+    adapter.
     """
     shares = weights or [1 / len(folders) for _ in folders]
     with restored() as originals:
@@ -138,7 +138,7 @@ def merged_lora(
 
 @contextmanager
 def restored() -> Iterator[dict[nn.Parameter, Tensor]]:
-    """Yield an empty table of weights and their originals, and put these back in the end."""
+    """Yield an empty dict to fill with weight -> original; restore the originals on exit."""
     originals = {}
     try:
         yield originals
@@ -148,7 +148,7 @@ def restored() -> Iterator[dict[nn.Parameter, Tensor]]:
 
 
 def read_lora(file: Path, device: torch.device) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the tensors of a LoRA file by name, and the rank and alpha of its parts."""
+    """Return the tensors of a LoRA file by name, and the rank and alpha of each part."""
     with safe_open(file, "pt", device=str(device)) as content:
         notes = json.loads(content.metadata()["lora_adapter_metadata"])
         return {name: content.get_tensor(name) for name in content.keys()}, notes
@@ -158,9 +158,9 @@ def merge_lora(
     generator: Generator, tensors: Mapping[str, Tensor], notes: Mapping[str, Any], share: float,
     originals: dict[nn.Parameter, Tensor], source: Path,
 ) -> None:  # fmt: skip
-    """Add `share` of what `read_lora` gave to the weights, after copying these to `originals`.
+    """Add `share` times a LoRA, as `read_lora` returns it, to the weights; save `originals` first.
 
-    Raises ValueError, which names `source`, on an adapter of another pipeline.
+    Raises ValueError, which names `source`, for another pipeline's adapter.
     """
     pipe = generator.pipe
     for name in (n for n in tensors if n.endswith(".down.weight")):

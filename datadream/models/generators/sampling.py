@@ -1,4 +1,4 @@
-"""Sample images from a generator, one seed each, with what was adapted of it."""
+"""Sample images from a generator with its adapters, one seed per image."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ BACKEND = "inductor"
 
 
 class Prompts:
-    """What many images are prompted with and led away from, each text encoded once."""
+    """The prompts and negative prompts of many images, each distinct text encoded once."""
 
     def __init__(
         self, generator: Generator, texts: Sequence[tuple[str, str]], options: Generate
     ) -> None:
-        """`texts` has (prompt, negative prompt) of each image; of "" the family's own is taken."""
+        """`texts` has each image's (prompt, negative prompt); "" means the family's default."""
         every = [text for text, _ in texts] + [away for _, away in texts if away]
         self.texts, self.place = texts, {one: i for i, one in enumerate(dict.fromkeys(every))}
         self.table = generator.embed(list(self.place), options)
@@ -65,7 +65,7 @@ def sample(
     # Drawn on the CPU, so that noise is the same on every device.
     noise = [torch.Generator().manual_seed(seed) for seed in seeds]
     images = generator.draw(text, noise, options, side, starts)
-    whole = torch.isfinite(images).flatten(1).all(1).tolist()  # one wait for all images
+    whole = torch.isfinite(images).flatten(1).all(1).tolist()  # one device sync for all images
     broken = [seed for seed, fine in zip(seeds, whole, strict=True) if not fine]
     if broken:
         raise DivergedError(
@@ -74,7 +74,7 @@ def sample(
             "precision='float32' is not"
         )
     processor = generator.pipe.image_processor
-    if images.is_cuda:  # a quarter of the bytes travels; on a CPU nothing is won
+    if images.is_cuda:  # a quarter of the bytes to transfer; on a CPU it gains nothing
         return [fromarray(image) for image in levels(images).cpu().numpy()]
     return processor.numpy_to_pil(processor.pt_to_numpy(images))
 
@@ -89,10 +89,10 @@ def levels(images: Tensor) -> Tensor:
 
 
 def require_sampler(recipe: Recipe) -> None:
-    """Raise ConfigError on a sampler, a resolution or an adaptation that the generator cannot use.
+    """Raise ConfigError if the generator cannot use the recipe's sampler, resolution or adaptation.
 
-    So too on redraws that no reader can judge, and on image prompts that it cannot take. Checked
-    before anything is trained for it.
+    Also on image prompts that it cannot take, and on redraws that no classifier can judge. Called
+    before anything is trained.
     """
     require_image_prompts(recipe)
     generator = load_generator(recipe.generator, dtype_for(recipe.precision, training=False))
@@ -115,10 +115,10 @@ def require_sampler(recipe: Recipe) -> None:
 
 @contextmanager
 def adapted(recipe: Recipe, *adapters: Path, weights: Sequence[float] = ()) -> Iterator[Generator]:
-    """Yield the recipe's generator and sampler with adapters of its `adapt.kind`.
+    """Yield the recipe's generator with its sampler and with adapters of its `adapt.kind`.
 
     `adapters` are artifact folders, merged by `weights` or in equal shares; none gives the base
-    model. The recipe's IP-Adapter is there for as long, and the network is as before afterwards.
+    model. The recipe's IP-Adapter is loaded too. The generator is restored afterwards.
     """
     generator = load_generator(recipe.generator, dtype_for(recipe.precision, training=False))
     pipe, own = generator.pipe, generator.pipe.scheduler
@@ -136,7 +136,7 @@ def adapted(recipe: Recipe, *adapters: Path, weights: Sequence[float] = ()) -> I
 
 @contextmanager
 def compiled(network: Any) -> Iterator[None]:
-    """Run `network` compiled within the context; compiled once, as adapters change no shape."""
+    """Run `network` compiled within the context; it compiles once, as adapters change no shape."""
     if not hasattr(network, "compiled_once"):
         network.compiled_once = torch.compile(network._call_impl, backend=BACKEND)
     network._compiled_call_impl = network.compiled_once

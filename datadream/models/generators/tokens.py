@@ -1,4 +1,4 @@
-"""What a generator's text encoders read of a prompt, without loading their weights."""
+"""Tokenize prompts as a generator's text encoders do, without loading their weights."""
 
 import copy
 import re
@@ -8,20 +8,19 @@ from typing import Any, cast
 
 from ..catalog import absent, hub_id, local
 
-LONGEST = 512  # tokens, where a tokenizer knows no end
+LONGEST = 512  # tokens, for a tokenizer without a maximum length
 
 
 def placeholder(label: int | None) -> str:
-    """Return what stands in a prompt for the new token of a class, or of all classes."""
+    """Return the placeholder in prompts for the new token of a class, or of all classes."""
     return "<dataset>" if label is None else f"<class-{label}>"
 
 
 def tokens_of(name: str, texts: Sequence[str]) -> list[tuple[int, ...]]:
-    """Return the token ids of some prompts, cut as they are used; those of several encoders follow
-    each other.
+    """Return the token ids of each prompt, truncated as in use; several encoders' are joined.
 
-    A `placeholder` is one token, as it will be once that is learnt. Raises OSError where the
-    tokenizers are not at hand.
+    A `placeholder` counts as one token, as it will once it is learnt. Raises OSError if the
+    tokenizers are not available.
     """
     rows = [()] * len(texts)
     new = sorted({one for text in texts for one in re.findall(r"<dataset>|<class-\d+>", text)})

@@ -24,7 +24,7 @@ EMBEDDINGS = (
     "pooled_prompt_embeds",
     "negative_pooled_prompt_embeds",
 )
-# What a pipeline batches twice under guidance: unconditional, then conditional.
+# The tensors that a pipeline doubles under guidance: unconditional, then conditional.
 PAIRED = ("prompt_embeds", "add_text_embeds", "add_time_ids")
 
 
@@ -46,7 +46,7 @@ class DDPM:
         return torch.randint(self.scheduler.config.num_train_timesteps, (count,), device=device)
 
     def add_noise(self, latents: Tensor, noise: Tensor, times: Tensor) -> Tensor:
-        """Return the latents as they are at `times`."""
+        """Return the latents noised to the timesteps `times`."""
         return self.scheduler.add_noise(latents, noise, times)
 
     def target(self, latents: Tensor, noise: Tensor, times: Tensor) -> Tensor:
@@ -121,8 +121,8 @@ class UNet(Generator):
     ) -> tuple[Tensor, dict[str, Tensor] | None]:
         """Return the texts' hidden states, and Stable Diffusion XL's pooled text and time ids.
 
-        Each distinct prompt is encoded once. The time ids say "uncropped, `side` pixels", as they
-        do when XL samples.
+        Each distinct prompt is encoded once. The time ids say "uncropped, `side` pixels", as in
+        XL's sampling.
         """
         encoders: list[Any] = list(self.text_encoders().values())
         distinct, rows = torch.unique(torch.stack(tokens, 1), dim=0, return_inverse=True)
@@ -148,7 +148,7 @@ class UNet(Generator):
     def scheduler(self, name: str) -> Any:
         """Return a fresh sampler: the pipeline's own for 'pipeline', else a class of diffusers.
 
-        Either has the pipeline's noise schedule. Raises ConfigError on an unknown name.
+        Both keep the pipeline's noise schedule. Raises ConfigError on an unknown name.
         """
         import diffusers
 
@@ -188,10 +188,10 @@ class UNet(Generator):
         side: int,
         starts: Sequence[Image] | None = None,
     ) -> Tensor:
-        """Run the pipeline, one image per generator of noise, (B, 3, S, S) in [0, 1].
+        """Sample one image per noise generator, (B, 3, S, S) in [0, 1].
 
-        Guidance acts on the first `options.guided` (a share) of the steps. `text` and `starts` as
-        in `Generator.draw`.
+        Guidance acts on the first `options.guided` (a fraction) of the steps. `text` and `starts`
+        as in `Generator.draw`.
         """
         pipe, place, part = self.pipe, {"height": side, "width": side}, {}
         if starts is not None:
@@ -225,7 +225,7 @@ class UNet(Generator):
 
 
 def _end_guidance(share, pipe, step, time, tensors):
-    """Drop the unconditional half of a pipeline's batch after this share of the steps."""
+    """Drop the unconditional half of a pipeline's batch after this fraction of the steps."""
     last = max(1, round(share * pipe.num_timesteps))
     if step + 1 != last or not pipe.do_classifier_free_guidance:
         return {}

@@ -1,4 +1,4 @@
-"""The prompts of the few shots, as the steps of a tuning read them."""
+"""The tokenized prompts of the few shots, for each training step."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Words:
-    """Tokens of each image's prompt; of an image with several, one at random every step."""
+    """Tokens of each image's prompt; if an image has several, each step picks one at random."""
 
     def __init__(self, generator: Generator, texts: Sequence[str | tuple[str, ...]], seed: int):
         rows = [(one,) if isinstance(one, str) else one for one in texts]
@@ -23,9 +23,9 @@ class Words:
         self.tokens = generator.tokenize([text for row in rows for text in row])
 
     def at(self, rows: Sequence[int], step: int) -> tuple[Tensor, ...]:
-        """Return what `Generator.condition` takes for some images.
+        """Return the tokens of some images' prompts, for `Generator.condition`.
 
-        The choice depends only on the seed, the image and the step.
+        The random choice depends only on the seed, the image and the step.
         """
         chosen = [
             self.first[i] + seed_for(self.seed, "words", step, i) % self.counts[i] for i in rows
