@@ -41,7 +41,7 @@ class Dipsy(Similar):
     derived: ClassVar[bool] = True
 
     def draw(self, support: Support, label: int, index: int, rng: np.random.Generator) -> Draw:
-        """Return the class's prompt with the two shots, each drawn anew for every image."""
+        """Return the class's prompt with the two shots, both drawn again for every image."""
         classes = (label, self.other(support, label, rng))
         shots = tuple((one, int(rng.integers(support.count(one)))) for one in classes)
         return Draw(support.prompt(label), images=shots)

@@ -6,8 +6,8 @@ features of the shots' centre crops, without text. The penalty's C is chosen on 
 seven powers of ten from 1e6 to 1e-6, then eight bisections of log C within a factor of ten of the
 best.
 
-Different here: the image tower is the recipe's, not CLIP's ResNet-50. Of two C that classify
-equally many images correctly, the one with the lower loss is taken; the code takes the larger one.
+Different here: the image tower is the recipe's, not CLIP's ResNet-50. Of two C with the same
+accuracy, the one with the lower loss is taken; the code takes the larger one.
 
 Tuning budget: 23 fits, on min(shots, 4) validation images per class (`validation`).
 """

@@ -17,8 +17,8 @@ The number of steps is the published one, not the study's: only one vector per s
 more steps would only fit the shots more closely (`classify.steps` sets another number).
 
 Tuning budget: 20 values of a times 200 of b, once (Tip-Adapter-F: before and after), on min(shots,
-4) validation images per class (`validation`); of pairs that classify equally many images correctly,
-the one with the lower loss.
+4) validation images per class (`validation`); of pairs with the same accuracy, the one with the
+lower loss is taken.
 """
 
 from __future__ import annotations

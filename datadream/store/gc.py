@@ -73,7 +73,7 @@ def referred(store: Store) -> set[str]:
 
 
 def unused(store: Store, days: float = DAYS, stages: Collection[str] | None = None) -> list[Entry]:
-    """List what could be removed: unreferenced artifacts, partial builds, temporary files, locks.
+    """List what could be removed: unused artifacts, partial builds, temporary files, free locks.
 
     The entries are sorted by name. Whatever was written in the last `days` is spared, since a study
     on another machine may have made it and have no record yet. Anything else in the store is left
