@@ -241,22 +241,7 @@ def sentence(difference: Mapping[str, Any], better: str, baseline: str) -> str:
     )
 
 
-def finding(table: pd.DataFrame, variants: Sequence[str], baseline: str) -> str:
-    """Return `interval_text` of the difference that `compare` describes.
-
-    That is "detected", "the opposite detected" or "not detected".
-    """
-    best = best_by_validation(table, variants)
-    found = paired(table, best, baseline)
-    return interval_text(found["low"], found["high"])
-
-
 def difference_text(table: pd.DataFrame, better: str, baseline: str) -> str:
     """Return the sentence on the paired difference of two methods, with `protocol_note`."""
     names = METHODS[better].title, METHODS[baseline].title
     return f"{sentence(paired(table, better, baseline), *names)} {protocol_note(table)}".strip()
-
-
-def compare(table: pd.DataFrame, variants: Sequence[str], baseline: str) -> str:
-    """Return the sentence comparing the variant that is best on validation with `baseline`."""
-    return difference_text(table, best_by_validation(table, variants), baseline)

@@ -5,6 +5,7 @@ libraries read.
 import dataclasses
 import json
 import os
+import threading
 import types
 from pathlib import Path
 
@@ -727,6 +728,26 @@ def test_the_default_compression_is_pillows(tmp_path):
     image.save(tmp_path / "own.png")
     save_png(image, tmp_path / "ours.png")
     assert (tmp_path / "own.png").read_bytes() == (tmp_path / "ours.png").read_bytes()
+
+
+def test_images_are_written_by_as_many_threads_as_there_are_cores_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(png, "own_cores", lambda: 16)
+    both, saved = threading.Barrier(2, timeout=30), png.save_png
+
+    def together(image, path, level):
+        both.wait()  # ends only if two write at once
+        saved(image, path, level)
+
+    monkeypatch.setattr(png, "save_png", together)
+    image = Image.new("RGB", (8, 8))
+    draw, size = (lambda start, count: [image] * count), BatchSize(2)
+    png.write_images(draw, range(4), tmp_path, size, lambda n: None)
+    assert sorted(file.stem for file in tmp_path.iterdir()) == [f"{i:06d}" for i in range(4)]
+    writers = set()
+    monkeypatch.setattr(png, "own_cores", lambda: 1)
+    monkeypatch.setattr(png, "save_png", lambda *_: writers.add(threading.get_ident()))
+    png.write_images(draw, range(4, 10), tmp_path, size, lambda n: None)
+    assert len(writers) == 1
 
 
 def test_an_error_of_any_writer_ends_the_run(tmp_path, monkeypatch):
