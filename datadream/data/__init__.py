@@ -1,4 +1,4 @@
 """Real images: the table of datasets, their readers, folders, transforms, augmentation and batches.
 
-Imports only `training`, `store` and the ground-floor modules.
+Depends on `training`, `store` and the package's base modules.
 """
