@@ -491,7 +491,7 @@ def plot_differences(differences: pd.DataFrame, base: str, title: str = "") -> F
     `differences` is of comparison.averaged.
     """
     titles = [METHODS[name].title for name in differences["method"]]
-    label = f"difference to {METHODS[base].title}, points"
+    label = f"difference from {METHODS[base].title}, points"
     return _forest(differences, list(differences["method"]), titles, label, title)
 
 

@@ -219,11 +219,12 @@ def interval_text(low: float, high: float) -> str:
 
 
 def signed(value: float) -> str:
-    """Return a difference in points with its sign, with two decimals if near zero.
+    """Return a difference in points with its sign; near zero with more decimals.
 
-    A single decimal would hide on which side of zero it lies.
+    With one decimal it would not show on which side of zero it is.
     """
-    return f"{value:+.1f}" if abs(value) >= 0.05 else f"{value:+.2f}"
+    size = abs(value)
+    return f"{value:+.{1 if size >= 0.05 or not size else 2 if size >= 0.005 else 3}f}"
 
 
 def sentence(difference: Mapping[str, Any], better: str, baseline: str) -> str:
