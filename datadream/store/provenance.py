@@ -9,6 +9,7 @@ from typing import Any
 
 from .cores import usable_cores
 
+RESULTS = ("book/study", "book/samples", "book/sets", "benchmarks/results")
 PACKAGES = ("torch", "torchvision", "diffusers", "transformers", "peft", "open_clip_torch", "numpy")
 
 
@@ -53,7 +54,7 @@ def _checkout():
         if git("ls-files", "--error-unmatch", "__init__.py") is None:
             return "unknown", False, f"{installed}, or a copy without its repository"
         # Results kept since the commit are no change to the code.
-        code = ("--", "..", ":(top,exclude)book/study")
+        code = ("--", "..", *(f":(top,exclude){folder}" for folder in RESULTS))
         commit, changes = git("rev-parse", "HEAD"), git("status", "--porcelain", "-uno", *code)
     except OSError as error:
         return "unknown", False, f"git cannot be run ({error.strerror}); {installed}"
