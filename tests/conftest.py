@@ -11,6 +11,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import dataclasses
+import gc
 import json
 import shutil
 import signal
@@ -49,6 +50,25 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 settings.load_profile("suite")
+
+
+gc.disable()  # until the tests are collected: what is imported meanwhile stays
+
+
+def settle():
+    """Have the garbage collector pass over all that is there now: torch, the libraries, the tests.
+
+    They stay until the end, and walking through them took a quarter of the suite's time.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.enable()
+
+
+def pytest_collection_finish():
+    """Settle what the test modules imported."""
+    settle()
+
 
 TOKENS = 24
 CLIP = {
@@ -389,6 +409,7 @@ def models(tmp_path_factory):
     shutil.copytree(root / "generator", root / "velocity")
     file = root / "velocity" / "scheduler" / "scheduler_config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "prediction_type": "v_prediction"}))
+    settle()  # diffusers, transformers and open_clip, which building the models has imported
     return types.SimpleNamespace(
         generator=str(root / "generator"),
         classifier=str(root / "clip"),

@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -84,9 +85,12 @@ class Draw:
 
     def key(self) -> dict[str, Any]:
         """Return the fields for a key; those that were added later only if they are set."""
-        first = ("prompt", "adapters", "start")
-        given = {f.name for f in fields(self) if getattr(self, f.name) != f.default}
-        return {n: value for n, value in asdict(self).items() if n in first or n in given}
+        found: dict[str, Any] = {}
+        for own in fields(self):
+            value = getattr(self, own.name)
+            if own.name in ("prompt", "adapters", "start") or value != own.default:
+                found[own.name] = value
+        return found | {"adapters": tuple(map(asdict, self.adapters))}
 
     def metadata(self) -> dict[str, Any]:
         """Return the metadata of the fields that only a few methods set."""
@@ -129,6 +133,11 @@ class Support:
     recipe: Recipe
     dataset: Dataset
 
+    @cached_property
+    def _drawn(self) -> dict[int | None, Images]:
+        """The few shots by label, as they are asked for: a draw asks for those of many classes."""
+        return {}
+
     @property
     def classes(self) -> tuple[str, ...]:
         """The class names in the order of the labels."""
@@ -136,7 +145,10 @@ class Support:
 
     def shots(self, label: int | None = None) -> Images:
         """Return the few shots of all classes, or of one."""
-        return few_shots(self.dataset, self.recipe.shots, self.recipe.seed, label)
+        if label not in self._drawn:
+            shots, seed = self.recipe.shots, self.recipe.seed
+            self._drawn[label] = few_shots(self.dataset, shots, seed, label)
+        return self._drawn[label]
 
     def count(self, label: int | None = None) -> int:
         """Return how many few shots there are, of all classes or of one."""

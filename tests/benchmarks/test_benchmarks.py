@@ -164,7 +164,7 @@ def test_every_epoch_has_the_same_share_of_a_trainings_work(tmp_path):
 
 
 def test_a_process_has_its_own_peak_and_not_its_parents():
-    large = np.ones(400_000_000, np.float32)
+    large = np.ones(200_000_000, np.float32)
     done = subprocess.run(
         [sys.executable, "-c", "from benchmarks.stages import peak_bytes; print(peak_bytes())"],
         capture_output=True,

@@ -17,12 +17,12 @@ from torchvision.transforms import v2
 from datadream.config import require_strength
 from datadream.data import png
 from datadream.data.batches import Batches
-from datadream.data.datasets import load_dataset
+from datadream.data.datasets import few_shots, load_dataset
 from datadream.data.images import Images, fingerprint
 from datadream.data.synthetic_set import read_synthetic_set
 from datadream.data.transforms import square
 from datadream.errors import ConfigError, DataError
-from datadream.methods import checked
+from datadream.methods import base, checked
 from datadream.methods.base import Adapter, Draw, Method, Support
 from datadream.methods.checked import draws, own_adapter_key
 from datadream.methods.contexts import contexts, read_captions
@@ -122,6 +122,25 @@ def test_one_class_alone_has_no_other_to_start_from(make, tmp_path):
     alone = dataclasses.replace(load_dataset("folder", str(tmp_path / "one")), classes=("owl",))
     with pytest.raises(DataError, match="'genie' needs other classes beside each.*one class"):
         draws(Support(one, alone), 0)
+
+
+def test_a_support_draws_the_shots_of_a_class_once(make, dataset, monkeypatch):
+    """A draw may ask for those of all other classes: hundreds of times for each image of a plan."""
+    support, drawn = Support(make("genie"), dataset), []
+    monkeypatch.setattr(base, "few_shots", lambda *args: drawn.append(args) or few_shots(*args))
+    for label in (0, 1, None):
+        again = [support.shots(label) for _ in range(3)]
+        assert again == [few_shots(dataset, 2, 0, label)] * 3
+    assert support.others(2) == [(0, 0), (0, 1), (1, 0), (1, 1)] and len(drawn) == 3
+
+
+def test_a_draw_s_key_has_its_fields_in_order_and_the_later_ones_where_they_are_given():
+    given = Draw("an owl", (Adapter(1, 0),), label=((0, 0.25), (1, 0.75)), negative="a fox")
+    assert list(given.key().items()) == [
+        ("prompt", "an owl"), ("adapters", ({"label": 1, "image": 0},)), ("start", None),
+        ("label", ((0, 0.25), (1, 0.75))), ("negative", "a fox"),
+    ]  # fmt: skip
+    assert Draw("an owl").key() == {"prompt": "an owl", "adapters": (), "start": None}
 
 
 # Soft labels.

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
 from conftest import Killed, dies_at
 from hypothesis import given
 from hypothesis import strategies as st
@@ -744,12 +745,23 @@ def test_what_a_training_depends_on_can_be_written_down(method):
     assert (inputs["synthetic"] is None) == (not method_of(one).generates)
 
 
+def short_resnet(weights, num_classes):
+    """Return torchvision's ResNet of one block in each of its first two stages, and no others."""
+    net = torchvision.models.resnet.ResNet(torchvision.models.resnet.BasicBlock, [1, 1, 1, 1])
+    net.layer3 = net.layer4 = torch.nn.Identity()
+    net.fc = torch.nn.Linear(128, num_classes)
+    return net
+
+
 @pytest.mark.parametrize("select", ["last", "validation"])
 def test_a_killed_resnet_continues_with_its_running_statistics(
     make, dataset, shots, tmp_path, monkeypatch, select
 ):
-    """The paper's second classifier has state beyond its parameters: the batch normalisations'."""
+    """The paper's second classifier has state beyond its parameters: the batch normalisations'.
 
+    Of 300 thousand parameters, so that its many checkpoints are written in a blink.
+    """
+    monkeypatch.setattr(torchvision.models, "resnet50", short_resnet)
     monkeypatch.setattr(resnet.ResNet, "size", 32)
     monkeypatch.setattr(package, "fit", functools.partial(package.fit, every=2))
     one = make("real", {"classifier": "resnet50", "classify.epochs": 2, "classify.select": select})

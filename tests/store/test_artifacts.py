@@ -22,7 +22,7 @@ from datadream.store import files
 from datadream.store.artifacts import Store
 from datadream.store.files import StoreError, digest, write_json
 from datadream.store.open import open_store
-from datadream.store.provenance import provenance
+from datadream.store.provenance import RESULTS, provenance
 from datadream.study import run
 
 
@@ -203,29 +203,50 @@ def test_the_digest_is_sha_256(tmp_path):
     )
 
 
+# Prints what provenance finds, each time that it is asked for on standard input.
+ASKED = """
+import json, sys
+from datadream.store.provenance import provenance
+print("ready", flush=True)
+for _ in sys.stdin:
+    print(json.dumps(provenance.__wrapped__()), flush=True)  # past the cache of this process
+"""
+
+
+@contextlib.contextmanager
 def copied_package(folder):
-    """Copy what provenance needs of the package, as a wheel would install it, into a folder."""
+    """Copy what provenance needs of the package, as a wheel would install it, into a folder; give
+    a function that returns what is found there.
+    """
     package = folder / "datadream"
     for name in ("__init__.py", "store/__init__.py", "store/provenance.py", "store/cores.py"):
         (package / name).parent.mkdir(parents=True, exist_ok=True)
         (package / name).write_bytes((ROOT / "datadream" / name).read_bytes())
-    code = "import json, datadream.store.provenance as p; print(json.dumps(p.provenance()))"
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(folder)},
-    )  # fmt: skip
-    assert not done.returncode, done.stderr
-    return json.loads(done.stdout)
+    with subprocess.Popen(
+        [sys.executable, "-c", ASKED], cwd=folder, env=os.environ | {"PYTHONPATH": str(folder)},
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        assert process.stdout.readline() == "ready\n"
+
+        def ask():
+            process.stdin.write("\n")
+            process.stdin.flush()
+            return json.loads(process.stdout.readline())
+
+        yield ask
+    assert not process.returncode
 
 
 def test_an_installed_package_has_no_commit_and_says_so(tmp_path):
     """Its environment lies in a repository of the user's, whose commit says nothing of it."""
-    found = copied_package(tmp_path / ".venv")
-    assert found["commit"] == "unknown" and found["dirty"] is False and found["versions"]["torch"]
-    for command in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "theirs"]):
-        who = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
-        subprocess.run(["git", *who, *command], cwd=tmp_path, check=True)
-    assert copied_package(tmp_path / ".venv") == found
+    with copied_package(tmp_path / ".venv") as ask:
+        found = ask()
+        assert found["commit"] == "unknown" and found["dirty"] is False
+        assert found["versions"]["torch"]
+        for command in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "theirs"]):
+            who = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+            subprocess.run(["git", *who, *command], cwd=tmp_path, check=True)
+        assert ask() == found
     assert found["source"].startswith("installed, version ")
 
 
@@ -237,20 +258,20 @@ def test_the_commit_is_that_of_the_checkout_wherever_the_runs_are(tmp_path, monk
 
 def test_only_a_change_of_the_code_makes_a_checkout_dirty(tmp_path):
     """Not the results that `keep` wrote after the commit: the next piece of a study has them."""
-    copied_package(tmp_path)
-    kept = tmp_path / "book" / "study" / "records.jsonl"
-    kept.parent.mkdir(parents=True)
+    kept = [tmp_path / folder / "file" for folder in RESULTS]
     other = tmp_path / "notebooks" / "study.yaml"
-    other.parent.mkdir()
-    for file in (kept, other):
+    for file in (*kept, other):
+        file.parent.mkdir(parents=True)
         file.write_text("")
     who = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
-    for command in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "own"]):
-        subprocess.run(["git", *who, *command], cwd=tmp_path, check=True)
-    kept.write_text("{}")
-    assert copied_package(tmp_path)["dirty"] is False
-    other.write_text("runs: {}")
-    assert copied_package(tmp_path)["dirty"] is True
+    with copied_package(tmp_path) as ask:
+        for command in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "own"]):
+            subprocess.run(["git", *who, *command], cwd=tmp_path, check=True)
+        for file in kept:
+            file.write_text("{}")
+        assert ask()["dirty"] is False
+        other.write_text("runs: {}")
+        assert ask()["dirty"] is True
 
 
 def test_provenance_needs_no_git(tmp_path, monkeypatch):

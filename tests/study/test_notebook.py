@@ -4,14 +4,14 @@ a page has no progress bars.
 
 import json
 import os
-import subprocess
-import sys
 import types
 
 import nbformat
 import papermill
 import pytest
+from click.testing import CliRunner
 from conftest import ROOT
+from papermill.cli import papermill as papermill_command
 from tqdm.notebook import tqdm_notebook
 
 from datadream.errors import ConfigError
@@ -30,29 +30,18 @@ def misspelt(template):
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
-def test_a_misspelt_parameter_ends_the_run_before_anything_is_computed(template, tmp_path):
+def test_a_misspelt_parameter_ends_the_run_before_anything_is_computed(
+    template, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("PYTHONWARNINGS", "ignore")
     wrong, right = misspelt(template)
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "papermill",
-            "notebooks/" + template,
-            tmp_path / "out.ipynb",
-            "-p",
-            wrong,
-            "7",
-            "--no-progress-bar",
-        ],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONWARNINGS": "ignore"},
-    )
-    assert done.returncode != 0
+    command = [f"notebooks/{template}", str(tmp_path / "out.ipynb"), "-p", wrong, "7"]
+    done = CliRunner().invoke(papermill_command, [*command, "--no-progress-bar"])
+    assert done.exit_code != 0
     assert (
         f"ConfigError: '{wrong}' is no parameter of this notebook. Did you mean '{right}'? "
-        "Accepted:" in done.stderr
+        "Accepted:" in str(done.exception)
     )
     cells = [
         cell

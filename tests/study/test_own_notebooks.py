@@ -9,7 +9,9 @@ import sys
 import nbformat
 import pytest
 import yaml
+from click.testing import CliRunner
 from conftest import ROOT, write_classes
+from papermill.cli import papermill
 
 from datadream.errors import ConfigError
 from datadream.study import cells, named_runs, notebook, papermill_runs
@@ -132,7 +134,9 @@ def test_a_study_file_may_say_1e_3(home):
 
 
 @pytest.mark.parametrize("place", ["2024", "~/my photos"])
-def test_the_photo_notebook_takes_any_folder_from_papermills_command_line(tmp_path, place):
+def test_the_photo_notebook_takes_any_folder_from_papermills_command_line(
+    tmp_path, monkeypatch, place
+):
     """`-p folder 2024` is a number, and no shell expands a "~" in quotes."""
     write_classes(tmp_path / place.removeprefix("~/"), ["cat", "dog"], 2)
     source = (ROOT / "notebooks" / "your_data.ipynb").read_text()
@@ -141,15 +145,12 @@ def test_the_photo_notebook_takes_any_folder_from_papermills_command_line(tmp_pa
     content.cells = content.cells[: place_of + 1]
     content.cells.append(nbformat.v4.new_code_cell("print(type(overrides), settings)"))
     nbformat.write(content, tmp_path / "photos.ipynb")
-    command = [sys.executable, "-m", "papermill", "photos.ipynb", "out.ipynb", "-p", "folder"]
-    done = subprocess.run(
-        [*command, place, "-p", "overrides", '{"adapt.lr": "1e-3"}', "--no-progress-bar"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "HOME": str(tmp_path), "PYTHONWARNINGS": "ignore"},
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("PYTHONWARNINGS", "ignore")
+    command = ["photos.ipynb", "out.ipynb", "--no-progress-bar", "-p", "folder", place]
+    done = CliRunner().invoke(papermill, [*command, "-p", "overrides", '{"adapt.lr": "1e-3"}'])
+    assert done.exit_code == 0, done.exception
     assert "<class 'dict'>" in printed(tmp_path / "out.ipynb")
 
 
