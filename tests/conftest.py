@@ -452,9 +452,10 @@ def make(folder, tiny, models):
     """
 
     def build(method="dset", overrides=None, **fields):
-        # Two steps tell few strengths apart; of twenty, all that a method asks for.
+        # Two steps tell few strengths apart; of four, quarters, and of ten, tenths.
         usual = recipe(method=method).generate
-        own = {"generate.steps": 20} if usual.strength else {}
+        quarters = method.startswith(("disef", "dafusion"))
+        own = {"generate.steps": 4 if quarters else 10} if usual.strength else {}
         if usual.image_prompts:
             own["generate.image_prompts"] = models.ip_adapter
         return recipe(

@@ -1,12 +1,9 @@
 """How the runs ended: kept in a file, told last, cleared by a success."""
 
-import json
-
 import pytest
-from test_study import write_notebook, write_study
 
 from datadream.__main__ import main
-from datadream.study import outcome, papermill_runs
+from datadream.study import outcome
 
 
 @pytest.fixture(autouse=True)
@@ -73,26 +70,3 @@ def test_a_place_that_cannot_be_written_is_told_and_ends_nothing(capsys):
     outcome.status_file().parent.touch()
     outcome.save(row("mnist", "failed"), {"mnist"})
     assert "cannot be written" in capsys.readouterr().err
-
-
-def test_a_study_keeps_the_outcome_of_the_runs_that_it_executed(home):
-    write_notebook(home / "notebooks", "sometimes", "if x: raise ValueError('nothing here')")
-    write_study(
-        home,
-        {
-            "first": {"notebook": "sometimes"},
-            "second": {"notebook": "sometimes", "parameters": {"x": 0}},
-        },
-    )
-    papermill_runs.run_study(jobs=2)
-    assert [(one["run"], one["page"]) for one in outcome.failures()] == [
-        ("first", "book/runs/first.failed.ipynb")
-    ]
-    kept = json.loads(outcome.status_file().read_text())
-    assert {name: one["status"] for name, one in kept.items()} == {
-        "first": "failed",
-        "second": "done",
-    }
-    assert "ValueError: nothing here" in kept["first"]["note"] and kept["first"]["time"].endswith(
-        "Z"
-    )

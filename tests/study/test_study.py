@@ -2,6 +2,8 @@
 papermill, tiny models.
 """
 
+import contextlib
+import io
 import itertools
 import json
 import os
@@ -341,8 +343,12 @@ def outputs(file):
     return "".join("".join(o.get("text", "")) for cell in cells for o in cell.get("outputs", []))
 
 
-def test_a_study_goes_on_after_a_failed_run_and_says_so(home, capsys):
-    """Two runs at once, at the size of a smoke test, whose parameters replace those of the run."""
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory):
+    """Run a study in which one of three runs fails, two at once and at the size of a smoke test,
+    whose parameters replace those of the run; return its folder, its table and what it printed.
+    """
+    home, printed = tmp_path_factory.mktemp("ended"), io.StringIO()
     write_notebook(home / "notebooks", "good", "print('x, y are', x, y)", parameters="x = 1\ny = 1")
     write_notebook(
         home / "notebooks", "bad", "print('so far', x)", "raise ValueError('nothing here')"
@@ -357,16 +363,37 @@ def test_a_study_goes_on_after_a_failed_run_and_says_so(home, capsys):
         },
         smoke={"good": {"x": 0}},
     )
-    table = papermill_runs.run_study(smoke=True, jobs=2).set_index("run")
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+        patch.setenv("DATADREAM_HOME", str(home))
+        table = papermill_runs.run_study(smoke=True, jobs=2).set_index("run")
+    return SimpleNamespace(home=home, table=table, printed=printed.getvalue())
+
+
+def test_a_study_goes_on_after_a_failed_run_and_says_so(ended):
+    table, folder = ended.table, ended.home / "book" / "runs"
     assert table["status"].to_dict() == {"first": "done", "second": "failed", "third": "done"}
     assert "ValueError: nothing here" in table.loc["second", "note"]
-    folder = home / "book" / "runs"
     assert "x, y are 0 7" in outputs(folder / "first.ipynb") and "x, y are 0 1" in outputs(
         folder / "third.ipynb"
     )
     assert not (folder / "second.ipynb").exists() and not (folder / "other.ipynb").exists()
     assert "so far 3" in outputs(folder / "second.failed.ipynb"), "the partial output is kept"
-    assert "second: failed" in capsys.readouterr().out
+    assert "second: failed" in ended.printed
+
+
+def test_a_study_keeps_the_outcome_of_the_runs_that_it_executed(ended, monkeypatch):
+    monkeypatch.setenv("DATADREAM_HOME", str(ended.home))
+    assert [(one["run"], one["page"]) for one in outcome.failures()] == [
+        ("second", "book/runs/second.failed.ipynb")
+    ]
+    kept = json.loads(outcome.status_file().read_text())
+    assert {name: one["status"] for name, one in kept.items()} == {
+        "first": "done",
+        "second": "failed",
+        "third": "done",
+    }
+    assert "ValueError: nothing here" in kept["second"]["note"]
+    assert kept["second"]["time"].endswith("Z")
 
 
 def test_a_finished_run_is_skipped_until_its_parameters_or_template_change(home, runs):
