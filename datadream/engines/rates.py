@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 from ..config import Recipe
@@ -32,9 +33,15 @@ PROXY: dict[str, Any] = {
 }
 
 
+@lru_cache
+def _preset(profile):
+    """Return a profile's recipe: a plan asks for it at each of thousands of artifacts."""
+    return make_recipe(profile)
+
+
 def same_models(recipe: Recipe, profile: str) -> bool:
     """True if a recipe has a profile's models and resolution, so that its rates apply."""
-    preset = make_recipe(profile)
+    preset = _preset(profile)
     same = ("generator", "classifier", "resolution")
     return all(getattr(recipe, name) == getattr(preset, name) for name in same)
 

@@ -1,13 +1,23 @@
-"""Run all points of an ablation."""
+"""Run all points of an ablation, whose methods are compared with a baseline."""
 
 from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
 from ..config import Recipe
+from ..errors import ConfigError
 from ..store.artifacts import Store
 from ..store.open import open_store
 from .run import find, run_cells
+
+
+def require_baseline(baseline: str, methods: Sequence[str]) -> None:
+    """Raise ConfigError, before anything runs, if the baseline is not among the methods."""
+    if baseline not in methods:
+        raise ConfigError(
+            f"baseline={baseline!r} is not among the methods of this page; add it to `methods`, or "
+            f"name one of them as `baseline`: {', '.join(methods)}"
+        )
 
 
 def run_axis(

@@ -1,5 +1,6 @@
 """Copies of a photo: what is found, what is not taken for one, and where they may lie."""
 
+import functools
 import io
 import shutil
 import warnings
@@ -17,12 +18,14 @@ from datadream.data.copies import groups, sketch
 from datadream.data.datasets import load_dataset
 from datadream.errors import DataError
 
+BICUBIC = Image.Resampling.BICUBIC
+
 
 def photo(number, side=160):
     """Return a picture of soft shapes and fine grain, as a camera gives."""
     random = np.random.RandomState(number)
     soft = Image.fromarray(random.randint(0, 256, (7, 9, 3)).astype(np.uint8))
-    soft = np.asarray(soft.resize((side + side // 3, side), Image.Resampling.BICUBIC), int)
+    soft = np.asarray(soft.resize((side + side // 3, side), BICUBIC), int)
     grain = random.randint(-30, 30, soft.shape)
     return Image.fromarray(np.clip(soft + grain, 0, 255).astype(np.uint8))
 
@@ -78,23 +81,28 @@ def test_copies_of_pictures_as_small_as_icons_are_found(change):
     assert found == [*range(12), *range(12)]
 
 
+@functools.cache
+def sketched(name):
+    """Return the sketches of an embedded set's training, validation and test images in turn."""
+    dataset = load_dataset(name)
+    parts = (dataset.train, dataset.val, dataset.test)
+    return [sketch(part.open(i)) for part in parts for i in range(len(part))]
+
+
 @pytest.mark.parametrize("name, side", [("mnist", 0), ("optdigits", 0), ("optdigits", 64)])
 def test_two_digits_are_no_copies_however_alike(name, side):
-    dataset = load_dataset(name)
-    some = [dataset.train.open(i) for i in range(0, len(dataset.train), 3 if side else 2)]
-    some = [
-        image.resize((side, side), Image.Resampling.BICUBIC) if side else image for image in some
-    ]
-    found = groups([sketch(image) for image in some])
-    assert found == list(range(len(some)))
+    train = load_dataset(name).train
+    some = sketched(name)[: len(train) : 2]
+    if side:
+        larger = [train.open(i).resize((side, side), BICUBIC) for i in range(0, len(train), 3)]
+        some = [sketch(image) for image in larger]
+    assert groups(some) == list(range(len(some)))
 
 
 def test_the_digits_most_alike_of_the_embedded_sets_are_told_apart():
     """Over the nearest of 5,000 and of 1,797: a block of one strays further than a copy's may."""
     for name in ("mnist", "optdigits"):
-        dataset = load_dataset(name)
-        parts = (dataset.train, dataset.val, dataset.test)
-        drawn = [sketch(part.open(i)) for part in parts for i in range(len(part))]
+        drawn = sketched(name)
         flat = np.stack([one.grey.ravel() for one in drawn]).astype(np.float32)
         flat -= flat.mean(1, keepdims=True)
         flat /= np.linalg.norm(flat, axis=1, keepdims=True)

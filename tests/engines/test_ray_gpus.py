@@ -17,6 +17,8 @@ def cluster():
     quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("OMP_NUM_THREADS")  # a user's own number stays
+        patch.setenv("RAY_enable_worker_prestart", "0")  # two start when they are needed, not five
+        patch.setenv("RAY_prestart_worker_first_driver", "0")
         ray.init(num_cpus=5, num_gpus=2, **quiet)
         yield
         ray.shutdown()

@@ -4,6 +4,7 @@ cannot.
 
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 import venv
@@ -49,11 +50,9 @@ def wheel(folder, name, modules):
 
 def run(python, tmp_path, config):
     """Run the installer on a lock of one local package, with this configuration of pip alone."""
-    subprocess.run(
-        [python, "-m", "pip", "uninstall", "-q", "-y", "uv", "tiny_local"],
-        check=True,
-        stderr=subprocess.DEVNULL,
-    )
+    for name in ("uv", "tiny_local"):  # by hand, since pip takes half a second
+        for installed in python.parents[1].glob(f"lib/*/site-packages/{name}*"):
+            shutil.rmtree(installed) if installed.is_dir() else installed.unlink()
     wheel(tmp_path / "wheels", "tiny_local", {"tiny_local.py": "here = True\n"})
     (tmp_path / "lock").write_text("tiny-local==1.0\n")
     (tmp_path / "pip.conf").write_text(config)

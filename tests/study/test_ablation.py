@@ -229,6 +229,16 @@ def test_points_are_joined_along_numbers_and_not_along_categories(labels, joined
     assert {line.get_linestyle() != "None" for line in axis.get_lines()} == {joined}
 
 
+def test_a_baseline_that_the_page_lacks_is_refused_before_anything_runs():
+    ablation.require_baseline("dset", ["dset", "dset+real"])
+    with pytest.raises(ConfigError, match="baseline='real' is not among .*: dset, dset\\+real"):
+        ablation.require_baseline("real", ["dset", "dset+real"])
+    for name, entry in named_runs.load_study()["runs"].items():
+        if entry["notebook"] == "ablation":
+            values = named_runs.page_parameters("ablation") | entry["parameters"]
+            assert values["baseline"] in values["methods"], name
+
+
 @pytest.mark.parametrize(
     "labels, log",
     [
