@@ -4,10 +4,7 @@ true classes and file layout.
 
 import dataclasses
 import json
-import os
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -255,28 +252,6 @@ def test_the_adapter_s_files_are_in_the_key_and_its_place_is_not(make, dataset, 
     changed = {"generate.image_prompts": str(tmp_path / "changed")}
     assert key(make, dataset, changed) != key(make, dataset)
     assert identity("ip-adapter-plus_sd15", "ip-adapter").startswith("h94/IP-Adapter")
-
-
-def test_a_model_in_the_hub_s_cache_is_found_and_known_by_its_commit(models, tmp_path):
-    """In a process of its own, since the hub's library reads HF_HOME once."""
-    folder = tmp_path / "hub" / "models--h94--IP-Adapter"
-    shutil.copytree(models.ip_adapter, folder / "snapshots" / ("c" * 40))
-    (folder / "refs").mkdir()
-    (folder / "refs" / "main").write_text("c" * 40)
-    code = (
-        "from datadream.models import catalog, identity; from datadream.models.generators import "
-        "ip_adapter; name, part = 'ip-adapter-plus_sd15', 'ip-adapter'; print(identity.identity("
-        "name, part), catalog.absent(name, part) == '', ip_adapter.ip_adapter_folder(name).name); "
-        "(ip_adapter.ip_adapter_folder(name) / catalog.IP_FILES[2]).unlink(); "
-        "print(catalog.absent(name, part))"
-    )
-    environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True
-    )
-    first, second = done.stdout.splitlines() or (done.stderr, "")
-    assert first.split() == [f"h94/IP-Adapter@{'c' * 40}", "True", "c" * 40]
-    assert "has no models/image_encoder/model.safetensors; `python -m datadream download" in second
 
 
 def test_a_missing_adapter_is_named_with_its_download(make, store):

@@ -904,27 +904,58 @@ def test_the_identity_of_a_hub_model_is_its_id():
     )
 
 
-def test_a_hub_model_in_the_cache_loads_offline_and_is_known_by_its_commit(models, tmp_path):
-    """The layout of HF_HOME, in a process of its own, since the hub's library reads the variable
-    once.
+# What two tests find in the hub's cache, a line each.
+OFFLINE = """
+from datadream.methods.recipes import recipe
+from datadream.models import catalog
+from datadream.models.download import fetch
+from datadream.models.generators import ip_adapter
+from datadream.models.generators.load import load_pipeline
+from datadream.models.identity import identity
+fetch(recipe(generator="nobody/tiny"), True)
+loaded = load_pipeline("nobody/tiny")
+print("pipeline", loaded.unet.config.sample_size, identity("nobody/tiny", "generator"))
+name, part = "ip-adapter-plus_sd15", "ip-adapter"
+folder = ip_adapter.ip_adapter_folder(name)
+print("adapter", identity(name, part), catalog.absent(name, part) == "", folder.name)
+(folder / catalog.IP_FILES[2]).unlink()
+print("incomplete", catalog.absent(name, part))
+"""
+
+
+@pytest.fixture(scope="module")
+def offline(models, tmp_path_factory):
+    """Return the lines of OFFLINE by their first words, with models in the layout of HF_HOME.
+
+    In a process of its own, since the hub's library reads the variable once.
     """
-    folder = tmp_path / "hub" / "models--nobody--tiny"
-    shutil.copytree(models.generator, folder / "snapshots" / ("c" * 40))
-    (folder / "refs").mkdir()
-    (folder / "refs" / "main").write_text("c" * 40)
-    code = (
-        "from datadream.methods.recipes import recipe; "
-        "from datadream.models.download import fetch; "
-        "from datadream.models.identity import identity; from datadream.models.generators.load "
-        "import load_pipeline; fetch(recipe(generator='nobody/tiny'), True); "
-        "print(load_pipeline('nobody/tiny').unet.config.sample_size, identity('nobody/tiny', "
-        "'generator'))"
-    )
-    environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    home = tmp_path_factory.mktemp("home")
+    for name, source in {
+        "models--nobody--tiny": models.generator,
+        "models--h94--IP-Adapter": models.ip_adapter,
+    }.items():
+        folder = home / "hub" / name
+        shutil.copytree(source, folder / "snapshots" / ("c" * 40))
+        (folder / "refs").mkdir()
+        (folder / "refs" / "main").write_text("c" * 40)
+    environment = {**os.environ, "HF_HOME": str(home), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True
+        [sys.executable, "-c", OFFLINE], env=environment, capture_output=True, text=True
     )
-    assert done.stdout.split() == ["8", f"nobody/tiny@{'c' * 40}"], done.stderr
+    assert done.returncode == 0, done.stderr
+    return dict(line.split(" ", 1) for line in done.stdout.splitlines())
+
+
+def test_a_hub_model_in_the_cache_loads_offline_and_is_known_by_its_commit(offline):
+    assert offline["pipeline"].split() == ["8", f"nobody/tiny@{'c' * 40}"]
+
+
+def test_an_ip_adapter_in_the_hub_s_cache_is_found_and_known_by_its_commit(offline):
+    assert offline["adapter"].split() == [f"h94/IP-Adapter@{'c' * 40}", "True", "c" * 40]
+    assert (
+        "has no models/image_encoder/model.safetensors; `python -m datadream download"
+        in offline["incomplete"]
+    )
 
 
 @pytest.mark.parametrize("name", [name for name in GENERATORS if name != "mini"])
