@@ -301,8 +301,8 @@ def test_the_front_page_s_strips_are_drawn_by_the_same_script(folder, tiny, tmp_
     monkeypatch.syspath_prepend(ROOT / "book")
     import overview
 
-    shots = load_study()["runs"][overview.STRIPS]["parameters"]["shots"]
-    assert shots == 4 and "four real digits per class" in (ROOT / "book/index.md").read_text()
+    shots = load_study()["runs"][overview.RUN]["parameters"]["shots"]
+    assert shots == 4 and "four MNIST digits per class" in (ROOT / "book/index.md").read_text()
     changes = dict(dataset="folder", folder=folder, shots=2, overrides=tiny)
     files = overview.draw_strips(tmp_path, Store(tmp_path), **changes)
     strips = [Image.open(file).convert("RGBA") for file in files]
