@@ -52,9 +52,6 @@ settings.register_profile(
 settings.load_profile("suite")
 
 
-gc.disable()  # until the tests are collected: what is imported meanwhile stays
-
-
 def settle():
     """Have the garbage collector pass over all that is there now: torch, the libraries, the tests.
 
@@ -63,6 +60,12 @@ def settle():
     gc.collect()
     gc.freeze()
     gc.enable()
+
+
+def pytest_sessionstart(session):
+    """Collect no garbage while the tests are collected: what is imported meanwhile stays."""
+    if getattr(session.config.option, "dist", "no") == "no":  # the process over workers has none
+        gc.disable()
 
 
 def pytest_collection_finish():
