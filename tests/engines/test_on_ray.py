@@ -171,13 +171,15 @@ def test_a_killed_worker_costs_time_only(cluster, make, tiny, tmp_path, stage):
     """kill -9 of every worker while the stage is being made: the records are the undisturbed
     run's. `tests/faults/campaign.py` has all stages.
     """
-    recipes = [make("dset+real", {"adapt.epochs": 30, "generate.images": 60, "classify.steps": 60})]
+    recipes = [
+        make("dset+real", {"adapt.epochs": 30, "generate.images": 60, "classify.steps": 600})
+    ]
     store, killed = Store(tmp_path / "ray"), []
 
     def kill():
         while not killed:
             if list(store.root.glob(f"{stage}-*.partial")):
-                time.sleep(0.3)  # into the stage
+                time.sleep(0.1)  # into the stage
                 found = subprocess.run(
                     ["pgrep", "-f", "^ray::(adapt|slice|cell) "], capture_output=True, text=True
                 ).stdout.split()
