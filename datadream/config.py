@@ -551,9 +551,8 @@ def build_recipe(
     base = base_profile(profile)
     own = settings.get(base, {})
     # A method's sampling settings belong together, and were not measured with other steps.
-    derived = {} if own.keys() & SAMPLING else PROFILES[profile]
-    usual = {**PROFILES[base], **derived} if profile != base else PROFILES[profile]
-    values = {**usual, **own, **chosen}
+    alone = profile == base or own.keys() & SAMPLING
+    values = {**PROFILES[base], **({} if alone else PROFILES[profile]), **own, **chosen}
     if values.setdefault("profile", profile) != profile:
         raise ConfigError(
             f"profile={brief(values['profile'])} in overrides contradicts profile={profile!r}; "

@@ -16,13 +16,13 @@ import pandas as pd
 from ..data.entries import SUFFIXES
 from ..methods.registry import METHODS
 from ..paths import atomic_write, paths, relative_to_home
+from ..results.agreement import STAGES
 from ..results.records import in_profile
 from ..results.tables import escape_markdown
 from ..store.files import writing
 from .freeze import MISSING, load_all_frozen
 from .method_page import markdown_table
 
-STAGES = ("shots", "adapt", "generate", "train", "judge")
 SHARED = "adapt"  # the stage that may have an artifact for each class or image: a list
 SORTED = ["dataset", "shots", "method", "seed", "created"]
 PARQUET, CSV = "records.parquet", "records.csv"

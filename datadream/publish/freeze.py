@@ -236,11 +236,11 @@ def _keep_predictions(lines, store):
         row = record_row(line)
         settings.setdefault((row["dataset"], int(row["shots"])), []).append(row)
     for (dataset, shots), rows in settings.items():
-        before = read_committed(dataset, shots)
-        found = {}
+        before, found = read_committed(dataset, shots), {}
         for row in rows:
+            name = row["artifacts"]["judge"]
             with suppress(LookupError):  # a result of an earlier version has none
-                found[row["artifacts"]["judge"]] = load_predictions(row, store)
+                found[name] = before[name] if name in before else load_predictions(row, store)
         if found.keys() != before.keys():
             write_committed(dataset, shots, found)
 

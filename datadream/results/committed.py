@@ -25,6 +25,8 @@ def predictions_file(dataset: str, shots: int) -> Path:
 def write_committed(dataset: str, shots: int, results: Mapping[str, Predictions]) -> Path:
     """Write the test predictions of `results`, keyed by result, and return the file.
 
+    Without results the file is removed.
+
     Each row is a test image: `result` is the `judge` artifact of a record, `image` the position in
     the test set, `margin` the predicted class's logit minus the next one's.
     """
@@ -42,6 +44,9 @@ def write_committed(dataset: str, shots: int, results: Mapping[str, Predictions]
     ]
     file = predictions_file(dataset, shots)
     with writing(file.parent):
+        if not tables:
+            file.unlink(missing_ok=True)
+            return file
         file.parent.mkdir(parents=True, exist_ok=True)
         found = pd.concat(tables, ignore_index=True).astype({"result": "category"})
         found.to_parquet(file, index=False, compression="zstd", compression_level=19)

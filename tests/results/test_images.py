@@ -100,6 +100,7 @@ def test_predictions_that_the_repository_keeps_stand_in_for_those_of_the_store(
         "not what was read before"
     )
     assert committed.read_committed("mnist", 3) == {}
+    assert not committed.write_committed(*where, {}).exists(), "nothing is kept of nothing"
 
 
 def rows(table):
