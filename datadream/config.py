@@ -188,6 +188,13 @@ class Generate:
     )
 
     @property
+    def passes(self) -> float:
+        """How many times the network runs for an image; a guided step takes two passes."""
+        asked = 1 if self.guidance == 1 else 1 + self.guided
+        asked += 2 if self.image_prompts else 0  # with one image, and with both
+        return self.steps * (self.strength or 1) * (1 + self.redraws) * asked
+
+    @property
     def shown(self) -> bool:
         """True if the generator sees few shots while sampling, as start images or prompts."""
         return bool(self.strength or self.image_prompts)

@@ -14,7 +14,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from datadream import config, paths
-from datadream.config import DERIVED, PROFILES, SAMPLING, as_dict
+from datadream.config import DERIVED, PROFILES, SAMPLING, Generate, as_dict
 from datadream.data.datasets import Dataset, Images, few_shots
 from datadream.errors import ConfigError, DataError
 from datadream.methods import recipes
@@ -650,3 +650,18 @@ def test_the_interpreter_is_named_from_the_projects_folder(
     assert paths.interpreter() == command
     monkeypatch.setenv("DATADREAM_HOME", str(tmp_path / "elsewhere"))
     assert paths.interpreter() == shlex.quote(str(python))
+
+
+@pytest.mark.parametrize(
+    "settings, passes",
+    [
+        ({}, 100),  # the paper's: fifty guided steps
+        ({"guidance": 1.0}, 50),
+        ({"guidance": 1.0, "guided": 0.5}, 50),
+        ({"steps": 20, "guided": 0.5}, 30),
+        ({"strength": 0.75, "redraws": 1}, 150),
+        ({"image_prompts": "plus"}, 200),
+    ],
+)
+def test_the_generator_s_passes_for_an_image(settings, passes):
+    assert Generate(**settings).passes == passes

@@ -13,6 +13,7 @@ from method_pages import Parsed
 from sphinx.application import Sphinx
 from sphinx.errors import ExtensionError
 
+from datadream.data.datasets import TITLES
 from datadream.publish import dataset_page, downloads
 
 DOWNLOADS = "book/data"  # the page that links what is written
@@ -38,7 +39,7 @@ class DatasetPagesDirective(Parsed):
 
     def run(self) -> list[nodes.Node]:
         """Return the table of those that the book has."""
-        name, known = self.arguments[0], dataset_page.TITLES
+        name, known = self.arguments[0], TITLES
         if name not in known:
             raise self.error(f"{name!r} has no page; accepted: {', '.join(known)}")
         return self.parsed(dataset_page.pages_text(name, self.env.found_docs))

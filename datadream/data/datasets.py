@@ -24,6 +24,7 @@ from .paper_datasets import (
     readable,
 )
 
+TITLES = {"mnist": "MNIST", "optdigits": "Optical digits"}  # what people call the embedded ones
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
@@ -101,6 +102,11 @@ def load_dataset(
             )
     state = tuple(map(folder_state, (folder if own else "", shots_folder, test_folder)))
     return _load(name, folder, noun, names, shots_folder, fold, test_folder, state)
+
+
+def title_of(name: str) -> str:
+    """Return a dataset's name as people write it, or the name itself where no other is known."""
+    return TITLES.get(name, name)
 
 
 def load_for(recipe: Recipe) -> Dataset:

@@ -62,12 +62,8 @@ def generation_inputs(support: Support, adapter_keys: Sequence[str]) -> dict[str
 
 def generation_work(support: Support) -> tuple[int, int, float]:
     """Return (images made, optimiser steps, passes of the UNet over all images)."""
-    options = support.recipe.generate
-    made = options.images * len(support.classes)
-    asked = 1 if options.guidance == 1 else 1 + options.guided  # a guided step runs the UNet twice
-    asked += 2 if options.image_prompts else 0  # with one image, and with both
-    passes = made * options.steps * (options.strength or 1) * (1 + options.redraws) * asked
-    return made, 0, passes
+    made = support.recipe.generate.images * len(support.classes)
+    return made, 0, made * support.recipe.generate.passes
 
 
 def generate(

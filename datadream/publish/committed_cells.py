@@ -1,14 +1,14 @@
 """Reuse committed records, so that a page can show cells without computing them again."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
 from ..config import Recipe
 from ..pipeline.stages import Cell
-from ..results.record import read_record, record_file
-from ..results.records import tidy
+from ..results.record import record_file
+from ..results.records import in_order, tidy
 from ..store.artifacts import Store
 from ..store.open import open_store
 from ..study.run import run_cells
@@ -33,16 +33,10 @@ def split(
     return here, elsewhere
 
 
-def run_or_read(
-    recipes: Sequence[Recipe], store: Store | None = None, workers: int = 1, engine: str = "local"
-) -> pd.DataFrame:
-    """Return the tidy table of these cells as `run_cells` does, reusing committed records.
-
-    Only cells in neither the store nor the committed records are computed.
-    """
-    store = store or open_store()
-    here, elsewhere = split(recipes, store)
-    if here:
-        run_cells(here, store, workers, engine)
-    files = dict.fromkeys(record_file(Cell(recipe), store) for recipe in here)
-    return tidy([*map(read_record, map(store.refresh, files)), *elsewhere])
+def run_and_read(
+    here: Sequence[Recipe], elsewhere: Sequence[Mapping[str, Any]], store: Store | None = None,
+    workers: int = 1, engine: str = "local",
+) -> pd.DataFrame:  # fmt: skip
+    """Run the first cells of `split`, and return the tidy table of all, as `run_cells` does."""
+    ran = [run_cells(here, store or open_store(), workers, engine)] if here else []
+    return in_order(pd.concat([*ran, tidy(elsewhere)]), ["dataset", "method", "seed", "created"])

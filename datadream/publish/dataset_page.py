@@ -11,7 +11,7 @@ from collections.abc import Collection, Sequence
 import numpy as np
 import pandas as pd
 
-from ..data.datasets import DATASETS, Dataset, load_dataset
+from ..data.datasets import DATASETS, TITLES, Dataset, load_dataset
 from ..data.images import Images
 from ..data.paper_datasets import HELD_OUT, SOURCES
 from ..methods.registry import METHODS
@@ -20,8 +20,7 @@ from ..results.tables import escape_markdown, listed
 from .freeze import MISSING, load_all_frozen, load_compared
 from .method_page import markdown_table
 
-PAGES = "book/datasets"  # a page for each of TITLES
-TITLES = {"mnist": "MNIST", "optdigits": "Optical digits"}
+PAGES = "book/datasets"  # a page for each of datasets.TITLES
 PROFILE = "mini"  # of which the pages have the numbers
 CURVE = ("real", "dset", "base+real", "dset+real")
 PARTS = {

@@ -13,7 +13,6 @@ from ..data.images import Images, Previews, shrunk
 from ..data.synthetic_set import read_synthetic_set
 from ..errors import DataError
 from ..paths import paths
-from ..pipeline.stages import Cell
 from ..results.records import in_own_settings
 from ..store.artifacts import Store
 from ..store.files import writing
@@ -41,6 +40,8 @@ def keep_sets(recipes: Iterable[Recipe], store: Store) -> list[Path]:
     For each method, the first seed in `recipes` is shown. A set that the store lacks is left out.
     Returns the files. Raises DataError on a whole set that is too large for git.
     """
+    from ..pipeline.stages import Cell  # here, since it loads torch and pages need only the names
+
     found: dict[Path, None] = {}
     for recipe in recipes:
         cell, where = Cell(recipe), (recipe.dataset, recipe.shots)

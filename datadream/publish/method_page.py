@@ -19,9 +19,10 @@ from ..methods.base import Method
 from ..methods.recipes import method_settings_table
 from ..paths import paths
 from ..results.comparison import beside
-from ..results.records import in_shots, signed
+from ..results.records import in_shots, signed, signed_interval
 from ..results.tables import escape_markdown, listed
 from .freeze import load_compared
+from .kept_sets import SHOTS
 
 PAGES = "book/methods"  # one page per file, with the file's name
 BASE = "real"  # the baseline of every other method
@@ -258,20 +259,22 @@ def _number_row(row: Mapping) -> dict[str, str]:
     told = {f"{registry.METHODS[BASE].title}, %": "", "Difference": "", "Detected": ""}
     if not math.isnan(difference):
         ends = row["least"], row["most"]
-        span = f" {_span(*map(signed, ends))}" if row["seeds"] > 1 else ""
+        low_to_high = signed_interval({"low": ends[0], "high": ends[1]})
+        span = f" {_bracketed(low_to_high)}" if row["seeds"] > 1 else ""
         texts = f"{row['base']:.1f}", f"{signed(difference)}{span}", seen(*ends)
         told = dict(zip(told, texts, strict=True))
+    own = _bracketed(f"{row['low']:.1f} to {row['high']:.1f}")
     return {
         "Data, shots": f"{escape_markdown(row['dataset'])}, {row['shots']}",
         "Method": escape_markdown(registry.METHODS[row["method"]].title),
-        "Top-1 %": f"{row['top1']:.1f} {_span(*(f'{row[end]:.1f}' for end in ('low', 'high')))}",
+        "Top-1 %": f"{row['top1']:.1f} {own}",
         "Seeds": str(row["seeds"]),
         **told,
     }
 
 
-def _span(low: str, high: str) -> str:
-    return f"({low} to {high})".replace(" ", "\N{NO-BREAK SPACE}")
+def _bracketed(interval: str) -> str:
+    return f"({interval})".replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def seen(low: float, high: float) -> str:
@@ -310,7 +313,7 @@ def _grid(title, sheets):
     """Return sheets side by side, each with its real images above it."""
     cards = []
     for _, dataset, shots, file in sheets:
-        real = file.with_name("shots.png")
+        real = file.with_name(f"{SHOTS}.png")
         texts = [(real, "Real images"), (file, f"Synthetic images of {title}")]
         images = [
             f"```{{image}} /book/samples/{dataset}/{shots}/{one.name}\n"

@@ -8,6 +8,7 @@ import pandas as pd
 from pandas.io.formats.style import Styler
 
 from ..config import as_dict
+from ..data.datasets import title_of
 from ..methods.recipes import recipe
 from ..methods.registry import METHODS
 from ..statistics import mean_interval
@@ -112,6 +113,11 @@ def in_shots(shots: int | Collection[int]) -> str:
     """Return a number of shots per class in words: "1 shot", "4 shots" or "1, 4 and 16 shots"."""
     several = [shots] if isinstance(shots, int) else [*shots]
     return f"{listed([*map(str, several)])} {'shot' if several == [1] else 'shots'}"
+
+
+def in_setting(dataset: str, shots: int) -> str:
+    """Return a dataset and a number of shots per class in words: "MNIST, 4 shots"."""
+    return f"{title_of(dataset)}, {in_shots(int(shots))}"
 
 
 def protocol_note(table: pd.DataFrame) -> str:
@@ -227,6 +233,11 @@ def signed(value: float) -> str:
     return f"{value:+.{1 if size >= 0.05 or not size else 2 if size >= 0.005 else 3}f}"
 
 
+def signed_interval(row: Mapping[str, Any]) -> str:
+    """Return the ends `low` and `high` of a difference's interval: "-0.02 to +5.6"."""
+    return f"{signed(row['low'])} to {signed(row['high'])}"
+
+
 def sentence(difference: Mapping[str, Any], better: str, baseline: str) -> str:
     """Return one sentence on a paired difference: mean, interval, whether it includes zero."""
     if difference["seeds"] < 2:
@@ -236,8 +247,7 @@ def sentence(difference: Mapping[str, Any], better: str, baseline: str) -> str:
         )
     return (
         f"{better} minus {baseline}: {difference['difference']:+.1f} points on average over "
-        f"{difference['seeds']} seeds, 95 % interval {signed(difference['low'])} to "
-        f"{signed(difference['high'])}; "
+        f"{difference['seeds']} seeds, 95 % interval {signed_interval(difference)}; "
         f"{verdict(difference['low'], difference['high'], 'difference')}."
     )
 

@@ -9,7 +9,7 @@ import yaml
 from conftest import ROOT
 
 from datadream.config import as_dict
-from datadream.data.datasets import DATASETS, Dataset, load_dataset
+from datadream.data.datasets import DATASETS, TITLES, Dataset, load_dataset
 from datadream.data.images import Images
 from datadream.methods.recipes import recipe
 from datadream.publish import dataset_page, freeze
@@ -18,7 +18,7 @@ from datadream.results.comparison import scoreboard
 from datadream.statistics import wilson
 
 FOLDER = ROOT / "book" / "datasets"
-NAMES = tuple(dataset_page.TITLES)
+NAMES = tuple(TITLES)
 
 
 def record(method, seed, top1, shots, profile="mini"):
@@ -66,7 +66,7 @@ def test_the_sizes_in_the_gist_are_those_of_the_data(name):
     sizes = [len(part) for part in (data.train, data.val, data.test)]
     numbers = [int(found.replace(",", "")) for found in re.findall(r"\d[\d,]*", gist)]
     assert numbers[:4] == [sum(sizes), *sizes]
-    assert f"# {dataset_page.TITLES[name]}\n" in text and "{cite:p}" in text
+    assert f"# {TITLES[name]}\n" in text and "{cite:p}" in text
     assert f"```{{dataset-pages}} {name}\n" in text
     assert set(re.findall(r'"(mnist|optdigits)"', text)) == {name}
 

@@ -173,7 +173,7 @@ def test_predictions_are_kept_and_serve_another_machine(home, runs, tmp_path):
     recipes = named_runs.cells_of(runs["table"])[""]
     here, kept = committed_cells.split(recipes, elsewhere)
     assert here == [] and [one["key"] for one in kept] == table["key"].tolist()
-    found = committed_cells.run_or_read(recipes, elsewhere)
+    found = committed_cells.run_and_read(here, kept, elsewhere)
     assert found["key"].tolist() == table["key"].tolist() and elsewhere.keys() == []
     assert committed_cells.split(recipes, open_store())[0] == recipes, "what is here is read here"
     # Its page can be kept from there, and nothing is lost by it.
@@ -188,7 +188,7 @@ def test_a_cell_that_nothing_has_is_computed(home, runs, tmp_path):
     elsewhere = Store(tmp_path / "elsewhere")
     recipes = named_runs.cells_of(runs["table"])[""]
     more = [*recipes, replace(recipes[0], seed=2)]
-    found = committed_cells.run_or_read(more, elsewhere)
+    found = committed_cells.run_and_read(*committed_cells.split(more, elsewhere), elsewhere)
     assert sorted(found["seed"]) == [0, 1, 2]
     assert [file.stem for file in elsewhere.records.iterdir()] == [found["key"].iloc[-1]]
 

@@ -89,6 +89,7 @@ def test_records_in_the_profile_are_those_of_the_methods_present_settings(tmp_pa
 
 def test_a_difference_near_zero_shows_its_side():
     assert [records.signed(x) for x in (0.03, -0.03, 1.26)] == ["+0.03", "-0.03", "+1.3"]
+    assert records.signed_interval({"low": -0.03, "high": 5.62}) == "-0.03 to +5.6"
 
 
 def test_the_table_is_sorted_as_the_methods_are(tmp_path):
@@ -388,3 +389,8 @@ def test_the_committed_measurements_fill_their_tables():
 )  # fmt: skip
 def test_numbers_of_shots_are_put_into_words(shots, words):
     assert records.in_shots(shots) == words
+
+
+def test_a_setting_has_its_dataset_s_title():
+    assert records.in_setting("mnist", 4) == "MNIST, 4 shots"
+    assert records.in_setting("dtd", 1) == "dtd, 1 shot"
