@@ -174,7 +174,8 @@ def records_text() -> str:
         {"File": _link(file), "Size": _size(file), "What it holds": text}
         for file, text in about.items()
     ]
-    return f"Each has {len(table)} records.\n\n{markdown_table(pd.DataFrame(rows), sorts=False)}"
+    told = f"Each of these files holds all {len(table)} records."
+    return f"{told}\n\n{markdown_table(pd.DataFrame(rows), sorts=False)}"
 
 
 def columns_text() -> str:
