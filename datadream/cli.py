@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _days(text):
     if not (text.replace(".", "", 1).isdigit()):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of days; give 0 or more")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of days; give 0 or more")
     return float(text)
 
 
@@ -416,8 +416,8 @@ def _download(options):
     ]
     if options.name not in known and "/" not in options.name:
         raise ConfigError(
-            f"{options.name!r} is no model or dataset to download; accepted: a hub id, or one of "
-            f"{', '.join(known)}{did_you_mean(options.name, known)}"
+            f"{options.name!r} is not a model or dataset to download; accepted: a hub id, or one "
+            f"of {', '.join(known)}{did_you_mean(options.name, known)}"
         )
     print(f"downloading {options.name} into {download.cache()}, if it is not there", flush=True)
     download.download_model(options.name)

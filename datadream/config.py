@@ -427,7 +427,7 @@ def _check(name, value, spec):
         raise ConfigError(
             f"{name}={brief(value)} is a {type(value).__name__}; give a {wanted.__name__} "
             f"({why or 'a group of settings'})"
-            + "; papermill's `-p` makes a number or a truth value of a text, `-r` keeps it"
+            + "; papermill's `-p` turns text into numbers and truth values, `-r` keeps it"
             * (wanted is str and isinstance(value, (bool, float)))
         )
     if wanted is str and not printable(value):
@@ -465,7 +465,7 @@ def require_warmup(name: str, warmup: int, length: int, unit: str) -> None:
     if warmup > length:
         raise ConfigError(
             f"{name}={warmup} is longer than the training of {length} {unit}, which would end "
-            f"before its learning rate is reached; give {length} at most"
+            f"before its learning rate is reached; give at most {length}"
         )
 
 
@@ -568,7 +568,7 @@ def build_recipe(
     for name, value in values.items():
         if name not in known:
             raise ConfigError(
-                f"{brief(name)} is no field of a recipe{did_you_mean(name, known) or '.'} "
+                f"{brief(name)} is not a field of a recipe{did_you_mean(name, known) or '.'} "
                 f"Accepted: {', '.join(sorted(known))}"
             )
         values[name] = fitted(name, value, cast("type", known[name].type))

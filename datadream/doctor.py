@@ -114,7 +114,7 @@ def _make() -> Check:
 def _browser() -> Check:
     named = os.environ.get("CHROMIUM")
     found = shutil.which(named) if named else next(filter(None, map(shutil.which, BROWSERS)), None)
-    detail = found or (f"CHROMIUM={named} is no program" if named else "no Chromium on PATH") + (
+    detail = found or (f"CHROMIUM={named} is not a program" if named else "no Chromium on PATH") + (
         "; only `make site-test` needs one: install chromium, or name it with CHROMIUM"
     )
     return Check("browser", "ok" if found else "optional", detail)

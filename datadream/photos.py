@@ -48,7 +48,7 @@ def inspect(folder: str | Path, test_folder: str | Path = "", side: int = 0) -> 
         )
     if test_folder and not Path(test_folder).is_dir():
         raise DataError(
-            f"test_folder={str(test_folder)!r} is no directory; give one with the same class "
+            f"test_folder={str(test_folder)!r} is not a directory; give one with the same class "
             "folders, or leave it empty"
         )
     require_no_split(Path(folder))

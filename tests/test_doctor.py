@@ -139,7 +139,7 @@ def test_what_the_make_targets_need_is_looked_for(monkeypatch, tmp_path):
         (tmp_path / name).chmod(0o755)
     assert find("make").state == find("browser").state == "ok"
     monkeypatch.setenv("CHROMIUM", "no-such-browser")
-    assert "CHROMIUM=no-such-browser is no program" in find("browser").detail
+    assert "CHROMIUM=no-such-browser is not a program" in find("browser").detail
 
 
 def test_little_room_for_the_environment_is_said_and_no_problem(monkeypatch):

@@ -182,7 +182,7 @@ def test_nothing_is_held_out_for_the_classifier_that_is_kept(folder):
 
 @pytest.mark.parametrize("fold", ["5/4", "1/1", "a/b", "1", "-1/4"])
 def test_a_fold_that_is_no_part_is_refused(folder, fold):
-    with pytest.raises(DataError, match="no part of a whole such as '2/4'"):
+    with pytest.raises(DataError, match="not a part of a whole such as '2/4'"):
         load_dataset("folder", folder, fold=fold)
 
 

@@ -28,7 +28,7 @@ class DownloadsDirective(Parsed):
         """Return the table of the files, or of their columns."""
         kind = self.arguments[0]
         if kind not in downloads.TEXTS:
-            raise self.error(f"{kind!r} is no kind; accepted: {', '.join(downloads.TEXTS)}")
+            raise self.error(f"{kind!r} is not a kind; accepted: {', '.join(downloads.TEXTS)}")
         return self.parsed(downloads.TEXTS[kind]())
 
 

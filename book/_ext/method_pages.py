@@ -45,7 +45,7 @@ class MethodDirective(Parsed):
         """Return the names of the methods, and the sections."""
         name, files = self.arguments[0], method_page.method_files()
         if name not in files:
-            raise self.error(f"{name!r} is no file of methods; accepted: {', '.join(files)}")
+            raise self.error(f"{name!r} is not a file of methods; accepted: {', '.join(files)}")
         found = self.parsed(method_page.names_text(files[name]))
         for heading, text in method_page.sections(files[name], self.env.found_docs):
             section = nodes.section(names=[nodes.fully_normalize_name(heading)])

@@ -98,7 +98,7 @@ def _is_part(folder):
 def _root(folder):
     if not folder or not Path(folder).is_dir():
         raise DataError(
-            f"folder={str(folder)!r} is no directory; give one with a sub-folder of images per "
+            f"folder={str(folder)!r} is not a directory; give one with a sub-folder of images per "
             "class"
         )
     return Path(folder)
@@ -110,7 +110,7 @@ def _require_same_classes(root, names, train):
     if more:
         raise DataError(
             f"{root} has {_count(more, 'class folder')} that {train} lacks: "
-            f"{', '.join(map(repr, more[:5]))}; put their training images there, or take them away"
+            f"{', '.join(map(repr, more[:5]))}; put their training images there, or remove them"
         )
 
 
@@ -214,7 +214,7 @@ def read_photos(folder: str | Path, fold: str, test_folder: str) -> tuple[list[s
     part, parts = map(int, match.groups()) if match else (1, 0)
     if part > parts or parts < 2:
         raise DataError(
-            f"fold={fold!r} is no part of a whole such as '2/4', of two parts or more; '0/4' "
+            f"fold={fold!r} is not a part of a whole such as '2/4', of two parts or more; '0/4' "
             "holds out nothing"
         )
     whole = _read_folders(root, names, parts if part else 1, root)

@@ -346,8 +346,8 @@ def _read_coop(name, classes, file, images):
         ]
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise _DamagedError(
-            f"{file} is no split file of CoOp (train, val and test, each a list of [path, label, "
-            f"class]): {error!r}; fetch it again from {COOP}"
+            f"{file} is not a split file of CoOp (train, val and test, each a list of [path, "
+            f"label, class]): {error!r}; fetch it again from {COOP}"
         ) from error
 
 
@@ -370,8 +370,8 @@ def _read_disef(name, classes, file, images):
     except (OSError, LookupError, TypeError, AttributeError, ValueError, csv.Error) as error:
         # A short line, a flower without a number, bytes that are not text.
         raise _DamagedError(
-            f"{file} is no split file of DISEF (columns split, filename, class): {error!r}; fetch "
-            "it again"
+            f"{file} is not a split file of DISEF (columns split, filename, class): {error!r}; "
+            "fetch it again"
         ) from error
 
 
@@ -432,7 +432,7 @@ def _label_by_number(files, images):
         labels = loadmat(file)["labels"][0]
     except Exception as error:  # scipy passes its decoder's errors through
         raise DataError(
-            f"{file} is no MATLAB file with the labels of the flowers ({error}); fetch it again"
+            f"{file} is not a MATLAB file with the labels of the flowers ({error}); fetch it again"
         ) from error
     return lambda file: int(labels[int(Path(file).stem.rpartition("_")[2]) - 1]) - 1
 

@@ -163,7 +163,7 @@ class Support:
         if not rest:
             raise DataError(
                 f"method {self.recipe.method!r} needs other classes beside each, and "
-                f"{self.dataset.name!r} has one class; give it two at least"
+                f"{self.dataset.name!r} has one class; give it at least two"
             )
         return [(other, place) for other in rest for place in range(self.count(other))]
 

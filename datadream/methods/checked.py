@@ -216,7 +216,7 @@ def adapters(support: Support) -> tuple[Adapter, ...]:
             "adapt.warmup", recipe.adapt.warmup, recipe.adapt.length(one.shots(support)), "steps"
         )
     if len(set(found)) < len(found):
-        raise ConfigError(f"method {method.name!r}, adapters: one of them stands there twice")
+        raise ConfigError(f"method {method.name!r}, adapters: one of them appears twice")
     return found
 
 
@@ -243,7 +243,7 @@ def prompts(support: Support, label: int) -> list[str]:
         found = list(method.prompts(support, label))
     _require_texts(f"method {method.name!r}, prompts of class {label}:", found)
     if not found:
-        raise ConfigError(f"method {method.name!r}, prompts of class {label}: give one at least")
+        raise ConfigError(f"method {method.name!r}, prompts of class {label}: give at least one")
     return found
 
 

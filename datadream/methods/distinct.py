@@ -73,7 +73,7 @@ def _compared(support: Support, field: str) -> None:
         if owners[other] != owners[text]:
             raise DataError(
                 f"the classes {brief(classes[owners[other]])} and {brief(classes[owners[text]])} "
-                f"are one to the {field} {name!r}: the {len(row)} tokens that it reads of "
-                f"{brief(other)} and of {brief(text)} are the same, since it cuts long names and "
+                f"are the same to the {field} {name!r}: the {len(row)} tokens that it reads of "
+                f"{brief(other)} and of {brief(text)} do not differ, since it cuts long names and "
                 f"has no tokens for some characters; rename them so that they differ early"
             )

@@ -85,12 +85,12 @@ def require_trainable(support: Support) -> None:
     if recipe.protocol == "released":
         raise ConfigError(
             f"method {recipe.method!r} would choose on the test images, which protocol='released' "
-            "has in the place of validation; give protocol='strict'"
+            "has in place of validation; give protocol='strict'"
         )
     if dataset.val is dataset.train:
         raise ConfigError(
             f"method {recipe.method!r} chooses on validation images, and with fold or test_folder "
-            "none are set aside; give neither, or another method"
+            "none are set aside; give neither, or choose another method"
         )
 
 

@@ -48,13 +48,13 @@ def export(
         )
     if not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", licence):
         raise ConfigError(
-            f"licence {licence!r} is no identifier of the hub; give one such as cc-by-4.0, "
+            f"licence {licence!r} is not an identifier of the hub; give one such as cc-by-4.0, "
             "apache-2.0, other or unknown"
         )
     if not key.startswith("generate-") or not store.done(key):
         sets = [name for name in store.keys() if name.startswith("generate-") and store.whole(name)]
         raise ConfigError(
-            f"{key!r} is no finished synthetic set in {store.address}; there are: "
+            f"{key!r} is not a finished synthetic set in {store.address}; there are: "
             f"{', '.join(sets) or 'none'}"
         )
     if "parquet" in formats and find_spec("datasets") is None:

@@ -98,8 +98,8 @@ def read_submission(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]
             return head, [json.loads(line) for line in lines]
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(
-            f"{folder} is no submission ({error}); `datadream submit` writes submission.json and "
-            "records.jsonl"
+            f"{folder} is not a submission ({error}); `datadream submit` writes submission.json "
+            "and records.jsonl"
         ) from error
 
 
@@ -171,7 +171,7 @@ def _wrong_record(record, head):
         trace = sum(matrix[i][i] for i in range(len(matrix)))
         low, high = wilson(trace, total)
     except (LookupError, TypeError, AttributeError, ValueError) as error:
-        return [f"it is no record of this package ({error!r})"]
+        return [f"it is not a record of this package ({error!r})"]
     found = []
     if own["method"] not in head["methods"]:
         found.append(f"it is of {own['method']!r}, which submission.json does not name")

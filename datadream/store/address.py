@@ -44,7 +44,7 @@ def resolve(address: str) -> tuple[Any, str]:
     except ValueError as error:
         if protocol in available_protocols():
             raise ConfigError(
-                f"the store {address} is no address: {error}; give one such as "
+                f"the store {address} is not an address: {error}; give one such as "
                 "s3://bucket/prefix, or a folder"
             ) from error
         raise ConfigError(

@@ -80,7 +80,7 @@ class Store:
 
     def __init__(self, root: str | Path) -> None:
         if is_address(root):
-            raise StoreError(f"{root} is no folder; open a store on an address with `open_store`")
+            raise StoreError(f"{root} is not a folder; use `open_store` to open one on an address")
         self.root = Path(root)
         self.address = str(self.root.absolute())  # what `open_store` takes, on any machine
         self.records = self.root / paths()["records"].name  # one JSON file per measured cell

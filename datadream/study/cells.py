@@ -35,7 +35,7 @@ def cells(
     for name, value in {"methods": named, "seeds": seeds, "shots": counts}.items():
         if not isinstance(value, (list, tuple)) or not value:
             raise ConfigError(
-                f"{name}={value!r} is no list of one or more; papermill takes lists as YAML: -y "
+                f"{name}={value!r} is not a list of one or more; papermill takes lists as YAML: -y "
                 f"'{name}: [{value}]'"
             )
     chosen = {"generator": generator, "classifier": classifier, "generate.images": images}

@@ -35,8 +35,8 @@ def prices(words: Iterable[str]) -> dict[str, float]:
             price = -1.0
         if name not in (*CARDS, EVERY) or not 0 <= price < float("inf"):
             raise ConfigError(
-                f"--price {word} is no price of an hour; give a number, or <card>=<number> with a "
-                f"card of {', '.join(CARDS)}, e.g. --price H100=2.5"
+                f"--price {word} is not a price of an hour; give a number, or <card>=<number> with "
+                f"a card of {', '.join(CARDS)}, e.g. --price H100=2.5"
             )
         found[name] = price
     return found

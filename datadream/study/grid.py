@@ -27,7 +27,7 @@ def grid(
     """
     named, found = parsed(datasets), []
     if not isinstance(named, (list, tuple)) or not named:
-        raise ConfigError(f"datasets={datasets!r} is no list of one or more names")
+        raise ConfigError(f"datasets={datasets!r} is not a list of one or more names")
     for dataset in named:
         where = dict(fields, dataset=dataset, shots=shots, overrides=overrides)
         own = cells(methods, seeds, **where)

@@ -86,7 +86,8 @@ def page_cells(name: str) -> list[Recipe]:
         passed = json.loads(page.read_text())["metadata"]["papermill"]["parameters"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise LookupError(
-            f"book/runs/{page.name} is no executed page ({error!r}); remove it and run `{again}`"
+            f"book/runs/{page.name} is not an executed page ({error!r}); remove it and run "
+            f"`{again}`"
         ) from error
     values = {n: v for n, v in (_template_parameters(page) | passed).items() if n not in RUNNING}
     return cells(**values)
@@ -195,7 +196,7 @@ def _check_run(file, name, entry, smoke):
     )
     if unknown:
         raise ConfigError(
-            f"{file}: run {name!r} sets {unknown[0]!r}, which is no parameter of "
+            f"{file}: run {name!r} sets {unknown[0]!r}, which is not a parameter of "
             f"{template.name}{did_you_mean(unknown[0], accepted)} Accepted: "
             f"{', '.join(sorted(accepted)) or 'none, it has no cell tagged parameters'}"
         )
@@ -208,7 +209,7 @@ def _template_parameters(template: Path) -> dict[str, Any]:
         return parameters.defaults(template)
     except Exception as error:
         raise ConfigError(
-            f"{template} is no readable notebook whose parameters are literals: {error}"
+            f"{template} is not a readable notebook whose parameters are literals: {error}"
         ) from error
 
 

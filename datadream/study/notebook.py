@@ -60,7 +60,7 @@ def check_parameters(executed: Sequence[str]) -> None:
             ]
             if unknown:
                 raise ConfigError(
-                    f"{unknown[0]!r} is no parameter of this "
+                    f"{unknown[0]!r} is not a parameter of this "
                     f"notebook{did_you_mean(unknown[0], accepted) or '.'} Accepted: "
                     f"{', '.join(accepted)}"
                 )

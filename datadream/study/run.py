@@ -70,7 +70,7 @@ def run_cells(
     """
     if not isinstance(workers, int) or workers < 1:
         raise ConfigError(
-            f"workers={workers!r} is no number of processes; give a whole number of 1 or more"
+            f"workers={workers!r} is not a number of processes; give a whole number of 1 or more"
         )
     from .plan import announce_plan  # here, since it imports this module
 

@@ -124,5 +124,5 @@ def test_an_unknown_name_is_told_with_those_that_are_known(tmp_path):
     page = "# Data\n\n```{downloads} recrods\n```\n\n```{dataset-pages} minst\n```\n"
     _, warnings = build(tmp_path, {"book/index": page})
     text = re.sub(r"\s+", " ", warnings)
-    assert "'recrods' is no kind; accepted: records, columns" in text
+    assert "'recrods' is not a kind; accepted: records, columns" in text
     assert "'minst' has no page; accepted: mnist, optdigits" in text

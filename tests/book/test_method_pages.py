@@ -88,7 +88,7 @@ def test_the_overview_lists_what_the_package_has(site):
 
 def test_an_unknown_name_is_told_with_those_that_are_known(site):
     (told,) = [line for line in site[1] if "bab.md:" in line]
-    assert "'bab' is no file of methods; accepted: zero_shot," in told
+    assert "'bab' is not a file of methods; accepted: zero_shot," in told
 
 
 def test_a_link_replaces_a_cell_that_holds_a_title_alone():

@@ -223,7 +223,7 @@ def test_hidden_folders_and_other_files_are_no_data(tmp_path):
 @pytest.mark.parametrize(
     "prepare, words",
     [
-        (lambda root: None, ["nothing", "no directory", "sub-folder"]),
+        (lambda root: None, ["nothing", "not a directory", "sub-folder"]),
         (lambda root: (root / "nothing").mkdir(), ["0 class folder", "two or more"]),
         (
             lambda root: write_classes(root / "nothing", ["cat"], 4),

@@ -403,8 +403,8 @@ def damaged(small, change):
 @pytest.mark.parametrize(
     "change, words",
     [
-        (lambda c: "{", ["split_zhou_DescribableTextures.json", "no split file of CoOp"]),
-        (lambda c: c.pop("val"), ["no split file of CoOp", "'val'"]),
+        (lambda c: "{", ["split_zhou_DescribableTextures.json", "not a split file of CoOp"]),
+        (lambda c: c.pop("val"), ["not a split file of CoOp", "'val'"]),
         (lambda c: c["train"].pop(), ["train part of dtd has 5 images", "says 6"]),
         (
             lambda c: [row.__setitem__(1, 0) for row in c["test"]] and None,

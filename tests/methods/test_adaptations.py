@@ -274,7 +274,7 @@ def test_prompts_with_tokens_are_told_apart_as_the_generator_will_read_them(make
     assert len(set(rows)) == 3 and {len(row) for row in rows} == {7}, "a token each"
     last, cut = (dataclasses.replace(dataset, noun=" ".join(["white"] * n)) for n in (17, 18))
     require_distinct(Support(make("dafusion"), last))  # as pieces, tokens would be cut here
-    with pytest.raises(DataError, match="are one to the"):
+    with pytest.raises(DataError, match="are the same to the"):
         require_distinct(Support(make("dafusion"), cut))
 
 

@@ -49,7 +49,7 @@ def test_the_generator_s_tokenizer_is_asked_too(make, models, tmp_path, method):
     file.write_text(json.dumps({**json.loads(file.read_text()), "model_max_length": 7}))
     names, own = ["red fox", "red dog"], {"generator": str(short)}
     cell = cell_of(make, tmp_path / "photos", names, method, overrides=own)
-    with pytest.raises(DataError, match="'red dog' and 'red fox' are one to the generator"):
+    with pytest.raises(DataError, match="'red dog' and 'red fox' are the same to the generator"):
         cell.compute(Store(tmp_path / "artifacts"))
 
 
@@ -61,14 +61,16 @@ def test_characters_that_a_tokenizer_lacks_make_one_prompt(make, tmp_path, monke
         lambda name, texts: real(name, [t.encode("ascii", "replace").decode() for t in texts]),
     )
     cell = cell_of(make, tmp_path / "photos", ["\u732b", "\u72ac"], "real")
-    with pytest.raises(DataError, match="are one to the classifier.*no tokens for some characters"):
+    with pytest.raises(
+        DataError, match="are the same to the classifier.*no tokens for some characters"
+    ):
         cell.compute(Store(tmp_path / "artifacts"))
 
 
 def test_a_cluster_s_piece_is_refused_too(make, tmp_path):
     names = [f"{LONG}in the {place}" for place in ("north", "south")]
     cell = cell_of(make, tmp_path / "photos", names)
-    with pytest.raises(DataError, match="are one to"):
+    with pytest.raises(DataError, match="are the same to"):
         cell.make("adapt", Store(tmp_path / "artifacts"), cell.adapters[0])
 
 
@@ -76,7 +78,7 @@ def test_an_engine_refuses_beforehand_what_a_cell_would(make, tmp_path):
     """A slice of the base generator has no adapter, whose making would ask."""
     names = [f"{LONG}in the {place}" for place in ("north", "south")]
     cell = cell_of(make, tmp_path / "photos", names, "base")
-    with pytest.raises(DataError, match="are one to"):
+    with pytest.raises(DataError, match="are the same to"):
         cell.require_runnable(Store(tmp_path / "artifacts"))
 
 
@@ -132,7 +134,7 @@ def test_a_tokenizer_that_is_elsewhere_is_a_warning_and_asked_again(make, datase
             patch.setattr(distinct, "classifier_tokens", refuse)
             with pytest.warns(distinct.UncheckedWarning, match="not compared.*OwnTokenizer"):
                 distinct.require_distinct(support)
-    with pytest.raises(DataError, match="are one to the classifier"):
+    with pytest.raises(DataError, match="are the same to the classifier"):
         distinct.require_distinct(support)
 
 

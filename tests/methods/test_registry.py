@@ -127,8 +127,8 @@ FAULTS = {
         dict(adapters=lambda *_: [Adapter(0, 7)]),
         "image is None or 0 to 1",
     ),
-    "an adapter twice": (dict(adapters=lambda *_: [Adapter(), Adapter()]), "stands there twice"),
-    "no prompt": (dict(prompts=lambda *_: []), "prompts of class 0: give one at least"),
+    "an adapter twice": (dict(adapters=lambda *_: [Adapter(), Adapter()]), "appears twice"),
+    "no prompt": (dict(prompts=lambda *_: []), "prompts of class 0: give at least one"),
     "a prompt that is no text": (dict(prompts=lambda *_: [None]), "give printable text"),
 }
 

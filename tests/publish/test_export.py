@@ -141,11 +141,11 @@ def test_a_class_name_is_never_markup_in_the_card(make, tmp_path, store):
 
 def test_what_cannot_be_exported_is_refused(made, tmp_path):
     store, key, _, folders = made
-    with pytest.raises(ConfigError, match=f"'generate-0' is no finished synthetic set.*{key}"):
+    with pytest.raises(ConfigError, match=f"'generate-0' is not a finished synthetic set.*{key}"):
         export("generate-0", tmp_path, store=store)
     with pytest.raises(ConfigError, match="format 'parket' is unknown.*Did you mean 'parquet'"):
         export(key, tmp_path, ["parket"], store)
-    with pytest.raises(ConfigError, match="licence 'CC BY 4.0' is no identifier.*cc-by-4.0"):
+    with pytest.raises(ConfigError, match="licence 'CC BY 4.0' is not an identifier.*cc-by-4.0"):
         export(key, tmp_path, ["parquet"], store, licence="CC BY 4.0")
     with pytest.raises(ConfigError, match="exists already"):
         export(key, folders["parquet"].parent, ["parquet"], store)

@@ -61,8 +61,8 @@ WRONG = {
     "a narrower interval": (("result", "test", "low"), 0.74, "is not Wilson's"),
     "another recipe": (("recipe", "adapt.lr"), 1.0, "not that of its recipe"),
     "another method": (("recipe", "method"), "real", "which submission.json does not name"),
-    "no result": (("result",), None, "no record of this package"),
-    "a broken matrix": (("result", "test", "confusion"), [[1], []], "no record of this package"),
+    "no result": (("result",), None, "not a record of this package"),
+    "a broken matrix": (("result", "test", "confusion"), [[1], []], "not a record of this package"),
     "a strange profile": (("recipe", "profile"), "mega", "profile='mega'; accepted:"),
 }
 
@@ -169,7 +169,7 @@ def test_a_method_of_one_s_own_goes_from_its_cells_to_the_leaderboard(
 
 
 def test_a_folder_that_is_no_submission_is_named(home, tmp_path, capsys):
-    with pytest.raises(DataError, match="is no submission"):
+    with pytest.raises(DataError, match="is not a submission"):
         submission.check(tmp_path)
     assert cli.main(["check-submission", str(tmp_path)]) == 2
     assert "datadream submit" in capsys.readouterr().err

@@ -77,7 +77,7 @@ def test_a_price_goes_for_its_card_or_for_all(eurosat, store):
 
 @pytest.mark.parametrize("word", ["x", "H100=", "B200=3", "H100=-1", "nan", "inf", "A100=2,5"])
 def test_what_is_no_price_is_refused(word):
-    with pytest.raises(ConfigError, match="is no price of an hour; give a number, or <card>="):
+    with pytest.raises(ConfigError, match="is not a price of an hour; give a number, or <card>="):
         gpu_hours.prices([word])
 
 
@@ -93,6 +93,6 @@ def test_the_command_prints_hours_and_money(capsys, monkeypatch, tmp_path):
     text = capsys.readouterr().out
     assert "H100  computed" in text and "H200  measured" in text and "cost" in text
     assert cli.main([*words, "--price", "cheap"]) == 2
-    assert "--price cheap is no price" in capsys.readouterr().err
+    assert "--price cheap is not a price" in capsys.readouterr().err
     assert cli.main(["plan", "mnist", "--price", "1"]) == 2
     assert "was not counted" in capsys.readouterr().err

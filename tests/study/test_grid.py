@@ -37,7 +37,7 @@ def test_what_prompts_with_images_is_refused_where_no_adapter_of_images_exists()
 
 @pytest.mark.parametrize("wrong", ["mnist", [], 3])
 def test_datasets_are_a_list(wrong):
-    with pytest.raises(ConfigError, match="no list of one or more names"):
+    with pytest.raises(ConfigError, match="not a list of one or more names"):
         grid.grid(wrong, [1], ["real"])
 
 

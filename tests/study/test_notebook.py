@@ -40,7 +40,7 @@ def test_a_misspelt_parameter_ends_the_run_before_anything_is_computed(
     done = CliRunner().invoke(papermill_command, [*command, "--no-progress-bar"])
     assert done.exit_code != 0
     assert (
-        f"ConfigError: '{wrong}' is no parameter of this notebook. Did you mean '{right}'? "
+        f"ConfigError: '{wrong}' is not a parameter of this notebook. Did you mean '{right}'? "
         "Accepted:" in str(done.exception)
     )
     cells = [
@@ -65,7 +65,7 @@ def test_parameters_that_the_notebook_has_and_a_users_own_cells_pass(injected):
 
 def test_a_name_unlike_any_parameter_is_told_what_is_accepted():
     with pytest.raises(
-        ConfigError, match="'zzz' is no parameter of this notebook. Accepted: folder, shots$"
+        ConfigError, match="'zzz' is not a parameter of this notebook. Accepted: folder, shots$"
     ):
         notebook.check_parameters(["", PARAMETERS, "# Parameters\nzzz = 1\n"])
 

@@ -64,7 +64,7 @@ def test_annotated_parameters_are_parameters(home):
         "later": None,
     }
     notebook.check_parameters(["", ANNOTATED, "# Parameters\nshots = 8\nlater = 2\nfolder = 'x'\n"])
-    with pytest.raises(ConfigError, match="'shot' is no parameter.*Did you mean 'shots'"):
+    with pytest.raises(ConfigError, match="'shot' is not a parameter.*Did you mean 'shots'"):
         notebook.check_parameters(["", ANNOTATED, "# Parameters\nshot = 8\n"])
 
 

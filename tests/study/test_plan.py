@@ -206,7 +206,7 @@ def test_the_graph_of_a_table_is_made_without_its_images(store):
 
 
 def test_a_folder_that_is_missing_cannot_be_described(make):
-    with pytest.raises(DataError, match="no directory"):
+    with pytest.raises(DataError, match="not a directory"):
         load_or_describe(make("real", folder="nowhere"))
 
 

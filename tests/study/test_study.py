@@ -232,12 +232,12 @@ def test_seeds_in_two_processes_give_the_same_numbers_as_in_one(make, tmp_path):
         (
             "real",
             {"classify.warmup": 4},
-            "classify.warmup=4 is longer than the training of 3 epochs.*give 3 at most",
+            "classify.warmup=4 is longer than the training of 3 epochs.*give at most 3",
         ),
         (
             "dset",
             {"adapt.warmup": 5},
-            "adapt.warmup=5 is longer than the training of 4 steps.*give 4 at most",
+            "adapt.warmup=5 is longer than the training of 4 steps.*give at most 4",
         ),
         ("cls+real", {"adapt.warmup": 3}, "adapt.warmup=3 is longer than the training of 2 steps"),
         (
@@ -719,7 +719,7 @@ def test_papermill_finds_every_parameter_with_its_value(template):
 @pytest.mark.parametrize("source", ["x = len('a')", "x = 'a # b'"])
 def test_parameters_that_are_no_literals_are_refused(home, source):
     write_notebook(home / "notebooks", "good", parameters=source)
-    with pytest.raises(ConfigError, match=r"good.ipynb is no readable notebook.*literals"):
+    with pytest.raises(ConfigError, match=r"good.ipynb is not a readable notebook.*literals"):
         named_runs.page_parameters("good")
 
 

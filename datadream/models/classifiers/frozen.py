@@ -25,7 +25,7 @@ def frozen_clip(name: str, precision: str) -> Classifier:
     """Load an untouched CLIP. Raises ConfigError if the classifier is not a CLIP."""
     model = load_classifier(name, precision=precision)
     if not isinstance(model, Classifier):
-        raise ConfigError(f"classifier={name!r} is no CLIP, whose features the method needs")
+        raise ConfigError(f"classifier={name!r} is not a CLIP, whose features the method needs")
     return model
 
 
