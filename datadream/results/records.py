@@ -120,6 +120,15 @@ def in_setting(dataset: str, shots: int) -> str:
     return f"{title_of(dataset)}, {in_shots(int(shots))}"
 
 
+def in_settings(table: pd.DataFrame) -> str:
+    """Return a table's settings in words: "MNIST at 1 and 4 shots and Optical digits at 1 shot"."""
+    found = {
+        str(dataset): sorted(map(int, shots.unique()))
+        for dataset, shots in table.groupby("dataset")["shots"]
+    }
+    return listed([f"{title_of(name)} at {in_shots(shots)}" for name, shots in found.items()])
+
+
 def protocol_note(table: pd.DataFrame) -> str:
     """Return a warning if the table has cells with the released code's flaws, else ''."""
     return "" if set(table["protocol"]) <= {"strict"} else RELEASED
@@ -231,6 +240,11 @@ def signed(value: float) -> str:
     """
     size = abs(value)
     return f"{value:+.{1 if size >= 0.05 or not size else 2 if size >= 0.005 else 3}f}"
+
+
+def p_text(p: float) -> str:
+    """Return a p-value with three decimals, or "< 0.001" where these would be zeros."""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def signed_interval(row: Mapping[str, Any]) -> str:

@@ -391,6 +391,13 @@ def test_numbers_of_shots_are_put_into_words(shots, words):
     assert records.in_shots(shots) == words
 
 
+@pytest.mark.parametrize("p, text", [(0.04, "0.040"), (0.001, "0.001"), (6e-6, "< 0.001")])
+def test_a_small_p_value_is_not_written_as_zero(p, text):
+    assert records.p_text(p) == text
+
+
 def test_a_setting_has_its_dataset_s_title():
+    table = pd.DataFrame({"dataset": ["mnist", "optdigits", "mnist"], "shots": [4, 1, 1]})
+    assert records.in_settings(table) == "MNIST at 1 and 4 shots and Optical digits at 1 shot"
     assert records.in_setting("mnist", 4) == "MNIST, 4 shots"
     assert records.in_setting("dtd", 1) == "dtd, 1 shot"
