@@ -296,6 +296,13 @@ def test_the_readme_s_picture_is_drawn_by_its_script(folder, tiny, tmp_path, mon
     )
 
 
+@pytest.mark.parametrize("seeds, said", [([3, 3], "over 3 seeds"), ([10, 3], "over 3 to 10 seeds")])
+def test_the_readme_s_picture_says_how_many_seeds_its_rows_have(seeds, said):
+    rows = {"Real": [[Image.new("L", (8, 8), 9)]] * 10}
+    figure = plots.plot_overview(rows, summary("real", "dset+real").assign(seeds=seeds))
+    assert any(said in axis.get_xlabel() for axis in figure.axes)
+
+
 def test_the_front_page_s_strips_are_drawn_by_the_same_script(folder, tiny, tmp_path, monkeypatch):
     """With as many shots as the page says; each of the three is there, as wide as the others."""
     monkeypatch.syspath_prepend(ROOT / "book")
