@@ -31,7 +31,7 @@ def contexts(support: Support) -> tuple[str, ...]:
             raise DataError(
                 f"method {support.recipe.method!r} describes a character by what sets it apart "
                 "from the others of its class, and with shots=1 there are no others; give "
-                "at least shots=2"
+                "shots=2 or more"
             )
         pictures = [shots.open(i) for i in range(len(shots))]
         words = descriptions(pictures, shots.labels)

@@ -38,6 +38,7 @@ def site(tmp_path_factory):
     pages = home / "book" / "methods"
     pages.mkdir(parents=True)
     (home / "datadream").symlink_to(ROOT / "datadream")
+    (home / "book" / "samples").symlink_to(ROOT / "book" / "samples")
     (pages / "index.md").write_text(INDEX)
     for name in ("bob", "bab"):
         (pages / f"{name}.md").write_text(PAGE.replace("NAME", name))
@@ -69,6 +70,7 @@ def test_a_page_has_sections_tables_and_the_code(site):
         "The published recipe, and ours", "Settings of its own", "What it costs", "Numbers",
         "Sample images", "The code",
     ]  # fmt: skip
+    assert "Synthetic images of BOB, optdigits, 4 shots" in page
     assert "generate.guidance" in page and "class Bob" in re.sub("<.*?>", "", page)
     contents = found.tocs["book/methods/bob"].astext()
     assert all(head in contents for head in heads), "the list of sections beside the page"
