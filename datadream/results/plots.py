@@ -336,8 +336,8 @@ def plot_overview(
     axis = figure.add_axes(box, facecolor="none")
     values = summary.assign(value=summary["top1"], text=[f"{top1:.1f}" for top1 in summary["top1"]])
     _dots(axis, list(summary["method"]), names, values)
-    least, most = int(summary["seeds"].min()), int(summary["seeds"].max())
-    seeds = most if least == most else f"{least} to {most}"
+    least, *more = sorted({*summary["seeds"].tolist()})
+    seeds = f"{least} to {more[-1]}" if more else least
     axis.set_xlabel(f"mean and 95 % interval over {seeds} seeds; filled: with the real images")
     axis.xaxis.set_label_coords((WIDTH / 2 - left) / (WIDTH - left - 0.45), -0.38 / table)
     return figure
