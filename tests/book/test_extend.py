@@ -207,7 +207,7 @@ def test_a_package_s_method_goes_from_pip_to_the_leaderboard(home, tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     shown = nbformat.read(files[1], 4).cells[-1].outputs
     tables = [one.data["text/html"] for one in shown if "text/html" in one.data]
-    (table,) = (one for one in tables if "mnist, 16 shots per class" in one)
+    (table,) = (one for one in tables if "MNIST, 16 shots" in one)
     rows = {cells[0]: cells for row in table.split("<tr>") if (cells := texts(row))}
     for title in ("DataDream, seven prompts", "DataDream, seven prompts + real"):
         assert rows[title][3] == "3" and rows[title][-1] == "Your name, contributed"
