@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
@@ -13,19 +14,20 @@ from bs4 import BeautifulSoup
 from conftest import ROOT
 
 from datadream.data.predictions import Predictions
+from datadream.publish import freeze
 from datadream.results import committed
 
 KINDS = ("records", "columns", "predictions", "measures", "sets")
 PAGES = {
     "book/index": "# Data\n\n```{toctree}\ndata\ndatasets/index\ndatasets/mnist\n"
-    "study/mnist_methods\n```\n",
+    "study/mnist_methods\nexecuted\n```\n",
     "book/data": "# Download\n\n" + "".join(f"```{{downloads}} {kind}\n```\n\n" for kind in KINDS),
     "book/datasets/index": "# All\n\n```{dataset-table}\n```\n",
     "book/datasets/mnist": "# MNIST\n\n```{dataset-pages} mnist\n```\n",
     "book/study/mnist_methods": "# Every method on MNIST\n",
 }
 SETTINGS = {
-    "extensions": ["myst_nb", "sphinx_design", "method_pages", "data_pages"],
+    "extensions": ["myst_nb", "sphinx_design", "method_pages", "data_pages", "complete"],
     "root_doc": "book/index",
     "nb_execution_mode": "off",
     # what the pages of a whole book hold
@@ -63,13 +65,30 @@ def home(tmp_path_factory):
         patch.setenv("DATADREAM_HOME", str(place))
         found = Predictions(np.array([0, 1]), np.array([0, 0]), np.ones(2))
         committed.write_committed("mnist", 4, {"judge-1": found})
+    said = nbformat.v4.new_output("display_data", data={"text/markdown": freeze.MISSING})
+    cells = [
+        nbformat.v4.new_markdown_cell("# Executed"),
+        nbformat.v4.new_code_cell("say()", outputs=[said]),
+    ]
+    nbformat.write(
+        nbformat.v4.new_notebook(
+            cells=cells,
+            metadata={"language_info": {"name": "python", "pygments_lexer": "ipython3"}},
+        ),
+        place / "book" / "executed.ipynb",
+    )
     return place
 
 
 @pytest.fixture(scope="module")
 def site(home):
     status, warnings = build(home, PAGES)
-    assert status == 0 and "WARNING" not in warnings, warnings
+    told = [line for line in warnings.splitlines() if "WARNING" in line]
+    assert status == 0 and all("piece of the study is missing" in line for line in told), warnings
+    # Warnings fail `make book`, so that it is not published with holes in it.
+    assert {
+        line.partition(": WARNING")[0].rpartition("/")[2]: "2 places" in line for line in told
+    } == {"data.md": True, "executed.ipynb": False}
     return home / "out"
 
 
