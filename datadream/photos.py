@@ -22,6 +22,7 @@ from .methods.recipes import recipe
 from .models.catalog import GENERATORS
 from .paths import interpreter, relative_to_home
 from .pipeline.stages import Cell
+from .results.records import interval
 from .statistics import wilson
 from .store.artifacts import Store
 from .store.files import reading, writing
@@ -377,7 +378,7 @@ def estimate_verdict(table: pd.DataFrame) -> str:
     """Return one sentence per method of an `estimate`, and what the intervals allow to conclude."""
     lines = [
         f"- **{row['method']}**: {row['correct']} of {row['tested']} held-out photos right, "
-        f"{row['top1']:.1f} %, 95 % interval {row['low']:.1f} to {row['high']:.1f}."
+        f"{row['top1']:.1f} %, 95 % interval {interval(row)}."
         for row in table.to_dict("records")
     ]
     apart = len(table) > 1 and max(table["low"]) > min(table["high"])

@@ -39,4 +39,4 @@ def run_and_read(
 ) -> pd.DataFrame:  # fmt: skip
     """Run the first cells of `split`, and return the tidy table of all, as `run_cells` does."""
     ran = [run_cells(here, store or open_store(), workers, engine)] if here else []
-    return in_order(pd.concat([*ran, tidy(elsewhere)]), ["dataset", "method", "seed", "created"])
+    return in_order(pd.concat([*ran, tidy(elsewhere)]))

@@ -15,7 +15,7 @@ from ..data.datasets import DATASETS, TITLES, Dataset, load_dataset
 from ..data.images import Images
 from ..data.paper_datasets import HELD_OUT, SOURCES
 from ..methods.registry import METHODS
-from ..results.records import by_shots, in_shots, select, summary
+from ..results.records import by_shots, in_shots, interval, select, summary
 from ..results.tables import escape_markdown, listed
 from .freeze import MISSING, load_all_frozen, load_compared
 from .method_page import markdown_table
@@ -104,8 +104,8 @@ def accuracy_table(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _cell(row: pd.Series) -> str:
-    interval = f"({row['low']:.1f} to {row['high']:.1f})".replace(" ", "\N{NO-BREAK SPACE}")
-    return f"{row['top1']:.1f} {interval}"
+    bracketed = f"({interval(row)})".replace(" ", "\N{NO-BREAK SPACE}")
+    return f"{row['top1']:.1f} {bracketed}"
 
 
 def pages_text(dataset: str, pages: Collection[str] = ()) -> str:

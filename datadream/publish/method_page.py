@@ -19,7 +19,7 @@ from ..methods.base import Method
 from ..methods.recipes import method_settings_table
 from ..paths import paths
 from ..results.comparison import beside
-from ..results.records import in_shots, signed, signed_interval
+from ..results.records import in_shots, interval, signed, signed_interval
 from ..results.tables import escape_markdown, listed
 from .freeze import load_compared
 from .kept_sets import SHOTS
@@ -263,7 +263,7 @@ def _number_row(row: Mapping) -> dict[str, str]:
         span = f" {_bracketed(low_to_high)}" if row["seeds"] > 1 else ""
         texts = f"{row['base']:.1f}", f"{signed(difference)}{span}", seen(*ends)
         told = dict(zip(told, texts, strict=True))
-    own = _bracketed(f"{row['low']:.1f} to {row['high']:.1f}")
+    own = _bracketed(interval(row))
     return {
         "Data, shots": f"{escape_markdown(row['dataset'])}, {row['shots']}",
         "Method": escape_markdown(registry.METHODS[row["method"]].title),
@@ -273,8 +273,8 @@ def _number_row(row: Mapping) -> dict[str, str]:
     }
 
 
-def _bracketed(interval: str) -> str:
-    return f"({interval})".replace(" ", "\N{NO-BREAK SPACE}")
+def _bracketed(text: str) -> str:
+    return f"({text})".replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def seen(low: float, high: float) -> str:

@@ -26,7 +26,7 @@ from ..store.open import open_store
 from .analysis import made_set, reference
 from .distances import read_by_nearest
 from .features import extractors, features
-from .records import select
+from .records import interval, select
 from .tables import show_table
 
 HELD_OUT = "held-out"  # stands for a method's name where real images are read
@@ -133,7 +133,7 @@ def shares_table(found: pd.DataFrame) -> Styler:
             "Seeds": row["seeds"],
             "Images": row["images"],
             "Read as asked %": f"{row['share']:.1f}",
-            "95 % interval": f"{row['low']:.1f} to {row['high']:.1f}",
+            "95 % interval": interval(row),
             "Reader of print %": "-" if np.isnan(row["print"]) else f"{row['print']:.1f}",
             "Misread by all %": f"{row['misread']:.1f}",
         }
@@ -186,7 +186,7 @@ def reader_sentence(table: pd.DataFrame) -> str:
     own = shares(select(table, method=HELD_OUT)).iloc[0]
     said = (
         f"The reader is right on {own['share']:.1f} % of {own['images']:,} held-out real images, "
-        f"95 % interval {own['low']:.1f} to {own['high']:.1f}"
+        f"95 % interval {interval(own)}"
     )
     if np.isnan(own["print"]):
         return f"{said}."

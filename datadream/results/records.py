@@ -1,5 +1,6 @@
 """Load records into one tidy table, and describe comparisons in sentences."""
 
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -64,10 +65,12 @@ def tidy(records: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
         "key",
     ]
     table = pd.DataFrame([record_row(record) for record in records], columns=columns)
-    return in_order(table, ["dataset", "method", "seed", "created"])
+    return in_order(table)
 
 
-def in_order(table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
+def in_order(
+    table: pd.DataFrame, columns: Sequence[str] = ("dataset", "method", "seed", "created")
+) -> pd.DataFrame:
     """Return the table sorted by `columns`, with methods in the registry's order."""
     order = {name: i for i, name in enumerate(METHODS)}
     return table.sort_values(
@@ -120,13 +123,16 @@ def in_setting(dataset: str, shots: int) -> str:
     return f"{title_of(dataset)}, {in_shots(int(shots))}"
 
 
-def in_settings(table: pd.DataFrame) -> str:
-    """Return a table's settings in words: "MNIST at 1 and 4 shots and Optical digits at 1 shot"."""
-    found = {
-        str(dataset): sorted(map(int, shots.unique()))
-        for dataset, shots in table.groupby("dataset")["shots"]
-    }
-    return listed([f"{title_of(name)} at {in_shots(shots)}" for name, shots in found.items()])
+def in_settings(settings: Iterable[tuple[str, int]]) -> str:
+    """Return pairs (dataset, shots) in words: "MNIST at 1 and 4 shots and Optical digits at 1 shot".
+
+    Without a pair, "no setting".
+    """
+    shots = defaultdict(list)
+    for dataset, k in sorted(set(settings)):
+        shots[dataset].append(int(k))
+    said = [f"{title_of(dataset)} at {in_shots(several)}" for dataset, several in shots.items()]
+    return listed(said) if said else "no setting"
 
 
 def protocol_note(table: pd.DataFrame) -> str:
@@ -212,7 +218,7 @@ def show(table: pd.DataFrame) -> Styler:
             "Method": row["title"],
             "Seeds": row["seeds"],
             "Top-1 %": f"{row['top1']:.1f}",
-            "95 % interval": f"{row['low']:.1f} to {row['high']:.1f}",
+            "95 % interval": interval(row),
         }
         for row in summary(table).to_dict("records")
     ]
@@ -245,6 +251,11 @@ def signed(value: float) -> str:
 def p_text(p: float) -> str:
     """Return a p-value with three decimals, or "< 0.001" where these would be zeros."""
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def interval(row: Mapping[str, Any]) -> str:
+    """Return the ends `low` and `high` of an interval in percent: "90.4 to 93.1"."""
+    return f"{row['low']:.1f} to {row['high']:.1f}"
 
 
 def signed_interval(row: Mapping[str, Any]) -> str:

@@ -397,7 +397,8 @@ def test_a_small_p_value_is_not_written_as_zero(p, text):
 
 
 def test_a_setting_has_its_dataset_s_title():
-    table = pd.DataFrame({"dataset": ["mnist", "optdigits", "mnist"], "shots": [4, 1, 1]})
-    assert records.in_settings(table) == "MNIST at 1 and 4 shots and Optical digits at 1 shot"
+    settings = [("mnist", 4), ("optdigits", 1), ("mnist", 1), ("mnist", 4)]
+    assert records.in_settings(settings) == "MNIST at 1 and 4 shots and Optical digits at 1 shot"
+    assert records.in_settings([]) == "no setting"
     assert records.in_setting("mnist", 4) == "MNIST, 4 shots"
     assert records.in_setting("dtd", 1) == "dtd, 1 shot"
