@@ -1,8 +1,7 @@
 """Sphinx extension: warn of pages that lack a piece of the study.
 
 Such a page says so, whether a directive or a cell has found nothing to show. `make book` treats
-warnings as errors, so that the book is not published with holes in it. `_config.yml` will list
-this extension when the analyses are kept, the last pieces that a page lacks.
+warnings as errors, so that the book is not published with holes in it.
 """
 
 from docutils import nodes

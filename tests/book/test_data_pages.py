@@ -20,11 +20,11 @@ from datadream.results import committed
 KINDS = ("records", "columns", "predictions", "measures", "sets")
 PAGES = {
     "book/index": "# Data\n\n```{toctree}\ndata\ndatasets/index\ndatasets/mnist\n"
-    "study/mnist_methods\nexecuted\n```\n",
+    "study/mnist_16\nexecuted\n```\n",
     "book/data": "# Download\n\n" + "".join(f"```{{downloads}} {kind}\n```\n\n" for kind in KINDS),
     "book/datasets/index": "# All\n\n```{dataset-table}\n```\n",
     "book/datasets/mnist": "# MNIST\n\n```{dataset-pages} mnist\n```\n",
-    "book/study/mnist_methods": "# Every method on MNIST\n",
+    "book/study/mnist_16": "# Every method on MNIST\n",
 }
 SETTINGS = {
     "extensions": ["myst_nb", "sphinx_design", "method_pages", "data_pages", "complete"],
@@ -122,7 +122,7 @@ def test_what_is_not_committed_is_said_on_the_page(site):
 def test_a_dataset_s_page_links_the_executed_pages_of_the_book_alone(site):
     tables = parsed(site / "book" / "datasets" / "mnist.html").select("table.results")
     (link,) = [a for table in tables for a in table.select("a")]
-    assert link["href"] == "../study/mnist_methods.html"
+    assert link["href"] == "../study/mnist_16.html"
     assert link.get_text() == "Every method on MNIST"
 
 

@@ -134,13 +134,13 @@ def test_other_profiles_are_left_out(monkeypatch):
 
 def test_only_pages_that_the_book_has_are_listed():
     runs = set(freeze.load_all_frozen().query("dataset == 'mnist'")["run"])
-    assert {"mnist_methods", "ablation_rank"} <= runs
-    book = ["book/study/ablation_rank", "book/study/mnist_methods", "book/study/optdigits_methods"]
+    assert {"mnist_16", "ablation_rank"} <= runs
+    book = ["book/study/ablation_rank", "book/study/mnist_16", "book/study/optdigits_16"]
     found = rows(dataset_page.pages_text("mnist", book))
     assert [row[0] for row in found] == [
-        "{doc}`/book/study/mnist_methods`", "{doc}`/book/study/ablation_rank`",
+        "{doc}`/book/study/mnist_16`", "{doc}`/book/study/ablation_rank`",
     ]  # fmt: skip
-    own = freeze.load_frozen("mnist_methods")
+    own = freeze.load_frozen("mnist_16")
     assert found[0][1:] == ["16", str(own["method"].nunique()), str(own["seed"].nunique()),
                             str(len(own))]  # fmt: skip
     assert dataset_page.pages_text("mnist", ()) == freeze.MISSING

@@ -375,6 +375,7 @@ def test_a_page_of_the_study_that_is_not_kept_is_left_out_of_the_contents(home):
 
 # What is committed.
 
+KEPT = {"full", "ablations", "fast"}  # the groups of study.yaml whose pages the book has
 
 @pytest.fixture(scope="module")
 def committed():
@@ -401,12 +402,8 @@ def test_the_committed_records_are_whole_and_of_clean_commits(committed):
 
 def test_the_committed_records_are_those_of_the_study_file(committed):
     runs = named_runs.load_study(ROOT / "notebooks" / "study.yaml")["runs"]
-    groups = {name: set(entry.get("groups", [])) for name, entry in runs.items()}
-    # The pieces of the comparison are not computed yet, all else is.
-    assert set(committed) >= {n for n, own in groups.items() if own & {"ablations", "methods"}}
-    assert set(committed) <= {
-        n for n, own in groups.items() if own & {"full", "ablations", "methods", "fast"}
-    }
+    pieces = {name for name, entry in runs.items() if KEPT & {*entry.get("groups", [])}}
+    assert set(committed) == {name for name in pieces if named_runs.cells_of(runs[name])}
     for name, entry in runs.items():
         if name in committed:
             wanted = {
@@ -428,8 +425,8 @@ def test_the_committed_records_are_those_of_the_study_file(committed):
 def test_the_committed_pages_are_small_and_name_no_machine():
     pages = list((ROOT / "book" / "study").glob("*.ipynb"))
     study = named_runs.load_study(ROOT / "notebooks" / "study.yaml")
-    pieces = {n for group in ("ablations", "methods") for n in named_runs.choose(study, (), group)}
-    assert {page.stem for page in pages} >= pieces, "each piece has its page"
+    pieces = {name for group in KEPT for name in named_runs.choose(study, (), group)}
+    assert {page.stem for page in pages} == pieces, "each piece has its page, and no other has one"
     assert len(
         {
             "".join(json.loads(page.read_text())["cells"][0]["source"]).splitlines()[0]
@@ -521,8 +518,8 @@ def test_what_is_compared_has_the_profile_s_own_settings_and_each_cell_once():
     table, every = freeze.load_compared(), freeze.load_all_frozen()
     assert not table.duplicated(["dataset", "shots", "method", "seed"]).any()
     assert every.duplicated("key").any(), "or nothing tells whether it is once"
-    of = {name: every[every["run"] == name] for name in ("ablation_images", "mnist_methods")}
+    of = {name: every[every["run"] == name] for name in ("ablation_images", "mnist_16")}
     other = of["ablation_images"][of["ablation_images"]["images"] != 100]
     assert len(other) and not set(other["key"]) & set(table["key"])
-    shown = of["mnist_methods"][of["mnist_methods"]["method"] == "dset"]
+    shown = of["mnist_16"][of["mnist_16"]["method"] == "dset"]
     assert len(shown) and set(shown["key"]) <= set(table["key"])
