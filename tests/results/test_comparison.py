@@ -79,27 +79,35 @@ def test_a_method_without_the_bases_seeds_has_no_difference():
         comparison.beside(frame.assign(protocol="released"), "real", ["dset+real"])
 
 
-def test_what_is_there_at_one_shot_is_detected_and_what_is_not_is_not():
-    found = comparison.secondary(table(noisy, shots=(1, 16)), "real")
-    said = found.set_index(["shots", "method"])["detected"]
-    assert said[1, "dset+real"] == "more"
-    assert set(said.drop((1, "dset+real"))) == {"not detected"}
+def test_what_is_there_is_detected_and_what_is_not_is_not():
+    found = comparison.averaged(table(noisy, shots=(1, 16)), "real").set_index("method")
+    assert found["detected"].to_dict() == {"dset+real": "more", "base+real": "not detected"}
     assert (found["corrected p"] >= found["p"]).all()
 
 
 def test_of_many_pure_noise_differences_few_are_detected():
     """Without the correction about one in twenty would be; the chance of any is one in twenty."""
-    rng = np.random.default_rng(0)
+    rng, names = np.random.default_rng(0), ["real", "base+real", "cls+real", "bob+real", "heavy"]
     said = 0
     for _ in range(20):
-        frame = table(lambda *_: 0.5 + rng.normal(0, 0.01), ("a", "b"), (1, 4, 16))
-        said += (comparison.secondary(frame, "real")["detected"] != "not detected").any()
+        noise = {("a", k, name): rng.normal(0.5, 0.01, 5) for k in (1, 4, 16) for name in names}
+        said += (comparison.averaged(table_of(noise), "real")["detected"] != "not detected").any()
     assert said <= 4  # binomial(20, 0.05) is above 4 once in 400 times
+
+
+def test_a_difference_has_one_corrected_p_wherever_it_is_shown():
+    frame = table(noisy, ("a", "b"), (1, 16))
+    more = frame[frame["method"] == "base+real"]
+    frame = pd.concat([frame, more.assign(method="cls+real"), more.assign(method="tip")])
+    shown = comparison.averaged(frame, "real", ["base+real"])["corrected p"].iloc[0]
+    assert shown == comparison.claims(frame)["base+real", "real"]["corrected p"]
+    every = comparison.averaged(frame, "real").set_index("method")["corrected p"]
+    assert shown == every["base+real"]
 
 
 def test_a_single_seed_detects_nothing():
     frame = table(noisy)
-    found = comparison.secondary(frame.loc[frame["seed"] == 0], "real")
+    found = comparison.averaged(frame.loc[frame["seed"] == 0], "real")
     assert set(found["detected"]) == {"not detected"} and found["low"].isna().all()
 
 
