@@ -40,7 +40,7 @@ $(STAMP): requirements.lock pyproject.toml
 study: venv  ## run the pending runs of notebooks/study.yaml, then build the book
 	@$(call study_and_book,)
 
-study-full: venv  ## every method on both datasets at 1, 4 and 16 shots, in pieces (4 hours on two cores), kept in book/study, then the book
+study-full: venv  ## the full comparison on both datasets, in pieces (4 hours on two cores), kept in book/study, then the book
 	@$(call study_and_book,$(PY) -m datadream study --group full || status=$$?; $(PY) -m datadream keep || status=$$?;)
 
 study-ablations: venv  ## one setting at a time (2 hours on two cores), kept in book/study, then the book

@@ -366,8 +366,8 @@ PROFILES = {
     # equally well. On validation images of MNIST, seeds 5 and 6, 40 epochs of adaptation and 320
     # classifier steps reached 88.4 and 88.4 % (dset), 91.2 and 91.8 % (dset+real); 60 epochs and
     # 512 steps reached 90.2 and 89.8, 92.0 and 92.0 %. The shorter trainings are the default, so
-    # that the study ends while one waits; the ablations show the others. No test image was used in
-    # these choices.
+    # that the study takes minutes; the ablations show the others. No test image was used in these
+    # choices.
     "mini": {
         "generator": "mini",
         "classifier": "mini",
