@@ -26,7 +26,7 @@ CURVE = ("real", "dset", "base+real", "dset+real")
 PARTS = {
     "train": ("Few-shot pool", "a seed draws the few shots of each class from it"),
     "val": ("Validation", "to choose settings and variants; never to train"),
-    "test": ("Test", "every accuracy in this book; they choose nothing"),
+    "test": ("Test", "every accuracy in this book; nothing is selected on them"),
 }
 
 
