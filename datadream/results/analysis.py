@@ -258,26 +258,31 @@ def gains(table: pd.DataFrame, records: pd.DataFrame, method: str, baseline: str
     return pd.DataFrame(rows)
 
 
-def copying_sentence(table: pd.DataFrame, method: str, extractor: str, share: float = 0.05) -> str:
-    """Return a sentence on whether a method's images copy its few shots.
+def copied(table: pd.DataFrame, method: str, extractor: str) -> dict[str, float]:
+    """Return the share of a method's images that are closer to a shot than most real ones are.
 
-    `share` is the share of real images expected to be closer (see `distances.copying`).
+    `table` is from `measure_sets`. The keys are seeds, share, low and high, in percent, with the
+    95 % interval over seeds, cut at 0 and 100; its ends are NaN for a single seed. Real images
+    would score 5 (`distances.copying`).
     """
     own = table[
         (table["class"] == "all") & (table["method"] == method) & (table["extractor"] == extractor)
     ]
     mean, low, high = mean_interval(100 * own["closer"])
-    if np.isnan(low):
-        return (
-            f"{METHODS[method].title}, {extractor}: {mean:.1f} % of the images on one seed, "
-            "so there is no interval over seeds."
-        )
-    said = "copying detected" if low > 100 * share else "no copying detected"
-    return (
-        f"{METHODS[method].title}, {extractor}: {mean:.1f} % of the images, 95 % interval "
-        f"{max(0, low):.1f} to {high:.1f} over {len(own)} seeds, against "
-        f"{100 * share:g} % for real images; {said}."
-    )
+    ends = np.clip([low, high], 0, 100).tolist()
+    return {"seeds": len(own), "share": mean, "low": ends[0], "high": ends[1]}
+
+
+def correlation(joined: pd.DataFrame, measure: str = "centroid") -> dict[str, float]:
+    """Return the rank correlation of `measure` with the gain over classes.
+
+    `joined` is the table of `gains`. The keys are classes, rho, low and high, Spearman's
+    correlation with its 95 % interval; all but the first are NaN with too few classes or too many
+    ties.
+    """
+    pairs = joined.dropna(subset=[measure, "gain"])
+    rho, low, high = spearman(pairs[measure], pairs["gain"]) if len(pairs) > 1 else (np.nan,) * 3
+    return {"classes": len(pairs), "rho": rho, "low": low, "high": high}
 
 
 def correlation_sentence(joined: pd.DataFrame, measure: str = "centroid") -> str:
@@ -285,13 +290,12 @@ def correlation_sentence(joined: pd.DataFrame, measure: str = "centroid") -> str
 
     `joined` is the table of `gains`.
     """
-    pairs = joined.dropna(subset=[measure, "gain"])
     first, title = joined.iloc[0], TITLES[measure].partition(" (")[0]
+    classes, rho, low, high = correlation(joined, measure).values()
     what = (
         f"{title} and the gain of {METHODS[first['method']].title} over "
-        f"{METHODS[first['baseline']].title}, {len(pairs)} classes"
+        f"{METHODS[first['baseline']].title}, {classes} classes"
     )
-    rho, low, high = spearman(pairs[measure], pairs["gain"]) if len(pairs) > 1 else (np.nan,) * 3
     if np.isnan(low):
         return f"{what}: too few classes or too many ties for an interval of the rank correlation."
     return (

@@ -124,7 +124,7 @@ def in_setting(dataset: str, shots: int) -> str:
 
 
 def in_settings(settings: Iterable[tuple[str, int]]) -> str:
-    """Return pairs (dataset, shots) in words: "MNIST at 1 and 4 shots and Optical digits at 1 shot".
+    """Return pairs (dataset, shots) in words, such as "MNIST at 1 and 4 shots".
 
     Without a pair, "no setting".
     """

@@ -377,6 +377,7 @@ def test_a_page_of_the_study_that_is_not_kept_is_left_out_of_the_contents(home):
 
 KEPT = {"full", "ablations", "fast"}  # the groups of study.yaml whose pages the book has
 
+
 @pytest.fixture(scope="module")
 def committed():
     """Return run -> table of every run that book/study has records of."""

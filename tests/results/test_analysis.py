@@ -4,6 +4,7 @@ the join with accuracy.
 
 import dataclasses
 import json
+import math
 from types import SimpleNamespace
 
 import numpy as np
@@ -272,28 +273,17 @@ def test_the_gains_of_a_run_study(finished):
 
 
 @pytest.mark.parametrize(
-    "closer, words",
-    [
-        (
-            [0.2, 0.25, 0.3],
-            "25.0 % of the images, 95 % interval 12.6 to 37.4 over 3 seeds, against 5 % "
-            "for real images; copying detected.",
-        ),
-        (
-            [0.0, 0.01, 0.0],
-            "0.3 % of the images, 95 % interval 0.0 to 1.8 over 3 seeds, against 5 % "
-            "for real images; no copying detected.",
-        ),
-        ([0.5], "50.0 % of the images on one seed, so there is no interval over seeds."),
-    ],
-)
-def test_the_sentence_on_copying(closer, words):
+    "closer, share, low, high",
+    [([0.2, 0.25, 0.3], 25.0, 12.6, 37.4), ([0.0, 0.01, 0.0], 0.33, 0.0, 1.8),
+     ([0.5], 50.0, math.nan, math.nan)],
+)  # fmt: skip
+def test_the_share_of_copies_has_its_interval_over_seeds(closer, share, low, high):
     table = pd.DataFrame({"class": "all", "method": "dset", "extractor": "clip", "closer": closer})
     other = table.assign(closer=1.0, extractor="reader")
-    assert (
-        analysis.copying_sentence(pd.concat([table, other]), "dset", "clip")
-        == f"DataDream (dataset), clip: {words}"
-    )
+    found = analysis.copied(pd.concat([table, other]), "dset", "clip")
+    assert found.pop("seeds") == len(closer)
+    wanted = {"share": share, "low": low, "high": high}
+    assert found == pytest.approx(wanted, abs=0.05, nan_ok=True)
 
 
 @pytest.mark.parametrize(
