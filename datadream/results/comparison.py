@@ -93,16 +93,11 @@ def questions(table: pd.DataFrame, pairs: Sequence[tuple[str, str]]) -> pd.DataF
     seeds, p, corrected p, and what is detected at 5 %: "more", "less" or "not detected". A pair
     without a complete seed is left out.
 
-    Holm's correction is over the pairs, the claims and every method against real images alone, so
-    that a difference has the same corrected p wherever it is shown. The primary question is not
-    corrected.
+    Holm's correction is over the pairs and `family`, so that a difference has the same corrected p
+    wherever it is shown. The primary question is not corrected.
     """
-    claimed = [pair for own in CLAIMS.values() for pair in own]
-    against_real = [(name, PRIMARY[1]) for name in dict.fromkeys(table["method"])]
     rows = []
-    for better, base in dict.fromkeys([*pairs, *claimed, *against_real]):
-        if better == base:
-            continue
+    for better, base in dict.fromkeys([*pairs, *family(table)]):
         own = [
             table.loc[table["method"] == name, SETTING].drop_duplicates() for name in (better, base)
         ]
@@ -121,6 +116,18 @@ def questions(table: pd.DataFrame, pairs: Sequence[tuple[str, str]]) -> pd.DataF
     ]
     asked = [pair in {*pairs} for pair in zip(found["better"], found["baseline"], strict=True)]
     return found.loc[asked].reset_index(drop=True)
+
+
+def family(table: pd.DataFrame) -> list[tuple[str, str]]:
+    """Return the pairs (better, baseline) of a table that are corrected together, wherever shown.
+
+    These are the claims, and every method against real images alone; the primary question is among
+    them.
+    """
+    names = dict.fromkeys(table["method"])
+    claimed = [pair for own in CLAIMS.values() for pair in own if {*pair} <= {*names}]
+    against_real = [(name, PRIMARY[1]) for name in names if name != PRIMARY[1]]
+    return list(dict.fromkeys([*claimed, *against_real]))
 
 
 def by_validation(table: pd.DataFrame) -> pd.DataFrame:
