@@ -387,8 +387,8 @@ def test_the_book_pages_exist_or_are_made_by_the_study():
         *(name for part in contents["parts"] for name in files_of(part["chapters"])),
     ]:
         if page.startswith("book/study/"):
-            assert {"full", "fast", "ablations"} & set(
-                runs[Path(page).name]["groups"]
-            ), f"no run that is kept is called {Path(page).name!r}"
+            assert {"full", "fast", "ablations"} & set(runs[Path(page).name]["groups"]), (
+                f"no run that is kept is called {Path(page).name!r}"
+            )
         else:
             assert (ROOT / f"{page}.md").is_file(), page
