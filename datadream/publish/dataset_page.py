@@ -6,7 +6,8 @@ Figures and computed tables are for the cells of these pages. The texts are Mark
 """
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -84,12 +85,17 @@ def accuracy_table(table: pd.DataFrame) -> pd.DataFrame:
     Numbers of seeds that differ stand in the order of the shots. Methods with the most numbers of
     shots come first, the best mean over these on top.
     """
-    found = {shots: summary(part).set_index("method") for shots, part in by_shots(table)}
-    means = pd.DataFrame({shots: part["top1"] for shots, part in found.items()})
+    found = {
+        shots: {row["method"]: row for row in summary(part).to_dict("records")}
+        for shots, part in by_shots(table)
+    }
+    means = pd.DataFrame(
+        {shots: {name: row["top1"] for name, row in own.items()} for shots, own in found.items()}
+    )
     order = pd.DataFrame({"count": means.count(axis=1), "mean": means.mean(axis=1)})
     rows = []
     for method in order.sort_values(["count", "mean"], ascending=False).index:
-        own = [part.loc[method] if method in part.index else None for part in found.values()]
+        own = [rows_of.get(str(method)) for rows_of in found.values()]
         cells = ["-" if one is None else _cell(one) for one in own]
         seeds = ["-" if one is None else str(one["seeds"]) for one in own]
         known = METHODS.get(str(method))
@@ -103,7 +109,7 @@ def accuracy_table(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _cell(row: pd.Series) -> str:
+def _cell(row: Mapping[str, Any]) -> str:
     bracketed = f"({interval(row)})".replace(" ", "\N{NO-BREAK SPACE}")
     return f"{row['top1']:.1f} {bracketed}"
 
