@@ -4,7 +4,7 @@ The tables are those of `records.load_records`: a row per dataset, method, shots
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -223,6 +223,15 @@ def detected(difference: float, p: float, level: float = 0.05) -> str:
     if math.isnan(p) or p >= level:
         return "not detected"
     return "more" if difference > 0 else "less"
+
+
+def answer(row: Mapping[str, Any]) -> str:
+    """Return what a row of `questions` says: what is detected, or "undecided".
+
+    A difference is undecided if its interval excludes zero and its corrected p-value does not.
+    """
+    apart = row["low"] > 0 or row["high"] < 0
+    return "undecided" if apart and row["detected"] == "not detected" else row["detected"]
 
 
 def ranks(table: pd.DataFrame) -> tuple[pd.Series, float, int]:

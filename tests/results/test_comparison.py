@@ -1,5 +1,7 @@
 """The primary question, the others with Holm's correction, and average ranks."""
 
+import math
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -103,6 +105,16 @@ def test_a_difference_has_one_corrected_p_wherever_it_is_shown():
     assert shown == comparison.claims(frame)["base+real", "real"]["corrected p"]
     every = comparison.averaged(frame, "real").set_index("method")["corrected p"]
     assert shown == every["base+real"]
+
+
+@pytest.mark.parametrize(
+    "low, high, detected, said",
+    [(0.3, 1.4, "not detected", "undecided"), (-1.4, -0.3, "not detected", "undecided"),
+     (-0.3, 1.4, "not detected", "not detected"), (0.3, 1.4, "more", "more"),
+     (math.nan, math.nan, "not detected", "not detected")],
+)  # fmt: skip
+def test_a_difference_that_only_the_correction_hides_is_undecided(low, high, detected, said):
+    assert comparison.answer({"low": low, "high": high, "detected": detected}) == said
 
 
 def test_a_single_seed_detects_nothing():
