@@ -295,7 +295,8 @@ def _headed(text, parameters, title=""):
     """
     if "question" in parameters:
         return re.sub(r"\A# .*", lambda _: f"# {parameters['question']}", text)
-    if own := title or parameters.get("dataset", ""):
+    own = title or parameters.get("dataset", "")
+    if own and not text.startswith(f"# {own}\n"):
         return re.sub(r"\A# (.)", lambda first: f"# {own}: {first[1].lower()}", text)
     return text
 

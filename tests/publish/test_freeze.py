@@ -19,7 +19,7 @@ from datadream.errors import DataError
 from datadream.methods.registry import METHODS
 from datadream.paths import paths
 from datadream.publish import committed_cells, freeze
-from datadream.results import comparison, images, records
+from datadream.results import analysis, comparison, images, records
 from datadream.results.comparison import PRIMARY
 from datadream.store.artifacts import Store
 from datadream.store.open import open_store
@@ -272,6 +272,7 @@ def test_pages_of_the_dataset_template_are_told_apart_by_their_dataset():
         == "# Why?\n\nAll of # it."
         and freeze._headed(text, {}) == text
     )
+    assert freeze._headed(text, {}, "One dataset, the main table") == text
     title = freeze._title_of("mnist_4_redrawn")
     assert title == "MNIST, four shots, redrawn" and not freeze._title_of("mnist_4_redraw")
     assert freeze._headed(text, {"dataset": "mnist"}, title).startswith(f"# {title}: one dataset,")
@@ -500,6 +501,24 @@ def test_the_measures_that_pages_read_are_of_the_committed_sets(committed):
                 for row in records_[records_["method"] == method].itertuples()
             }
             assert dict(zip(own["seed"], own["artifact"], strict=True)) == made
+
+
+def test_what_the_analysis_sums_up_is_what_its_tables_say(committed):
+    text = " ".join((ROOT / "book" / "analysis.md").read_text().split())
+    assert "by every measure in the tables" in text and "No copying of the few shots was" in text
+    assert "No correlation between a class's similarity and its gain was detected" in text
+    for name in ("mnist", "optdigits"):
+        measures, table = freeze.load_measures(f"{name}_analysis"), committed[f"{name}_analysis"]
+        whole = measures[measures["class"] == "all"].groupby(["method", "extractor"])
+        means = whole[["frechet", "precision", "recall"]].mean()
+        nearer = means.loc["dset"] - means.loc["base"]
+        assert (nearer["frechet"] < 0).all() and (nearer[["precision", "recall"]] > 0).all().all()
+        for method in ("cls", "dset"):
+            for extractor in sorted(set(measures["extractor"])):
+                assert analysis.copied(measures, method, extractor)["low"] <= 5
+                own = measures[measures["extractor"] == extractor]
+                found = analysis.correlation(analysis.gains(own, table, f"{method}+real", "real"))
+                assert found["low"] <= 0 <= found["high"]
 
 
 RESULT = re.compile(r"[+-]?\d+\.\d+ (?:points|%)|\d+(?:\.\d+)? % interval [+-]?\d")
