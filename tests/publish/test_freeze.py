@@ -19,7 +19,7 @@ from datadream.errors import DataError
 from datadream.methods.registry import METHODS
 from datadream.paths import paths
 from datadream.publish import committed_cells, freeze
-from datadream.results import analysis, comparison, images, records
+from datadream.results import ablation_statistics, analysis, comparison, images, records
 from datadream.results.comparison import PRIMARY
 from datadream.store.artifacts import Store
 from datadream.store.open import open_store
@@ -488,6 +488,21 @@ def test_the_ablations_have_the_seeds_that_their_page_names(committed):
     )
     images = committed["ablation_images"]["value"].astype(int)
     assert f"from a dozen to {images.max()} in doublings" in text and 10 <= images.min() <= 13
+
+
+def test_what_the_ablations_sum_up_is_what_their_tables_say(committed):
+    text = " ".join((ROOT / "book" / "ablations.md").read_text().split())
+    assert "gain from more images, longer tuning and a higher rank. Beyond the default's" in text
+    assert "none of these three settings made a detected difference" in text
+    usual = {"images": 100, "epochs": 40, "rank": 16}
+    for name, value in usual.items():
+        whole, last = ablation_statistics.ends(committed[f"ablation_{name}"], "dset").to_dict(
+            "records"
+        )
+        assert whole["low"] > 0 and last["low"] <= 0 <= last["high"]
+        assert int(last["reference"]) >= value
+        both = ablation_statistics.ends(committed[f"ablation_{name}"], "dset+real")
+        assert ((both["low"] <= 0) & (both["high"] >= 0)).all()
 
 
 def test_the_measures_that_pages_read_are_of_the_committed_sets(committed):
