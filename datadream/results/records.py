@@ -205,9 +205,13 @@ def paired(table: pd.DataFrame, better: str, baseline: str) -> dict[str, Any]:
 def best_by_validation(table: pd.DataFrame, methods: Sequence[str]) -> str:
     """Return the method of `methods` with the highest mean validation accuracy.
 
+    The means are over the seeds that all of them have, or over each one's own if there are none.
     Test images are not used.
     """
-    means = table.loc[table["method"].isin(methods)].groupby("method")["val_top1"].mean()
+    own = table.loc[table["method"].isin(methods)]
+    seeds = own.groupby("method")["seed"].agg(set)
+    shared = own["seed"].isin(set.intersection(*seeds))
+    means = (own.loc[shared] if shared.any() else own).groupby("method")["val_top1"].mean()
     return max((m for m in methods if m in means), key=lambda m: means[m])
 
 

@@ -37,13 +37,13 @@ def show_table(
 
     Class names, file names and error messages come from users and may contain anything, such as
     `<wnid>` or `a & b`; only a `Link` becomes markup. `formats` and `precision` are those of
-    pandas' `Styler.format`; `index` says whether the index is shown.
+    pandas' `Styler.format`; `index` says whether the index is shown. NaN is shown as "-".
     """
     # pandas escapes only strings: convert a path, a list or <NA> first, but not a Link.
     texts = frame.map(_text).rename(index=_text, columns=_text)
     texts = texts.rename_axis(index=_name, columns=_name)
     styler = texts.style  # its methods change it in place
-    styler.format(formats, precision=precision, escape="html")
+    styler.format(formats, na_rep="-", precision=precision, escape="html")
     for axis in (0, 1):
         styler.format_index(axis=axis, escape="html")
     if any(name is not None for name in texts.index.names):

@@ -442,7 +442,7 @@ def test_the_committed_pages_are_small_and_name_no_machine():
 
 def test_the_readme_says_what_the_records_say():
     text = " ".join((ROOT / "README.md").read_text().split())
-    table = freeze.load_compared()
+    table = freeze.load_frozen("comparison")
     found = comparison.claims(table)
     tuned = (
         "{difference:.1f} points better than those of the untuned one (95 % interval "

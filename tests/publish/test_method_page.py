@@ -64,7 +64,7 @@ def test_the_contents_list_the_pages_in_the_registrys_order():
 @pytest.mark.parametrize("name", FILES)
 def test_a_page_explains_its_method_and_cites_what_the_registry_cites(name):
     prose = PAGES[name].partition("```{method-page}")[0]
-    assert set(FILES[name].citations) <= set(re.findall(r"\{cite:p\}`([\w,]+)`", prose))
+    assert set(FILES[name].citations) <= set(re.findall(r"\{cite:[pt]\}`([\w,]+)`", prose))
     assert prose.startswith("# ") and 3 <= len(re.findall(r"[.:?](?=\s)", prose)) <= 14
     assert FILES[name].idea and len(FILES[name].idea) < 80, "the docstring: name (source): idea"
 

@@ -258,6 +258,14 @@ def test_validation_alone_chooses_between_variants(tmp_path):
     assert records.best_by_validation(found, ["cls", "dset"]) == "dset"
     assert records.best_by_validation(found.drop(columns="top1"), ["cls", "dset"]) == "dset"
     assert records.best_by_validation(found, ["cls", "base"]) in ("cls", "base")
+    more = table(
+        tmp_path / "more",
+        record("cls", 0, val=0.5), record("dset", 0, val=0.6),
+        record("cls", 1, val=0.9), record("dset", 2, val=0.1),
+    )  # fmt: skip
+    assert records.best_by_validation(more, ["cls", "dset"]) == "dset", "on seed 0, which both have"
+    apart = more[more["seed"] > 0]
+    assert records.best_by_validation(apart, ["cls", "dset"]) == "cls", "without a shared seed"
     text = records.difference_text(found, "dset", "base")
     assert text.startswith("DataDream (dataset) minus Un-adapted generator: +10.0 points")
 
