@@ -228,7 +228,7 @@ def detected(difference: float, p: float, level: float = 0.05) -> str:
 def answer(row: Mapping[str, Any]) -> str:
     """Return what a row of `questions` says: what is detected, or "undecided".
 
-    A difference is undecided if its interval excludes zero and its corrected p-value does not.
+    A difference is undecided if its interval excludes zero but its corrected p-value is not small.
     """
     apart = row["low"] > 0 or row["high"] < 0
     return "undecided" if apart and row["detected"] == "not detected" else row["detected"]
