@@ -8,17 +8,15 @@ import types
 import campaign
 import disturb
 import pytest
+from tqdm.auto import tqdm
 
 from datadream.results import benchmark_tables
 
 
 @pytest.fixture(scope="module")
 def common(folder, tiny):
-    """Return what the cases have in common: shorter stages than the script's, in processes that
-    need no start.
-    """
+    """Return what the cases have in common: shorter stages than the script's."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(disturb, "forked", multiprocessing.get_context("fork"))
         # Its first checkpoint would come after 200 steps.
         patch.setitem(disturb.SIGNS, "adapt", "adapt-*.partial")
         yield {
@@ -51,15 +49,26 @@ def reference(common, tmp_path_factory):
     ],
 )
 def test_what_is_disturbed_and_started_again_has_the_same_records(
-    common, reference, tmp_path, monkeypatch, name, stage
+    common, reference, tmp_path, name, stage
 ):
-    monkeypatch.setitem(disturb.CALLS, stage, (*disturb.CALLS[stage][:2], 7))
     found = campaign.run_case(
         name, stage, "one process", tmp_path / "case", common, None, reference
     )
     assert found["survived"] and not found["notes"], found
     assert found["equal"] and found["bytes"]
     assert found["lost"] == pytest.approx(found["seconds"] - 1.0, abs=0.02)
+
+
+@pytest.mark.cluster
+def test_a_process_killed_while_it_draws_a_bar_holds_up_no_other(common, tmp_path, monkeypatch):
+    # A forked process shares its parent's lock of progress bars, and SIGKILL releases none.
+    lock = multiprocessing.Lock()
+    lock.acquire()
+    monkeypatch.setattr(tqdm, "_lock", lock, raising=False)
+    monkeypatch.setattr(disturb, "LIMIT", 60)
+    with campaign.boxed(tmp_path / "case", common, "one process") as box:
+        box.finish()
+    assert box.sound, box.notes
 
 
 def test_a_case_that_is_not_met_or_ends_otherwise_has_not_survived(common, tmp_path):
