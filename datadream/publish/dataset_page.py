@@ -16,7 +16,7 @@ from ..data.datasets import DATASETS, TITLES, Dataset, load_dataset
 from ..data.images import Images
 from ..data.paper_datasets import HELD_OUT, SOURCES
 from ..methods.registry import METHODS
-from ..results.records import by_shots, in_shots, interval, select, summary
+from ..results.records import bracketed, by_shots, in_shots, interval, select, summary
 from ..results.tables import escape_markdown, listed
 from .freeze import MISSING, load_all_frozen, load_compared
 from .method_page import markdown_table
@@ -110,8 +110,7 @@ def accuracy_table(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _cell(row: Mapping[str, Any]) -> str:
-    bracketed = f"({interval(row)})".replace(" ", "\N{NO-BREAK SPACE}")
-    return f"{row['top1']:.1f} {bracketed}"
+    return f"{row['top1']:.1f} {bracketed(interval(row))}"
 
 
 def pages_text(dataset: str, pages: Collection[str] = ()) -> str:

@@ -19,7 +19,7 @@ from ..methods.base import Method
 from ..methods.recipes import method_settings_table
 from ..paths import paths
 from ..results.comparison import beside
-from ..results.records import in_shots, interval, signed, signed_interval
+from ..results.records import bracketed, direction, in_shots, interval, signed, signed_interval
 from ..results.tables import escape_markdown, listed
 from .freeze import load_compared
 from .kept_sets import SHOTS
@@ -260,10 +260,10 @@ def _number_row(row: Mapping) -> dict[str, str]:
     if not math.isnan(difference):
         ends = row["least"], row["most"]
         low_to_high = signed_interval({"low": ends[0], "high": ends[1]})
-        span = f" {_bracketed(low_to_high)}" if row["seeds"] > 1 else ""
-        texts = f"{row['base']:.1f}", f"{signed(difference)}{span}", seen(*ends)
+        span = f" {bracketed(low_to_high)}" if row["seeds"] > 1 else ""
+        texts = f"{row['base']:.1f}", f"{signed(difference)}{span}", direction(*ends)
         told = dict(zip(told, texts, strict=True))
-    own = _bracketed(interval(row))
+    own = bracketed(interval(row))
     return {
         "Data, shots": f"{escape_markdown(row['dataset'])}, {row['shots']}",
         "Method": escape_markdown(registry.METHODS[row["method"]].title),
@@ -271,18 +271,6 @@ def _number_row(row: Mapping) -> dict[str, str]:
         "Seeds": str(row["seeds"]),
         **told,
     }
-
-
-def _bracketed(text: str) -> str:
-    return f"({text})".replace(" ", "\N{NO-BREAK SPACE}")
-
-
-def seen(low: float, high: float) -> str:
-    """Say what the interval of a difference detects: "more", "less" or "not detected".
-
-    A single seed, whose interval is NaN, detects nothing.
-    """
-    return "more" if low > 0 else "less" if high < 0 else "not detected"
 
 
 def samples_text(file: MethodFile) -> str:

@@ -3,15 +3,14 @@
 The tables are those of `records.load_records`: a row per dataset, method, shots and seed.
 """
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from ..statistics import average_ranks, critical_difference, holm, mean_interval, paired_p
-from .records import RELEASED, paired, select, summary
+from .records import RELEASED, direction, paired, select, shared_means, summary
 
 # The study's primary question, fixed before it ran. All other comparisons are secondary.
 PRIMARY = ("dset+real", "real")
@@ -90,8 +89,8 @@ def questions(table: pd.DataFrame, pairs: Sequence[tuple[str, str]]) -> pd.DataF
 
     A pair's settings are those in which both have records. One row per pair in the given order:
     better, baseline, settings, seeds, difference in points with its uncorrected 95 % interval over
-    seeds, p, corrected p, and what is detected at 5 %: "more", "less" or "not detected". A pair
-    without a complete seed is left out.
+    seeds, p, corrected p, and what is `detected` at 5 %. A pair without a complete seed is left
+    out.
 
     Holm's correction is over the pairs and `family`, so that a difference has the same corrected p
     wherever it is shown. The primary question is not corrected.
@@ -112,7 +111,7 @@ def questions(table: pd.DataFrame, pairs: Sequence[tuple[str, str]]) -> pd.DataF
     first = (found["better"] == PRIMARY[0]) & (found["baseline"] == PRIMARY[1])
     found["corrected p"] = found["p"].where(first, holm(found["p"].mask(first)))
     found["detected"] = [
-        detected(*pair) for pair in zip(found["difference"], found["corrected p"], strict=True)
+        detected(row["low"], row["high"], row["corrected p"]) for row in found.to_dict("records")
     ]
     asked = [pair in {*pairs} for pair in zip(found["better"], found["baseline"], strict=True)]
     return found.loc[asked].reset_index(drop=True)
@@ -142,7 +141,7 @@ def by_validation(table: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for dataset, shots in sorted(set(zip(table["dataset"], table["shots"], strict=True))):
         part = select(table, dataset=dataset, shots=shots)
-        validation, test = _means(part, "val_top1"), _means(part, "top1")
+        validation, test = (100 * shared_means(part, name) for name in ("val_top1", "top1"))
         if len(test) >= 3:
             chosen, best = validation.idxmax(), test.idxmax()
             rows.append(
@@ -151,12 +150,6 @@ def by_validation(table: pd.DataFrame) -> pd.DataFrame:
                 | {"rank correlation": validation.corr(test, method="spearman")}
             )
     return pd.DataFrame(rows)
-
-
-def _means(part: pd.DataFrame, column: str) -> pd.Series:
-    """Return each method's mean in percent over the seeds that all methods have."""
-    wide = 100 * part.pivot(index="seed", columns="method", values=column)
-    return pd.Series(wide.dropna().mean())
 
 
 def claims(table: pd.DataFrame) -> dict[tuple[str, str], dict[str, Any]]:
@@ -215,23 +208,15 @@ def beside(table: pd.DataFrame, base: str, methods: Sequence[str]) -> pd.DataFra
     return pd.DataFrame(rows, columns=[*columns, "base", "difference", "least", "most"])
 
 
-def detected(difference: float, p: float, level: float = 0.05) -> str:
-    """Say whether a difference is "more", "less" or "not detected", by its corrected p-value.
+def detected(low: float, high: float, p: float, level: float = 0.05) -> str:
+    """Say whether a difference is "more", "less", "undecided" or "not detected".
 
-    A single seed, whose p is NaN, detects nothing.
+    `low` and `high` are its uncorrected interval, `p` its corrected p-value. The difference is
+    undecided if the interval excludes zero but the p-value is not below `level`. A single seed,
+    whose interval and p are NaN, detects nothing.
     """
-    if math.isnan(p) or p >= level:
-        return "not detected"
-    return "more" if difference > 0 else "less"
-
-
-def answer(row: Mapping[str, Any]) -> str:
-    """Return what a row of `questions` says: what is detected, or "undecided".
-
-    A difference is undecided if its interval excludes zero but its corrected p-value is not small.
-    """
-    apart = row["low"] > 0 or row["high"] < 0
-    return "undecided" if apart and row["detected"] == "not detected" else row["detected"]
+    found = direction(low, high)
+    return found if found == "not detected" or p < level else "undecided"
 
 
 def ranks(table: pd.DataFrame) -> tuple[pd.Series, float, int]:

@@ -208,11 +208,18 @@ def best_by_validation(table: pd.DataFrame, methods: Sequence[str]) -> str:
     The means are over the seeds that all of them have, or over each one's own if there are none.
     Test images are not used.
     """
-    own = table.loc[table["method"].isin(methods)]
-    seeds = own.groupby("method")["seed"].agg(set)
-    shared = own["seed"].isin(set.intersection(*seeds))
-    means = (own.loc[shared] if shared.any() else own).groupby("method")["val_top1"].mean()
+    means = shared_means(table.loc[table["method"].isin(methods)], "val_top1")
     return max((m for m in methods if m in means), key=lambda m: means[m])
+
+
+def shared_means(table: pd.DataFrame, column: str) -> pd.Series:
+    """Return each method's mean of a column over the seeds that all methods of the table have.
+
+    If they share no seed, each mean is over the method's own seeds.
+    """
+    wide = table.pivot(index="seed", columns="method", values=column)
+    shared = wide.dropna()
+    return pd.Series((wide if shared.empty else shared).mean())
 
 
 def show(table: pd.DataFrame) -> Styler:
@@ -243,6 +250,14 @@ def interval_text(low: float, high: float) -> str:
     return "detected" if low > 0 else "the opposite detected" if high < 0 else "not detected"
 
 
+def direction(low: float, high: float) -> str:
+    """Return "more", "less" or "not detected" for a difference's interval.
+
+    A single seed, whose interval is NaN, detects nothing.
+    """
+    return "more" if low > 0 else "less" if high < 0 else "not detected"
+
+
 def signed(value: float) -> str:
     """Return a difference in points with its sign; near zero with more decimals.
 
@@ -265,6 +280,11 @@ def interval(row: Mapping[str, Any]) -> str:
 def signed_interval(row: Mapping[str, Any]) -> str:
     """Return the ends `low` and `high` of a difference's interval: "-0.02 to +5.6"."""
     return f"{signed(row['low'])} to {signed(row['high'])}"
+
+
+def bracketed(text: str) -> str:
+    """Return a text in brackets that a line of a table's cell does not break."""
+    return f"({text})".replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def sentence(difference: Mapping[str, Any], better: str, baseline: str) -> str:

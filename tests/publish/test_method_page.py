@@ -136,13 +136,6 @@ def test_the_overview_has_a_row_for_each_file():
     assert found["bob.py"][4] == str(text.count("\n"))
 
 
-def test_what_an_interval_detects():
-    nan = float("nan")
-    ends = [(0.1, 1), (-1, -0.1), (-1, 1), (0, 1), (nan, nan)]
-    said = [method_page.seen(*pair) for pair in ends]
-    assert said == ["more", "less", *["not detected"] * 3]
-
-
 def test_a_table_has_a_line_for_each_row():
     made = method_page.markdown_table(pd.DataFrame({"a": [1, 2], "b": ["x", "y"]}))
     assert rows(made) == [["1", "x"], ["2", "y"]]

@@ -304,6 +304,13 @@ def test_a_finding_is_what_the_interval_says(ends, word):
     assert records.interval_text(*ends) == word
 
 
+def test_what_an_interval_detects():
+    nan = float("nan")
+    ends = [(0.1, 1), (-1, -0.1), (-1, 1), (0, 1), (nan, nan)]
+    said = [records.direction(*pair) for pair in ends]
+    assert said == ["more", "less", *["not detected"] * 3]
+
+
 def test_the_released_protocol_is_marked_loudly_and_never_mixed(tmp_path):
     loud = table(tmp_path / "loud", record("real", 0, protocol="released"))
     assert (
