@@ -15,11 +15,12 @@ import yaml
 from conftest import ROOT
 from PIL import Image
 
+from datadream.data.datasets import load_dataset
 from datadream.errors import DataError
 from datadream.methods.registry import METHODS
 from datadream.paths import paths
 from datadream.publish import committed_cells, freeze
-from datadream.results import ablation_statistics, analysis, comparison, images, records
+from datadream.results import ablation_statistics, analysis, comparison, images, misleading, records
 from datadream.results.comparison import PRIMARY
 from datadream.store.artifacts import Store
 from datadream.store.open import open_store
@@ -516,6 +517,47 @@ def test_the_measures_that_pages_read_are_of_the_committed_sets(committed):
                 for row in records_[records_["method"] == method].itertuples()
             }
             assert dict(zip(own["seed"], own["artifact"], strict=True)) == made
+
+
+def test_what_the_results_sum_up_is_what_their_table_says(committed):
+    text = " ".join((ROOT / "book" / "results.md").read_text().split())
+    assert "images raise accuracy on average. This was the primary question" in text
+    assert "Most of the gain is at one real image per class." in text
+    assert "better to train on than the untuned generator's. With the real images added" in text
+    assert "one for the whole dataset made no detected difference" in text
+    table = committed["comparison"]
+    found = {pair: row["detected"] for pair, row in comparison.claims(table).items()}
+    assert found[PRIMARY] == "more" and found["dset", "base"] == "more"
+    assert found["dset+real", "base+real"] == "undecided"
+    assert {found[pair] for pair in comparison.CLAIMS[4]} == {"not detected"}
+    gains = {
+        setting: records.paired(part, *PRIMARY)["difference"]
+        for setting, part in table.groupby(["dataset", "shots"])
+    }
+    assert sum(gain for (_, k), gain in gains.items() if k == 1) > 0.8 * sum(gains.values())
+
+
+def test_what_the_failures_sum_up_is_what_their_tables_say():
+    text = " ".join((ROOT / "book" / "failures.md").read_text().split())
+    assert "for most digits, the best shot gives a recall at least twenty points above" in text
+    assert "one seed in twenty with one shot per class, and of nearly a third with more" in text
+    assert "by at most one point" in text
+    assert "nines and fours on MNIST, ones taken for fours on optical digits" in text
+    table = freeze.load_compared()
+    for name, worst in (("mnist", {("nine", "four"), ("four", "nine")}),
+                        ("optdigits", {("one", "four")})):  # fmt: skip
+        part, classes = records.select(table, dataset=name, shots=1), load_dataset(name).classes
+        found = misleading.recall_by_class(misleading.recall_by_shot(part), classes)
+        assert (found["highest"] - found["lowest"] >= 20).mean() > 0.6
+        pairs = misleading.confused_pairs(part, classes).head(len(worst))
+        assert set(zip(pairs["true"], pairs["taken for"], strict=True)) == worst
+        assert (pairs["dset+real"] > 10).all()
+    worse = misleading.worse_seeds(table)
+    one = worse["shots"] == 1
+    assert worse.loc[one, ["worse", "seeds"]].sum().tolist() == [1, 20]
+    more = worse.loc[~one, ["worse", "seeds"]].sum()
+    assert 0.28 <= more["worse"] / more["seeds"] <= 1 / 3
+    assert max(loss for losses in worse["losses"] for loss in losses.values()) < 1.05
 
 
 def test_what_the_analysis_sums_up_is_what_its_tables_say(committed):
