@@ -1,4 +1,4 @@
-"""DataDream, reproduced: few-shot guided dataset generation (Kim et al., ECCV 2024).
+"""DataDream, a reproducible study: few-shot guided dataset generation (Kim et al., ECCV 2024).
 
 The paper is arXiv 2407.10910. `recipe` describes a cell of the study, `run` and `run_cells` compute
 cells and return their records, `load_records` reads existing ones, `Method` and `register` add a

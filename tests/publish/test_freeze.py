@@ -469,7 +469,7 @@ def test_the_readme_says_what_the_records_say():
         ("results.md", "100 images per class", {"images": {100}}),
         ("results.md", "1, 4 or 16 real images per class", {"shots": {1, 4, 16}}),
         ("introduction.md", "four real images per class", {"shots": {1, 4, 16}}),
-        ("index.md", "1, 4 or 16 real images per class", {"shots": {1, 4, 16}}),
+        ("index.md", '1, 4 or 16 real images ("shots") per class', {"shots": {1, 4, 16}}),
     ],
 )
 def test_what_a_page_says_of_the_study_s_settings_is_what_was_run(page, words, values):
