@@ -14,6 +14,7 @@ from PIL import Image
 
 from ..errors import ConfigError, DataError
 from ..paths import paths
+from ..results.benchmark_tables import stage_seconds
 from ..results.committed import read_committed, write_committed
 from ..results.images import load_predictions
 from ..results.record import read_record, record_row
@@ -22,6 +23,7 @@ from ..store.artifacts import Store
 from ..store.files import reading, write_json, writing
 from ..store.open import open_store
 from ..study import outcome
+from ..study.named_runs import cells_of, choose, load_study
 
 LIMIT = 1_000_000  # bytes of a kept page: git stores every version of it
 COLOURS = 128  # of a figure in a kept page; plots and digits need no more
@@ -44,7 +46,6 @@ def freeze_study(group: str = "full", store: Store | None = None) -> pd.DataFram
     """
     # Imported here: the book's pages read what is kept, and should not wait seconds for PyTorch.
     from ..results.analysis import measure_sets
-    from ..study.named_runs import cells_of, choose, load_study
     from .kept_sets import keep_sets
 
     store, target, rows = store or open_store(), paths()["kept_pages"], []
@@ -139,14 +140,20 @@ def load_compared() -> pd.DataFrame:
 
 
 def durations() -> pd.DataFrame:
-    """Return the run of each committed page and the minutes it took where it was executed."""
-    pages = {
-        page.stem: json.loads(page.read_text())["metadata"]["papermill"]
-        for page in sorted(paths()["kept_pages"].glob("*.ipynb"))
-    }
-    return pd.DataFrame(
-        [{"run": name, "minutes": notes["duration"] / 60} for name, notes in pages.items()]
-    )
+    """Return the minutes of one core that the stages of each committed piece took.
+
+    An artifact that several runs share counts for the first of them in the study file, which
+    computed it, and a run without any of its own has no row. Columns: run, minutes, groups.
+    """
+    table, counted, rows = load_all_frozen(), set(), []
+    for name, entry in load_study()["runs"].items():
+        seconds = stage_seconds(table.loc[table["run"] == name])
+        own = [value for stage, value in seconds.items() if stage not in counted]
+        counted |= seconds.keys()
+        if sum(own):
+            minutes = sum(own) / 60
+            rows.append({"run": name, "minutes": minutes, "groups": entry.get("groups", [])})
+    return pd.DataFrame(rows, columns=["run", "minutes", "groups"])
 
 
 def kept_sections(name: str) -> list[str]:

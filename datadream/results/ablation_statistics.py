@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..methods.registry import METHODS
 from ..statistics import mean_interval
-from .records import best_by_validation, paired, protocol_note, sentence, summary
+from .records import best_by_validation, paired, summary
 
 
 def along(table: pd.DataFrame) -> pd.DataFrame:
@@ -34,15 +33,6 @@ def differences(table: pd.DataFrame, variants: Sequence[str], baseline: str) -> 
     return pd.DataFrame(rows)
 
 
-def difference_lines(table: pd.DataFrame, variants: Sequence[str], baseline: str) -> list[str]:
-    """Return `differences` as plain sentences, one per value."""
-    return [
-        f"{row['value']}: {sentence(row, METHODS[row['better']].title, METHODS[baseline].title)} "
-        f"{protocol_note(table)}".strip()
-        for row in differences(table, variants, baseline).to_dict("records")
-    ]
-
-
 def against(table: pd.DataFrame, method: str, reference: Any) -> pd.DataFrame:
     """Compare `method` at each other value with itself at the value `reference`.
 
@@ -60,15 +50,6 @@ def against(table: pd.DataFrame, method: str, reference: Any) -> pd.DataFrame:
         if keys[value] != keys[reference]
     ]
     return pd.DataFrame(rows, columns=["value", "reference", "seeds", "difference", "low", "high"])
-
-
-def against_lines(table: pd.DataFrame, method: str, reference: Any) -> list[str]:
-    """Return `against` as plain sentences, one per value."""
-    return [
-        f"{METHODS[method].title}, {sentence(row, repr(row['value']), repr(reference))} "
-        f"{protocol_note(table)}".strip()
-        for row in against(table, method, reference).to_dict("records")
-    ]
 
 
 def ends(table: pd.DataFrame, method: str) -> pd.DataFrame:

@@ -52,27 +52,29 @@ def benchmark_table(results: Mapping[str, Any]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def stage_seconds(table: pd.DataFrame) -> dict[tuple[str, tuple[str, ...]], float]:
+    """Return (stage, keys of its artifacts) -> seconds of the process that computed them.
+
+    A stage of several artifacts, such as an adapter per class, is one entry.
+    """
+    seconds = {}
+    for stages, artifacts in zip(table["stages"], table["artifacts"], strict=True):
+        for stage, value in stages.items():
+            keys = [key for name, key in artifacts.items() if name.rstrip("0123456789") == stage]
+            seconds[stage, tuple(sorted(keys))] = value
+    return seconds
+
+
 def stage_table(table: pd.DataFrame) -> pd.DataFrame:
     """Tabulate the seconds per stage in records, and their share of the total.
 
     One row per stage with its number of artifacts; an artifact shared by several records counts
     once.
     """
-    seconds = {}
-    for stages, artifacts in zip(table["stages"], table["artifacts"], strict=True):
-        for stage, value in stages.items():
-            seconds[
-                stage,
-                tuple(
-                    sorted(
-                        key for name, key in artifacts.items() if name.rstrip("0123456789") == stage
-                    )
-                ),
-            ] = value
     found = pd.DataFrame(
         [
             {"stage": stage, "artifacts": len(keys), "seconds": value}
-            for (stage, keys), value in seconds.items()
+            for (stage, keys), value in stage_seconds(table).items()
         ]
     )
     rows = (

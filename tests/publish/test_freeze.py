@@ -20,7 +20,15 @@ from datadream.errors import DataError
 from datadream.methods.registry import METHODS
 from datadream.paths import paths
 from datadream.publish import committed_cells, freeze
-from datadream.results import ablation_statistics, analysis, comparison, images, misleading, records
+from datadream.results import (
+    ablation_statistics,
+    analysis,
+    benchmark_tables,
+    comparison,
+    images,
+    misleading,
+    records,
+)
 from datadream.results.comparison import PRIMARY
 from datadream.store.artifacts import Store
 from datadream.store.open import open_store
@@ -140,6 +148,8 @@ def test_what_has_ended_is_kept_and_read_back(home, runs):
     assert [recipe["classify.lr"] for recipe in along["recipe"]] == [0.02, 0.01]
     times = freeze.durations().set_index("run")["minutes"]
     assert set(times.index) == {"table", "weights"} and (times > 0).all()
+    every = benchmark_tables.stage_seconds(freeze.load_all_frozen())
+    assert times.sum() == pytest.approx(sum(every.values()) / 60), "what they share counts once"
     with pytest.raises(LookupError, match="no record of the run 'late'.*make study-full"):
         freeze.load_frozen("late")
 

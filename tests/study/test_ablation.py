@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from datadream.errors import ConfigError
-from datadream.results import ablation_statistics, plots
+from datadream.results import ablation_statistics, plots, takeaways
 from datadream.store.artifacts import Store
 from datadream.study import ablation, named_runs, samples
 
@@ -82,10 +82,10 @@ def test_a_value_is_compared_with_another_on_the_same_seeds():
     assert found[0]["difference"] == pytest.approx(15) and found[0]["high"] == pytest.approx(
         15 + 12.706 * 5, abs=1e-2
     )
-    (line,) = ablation_statistics.against_lines(
-        table.assign(key=["k0", "k1", "k2", "k3"]), "dset", "a"
+    (row,) = takeaways.values_table(table.assign(key=["k0", "k1", "k2", "k3"]), "a").to_dict(
+        "records"
     )
-    assert "'b' minus 'a': +15.0 points on average over 2 seeds" in line and "includes zero" in line
+    assert row["Value"] == "b" and row["Points"] == "+15.0" and row["Seeds"] == "2"
 
 
 def test_a_method_that_the_setting_does_not_reach_is_not_compared_with_itself():
@@ -191,11 +191,9 @@ def test_differences_are_paired_within_a_value():
         [20, 10]
     )
     assert found["low"].tolist() == pytest.approx([20, 10]), "the seeds' own levels cancel"
-    lines = ablation_statistics.difference_lines(table, ["dset"], "real")
-    assert (
-        lines[0].startswith("1: DataDream (dataset) minus Real only: +20.0 points")
-        and "excludes zero" in lines[0]
-    )
+    rows = takeaways.baseline_table(table, "real")
+    assert rows["Difference"].unique().tolist() == ["DataDream (dataset) minus Real only"]
+    assert rows["Value"].tolist() == ["1", "2"] and rows["Points"].tolist() == ["+20.0", "+10.0"]
 
 
 @given(st.lists(st.floats(-5, 5), min_size=2, max_size=5), st.floats(10, 60))
