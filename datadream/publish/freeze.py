@@ -164,6 +164,23 @@ def kept_sections(name: str) -> list[str]:
     return re.findall(r"^## (.+)$", "\n".join(texts), re.M)
 
 
+def kept_outputs(name: str, heading: str) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Return (data, metadata) of what the cells of a kept page's section show, in its order.
+
+    `display(data, metadata=metadata, raw=True)` shows it again. There is none where the page or the
+    section is not kept.
+    """
+    file, inside, found = paths()["kept_pages"] / f"{name}.ipynb", False, []
+    for cell in json.loads(file.read_text())["cells"] if file.exists() else []:
+        if cell["cell_type"] == "markdown":
+            for title in re.findall(r"^## (.+)$", "".join(cell["source"]), re.M):
+                inside = title == heading
+        elif inside:
+            rich = [one for one in cell["outputs"] if "data" in one]
+            found += [(one["data"], one.get("metadata", {})) for one in rich]
+    return found
+
+
 def load_measures(name: str) -> pd.DataFrame:
     """Load the committed table of an analysis run, as analysis.measure_sets gives it.
 
