@@ -10,6 +10,7 @@ import pandas as pd
 
 from ..methods.registry import METHODS
 from .ablation_statistics import against, differences, ends
+from .contexts import intervals
 from .records import (
     best_by_validation,
     by_shots,
@@ -50,6 +51,30 @@ def of_ablation(table: pd.DataFrame) -> list[str]:
         for row in ends(table, method).to_dict("records")[:1]:
             change = f"{METHODS[method].title}, {row['value']} minus {row['reference']}"
             lines.append(f"{change}: {_said(row)}.")
+    return lines
+
+
+def of_contexts(asked: pd.DataFrame, linked: pd.DataFrame) -> list[str]:
+    """Return whether the requested attributes come out, and how much accidental ones tell.
+
+    `asked` is of contexts.obedience and `linked` of contexts.links.
+    """
+    lines = []
+    if len(asked):
+        found = intervals(asked, ["method", "attribute"], "correlation")
+        clear = int(((found["low"] > 0) | (found["high"] < 0)).sum())
+        spread = f"{found['mean'].min():+.2f} to {found['mean'].max():+.2f}"
+        lines.append(
+            f"The correlation of a requested and a measured attribute is {spread} on average; "
+            f"{clear} of {len(found)} intervals exclude zero."
+        )
+    each = linked.groupby(["images of", "seed"], sort=False)["accidental"].sum().reset_index()
+    bits = intervals(each, ["images of"], "accidental").to_dict("records")
+    told = [f"{row['images of']} {row['mean']:.2f}" for row in bits]
+    lines.append(
+        "What accidental attributes tell about the class, summed over the attributes, in bits: "
+        f"{', '.join(told)}."
+    )
     return lines
 
 

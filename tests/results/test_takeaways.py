@@ -41,3 +41,20 @@ def test_the_released_protocol_is_said_first():
 def test_a_page_does_not_say_what_is_detected(gain):
     said = " ".join(takeaways.of_dataset(table(gain)))
     assert "detected" not in said
+
+
+def test_the_contexts_are_summed_up_over_seeds():
+    asked = pd.DataFrame(
+        [("bob", name, seed, level + 0.01 * seed)
+         for name, level in (("slant", 0.0), ("size", 0.5)) for seed in range(3)],
+        columns=["method", "attribute", "seed", "correlation"],
+    )  # fmt: skip
+    linked = pd.DataFrame(
+        [("BOB", seed, name, bits) for name, bits in (("slant", 0.2), ("size", 0.3))
+         for seed in range(3)],
+        columns=["images of", "seed", "attribute", "accidental"],
+    )  # fmt: skip
+    first, second = takeaways.of_contexts(asked, linked)
+    assert "is +0.01 to +0.51 on average; 1 of 2 intervals exclude zero" in first
+    assert second.endswith("in bits: BOB 0.50.")
+    assert len(takeaways.of_contexts(asked[:0], linked)) == 1
