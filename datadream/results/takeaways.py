@@ -62,14 +62,14 @@ def of_contexts(asked: pd.DataFrame, linked: pd.DataFrame) -> list[str]:
     lines = []
     if len(asked):
         found = intervals(asked, ["method", "attribute"], "correlation")
-        clear = int(((found["low"] > 0) | (found["high"] < 0)).sum())
+        clear = sum(row["low"] > 0 or row["high"] < 0 for row in found.to_dict("records"))
         spread = f"{found['mean'].min():+.2f} to {found['mean'].max():+.2f}"
         lines.append(
             f"The correlation of a requested and a measured attribute is {spread} on average; "
             f"{clear} of {len(found)} intervals exclude zero."
         )
-    each = linked.groupby(["images of", "seed"], sort=False)["accidental"].sum().reset_index()
-    bits = intervals(each, ["images of"], "accidental").to_dict("records")
+    each = linked.pivot_table("accidental", ["images of", "seed"], aggfunc="sum", sort=False)
+    bits = intervals(each.reset_index(), ["images of"], "accidental").to_dict("records")
     told = [f"{row['images of']} {row['mean']:.2f}" for row in bits]
     lines.append(
         "What accidental attributes tell about the class, summed over the attributes, in bits: "
