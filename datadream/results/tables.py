@@ -1,6 +1,7 @@
 """Tables and lists for a page, whose text is never read as HTML, Markdown or mathematics."""
 
 import html
+import math
 import numbers
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -37,9 +38,10 @@ def show_table(
 
     Class names, file names and error messages come from users and may contain anything, such as
     `<wnid>` or `a & b`; only a `Link` becomes markup. `formats` and `precision` are those of
-    pandas' `Styler.format`; `index` says whether the index is shown. NaN is shown as "-".
+    pandas' `Styler.format`. The index is shown if it has a name or more than row numbers, and
+    always with `index`. Missing values, also None, are shown as "-".
     """
-    # pandas escapes only strings: convert a path, a list or <NA> first, but not a Link.
+    # pandas escapes only strings: convert a path or a list first, but not a Link.
     texts = frame.map(_text).rename(index=_text, columns=_text)
     texts = texts.rename_axis(index=_name, columns=_name)
     styler = texts.style  # its methods change it in place
@@ -53,11 +55,18 @@ def show_table(
     styler.set_table_attributes(NO_MATH)
     if caption is not None:
         styler.set_caption(html.escape(caption))
-    return styler if index else styler.hide(axis="index")
+    return styler if index or _tells(frame.index) else styler.hide(axis="index")
+
+
+def _tells(index):
+    """Return whether an index does more than number the rows."""
+    return any(name is not None for name in index.names) or index.dtype.kind not in "iu"
 
 
 def _text(value):
-    return value if isinstance(value, numbers.Number | Link) else str(value)
+    if isinstance(value, numbers.Number | Link):
+        return value
+    return math.nan if value is None or value is pd.NA or value is pd.NaT else str(value)
 
 
 def _name(value):

@@ -70,11 +70,29 @@ def test_a_table_shows_any_text_as_it_is(cell, column, row, name, caption):
 
 
 @pytest.mark.parametrize(
-    "value", [Path("a/<b>"), ["<b>", 1], {"<b>": "&"}, None, pd.NA, ValueError("<b> & $x$")]
+    "value", [Path("a/<b>"), ["<b>", 1], {"<b>": "&"}, ValueError("<b> & $x$")]
 )
 def test_what_is_no_text_is_shown_as_its_text(value):
     frame = pd.DataFrame({"a": pd.Series([value, 1], dtype=object)})
     assert cells(show_table(frame))["td"] == [str(value), "1"]
+
+
+@pytest.mark.parametrize("value", [None, pd.NA, pd.NaT, float("nan")])
+@pytest.mark.parametrize("others", [[], [1.5], ["text"]])
+def test_a_missing_value_is_a_dash(value, others):
+    frame = pd.DataFrame({"a": pd.Series([value, *others], dtype=object)})
+    assert cells(show_table(frame, precision=1))["td"] == ["-", *map(str, others)]
+    assert cells(show_table(frame.convert_dtypes(), {"a": "{}"}))["td"][0] == "-"
+
+
+@pytest.mark.parametrize(
+    "index, shown",
+    [(None, False), ([4, 2], False), (pd.Index([4, 2], name="seed"), True), (["H200", "L4"], True)],
+)
+def test_an_index_is_shown_unless_it_only_numbers_the_rows(index, shown):
+    frame = pd.DataFrame({"hours": [1, 2]}, index=index)
+    assert (len(cells(show_table(frame))["th"]) > 1) == shown
+    assert len(cells(show_table(frame, index=True))["th"]) > 1
 
 
 def test_numbers_keep_their_formats_and_the_index_is_hidden():
