@@ -353,9 +353,10 @@ def rest_lines(found: Agreement) -> list[str]:
     lines = []
     if found.copies:
         lines.append(
-            f"Not compared: {_count(found.copies, 'record')} of the store that the committed file, "
-            'book/study/records.jsonl, has from the very same run. If "datadream keep" has put '
-            'yours there, "git checkout book/study/records.jsonl" brings ours back.'
+            f"{found.copies} of your records {'is' if found.copies == 1 else 'are'} in the "
+            "committed file book/study/records.jsonl, so there is nothing to compare them with. If "
+            '"datadream keep" has put yours there, "git checkout book/study/records.jsonl" brings '
+            "ours back."
         )
     if len(found.alone):
         counts = Counter(zip(found.alone["dataset"], found.alone["shots"], strict=True))

@@ -122,8 +122,9 @@ def host_table(folder: str | Path | None = None) -> pd.DataFrame:
 
 
 def load_gpus(folder: Path) -> list[dict]:
-    """Load what `python -m benchmarks.gpu` wrote to `folder`, one dict per card."""
-    return _measured(folder, "gpu")
+    """Load what `python -m benchmarks.gpu` wrote to `folder`, a dict per run, latest first."""
+    found = _measured(folder, "gpu")
+    return sorted(found, key=lambda results: results["date"], reverse=True)
 
 
 # The stages of a GPU run: key in its results, title, and what is counted per second.
@@ -134,8 +135,15 @@ GPU_STAGES = {
 }
 
 
+# What speeds are relative to, the first of them that a stage has.
+BASELINES = ("released way, float32", "released way")
+
+
 def gpu_table(results: dict) -> pd.DataFrame:
-    """Tabulate a GPU run by stage and variant: speed, ratio to the first variant, memory."""
+    """Tabulate a GPU run by stage and variant: speed, ratio to the baseline, memory.
+
+    The baseline is the first of BASELINES that was measured, and the first row of its stage.
+    """
     rows = []
     for part, (title, unit) in GPU_STAGES.items():
         ways = {
@@ -143,16 +151,19 @@ def gpu_table(results: dict) -> pd.DataFrame:
             for way, found in results["parts"].get(part, {}).items()
             if isinstance(found, dict) and "per_s" in found
         }
-        first = next((found["per_s"] for found in ways.values()), math.nan)
+        base = next((way for way in BASELINES if way in ways), None)
+        first = ways[base]["per_s"] if base else math.nan
         rows += [
             {
                 "stage": title,
                 "way": way,
-                "a second": f"{found['per_s']:.3g} {unit}",
+                "a second": f"{found['per_s']:{'.0f' if found['per_s'] >= 100 else '.3g'}} {unit}",
                 "times as fast": found["per_s"] / first,
                 "peak GB": found["peak_GB"],
             }
-            for way, found in ways.items()
+            for way, found in sorted(
+                ways.items(), key=lambda one: (one[0] != base, one[0] == "ours", one[0])
+            )
         ]
     return pd.DataFrame(rows)
 

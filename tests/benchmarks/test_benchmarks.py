@@ -372,8 +372,13 @@ def test_the_kept_runs_on_a_gpu_are_read():
     kept = benchmark_tables.load_gpus(paths.paths()["benchmarks"])
     for results in kept:
         assert results["gpu"] == "NVIDIA H200" and len(benchmark_tables.gpu_findings(results)) == 4
-        ways = set(benchmark_tables.gpu_table(results)["way"])
-        assert ways >= {"ours", "released way"}
+        table = benchmark_tables.gpu_table(results)
+        assert set(table["way"]) >= {"ours", "released way"}
+        base = table[table["way"].isin(["released way", "released way, float32"])]
+        assert base["times as fast"].tolist() == [1] * table["stage"].nunique()
+        assert (table.loc[table["way"] == "ours", "times as fast"] > 1).all()
+    dates = [results["date"] for results in kept]
+    assert dates == sorted(dates, reverse=True)
     findings = [benchmark_tables.gpu_findings(results) for results in kept]
     assert any("54 s of compilation" in lines[0] for lines in findings)
     # A layout that takes longer than the other is not used.

@@ -294,6 +294,7 @@ def test_the_committed_run_itself_is_not_compared_with_itself():
     found = agreement.compare(tidy(FIVE), tidy(FIVE))
     assert found.copies == 5 and found.cells.empty
     (line,) = agreement.rest_lines(found)
+    assert line.startswith("5 of your records are in the committed file")
     assert "git checkout book/study/records.jsonl" in line
     assert agreement.verdict_line(found).startswith("No verdict")
 
