@@ -84,7 +84,7 @@ class RemoteStore(Store):
     An artifact is its files under `<key>/` plus their manifest, which is uploaded last: object
     stores have no atomic rename, so without its manifest an artifact is not done. A copy is
     verified against the manifest's sizes and digests when it is fetched, and read from then on; if
-    it does not match, the artifact is not done, and is made again. If two machines race for an
+    it does not match, the artifact is not done, and is recomputed. If two machines race for an
     artifact, both make it; if two GPUs made different bytes, a mixture fails its digests. A killed
     build resumes only on the machine where it ran, except for the parts that `share` has uploaded.
     """
@@ -135,7 +135,7 @@ class RemoteStore(Store):
 
     def _refuse_hidden(self, top):
         """Raise OSError if a local folder cannot be read: fsspec's `find` silently skips it, and
-        what it holds would be made again or removed.
+        what it holds would be recomputed or removed.
         """
 
         def refuse(error: OSError) -> None:

@@ -46,7 +46,7 @@ def reading(path: str | Path) -> Iterator[None]:
     """Turn the error for a file that exists but cannot be read into a StoreError.
 
     The file may be sound, and readable for another user or later. If it were taken for damaged, it
-    would be removed or made again. A missing file still raises OSError.
+    would be removed or recomputed. A missing file still raises OSError.
     """
     try:
         yield

@@ -36,7 +36,7 @@ MOVE_PAGES = "name another project folder with DATADREAM_HOME"
 def _package():
     """Return a digest of the package's code and embedded weights.
 
-    A page made by another version is made again, from the store.
+    A page made by another version is executed again, from the store.
     """
     files = sorted(
         p

@@ -554,7 +554,7 @@ SHAPES = [
 
 
 def damaged(stage, file, title, write):
-    """Return a case: a finished cell, one of whose files is damaged; it must be made again, and
+    """Return a case: a finished cell, one of whose files is damaged; it must be recomputed, and
     nothing else, with the same record.
     """
 
@@ -579,9 +579,9 @@ def damaged(stage, file, title, write):
         assert all(
             p.read_bytes() == content for p, content in before.items() if p.name != "manifest.json"
         ), "the same bytes again"
-        return "made again"
+        return "recomputed"
 
-    return Case(f"damaged {file}", title, "made again", attempt)
+    return Case(f"damaged {file}", title, "recomputed", attempt)
 
 
 def record(title, write, end):
@@ -589,7 +589,7 @@ def record(title, write, end):
         first, store = box.cell()
         (file,) = store.records.glob("*.json")
         write(file)
-        if end == "made again":
+        if end == "recomputed":
             assert (
                 run.run(box.recipe, store)["result"] == first["result"]
                 and len(run.find([box.recipe], store)) == 1
@@ -598,7 +598,7 @@ def record(title, write, end):
         return records.load_records(store.records) is not None and "used"
 
     return Case(
-        "damaged record", f"{title}, {'run' if end == 'made again' else 'read'}", end, attempt
+        "damaged record", f"{title}, {'run' if end == 'recomputed' else 'read'}", end, attempt
     )
 
 
@@ -622,13 +622,13 @@ RESULTS = [damaged("judge", "result.json", *one) for one in JUNK]
 RECORDS = [
     record(*one, end)
     for one in [*JUNK[:3], *JUNK[4:5], *ODD, junk("without numbers", b'{"recipe": {}}')]
-    for end in ("DataError", "made again")
+    for end in ("DataError", "recomputed")
 ]
 RECORDS.append(
     record(
         "with another number",
         lambda file: file.write_text(file.read_text().replace('"top1": ', '"top1": 1')),
-        "made again",
+        "recomputed",
     )
 )
 
@@ -660,9 +660,9 @@ def damaged_checkpoint(title, write):
         checkpoint.save_state(file, {"parameter.a": torch.ones(9)}, 5)
         write(file)
         assert checkpoint.load_state(file) is None and not file.exists()
-        return "removed, begun anew"
+        return "removed, restarted"
 
-    return Case("damaged checkpoint.safetensors", title, "removed, begun anew", attempt)
+    return Case("damaged checkpoint.safetensors", title, "removed, restarted", attempt)
 
 
 LOCKS = [lock(*one) for one in JUNK] + [

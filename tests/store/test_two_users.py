@@ -177,7 +177,7 @@ def test_two_users_with_umask_002_share_a_whole_study(users):
     second = users.cells("b", 0o002, "clip", "dset+real", "dset", "real")
     assert first.items() <= second.items() and len(second) == 4
     after = contents(users.store)
-    assert made.items() <= after.items(), "nothing was made again"
+    assert made.items() <= after.items(), "nothing was recomputed"
     assert {uid for uid, _ in after.values()} == {
         (users.root / who).stat().st_uid for who in users.names
     }
