@@ -1,6 +1,6 @@
 """Measure synthetic sets against held-out real images, and relate the measures to accuracy."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 
@@ -19,7 +19,7 @@ from ..store.artifacts import Store
 from ..store.open import open_store
 from .distances import MEASURES, TITLES, copying
 from .features import EXTRACTORS, extractors, features
-from .records import require_one_record_each, verdict
+from .records import interval_text, require_one_record_each
 
 # Most real images per class and part: as many as the paper's synthetic ones. The cost of the
 # measures is quadratic in it.
@@ -285,20 +285,37 @@ def correlation(joined: pd.DataFrame, measure: str = "centroid") -> dict[str, fl
     return {"classes": len(pairs), "rho": rho, "low": low, "high": high}
 
 
-def correlation_sentence(joined: pd.DataFrame, measure: str = "centroid") -> str:
-    """Return a sentence on the rank correlation of `measure` with the gain over classes.
+def correlation_cells(joined: pd.DataFrame, measure: str = "centroid") -> dict[str, str]:
+    """Return `correlation` as the cells of a table's row: "-" for what cannot be computed."""
+    _, rho, low, high = correlation(joined, measure).values()
+    cells = {"Rank correlation": "-", "95 % interval": "-", "Correlation": "-"}
+    if np.isfinite(rho):
+        cells["Rank correlation"] = f"{rho:+.2f}"
+    if np.isfinite(low):
+        cells["95 % interval"] = f"{low:+.2f} to {high:+.2f}"
+        cells["Correlation"] = interval_text(low, high)
+    return cells
 
-    `joined` is the table of `gains`.
-    """
-    first, title = joined.iloc[0], TITLES[measure].partition(" (")[0]
-    classes, rho, low, high = correlation(joined, measure).values()
-    what = (
-        f"{title} and the gain of {METHODS[first['method']].title} over "
-        f"{METHODS[first['baseline']].title}, {classes} classes"
+
+def correlation_table(
+    joined: Mapping[tuple[str, str], pd.DataFrame], measure: str = "centroid"
+) -> pd.DataFrame:
+    """Tabulate `correlation`, a row per (method, extractor), from their tables of `gains`."""
+    return pd.DataFrame(
+        {
+            "Method": METHODS[method].title,
+            "Features": extractor,
+            "Classes": correlation(own, measure)["classes"],
+            **correlation_cells(own, measure),
+        }
+        for (method, extractor), own in joined.items()
     )
-    if np.isnan(low):
-        return f"{what}: too few classes or too many ties for an interval of the rank correlation."
+
+
+def correlation_caption(baseline: str, measure: str = "centroid") -> str:
+    """Return the caption of a `correlation_table` of gains over `baseline`."""
+    title = TITLES[measure].partition(" (")[0].lower()
     return (
-        f"{what}: Spearman's rank correlation {rho:+.2f}, 95 % interval {low:+.2f} to "
-        f"{high:+.2f}; {verdict(low, high, 'correlation')}."
+        f"Spearman's rank correlation over classes of the {title} with the gain over "
+        f"{METHODS[baseline].title}. A dash: too few classes or too many ties"
     )

@@ -269,7 +269,9 @@ def test_the_gains_of_a_run_study(finished):
         own[(own["method"] == "dset") & own["label"].notna()].groupby("label")["centroid"].mean()
     )
     assert found["centroid"].tolist() == pytest.approx(centroids.tolist())
-    assert "3 classes: too few classes" in analysis.correlation_sentence(found)
+    (row,) = analysis.correlation_table({("dset+real", "reader"): found}).to_dict("records")
+    assert row.pop("Method") == METHODS["dset+real"].title and row.pop("Features") == "reader"
+    assert row["Classes"] == 3 and row["Correlation"] == row["95 % interval"] == "-"
 
 
 @pytest.mark.parametrize(
@@ -306,22 +308,18 @@ def test_a_join_that_is_missing_or_ambiguous_is_refused(table, cells, words):
 
 
 @pytest.mark.parametrize(
-    "gain, words",
+    "gain, rho, detected",
     [
-        (
-            [1, 2, 3, 5, 4, 6, 7, 8, 9, 10],
-            r"Class-centroid cosine and the gain of .* over Real only, 10 classes: .* \+0.99, 95 "
-            r"% interval \+0.9",
-        ),
-        ([1, 10, 2, 9, 3, 8, 4, 7, 5, 6], "includes zero: no correlation detected"),
-        ([0] * 10, "too few classes or too many ties"),
+        ([1, 2, 3, 5, 4, 6, 7, 8, 9, 10], "+0.99", "detected"),
+        ([10, 9, 8, 6, 7, 5, 4, 3, 2, 1], "-0.99", "the opposite detected"),
+        ([1, 10, 2, 9, 3, 8, 4, 7, 5, 6], "+0.15", "not detected"),
+        ([0] * 10, "-", "-"),
     ],
 )
-def test_the_sentence_claims_no_more_than_the_interval(gain, words):
-    joined = pd.DataFrame(
-        {"method": "dset+real", "baseline": "real", "gain": gain, "centroid": np.arange(10) / 10}
-    )
-    assert pd.Series([analysis.correlation_sentence(joined)]).str.contains(words).all()
+def test_the_table_claims_no_more_than_the_interval(gain, rho, detected):
+    joined = pd.DataFrame({"gain": gain, "centroid": np.arange(10) / 10})
+    row = analysis.correlation_cells(joined)
+    assert row["Rank correlation"] == rho and row["Correlation"] == detected
 
 
 def test_the_embedded_study_s_reference_is_held_out():
