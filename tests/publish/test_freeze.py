@@ -612,6 +612,14 @@ def test_what_the_analysis_sums_up_is_what_its_tables_say(committed):
                 assert found["low"] <= 0 <= found["high"]
 
 
+def test_the_leaderboard_says_which_methods_have_more_seeds():
+    text = (ROOT / "book" / "leaderboard.md").read_text()
+    assert "ten for the two methods of the primary question" in text
+    seeds = freeze.load_compared().groupby(["method", "dataset", "shots"])["seed"].nunique()
+    primary = seeds.index.get_level_values("method").isin(PRIMARY)
+    assert set(seeds[primary]) == {10} and set(seeds[~primary]) == {3, 5}
+
+
 RESULT = re.compile(r"[+-]?\d+\.\d+ (?:points|%)|\d+(?:\.\d+)? % interval [+-]?\d")
 
 
