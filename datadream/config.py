@@ -127,7 +127,7 @@ class Generate:
     )
     strength: float = knob(
         0.0,
-        "share of the schedule's noise that is added to a few shot to start from (DISEF: 0.75); "
+        "share of the schedule's noise that is added to a shot to start from (DISEF: 0.75); "
         "0: pure noise",
         0,
         1,
@@ -140,7 +140,7 @@ class Generate:
     )
     fit: str = knob(
         "crop",
-        "how a few shot to start from becomes a square: 'crop' keeps its centre, 'pad' all of it "
+        "how a shot to start from becomes a square: 'crop' keeps its centre, 'pad' all of it "
         "on black (DISEF)",
         choices=("crop", "pad"),
         added=True,

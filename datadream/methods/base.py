@@ -284,7 +284,7 @@ class Method:
     """A method of the comparison; a subclass overrides what differs from the default.
 
     The default draws from the base generator, with `generate.templates` prompts in turn, starting
-    from a few shot if `generate.strength` is set. It redraws an image while the untouched
+    from a shot if `generate.strength` is set. It redraws an image while the untouched
     classifier predicts another class, at most `generate.redraws` times.
     """
 
@@ -335,7 +335,7 @@ class Method:
         return Draw(prompts[index % len(prompts)], self.used(support, label, index), start)
 
     def view(self, image: Image, rng: np.random.Generator) -> Image:
-        """Return the view of a few shot for an image prompt; `rng` as in `draw`."""
+        """Return the view of a shot for an image prompt; `rng` as in `draw`."""
         return image
 
     def tuning_prompts(self, support: Support, adapter: Adapter) -> Sequence[str | tuple[str, ...]]:

@@ -1,4 +1,4 @@
-"""BOB, Beyond Objects (Yang et al., CVPR 2026): no class owns the contexts of its few shots.
+"""BOB, Beyond Objects (Yang et al., CVPR 2026): draw every class in the contexts of all classes.
 
 As published: one adapter is tuned on all shots, with each image's class and context in its prompt.
 Each generated image then takes the context, background and pose together, of a shot drawn from all

@@ -138,7 +138,7 @@ def _require_images(where, support, images):
 
 
 def _require_start(where, support, label, one):
-    """Raise ConfigError on a start that is not a few shot, or that cannot be used."""
+    """Raise ConfigError on a start that is not a shot, or that cannot be used."""
     options, classes = support.recipe.generate, len(support.classes)
     if one.start is None:
         if one.source is not None or one.strengths:
@@ -155,7 +155,7 @@ def _require_start(where, support, label, one):
     count = support.count(source)
     if type(one.start) is not int or not 0 <= one.start < count:
         raise ConfigError(
-            f"{where} start={brief(one.start)}; give the place of a few shot, 0 to {count - 1}"
+            f"{where} start={brief(one.start)}; give the place of a shot, 0 to {count - 1}"
         )
     if not _numbers(one.strengths, len(one.strengths)) or not all(
         0 < strength <= 1 for strength in one.strengths

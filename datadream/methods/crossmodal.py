@@ -113,7 +113,7 @@ SHARED = {
 }
 METHODS = (
     Method(
-        "crossmodal", "Cross-modal head", "#aa66ff", "lin2023crossmodal", real=True,
+        "crossmodal", "Cross-modal adaptation", "#aa66ff", "lin2023crossmodal", real=True,
         generates=False, head=CrossModal(), marker="v",
         settings={
             "paper": {**SHARED, "classify.evaluations": 128},

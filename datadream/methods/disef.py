@@ -1,6 +1,6 @@
-"""DISEF-style (da Costa et al., 2023): start from a few shot, redraw what CLIP misclassifies.
+"""DISEF-style (da Costa et al., 2023): start from a shot, redraw what CLIP misclassifies.
 
-As published: sampling starts at step 5 of 20 from a few shot, padded with black to a square, and an
+As published: sampling starts at step 5 of 20 from a shot, padded with black to a square, and an
 image that CLIP assigns to another class is drawn again. The paper's profile has DISEF's guidance,
 8. The mini profile has no guidance, as for most methods, and redraws at most four times, since its
 untouched CLIP reads handwriting badly.
@@ -29,6 +29,6 @@ FROM_SHOTS = {
 }
 METHODS = (
     Method(
-        "disef", "DISEF-style, from the shots", "#D55E00", "dacosta2023disef", settings=FROM_SHOTS
+        "disef", "DISEF-style", "#D55E00", "dacosta2023disef", settings=FROM_SHOTS
     ),
 )

@@ -1,4 +1,4 @@
-"""LoFT (Kim et al., 2025): one adapter per few shot, two of a class fused at sampling.
+"""LoFT (Kim et al., 2025): one adapter per shot, two of a class fused at sampling.
 
 As published: a LoRA of rank 2 for each shot, of the UNet alone, tuned on the shot's centre crop. An
 image uses the average of two adapters of its class; all pairs of a class are shuffled once and used
@@ -37,7 +37,7 @@ PER_IMAGE = {
 
 
 class LoFT(Method):
-    """One adapter per few shot; every TOGETHER images of a class share a pair of its adapters.
+    """One adapter per shot; every TOGETHER images of a class share a pair of its adapters.
 
     All pairs are shuffled once, and used in that order over and over.
     """

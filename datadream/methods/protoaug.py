@@ -4,7 +4,7 @@ As published: once before training, K-means divides the real and synthetic image
 CLIP's feature space, two per class. Within a region, the discrepancy term pulls the logits of
 synthetic images towards those of the real ones, and the robustness term pulls synthetic ones
 together (`region_terms`). `protoaug` trains on images of DataDream's generator, `protoaug_light` on
-those of the un-adapted one. So each is `dset+real` or `base+real` with another loss, at no extra
+those of the untuned one. So each is `dset+real` or `base+real` with another loss, at no extra
 cost for images. Without real images no term would be left, so there is no such row.
 
 Weights: the paper has discrepancy to robustness as 10 : 1, the released configuration 0.1 to 1. The

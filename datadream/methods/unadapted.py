@@ -1,5 +1,5 @@
-"""Un-adapted generator: draw from the base model with the paper's prompt, DataDream's baseline."""
+"""Untuned generator: draw from the base model with the paper's prompt, DataDream's baseline."""
 
 from .base import Method
 
-METHODS = (Method("base", "Un-adapted generator", "#E69F00", main=True),)
+METHODS = (Method("base", "Untuned generator", "#E69F00", main=True),)

@@ -220,7 +220,7 @@ def gate_verdict(table: pd.DataFrame, allowed: float = 1.0) -> str:
 def zero_shot_images(
     folder: Path, per_character: int, overrides: Mapping[str, Any] | None = None, batch: int = 60
 ) -> tuple[list[Image], list[int]]:
-    """Sample the un-adapted generator in `folder` as the study does: (PIL images, labels).
+    """Sample the untuned generator in `folder` as the study does: (PIL images, labels).
 
     Draws `per_character` images for each of the 36 prompts; `overrides` changes the recipe's
     settings by dotted name.

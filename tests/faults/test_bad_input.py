@@ -44,7 +44,7 @@ def test_odd_class_names_go_through_the_whole_study(make, tmp_path, store):
     key = run.run(recipe, store)["artifacts"]["generate"]
     assert sorted(images for images in samples.sample_rows([recipe], store)) == [
         "Real few shots",
-        "Un-adapted generator",
+        "Untuned generator",
     ]
     assert len(list((store.folder(key) / "train").glob("*/*.png"))) == 25
     rows = [

@@ -539,7 +539,7 @@ FAULTS = {
     "source": (dict(start=0, source=9), "source=9; give a class, 0 to 2"),
     "source alone": (dict(source=1), "start=None, but it has a source or strengths"),
     "strength": (dict(start=0, strengths=(1.5,)), r"give numbers in \(0, 1\]"),
-    "start": (dict(start=5, source=1), "start=5; give the place of a few shot, 0 to 1"),
+    "start": (dict(start=5, source=1), "start=5; give the place of a shot, 0 to 1"),
 }
 
 

@@ -267,7 +267,7 @@ def test_validation_alone_chooses_between_variants(tmp_path):
     apart = more[more["seed"] > 0]
     assert records.best_by_validation(apart, ["cls", "dset"]) == "cls", "without a shared seed"
     text = records.difference_text(found, "dset", "base")
-    assert text.startswith("DataDream (dataset) minus Un-adapted generator: +10.0 points")
+    assert text.startswith("DataDream (dataset) minus Untuned generator: +10.0 points")
 
 
 def test_what_is_shown_to_people(tmp_path):

@@ -266,7 +266,7 @@ def test_samples_are_the_few_shots_and_each_generators_images(finished, dataset)
     rows = samples.sample_rows(finished.recipes, finished.store, depth=2)
     assert list(rows) == [
         "Real few shots",
-        "Un-adapted generator",
+        "Untuned generator",
         "DataDream (class)",
         "DataDream (dataset)",
     ]
