@@ -81,10 +81,11 @@ def _made(recipe, dataset, store):
 def obedience(recipes: Iterable[Recipe], store: Store | None = None) -> pd.DataFrame:
     """Return how well the images show the attributes that their prompts ask for.
 
-    One row per dataset, method, shots, seed and attribute. `correlation` is Pearson's over the
-    images, between the word in the prompt (-1 for low, 1 for high, 0 for none) and the attribute
-    minus its class mean. Attributes that no prompt asks for are left out, and so are methods whose
-    prompts ask for none. Raises LookupError on a synthetic set that has not been made.
+    One row per dataset, method (its title), shots, seed and attribute. `correlation` is Pearson's
+    over the images, between the word in the prompt (-1 for low, 1 for high, 0 for none) and the
+    attribute minus its class mean. Attributes that no prompt asks for are left out, and so are
+    methods whose prompts ask for none. Raises LookupError on a synthetic set that has not been
+    made.
     """
     store, rows = store or open_store(), []
     for recipe in (one for one in recipes if method_of(one).generates):
@@ -94,10 +95,11 @@ def obedience(recipes: Iterable[Recipe], store: Store | None = None) -> pd.DataF
             continue
         made = _made(recipe, dataset, store)
         has = _own(made, _class_means(made))
+        title = METHODS[recipe.method].title
         for name in (name for name in NAMES if bool(asked[name].any())):
             found = np.corrcoef(asked[name], has[name])[0, 1]
             rows.append(
-                {"dataset": recipe.dataset, "method": recipe.method, "shots": recipe.shots}
+                {"dataset": recipe.dataset, "method": title, "shots": recipe.shots}
                 | {"seed": recipe.seed, "attribute": name, "images": len(made)}
                 | {"correlation": float(found)}
             )

@@ -62,7 +62,7 @@ def drawn(tiny, store):
 
 def test_what_is_asked_is_what_the_prompts_say(drawn, store):
     found = contexts.obedience(drawn, store)
-    assert set(found["method"]) == {"bob"}
+    assert set(found["method"]) == {METHODS["bob"].title}
     assert found["correlation"].abs().max() <= 1
     support = Support(drawn[-1], load_for(drawn[-1]))
     words = {word for one in draws(support, 0) for word in one.prompt.partition(",")[2].split()}
