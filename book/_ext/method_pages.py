@@ -3,8 +3,9 @@
     ```{method-page} bob
     ```
 
-stands for the sections of `datadream.publish.method_page` on `datadream/methods/bob.py`, and
-`{method-table}` for the table of all such files. They are made while Sphinx reads the page, which
+stands for the sections of `datadream.publish.method_page` on `datadream/methods/bob.py`,
+`{method-summary} bob` for what they come to in short, and `{method-table}` for the table of all
+such files. They are made while Sphinx reads the page, which
 then needs no kernel. In tables that other pages compute, a method's title links to its page.
 """
 
@@ -14,6 +15,7 @@ from typing import ClassVar
 
 from docutils import nodes
 from docutils.statemachine import StringList
+from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.errors import ExtensionError
 from sphinx.transforms.post_transforms import SphinxPostTransform
@@ -36,24 +38,54 @@ class Parsed(SphinxDirective):
         return holder.children
 
 
-class MethodDirective(Parsed):
-    """The sections of a method's page."""
+class OfFile(Parsed):
+    """A directive on a file of methods, which is its argument."""
 
     required_arguments = 1
 
-    def run(self) -> list[nodes.Node]:
-        """Return the names of the methods, and the sections."""
+    def file(self) -> method_page.MethodFile:
+        """Return the file."""
         name, files = self.arguments[0], method_page.method_files()
         if name not in files:
             raise self.error(f"{name!r} is not a file of methods; accepted: {', '.join(files)}")
-        found = self.parsed(method_page.names_text(files[name]))
-        for heading, text in method_page.sections(files[name], self.env.found_docs):
-            section = nodes.section(names=[nodes.fully_normalize_name(heading)])
-            section += nodes.title(heading, heading)
-            self.state.document.note_implicit_target(section, section)
-            section += self.parsed(text)
-            found.append(section)
+        return files[name]
+
+
+class SummaryDirective(OfFile):
+    """What a method's page comes to in short."""
+
+    def run(self) -> list[nodes.Node]:
+        """Return the box."""
+        found, table = method_page.gains(), method_page.committed()
+        return self.parsed(method_page.summary_text(self.file(), found, table))
+
+
+class MethodDirective(OfFile):
+    """The sections of a method's page."""
+
+    def run(self) -> list[nodes.Node]:
+        """Return a section with a heading for each method, and those about all of them."""
+        file = self.file()
+        methods = self.section("Methods in this file")
+        for name, title, text in method_page.methods_text(file):
+            methods += self.method(f"method-{nodes.make_id(name)}", title, text)
+        rest = method_page.sections(file, self.env.found_docs)
+        return [methods, *(self.section(heading, text) for heading, text in rest)]
+
+    def method(self, anchor: str, title: str, text: str) -> nodes.section:
+        """Return the section of one method, which the search finds by its title first."""
+        found = self.section(title, text, anchor)
+        found.insert(1, addnodes.index(entries=[("single", title, anchor, "main", None)]))
         return found
+
+    def section(self, heading: str, text: str = "", anchor: str = "") -> nodes.section:
+        """Return a section of the page."""
+        section = nodes.section(ids=[anchor] if anchor else [])
+        section["names"] = [nodes.fully_normalize_name(heading)]
+        section += nodes.title(heading, heading)
+        self.state.document.note_implicit_target(section, section)
+        section += self.parsed(text)
+        return section
 
 
 class MethodsDirective(Parsed):
@@ -104,7 +136,8 @@ def prepare(app: Sphinx, env: object, names: list[str]) -> None:
     if any(name.startswith(f"{method_page.PAGES}/") for name in names):
         try:
             method_page.costs()
-            method_page.committed()
+            method_page.refused()
+            method_page.gains()
         except Exception as error:
             raise ExtensionError(f"the pages of the methods: {error}") from error
 
@@ -112,6 +145,7 @@ def prepare(app: Sphinx, env: object, names: list[str]) -> None:
 def setup(app: Sphinx) -> dict[str, bool]:
     """Register the extension with Sphinx."""
     app.add_directive("method-page", MethodDirective)
+    app.add_directive("method-summary", SummaryDirective)
     app.add_directive("method-table", MethodsDirective)
     app.add_post_transform(LinkTitles)
     app.connect("env-before-read-docs", prepare)

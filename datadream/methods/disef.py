@@ -27,8 +27,4 @@ FROM_SHOTS = {
     },
     "mini": {"generate.strength": 0.75, "generate.steps": 20, "generate.redraws": 4},
 }
-METHODS = (
-    Method(
-        "disef", "DISEF-style", "#D55E00", "dacosta2023disef", settings=FROM_SHOTS
-    ),
-)
+METHODS = (Method("disef", "DISEF-style", "#D55E00", "dacosta2023disef", settings=FROM_SHOTS),)

@@ -1,7 +1,8 @@
 """The generated part of a method's page in the book, as Markdown from the code and the records.
 
 A page covers one file of `datadream.methods`: its methods with their settings, costs, accuracies,
-samples and code. `book/_ext/method_pages.py` inserts it at the directive `{method-page} FILE`.
+samples and code. `book/_ext/method_pages.py` inserts it at the directive `{method-page} FILE`, and
+what it comes to in short at `{method-summary} FILE`.
 """
 
 import math
@@ -14,19 +15,40 @@ from types import ModuleType
 
 import pandas as pd
 
+from ..data.datasets import title_of
 from ..methods import registry
 from ..methods.base import Method
 from ..methods.recipes import method_settings_table
 from ..paths import paths
-from ..results.comparison import beside
-from ..results.records import bracketed, direction, in_shots, interval, signed, signed_interval
+from ..results.comparison import averaged, beside
+from ..results.records import (
+    bracketed,
+    direction,
+    in_setting,
+    in_shots,
+    interval,
+    signed,
+    signed_interval,
+)
 from ..results.tables import escape_markdown, listed
-from .freeze import load_compared
+from .freeze import MISSING, frozen, load_compared, load_frozen
 from .kept_sets import SHOTS
 
 PAGES = "book/methods"  # one page per file, with the file's name
 BASE = "real"  # the baseline of every other method
+MAIN = "comparison"  # the run whose methods are corrected together, as in book/results.md
+PROFILE = "mini"  # of all committed records
 COSTS = "optdigits"  # ten classes, as MNIST has, and quick to load
+REFUSED = (
+    f"There is no record of it: the profile `{PROFILE}`, which this study uses, cannot run it."
+)
+UNUSED = "not at all"
+DETECTED = {
+    "more": "a gain is detected",
+    "less": "a loss is detected",
+    "undecided": "undecided after correction for the number of comparisons",
+    "not detected": "no difference is detected",
+}
 
 
 @dataclass(frozen=True)
@@ -119,17 +141,100 @@ def sections(file: MethodFile, pages: Collection[str] = ()) -> list[tuple[str, s
     return [(heading, text) for heading, text in parts if text]
 
 
-def names_text(file: MethodFile) -> str:
-    """Say under which names the study knows a file's methods, and what their twins are."""
-    own = [f"`{one.name}` for {escape_markdown(one.title)}" for one in file.methods]
-    twins = [f"`{name}`" for name in file.names if name not in {one.name for one in file.methods}]
-    text = f"The name in commands and records is {listed(own)}."
-    if twins:
-        text += (
-            f" The classifier of {listed(twins)} is trained on the few real images too; nothing "
-            "else differs."
+def summary_text(file: MethodFile, found: pd.DataFrame, table: pd.DataFrame) -> str:
+    """Say in short what a file's methods do, what they add to real images alone, and their cost.
+
+    `found` is `against_base` and `table` holds the committed records.
+    """
+    own = table.loc[table["method"].isin(file.names) & (table["protocol"] == "strict")]
+    lines = [f"{_opening(file.idea)}.", *_gains_lines(file, found), *_minutes_lines(own)]
+    return "\n".join(["```{admonition} In short", ":class: tip", *(f"- {x}" for x in lines), "```"])
+
+
+def _opening(text):
+    return text[:1].upper() + text[1:]
+
+
+def _gains_lines(file, found):
+    """Return a line for each method of a file that `found` compares with BASE, or say it has none.
+
+    These are the methods that train on the real images too; if the file has none, all of it.
+    """
+    own = [name for name in file.names if name != BASE]
+    own = [name for name in own if registry.METHODS[name].real] or own
+    base = escape_markdown(registry.METHODS[BASE].title)
+    lines = [f"*{base}* is the baseline of all other methods."] * (BASE in file.names)
+    for row in found.loc[found["method"].isin(own)].to_dict("records"):
+        title = escape_markdown(registry.METHODS[row["method"]].title)
+        span = f", 95 % interval {signed_interval(row)}" if row["seeds"] > 1 else ""
+        lines.append(
+            f"*{title}* minus *{base}*: {row['difference']:+.1f} points on average over "
+            f"{_count(row['settings'], 'setting')} and {_count(row['seeds'], 'seed')}{span}; "
+            f"{DETECTED[row['detected']]}."
         )
-    return text
+    if not lines and refused().issuperset(one.name for one in file.methods):
+        return [REFUSED]
+    return lines or [f"No committed record compares it with *{base}* yet."]
+
+
+def _count(number, what):
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def _minutes_lines(own):
+    if own.empty:
+        return []
+    minutes = own.groupby(["dataset", "shots", "method"])["seconds"].mean() / 60
+    low, high = (f"{value:.1f}" for value in (minutes.min(), minutes.max()))
+    said = high if low == high else f"at most {high}" if low == "0.0" else f"{low} to {high}"
+    said = "less than 0.1" if high == "0.0" else said
+    return [f"Cost: {said} minutes per seed, on the machines that computed it."]
+
+
+def against_base(main: pd.DataFrame, every: pd.DataFrame) -> pd.DataFrame:
+    """Return `comparison.averaged` of methods against BASE, corrected as in book/results.md.
+
+    The methods of the run `main` are corrected together, and so are those of `every` that are not
+    in it and train on real images too.
+    """
+    known = {*main["method"]}
+    rest = [name for name in dict.fromkeys(every["method"]) if name not in known | {BASE}]
+    rest = [name for name in rest if registry.METHODS[name].real]
+    parts = [(main, ()), (every.loc[every["method"].isin([BASE, *rest])], rest)]
+    found = [averaged(part, BASE, own) for part, own in parts if BASE in {*part["method"]}]
+    return pd.concat(found) if found else pd.DataFrame(columns=["method"])
+
+
+@cache
+def gains() -> pd.DataFrame:
+    """Return `against_base` of the committed records, computed once for all pages."""
+    table = committed()
+    every = table.loc[table["protocol"] == "strict"]
+    return against_base(load_frozen(MAIN) if MAIN in frozen() else every.iloc[:0], every)
+
+
+@cache
+def refused() -> frozenset[str]:
+    """Return the names of the methods that the profile of all committed records cannot run."""
+    from ..study.cells import cells  # here, since both import torch, which takes seconds
+    from ..study.grid import refusals
+
+    names = [one.name for file in method_files().values() for one in file.methods]
+    recipes = cells(names, profile=PROFILE, dataset=COSTS)
+    return frozenset(method for _, _, method in refusals(recipes))
+
+
+def methods_text(file: MethodFile) -> list[tuple[str, str, str]]:
+    """Return (name, title, text) of each method of a file, twins included."""
+    own, found = {one.name: one for one in file.methods}, []
+    for name in file.names:
+        if name in own:
+            said = uses(own[name])
+            said = f"Real images are {'not used' if said == UNUSED else f'used {said}'}."
+        else:
+            said = "The same, but its classifier is trained on the few real images too."
+        found.append((name, registry.METHODS[name].title, f"`{name}` in commands. {said}"))
+    return found
 
 
 def recipe_text(file: MethodFile) -> str:
@@ -230,20 +335,18 @@ def committed() -> pd.DataFrame:
 def numbers_text(file: MethodFile, table: pd.DataFrame, pages: Collection[str] = ()) -> str:
     """Tabulate a file's records in `table` beside those of real images alone."""
     found = beside(table.loc[table["protocol"] == "strict"], BASE, file.names)
+    lines = _missing(file.methods, {name.removesuffix("+real") for name in found["method"]})
     if found.empty:
-        return (
-            "The committed study has no record of it yet with the settings above; "
-            "{doc}`/book/reproduce` says how to compute one."
-        )
+        return "\n\n".join(lines or [REFUSED])
     shown = pd.DataFrame([_number_row(row) for row in found.to_dict("records")])
     if set(found["method"]) == {BASE}:
         shown = shown.iloc[:, :4]
     base = escape_markdown(registry.METHODS[BASE].title)
-    lines = [
+    lines += [
         "Top-1 accuracy on the test images, the mean over seeds with its 95 % interval, over test "
         f"images where all seeds agree. *{base}* has the same seeds, and the difference is paired "
-        "by seed. *Not detected* says that the interval of the difference includes zero, not that "
-        "there is none. Intervals are uncorrected; expect one in twenty to miss.",
+        "by seed. *Not detected* means that the interval includes zero; a difference may still "
+        "exist. Intervals are uncorrected; expect one in twenty to miss.",
         markdown_table(shown),
     ]
     runs = sorted(table.loc[table["method"].isin(file.names), "run"].unique())
@@ -251,6 +354,12 @@ def numbers_text(file: MethodFile, table: pd.DataFrame, pages: Collection[str] =
     if linked:
         lines.append(f"From {listed(linked)}.")
     return "\n\n".join(lines)
+
+
+def _missing(methods, there):
+    """Return a sentence for each of some methods that are not `there` and could be."""
+    lost = [one for one in methods if one.name not in there | refused()]
+    return [f"**{escape_markdown(one.title)}**: {MISSING}" for one in lost]
 
 
 def _number_row(row: Mapping) -> dict[str, str]:
@@ -265,7 +374,7 @@ def _number_row(row: Mapping) -> dict[str, str]:
         told = dict(zip(told, texts, strict=True))
     own = bracketed(interval(row))
     return {
-        "Data, shots": f"{escape_markdown(row['dataset'])}, {row['shots']}",
+        "Setting": escape_markdown(in_setting(row["dataset"], row["shots"])),
         "Method": escape_markdown(registry.METHODS[row["method"]].title),
         "Top-1 %": f"{row['top1']:.1f} {own}",
         "Seeds": str(row["seeds"]),
@@ -274,18 +383,19 @@ def _number_row(row: Mapping) -> dict[str, str]:
 
 
 def samples_text(file: MethodFile) -> str:
-    """Return the committed samples of a file's synthetic sets, or say that there are none."""
+    """Return the committed samples of a file's synthetic sets, and say which are missing."""
     made = [one for one in file.methods if one.generates]
-    if not made:
-        return ""
     sheets = [(one, *found) for one in made for found in _sheets(one.name)]
-    if not sheets:
-        return "No sample of its synthetic images is committed yet."
-    lines = ["The first images of each class for seed 0, with the real images that they rest on."]
+    lines = _missing(made, {one.name for one, *_ in sheets})
+    if sheets:
+        lines.append(
+            "The first images of each class for seed 0, with the real images that they rest on."
+        )
     for one in made:
         for dataset in dict.fromkeys(where for method, where, _, _ in sheets if method is one):
             own = [row for row in sheets if row[:2] == (one, dataset)]
-            lines.append(f"**{escape_markdown(one.title)}, {escape_markdown(dataset)}**")
+            title = f"{one.title}, {title_of(dataset)}"
+            lines.append(f"**{escape_markdown(title)}**")
             lines.append(_grid(one.title, own))
     return "\n\n".join(lines)
 
@@ -305,7 +415,7 @@ def _grid(title, sheets):
         texts = [(real, "Real images"), (file, f"Synthetic images of {title}")]
         images = [
             f"```{{image}} /book/samples/{dataset}/{shots}/{one.name}\n"
-            f":alt: {text}, {dataset}, {in_shots(shots)}\n:class: sheet\n```"
+            f":alt: {text}, {in_setting(dataset, shots)}\n:class: sheet\n```"
             for one, text in texts
             if one.exists()
         ]
@@ -317,8 +427,8 @@ def code_text(file: MethodFile) -> str:
     """Link the file's API reference and show all of its code in a collapsed block."""
     path = f"datadream/methods/{file.path.name}"
     return (
-        f"All of it is `{path}`, {file.lines} lines; {{py:mod}}`{file.module.__name__}` is its "
-        f"place in the reference.\n\n````{{dropdown}} {path}\n"
+        f"All of it is `{path}`, {file.lines} lines; see also {{py:mod}}`{file.module.__name__}` "
+        f"in the API reference.\n\n````{{dropdown}} {path}\n"
         f"```{{literalinclude}} /{path}\n:language: python\n```\n````"
     )
 
@@ -331,7 +441,7 @@ def overview() -> str:
         rows.append(
             {
                 "Method": f"{{doc}}`/{PAGES}/{file.name}`",
-                "Idea": file.idea[:1].upper() + file.idea[1:],
+                "Idea": _opening(file.idea),
                 "Real images are used": "; or ".join(dict.fromkeys(map(uses, file.methods))),
                 "File": f"`{file.path.name}`",
                 "Lines": str(file.lines),
@@ -353,7 +463,7 @@ def uses(method: Method) -> str:
         found += ["as prompts"] * bool(own.generate.image_prompts)
     if method.real:
         found.append("to train the classifier")
-    return listed(found) if found else "not at all"
+    return listed(found) if found else UNUSED
 
 
 def markdown_table(frame: pd.DataFrame, sorts: bool = True) -> str:

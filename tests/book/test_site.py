@@ -18,6 +18,7 @@ from browse import DESK, PHONE, broken, malformed, search, visit
 from conftest import ROOT
 
 from datadream.methods.registry import METHODS
+from datadream.publish import method_page
 from datadream.results import style
 
 pytestmark = pytest.mark.site
@@ -222,7 +223,7 @@ def test_no_page_shuts_out_readers_with_a_screen_reader_or_weak_eyes(shown):
     assert not shown(lambda one: one.violations)
 
 
-def test_the_search_finds_each_method_that_a_page_names(browser, site):
+def test_the_search_finds_each_method_that_a_page_names_and_its_own_page_first(browser, site):
     text = html.unescape("".join(file.read_text() for file in site.glob("book/**/*.html")))
     named = [method.title for method in METHODS.values() if method.title in text]
     assert len(named) > 5
@@ -230,6 +231,9 @@ def test_the_search_finds_each_method_that_a_page_names(browser, site):
     found = {title: search(tab, site, title) for title in named}
     tab.close()
     assert not [title for title, pages in found.items() if not pages]
+    own = {title: f"{page}.html" for title, page in method_page.pages_by_title().items()}
+    built = [title for title in named if title in own and (site / own[title]).is_file()]
+    assert not [title for title in built if own[title] not in found[title][:5]]
     assert not [page for pages in found.values() for page in pages if not (site / page).is_file()]
 
 

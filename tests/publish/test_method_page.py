@@ -11,8 +11,9 @@ from PIL import Image
 
 from datadream.config import as_dict
 from datadream.methods.recipes import recipe
-from datadream.publish import kept_sets, method_page
-from datadream.results import records
+from datadream.methods.registry import METHODS
+from datadream.publish import freeze, kept_sets, method_page
+from datadream.results import comparison, records
 from datadream.statistics import wilson
 
 PAGES = {page.stem: page.read_text() for page in (ROOT / "book" / "methods").glob("*.md")}
@@ -51,7 +52,9 @@ def test_every_method_of_the_package_has_a_page_and_every_page_its_methods():
     twins = {"bob": ["bob", "bob+real"], "protoaug": ["protoaug", "protoaug_light"]}
     assert {name: FILES[name].names for name in twins} == twins
     for name, text in PAGES.items():
-        assert re.findall(r"```\{method-page\} (\w+)", text) == [name] * (name != "index")
+        for directive in ("method-summary", "method-page"):
+            said = re.findall(rf"```\{{{directive}\}} (\w+)", text)
+            assert said == [name] * (name != "index")
 
 
 def test_the_contents_list_the_pages_in_the_registrys_order():
@@ -92,13 +95,13 @@ def test_numbers_stand_beside_the_real_images_alone():
     some += [record("loft", 5, 0.9), record("bob", 0, 0.4)]
     table = committed(*some)
     alone, with_real = rows(method_page.numbers_text(FILES["bob"], table))
-    assert alone[:2] == ["mnist, 4", "BOB"] and alone[3:] == ["1", "50.0", "-10.0", "not detected"]
+    assert alone[:2] == ["MNIST, 4 shots", "BOB"]
+    assert alone[3:] == ["1", "50.0", "-10.0", "not detected"]
     assert with_real[3:] == ["3", "51.0", "+20.0 (+20.0\xa0to\xa0+20.0)", "more"]
     (loft,) = rows(method_page.numbers_text(FILES["loft"], table))
     assert loft[3:5] == ["3", "51.0"] and loft[-1] == "not detected"
     (base,) = rows(method_page.numbers_text(FILES["real"], table))
     assert len(base) == 4
-    assert "no record" in method_page.numbers_text(FILES["genie"], table)
 
 
 def test_only_pages_of_the_book_are_linked():
@@ -109,12 +112,64 @@ def test_only_pages_of_the_book_are_linked():
 
 def test_the_protocol_of_the_released_code_is_left_out():
     table = committed(record("bob", 0, 0.5)).assign(protocol="released")
-    assert "no record" in method_page.numbers_text(FILES["bob"], table)
+    assert freeze.MISSING in method_page.numbers_text(FILES["bob"], table)
+
+
+def test_a_method_that_could_have_a_record_or_a_sample_lacks_a_piece_of_the_study(
+    monkeypatch, tmp_path
+):
+    monkeypatch.setenv("DATADREAM_HOME", str(tmp_path))
+    table = committed(record("genie", 0, 0.5), record("genie_dset+real", 0, 0.5))
+    said = method_page.numbers_text(FILES["genie"], table)
+    assert said.startswith(f"**GeNIe, strength chosen**: {freeze.MISSING}")
+    assert said.count(freeze.MISSING) == 1 and len(rows(said)) == 2
+    assert method_page.samples_text(FILES["genie"]).count(freeze.MISSING) == 3
+    assert method_page.refused() == {"dipsy"}
+    assert method_page.numbers_text(FILES["dipsy"], table) == method_page.REFUSED
+    assert method_page.samples_text(FILES["dipsy"]) == ""
+
+
+def test_the_box_compares_with_real_images_as_the_results_page_does():
+    every = freeze.load_compared()
+    main = freeze.load_frozen("comparison")
+    found = method_page.against_base(main, every).set_index("method")["detected"].to_dict()
+    rest = [name for name in dict.fromkeys(every["method"]) if METHODS[name].real]
+    rest = [name for name in rest if name not in {*main["method"]}]
+    own = every[every["method"].isin(["real", *rest])]
+    wanted = [comparison.averaged(main, "real"), comparison.averaged(own, "real", rest)]
+    assert found == pd.concat(wanted).set_index("method")["detected"].to_dict()
+    assert rest and "bob" not in found
+
+
+def test_the_box_has_the_idea_the_gain_and_the_minutes():
+    pairs = [("real", 0.5), ("bob+real", 0.7)]
+    table = committed(*(record(m, seed, top1) for m, top1 in pairs for seed in range(3)))
+    table["seconds"] = [60.0 if method == "bob+real" else 1.0 for method in table["method"]]
+    found = method_page.against_base(table, table)
+    lines = method_page.summary_text(FILES["bob"], found, table).splitlines()
+    assert lines[:3] == [
+        "```{admonition} In short", ":class: tip",
+        "- Draw every class in the contexts of all classes.",
+    ]  # fmt: skip
+    assert lines[3].startswith("- *BOB + real* minus *Real only*: +20.0 points on average over 1 ")
+    assert lines[3].endswith("; a gain is detected.") and "3 seeds" in lines[3]
+    assert lines[4].startswith("- Cost: 1.0 minutes per seed")
+    real = method_page.summary_text(FILES["real"], found, table)
+    assert "is the baseline of" in real and "less than 0.1 minutes" in real
+    assert "No committed record" in method_page.summary_text(FILES["loft"], found, table)
+    assert method_page.REFUSED in method_page.summary_text(FILES["dipsy"], found, table)
+    nothing = method_page.against_base(table.iloc[:0], table.iloc[:0])
+    assert nothing.empty and method_page.summary_text(FILES["bob"], nothing, table.iloc[:0])
+
+
+def test_each_method_of_a_file_has_its_name_and_title():
+    found = {name: (title, text) for name, title, text in method_page.methods_text(FILES["bob"])}
+    assert found["bob"] == ("BOB", "`bob` in commands. Real images are used to tune the generator.")
+    assert found["bob+real"][0] == "BOB + real" and "real images too" in found["bob+real"][1]
 
 
 def test_a_committed_sample_is_shown_with_an_alternative_text(monkeypatch, tmp_path):
     monkeypatch.setenv("DATADREAM_HOME", str(tmp_path))
-    assert "No sample" in method_page.samples_text(FILES["bob"])
     assert method_page.samples_text(FILES["tip"]) == ""
     for name in ("bob", "shots"):
         file = kept_sets.sheet_file("mnist", 4, name)
@@ -122,8 +177,8 @@ def test_a_committed_sample_is_shown_with_an_alternative_text(monkeypatch, tmp_p
         Image.new("L", (8, 8)).save(file)
     found = method_page.samples_text(FILES["bob"])
     assert "/book/samples/mnist/4/bob.png" in found and "/book/samples/mnist/4/shots.png" in found
-    assert ":alt: Synthetic images of BOB, mnist, 4 shots" in found
-    assert ":alt: Real images, mnist, 4 shots" in found
+    assert ":alt: Synthetic images of BOB, MNIST, 4 shots" in found
+    assert ":alt: Real images, MNIST, 4 shots" in found
 
 
 def test_the_overview_has_a_row_for_each_file():
