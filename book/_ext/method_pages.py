@@ -67,15 +67,16 @@ class MethodDirective(OfFile):
         """Return a section with a heading for each method, and those about all of them."""
         file = self.file()
         methods = self.section("Methods in this file")
-        for name, title, text in method_page.methods_text(file):
-            methods += self.method(f"method-{nodes.make_id(name)}", title, text)
+        for name, titles, text in method_page.methods_text(file):
+            methods += self.method(f"method-{nodes.make_id(name)}", titles, text)
         rest = method_page.sections(file, self.env.found_docs)
         return [methods, *(self.section(heading, text) for heading, text in rest)]
 
-    def method(self, anchor: str, title: str, text: str) -> nodes.section:
-        """Return the section of one method, which the search finds by its title first."""
-        found = self.section(title, text, anchor)
-        found.insert(1, addnodes.index(entries=[("single", title, anchor, "main", None)]))
+    def method(self, anchor: str, titles: list[str], text: str) -> nodes.section:
+        """Return the section of one method, which the search ranks first for each of its titles."""
+        found = self.section(titles[0], text, anchor)
+        entries = [("single", title, anchor, "main", None) for title in titles]
+        found.insert(1, addnodes.index(entries=entries))
         return found
 
     def section(self, heading: str, text: str = "", anchor: str = "") -> nodes.section:

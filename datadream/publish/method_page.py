@@ -224,16 +224,20 @@ def refused() -> frozenset[str]:
     return frozenset(method for _, _, method in refusals(recipes))
 
 
-def methods_text(file: MethodFile) -> list[tuple[str, str, str]]:
-    """Return (name, title, text) of each method of a file, twins included."""
-    own, found = {one.name: one for one in file.methods}, []
-    for name in file.names:
-        if name in own:
-            said = uses(own[name])
-            said = f"Real images are {'not used' if said == UNUSED else f'used {said}'}."
-        else:
-            said = "The same, but its classifier is trained on the few real images too."
-        found.append((name, registry.METHODS[name].title, f"`{name}` in commands. {said}"))
+def methods_text(file: MethodFile) -> list[tuple[str, list[str], str]]:
+    """Return (name, titles, text) of each method of a file; the twin, if any, is the second title.
+
+    The twin is the variant whose classifier is trained on the few real images too.
+    """
+    found = []
+    for one in file.methods:
+        used, twin = uses(one), f"{one.name}+real"
+        said = f"Real images are {'not used' if used == UNUSED else f'used {used}'}."
+        text, titles = f"`{one.name}` in commands and records. {said}", [one.title]
+        if twin in file.names:
+            text += f" The classifier of `{twin}` is trained on the few real images too."
+            titles.append(registry.METHODS[twin].title)
+        found.append((one.name, titles, text))
     return found
 
 

@@ -163,9 +163,16 @@ def test_the_box_has_the_idea_the_gain_and_the_minutes():
 
 
 def test_each_method_of_a_file_has_its_name_and_title():
-    found = {name: (title, text) for name, title, text in method_page.methods_text(FILES["bob"])}
-    assert found["bob"] == ("BOB", "`bob` in commands. Real images are used to tune the generator.")
-    assert found["bob+real"][0] == "BOB + real" and "real images too" in found["bob+real"][1]
+    ((name, titles, text),) = method_page.methods_text(FILES["bob"])
+    assert (name, titles) == ("bob", ["BOB", "BOB + real"])
+    assert text.startswith("`bob` in commands and records. Real images are used to tune the ")
+    assert "`bob+real` is trained on the few real images too" in text
+    ((_, titles, text),) = method_page.methods_text(FILES["zero_shot"])
+    assert titles == ["CLIP zero-shot"] and text.endswith("Real images are not used.")
+    assert [titles for _, titles, _ in method_page.methods_text(FILES["tip"])] == [
+        ["Tip-Adapter"],
+        ["Tip-Adapter-F"],
+    ]
 
 
 def test_a_committed_sample_is_shown_with_an_alternative_text(monkeypatch, tmp_path):
