@@ -336,7 +336,9 @@ def test_every_cell_that_shows_photos_says_so():
     photos = {True: [], False: []}
     for name, cell in cells:
         shown = re.search(
-            r"^(?!\s+return).*plot_(samples|pictures)\(", "".join(cell["source"]), re.M
+            r"^(?!\s+return).*(plot_(samples|pictures)\(|show_kept\(.*png)",
+            "".join(cell["source"]),
+            re.M,
         )
         photos[bool(shown)].append(
             (name, cell["metadata"].get("mystnb", {}).get("image", {}).get("classes"))
