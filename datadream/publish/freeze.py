@@ -176,8 +176,13 @@ def kept_outputs(name: str, heading: str) -> list[tuple[dict[str, Any], dict[str
             for title in re.findall(r"^## (.+)$", "".join(cell["source"]), re.M):
                 inside = title == heading
         elif inside:
-            rich = [one for one in cell["outputs"] if "data" in one]
-            found += [(one["data"], one.get("metadata", {})) for one in rich]
+            for one in (one for one in cell["outputs"] if "data" in one):
+                # A notebook on disk keeps long texts as lists of lines.
+                data = {
+                    kind: "".join(text) if isinstance(text, list) else text
+                    for kind, text in one["data"].items()
+                }
+                found.append((data, one.get("metadata", {})))
     return found
 
 

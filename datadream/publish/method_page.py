@@ -321,8 +321,8 @@ def costs_text(file: MethodFile) -> str:
     turned = shown.T.rename_axis("For one seed").reset_index()
     return (
         f"With ten classes of {found['shots'].iloc[0]} real images each, in the profile `mini`. A "
-        "pass is one evaluation of the generator's network for one image; an image that may be "
-        f"drawn again counts as if it always were.\n\n{markdown_table(turned, sorts=False)}"
+        "pass is one evaluation of the generator's network for one image; redrawn images "
+        f"count at the maximum number of draws.\n\n{markdown_table(turned, sorts=False)}"
     )
 
 

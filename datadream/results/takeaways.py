@@ -48,7 +48,7 @@ def of_ablation(table: pd.DataFrame) -> list[str]:
     """Return what each method that the setting affects gains from its first value to its last."""
     lines = _warnings(table)
     for method in dict.fromkeys(table["method"]):
-        for row in ends(table, method).to_dict("records")[:1]:
+        for row in _changed(ends(table, method))[:1]:
             change = f"{METHODS[method].title}, {row['value']} minus {row['reference']}"
             lines.append(f"{change}: {_said(row)}.")
     return lines
@@ -113,9 +113,16 @@ def values_table(table: pd.DataFrame, reference: str) -> pd.DataFrame:
         [
             {"Method": METHODS[method].title, "Value": str(row["value"]), **_row(row)}
             for method in dict.fromkeys(table["method"])
-            for row in against(table, method, reference).to_dict("records")
+            for row in _changed(against(table, method, reference))
         ]
     )
+
+
+def _changed(rows):
+    """Leave out differences that are zero on every seed: there the setting changed nothing."""
+    return [
+        row for row in rows.to_dict("records") if row["difference"] or row["low"] or row["high"]
+    ]
 
 
 def _warnings(table):

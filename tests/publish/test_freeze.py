@@ -170,7 +170,7 @@ def test_what_a_section_of_a_kept_page_shows_is_shown_again(home):
     assert freeze.kept_outputs("table", "Two") == []
     picture = {"output_type": "display_data", "data": {"image/png": "A"}, "metadata": {"a": 1}}
     printed = {"output_type": "stream", "name": "stdout", "text": "words"}
-    table = {"output_type": "execute_result", "data": {"text/html": "<table>"}}
+    table = {"output_type": "execute_result", "data": {"text/html": ["<ta", "ble>"]}}
     cells = [
         {"cell_type": "markdown", "source": "# Page\n\n## One"},
         {"cell_type": "code", "source": "", "outputs": [table]},
