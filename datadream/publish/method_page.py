@@ -393,7 +393,7 @@ def samples_text(file: MethodFile) -> str:
     lines = _missing(made, {one.name for one, *_ in sheets})
     if sheets:
         lines.append(
-            "The first images of each class for seed 0, with the real images that they rest on."
+            "The first images of each class for seed 0, with the real images they are based on."
         )
     for one in made:
         for dataset in dict.fromkeys(where for method, where, _, _ in sheets if method is one):
