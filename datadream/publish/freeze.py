@@ -156,14 +156,6 @@ def durations() -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["run", "minutes", "groups"])
 
 
-def kept_sections(name: str) -> list[str]:
-    """Return the headings of a kept page's sections; none where the page is not kept."""
-    file = paths()["kept_pages"] / f"{name}.ipynb"
-    cells = json.loads(file.read_text())["cells"] if file.exists() else []
-    texts = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"]
-    return re.findall(r"^## (.+)$", "\n".join(texts), re.M)
-
-
 def kept_outputs(name: str, heading: str) -> list[tuple[dict[str, Any], dict[str, Any]]]:
     """Return (data, metadata) of what the cells of a kept page's section show, in its order.
 

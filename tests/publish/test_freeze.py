@@ -154,18 +154,6 @@ def test_what_has_ended_is_kept_and_read_back(home, runs):
         freeze.load_frozen("late")
 
 
-def test_the_sections_of_a_kept_page_are_known(home):
-    assert freeze.kept_sections("table") == []
-    cells = [
-        {"cell_type": "markdown", "source": ["# Page\n", "\n", "## One\n", "Words\n", "## Two?"]},
-        {"cell_type": "code", "source": ["## no heading"]},
-        {"cell_type": "markdown", "source": "### deeper\n## Three"},
-    ]
-    paths()["kept_pages"].mkdir(parents=True)
-    (paths()["kept_pages"] / "table.ipynb").write_text(json.dumps({"cells": cells}))
-    assert freeze.kept_sections("table") == ["One", "Two?", "Three"]
-
-
 def test_what_a_section_of_a_kept_page_shows_is_shown_again(home):
     assert freeze.kept_outputs("table", "Two") == []
     picture = {"output_type": "display_data", "data": {"image/png": "A"}, "metadata": {"a": 1}}
